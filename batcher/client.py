@@ -1,0 +1,283 @@
+"""The web side of a segment: take a slot, write a request, push it, find the answer, give the slot back.
+
+One `SlotClient` belongs to one thread (the loop of a web worker). Where requests come from several threads
+(`dataplane.BlockingPlane`), its owner holds a lock around each call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from wsgi_ts.batcher import layout
+from wsgi_ts.batcher.board import Board
+from wsgi_ts.batcher.layout import RequestFlag, ResponseFlag, SlotState
+from wsgi_ts.batcher.ring import RingProducer
+from wsgi_ts.batcher.segment import Segment
+
+_STATE_MASK = 0xFF
+_GENERATION_SHIFT = 8
+
+
+class SlotAnswer:
+    """A finished request's answer as it lies in the slot.
+
+    `headers` are the handler's own, `body` is a view into shared memory that is valid until the slot is released.
+    `error` is True when `body` is an error's text.
+    """
+
+    __slots__ = ("body", "error", "headers", "phrase", "service_ns", "started_ns", "status", "streamed")
+
+    def __init__(self, status: int, phrase: str, headers: list[tuple[str, str]], body: memoryview, error: bool) -> None:
+        self.status = status
+        self.phrase = phrase
+        self.headers = headers
+        self.body = body
+        self.error = error
+        self.streamed = False
+        self.started_ns = 0
+        self.service_ns = 0
+
+
+class SlotClient:
+    """The producer of one segment.
+
+    Args:
+        segment: the segment this process has made.
+        board: the instance's board.
+        batchers: the number of batchers.
+        warm_bytes: reserved payload memory that free slots may keep; beyond it a slot's pages go back at release.
+    """
+
+    def __init__(self, segment: Segment, board: Board, batchers: int, warm_bytes: int) -> None:
+        self.segment = segment
+        self._layout = segment.layout
+        self._buffer = segment.buffer
+        self._states = segment.states
+        self._cancels = segment.cancels
+        self._scan = np.frombuffer(segment.states, dtype=np.uint64)
+        self._rings = [RingProducer(segment, index) for index in range(batchers)]
+        self._bells = [board.batcher_bell(index) for index in range(batchers)]
+        slots = self._layout.slots
+        self._generations = [0] * slots
+        self._request_reserved = [0] * slots
+        self._bases = [self._layout.slot(index) for index in range(slots)]
+        self._free = list(range(slots - 1, -1, -1))
+        self._highest = 0
+        self._warm_limit = warm_bytes
+        self._warm = 0
+        self._other_held = [0] * slots
+        self.in_flight = 0
+
+    @property
+    def capacity(self) -> int:
+        """Number of slots."""
+        return self._layout.slots
+
+    def take(self) -> int | None:
+        """A free slot, marked WRITING; None when all are in use."""
+        if not self._free:
+            return None
+        slot = self._free.pop()
+        self._warm -= self._request_reserved[slot] + self._other_held[slot]
+        if slot >= self._highest:
+            self._highest = slot + 1
+        generation = self._generations[slot] = self._generations[slot] + 1
+        self._cancels[slot] = 0
+        self._states[slot] = generation << _GENERATION_SHIFT | SlotState.WRITING
+        return slot
+
+    def body_room(self, slot: int, length: int) -> memoryview:
+        """Reserves room for `length` body bytes outside the slot and returns exactly that view.
+
+        Raises:
+            SharedMemoryFull: /dev/shm is full.
+        """
+        start = self._layout.request_payload(slot) + layout.HEAD_ROOM
+        have = self._request_reserved[slot]
+        if length > have:
+            more = (length - have + layout.PAGE - 1) // layout.PAGE * layout.PAGE
+            self.segment.memory.reserve(start + have, more)
+            self.segment.memory.populate(start + have, more)
+            self._request_reserved[slot] = have + more
+        return self._buffer[start : start + length]
+
+    def submit(
+        self,
+        slot: int,
+        model: int,
+        batcher: int,
+        request_id: bytes,
+        head: bytes,
+        url_path: bytes,
+        content_type: bytes,
+        body: bytes | None,
+        body_bytes: int,
+        flags: int,
+        arrival_ns: int,
+        idle_us: int,
+    ) -> None:
+        """Writes the request into its slot and pushes it; the batcher sees it after `publish`.
+
+        Args:
+            slot: from `take`.
+            model: the model version's index.
+            batcher: the batcher that gets it.
+            request_id: 36 ASCII characters.
+            head: the request's head as received.
+            url_path: what stands behind the version in the path.
+            content_type: the content type as sent, empty for none.
+            body: a small body; None when it was received into `body_room`.
+            body_bytes: the body's length.
+            flags: RequestFlag bits.
+            arrival_ns: monotonic time of the request's first byte.
+            idle_us: microseconds since the answer before on this connection, NOT_RETURNING for its first request.
+
+        Raises:
+            SharedMemoryFull: the request does not fit inline and /dev/shm is full; the slot is still WRITING.
+        """
+        inline = len(head) + len(url_path) + len(content_type)
+        if body is None:
+            flags |= RequestFlag.BODY_OUTSIDE
+            body = b""
+        elif inline + body_bytes > layout.REQUEST_INLINE_BYTES:
+            self.body_room(slot, body_bytes)[:] = body
+            flags |= RequestFlag.BODY_OUTSIDE
+            body = b""
+        head_bytes = len(head)
+        if inline + len(body) > layout.REQUEST_INLINE_BYTES:
+            self._write_head_outside(slot, head)
+            flags |= RequestFlag.HEAD_OUTSIDE
+            head = b""
+        header = layout.REQUEST.pack(
+            arrival_ns, body_bytes, model, flags, head_bytes, len(url_path), len(content_type), batcher, request_id
+        )
+        data = b"".join((header, head, url_path, content_type, body))
+        base = self._bases[slot]
+        self._buffer[base : base + len(data)] = data
+        generation = self._generations[slot]
+        self._states[slot] = generation << _GENERATION_SHIFT | SlotState.READY
+        self._rings[batcher].push(slot, model, generation, idle_us)
+        self.in_flight += 1
+
+    def publish(self) -> None:
+        """Shows the batchers what was submitted since the last call; wakes those that sleep."""
+        for ring, bell in zip(self._rings, self._bells, strict=True):
+            if ring.publish():
+                bell.ring()
+
+    def answered(self) -> list[int]:
+        """Slots with an answer, or chunks of one, to look at (one vectorised scan)."""
+        if not self.in_flight:
+            return []
+        states = self._scan[: self._highest] & _STATE_MASK
+        found: list[int] = np.flatnonzero(states >= layout.FIRST_ANSWERED).tolist()
+        return found
+
+    def state(self, slot: int) -> int:
+        """The slot's SlotState."""
+        return self._states[slot] & _STATE_MASK
+
+    def answer(self, slot: int) -> SlotAnswer:
+        """Reads the answer (or, for a STREAMING slot, the status and headers of what is being streamed)."""
+        base = self._bases[slot]
+        buffer = self._buffer
+        started, ended, length, status, flags, phrase_bytes, header_bytes = layout.RESPONSE.unpack_from(
+            buffer, base + layout.RESPONSE_HEADER
+        )
+        start = base + layout.RESPONSE_INLINE
+        phrase = ""
+        headers: list[tuple[str, str]] = []
+        if phrase_bytes or header_bytes:
+            end = start + phrase_bytes + header_bytes
+            text = bytes(buffer[start:end]).decode("latin-1")
+            phrase = text[:phrase_bytes]
+            headers = _parse_headers(text[phrase_bytes:])
+            start = end
+        if flags & ResponseFlag.BODY_OUTSIDE:
+            start = self._layout.response_payload(slot)
+            self._other_held[slot] = max(self._other_held[slot], length)
+        error = self._states[slot] & _STATE_MASK == SlotState.FAILED
+        answer = SlotAnswer(status, phrase, headers, buffer[start : start + length], error)
+        answer.started_ns = started
+        answer.service_ns = ended - started
+        if flags & ResponseFlag.STREAMED:
+            answer.streamed = True
+            self._other_held[slot] = max(self._other_held[slot], layout.STREAM_RING_BYTES)
+        return answer
+
+    def read_stream(self, slot: int) -> list[bytes]:
+        """Takes all chunks that lie in a streamed answer's ring and makes room for more."""
+        words = self.segment.memory.words(self._bases[slot] + layout.STREAM_WORDS, 2)
+        head, tail = words[1], words[0]
+        start = self._layout.response_payload(slot)
+        ring = self._buffer[start : start + layout.STREAM_RING_BYTES]
+        chunks = []
+        while head < tail:
+            length = int.from_bytes(_ring_read(ring, head, 4), "little")
+            chunks.append(_ring_read(ring, head + 4, length))
+            head += 4 + length
+        words[1] = head
+        return chunks
+
+    def stream_waits(self, slot: int) -> bool:
+        """Whether a streamed answer has chunks to take."""
+        words = self.segment.memory.words(self._bases[slot] + layout.STREAM_WORDS, 2)
+        return bool(words[0] != words[1])
+
+    def cancel(self, slot: int) -> None:
+        """Tells batcher and model worker that nobody waits for this slot any more."""
+        self._cancels[slot] = 1
+
+    def abandon(self, slot: int) -> None:
+        """Gives back a slot that was taken but never submitted."""
+        self.in_flight += 1
+        self.release(slot)
+
+    def release(self, slot: int) -> None:
+        """Gives an answered slot back; beyond the warm budget its payload pages are freed."""
+        self.in_flight -= 1
+        held = self._request_reserved[slot] + self._other_held[slot]
+        if held:
+            if self._warm + held > self._warm_limit:
+                self._give_back(slot)
+            else:
+                self._warm += held
+        self._states[slot] = self._generations[slot] << _GENERATION_SHIFT
+        self._free.append(slot)
+
+    def _give_back(self, slot: int) -> None:
+        memory = self.segment.memory
+        memory.give_back(self._layout.request_payload(slot), self._layout.payload_stride)
+        self._request_reserved[slot] = self._other_held[slot] = 0
+
+    def _write_head_outside(self, slot: int, head: bytes) -> None:
+        if len(head) > layout.HEAD_ROOM:
+            raise ValueError(f"request head of {len(head)} bytes")
+        start = self._layout.request_payload(slot)
+        self.segment.memory.reserve(start, layout.HEAD_ROOM)
+        self._other_held[slot] = max(self._other_held[slot], layout.HEAD_ROOM)
+        self._buffer[start : start + len(head)] = head
+
+
+def _ring_read(ring: memoryview, position: int, length: int) -> bytes:
+    first = position % len(ring)
+    room = len(ring) - first
+    if length <= room:
+        return bytes(ring[first : first + length])
+    return bytes(ring[first:]) + bytes(ring[: length - room])
+
+
+def _parse_headers(block: str) -> list[tuple[str, str]]:
+    headers = []
+    for line in block.split("\n"):
+        if line:
+            name, _, value = line.partition(":")
+            headers.append((name, value))
+    return headers
+
+
+def encode_headers(headers: Iterable[tuple[str, str]]) -> bytes:
+    """The form in which a handler's response headers lie in a slot (names and values hold no line breaks)."""
+    return "".join(f"{name}:{value}\n" for name, value in headers).encode("latin-1")

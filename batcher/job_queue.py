@@ -1,0 +1,60 @@
+"""The job queue of one model version on one device: bounded, first in first out. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+#: A job is `segment index << 32 | slot`; beside it stands when it came (monotonic seconds).
+SEGMENT_SHIFT = 32
+
+
+class JobQueue:
+    """Jobs that wait for a model worker.
+
+    Args:
+        capacity: `job_queue_size`; `offer` refuses beyond it.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._jobs: deque[tuple[int, float]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __repr__(self) -> str:
+        return f"<JobQueue {len(self._jobs)} of {self.capacity}>"
+
+    @property
+    def oldest_at(self) -> float:
+        """When the first job came; only while there is one."""
+        return self._jobs[0][1]
+
+    def offer(self, job: int, now: float) -> bool:
+        """Adds a job at the end; False when the queue is full."""
+        if len(self._jobs) >= self.capacity:
+            return False
+        self._jobs.append((job, now))
+        return True
+
+    def put_back(self, jobs: Iterable[int], now: float) -> None:
+        """Puts jobs that were taken but never begun at the head, in their order; never refused."""
+        self._jobs.extendleft([(job, now) for job in reversed(list(jobs))])
+
+    def take(self, count: int, runnable: Callable[[int, float], bool]) -> list[int]:
+        """Removes up to `count` jobs for a batch; those that are not `runnable(job, came_at)` are dropped."""
+        jobs = self._jobs
+        batch: list[int] = []
+        while jobs and len(batch) < count:
+            job, came_at = jobs.popleft()
+            if runnable(job, came_at):
+                batch.append(job)
+        return batch
+
+    def drop(self, unwanted: Callable[[int, float], bool]) -> list[int]:
+        """Removes and returns the jobs for which `unwanted(job, came_at)` holds."""
+        dropped = [job for job, came_at in self._jobs if unwanted(job, came_at)]
+        if dropped:
+            self._jobs = deque(entry for entry in self._jobs if not unwanted(*entry))
+        return dropped

@@ -1,0 +1,498 @@
+"""The batcher's hot loop: drain the submission rings, form batches, hand them over, learn when they are done.
+
+Owns: job queues, the consumer side of all submission rings, CLAIMED slots, this batcher's words on the board.
+Runs in: the batcher, on a thread of its own; the control thread talks to it by `command` and `notices`.
+Rules: README.md beside this file. Payload bytes are never touched here.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from wsgi_ts.batcher import layout
+from wsgi_ts.batcher.board import Board
+from wsgi_ts.batcher.dispatch import Batch, ModelQueue, WorkerSeat
+from wsgi_ts.batcher.job_queue import SEGMENT_SHIFT
+from wsgi_ts.batcher.layout import BatcherWord, MailWord, ModelWord, SlotState
+from wsgi_ts.batcher.mailbox import BatcherMailbox
+from wsgi_ts.batcher.ring import RingConsumer
+from wsgi_ts.batcher.segment import Segment
+from wsgi_ts.messages import ModelSpec
+
+logger = logging.getLogger("wsgi_ts.batcher")
+
+_SLOT_MASK = (1 << SEGMENT_SHIFT) - 1
+_STATE = 0xFF
+_CLAIM = SlotState.CLAIMED - SlotState.READY
+WORKER_DIED = "Worker died."
+#: Statuses of FAILED slots whose text the web side composes, since it knows how the model was asked for.
+NO_WORKER = 503
+#: Longest sleep of the loop; also the period of the work that no event announces (deadlines, heartbeat).
+TICK_S = 0.25
+#: How long a new batcher keeps jobs of models it has not been told of yet.
+ADOPTION_S = 5.0
+
+
+class _Source:
+    """One attached segment: its ring, and what of it is still in this batcher's hands."""
+
+    def __init__(self, segment: Segment, batcher: int, prefix: str) -> None:
+        self.segment = segment
+        self.ring = RingConsumer(segment, batcher)
+        self.bell = segment.bell(prefix)
+        self.retired = False
+        self.in_mailboxes = 0
+        self.touched = False
+
+
+class BatcherLoop:
+    """State and steps of the loop; `run` is the thread's body.
+
+    Args:
+        board: the instance's board.
+        index: this batcher's number.
+        notify: called with each notice for the control thread, a tuple that starts with its name:
+            ("segment_attached" | "segment_retired", index), ("model_unloaded", model index),
+            ("worker_released" | "kill_worker", worker id, start count).
+    """
+
+    def __init__(self, board: Board, index: int, notify: Callable[[tuple[Any, ...]], None]) -> None:
+        self._board = board
+        self._index = index
+        self._notify = notify
+        self._words = board.words
+        self._bell = board.batcher_bell(index)
+        self._row = board.batcher_row(index)
+        self._commands: deque[tuple[Any, ...]] = deque()
+        self._sources: dict[int, _Source] = {}
+        self._queues: dict[int, ModelQueue] = {}
+        self._seats: dict[int, WorkerSeat] = {}
+        self._busy: list[WorkerSeat] = []
+        self._wake_at = 0.0
+        self._next_tick = 0.0
+        self._running = True
+        # Jobs found in the segments before the supervisor has named their models (after the death of a batcher).
+        self._orphans: list[tuple[int, int]] = []
+        self._adopt_until = time.monotonic() + ADOPTION_S
+
+    def command(self, *command: Any) -> None:
+        """Hands a command to the loop, from another thread: the name of a `_on_…` method and its arguments."""
+        self._commands.append(command)
+        self._bell.force()
+
+    def run(self) -> None:
+        """Runs until the command ("stop",)."""
+        while self._running:
+            if not self.turn():
+                self._sleep()
+
+    def turn(self) -> bool:
+        """One pass over everything that can have happened; True when something had."""
+        now = time.monotonic()
+        worked = False
+        while self._commands:
+            name, *arguments = self._commands.popleft()
+            getattr(self, f"_on_{name}")(*arguments)
+            worked = True
+        for source in self._sources.values():
+            if source.ring.waiting and not source.retired:
+                self._drain(source, now)
+                worked = True
+        for seat in tuple(self._busy):
+            if seat.batches and seat.mailbox.done >= seat.batches[0].number:
+                self._complete(seat, now)
+                worked = True
+        self._wake_at = now + TICK_S
+        for queue in self._queues.values():
+            if len(queue.jobs):
+                self._dispatch(queue, now)
+        if now >= self._next_tick:
+            self._tick(now)
+        self._ring_touched()
+        return worked
+
+    def _sleep(self) -> None:
+        self._bell.fall_asleep()
+        if not self._something_waits():
+            self._bell.sleep(max(0.0, self._wake_at - time.monotonic()))
+        self._bell.wake_up()
+
+    def _something_waits(self) -> bool:
+        return bool(
+            self._commands
+            or any(source.ring.waiting and not source.retired for source in self._sources.values())
+            or any(seat.batches and seat.mailbox.done >= seat.batches[0].number for seat in self._busy)
+        )
+
+    # -- submission rings
+
+    def _drain(self, source: _Source, now: float) -> None:
+        segment = source.segment
+        states = segment.states
+        arrivals: dict[int, list[int]] = {}
+        entries = source.ring.pop_all()
+        for place in range(0, len(entries), 2):
+            entry = entries[place]
+            slot = entry & layout.RING_SLOT_MASK
+            word = states[slot]
+            if word & _STATE != SlotState.READY or (word >> 8) & 0xFFFFFFFF != entry >> layout.RING_GENERATION_SHIFT:
+                continue
+            model = entry >> layout.RING_MODEL_SHIFT & layout.RING_MODEL_MASK
+            queue = self._queues.get(model)
+            if queue is None and now < self._adopt_until:
+                states[slot] = word + _CLAIM
+                self._orphans.append((model, segment.index << SEGMENT_SHIFT | slot))
+                continue
+            if queue is None or not queue.accepting or not queue.jobs.offer(segment.index << SEGMENT_SHIFT | slot, now):
+                segment.fail(slot, NO_WORKER, "")
+                source.touched = True
+                self._count(model, ModelWord.REFUSED)
+                continue
+            states[slot] = word + _CLAIM
+            tally = arrivals.get(model)
+            if tally is None:
+                tally = arrivals[model] = [0, 0, 0]
+            tally[0] += 1
+            idle_us = entries[place + 1]
+            if idle_us != layout.NOT_RETURNING:
+                tally[1] += idle_us
+                tally[2] += 1
+        source.ring.commit()
+        for model, (count, idle_us, returning) in arrivals.items():
+            self._queues[model].policy.on_arrival(now, count, idle_us / 1e6, returning)
+            self._count(model, ModelWord.REQUESTS, count)
+
+    # -- batches
+
+    def _dispatch(self, queue: ModelQueue, now: float) -> None:
+        jobs = queue.jobs
+        while len(jobs):
+            seat = queue.idle_seat()
+            if seat is None:
+                seat = queue.prefetch_seat()
+                if seat is None:
+                    return
+            else:
+                wait = queue.policy.decide(now, len(jobs), jobs.oldest_at, queue.spec.batch_size)
+                if wait > 0:
+                    self._wake_at = min(self._wake_at, now + wait)
+                    return
+            batch = jobs.take(queue.spec.batch_size, self._runnable)
+            if batch:
+                self._post(queue, seat, batch, now)
+
+    def _post(self, queue: ModelQueue, seat: WorkerSeat, jobs: list[int], now: float) -> None:
+        arrivals = []
+        for job in jobs:
+            source = self._sources[job >> SEGMENT_SHIFT]
+            source.in_mailboxes += 1
+            base = source.segment.layout.slot(job & _SLOT_MASK)
+            arrivals.append(int.from_bytes(source.segment.buffer[base : base + 8], "little"))
+        if not seat.batches:
+            self._busy.append(seat)
+        seat.batches.append(Batch(seat.mailbox.post(jobs), jobs, now, arrivals))
+        now_ns = int(now * 1e9)
+        self._count(queue.spec.index, ModelWord.QUEUE_US, max(0, now_ns * len(arrivals) - sum(arrivals)) // 1000)
+
+    def _runnable(self, job: int, came_at: float) -> bool:
+        """Whether a queued job is still worth running; answers it when not."""
+        source = self._sources[job >> SEGMENT_SHIFT]
+        slot = job & _SLOT_MASK
+        if not source.segment.cancels[slot]:
+            return True
+        source.segment.fail(slot, 499, "Client closed the connection")
+        source.touched = True
+        return False
+
+    def _complete(self, seat: WorkerSeat, now: float) -> None:
+        """Takes note of the batches that a worker has finished."""
+        queue = self._queues[seat.model_index]
+        words = seat.mailbox.words  # type: ignore[attr-defined]
+        done = seat.mailbox.done
+        while seat.batches and seat.batches[0].number <= done:
+            batch = seat.batches.pop(0)
+            self._leave_mailbox(batch)
+            if batch.revoked:
+                self._requeue_unbegun(queue, batch, now)
+                continue
+            service_s = words[MailWord.SERVICE_NS] / 1e9
+            queue.note_service(service_s)
+            queue.policy.on_batch(len(batch.jobs), service_s)
+            queue.policy.on_answered(now, len(batch.jobs))
+            self._count_batch(seat.model_index, batch, now, service_s)
+        if not seat.batches:
+            self._busy.remove(seat)
+            if seat.leaving:
+                self._release(seat)
+
+    def _count_batch(self, model: int, batch: Batch, now: float, service_s: float) -> None:
+        self._count(model, ModelWord.BATCHES)
+        self._count(model, ModelWord.SERVICE_US, int(service_s * 1e6))
+        now_us = int(now * 1e6)
+        total = 0
+        row = self._board.model_row(self._index, model)
+        bounds = layout.LATENCY_BUCKETS_US
+        for arrival in batch.arrivals_ns:
+            latency = max(0, now_us - arrival // 1000)
+            total += latency
+            place = 0
+            for bound in bounds:
+                if latency <= bound:
+                    break
+                place += 1
+            self._words[row + ModelWord.BUCKETS + place] += 1
+        self._count(model, ModelWord.LATENCY_US, total)
+
+    def _count(self, model: int, word: ModelWord, amount: int = 1) -> None:
+        self._words[self._board.model_row(self._index, model) + word] += amount
+
+    def _leave_mailbox(self, batch: Batch) -> None:
+        for job in batch.jobs:
+            source = self._sources[job >> SEGMENT_SHIFT]
+            source.in_mailboxes -= 1
+            if source.retired and source.in_mailboxes == 0:
+                self._drop_source(source)
+
+    def _requeue_unbegun(self, queue: ModelQueue, batch: Batch, now: float) -> None:
+        """Puts the jobs of a batch that no handler has seen back at the head of the queue."""
+        unbegun = []
+        for job in batch.jobs:
+            source = self._sources.get(job >> SEGMENT_SHIFT)
+            if source is None or source.retired:
+                continue
+            if source.segment.states[job & _SLOT_MASK] & _STATE == SlotState.CLAIMED:
+                unbegun.append(job)
+        if queue.accepting:
+            queue.jobs.put_back(unbegun, now)
+        else:
+            self._refuse(unbegun)
+
+    # -- what no event announces
+
+    def _tick(self, now: float) -> None:
+        self._next_tick = now + TICK_S
+        now_ns = time.monotonic_ns()
+        self._words[self._row + BatcherWord.HEARTBEAT_NS] = now_ns
+        if self._orphans and now >= self._adopt_until:
+            self._refuse([job for _, job in self._orphans])
+            self._orphans.clear()
+        for queue in self._queues.values():
+            self._expire(queue, now)
+            self._watch_batches(queue, now_ns, now)
+            row = self._board.model_row(self._index, queue.spec.index)
+            self._words[row + ModelWord.READY_WORKERS] = queue.workers
+            self._words[row + ModelWord.OUTSTANDING] = queue.outstanding
+            self._words[row + ModelWord.QUEUED] = len(queue.jobs)
+
+    def _expire(self, queue: ModelQueue, now: float) -> None:
+        """Answers queued jobs whose client has gone or whose own deadline has passed; they are never run."""
+        limit = queue.spec.client_timeout_ms / 1000
+        for job in queue.jobs.drop(
+            lambda job, came_at: bool(
+                self._sources[job >> SEGMENT_SHIFT].segment.cancels[job & _SLOT_MASK]
+                or (limit and now - came_at > limit)
+            )
+        ):
+            source = self._sources[job >> SEGMENT_SHIFT]
+            cancelled = source.segment.cancels[job & _SLOT_MASK]
+            self._count(queue.spec.index, ModelWord.CANCELLED if cancelled else ModelWord.EXPIRED)
+            text = "Client closed the connection" if cancelled else "The request was not begun before its time-out"
+            source.segment.fail(job & _SLOT_MASK, 499 if cancelled else 408, text)
+            source.touched = True
+
+    def _watch_batches(self, queue: ModelQueue, now_ns: int, now: float) -> None:
+        for seat in queue.seats:
+            if not seat.batches or seat.killed:
+                continue
+            words = seat.mailbox.words  # type: ignore[attr-defined]
+            started, done = seat.mailbox.started, seat.mailbox.done
+            if started <= done:
+                continue
+            running_s = (now_ns - words[MailWord.START_NS]) / 1e9
+            if running_s > queue.spec.response_timeout_s:
+                seat.killed = True
+                self._notify(("kill_worker", seat.worker_id, seat.start_count))
+            elif len(seat.batches) > 1 and running_s > queue.overdue_after() and queue.idle_seat() is not None:
+                self._take_back(queue, seat, now)
+
+    def _take_back(self, queue: ModelQueue, seat: WorkerSeat, now: float) -> None:
+        """Gives the batch that waits behind a slow one to an idle worker instead."""
+        batch = seat.batches[-1]
+        if batch.revoked:
+            return
+        batch.revoked = True
+        if seat.mailbox.revoke(batch.number):
+            # The worker will skip it; its place stays taken until it has said so.
+            self._requeue_unbegun(queue, batch, now)
+            for job in batch.jobs:
+                self._sources[job >> SEGMENT_SHIFT].in_mailboxes -= 1
+            batch.jobs = []
+
+    def _ring_touched(self) -> None:
+        for source in self._sources.values():
+            if source.touched:
+                source.touched = False
+                source.bell.ring()
+
+    # -- commands of the control thread
+
+    def _on_stop(self) -> None:
+        self._running = False
+
+    def _on_attach_segment(self, prefix: str, index: int) -> None:
+        if index not in self._sources:
+            try:
+                segment = Segment.attach(prefix, index)
+            except (FileNotFoundError, ValueError) as error:
+                logger.error("Segment %d cannot be attached: %s", index, error)
+            else:
+                source = self._sources[index] = _Source(segment, self._index, prefix)
+                self._adopt(source)
+        self._notify(("segment_attached", index))
+
+    def _adopt(self, source: _Source) -> None:
+        """Sorts out what an earlier batcher left in a segment: claimed jobs are queued again, begun ones fail."""
+        now = time.monotonic()
+        segment = source.segment
+        for slot, word in enumerate(segment.states):
+            state = word & _STATE
+            if state not in (SlotState.CLAIMED, SlotState.RUNNING, SlotState.STREAMING):
+                continue
+            request = layout.REQUEST.unpack_from(segment.buffer, segment.layout.slot(slot))
+            model, batcher = request[2], request[7]
+            if batcher != self._index:
+                continue
+            if state == SlotState.CLAIMED:
+                self._orphans.append((model, segment.index << SEGMENT_SHIFT | slot))
+            else:
+                segment.fail(slot, 500, WORKER_DIED)
+                source.touched = True
+        for queue in self._queues.values():
+            self._take_in_orphans(queue, now)
+
+    def _take_in_orphans(self, queue: ModelQueue, now: float) -> None:
+        index = queue.spec.index
+        queue.jobs.put_back([job for model, job in self._orphans if model == index], now)
+        self._orphans = [(model, job) for model, job in self._orphans if model != index]
+
+    def _on_retire_segment(self, index: int) -> None:
+        source = self._sources.get(index)
+        if source is None:
+            self._notify(("segment_retired", index))
+            return
+        source.retired = True
+        self._orphans = [(model, job) for model, job in self._orphans if job >> SEGMENT_SHIFT != index]
+        for queue in self._queues.values():
+            queue.jobs.drop(lambda job, _: job >> SEGMENT_SHIFT == index)
+        if source.in_mailboxes == 0:
+            self._drop_source(source)
+
+    def _drop_source(self, source: _Source) -> None:
+        index = source.segment.index
+        if self._sources.pop(index, None) is not None:
+            source.bell.close()
+            source.segment.close()
+            self._notify(("segment_retired", index))
+
+    def _on_load_model(self, spec: ModelSpec) -> None:
+        if spec.index not in self._queues:
+            queue = self._queues[spec.index] = ModelQueue(spec)
+            self._take_in_orphans(queue, time.monotonic())
+
+    def _on_unload_model(self, index: int) -> None:
+        queue = self._queues.get(index)
+        if queue is None:
+            self._notify(("model_unloaded", index))
+            return
+        queue.accepting = False
+        self._refuse(queue.jobs.take(len(queue.jobs), self._runnable))
+        self._forget_if_empty(queue)
+
+    def _on_worker_ready(self, worker_id: int, start_count: int, model_index: int, mailbox: BatcherMailbox) -> None:
+        seat = self._seats[worker_id] = WorkerSeat(worker_id, start_count, model_index, mailbox)
+        queue = self._queues.get(model_index)
+        if queue is None:
+            self._release(seat)
+        else:
+            queue.seats.append(seat)
+            self._show_workers(queue)
+
+    def _on_release_worker(self, worker_id: int, start_count: int) -> None:
+        seat = self._seats.get(worker_id)
+        if seat is None or seat.start_count != start_count:
+            self._notify(("worker_released", worker_id, start_count))
+            return
+        seat.leaving = True
+        self._show_workers(self._queues[seat.model_index])
+        if not seat.batches:
+            self._release(seat)
+
+    def _on_worker_gone(self, worker_id: int, start_count: int, oom: bool, mailbox: BatcherMailbox) -> None:
+        """Answers what a dead worker had begun; what it had not begun waits for the next one."""
+        seat = self._seats.get(worker_id)
+        if seat is not None and seat.start_count == start_count:
+            del self._seats[worker_id]
+            self._settle(seat, oom)
+        mailbox.remove()
+
+    def _settle(self, seat: WorkerSeat, oom: bool) -> None:
+        now = time.monotonic()
+        queue = self._queues.get(seat.model_index)
+        if seat in self._busy:
+            self._busy.remove(seat)
+        for batch in reversed(seat.batches):
+            self._settle_dead_batch(queue, batch, oom, now)
+        seat.batches.clear()
+        if queue is not None:
+            queue.seats.remove(seat)
+            self._show_workers(queue)
+            self._forget_if_empty(queue)
+
+    def _settle_dead_batch(self, queue: ModelQueue | None, batch: Batch, oom: bool, now: float) -> None:
+        for job in batch.jobs:
+            source = self._sources.get(job >> SEGMENT_SHIFT)
+            if source is None:
+                continue
+            slot = job & _SLOT_MASK
+            state = source.segment.states[slot] & _STATE
+            source.touched = True
+            if state in (SlotState.RUNNING, SlotState.STREAMING):
+                source.segment.fail(slot, 507 if oom else 500, WORKER_DIED)
+                if queue is not None:
+                    self._count(queue.spec.index, ModelWord.FAILED)
+        if queue is not None:
+            self._requeue_unbegun(queue, batch, now)
+        self._leave_mailbox(batch)
+
+    def _release(self, seat: WorkerSeat) -> None:
+        """Lets an idle worker go: its mailbox says stop, it leaves by itself."""
+        self._seats.pop(seat.worker_id, None)
+        queue = self._queues.get(seat.model_index)
+        if queue is not None and seat in queue.seats:
+            queue.seats.remove(seat)
+        seat.mailbox.stop()  # type: ignore[attr-defined]
+        self._notify(("worker_released", seat.worker_id, seat.start_count))
+        if queue is not None:
+            self._forget_if_empty(queue)
+
+    def _refuse(self, jobs: list[int]) -> None:
+        for job in jobs:
+            source = self._sources[job >> SEGMENT_SHIFT]
+            source.segment.fail(job & _SLOT_MASK, NO_WORKER, "")
+            source.touched = True
+
+    def _forget_if_empty(self, queue: ModelQueue) -> None:
+        if not queue.accepting and not queue.seats:
+            self._queues.pop(queue.spec.index, None)
+            row = self._board.model_row(self._index, queue.spec.index)
+            for word in (ModelWord.READY_WORKERS, ModelWord.OUTSTANDING, ModelWord.QUEUED):
+                self._words[row + word] = 0
+            self._notify(("model_unloaded", queue.spec.index))
+
+    def _show_workers(self, queue: ModelQueue) -> None:
+        row = self._board.model_row(self._index, queue.spec.index)
+        self._words[row + ModelWord.READY_WORKERS] = queue.workers

@@ -1,0 +1,129 @@
+"""The mailbox: how a batcher hands batches to one life of a model worker, and learns that they are done.
+
+Two places, so that the next batch can lie ready while one runs. Batches are numbered from 1; batch n lies in place
+n % 2. A batch counts as given to the handler from the moment the worker stores its number in STARTED; until then the
+batcher can take it back (`revoke`). Both sides store their word and then look at the other's, with a barrier between
+(Dekker), so a revoked batch is never begun unseen: the worker skips it and stores it as DONE.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from wsgi_ts.batcher import layout
+from wsgi_ts.batcher.doorbell import Doorbell
+from wsgi_ts.batcher.layout import MailWord
+from wsgi_ts.batcher.shared_memory import SharedMemory, unlink
+
+
+def mailbox_name(prefix: str, batcher: int, worker_id: int, start_count: int) -> str:
+    """Name of the mailbox (and its doorbell) of one life of a model worker."""
+    return f"{prefix}-b{batcher}-w{worker_id}-{start_count}"
+
+
+class _Mailbox:
+    def __init__(self, memory: SharedMemory, capacity: int) -> None:
+        self._memory = memory
+        self.capacity = capacity
+        words = layout.MAIL_WORDS + layout.MAIL_PLACES * (1 + capacity)
+        self.words = memory.words(0, words)
+        self._barrier = threading.Lock()
+
+    def _place(self, number: int) -> int:
+        return layout.MAIL_WORDS + number % layout.MAIL_PLACES * (1 + self.capacity)
+
+    def close(self) -> None:
+        """Closes the descriptor."""
+        self._memory.close()
+
+
+class BatcherMailbox(_Mailbox):
+    """The batcher's side; it makes the mailbox and removes it."""
+
+    def __init__(self, name: str, capacity: int) -> None:
+        size = layout.mailbox_bytes(capacity)
+        super().__init__(SharedMemory(name, size, reserve=size, create=True), capacity)
+        self.name = name
+        self.words[MailWord.CAPACITY] = capacity
+        Doorbell.create(name)
+        self.bell = Doorbell(name, self.words, MailWord.ASLEEP)
+        self.posted = 0
+
+    def post(self, entries: list[int]) -> int:
+        """Hands over a batch; returns its number. At most MAIL_PLACES batches may be unfinished."""
+        number = self.posted + 1
+        place = self._place(number)
+        words = self.words
+        words[place] = len(entries)
+        for offset, entry in enumerate(entries, place + 1):
+            words[offset] = entry
+        self.posted = number
+        words[MailWord.POSTED] = number
+        self.bell.ring()
+        return number
+
+    @property
+    def started(self) -> int:
+        """Number of the last batch the worker has begun."""
+        return self.words[MailWord.STARTED]
+
+    @property
+    def done(self) -> int:
+        """Number of the last batch the worker has answered (or skipped)."""
+        return self.words[MailWord.DONE]
+
+    def revoke(self, number: int) -> bool:
+        """Takes a batch back; True if the worker had not begun it and now never will."""
+        self.words[MailWord.REVOKED] = number
+        with self._barrier:
+            pass
+        return self.words[MailWord.STARTED] < number
+
+    def stop(self) -> None:
+        """Asks the worker to leave after what was posted."""
+        self.words[MailWord.STOP] = 1
+        self.bell.force()
+
+    def remove(self) -> None:
+        """Closes the mailbox and unlinks its names."""
+        self.bell.close()
+        self.close()
+        unlink(self.name)
+        Doorbell.unlink(self.name)
+
+
+class WorkerMailbox(_Mailbox):
+    """The model worker's side."""
+
+    def __init__(self, name: str) -> None:
+        memory = SharedMemory(name)
+        capacity = memory.words(0, layout.MAIL_WORDS)[MailWord.CAPACITY]
+        super().__init__(memory, capacity)
+        self.bell = Doorbell(name, self.words, MailWord.ASLEEP)
+
+    @property
+    def stopping(self) -> bool:
+        """True once the batcher asked the worker to leave."""
+        return bool(self.words[MailWord.STOP])
+
+    def posted(self) -> int:
+        """Number of the last batch handed over."""
+        return self.words[MailWord.POSTED]
+
+    def begin(self, number: int, now_ns: int) -> list[int] | None:
+        """Marks a batch as begun and returns its entries; None when the batcher has taken it back."""
+        words = self.words
+        words[MailWord.START_NS] = now_ns
+        words[MailWord.STARTED] = number
+        with self._barrier:
+            pass
+        if words[MailWord.REVOKED] == number:
+            return None
+        place = self._place(number)
+        count = words[place]
+        return words[place + 1 : place + 1 + count].tolist()
+
+    def finish(self, number: int, service_ns: int) -> None:
+        """Marks a batch as answered (or skipped)."""
+        self.words[MailWord.SERVICE_NS] = service_ns
+        self.words[MailWord.DONE] = number

@@ -1,0 +1,317 @@
+"""When a batch goes: the three batching rules, free of clocks, sockets and threads.
+
+Owns: what one model version's queue has learnt of its clients and of its model.
+Runs in: the batcher's loop, which passes in the time and asks `decide` whenever a model worker is free.
+
+The adaptive rule is marginal. A batch of n costs S(n) = a + b*n seconds. With n requests waiting for a free
+worker, one more request in the batch saves the fixed cost a once, shared by n, and costs the n waiting ones the
+gap d until it comes: waiting raises throughput exactly while d < a/n. The gap is R/k, where R is the mean time
+from an answer to the same connection's next request and k the number of clients that were answered lately, are
+not back yet, and are likely to come. With nobody to wait for the batch goes at once, so a lone client never
+waits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+ADAPTIVE = "adaptive"
+FIXED = "fixed"
+NONE = "none"
+
+
+class BatchPolicy(Protocol):
+    """What the batcher tells a batching rule, and what it asks of it.
+
+    All times are seconds on one monotonic clock. One instance serves one model version.
+    """
+
+    def on_arrival(self, now: float, count: int, idle_total_s: float, returning: int) -> None:
+        """New requests have come.
+
+        Args:
+            now: when they were seen.
+            count: how many.
+            idle_total_s: the summed time since the last answer, of those on connections that had one.
+            returning: how many of `count` came on such connections.
+        """
+
+    def on_answered(self, now: float, count: int) -> None:
+        """The answers of `count` requests have left: their clients may come back."""
+
+    def on_batch(self, n: int, service_s: float) -> None:
+        """A batch of `n` requests has kept a model worker busy for `service_s` seconds."""
+
+    def decide(self, now: float, waiting: int, oldest_at: float, batch_size: int) -> float:
+        """Whether the waiting requests go to the free worker now.
+
+        Args:
+            now: the present time.
+            waiting: requests in the queue, at least 1.
+            oldest_at: when the first of them came.
+            batch_size: the most that one batch may hold.
+
+        Returns:
+            0.0 for "now", else the seconds after which to ask again if nothing else happens before.
+        """
+
+
+def make_policy(name: str, max_delay_s: float) -> BatchPolicy:
+    """The rule called `name` in a model's `batchPolicy` setting.
+
+    Args:
+        name: adaptive, fixed or none.
+        max_delay_s: the model's maxBatchDelay, in seconds.
+
+    Raises:
+        ValueError: no rule has that name.
+    """
+    if name == ADAPTIVE:
+        return AdaptivePolicy(max_delay_s)
+    if name == FIXED:
+        return FixedPolicy(max_delay_s)
+    if name == NONE:
+        return NonePolicy()
+    raise ValueError(f"batchPolicy: {name!r} is none of {ADAPTIVE}, {FIXED}, {NONE}")
+
+
+class NonePolicy:
+    """No delay: whatever waits goes as soon as a worker is free."""
+
+    def on_arrival(self, now: float, count: int, idle_total_s: float, returning: int) -> None:
+        """Not used by this rule."""
+
+    def on_answered(self, now: float, count: int) -> None:
+        """Not used by this rule."""
+
+    def on_batch(self, n: int, service_s: float) -> None:
+        """Not used by this rule."""
+
+    def decide(self, now: float, waiting: int, oldest_at: float, batch_size: int) -> float:
+        """Always now."""
+        return 0.0
+
+    def __repr__(self) -> str:
+        return "<NonePolicy>"
+
+
+class FixedPolicy(NonePolicy):
+    """TorchServe's rule: from when a free worker finds the first request, wait `max_delay_s` or until full.
+
+    The window opens when the worker is free and not when the request came, as in TorchServe, where a worker takes
+    the first request and only then starts to count.
+    """
+
+    def __init__(self, max_delay_s: float) -> None:
+        self._max_delay_s = max_delay_s
+        self._opened_at = -1.0
+
+    def decide(self, now: float, waiting: int, oldest_at: float, batch_size: int) -> float:
+        """Now when full or when the window is over, else the rest of the window."""
+        if self._opened_at < 0.0:
+            self._opened_at = now
+        # Those that opened the window may all have been cancelled: then the next request opens it anew.
+        remaining = max(self._opened_at, oldest_at) + self._max_delay_s - now
+        if waiting < batch_size and remaining > _NO_TIME_S:
+            return remaining
+        self._opened_at = -1.0
+        return 0.0
+
+    def __repr__(self) -> str:
+        return f"<FixedPolicy max_delay {self._max_delay_s * 1e3:g} ms>"
+
+
+#: A wait shorter than this is over before it begins.
+_NO_TIME_S = 1e-6
+
+
+class AdaptivePolicy:
+    """Waits for one more request exactly while that raises throughput (see the module's text)."""
+
+    def __init__(self, max_delay_s: float) -> None:
+        self._max_delay_s = max_delay_s
+        self._clients = ReturningClients()
+        self._cost = BatchCost()
+
+    def on_arrival(self, now: float, count: int, idle_total_s: float, returning: int) -> None:
+        """Learns R from the returning ones, and that they are no longer awaited."""
+        if returning:
+            self._clients.returned(now, returning, idle_total_s / returning)
+
+    def on_answered(self, now: float, count: int) -> None:
+        """From now on these clients may come back."""
+        self._clients.answered(now, count)
+
+    def on_batch(self, n: int, service_s: float) -> None:
+        """Learns a and b."""
+        self._cost.observe(n, service_s)
+
+    def decide(self, now: float, waiting: int, oldest_at: float, batch_size: int) -> float:
+        """Now when full, late, or when the next request is further away than it is worth."""
+        if waiting >= batch_size:
+            return 0.0
+        remaining = oldest_at + self._max_delay_s - now
+        if remaining <= _NO_TIME_S:
+            return 0.0
+        expected, next_change_at = self._clients.expected(now)
+        # R/k >= a/n, multiplied out: no client to wait for is no special case.
+        if self._clients.mean_idle_s * waiting >= self._cost.fixed_s * expected:
+            return 0.0
+        # Nothing in the rule changes with time alone but the clients that are given up: look again then.
+        return min(remaining, max(next_change_at - now, _NO_TIME_S))
+
+    def __repr__(self) -> str:
+        return f"<AdaptivePolicy max_delay {self._max_delay_s * 1e3:g} ms {self._cost} {self._clients}>"
+
+
+class ReturningClients:
+    """How many answered clients are likely to send their next request, and how soon.
+
+    Clients answered close together are kept as one group, and groups are few, so the work per call is bounded.
+    """
+
+    #: A client not back after this many mean idle times is given up.
+    _PATIENCE = 3.0
+    #: Answers within this part of the mean idle time of each other are one group.
+    _GROUPS_PER_IDLE = 8.0
+    #: Groups kept at most. 24 is what patience and grouping bring about once R is known; before that, and while R
+    #: shrinks, the oldest are forgotten, which says nothing about their clients.
+    _MOST_GROUPS = 48
+    #: What one return counts in the mean idle time, and one return or give-up in the share that comes back.
+    _IDLE_WEIGHT = 0.05
+    _SHARE_WEIGHT = 0.02
+    #: One client that went away for lunch counts as this many mean idle times at most.
+    _LONGEST = 8.0
+
+    def __init__(self) -> None:
+        self.mean_idle_s = 0.0
+        self._share = 0.5
+        self._groups: deque[list[float]] = deque()  # [answered at, clients not back yet], oldest first
+        self._awaited = 0.0  # the sum of the groups' clients
+
+    def answered(self, now: float, count: int) -> None:
+        """`count` clients have their answer."""
+        groups = self._groups
+        # Also here, not only in `expected`: a queue that is always full never asks for it.
+        if groups and self.mean_idle_s:
+            self._give_up(now)
+        if groups and now - groups[-1][0] <= self.mean_idle_s / self._GROUPS_PER_IDLE:
+            groups[-1][1] += count
+        else:
+            groups.append([now, float(count)])
+            if len(groups) > self._MOST_GROUPS:
+                self._awaited -= groups.popleft()[1]
+        self._awaited += count
+
+    def returned(self, now: float, count: int, idle_s: float) -> None:
+        """`count` clients are back, each after `idle_s` seconds on average."""
+        mean = self.mean_idle_s
+        if mean:
+            weight = 1.0 - (1.0 - self._IDLE_WEIGHT) ** count
+            self.mean_idle_s = mean + weight * (min(idle_s, self._LONGEST * mean) - mean)
+        else:
+            self.mean_idle_s = max(idle_s, _NO_TIME_S)
+        self._share = 1.0 - (1.0 - self._share) * (1.0 - self._SHARE_WEIGHT) ** count
+        self._take_out(now - idle_s, float(count))
+
+    def expected(self, now: float) -> tuple[float, float]:
+        """How many clients are likely to come back, and when the next group of them is given up.
+
+        Returns:
+            (expected number, time in seconds); (0.0, now) while no client has ever come back.
+        """
+        if not self.mean_idle_s:
+            return 0.0, now
+        self._give_up(now)
+        if not self._groups:
+            return 0.0, now
+        return self._awaited * self._share, self._groups[0][0] + self._PATIENCE * self.mean_idle_s
+
+    def _take_out(self, answered_at: float, count: float) -> None:
+        """Removes returned clients from the group of that time, what it lacks from its neighbours."""
+        groups = self._groups
+        place = len(groups) - 1
+        while place > 0 and groups[place][0] > answered_at + _NO_TIME_S:
+            place -= 1
+        while groups and count > 0.0:
+            place = min(place, len(groups) - 1)
+            taken = min(count, groups[place][1])
+            groups[place][1] -= taken
+            self._awaited -= taken
+            count -= taken
+            if groups[place][1] <= 0.0:
+                del groups[place]
+
+    def _give_up(self, now: float) -> None:
+        groups = self._groups
+        too_old = now - self._PATIENCE * self.mean_idle_s
+        while groups and groups[0][0] <= too_old:
+            lost = groups.popleft()[1]
+            self._awaited -= lost
+            self._share *= (1.0 - self._SHARE_WEIGHT) ** lost
+        if not groups:
+            self._awaited = 0.0  # sheds what rounding has left
+
+    def __repr__(self) -> str:
+        return (
+            f"<ReturningClients awaited {self._awaited:g} share {self._share:.2f} "
+            f"idle {self.mean_idle_s * 1e3:.3g} ms>"
+        )
+
+
+class BatchCost:
+    """S(n) = a + b*n, learnt from the last few dozen batches by exponentially weighted least squares.
+
+    The slope is pulled towards its last value with a force that counts as a spread of n of about a quarter of
+    its mean. So when n hardly varies, which is what a good batching rule brings about, noise does not turn into
+    slope and nothing learnt is forgotten; the fixed part follows the level of the service time, slope held.
+
+    Until n has varied for the first time the slope is 0: all cost counts as fixed. That is on purpose the hopeful
+    guess. It makes the rule try one larger batch as soon as a client is expected back within a service time, and
+    one batch of another size is enough to know better. The opposite guess would never wait, so never learn.
+    """
+
+    #: What one batch counts in the means.
+    _WEIGHT = 0.05
+    #: The pull towards the last slope, as a part of the squared mean of n.
+    _PULL = 0.05
+    #: A batch that a pause of the machine fell into counts as this many mean service times at most.
+    _LONGEST = 8.0
+
+    def __init__(self) -> None:
+        self.fixed_s = 0.0
+        self.per_request_s = 0.0
+        self._batches = 0
+        self._mean_n = 0.0
+        self._mean_s = 0.0
+        self._variance = 0.0
+        self._covariance = 0.0
+
+    def observe(self, n: int, service_s: float) -> None:
+        """Takes note of a finished batch.
+
+        Args:
+            n: requests in it.
+            service_s: seconds that the model worker was busy with it.
+        """
+        self._batches += 1
+        # A plain mean while there are few batches, so that the first one does not linger.
+        weight = max(self._WEIGHT, 1.0 / self._batches)
+        if self._batches > 1:
+            service_s = min(service_s, self._LONGEST * self._mean_s)
+        step_n = n - self._mean_n
+        step_s = service_s - self._mean_s
+        self._mean_n += weight * step_n
+        self._mean_s += weight * step_s
+        kept = 1.0 - weight
+        self._variance = kept * (self._variance + weight * step_n * step_n)
+        self._covariance = kept * (self._covariance + weight * step_n * step_s)
+        pull = self._PULL * self._mean_n * self._mean_n
+        slope = (self._covariance + pull * self.per_request_s) / (self._variance + pull)
+        # Neither part of a cost is negative, however noisy the batches.
+        self.per_request_s = min(max(slope, 0.0), self._mean_s / self._mean_n)
+        self.fixed_s = self._mean_s - self.per_request_s * self._mean_n
+
+    def __repr__(self) -> str:
+        return f"<BatchCost {self.fixed_s * 1e3:.3g} ms + {self.per_request_s * 1e3:.3g} ms * n>"

@@ -1,0 +1,104 @@
+"""Segments: the shared memory that carries requests and answers between a web worker, the batchers and model workers.
+
+`Segment` is the mapped object with its views; who may write what, and when, is in `README.md` beside this file.
+"""
+
+from __future__ import annotations
+
+import os
+
+from wsgi_ts.batcher import layout
+from wsgi_ts.batcher.doorbell import Doorbell
+from wsgi_ts.batcher.layout import SegmentLayout, SegmentWord
+from wsgi_ts.batcher.shared_memory import SharedMemory
+
+
+def segment_name(prefix: str, index: int) -> str:
+    """Name of a segment and of its doorbell."""
+    return f"{prefix}-s{index}"
+
+
+class Segment:
+    """A mapped segment.
+
+    Attributes:
+        layout: where everything is.
+        buffer: all bytes.
+        header: words of page 0.
+        states: one word per slot, generation << 8 | state.
+        cancels: one word per slot.
+    """
+
+    def __init__(self, memory: SharedMemory, segment_layout: SegmentLayout, index: int) -> None:
+        self.memory = memory
+        self.index = index
+        self.layout = segment_layout
+        self.buffer = memory.buffer
+        self.header = memory.words(0, layout.PAGE // layout.WORD)
+        self.states = memory.words(segment_layout.states, segment_layout.slots)
+        self.cancels = memory.words(segment_layout.cancels, segment_layout.slots)
+
+    @classmethod
+    def create(cls, prefix: str, index: int, segment_layout: SegmentLayout) -> Segment:
+        """Makes a segment (control pages and inline areas reserved) and its doorbell.
+
+        Raises:
+            SharedMemoryFull: no room; the text says how much is needed.
+        """
+        name = segment_name(prefix, index)
+        reserved = segment_layout.reserved_bytes
+        memory = SharedMemory(name, segment_layout.total_bytes, reserve=reserved, create=True)
+        Doorbell.create(name)
+        segment = cls(memory, segment_layout, index)
+        header = segment.header
+        header[SegmentWord.VERSION] = layout.LAYOUT_VERSION
+        header[SegmentWord.OWNER_PID] = os.getpid()
+        header[SegmentWord.SLOTS] = segment_layout.slots
+        header[SegmentWord.RINGS] = segment_layout.rings
+        header[SegmentWord.REQUEST_RANGE] = segment_layout.max_request_bytes
+        header[SegmentWord.RESPONSE_RANGE] = segment_layout.max_response_bytes
+        header[SegmentWord.MAGIC] = layout.MAGIC
+        return segment
+
+    @classmethod
+    def attach(cls, prefix: str, index: int) -> Segment:
+        """Maps another process's segment.
+
+        Raises:
+            FileNotFoundError: it is gone.
+            ValueError: it is not a segment of this layout, or its numbers are damaged.
+        """
+        memory = SharedMemory(segment_name(prefix, index))
+        header = memory.words(0, layout.PAGE // layout.WORD)
+        if header[SegmentWord.MAGIC] != layout.MAGIC or header[SegmentWord.VERSION] != layout.LAYOUT_VERSION:
+            memory.close()
+            raise ValueError(f"segment {index} does not have this server's layout")
+        segment_layout = SegmentLayout(
+            header[SegmentWord.SLOTS],
+            header[SegmentWord.RINGS],
+            header[SegmentWord.REQUEST_RANGE],
+            header[SegmentWord.RESPONSE_RANGE],
+        )
+        if segment_layout.total_bytes != memory.size:
+            memory.close()
+            raise ValueError(f"segment {index} is damaged: its size does not follow from its header")
+        return cls(memory, segment_layout, index)
+
+    def bell(self, prefix: str) -> Doorbell:
+        """The doorbell of the segment's owner."""
+        return Doorbell(segment_name(prefix, self.index), self.header, SegmentWord.ASLEEP)
+
+    def fail(self, slot: int, status: int, message: str) -> None:
+        """Writes an error answer into a slot and marks it FAILED (for the batcher, on behalf of the slot's writer)."""
+        text = message.encode()[: layout.RESPONSE_INLINE_BYTES]
+        base = self.layout.slot(slot)
+        header = layout.RESPONSE.pack(0, 0, len(text), status, 0, 0, 0)
+        start = base + layout.RESPONSE_HEADER
+        self.buffer[start : start + len(header)] = header
+        start = base + layout.RESPONSE_INLINE
+        self.buffer[start : start + len(text)] = text
+        self.states[slot] = self.states[slot] & ~0xFF | layout.SlotState.FAILED
+
+    def close(self) -> None:
+        """Closes the descriptor; the memory goes when the views do."""
+        self.memory.close()

@@ -1,0 +1,82 @@
+"""What a WorkerPool asks its batcher to do: one frozen dataclass for each kind of action."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from wsgi_ts.messages import ModelSpec, WorkerReport
+
+#: Why a life of a worker ended; `stopped` means that we wanted it.
+Cause = Literal["died", "oom", "stopped"]
+
+
+@dataclass(frozen=True, slots=True)
+class StartTemplate:
+    """Start a worker template; where an old one still runs (it hangs), end it and forget its channel."""
+
+
+@dataclass(frozen=True, slots=True)
+class StartWorker:
+    """Make the mailbox of this life of a worker, then send the template its `start`."""
+
+    worker_id: int
+    start_count: int
+    spec: ModelSpec
+    gpu_id: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class KillWorker:
+    """Send the template a `kill`; the exit is reported as any other."""
+
+    worker_id: int
+    start_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseWorker:
+    """Give the worker no further batch; after its last one ask it to leave, then call `worker_released`."""
+
+    worker_id: int
+    start_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """The worker has loaded its model: it may be given batches."""
+
+    worker_id: int
+    model_index: int
+    pid: int
+    start_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerGone:
+    """This life of the worker is over: answer what it ran (507 for cause `oom`), remove its mailbox.
+
+    Sent exactly once for every StartWorker.
+    """
+
+    worker_id: int
+    model_index: int
+    start_count: int
+    cause: Cause
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Tell the supervisor."""
+
+    report: WorkerReport
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUnloaded:
+    """The last worker of a model that was removed is gone."""
+
+    model_index: int
+
+
+Action = StartTemplate | StartWorker | KillWorker | ReleaseWorker | WorkerReady | WorkerGone | Report | ModelUnloaded

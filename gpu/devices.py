@@ -1,0 +1,83 @@
+"""The accelerators of this machine, found without loading torch: NVIDIA's own tool and CUDA_VISIBLE_DEVICES.
+
+Numbers are those that a process of this server sees: with CUDA_VISIBLE_DEVICES=2,3 the GPUs are 0 and 1.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+
+log = logging.getLogger(__name__)
+
+#: The tool may hang with a broken driver; nobody waits longer than this, in seconds.
+QUERY_TIMEOUT_S = 20.0
+USAGE_FAILED = "failed to obtained gpu usage"
+_USAGE_FIELDS = ("utilization.gpu", "utilization.memory", "memory.used")
+_USAGE_NAMES = ("utilization.gpu [%]", "utilization.memory [%]", "memory.used [MiB]")
+
+
+def gpu_count(limit: int | None, environ: Mapping[str, str] = os.environ) -> int:
+    """How many GPUs models may use.
+
+    Args:
+        limit: the key `number_of_gpu`; None for all.
+        environ: the environment variables.
+    """
+    if limit == 0:
+        return 0
+    found = len(visible_devices(environ))
+    if limit is not None and limit > found:
+        log.warning("number_of_gpu is %d, but there are %d GPUs: using those", limit, found)
+    return found if limit is None else min(found, limit)
+
+
+def visible_devices(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """The GPUs as the driver names them (number or UUID), in the order of the numbers that processes see."""
+    installed = _query("index")
+    restricted = environ.get("CUDA_VISIBLE_DEVICES")
+    if restricted is None:
+        return installed
+    wanted: list[str] = []
+    for part in filter(None, map(str.strip, restricted.split(","))):
+        # CUDA itself stops at the first entry that it does not understand ("-1" is how people say none).
+        if part not in installed and not part.startswith(("GPU-", "MIG-")):
+            break
+        wanted.append(part)
+    return wanted if installed else []
+
+
+def gpu_usage(gpu_id: int, environ: Mapping[str, str] = os.environ) -> str:
+    """The text that describe-model shows for a worker's GPU, in TorchServe's form."""
+    devices = visible_devices(environ)
+    if gpu_id >= len(devices):
+        return USAGE_FAILED
+    lines = _query(",".join(_USAGE_FIELDS), "--id=" + devices[gpu_id])
+    values = [value.strip() for value in lines[0].split(",")] if lines else []
+    if len(values) != len(_USAGE_NAMES):
+        return USAGE_FAILED
+    shown = [f"{name}::{value}" for name, value in zip(_USAGE_NAMES, values, strict=True)]
+    return " ".join([f"gpuId::{gpu_id}", *shown])
+
+
+def _query(fields: str, *options: str) -> list[str]:
+    """The lines that nvidia-smi prints, none where there is no such tool or it fails."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    try:
+        answer = subprocess.run(
+            [tool, f"--query-gpu={fields}", "--format=csv,noheader", *options],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=QUERY_TIMEOUT_S,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("nvidia-smi failed, going on without GPUs: %s", error)
+        return []
+    return [line.strip() for line in answer.stdout.splitlines() if line.strip()]

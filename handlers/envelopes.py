@@ -1,0 +1,213 @@
+"""Request envelopes: unwrap the JSON of a protocol before the handler sees it, wrap up what it returns."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+from wsgi_ts.handlers.context import Context
+from wsgi_ts.handlers.utils import PredictionException
+
+#: numpy's name of each data type of the Open Inference Protocol.
+_NUMPY_TYPES = {
+    "BOOL": "bool",
+    "UINT8": "uint8",
+    "UINT16": "uint16",
+    "UINT32": "uint32",
+    "UINT64": "uint64",
+    "INT8": "int8",
+    "INT16": "int16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "FP16": "float16",
+    "FP32": "float32",
+    "FP64": "float64",
+}
+_PROTOCOL_TYPES = {numpy_name: name for name, numpy_name in _NUMPY_TYPES.items()}
+
+
+class BaseEnvelope:
+    """Wraps a handler's entry point; the derived classes say what is unwrapped and wrapped up.
+
+    Args:
+        handle_fn: the handler's entry point.
+    """
+
+    def __init__(self, handle_fn: Callable[[Any, Any], Any]) -> None:
+        self._handle_fn = handle_fn
+        self.context: Context | None = None
+        self._rows_per_request: list[int] = []
+
+    def handle(self, data: Any, context: Context) -> Any:
+        """Runs the handler between `parse_input` and `format_output`; nothing is done to empty data."""
+        self.context = context
+        if data:
+            data = self.parse_input(data)
+        results = self._handle_fn(data, context)
+        if results:
+            results = self.format_output(results)
+        return results
+
+    def parse_input(self, data: list[dict[str, Any]]) -> Any:
+        """The handler's data from the rows of the batch."""
+        raise NotImplementedError(f"{type(self).__name__} does not define parse_input")
+
+    def format_output(self, data: list[Any]) -> list[Any]:
+        """The answers from the handler's results."""
+        raise NotImplementedError(f"{type(self).__name__} does not define format_output")
+
+
+class BodyEnvelope(BaseEnvelope):
+    """The handler gets the bodies themselves."""
+
+    def parse_input(self, data: list[dict[str, Any]]) -> list[Any]:
+        """The body, or the field `data`, of each request."""
+        return [_body(row) for row in data]
+
+    def format_output(self, data: list[Any]) -> list[Any]:
+        """The results as they are."""
+        return data
+
+
+class JSONEnvelope(BaseEnvelope):
+    """`{"instances": […]}` in, `{"predictions": […]}` out."""
+
+    def parse_input(self, data: list[dict[str, Any]]) -> list[Any]:
+        """The instances of all requests in one list; `{"b64": …}` becomes bytes.
+
+        Raises:
+            PredictionException: a body is not such JSON (400).
+        """
+        batches = [[_plain_value(instance) for instance in _field(row, "instances")] for row in data]
+        self._rows_per_request = [len(batch) for batch in batches]
+        return [instance for batch in batches for instance in batch]
+
+    def format_output(self, data: list[Any]) -> list[str]:
+        """One JSON text per request, with as many predictions as it had instances."""
+        answers = []
+        start = 0
+        for count in self._rows_per_request:
+            predictions = [_readable(result) for result in data[start : start + count]]
+            answers.append(json.dumps({"predictions": predictions}))
+            start += count
+        return answers
+
+
+class KServeEnvelope(BaseEnvelope):
+    """KServe's v1 protocol: one request, `{"instances": […]}` in, predictions or explanations out."""
+
+    def parse_input(self, data: list[dict[str, Any]]) -> list[Any]:
+        """The instances of the first request.
+
+        Raises:
+            PredictionException: its body is not such JSON (400).
+        """
+        instances: list[Any] = _field(data[0], "instances")
+        return instances
+
+    def format_output(self, data: list[Any]) -> list[dict[str, Any]]:
+        """One answer with all results."""
+        explain = self.context is not None and self.context.get_request_header(0, "explain") == "True"
+        return [{"explanations" if explain else "predictions": data}]
+
+
+class KServev2Envelope(BaseEnvelope):
+    """KServe's v2 protocol: one request, named and typed tensors in and out."""
+
+    _request_id: Any = None
+
+    def parse_input(self, data: list[dict[str, Any]]) -> list[Any]:
+        """The tensors of the first request: text as it is, numbers as nested lists of the given shape.
+
+        Raises:
+            PredictionException: its body is not such JSON (400).
+        """
+        body = _json_object(data[0])
+        self._request_id = body.get("id")
+        return [_tensor(tensor) for tensor in _field(data[0], "inputs")]
+
+    def format_output(self, data: list[Any]) -> list[dict[str, Any]]:
+        """One answer with one output tensor per result, flattened."""
+        context = self.context
+        if context is None:
+            raise RuntimeError("format_output is called by handle, after the context is known")
+        manifest_model = (context.manifest or {}).get("model", {})
+        return [
+            {
+                "id": self._request_id or context.get_request_id(0),
+                "model_name": manifest_model.get("modelName", context.model_name),
+                "model_version": manifest_model.get("modelVersion"),
+                "outputs": [_output(position, result) for position, result in enumerate(data)],
+            }
+        ]
+
+
+def _body(row: dict[str, Any]) -> Any:
+    data = row.get("data")
+    return row.get("body") if data is None else data
+
+
+def _json_object(row: dict[str, Any]) -> dict[str, Any]:
+    body = _body(row)
+    if isinstance(body, (bytes, bytearray, str)):
+        try:
+            body = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise PredictionException("The request body is not JSON.", 400) from error
+    if not isinstance(body, dict):
+        raise PredictionException("The request body is not a JSON object.", 400)
+    return body
+
+
+def _field(row: dict[str, Any], name: str) -> Any:
+    values = _json_object(row).get(name)
+    if not isinstance(values, list):
+        raise PredictionException(f'The request body has no list "{name}".', 400)
+    return values
+
+
+def _plain_value(instance: Any) -> Any:
+    """Base64 objects decoded, at any place in the instance."""
+    if isinstance(instance, list):
+        return [_plain_value(element) for element in instance]
+    if not isinstance(instance, dict):
+        return instance
+    if set(instance) == {"b64"}:
+        try:
+            return base64.b64decode(instance["b64"], validate=True)
+        except (TypeError, ValueError) as error:
+            raise PredictionException('A value "b64" is not base64.', 400) from error
+    return {key: _plain_value(value) for key, value in instance.items()}
+
+
+def _readable(result: Any) -> Any:
+    return bytes(result).decode("utf-8") if isinstance(result, (bytes, bytearray)) else result
+
+
+def _tensor(tensor: Any) -> Any:
+    try:
+        kind, values = tensor["datatype"], tensor["data"]
+        if kind == "BYTES":
+            return values[0]
+        # Imported here: only this envelope needs numpy.
+        import numpy
+
+        return numpy.array(values, dtype=_NUMPY_TYPES[kind]).reshape(tensor["shape"]).tolist()
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+        raise PredictionException(
+            f'An element of "inputs" is no tensor with datatype, shape and data: {error}', 400
+        ) from error
+
+
+def _output(position: int, result: Any) -> dict[str, Any]:
+    import numpy
+
+    if isinstance(result, (str, bytes, bytearray, dict)):
+        text = _readable(result) if not isinstance(result, dict) else json.dumps(result)
+        return {"name": f"predict-{position}", "shape": [1], "datatype": "BYTES", "data": [text]}
+    values = numpy.asarray(result).flatten()
+    kind = _PROTOCOL_TYPES.get(values.dtype.name, "BYTES")
+    data = [str(value) for value in values] if kind == "BYTES" else values.tolist()
+    return {"name": f"predict-{position}", "shape": [len(data)], "datatype": kind, "data": data}

@@ -1,0 +1,153 @@
+"""From a handler string to something callable: a file, `module:function`, or the name of a bundled handler.
+
+The model's folder must be on `sys.path` already (see `wsgi_ts.handlers.service.Service.load`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+#: Bundled handlers by the name a manifest may give instead of a file.
+BUNDLED = {
+    "base_handler": "wsgi_ts.handlers.base:BaseHandler",
+    "vision_handler": "wsgi_ts.handlers.vision:VisionHandler",
+    "image_classifier": "wsgi_ts.handlers.image:ImageClassifier",
+    "image_segmenter": "wsgi_ts.handlers.image:ImageSegmenter",
+    "object_detector": "wsgi_ts.handlers.image:ObjectDetector",
+}
+
+#: Request envelopes by the name that `service_envelope` gives.
+ENVELOPES = {
+    "body": "BodyEnvelope",
+    "json": "JSONEnvelope",
+    "kserve": "KServeEnvelope",
+    "kservev2": "KServev2Envelope",
+}
+
+
+class Entry(NamedTuple):
+    """A loaded handler.
+
+    Attributes:
+        handle: called with (data, context) for each batch.
+        initialize: called with the context once, before the first batch.
+    """
+
+    handle: Callable[[Any, Any], Any]
+    initialize: Callable[[Any], Any]
+
+
+def load_entry(handler: str, model_dir: str, envelope: str | None = None) -> Entry:
+    """Resolves a handler string, imports its module and makes its instance.
+
+    Args:
+        handler: `file.py`, `file.py:function`, `module`, `module:function` or a bundled handler's name.
+        model_dir: the model's folder; its modules come before equally named ones imported earlier.
+        envelope: name of the request envelope to wrap the handler in.
+
+    Raises:
+        ImportError: there is no such module, or it fails to import something itself.
+        ValueError: the module has no entry point, or the envelope is unknown.
+    """
+    module_part, _, function = handler.partition(":")
+    name = os.path.basename(module_part).removesuffix(".py")
+    bundled = None if _is_in(model_dir, name) else BUNDLED.get(name)
+    if bundled is None:
+        module = import_from(name, model_dir)
+        entry = _function_entry(module, function or "handle") or _class_entry(_only_class(module))
+    else:
+        bundled_module, _, class_name = bundled.partition(":")
+        entry = _class_entry(getattr(importlib.import_module(bundled_module), class_name))
+    if not envelope:
+        return entry
+    return entry._replace(handle=_envelope_class(envelope)(entry.handle).handle)
+
+
+def import_from(name: str, model_dir: str) -> ModuleType:
+    """Imports a module, preferring the model folder's one over another of that name that is already imported.
+
+    Raises:
+        ImportError: there is no such module, or it fails to import something itself.
+    """
+    if not name:
+        raise ImportError("The model has no handler: the manifest's model.handler is empty.")
+    top = name.partition(".")[0]
+    known = sys.modules.get(top)
+    if known is not None and _is_in(model_dir, top) and not _is_from(known, model_dir):
+        for other in [key for key in sys.modules if key == top or key.startswith(top + ".")]:
+            del sys.modules[other]
+    importlib.invalidate_caches()
+    return importlib.import_module(name)
+
+
+def list_classes_from_module(module: ModuleType, parent_class: type | None = None) -> list[type]:
+    """The classes that a module defines itself, by name; imported ones do not count.
+
+    Args:
+        module: where to look.
+        parent_class: leave out classes that are not derived from it.
+    """
+    return [
+        found
+        for _, found in inspect.getmembers(module, inspect.isclass)
+        if found.__module__ == module.__name__ and (parent_class is None or issubclass(found, parent_class))
+    ]
+
+
+def _function_entry(module: ModuleType, function: str) -> Entry | None:
+    found = getattr(module, function, None)
+    if found is None:
+        return None
+
+    def initialize(context: Any) -> Any:
+        return found(None, context)
+
+    return Entry(found, initialize)
+
+
+def _only_class(module: ModuleType) -> type:
+    classes = list_classes_from_module(module)
+    if len(classes) != 1:
+        raise ValueError(
+            f"Expected only one class in custom service code or a function entry point {classes} "
+            f"in {getattr(module, '__file__', module.__name__)}"
+        )
+    return classes[0]
+
+
+def _class_entry(handler_class: type) -> Entry:
+    instance = handler_class()
+    handle = getattr(instance, "handle", None)
+    if handle is None:
+        raise ValueError(f"Expect handle method in class {handler_class}")
+    return Entry(handle, getattr(instance, "initialize", _no_initialize))
+
+
+def _no_initialize(context: Any) -> None:
+    """For a handler class that has no `initialize`: there is nothing to prepare."""
+
+
+def _envelope_class(envelope: str) -> Any:
+    if envelope not in ENVELOPES:
+        raise ValueError(f'Unknown service_envelope "{envelope}": use one of {", ".join(sorted(ENVELOPES))}.')
+    return getattr(importlib.import_module("wsgi_ts.handlers.envelopes"), ENVELOPES[envelope])
+
+
+def _is_in(model_dir: str, name: str) -> bool:
+    stem = os.path.join(model_dir, *name.split("."))
+    return os.path.isfile(stem + ".py") or os.path.isfile(os.path.join(stem, "__init__.py"))
+
+
+def _is_from(module: ModuleType, model_dir: str) -> bool:
+    path: str | None = getattr(module, "__file__", None)
+    if path is None:
+        return False
+    folder = os.path.realpath(model_dir)
+    return os.path.realpath(path).startswith(folder + os.sep)

@@ -1,0 +1,57 @@
+"""Runs a handler without a server: a stand-in for its context, and the way from rows to answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from wsgi_ts.handlers.context import Context
+from wsgi_ts.handlers.metrics_store import MetricsStore
+from wsgi_ts.handlers.utils import get_yaml_config
+
+
+class MockContext(Context):
+    """A context for a handler's own tests, with the arguments of TorchServe's test double of that name.
+
+    Args:
+        model_pt_file: the manifest's serialized file, None for none.
+        model_dir: folder of the model's files.
+        model_file: the manifest's model file, None for none.
+        gpu_id: index of the GPU, None for CPU.
+        model_name: name of the model.
+        model_yaml_config_file: a YAML file in `model_dir`, or a path to one.
+    """
+
+    def __init__(
+        self,
+        model_pt_file: str | None = "model.pt",
+        model_dir: str = "",
+        model_file: str | None = "model.py",
+        gpu_id: int | str | None = "0",
+        model_name: str = "mnist",
+        model_yaml_config_file: str | None = None,
+    ) -> None:
+        model: dict[str, Any] = {"modelName": model_name}
+        if model_pt_file:
+            model["serializedFile"] = model_pt_file
+        if model_file:
+            model["modelFile"] = model_file
+        config: dict[str, Any] = {}
+        if model_yaml_config_file is not None:
+            config = get_yaml_config(str(Path(model_dir) / model_yaml_config_file))
+        super().__init__(
+            model_name=model_name,
+            model_dir=model_dir,
+            manifest={"model": model},
+            batch_size=1,
+            gpu=None if gpu_id is None else int(gpu_id),
+            metrics=MetricsStore({0: ""}, model_name),
+            model_yaml_config=config,
+        )
+        self.explain = False
+
+    def get_request_header(self, idx: int, key: str) -> Any:
+        """The header `explain` follows the attribute `explain`; others are those of the processors."""
+        if key == "explain":
+            return str(self.explain)
+        return super().get_request_header(idx, key)

@@ -1,0 +1,1 @@
+"""The import paths of TorchServe, for handlers written for it. On sys.path only inside a model worker."""

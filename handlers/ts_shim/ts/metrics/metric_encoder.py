@@ -1,0 +1,5 @@
+"""JSON of metrics."""
+
+from wsgi_ts.handlers.metrics_store import MetricEncoder
+
+__all__ = ["MetricEncoder"]

@@ -1,0 +1,1 @@
+"""The oldest handler classes."""

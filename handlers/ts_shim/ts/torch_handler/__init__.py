@@ -1,0 +1,1 @@
+"""Handlers that models may name or derive from."""

@@ -1,0 +1,5 @@
+"""The TorchServe release whose interfaces these are."""
+
+from wsgi_ts import TORCHSERVE_VERSION as __version__
+
+__all__ = ["__version__"]

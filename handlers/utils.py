@@ -1,0 +1,197 @@
+"""Helpers that TorchServe offers to handlers: label mappings, class look-up, an exception with a status."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import logging
+import os
+import re
+import time
+import warnings
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, TypeVar, cast
+
+import yaml
+
+logger = logging.getLogger(__name__)
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+#: Tag soup and other leftovers in scraped text.
+CLEANUP_REGEX = re.compile("<.*?>|&([a-z0-9]+|#[0-9]{1,6}|#x[0-9a-f]{1,6});")
+
+
+class PredictionException(Exception):
+    """Raised by a handler to answer the whole batch with a message and status of its own.
+
+    Args:
+        message: text of the answer's `message` field.
+        error_code: HTTP status.
+    """
+
+    def __init__(self, message: str, error_code: int = 500) -> None:
+        super().__init__(message)
+        self.message = message
+        self.error_code = error_code
+
+    def __str__(self) -> str:
+        return f"{self.message} : {self.error_code}"
+
+
+class PT2Backend(str, Enum):
+    """The torch.compile backends that a model may name."""
+
+    EAGER = "eager"
+    AOT_EAGER = "aot_eager"
+    INDUCTOR = "inductor"
+    NVFUSER = "nvfuser"
+    AOT_NVFUSER = "aot_nvfuser"
+    AOT_CUDAGRAPHS = "aot_cudagraphs"
+    OFI = "ofi"
+    FX2TRT = "fx2trt"
+    ONNXRT = "onnxrt"
+    IPEX = "ipex"
+    TORCHXLA_TRACE_ONCE = "torchxla_trace_once"
+    OPENVINO = "openvino"
+    TENSORRT = "tensorrt"
+    HPU_BACKEND = "hpu_backend"
+
+
+def check_valid_pt2_backend(backend: str) -> bool:
+    """Whether torch.compile may be called with this backend; warns where not."""
+    if backend in {member.value for member in PT2Backend}:
+        return True
+    logger.warning("%s is not a supported backend", backend)
+    return False
+
+
+def load_label_mapping(mapping_file_path: str) -> dict[str, str] | None:
+    """Reads `index_to_name.json`: class index -> label.
+
+    Args:
+        mapping_file_path: a JSON object of labels, or of lists whose last element is the label, or
+            `{"object_type_names": [label, …]}`.
+
+    Returns:
+        The mapping, None where the file is missing.
+
+    Raises:
+        ValueError: the file has another form.
+    """
+    if not os.path.isfile(mapping_file_path):
+        logger.warning("%s is missing. Inference output will not include class name.", mapping_file_path)
+        return None
+    with open(mapping_file_path, encoding="utf-8") as file:
+        mapping = json.load(file)
+    if not isinstance(mapping, dict):
+        raise ValueError('index->name JSON mapping should be in "class": "label" format.')
+    names = mapping.get("object_type_names")
+    if isinstance(names, list):
+        return {str(index): name for index, name in enumerate(names)}
+    labels = {}
+    for index, value in mapping.items():
+        label = value[-1] if isinstance(value, list) and value else value
+        if not isinstance(label, str):
+            raise ValueError("labels in index->name mapping must be either str or List[str]")
+        labels[index] = label
+    return labels
+
+
+def map_class_to_label(
+    probs: list[list[float]],
+    mapping: dict[str, str] | None = None,
+    lbl_classes: list[list[int]] | None = None,
+) -> list[dict[str, float]]:
+    """Turns rows of probabilities into one dict label -> probability per row.
+
+    Args:
+        probs: the probabilities, one list per row.
+        mapping: class index -> label; without it the index itself is the label.
+        lbl_classes: the class index of each probability; 0, 1, 2, … without it.
+
+    Raises:
+        TypeError: `probs` is not a list, or `mapping` not a dict.
+    """
+    if not isinstance(probs, list):
+        raise TypeError("Convert classes to list before doing mapping")
+    if mapping is not None and not isinstance(mapping, dict):
+        raise TypeError("Mapping must be a dict")
+    rows = []
+    for position, row in enumerate(probs):
+        classes = range(len(row)) if lbl_classes is None else lbl_classes[position]
+        labels = [str(index) if mapping is None else mapping[str(index)] for index in classes]
+        rows.append(dict(zip(labels, row, strict=False)))
+    return rows
+
+
+def get_yaml_config(yaml_file_path: str) -> dict[str, Any]:
+    """The content of a YAML file."""
+    with open(yaml_file_path, encoding="utf-8") as file:
+        config: dict[str, Any] = yaml.safe_load(file)
+    return config
+
+
+def import_class(class_name: str, module_prefix: str | None = None) -> Any:
+    """Imports a class by its dotted name.
+
+    Args:
+        class_name: "module.Class", or "Class" where the prefix names the module.
+        module_prefix: put before the module's name.
+
+    Raises:
+        ImportError: no module is named, or it has no such class.
+    """
+    module_name, _, name = class_name.rpartition(".")
+    full_name = ".".join(part for part in (module_prefix, module_name) if part)
+    if not full_name:
+        raise ImportError(f'"{class_name}" names no module: write it as "module.{class_name}".')
+    module = importlib.import_module(full_name)
+    if not hasattr(module, name):
+        raise ImportError(f'The module "{full_name}" has no class "{name}".')
+    return getattr(module, name)
+
+
+def deprecated(version: str, replacement: str = "") -> Callable[[_Function], _Function]:
+    """Marks a function that will go away: a call warns.
+
+    Args:
+        version: the version in which it goes.
+        replacement: what to use instead.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def warn(*args: Any, **kwargs: Any) -> Any:
+            text = f"{function.__name__} is deprecated and will be removed in version {version}."
+            if replacement:
+                text += f" Use {replacement} instead."
+            warnings.warn(text, DeprecationWarning, stacklevel=2)
+            return function(*args, **kwargs)
+
+        return cast(_Function, warn)
+
+    return decorate
+
+
+def timed(function: _Function) -> _Function:
+    """Measures a method as `ts_handler_{method}` (ms) if the model's YAML says `handler: {profile: true}`.
+
+    The method's object needs the `context` it was initialised with.
+    """
+
+    @functools.wraps(function)
+    def measure(self: Any, *args: Any, **kwargs: Any) -> Any:
+        context = getattr(self, "context", None)
+        config = getattr(context, "model_yaml_config", None) or {}
+        if context is None or not (config.get("handler") or {}).get("profile", False):
+            return function(self, *args, **kwargs)
+        started_at = time.perf_counter()
+        result = function(self, *args, **kwargs)
+        elapsed_ms = (time.perf_counter() - started_at) * 1000
+        context.metrics.add_time(f"ts_handler_{function.__name__}", round(elapsed_ms, 2), unit="ms")
+        return result
+
+    return cast(_Function, measure)

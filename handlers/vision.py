@@ -1,0 +1,86 @@
+"""The handler to derive from for images: from base64 text, image files or number lists to one tensor."""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import io
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+
+from wsgi_ts.handlers.base import BaseHandler
+from wsgi_ts.handlers.context import Context
+
+
+def import_extra(module: str, purpose: str) -> Any:
+    """Imports a package that only some handlers need.
+
+    Args:
+        module: its import name.
+        purpose: who needs it, for the message.
+
+    Raises:
+        ImportError: it is not installed, or cannot be imported; the message says what to install.
+    """
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        package = {"PIL": "pillow"}.get(module.partition(".")[0], module.partition(".")[0])
+        raise ImportError(
+            f"{purpose} needs the package {package}, which cannot be imported here ({error}): "
+            f"install it beside torch in the environment of the model workers."
+        ) from error
+
+
+class VisionHandler(BaseHandler, ABC):
+    """Base of the image handlers. A derived class defines `image_processing`, from PIL image to tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._attribution: Any = None
+
+    @abstractmethod
+    def image_processing(self, image: Any) -> torch.Tensor:
+        """Turns one PIL image into the model's input tensor."""
+
+    def initialize(self, context: Context) -> None:
+        """Loads the model; lifts Pillow's limit for huge images where the server says so.
+
+        Raises:
+            ImportError: Pillow is missing.
+        """
+        super().initialize(context)
+        if not context.system_properties.get("limit_max_image_pixels", True):
+            import_extra("PIL.Image", type(self).__name__).MAX_IMAGE_PIXELS = None
+
+    def preprocess(self, data: list[dict[str, Any]]) -> torch.Tensor:
+        """Stacks the images of a batch: `data` or `body` as base64 text, an image file, or numbers."""
+        return torch.stack([self._image(row) for row in data]).to(self.device)
+
+    def _image(self, row: dict[str, Any]) -> torch.Tensor:
+        image = row.get("data")
+        if image is None:
+            image = row.get("body")
+        if isinstance(image, str):
+            image = base64.b64decode(image)
+        if isinstance(image, (bytes, bytearray)):
+            opened = import_extra("PIL.Image", type(self).__name__).open(io.BytesIO(image))
+            return self.image_processing(opened)
+        return torch.FloatTensor(image)
+
+    def get_insights(self, tensor_data: torch.Tensor, _: Any, target: Any = 0) -> Any:
+        """Integrated gradients of a prediction, as nested lists of the images' shape.
+
+        Args:
+            tensor_data: what `preprocess` returned.
+            target: the class to explain.
+
+        Raises:
+            ImportError: captum is missing.
+        """
+        if self._attribution is None:
+            captum = import_extra("captum.attr", "An explanation")
+            self._attribution = captum.IntegratedGradients(self.model)
+        return self._attribution.attribute(tensor_data, target=target, n_steps=15).tolist()

@@ -1,0 +1,37 @@
+"""Waiting for something to become true: poll with a limit, never a bare sleep."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+POLL_S = 0.02
+
+
+def eventually(predicate: Callable[[], T], *, within: float, what: str = "") -> T:
+    """Calls `predicate` until it returns something true, and returns that.
+
+    Args:
+        predicate: what to wait for; an AssertionError it raises counts as "not yet".
+        within: the limit in seconds.
+        what: names the condition in the failure.
+
+    Raises:
+        AssertionError: the limit passed; its cause is the predicate's last own AssertionError.
+    """
+    deadline = time.monotonic() + within
+    while True:
+        failure: AssertionError | None = None
+        try:
+            value = predicate()
+            if value:
+                return value
+        except AssertionError as error:
+            failure = error
+        if time.monotonic() >= deadline:
+            name = what or getattr(predicate, "__name__", "the condition")
+            raise AssertionError(f"{name}: not within {within} s") from failure
+        time.sleep(POLL_S)

@@ -1,0 +1,105 @@
+"""What the machine says of a server under test: its processes by role, and its names in /dev/shm."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+#: Every process of a server under test carries this variable in its environment.
+MARKER = "WSGI_TS_TEST"
+SHM = Path("/dev/shm")
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One process of the server: its id, its parent's, and what it runs."""
+
+    pid: int
+    parent: int
+    role: str
+    command: str
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Sends it a signal; a process that is gone already is fine."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs (a zombie does not)."""
+        try:
+            return psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+
+def marked(marker: str) -> list[psutil.Process]:
+    """The live processes whose environment carries the marker's value."""
+    wanted = f"{MARKER}={marker}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if wanted not in (entry / "environ").read_bytes().split(b"\0"):
+                continue
+            process = psutil.Process(int(entry.name))
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except (OSError, psutil.NoSuchProcess):
+            continue
+    return found
+
+
+def server_processes(marker: str) -> list[Member]:
+    """The processes of one server, each with its role.
+
+    Roles: launcher, supervisor, inference-arbiter, web-worker, management-arbiter, management-worker,
+    batcher, template, model-worker, other (children of those).
+    """
+    rows: dict[int, tuple[int, str]] = {}
+    for process in marked(marker):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            rows[process.pid] = (process.ppid(), " ".join(process.cmdline()))
+    roles: dict[int, str] = {}
+
+    def role(pid: int) -> str:
+        if pid not in rows:
+            return "outside"
+        if pid not in roles:
+            parent, command = rows[pid]
+            roles[pid] = _role(command, role(parent))
+        return roles[pid]
+
+    return [Member(pid, parent, role(pid), command) for pid, (parent, command) in sorted(rows.items())]
+
+
+#: The role of a child whose command line does not tell it from its parent's.
+_CHILD_ROLES = {
+    "inference-arbiter": "web-worker",
+    "management-arbiter": "management-worker",
+    "batcher": "template",
+    "template": "model-worker",
+}
+
+
+def _role(command: str, parent: str) -> str:
+    if parent in _CHILD_ROLES:
+        return _CHILD_ROLES[parent]
+    if parent in ("outside", "launcher"):
+        return "launcher" if "wsgi_ts.cli" in command else "supervisor"
+    if parent == "supervisor":
+        if "batcher" in command:
+            return "batcher"
+        return "inference-arbiter" if "inference" in command else "management-arbiter"
+    return "other"
+
+
+def shared_memory(prefix: str) -> list[str]:
+    """The names in /dev/shm (semaphores included) that belong to an instance."""
+    return sorted(name for name in os.listdir(SHM) if name.startswith((prefix, f"sem.{prefix}")))

@@ -1,0 +1,301 @@
+"""The hand-over of slots between web worker, batcher loop and model worker, all three in one process.
+
+The test plays the model worker by hand, so that it can stop, or die, between any two steps. Numbers in the names are
+those of the rules in batcher/README.md.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from wsgi_ts.batcher import layout
+from wsgi_ts.batcher.board import Board, batcher_bell_name
+from wsgi_ts.batcher.client import SlotClient
+from wsgi_ts.batcher.doorbell import Doorbell
+from wsgi_ts.batcher.layout import MailWord, SegmentLayout, SlotState
+from wsgi_ts.batcher.loop import BatcherLoop
+from wsgi_ts.batcher.mailbox import BatcherMailbox, WorkerMailbox, mailbox_name
+from wsgi_ts.batcher.segment import Segment
+from wsgi_ts.batcher.shared_memory import unlink_prefix
+from wsgi_ts.messages import ModelSpec
+
+HEAD = b"POST /predictions/m HTTP/1.1\r\n\r\n"
+REQUEST_ID = b"00000000-0000-4000-8000-000000000000"
+MODEL = 5
+WORKER = 9000
+
+
+class Bench:
+    """One segment, one batcher loop, and mailboxes whose worker side the test plays."""
+
+    def __init__(self, prefix: str, **spec: Any) -> None:
+        self.prefix = prefix
+        self.spec = ModelSpec(
+            **{
+                "index": MODEL,
+                "name": "m",
+                "version": "1.0",
+                "model_dir": "/",
+                "handler": "h",
+                "manifest": None,
+                "batch_policy": "none",
+                **spec,
+            }
+        )
+        self.board = Board.create(prefix)
+        Doorbell.create(batcher_bell_name(prefix, 0))
+        self.segment = Segment.create(prefix, 1, SegmentLayout(16, 1, 100_000, 100_000))
+        self.client = SlotClient(self.segment, self.board, 1, warm_bytes=50_000)
+        self.notices: list[tuple[Any, ...]] = []
+        self.loop = self.new_loop()
+        self.loop.command("load_model", self.spec)
+        self.turn()
+
+    def new_loop(self) -> BatcherLoop:
+        loop = BatcherLoop(self.board, 0, self.notices.append)
+        loop.command("attach_segment", self.prefix, 1)
+        return loop
+
+    def turn(self) -> None:
+        while self.loop.turn():
+            pass
+
+    def add_worker(self, worker_id: int = WORKER) -> tuple[BatcherMailbox, WorkerMailbox]:
+        name = mailbox_name(self.prefix, 0, worker_id, 1)
+        ours = BatcherMailbox(name, max(1, self.spec.batch_size))
+        self.loop.command("worker_ready", worker_id, 1, MODEL, ours)
+        self.turn()
+        return ours, WorkerMailbox(name)
+
+    def submit(self, body: bytes = b"x") -> int:
+        slot = self.client.take()
+        assert slot is not None
+        self.client.submit(
+            slot, MODEL, 0, REQUEST_ID, HEAD, b"", b"", body, len(body), 0, 1, layout.NOT_RETURNING
+        )
+        self.client.publish()
+        self.turn()
+        return slot
+
+    def state(self, slot: int) -> int:
+        return self.client.state(slot)
+
+    def begin(self, worker: WorkerMailbox, number: int) -> list[int]:
+        """The model worker takes a batch and calls the handler."""
+        entries = worker.begin(number, 1)
+        assert entries is not None
+        slots = [entry & 0xFFFFFFFF for entry in entries]
+        for slot in slots:
+            self.segment.states[slot] = self.segment.states[slot] & ~0xFF | SlotState.RUNNING
+        return slots
+
+    def finish(self, worker: WorkerMailbox, number: int, slots: list[int]) -> None:
+        for slot in slots:
+            self.segment.fail(slot, 418, "answered")
+        worker.finish(number, 1000)
+        self.turn()
+
+    def status(self, slot: int) -> int:
+        return self.client.answer(slot).status
+
+
+@pytest.fixture
+def prefix() -> Iterator[str]:
+    name = f"wsgi-ts-{uuid.uuid4().hex}"
+    yield name
+    unlink_prefix(name)
+
+
+@pytest.fixture
+def bench(prefix: str) -> Bench:
+    return Bench(prefix)
+
+
+def test_a_request_goes_through_all_states(bench: Bench) -> None:
+    _, worker = bench.add_worker()
+    slot = bench.submit()
+    assert bench.state(slot) == SlotState.CLAIMED
+    slots = bench.begin(worker, 1)
+    assert slots == [slot]
+    bench.finish(worker, 1, slots)
+    assert bench.client.answered() == [slot]
+    assert bench.status(slot) == 418
+    bench.client.release(slot)
+    assert bench.state(slot) == SlotState.FREE
+    assert bench.client.in_flight == 0
+
+
+def test_jobs_wait_for_the_first_worker(bench: Bench) -> None:
+    slots = [bench.submit() for _ in range(3)]
+    assert [bench.state(slot) for slot in slots] == [SlotState.CLAIMED] * 3
+    _, worker = bench.add_worker()
+    assert bench.begin(worker, 1) == slots[:1]
+
+
+def test_a_full_queue_refuses_at_once(prefix: str) -> None:
+    bench = Bench(prefix, job_queue_size=2)
+    slots = [bench.submit() for _ in range(3)]
+    assert bench.state(slots[2]) == SlotState.FAILED
+    assert bench.status(slots[2]) == 503
+    assert bench.state(slots[0]) == SlotState.CLAIMED
+
+
+def test_rule_3_what_a_dead_worker_had_begun_fails_and_the_rest_is_queued_again(prefix: str) -> None:
+    bench = Bench(prefix, batch_size=2)
+    ours, worker = bench.add_worker()
+    begun = bench.submit()
+    waiting = bench.submit()
+    assert bench.begin(worker, 1) == [begun]
+    bench.loop.command("worker_gone", WORKER, 1, False, ours)
+    bench.turn()
+    assert bench.state(begun) == SlotState.FAILED
+    assert bench.status(begun) == 500
+    assert bench.state(waiting) == SlotState.CLAIMED
+    _, successor = bench.add_worker(9001)
+    assert bench.begin(successor, 1) == [waiting]
+
+
+def test_rule_3_a_worker_killed_between_taking_and_running_loses_nothing(bench: Bench) -> None:
+    ours, worker = bench.add_worker()
+    slot = bench.submit()
+    assert worker.begin(1, 1) is not None  # it dies here: the handler was not called
+    bench.loop.command("worker_gone", WORKER, 1, False, ours)
+    bench.turn()
+    _, successor = bench.add_worker(9001)
+    assert bench.begin(successor, 1) == [slot]
+
+
+def test_a_worker_out_of_memory_is_answered_507(bench: Bench) -> None:
+    ours, worker = bench.add_worker()
+    slot = bench.submit()
+    bench.begin(worker, 1)
+    bench.loop.command("worker_gone", WORKER, 1, True, ours)
+    bench.turn()
+    assert bench.status(slot) == 507
+
+
+def test_rule_5_a_stale_ring_entry_is_ignored(bench: Bench) -> None:
+    slot = bench.client.take()
+    assert slot is not None
+    ring = bench.client._rings[0]
+    ring.push(slot, MODEL, 77, 0)  # a generation that the slot never had
+    ring.publish()
+    bench.turn()
+    assert bench.state(slot) == SlotState.WRITING
+
+
+def test_a_cancelled_request_is_never_given_to_a_worker(bench: Bench) -> None:
+    slot = bench.submit()
+    bench.client.cancel(slot)
+    kept = bench.submit()
+    _, worker = bench.add_worker()
+    assert bench.begin(worker, 1) == [kept]
+    assert bench.status(slot) == 499
+
+
+def test_rule_10_a_revoked_batch_is_skipped_and_queued_again(prefix: str) -> None:
+    bench = Bench(prefix)
+    ours, worker = bench.add_worker()
+    first = bench.submit()
+    assert bench.begin(worker, 1) == [first]
+    number = ours.post([1 << 32 | 3])
+    assert ours.revoke(number)
+    assert worker.begin(number, 1) is None
+
+
+def test_rule_10_a_batch_that_was_begun_cannot_be_taken_back(bench: Bench) -> None:
+    ours, worker = bench.add_worker()
+    bench.submit()
+    bench.begin(worker, 1)
+    assert not ours.revoke(1)
+
+
+def test_the_next_batcher_finds_what_the_last_one_left(bench: Bench) -> None:
+    ours, worker = bench.add_worker()
+    running = bench.submit()
+    claimed = bench.submit()
+    bench.begin(worker, 1)
+    del ours
+    ready = bench.client.take()
+    assert ready is not None
+    bench.client.submit(ready, MODEL, 0, REQUEST_ID, HEAD, b"", b"", b"x", 1, 0, 1, layout.NOT_RETURNING)
+    bench.client.publish()  # the batcher is killed before it sees this one
+    bench.loop = bench.new_loop()
+    bench.turn()
+    bench.loop.command("load_model", bench.spec)
+    bench.turn()
+    assert bench.state(running) == SlotState.FAILED
+    assert bench.status(running) == 500
+    _, successor = bench.add_worker(9001)
+    assert bench.begin(successor, 1) == [claimed]
+    bench.finish(successor, 1, [claimed])
+    assert bench.begin(successor, 2) == [ready]
+
+
+def test_a_retired_segment_is_let_go_when_nothing_runs_into_it(bench: Bench) -> None:
+    _, worker = bench.add_worker()
+    slots = [bench.submit(), bench.submit()]
+    bench.begin(worker, 1)
+    bench.loop.command("retire_segment", 1)
+    bench.turn()
+    assert ("segment_retired", 1) not in bench.notices
+    bench.finish(worker, 1, slots[:1])
+    assert ("segment_retired", 1) in bench.notices
+    assert worker.posted() == 1  # the queued one was dropped
+
+
+def test_an_unloaded_model_answers_what_is_queued(bench: Bench) -> None:
+    slot = bench.submit()
+    bench.loop.command("unload_model", MODEL)
+    bench.turn()
+    assert bench.status(slot) == 503
+    assert ("model_unloaded", MODEL) in bench.notices
+
+
+def test_a_released_worker_finishes_its_batch(bench: Bench) -> None:
+    _, worker = bench.add_worker()
+    slot = bench.submit()
+    bench.begin(worker, 1)
+    bench.loop.command("release_worker", WORKER, 1)
+    bench.turn()
+    assert not worker.stopping
+    bench.finish(worker, 1, [slot])
+    assert worker.stopping
+    assert ("worker_released", WORKER, 1) in bench.notices
+
+
+def test_a_worker_over_its_response_timeout_is_reported_once(prefix: str) -> None:
+    bench = Bench(prefix, response_timeout_s=0.0)
+    _, worker = bench.add_worker()
+    bench.submit()
+    bench.begin(worker, 1)
+    worker.words[MailWord.START_NS] = 1
+    bench.loop._next_tick = 0.0
+    bench.loop.turn()
+    bench.loop._next_tick = 0.0
+    bench.loop.turn()
+    assert bench.notices.count(("kill_worker", WORKER, 1)) == 1
+
+
+def test_large_bodies_give_their_pages_back_beyond_the_warm_budget(bench: Bench) -> None:
+    _, worker = bench.add_worker()
+    body = bytes(range(256)) * 390
+    slot = bench.submit(body)
+    start = bench.segment.layout.request_payload(slot) + layout.HEAD_ROOM
+    assert bytes(bench.segment.buffer[start : start + len(body)]) == body
+    bench.finish(worker, 1, bench.begin(worker, 1))
+    bench.client.release(slot)
+    assert bytes(bench.segment.buffer[start : start + 16]) == bytes(16)
+
+
+def test_the_ring_goes_round(bench: Bench) -> None:
+    _, worker = bench.add_worker()
+    for number in range(1, 100):
+        slot = bench.submit(b"%d" % number)
+        bench.finish(worker, number, bench.begin(worker, number))
+        bench.client.release(slot)
+    assert bench.client.in_flight == 0

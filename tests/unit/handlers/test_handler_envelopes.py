@@ -1,0 +1,100 @@
+"""Envelopes unwrap what their protocol sends, and wrap up what the handler returns."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from wsgi_ts.handlers.context import Context
+from wsgi_ts.handlers.envelopes import BaseEnvelope, BodyEnvelope, JSONEnvelope, KServeEnvelope, KServev2Envelope
+from wsgi_ts.handlers.utils import PredictionException
+
+
+def make_context(**headers: str) -> Context:
+    manifest = {"model": {"modelName": "mn", "modelVersion": "2.0"}}
+    context = Context("m", "/dir", manifest, 4, None)
+    context._begin_batch({0: "rid"}, [headers])
+    return context
+
+
+def echo(data: Any, context: Any) -> Any:
+    return data
+
+
+def test_the_body_envelope_unwraps_rows() -> None:
+    envelope = BodyEnvelope(echo)
+    assert envelope.handle([{"data": 1, "body": 2}, {"body": b"x"}], make_context()) == [1, b"x"]
+    assert envelope.handle(None, make_context()) is None
+
+
+def test_the_json_envelope_joins_the_instances_and_splits_the_predictions() -> None:
+    seen: list[Any] = []
+
+    def handle(data: Any, context: Any) -> Any:
+        seen.extend(data)
+        return ["a", b"b", 3]
+
+    encoded = base64.b64encode(b"\xff\x00").decode()
+    rows = [
+        {"body": {"instances": [{"b64": encoded}, {"x": {"b64": encoded}, "y": [1]}]}},
+        {"data": json.dumps({"instances": [5]}).encode()},
+    ]
+    answers = JSONEnvelope(handle).handle(rows, make_context())
+    assert seen == [b"\xff\x00", {"x": b"\xff\x00", "y": [1]}, 5]
+    assert [json.loads(answer) for answer in answers] == [{"predictions": ["a", "b"]}, {"predictions": [3]}]
+
+
+@pytest.mark.parametrize(("explain", "key"), [("False", "predictions"), ("True", "explanations")])
+def test_kserve_v1(explain: str, key: str) -> None:
+    row = {"body": bytearray(b'{"instances": [1, 2]}')}
+    assert KServeEnvelope(echo).handle([row], make_context(explain=explain)) == [{key: [1, 2]}]
+
+
+def test_kserve_v2() -> None:
+    body = {
+        "id": "mine",
+        "inputs": [
+            {"name": "a", "datatype": "BYTES", "shape": [1], "data": ["text"]},
+            {"name": "b", "datatype": "INT64", "shape": [2, 2], "data": [1, 2, 3, 4]},
+            {"name": "c", "datatype": "FP32", "shape": [2], "data": [0.5, 1]},
+        ],
+    }
+    (answer,) = KServev2Envelope(echo).handle([{"body": body}], make_context())
+    assert answer == {
+        "id": "mine",
+        "model_name": "mn",
+        "model_version": "2.0",
+        "outputs": [
+            {"name": "predict-0", "shape": [1], "datatype": "BYTES", "data": ["text"]},
+            {"name": "predict-1", "shape": [4], "datatype": "INT64", "data": [1, 2, 3, 4]},
+            {"name": "predict-2", "shape": [2], "datatype": "FP64", "data": [0.5, 1.0]},
+        ],
+    }
+    del body["id"]
+    assert KServev2Envelope(echo).handle([{"body": body}], make_context())[0]["id"] == "rid"
+
+
+@pytest.mark.parametrize(
+    ("envelope", "body"),
+    [
+        (JSONEnvelope, b"not json"),
+        (JSONEnvelope, b"[1]"),
+        (JSONEnvelope, {"instances": 1}),
+        (JSONEnvelope, {"instances": [{"b64": "?"}]}),
+        (JSONEnvelope, {"instances": [{"b64": 5}]}),
+        (KServeEnvelope, {}),
+        (KServeEnvelope, b"[" * 100_000),
+        (KServev2Envelope, {"inputs": [1]}),
+        (KServev2Envelope, {"inputs": [{"datatype": "INT8", "shape": [1], "data": [1000]}]}),
+        (KServev2Envelope, {"inputs": [{"datatype": "NOSUCH", "shape": [1], "data": [1]}]}),
+        (KServev2Envelope, {"inputs": [{"datatype": "INT8", "shape": [3], "data": [1]}]}),
+        (KServev2Envelope, {"inputs": [{"datatype": "BYTES", "shape": [0], "data": []}]}),
+    ],
+)
+def test_bodies_of_another_form_are_answered_400(envelope: type[BaseEnvelope], body: Any) -> None:
+    with pytest.raises(PredictionException) as failure:
+        envelope(echo).handle([{"body": body}], make_context())
+    assert failure.value.error_code == 400

@@ -1,0 +1,86 @@
+"""The image handlers, with made-up models: what goes into the model, and what is made of its output."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from wsgi_ts.handlers.image import ImageClassifier, ImageSegmenter, ObjectDetector
+from wsgi_ts.handlers.testing import MockContext
+
+HANDLERS = [ImageClassifier, ImageSegmenter, ObjectDetector]
+
+
+def ready(handler: Any, model: Any = None) -> Any:
+    handler.device = torch.device("cpu")
+    handler.model = model
+    return handler
+
+
+def test_number_lists_are_stacked() -> None:
+    tensor = ready(ImageClassifier()).preprocess([{"data": [[1, 2]]}, {"body": [[3.5, 4]]}])
+    assert tensor.tolist() == [[[1.0, 2.0]], [[3.5, 4.0]]]
+
+
+@pytest.mark.parametrize("handler_class", HANDLERS)
+@pytest.mark.parametrize("image", [b"not an image", bytearray(b"x"), "bm90IGFuIGltYWdl"])
+def test_without_the_image_packages_the_error_says_what_to_install(
+    handler_class: Any, image: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match=rf"{handler_class.__name__} needs the package pillow.*install it"):
+        ready(handler_class()).preprocess([{"body": image}])
+
+
+@pytest.mark.parametrize("handler_class", HANDLERS)
+def test_without_torchvision_the_error_says_so(handler_class: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(ImportError, match=rf"{handler_class.__name__} needs the package torchvision"):
+        ready(handler_class()).image_processing(None)
+
+
+def test_the_classifier_answers_with_its_likeliest_classes() -> None:
+    handler = ready(ImageClassifier())
+    handler.mapping = {"0": "cat", "1": "dog", "2": "cow"}
+    handler.set_max_result_classes(2)
+    assert handler.get_max_result_classes() == 2
+    (answer,) = handler.postprocess(torch.tensor([[1.0, 3.0, 2.0]]))
+    assert list(answer) == ["dog", "cow"]
+    assert answer["dog"] == pytest.approx(0.6652, abs=1e-4)
+    handler.set_max_result_classes(10)
+    assert len(handler.postprocess(torch.tensor([[1.0, 3.0, 2.0]]))[0]) == 3
+
+
+def test_the_classifier_serves_a_batch() -> None:
+    handler = ready(ImageClassifier(), torch.nn.Flatten())
+    answers = handler.handle([{"data": [[0.0], [9.0]]}, {"data": [[9.0], [0.0]]}], MockContext())
+    assert [next(iter(answer)) for answer in answers] == ["1", "0"]
+
+
+def test_the_segmenter_answers_with_class_and_probability_per_pixel() -> None:
+    output = torch.zeros(1, 3, 2, 2)
+    output[0, 2, 0, 1] = 100
+    (answer,) = ready(ImageSegmenter()).postprocess({"out": output})
+    assert answer[0][1] == [2.0, 1.0]
+    assert answer[1][0] == pytest.approx([0.0, 1 / 3])
+
+
+def test_the_detector_answers_with_the_likely_objects() -> None:
+    found = {
+        "boxes": torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]),
+        "labels": torch.tensor([1, 0]),
+        "scores": torch.tensor([0.75, 0.25]),
+    }
+    handler = ready(ObjectDetector())
+    assert handler.postprocess([found]) == [[{"1": [1.0, 2.0, 3.0, 4.0], "score": 0.75}]]
+    handler.mapping = {"0": "cat", "1": "dog"}
+    assert handler.postprocess([found])[0][0]["dog"] == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_explanations_need_captum(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "captum", None)
+    with pytest.raises(ImportError, match="An explanation needs the package captum"):
+        ready(ImageClassifier()).get_insights(torch.zeros(1), None, 0)

@@ -1,0 +1,116 @@
+"""What the forked workers of test_template.py run in place of a handler; `spec.handler` names the behaviour."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from wsgi_ts.channel import Channel
+from wsgi_ts.messages import ModelSpec
+
+SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
+
+
+def run(
+    spec: ModelSpec,
+    worker_id: int,
+    start_count: int,
+    gpu_id: int | None,
+    prefix: str,
+    batcher_index: int,
+    threads: int,
+    status_fd: int,
+) -> int:
+    if spec.handler == "rubbish":
+        os.write(status_fd, b"\x00\x00\x00\x02[]")
+        time.sleep(600)
+    status = Channel(socket.socket(fileno=status_fd))
+    facts = {
+        "arguments": [worker_id, start_count, gpu_id, prefix, batcher_index, threads],
+        "cwd": os.getcwd(),
+        "fds": sorted(int(name) for name in os.listdir("/proc/self/fd"))[:-1],
+        "session": os.getsid(0),
+        "threads": threading.active_count(),
+        "stdin": sys.stdin.read(),
+        "sigterm_is_default": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+        "numpy_random": _random(),
+        "executable": sys.executable,
+    }
+    status.send({"event": "loaded", "status": 200, "message": json.dumps(facts), "load_ms": 7})
+    behaviour = spec.handler
+    if behaviour == "print":
+        _print_all_kinds()
+    elif behaviour == "flood":
+        for _ in range(200):
+            os.write(1, b"x" * 99 + b"\n" + b"y" * 65436)
+        print("end of flood")
+    elif behaviour == "raise":
+        raise RuntimeError("on purpose")
+    elif behaviour == "leave":
+        sys.exit(3)
+    elif behaviour == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    elif behaviour == "descendants":
+        _leave_descendants()
+    if behaviour in ("wait", "descendants"):
+        time.sleep(600)
+    return 0
+
+
+def _random() -> float:
+    numpy = sys.modules.get("numpy")
+    return 0.0 if numpy is None else float(numpy.random.random())
+
+
+def _print_all_kinds() -> None:
+    print("plain line äö")
+    print("to stderr", file=sys.stderr)
+    os.write(1, b"bytes \xff\x00 and \x1b[31m\n")
+    os.write(1, b"z" * 20000 + b"\n")
+    os.write(1, b"[METRICS]HandlerTime.Milliseconds:1.5|#ModelName:probe,Level:Model|#type:GAUGE|#hostname:h,17,r-1\n")
+    os.write(1, b"[METRICS]nonsense\n")
+    os.write(1, b"no line end")
+
+
+def _leave_descendants() -> None:
+    """A child in the session, one in a session of its own, and a daemon (forked twice, without exec)."""
+    pids = [subprocess.Popen(SLEEPER).pid, subprocess.Popen(SLEEPER, start_new_session=True).pid]
+    read_end, write_end = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        daemon = os.fork()
+        if daemon == 0:
+            time.sleep(600)
+        os.write(write_end, str(daemon).encode())
+        os._exit(0)
+    pids.append(int(os.read(read_end, 20)))
+    Path("pids.json").write_text(json.dumps(pids))
+
+
+def main() -> int:
+    """The same in an interpreter of its own: takes the arguments that a model worker's `main` takes."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--spec-json", required=True)
+    parser.add_argument("--gpu-id", type=int)
+    parser.add_argument("--prefix", required=True)
+    for name in ("--worker-id", "--start-count", "--batcher-index", "--threads", "--status-fd"):
+        parser.add_argument(name, type=int, required=True)
+    args = parser.parse_args()
+    return run(
+        ModelSpec.from_dict(json.loads(args.spec_json)),
+        args.worker_id,
+        args.start_count,
+        args.gpu_id,
+        args.prefix,
+        args.batcher_index,
+        args.threads,
+        args.status_fd,
+    )

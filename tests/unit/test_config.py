@@ -1,0 +1,666 @@
+"""The settings table, config.properties with all its sources, and model-config.yaml."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from wsgi_ts.address import Address, parse_address
+from wsgi_ts.config import Config, ConfigError, all_settings, env_variable, property_settings, shm_needed
+from wsgi_ts.config_sources import CommandLine, load_config
+from wsgi_ts.model_config import ModelYaml, RegisterArguments, effective_settings, parse_model_yaml
+from wsgi_ts.properties import PropertiesError, parse_properties, substitute_variables
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with a model store."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "store").mkdir()
+    return tmp_path
+
+
+def load(
+    content: str | bytes = "", environ: dict[str, str] | None = None, *, store: bool = True, **flags: Any
+) -> Config:
+    """Loads a config.properties of this content in the current directory."""
+    data = content.encode() if isinstance(content, str) else content
+    if store:
+        data += b"\nmodel_store=store\n"
+    Path("config.properties").write_bytes(data)
+    return load_config(CommandLine(**flags), environ or {})
+
+
+def failure(content: str | bytes = "", environ: dict[str, str] | None = None, **flags: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(content, environ, **flags)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- Java properties ---
+
+
+def pairs(text: str | bytes) -> list[tuple[str, str]]:
+    data = text.encode() if isinstance(text, str) else text
+    return [(entry.key, entry.value) for entry in parse_properties(data)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a=b", [("a", "b")]),
+        ("  a \t=\f  b c  ", [("a", "b c  ")]),
+        ("a:b\nc d\ne", [("a", "b"), ("c", "d"), ("e", "")]),
+        ("a = = b", [("a", "= b")]),
+        ("# x=1\n! y=2\n\n \t\n z=3", [("z", "3")]),
+        ("a=1\\\n   2\\\n\t3\nb=4", [("a", "123"), ("b", "4")]),
+        ("a=1\\\\\nb=2", [("a", "1\\"), ("b", "2")]),
+        ("# comment \\\nb=2", [("b", "2")]),
+        ("a=1\\\n# no comment", [("a", "1# no comment")]),
+        ("a=end\\", [("a", "end")]),
+        ("a\\ b\\=\\:=c\\:\\=", [("a b=:", "c:=")]),
+        ("a=\\t\\n\\r\\f\\q\\u00e9\\u20AC", [("a", "\t\n\r\fqé€")]),
+        ("a=\\uD83D\\uDE00", [("a", "\U0001f600")]),
+        ("\ufeffa=b\r\nc=d\re=f", [("a", "b"), ("c", "d"), ("e", "f")]),
+        ("a=1\\\r\n  2\r\n", [("a", "12")]),
+        ("=x", [("", "x")]),
+        ("unter=größe", [("unter", "größe")]),
+        ("", []),
+    ],
+)
+def test_properties_syntax(text: str, expected: list[tuple[str, str]]) -> None:
+    assert pairs(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("data", "line", "reason"),
+    [
+        (b"a=1\nb=\xff\xfe", 2, "not UTF-8"),
+        (b"a=1\nb=2\nc=\0", 3, "NUL byte"),
+        (b"a=1\nb=\\u12", 2, "malformed"),
+        (b"a=\\uD83Dx", 1, "surrogate"),
+    ],
+)
+def test_properties_errors_name_the_line(data: bytes, line: int, reason: str) -> None:
+    with pytest.raises(PropertiesError, match=reason) as caught:
+        parse_properties(data)
+    assert caught.value.line == line
+
+
+def test_properties_line_is_where_the_key_begins() -> None:
+    assert [entry.line for entry in parse_properties(b"# c\na=1\\\n2\\\n3\nb=4\r\n\r\nc=5")] == [2, 5, 7]
+
+
+def java_escape(text: str, *, key: bool) -> str:
+    """As java.util.Properties.store writes it."""
+    out = []
+    for index, char in enumerate(text):
+        if char in "\t\n\r\f":
+            out.append({"\t": "\\t", "\n": "\\n", "\r": "\\r", "\f": "\\f"}[char])
+        elif char in "\\=:#!" or (char == " " and (key or index == 0)):
+            out.append("\\" + char)
+        elif " " <= char <= "~":
+            out.append(char)
+        else:
+            units = char.encode("utf-16-be")
+            out += [f"\\u{units[i : i + 2].hex().upper()}" for i in range(0, len(units), 2)]
+    return "".join(out)
+
+
+@given(st.lists(st.tuples(st.text(min_size=1), st.text())))
+def test_properties_read_back_what_java_writes(entries: list[tuple[str, str]]) -> None:
+    text = "".join(f"{java_escape(k, key=True)}={java_escape(v, key=False)}\n" for k, v in entries)
+    assert pairs(text) == entries
+
+
+@given(st.binary())
+def test_properties_any_bytes_are_read_or_refused(data: bytes) -> None:
+    try:
+        parse_properties(data)
+    except PropertiesError as error:
+        assert 1 <= error.line <= data.count(b"\n") + data.count(b"\r") + 1
+
+
+def test_properties_long_lines() -> None:
+    assert pairs("a=" + "x" * 2**20) == [("a", "x" * 2**20)]
+    assert pairs("\\" * 2**20 + "=1") == [("\\" * 2**19, "1")]
+    assert pairs("k" * 2**20) == [("k" * 2**20, "")]
+
+
+def test_substitution() -> None:
+    assert substitute_variables("a$$X$$b$$X$$", {"X": "1"}) == "a1b1"
+    assert substitute_variables("$X $$", {}) == "$X $$"
+    with pytest.raises(ValueError, match="Invalid Environment Variable NOPE"):
+        substitute_variables("$$NOPE$$", {})
+
+
+# --- addresses ---
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("http://127.0.0.1:8080", Address("http", "127.0.0.1", 8080)),
+        ("HTTPS://Example.org:1", Address("https", "Example.org", 1)),
+        ("http://h", Address("http", "h", 80)),
+        ("https://h", Address("https", "h", 443)),
+        ("http://h:65534", Address("http", "h", 65534)),
+        ("http://[::1]:80", Address("http", "::1", 80)),
+        ("unix:/tmp/a b.sock", Address("unix", path="/tmp/a b.sock")),
+    ],
+)
+def test_addresses(text: str, expected: Address) -> None:
+    assert parse_address(text) == expected
+    assert parse_address(str(expected)) == expected
+
+
+@pytest.mark.parametrize("text", ["http://h:65535", "http://h:99999999999999999999"])
+def test_ports_too_large(text: str) -> None:
+    with pytest.raises(ValueError, match=f"Invalid port number: {text}"):
+        parse_address(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "127.0.0.1:8080",
+        "ftp://h",
+        "http://",
+        "http://h:",
+        "http://h:x",
+        "http://h:1/",
+        "unix:rel",
+        "http://a b",
+    ],
+)
+def test_malformed_addresses(text: str) -> None:
+    with pytest.raises(ValueError, match="Invalid binding address: "):
+        parse_address(text)
+
+
+# --- the table ---
+
+
+def test_every_setting_survives_json() -> None:
+    assert Config.from_json(Config().to_json()) == Config()
+
+
+def test_json_of_all_kinds(place: Path) -> None:
+    config = load(
+        'inference_address=unix:/tmp/i.sock\nnumber_of_gpu=1\nmodels={"m": {"1.0": {"minWorkers": 2}}}\n'
+        "load_models=a.mar,b=c.mar\nallowed_urls=file://.*,https://x/.*\ntoken_expiration_min=0.25\nio_ratio=3\n"
+    )
+    assert Config.from_json(config.to_json()) == config
+    assert config.load_models == ((None, "a.mar"), ("b", "c.mar"))
+    assert config.allowed_urls == ("file://.*", "https://x/.*")
+    assert config.token_expiration_min == 0.25
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"nope": 1}', '{"inference_address": "x"}'])
+def test_json_that_is_no_configuration(text: str) -> None:
+    with pytest.raises(ConfigError, match="configuration: "):
+        Config.from_json(text)
+
+
+def test_defaults_are_torchserve_s() -> None:
+    config = Config()
+    assert str(config.inference_address) == "http://127.0.0.1:8080"
+    assert str(config.management_address) == "http://127.0.0.1:8081"
+    assert str(config.metrics_address) == "http://127.0.0.1:8082"
+    assert (config.grpc_inference_port, config.grpc_management_port) == (7070, 7071)
+    assert (config.max_request_size, config.max_response_size) == (6553500, 6553500)
+    assert (config.default_response_timeout, config.default_startup_timeout) == (120, 120)
+    assert (config.job_queue_size, config.default_workers_per_model) == (100, 0)
+    assert not config.enable_model_api
+    assert not config.disable_token_authorization
+    assert config.allowed_urls == ("file://.*", "http(s)?://.*")
+    assert config.decode_input_request and config.limit_max_image_pixels and config.enable_metrics_api
+
+
+def test_every_key_has_help_and_default_of_its_kind() -> None:
+    config = Config()
+    for name, row in all_settings():
+        assert row.help and not row.help.endswith("."), name
+        encoded = json.loads(config.to_json())[name]
+        if encoded is not None:
+            assert row.kind.decode(encoded) == getattr(config, name)
+
+
+def test_environment_names() -> None:
+    rows = property_settings()
+    names = {name: env_variable(name, row) for name, row in rows.items()}
+    assert names["job_queue_size"] == "TS_JOB_QUEUE_SIZE"
+    assert names["token_expiration_min"] == "TS_TOKEN_EXPIRATION_TIME_MIN"
+    assert names["ts_open_inference_protocol"] == "TS_OPEN_INFERENCE_PROTOCOL"
+    assert names["ts_header_key_sequence_id"] == "TS_HEADER_KEY_SEQUENCE_ID"
+    for key in (
+        "use_native_io",
+        "io_ratio",
+        "metric_time_interval",
+        "enable_envvars_config",
+        "model_snapshot",
+    ):
+        assert names[key] is None
+    for key in ("models", "system_metrics_cmd", "use_env_allowed_urls", "allowed_urls"):
+        assert names[key] is None
+
+
+def test_shared_memory_fits_docker_by_default() -> None:
+    assert shm_needed(Config()) < 64 * 2**20
+    assert shm_needed(dataclasses.replace(Config(), web_workers=200)) > 64 * 2**20
+
+
+# --- reading a file ---
+
+
+def test_docker_s_own_file(place: Path) -> None:
+    config = load(
+        "inference_address=http://0.0.0.0:8080\nmanagement_address=http://0.0.0.0:8081\n"
+        "metrics_address=http://0.0.0.0:8082\ndefault_workers_per_model=32\njob_queue_size=1000\n"
+        "workflow_store=store\n"
+    )
+    assert config.default_workers_per_model == 32
+    assert config.model_store == place / "store" == config.workflow_store
+    assert config.config_file == place / "config.properties"
+    assert config.warnings == ()
+    assert config.log_dir == config.metrics_dir == place / "logs"
+
+
+def test_without_port_each_address_has_its_own(place: Path) -> None:
+    config = load("inference_address=http://h\nmanagement_address=http://h\nmetrics_address=http://h")
+    ports = [config.inference_address.port, config.management_address.port, config.metrics_address.port]
+    assert ports == [80, 8081, 8082]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("max_request_size=abc", "config.properties:2: key max_request_size: 'abc' is not a whole number"),
+        ("max_request_size=1.5", "config.properties:2: key max_request_size: '1.5' is not a whole number"),
+        ("job_queue_size=0", "config.properties:2: key job_queue_size: 0 is not between 1 and 2147483647"),
+        ("job_queue_size=9999999999", "is not between 1 and 2147483647"),
+        ("job_queue_size=" + "9" * 5000, "is not a whole number"),
+        ("enable_model_api=yes", "key enable_model_api: 'yes' is neither true nor false"),
+        ("token_expiration_min=nan", "key token_expiration_min: nan is not a number above 0"),
+        ("inference_address=127.0.0.1:8080", "Invalid binding address: 127.0.0.1:8080"),
+        ("inference_address=http://127.0.0.1:70000", "Invalid port number: http://127.0.0.1:70000"),
+        ("models={", "key models: not valid JSON"),
+        ("models=[1]", "key models: not a JSON object"),
+        ('models={"m": 1}', "model 'm': not an object of versions"),
+        ('models={"m": {"1.0": 1}}', "model 'm', version '1.0': not an object of settings"),
+        ("blacklist_env_vars=(", "is not a regular expression"),
+        ("allowed_urls=file://.*,*", "is not a regular expression"),
+        ("batch_policy=quick", "'quick' is none of: adaptive, fixed, none"),
+        ("load_models=a=", "'a=' is not of the form name=archive"),
+        ("cors_allowed_origin=$$NOPE$$", "key cors_allowed_origin: Invalid Environment Variable NOPE"),
+        ("workflow_store=nowhere", "config.properties:2: key workflow_store: directory not found: nowhere"),
+        ("inference_address=https://127.0.0.1:8443", "does not serve https"),
+        ("metrics_address=http://127.0.0.1:8081", "management_address is the same"),
+        ("metrics_address=http://127.0.0.1:8080", "inference_address is the same"),
+    ],
+)
+def test_bad_values(place: Path, line: str, message: str) -> None:
+    assert message in failure("# comment\n" + line)
+
+
+def test_deeply_nested_json_is_refused(place: Path) -> None:
+    assert "not valid JSON" in failure("models=" + '{"a":' * 100000)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"a=\xe9", "config.properties:1: not UTF-8"),
+        (b"\n\n\0", "config.properties:3: there is a NUL byte"),
+        (b"x=" + b"y" * (17 * 2**20), "larger than"),
+    ],
+)
+def test_files_that_are_no_text(place: Path, data: bytes, message: str) -> None:
+    assert message in failure(data)
+
+
+def test_bom_crlf_and_blanks_at_the_end(place: Path) -> None:
+    config = load("\ufeffjob_queue_size=7  \r\nmodel_store=store \r\n".encode(), store=False)
+    assert config.job_queue_size == 7
+    assert config.model_store == place / "store"
+
+
+def test_empty_values_count_as_not_given(place: Path) -> None:
+    config = load("job_queue_size=\nprefer_direct_buffer=\ndefault_service_handler=\nmodels=\ncors_allowed_origin=")
+    assert config == dataclasses.replace(load(""), warnings=config.warnings)
+
+
+def test_unknown_keys_are_warned_of(place: Path) -> None:
+    config = load("max_reqest_size=5\nzzz=1\nversion=0.12.0\ntsConfigFile=x\n")
+    assert config.warnings == (
+        "config.properties:1: unknown key 'max_reqest_size' is ignored; did you mean max_request_size?",
+        "config.properties:2: unknown key 'zzz' is ignored",
+    )
+
+
+def test_a_key_given_twice(place: Path) -> None:
+    config = load("job_queue_size=1\njob_queue_size=2")
+    assert config.job_queue_size == 2
+    assert config.warnings == (
+        "config.properties:2: key job_queue_size is given again; this line counts, the one before does not",
+    )
+
+
+def test_keys_without_effect_parse_and_are_warned_of_once(place: Path) -> None:
+    config = load("io_ratio=10\nasync_logging=true\nvmargs=-Xmx4g\nipex_enable=true\ngrpc_inference_port=1")
+    assert config.io_ratio == 10
+    assert config.warnings == (
+        "no effect in this server, can be removed: io_ratio, async_logging, vmargs",
+        "not supported by this version yet, ignored: ipex_enable, grpc_inference_port",
+    )
+
+
+def test_netty_threads_become_web_workers(place: Path) -> None:
+    config = load("number_of_netty_threads=1000")
+    assert config.web_workers == 2 * (os.cpu_count() or 1)
+    assert len(config.warnings) == 1
+    assert load("number_of_netty_threads=1").web_workers == 1
+    assert load("number_of_netty_threads=1000\nweb_workers=3").web_workers == 3
+    assert load("number_of_netty_threads=0").web_workers == 2
+
+
+def test_metrics_mode(place: Path) -> None:
+    assert load("metrics_mode= Prometheus ").metrics_mode == "prometheus"
+    config = load("metrics_mode=loud")
+    assert config.metrics_mode == "log"
+    assert "'loud' is none of: log, prometheus, legacy; the default is used" in config.warnings[0]
+
+
+def test_equal_addresses(place: Path) -> None:
+    assert load("management_address=http://127.0.0.1:8080").is_combined
+    assert load("metrics_address=http://127.0.0.1:8081\nenable_metrics_api=false").metrics_address.port == 8081
+    same = "metrics_address=http://h:0\nmanagement_address=http://h:0"
+    assert load(same).metrics_address.port == 0
+    assert "is the same" in failure("metrics_address=unix:/tmp/s\nmanagement_address=unix:/tmp/s")
+
+
+def test_model_defaults(place: Path) -> None:
+    config = load(
+        'models={\\\n  "noop": {\\\n  "1.0": {"defaultVersion": true, "minWorkers": 1, "batchSize": 4,\\\n'
+        '  "maxBatchDelay": 0, "responseTimeout": -1, "maxWorkers": true, "startupTimeout": "5"}}}'
+    )
+    defaults = config.model_defaults("noop", "1.0")
+    assert (defaults.min_workers, defaults.batch_size) == (1, 4)
+    assert defaults.max_batch_delay is defaults.response_timeout is defaults.max_workers is None
+    assert defaults.startup_timeout is None
+    assert config.model_defaults("noop", "2.0") == config.model_defaults("x", "1.0")
+
+
+# --- which file, and who wins ---
+
+
+def test_search_order(place: Path) -> None:
+    for name, size in (("env.cfg", 1), ("flag.cfg", 2), ("logs/config/20240101000000000-startup.cfg", 3)):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(f"model_store=store\njob_queue_size={size}\n")
+    (place / "logs/config/20230101000000000-shutdown.cfg").write_text("job_queue_size=x")
+    (place / "logs/config/notes.cfg").write_text("job_queue_size=x")
+    assert load("job_queue_size=4", {"TS_CONFIG_FILE": "env.cfg"}, ts_config="flag.cfg").job_queue_size == 1
+    assert load("job_queue_size=4", ts_config="flag.cfg").job_queue_size == 2
+    assert load("job_queue_size=4").job_queue_size == 3
+    assert load("job_queue_size=4", {"LOG_LOCATION": "elsewhere"}).job_queue_size == 4
+    assert load("job_queue_size=4", no_config_snapshots=True).job_queue_size == 4
+    (place / "config.properties").unlink()
+    config = load_config(CommandLine(model_store="store", no_config_snapshots=True), {})
+    assert (config.job_queue_size, config.config_file) == (100, None)
+
+
+def test_snapshot_values(place: Path) -> None:
+    snapshot = '{\\n  "name"\\: "x.cfg",\\n  "modelCount"\\: 0\\n}'
+    assert load(f"model_snapshot={snapshot}").model_snapshot == {"name": "x.cfg", "modelCount": 0}
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "message"),
+    [
+        ({"ts_config": "no.cfg"}, {}, "--ts-config file not found: no.cfg"),
+        ({}, {"TS_CONFIG_FILE": "no.cfg"}, "--ts-config file not found: no.cfg"),
+        ({"log_config": "no.xml"}, {}, "--log-config file not found: no.xml"),
+        ({"cpp_log_config": "no.xml"}, {}, "--cpp-log-config file not found: no.xml"),
+        ({"model_store": "no"}, {}, "--model-store directory not found: no"),
+        ({"workflow_store": "no"}, {}, "--workflow-store directory not found: no"),
+        ({}, {"TEMP": "no"}, "Invalid temp directory: no, please check TEMP environment variable."),
+    ],
+)
+def test_launcher_errors(place: Path, flags: dict[str, str], environ: dict[str, str], message: str) -> None:
+    assert failure("", environ, **flags).startswith(message)
+
+
+def test_model_store_is_mandatory(place: Path) -> None:
+    assert failure("", store=False) == "Missing mandatory parameter --model-store"
+    assert load("", store=False, model_store="store").model_store == place / "store"
+
+
+def test_precedence(place: Path) -> None:
+    environ = {
+        "TS_ENABLE_MODEL_API": "false",
+        "TS_JOB_QUEUE_SIZE": "9",
+        "TS_TOKEN_EXPIRATION_TIME_MIN": "0.5",
+    }
+    text = "enable_model_api=false\njob_queue_size=5\n"
+    assert load(text, environ, enable_model_api=True).enable_model_api
+    config = load("enable_envvars_config=true\n" + text, environ, enable_model_api=True)
+    assert not config.enable_model_api
+    assert (config.job_queue_size, config.token_expiration_min) == (9, 0.5)
+    assert load(text, environ).job_queue_size == 5
+    assert load(text, environ | {"TS_ENABLE_ENVVARS_CONFIG": "true"}).job_queue_size == 5
+
+
+def test_error_in_a_variable_names_it(place: Path) -> None:
+    message = failure("enable_envvars_config=true", {"TS_JOB_QUEUE_SIZE": "x"})
+    assert message == "environment variable TS_JOB_QUEUE_SIZE: 'x' is not a whole number"
+
+
+def test_variables_that_always_count(place: Path) -> None:
+    assert load("", {"TS_OPEN_INFERENCE_PROTOCOL": "oip"}).ts_open_inference_protocol
+    assert load("", {"TS_MODEL_SERVER_HOME": "/opt"}).model_server_home == Path("/opt")
+    config = load("", {"LOG_LOCATION": "l", "METRICS_LOCATION": "/m", "TEMP": str(place)}, run_dir="r")
+    assert (config.log_dir, config.metrics_dir) == (place / "l", Path("/m"))
+    assert (config.temp_dir, config.run_dir) == (place, place / "r")
+    assert load("", {"TEMP": str(place)}).run_dir == place / f"wsgi-ts-{os.getuid()}"
+
+
+def test_allowed_urls_from_the_environment(place: Path) -> None:
+    environ = {"TS_ALLOWED_URLS": "https://only/.*"}
+    assert load("allowed_urls=file://.*", environ).allowed_urls == ("file://.*",)
+    assert load("enable_envvars_config=true", environ).allowed_urls == ("file://.*", "http(s)?://.*")
+    assert load("use_env_allowed_urls=true", environ).allowed_urls == ("https://only/.*",)
+
+
+def test_startup_models(place: Path) -> None:
+    for name in ("b.mar", "a.tar.gz", "c.model", "notes.txt", ".hidden.mar"):
+        (place / "store" / name).touch()
+    (place / "store" / "folder").mkdir()
+    config = load("", models=("ALL",))
+    assert config.initial_models == "ALL"
+    assert [url for _, url in config.load_models] == ["a.tar.gz", "b.mar", "c.model", "folder"]
+    flags = load("load_models=x.mar", models=("a=b.mar", "c.mar", "d=http://h/x.mar?k=v,http://h/y.mar?k=v"))
+    assert flags.load_models == (
+        ("a", "b.mar"),
+        (None, "c.mar"),
+        ("d", "http://h/x.mar?k=v"),
+        (None, "http://h/y.mar?k=v"),
+    )
+    assert load("load_models= x.mar , y.mar,").load_models == ((None, "x.mar"), (None, "y.mar"))
+    assert load("load_models=").load_models == ()
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@given(st.lists(st.tuples(st.sampled_from(sorted(property_settings())), st.text(max_size=20))))
+def test_any_values_load_or_are_refused_on_one_line(place: Path, entries: list[tuple[str, str]]) -> None:
+    text = "".join(f"{key}={java_escape(value, key=False)}\n" for key, value in entries)
+    try:
+        config = load(text)
+    except ConfigError as error:
+        assert "\n" not in str(error)
+    else:
+        assert Config.from_json(config.to_json()) == config
+
+
+# --- model-config.yaml ---
+
+
+def test_model_yaml_defaults() -> None:
+    yaml = parse_model_yaml({})
+    assert yaml == ModelYaml()
+    assert (yaml.response_timeout, yaml.startup_timeout, yaml.max_retry_timeout) == (120, 120, 300)
+
+
+def test_model_yaml_all_keys() -> None:
+    fields = {
+        "minWorkers": 1, "maxWorkers": 2, "batchSize": 4, "maxBatchDelay": 50, "responseTimeout": 7,
+        "startupTimeout": 8, "deviceType": "GPU", "deviceIds": [1, 0], "parallelType": "pp",
+        "parallelLevel": 2,
+        "torchrun": {"nproc-per-node": 4, "rdzv-backend": "static", "master-addr": "h", "master-port": 29500,
+                     "OMP_NUMBER_THREADS": 2, "monitor-interval": 1},
+        "maxRetryTimeoutInSec": 9, "clientTimeoutInMills": 100, "jobQueueSize": 3, "useJobTicket": True,
+        "sequenceBatching": True, "continuousBatching": True, "asyncCommunication": True, "useVenv": True,
+        "sequenceMaxIdleMSec": 5, "sequenceTimeoutMSec": 6, "maxSequenceJobQueueSize": 10,
+        "maxNumSequence": 11,
+        "batchPolicy": "Fixed", "weightsOnly": False, "handler": {"profile": True},
+    }  # fmt: skip
+    yaml = parse_model_yaml(fields)
+    assert yaml.warnings == ()
+    assert (yaml.min_workers, yaml.max_workers, yaml.batch_size, yaml.max_batch_delay) == (1, 2, 4, 50)
+    assert (yaml.device_type, yaml.device_ids, yaml.parallel_type, yaml.parallel_level) == (
+        "gpu",
+        (1, 0),
+        "pp",
+        4,
+    )
+    assert yaml.torchrun is not None
+    assert (yaml.torchrun.nproc_per_node, yaml.torchrun.master_port) == (4, 29500)
+    assert (yaml.torchrun.omp_number_threads, yaml.torchrun.rdzv_backend) == (2, "static")
+    assert (yaml.max_retry_timeout, yaml.client_timeout, yaml.job_queue_size) == (9, 100, 3)
+    assert yaml.use_job_ticket and yaml.sequence_batching and yaml.continuous_batching
+    assert yaml.async_communication and yaml.use_venv
+    assert (yaml.sequence_max_idle, yaml.sequence_timeout) == (5, 6)
+    assert (yaml.max_sequence_job_queue_size, yaml.max_num_sequence) == (10, 11)
+    assert (yaml.batch_policy, yaml.weights_only) == ("fixed", False)
+    assert yaml.raw["handler"] == {"profile": True}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "warning"),
+    [
+        ("minWorkers", "2", "Invalid minWorkers: 2, should be integer"),
+        ("batchSize", True, "Invalid batchSize: True, should be integer"),
+        ("maxBatchDelay", -1, "Invalid maxBatchDelay: -1, should be an integer of at least 0"),
+        ("responseTimeout", 0, "Invalid responseTimeout: 0, should be an integer of at least 1"),
+        ("useJobTicket", "true", "Invalid useJobTicket: true, should be true or false"),
+        ("deviceType", "tpu", "Invalid deviceType: tpu, should be cpu or gpu"),
+        ("deviceIds", [0, "1"], "Invalid deviceIds: [0, '1'], should be list of integers"),
+        ("deviceIds", [-1], "Invalid deviceIds: [-1], should be list of GPU numbers from 0"),
+        ("parallelType", "xx", "Invalid parallelType: xx, should be pp, tp, pptp or custom"),
+        ("torchrun", 3, "Invalid torchrun: 3, should be a section of settings"),
+        ("batchPolicy", ["a"], "Invalid batchPolicy: ['a'], should be adaptive, fixed or none"),
+        ("weightsOnly", {}, "Invalid weightsOnly: {}, should be true or false"),
+    ],
+)
+def test_model_yaml_wrong_types_keep_the_default(key: str, value: object, warning: str) -> None:
+    yaml = parse_model_yaml({key: value})
+    assert yaml.warnings == (warning,)
+    assert dataclasses.replace(yaml, raw={}, warnings=()) == ModelYaml()
+
+
+def test_model_yaml_lifts_small_numbers() -> None:
+    yaml = parse_model_yaml({"minWorkers": 0, "maxWorkers": -3, "batchSize": 0, "maxNumSequence": 0})
+    assert (yaml.min_workers, yaml.max_workers, yaml.batch_size, yaml.max_num_sequence) == (1, 0, 1, 1)
+    assert yaml.warnings == ()
+
+
+def test_parallel_level_counts_only_with_a_type() -> None:
+    assert parse_model_yaml({"parallelLevel": 4}).parallel_level == 0
+    assert parse_model_yaml({"parallelLevel": 4, "parallelType": "custom"}).parallel_level == 4
+
+
+MODELS = {"m": {"1.0": {"batchSize": 3, "maxBatchDelay": 30, "responseTimeout": 33, "startupTimeout": 34,
+                        "minWorkers": 5, "maxWorkers": 6}}}  # fmt: skip
+
+
+def test_precedence_of_batch_settings() -> None:
+    config = Config(models=MODELS)
+    yaml = parse_model_yaml({"batchSize": 2, "maxBatchDelay": 20})
+    given_ = RegisterArguments(batch_size=1, max_batch_delay=0)
+
+    def batch(yaml: ModelYaml | None, arguments: RegisterArguments, version: str) -> tuple[int, int]:
+        chosen = effective_settings(config, yaml, arguments, "m", version, cores=2)
+        return chosen.batch_size, chosen.max_batch_delay_ms
+
+    assert batch(yaml, given_, "1.0") == (1, 0)
+    assert batch(yaml, RegisterArguments(batch_size=0, max_batch_delay=-1), "1.0") == (2, 20)
+    assert batch(parse_model_yaml({}), RegisterArguments(), "1.0") == (3, 30)
+    assert batch(None, RegisterArguments(), "2.0") == (1, 100)
+
+
+def test_precedence_of_timeouts() -> None:
+    config = Config(models=MODELS, default_response_timeout=44, default_startup_timeout=45)
+    given_ = RegisterArguments(response_timeout=55, startup_timeout=0)
+
+    def times(yaml: ModelYaml | None, arguments: RegisterArguments, version: str) -> tuple[int, int]:
+        chosen = effective_settings(config, yaml, arguments, "m", version, cores=2)
+        return chosen.response_timeout_s, chosen.startup_timeout_s
+
+    assert times(parse_model_yaml({"responseTimeout": 11}), given_, "1.0") == (11, 120)
+    assert times(None, given_, "1.0") == (33, 34)
+    assert times(None, given_, "2.0") == (55, 0)
+    assert times(None, RegisterArguments(response_timeout=-1), "2.0") == (44, 45)
+
+
+def test_workers_at_registration() -> None:
+    config = Config(models=MODELS)
+
+    def workers(fields: dict[str, int] | None, initial: int | None, default: int = 0) -> tuple[int, int]:
+        yaml = None if fields is None else parse_model_yaml(fields)
+        chosen = effective_settings(
+            dataclasses.replace(config, default_workers_per_model=default),
+            yaml, RegisterArguments(initial_workers=initial), "m", "1.0", cores=8,
+        )  # fmt: skip
+        return chosen.min_workers, chosen.max_workers
+
+    assert workers({"minWorkers": 2, "maxWorkers": 3}, 7) == (2, 3)
+    assert workers({"minWorkers": 2}, 7) == (7, 7)
+    assert workers(None, None) == (0, 0)
+    assert workers(None, None, default=4) == (4, 4)
+    assert workers(None, -1, default=4) == (0, 0)
+
+
+def test_workers_at_startup() -> None:
+    def workers(config: Config, fields: dict[str, int] | None, version: str, gpus: int = 0) -> tuple[int, int]:
+        yaml = None if fields is None else parse_model_yaml(fields)
+        chosen = effective_settings(config, yaml, None, "m", version, cores=8, gpus=gpus)
+        return chosen.min_workers, chosen.max_workers
+
+    config = Config(models=MODELS)
+    assert workers(config, {"minWorkers": 2, "maxWorkers": 3}, "1.0") == (2, 3)
+    assert workers(config, None, "1.0") == (5, 6)
+    assert workers(config, None, "2.0") == (8, 8)
+    assert workers(config, None, "2.0", gpus=2) == (2, 2)
+    assert workers(dataclasses.replace(config, default_workers_per_model=3), None, "2.0", gpus=2) == (3, 3)
+    assert workers(dataclasses.replace(config, debug=True), None, "2.0") == (1, 1)
+    chosen = effective_settings(config, parse_model_yaml({"minWorkers": 3}), None, "m", "1.0", cores=1)
+    assert chosen.warnings == ("Invalid model config in mar, minWorkers:3, maxWorkers:0",)
+
+
+def test_other_settings_of_a_model() -> None:
+    config = Config(job_queue_size=10, batch_policy="none", torch_load_weights_only=False)
+    chosen = effective_settings(config, None, None, "m", "1.0", cores=1)
+    assert (chosen.job_queue_size, chosen.batch_policy, chosen.weights_only) == (10, "none", False)
+    fields = {"jobQueueSize": 5, "batchPolicy": "fixed", "weightsOnly": True, "clientTimeoutInMills": 9}
+    chosen = effective_settings(config, parse_model_yaml(fields), None, "m", "1.0", cores=1)
+    assert (chosen.job_queue_size, chosen.batch_policy, chosen.weights_only) == (5, "fixed", True)
+    assert chosen.client_timeout_ms == 9

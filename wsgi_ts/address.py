@@ -1,0 +1,64 @@
+"""Listening addresses as config.properties writes them: `http(s)://host:port` or `unix:/path`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_ADDRESS = re.compile(
+    r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[^\s:/\[\]]+)(?::(?P<port>[0-9]+))?|unix:(?P<path>/.*)",
+    re.IGNORECASE,
+)
+#: Ports from here on are refused, as TorchServe does (65535 itself included).
+_PORT_LIMIT = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where one API listens.
+
+    Attributes:
+        scheme: `http`, `https` or `unix`.
+        host: name or IP address without brackets; empty for `unix`.
+        port: TCP port; 0 lets the kernel choose and is used for `unix` too.
+        path: the socket's path for `unix`, else empty.
+    """
+
+    scheme: str
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    def __str__(self) -> str:
+        """The text that `parse_address` reads back."""
+        if self.scheme == "unix":
+            return f"unix:{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether clients speak TLS to this address."""
+        return self.scheme == "https"
+
+
+def parse_address(text: str, default_ports: tuple[int, int] = (80, 443)) -> Address:
+    """Reads an address.
+
+    Args:
+        text: for example `http://127.0.0.1:8080`.
+        default_ports: the port where the text names none, for http and for https.
+
+    Raises:
+        ValueError: with TorchServe's text, "Invalid binding address: …" or "Invalid port number: …".
+    """
+    match = _ADDRESS.fullmatch(text)
+    if match is None:
+        raise ValueError(f"Invalid binding address: {text}")
+    if match["path"] is not None:
+        return Address("unix", path=match["path"])
+    scheme = match["scheme"].lower()
+    port = default_ports[scheme == "https"] if match["port"] is None else int(match["port"][:6])
+    if port >= _PORT_LIMIT:
+        raise ValueError(f"Invalid port number: {text}")
+    return Address(scheme, host=match["host"].strip("[]"), port=port)

@@ -1,0 +1,107 @@
+"""Length-prefixed JSON over a Unix socket: how the processes of one server talk about anything but payloads.
+
+A frame is a 4-byte big-endian length and that many bytes of UTF-8 JSON (one object). Used on the supervisor's control
+socket, between supervisor and batcher, and between batcher and worker template.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from typing import Any
+
+_LENGTH = struct.Struct("!I")
+#: A frame larger than this is a broken peer, not a message.
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+
+
+class ChannelClosed(ConnectionError):
+    """The other side is gone (EOF, reset), or sent something that is not a frame."""
+
+
+class Channel:
+    """One side of a connected stream socket that carries JSON objects.
+
+    Not thread-safe for two senders or two receivers; one of each may work at the same time.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self._buffer = bytearray()
+
+    def fileno(self) -> int:
+        """The socket's descriptor, so that a selector can wait on the channel."""
+        return self.sock.fileno()
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Sends one object; blocks until the kernel has taken it.
+
+        Raises:
+            ChannelClosed: the peer is gone.
+        """
+        payload = json.dumps(message, separators=(",", ":")).encode()
+        try:
+            self.sock.sendall(_LENGTH.pack(len(payload)) + payload)
+        except OSError as error:
+            raise ChannelClosed(str(error)) from error
+
+    def receive(self) -> dict[str, Any]:
+        """Waits for one object (the socket's own time-out applies and raises TimeoutError).
+
+        Raises:
+            ChannelClosed: the peer is gone.
+        """
+        while True:
+            message = self._take()
+            if message is not None:
+                return message
+            self._fill()
+
+    def receive_ready(self) -> list[dict[str, Any]]:
+        """After the descriptor became readable: reads once and returns all complete objects, possibly none.
+
+        Raises:
+            ChannelClosed: the peer is gone and no complete object is left.
+        """
+        self._fill()
+        messages = []
+        while (message := self._take()) is not None:
+            messages.append(message)
+        return messages
+
+    def call(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Sends a request and waits for the next object, its answer."""
+        self.send(message)
+        return self.receive()
+
+    def close(self) -> None:
+        """Closes the socket; the peer sees EOF."""
+        self.sock.close()
+
+    def _fill(self) -> None:
+        try:
+            data = self.sock.recv(65536)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            raise ChannelClosed(str(error)) from error
+        if not data:
+            raise ChannelClosed("end of stream")
+        self._buffer += data
+
+    def _take(self) -> dict[str, Any] | None:
+        if len(self._buffer) < _LENGTH.size:
+            return None
+        (length,) = _LENGTH.unpack_from(self._buffer)
+        if length > MAX_FRAME_BYTES:
+            raise ChannelClosed(f"frame of {length} bytes")
+        end = _LENGTH.size + length
+        if len(self._buffer) < end:
+            return None
+        payload = bytes(self._buffer[_LENGTH.size : end])
+        del self._buffer[:end]
+        message = json.loads(payload)
+        if not isinstance(message, dict):
+            raise ChannelClosed("frame is not an object")
+        return message

@@ -1,0 +1,148 @@
+"""One client connection of the web worker: what was received, what is awaited, what is still to be sent.
+
+A `Connection` is a row in the worker's table, not a stack: the loop calls its methods when the socket or an answer is
+ready, and they never block.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from enum import IntEnum
+
+from wsgi_ts.batcher import layout
+from wsgi_ts.dataplane import Target
+from wsgi_ts.http_request import ChunkedBody, Head
+
+RECEIVE_BYTES = 65536
+#: A body above this is received straight into its slot.
+DIRECT_BODY_BYTES = 4096
+#: What a streamed answer may have unsent before its reader counts as gone.
+MAX_UNSENT_STREAM = 16 * 1024 * 1024
+#: What a client may send behind a request while that is being answered (pipelining).
+MAX_AHEAD = 65536
+
+
+class Phase(IntEnum):
+    """What a connection waits for."""
+
+    HEAD = 0  # the (rest of the) head of a request; idle when nothing of it is there
+    BODY = 1  # the rest of the body
+    ANSWER = 2  # a model worker, or a thread of the pool
+    STREAM = 3  # more chunks of a streamed answer
+    SEND = 4  # the client to take the rest of the answer
+    LINGER = 5  # the client to close, after an answer that ended the connection early
+
+
+class Connection:
+    """State of one connection (see the module's text; the web worker acts on it).
+
+    Attributes:
+        limit_at: monotonic time at which the connection is given up, by what its phase allows.
+        buffer: received and not yet used.
+        out: to be sent; bytes, or a view into a slot that is released when `release_slot` is.
+        answered_ns: when the last answer on this connection was sent, 0 before the first.
+    """
+
+    __slots__ = (
+        "answered_ns",
+        "app",
+        "arrival_ns",
+        "blocking",
+        "body",
+        "body_have",
+        "body_room",
+        "buffer",
+        "chunked",
+        "close_after",
+        "events",
+        "fd",
+        "half_closed",
+        "head",
+        "ignored",
+        "limit_at",
+        "listener",
+        "out",
+        "peer",
+        "phase",
+        "release_slot",
+        "request_id",
+        "slot",
+        "sock",
+        "stream_chunked",
+        "target",
+        "unsent",
+    )
+
+    def __init__(self, sock: socket.socket, peer: str, listener: int) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.peer = peer
+        self.listener = listener
+        self.phase = Phase.HEAD
+        self.limit_at = 0.0
+        self.buffer = b""
+        self.head: Head | None = None
+        self.target: Target | None = None
+        self.request_id = ""
+        self.arrival_ns = 0
+        self.answered_ns = 0
+        self.slot = -1
+        self.release_slot = -1
+        self.body: bytearray | None = None
+        self.body_room: memoryview | None = None
+        self.body_have = 0
+        self.chunked: ChunkedBody | None = None
+        self.out: deque[memoryview | bytes] = deque()
+        self.unsent = 0
+        self.events = 0
+        self.close_after = False
+        self.half_closed = False
+        self.stream_chunked = False
+        self.ignored = 0
+
+    @property
+    def idle_us(self) -> int:
+        """Microseconds from the last answer to this request, NOT_RETURNING for the first one."""
+        if not self.answered_ns:
+            return layout.NOT_RETURNING
+        return max(0, self.arrival_ns - self.answered_ns) // 1000
+
+    def next_request(self) -> None:
+        """Forgets the answered request; the connection waits for the next head."""
+        self.phase = Phase.HEAD
+        self.head = None
+        self.target = None
+        self.slot = -1
+        self.body = None
+        self.body_room = None
+        self.chunked = None
+
+    def queue(self, data: memoryview | bytes) -> None:
+        """Adds to what is to be sent."""
+        self.out.append(data)
+        self.unsent += len(data)
+
+    def send_queued(self) -> bool:
+        """Sends what the socket takes; True when nothing is left.
+
+        Raises:
+            OSError: the client has gone.
+        """
+        out = self.out
+        while out:
+            try:
+                sent = self.sock.sendmsg(list(out)[:64]) if len(out) > 1 else self.sock.send(out[0])
+            except BlockingIOError:
+                return False
+            self.unsent -= sent
+            while sent:
+                first = out[0]
+                if sent < len(first):
+                    out[0] = memoryview(first)[sent:]
+                    break
+                sent -= len(first)
+                out.popleft()
+            while out and not len(out[0]):
+                out.popleft()
+        return True

@@ -1,0 +1,370 @@
+"""One inference, whatever the transport: find the model, admit, choose the device, read the answer.
+
+`RoutingTable` is a process's copy of what the supervisor published; `Target` is what a path means under it. The web
+worker uses them without blocking; `BlockingPlane` is the same for servers with a thread per request.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+from wsgi_ts.batcher import layout
+from wsgi_ts.batcher.board import Board
+from wsgi_ts.batcher.client import SlotAnswer, SlotClient
+from wsgi_ts.batcher.doorbell import Doorbell
+from wsgi_ts.batcher.layout import ModelWord, RequestFlag, SegmentLayout, SlotState
+from wsgi_ts.batcher.segment import Segment
+from wsgi_ts.batcher.shared_memory import SharedMemoryFull, free_bytes
+from wsgi_ts.config import Config
+from wsgi_ts.controlplane import ControlPlane
+from wsgi_ts.errors import (
+    BadRequest,
+    InternalServerError,
+    ModelNotFound,
+    ModelVersionNotFound,
+    OutOfResources,
+    RequestTimeout,
+    ResourceNotFound,
+    ServerError,
+    ServiceUnavailable,
+)
+
+log = logging.getLogger(__name__)
+
+ROUTES_FILE = "routes.json"
+_REMEMBERED_TARGETS = 1024
+_MOST_WARM_BYTES = 256 * 1024 * 1024
+_CLIENT_GONE = 499
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the path of a prediction means: the model version, and what the handler is told of the path.
+
+    `error` is set where the request is to be refused; the other fields are then without meaning.
+    """
+
+    model_name: str
+    version: str | None
+    model: int = -1
+    batchers: tuple[int, ...] = ()
+    url_path: bytes = b""
+    flags: int = 0
+    error: ServerError | None = None
+
+
+def prediction_parts(path: str, query: str) -> tuple[str, str | None, str, int] | None:
+    """Reads a path as one of the prediction routes (TorchServe contract §3.2).
+
+    Returns:
+        Model name, version or None, the rest of the path, RequestFlag bits; None when it is no such route. A model
+        name of "" means that the request should have named one.
+
+    Raises:
+        ResourceNotFound: a prediction route without a model.
+    """
+    parts = path.split("/")[1:]
+    while parts and not parts[-1]:
+        parts.pop()
+    if not parts:
+        return None
+    first = parts[0]
+    if first in ("predictions", "explanations"):
+        if len(parts) == 1:
+            raise ResourceNotFound()
+        flags = RequestFlag.EXPLAIN if first == "explanations" else 0
+        return parts[1], parts[2] if len(parts) > 2 else None, "/".join(parts[3:]), flags
+    if first == "invocations" and len(parts) == 1:
+        names = parse_qs(query).get("model_name", [""])
+        return names[0], None, "", RequestFlag.QUERY_ROW
+    if first == "models" and len(parts) == 3 and parts[2] == "invoke":
+        return parts[1], None, "", RequestFlag.QUERY_ROW
+    if first == "v1" and len(parts) == 3 and parts[1] == "models":
+        name, _, verb = parts[2].rpartition(":")
+        if verb in ("predict", "explain") and name:
+            return name, None, "", RequestFlag.EXPLAIN if verb == "explain" else 0
+    elif first == "v2" and len(parts) == 4 and parts[1] == "models" and parts[3] in ("infer", "explain"):
+        return parts[2], None, "", RequestFlag.EXPLAIN if parts[3] == "explain" else 0
+    elif parts[-1] == "predict" and len(parts) in (2, 3):
+        return first, parts[1] if len(parts) == 3 else None, "", RequestFlag.QUERY_ROW
+    return None
+
+
+class RoutingTable:
+    """What the supervisor has published, read again whenever the board's epoch moves."""
+
+    def __init__(self, run_dir: Path, board: Board) -> None:
+        self._path = run_dir / ROUTES_FILE
+        self._board = board
+        self._epoch = -1
+        self._models: dict[str, Any] = {}
+        self._targets: dict[tuple[str, str], Target | None] = {}
+        self.healthy = True
+        self.draining = False
+
+    def refresh(self) -> None:
+        """Reads the published file again if there is a newer one (one load of a shared word if not)."""
+        epoch = self._board.epoch
+        if epoch == self._epoch:
+            return
+        try:
+            table = json.loads(self._path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return
+        self._epoch = epoch
+        self._models = table["models"]
+        self.healthy = bool(table["healthy"])
+        self.draining = bool(table["draining"])
+        self._targets.clear()
+
+    def target(self, path: str, query: str) -> Target | None:
+        """What a path means; None when it is not a prediction route. Call `refresh` first."""
+        key = (path, query if path.startswith("/invocations") else "")
+        try:
+            return self._targets[key]
+        except KeyError:
+            target = self._resolve(path, query)
+            if len(self._targets) < _REMEMBERED_TARGETS:
+                self._targets[key] = target
+            return target
+
+    def _resolve(self, path: str, query: str) -> Target | None:
+        try:
+            parts = prediction_parts(path, query)
+        except ServerError as error:
+            return Target("", None, error=error)
+        if parts is None:
+            return None
+        name, version, rest, flags = parts
+        name = _as_text(name)
+        if not name:
+            if len(self._models) != 1:
+                return Target("", None, error=BadRequest("Parameter model_name is required."))
+            (name,) = self._models
+        model = self._models.get(name)
+        if model is None:
+            return Target(name, version, error=ModelNotFound.named(name))
+        wanted = model["default"] if version is None else _as_text(version)
+        entry = model["versions"].get(wanted)
+        if entry is None:
+            return Target(name, version, error=ModelVersionNotFound.named(name, wanted))
+        batchers = tuple(int(index) for index, workers in entry["batchers"].items() if workers > 0)
+        if not batchers:
+            return Target(name, version, error=ServiceUnavailable.no_worker(name, version))
+        return Target(name, version, entry["index"], batchers, rest.encode("latin-1"), flags)
+
+
+def _as_text(part: str) -> str:
+    """A path segment as text: WSGI hands it on as latin-1 of UTF-8 bytes."""
+    return part.encode("latin-1").decode("utf-8", "replace")
+
+
+class RequestIds:
+    """UUIDs for requests, made by counting: version-4 form, 74 random bits for the process, 48 counted ones."""
+
+    def __init__(self) -> None:
+        self._prefix = str(uuid.uuid4())[:24]
+        self._next = int.from_bytes(os.urandom(5), "big")
+
+    def new(self) -> str:
+        """A request id that no other process or request has."""
+        self._next += 1
+        return f"{self._prefix}{self._next & 0xFFFFFFFFFFFF:012x}"
+
+
+class Ticket:
+    """A finished (or streaming, or refused) request, as the WSGI app gets it in `wsgi_ts.ticket`.
+
+    Exactly one of `error` and `status` counts. `body` is bytes or a view into the slot; `stream` is set instead for a
+    streamed answer.
+    """
+
+    __slots__ = ("body", "error", "headers", "phrase", "status", "stream")
+
+    def __init__(self, error: ServerError | None = None) -> None:
+        self.error = error
+        self.status = 200
+        self.phrase = ""
+        self.headers: list[tuple[str, str]] = []
+        self.body: bytes | memoryview = b""
+        self.stream: Iterator[bytes] | None = None
+
+
+def ticket_of(answer: SlotAnswer, target: Target) -> Ticket:
+    """The ticket for an answer that lies in a slot."""
+    if answer.error:
+        return Ticket(_error_of(answer, target))
+    ticket = Ticket()
+    ticket.status = answer.status
+    ticket.phrase = answer.phrase
+    ticket.headers = answer.headers
+    ticket.body = answer.body
+    return ticket
+
+
+def _error_of(answer: SlotAnswer, target: Target) -> ServerError:
+    text = str(answer.body, "utf-8", "replace")
+    if answer.status == ServiceUnavailable.http_status and not text:
+        return ServiceUnavailable.no_worker(target.model_name, target.version)
+    if answer.status == RequestTimeout.http_status:
+        return RequestTimeout(text)
+    if answer.status == BadRequest.http_status:
+        return BadRequest(text)
+    return InternalServerError(text, status=answer.status)
+
+
+def segment_layout(config: Config, batchers: int) -> SegmentLayout:
+    """The layout of a web worker's segment under a configuration."""
+    slots = 1 << (config.slots_per_worker - 1).bit_length()
+    return SegmentLayout(slots, batchers, config.max_request_size, config.max_response_size)
+
+
+def warm_bytes(config: Config) -> int:
+    """How much reserved memory the free slots of one web worker may keep for the next large body."""
+    if config.shm_warm_bytes:
+        return config.shm_warm_bytes // max(1, config.web_workers)
+    return min(_MOST_WARM_BYTES, free_bytes() // 8)
+
+
+class DataPlane:
+    """What one process needs to submit requests: board, routing table, and a segment of its own."""
+
+    def __init__(self, config: Config, run_dir: Path, prefix: str) -> None:
+        self.config = config
+        self.board = Board.attach(prefix)
+        self.routes = RoutingTable(run_dir, self.board)
+        self.ids = RequestIds()
+        control = ControlPlane(run_dir)
+        reply = control.call("new_segment", pid=os.getpid())
+        index = reply["index"]
+        batchers = reply["batchers"]
+        self.segment = Segment.create(prefix, index, segment_layout(config, batchers))
+        self.bell: Doorbell = self.segment.bell(prefix)
+        self.client = SlotClient(self.segment, self.board, batchers, warm_bytes(config))
+        self.web_row = self.board.web_row(index)
+        control.call("segment_ready", index=index)
+        control.close()
+        self.routes.refresh()
+
+    def choose(self, target: Target) -> int:
+        """The batcher for a request: the one with the fewest outstanding requests per ready worker."""
+        batchers = target.batchers
+        if len(batchers) == 1:
+            return batchers[0]
+        words = self.board.words
+        best, best_load = batchers[0], float("inf")
+        for batcher in batchers:
+            row = self.board.model_row(batcher, target.model)
+            load = (words[row + ModelWord.OUTSTANDING] + 1) / max(words[row + ModelWord.READY_WORKERS], 1e-3)
+            if load < best_load:
+                best, best_load = batcher, load
+        return best
+
+
+class BlockingPlane:
+    """The data plane for WSGI servers with a thread per request (gunicorn's gthread).
+
+    One thread waits on the segment's doorbell and wakes the threads whose requests are answered.
+    """
+
+    def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
+        self._lock = threading.Lock()
+        self._waiting: dict[int, threading.Event] = {}
+        threading.Thread(target=self._watch, name="doorbell", daemon=True).start()
+
+    def predict(self, target: Target, request_id: str, head: bytes, content_type: bytes, body: bytes) -> Ticket:
+        """Submits a request and waits for its answer; errors come back in the ticket."""
+        if target.error is not None:
+            return Ticket(target.error)
+        plane = self._plane
+        client = plane.client
+        event = threading.Event()
+        with self._lock:
+            slot = client.take()
+            if slot is None:
+                return Ticket(ServiceUnavailable.no_worker(target.model_name, target.version))
+            self._waiting[slot] = event
+            try:
+                client.submit(
+                    slot,
+                    target.model,
+                    plane.choose(target),
+                    request_id.encode(),
+                    head,
+                    target.url_path,
+                    content_type,
+                    body,
+                    len(body),
+                    target.flags,
+                    time.monotonic_ns(),
+                    layout.NOT_RETURNING,
+                )
+            except SharedMemoryFull as full:
+                del self._waiting[slot]
+                client.abandon(slot)
+                log.error("%s", full)
+                return Ticket(OutOfResources("Not enough shared memory for the request"))
+            client.publish()
+        event.wait()
+        with self._lock:
+            answer = client.answer(slot)
+        if answer.streamed:
+            ticket = Ticket()
+            ticket.status, ticket.phrase, ticket.headers = answer.status, answer.phrase, answer.headers
+            ticket.stream = self._stream(slot)
+            return ticket
+        ticket = ticket_of(answer, target)
+        ticket.body = bytes(ticket.body)
+        with self._lock:
+            del self._waiting[slot]
+            client.release(slot)
+        return ticket
+
+    def _stream(self, slot: int) -> Iterator[bytes]:
+        client = self._plane.client
+        event = self._waiting[slot]
+        finished = False
+        try:
+            while not finished:
+                with self._lock:
+                    event.clear()
+                    state = client.state(slot)
+                    chunks = client.read_stream(slot)
+                finished = state != SlotState.STREAMING
+                yield from (chunk for chunk in chunks if chunk)
+                if not finished:
+                    event.wait(1.0)
+            if state == SlotState.FAILED:
+                raise ConnectionError("the handler failed while it streamed its answer")
+        finally:
+            if not finished:
+                client.cancel(slot)
+                while client.state(slot) == SlotState.STREAMING:
+                    with self._lock:
+                        client.read_stream(slot)
+                    time.sleep(0.01)
+            with self._lock:
+                self._waiting.pop(slot, None)
+                client.release(slot)
+
+    def _watch(self) -> None:
+        bell, client = self._plane.bell, self._plane.client
+        while True:
+            bell.fall_asleep()
+            bell.sleep(1.0)
+            self._plane.routes.refresh()
+            for slot in client.answered():
+                event = self._waiting.get(slot)
+                if event is not None:
+                    event.set()

@@ -1,0 +1,182 @@
+"""Every error a client can see: HTTP status, TorchServe's type name and text (contract section 3.7).
+
+Raised anywhere, turned into a response only in `wsgi_ts.rest` (and `wsgi_ts.rpc`). The message is shown to the client:
+it never carries a path, a traceback or the name of a shared-memory object.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class ServerError(Exception):
+    """An error with an HTTP status and TorchServe's exception name; the base of all errors below.
+
+    Args:
+        message: the text of the answer's `message` field.
+        status: overrides the class's HTTP status.
+        type_name: overrides the class's `type` field.
+    """
+
+    http_status: ClassVar[int] = 500
+    default_type: ClassVar[str] = "InternalServerException"
+
+    def __init__(self, message: str, *, status: int | None = None, type_name: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = self.http_status if status is None else status
+        self.type_name = self.default_type if type_name is None else type_name
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer's JSON body, in TorchServe's field order."""
+        return {"code": self.status, "type": self.type_name, "message": self.message}
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> ServerError:
+        """The same error, on the other side of the control socket."""
+        return ServerError(fields["message"], status=fields["code"], type_name=fields["type"])
+
+
+class InternalServerError(ServerError):
+    """Something failed inside the server or the handler."""
+
+
+class WorkerInitializationError(ServerError):
+    """A model worker could not be placed or started."""
+
+    default_type = "WorkerInitializationException"
+
+
+class ResourceNotFound(ServerError):
+    """No such path."""
+
+    http_status = 404
+    default_type = "ResourceNotFoundException"
+
+    def __init__(self) -> None:
+        super().__init__("Requested resource is not found, please refer to API document.")
+
+
+class MethodNotAllowed(ServerError):
+    """The path exists, but not with this method."""
+
+    http_status = 405
+    default_type = "MethodNotAllowedException"
+
+    def __init__(self) -> None:
+        super().__init__("Requested method is not allowed, please refer to API document.")
+
+
+class ModelNotFound(ServerError):
+    """No such model, or no such archive."""
+
+    http_status = 404
+    default_type = "ModelNotFoundException"
+
+    @classmethod
+    def named(cls, model_name: str) -> ModelNotFound:
+        """The error for a model name that is not registered."""
+        return cls(f"Model not found: {model_name}")
+
+
+class ModelVersionNotFound(ServerError):
+    """The model exists, but not this version of it."""
+
+    http_status = 404
+    default_type = "ModelVersionNotFoundException"
+
+    @classmethod
+    def named(cls, model_name: str, version: str) -> ModelVersionNotFound:
+        """The error for a version that is not registered."""
+        return cls(f"Model version: {version} does not exist for model: {model_name}")
+
+
+class WorkflowNotFound(ServerError):
+    """No such workflow."""
+
+    http_status = 404
+    default_type = "WorkflowNotFoundException"
+
+
+class BadRequest(ServerError):
+    """The request itself is wrong."""
+
+    http_status = 400
+    default_type = "BadRequestException"
+
+
+class InvalidModel(ServerError):
+    """The archive is not a model archive, or not a safe one."""
+
+    http_status = 400
+    default_type = "InvalidModelException"
+
+
+class ModelFailure(ServerError):
+    """A model could not be prepared (its Python packages, its environment)."""
+
+    http_status = 400
+    default_type = "ModelException"
+
+
+class DownloadFailed(ServerError):
+    """The archive could not be fetched."""
+
+    http_status = 400
+    default_type = "DownloadArchiveException"
+
+
+class InvalidModelVersion(ServerError):
+    """The version cannot be removed (it is the default one)."""
+
+    http_status = 403
+    default_type = "InvalidModelVersionException"
+
+
+class RequestTimeout(ServerError):
+    """The request's own deadline has passed."""
+
+    http_status = 408
+    default_type = "RequestTimeoutException"
+
+
+class ConflictStatus(ServerError):
+    """Already registered."""
+
+    http_status = 409
+    default_type = "ConflictStatusException"
+
+
+class PayloadTooLarge(ServerError):
+    """The body is larger than `max_request_size`: answered with an empty body, as TorchServe does."""
+
+    http_status = 413
+    default_type = "RequestEntityTooLargeException"
+
+
+class ServiceUnavailable(ServerError):
+    """No worker, or the queue is full."""
+
+    http_status = 503
+    default_type = "ServiceUnavailableException"
+
+    @classmethod
+    def no_worker(cls, model_name: str, version: str | None) -> ServiceUnavailable:
+        """TorchServe's one text for no worker, a full queue and a refused sequence (unbalanced quote included).
+
+        Args:
+            model_name: the model asked for.
+            version: the version named in the request, None where it named none.
+        """
+        versioned = "" if version is None else f' Version {version}"'
+        return cls(
+            f'Model "{model_name}"{versioned} has no worker to serve inference request. Please use scale workers API '
+            "to add workers. If this is a sequence inference, please check if it is closed, or expired; or exceeds "
+            "maxSequenceJobQueueSize"
+        )
+
+
+class OutOfResources(ServerError):
+    """Memory, /dev/shm or GPU memory is used up."""
+
+    http_status = 507

@@ -1,0 +1,236 @@
+"""HTTP/1.1 request heads: from bytes to what the server needs to know, by httptools (llhttp, strict).
+
+The body is not fed to the parser: the web worker receives it where it belongs. Chunked bodies are the exception.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import httptools
+
+#: As TorchServe (Netty): 4096 bytes of request line, 8192 bytes of headers.
+MAX_REQUEST_LINE = 4096
+MAX_HEAD = 4096 + 8192
+MAX_HEADERS = 100
+_REMEMBERED_HEADS = 256
+_LONGEST_REMEMBERED = 1024
+
+
+class BadHead(Exception):
+    """The head is not one this server accepts.
+
+    Args:
+        status: 400, 414, 417, 431 or 501.
+        message: for the client.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class Head:
+    """A parsed request head.
+
+    Attributes:
+        raw: the bytes, with the empty line.
+        method, path, query: `path` is percent-decoded, as WSGI's PATH_INFO (latin-1 of the raw bytes).
+        target: as in the request line.
+        http_1_1: False for HTTP/1.0.
+        keep_alive: the client wants to go on using the connection.
+        content_length: the body's length, 0 for none.
+        chunked: the body comes in chunks.
+        expect_continue: the client waits for "100 Continue".
+        content_type: as sent, empty for none.
+        environ: the WSGI variables that follow from the head alone; copy before use.
+    """
+
+    __slots__ = (
+        "chunked",
+        "content_length",
+        "content_type",
+        "environ",
+        "expect_continue",
+        "http_1_1",
+        "keep_alive",
+        "line",
+        "method",
+        "path",
+        "query",
+        "raw",
+        "target",
+    )
+
+    def __init__(self, raw: bytes) -> None:
+        collector = _Collector()
+        parser = httptools.HttpRequestParser(collector)
+        try:
+            parser.feed_data(raw)
+        except httptools.HttpParserUpgrade:
+            pass  # no protocol is offered to upgrade to; the request is answered as it stands
+        except httptools.HttpParserError as error:
+            raise BadHead(400, "Invalid HTTP message.") from error
+        version = parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise BadHead(400, "Invalid HTTP message.")
+        self.raw = raw
+        self.http_1_1 = version == "1.1"
+        self.method = parser.get_method().decode("latin-1")
+        self.keep_alive = parser.should_keep_alive() and not parser.should_upgrade()
+        self.target = collector.url.decode("latin-1")
+        self.line = f"{self.method} {self.target} HTTP/{version}"
+        self._read_target(collector.url)
+        self._read_headers(collector.headers)
+
+    def _read_target(self, url: bytes) -> None:
+        if url.startswith((b"http://", b"https://")):  # absolute form
+            url = b"/" + url.split(b"/", 3)[3] if url.count(b"/") > 2 else b"/"
+        path, _, query = url.partition(b"?")
+        path = path.partition(b"#")[0]
+        self.path = (unquote_to_bytes(path) if b"%" in path else path).decode("latin-1")
+        self.query = query.partition(b"#")[0].decode("latin-1")
+
+    def _read_headers(self, headers: list[tuple[bytes, bytes]]) -> None:
+        if len(headers) > MAX_HEADERS:
+            raise BadHead(431, "Too many headers.")
+        self.content_length = 0
+        self.chunked = False
+        self.expect_continue = False
+        self.content_type = b""
+        environ: dict[str, Any] = {}
+        for raw_name, raw_value in headers:
+            name = raw_name.decode("latin-1").upper().replace("-", "_")
+            value = raw_value.decode("latin-1").strip(" \t")
+            if name == "CONTENT_LENGTH":
+                self.content_length = int(value)
+                environ[name] = value
+            elif name == "CONTENT_TYPE":
+                self.content_type = raw_value.strip(b" \t")
+                environ[name] = value
+            elif name == "TRANSFER_ENCODING":
+                if value.lower() != "chunked" or not self.http_1_1 or self.chunked:
+                    raise BadHead(501, "The only transfer coding this server knows is one chunked of HTTP/1.1.")
+                self.chunked = True
+            elif name == "EXPECT":
+                if value.lower() != "100-continue":
+                    raise BadHead(417, "The only expectation this server meets is 100-continue.")
+                self.expect_continue = self.http_1_1
+            elif b"_" not in raw_name:  # a name with an underscore would pass for another header (as nginx does)
+                key = "HTTP_" + name
+                if name == "HOST" and key in environ:
+                    raise BadHead(400, "More than one Host header.")
+                environ[key] = f"{environ[key]},{value}" if key in environ else value
+        environ["REQUEST_METHOD"] = self.method
+        environ["PATH_INFO"] = self.path
+        environ["QUERY_STRING"] = self.query
+        environ["RAW_URI"] = self.target
+        environ["SERVER_PROTOCOL"] = "HTTP/1.1" if self.http_1_1 else "HTTP/1.0"
+        self.environ = environ
+
+
+class _Collector:
+    """httptools' callbacks."""
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name, value))
+
+
+@functools.lru_cache(maxsize=_REMEMBERED_HEADS)
+def _remembered(raw: bytes) -> Head:
+    return Head(raw)
+
+
+def parse_head(raw: bytes) -> Head:
+    """Parses a head that ends with its empty line. Short heads are remembered: a client's heads repeat.
+
+    Raises:
+        BadHead: with the status to answer.
+    """
+    if len(raw) <= _LONGEST_REMEMBERED:
+        return _remembered(raw)
+    if raw.find(b"\r\n") > MAX_REQUEST_LINE:
+        raise BadHead(414, "The request line is too long.")
+    if len(raw) > MAX_HEAD:
+        raise BadHead(431, "The request's headers are too large.")
+    return Head(raw)
+
+
+class ChunkedBody:
+    """Decodes a chunked body; feed it what comes behind the head.
+
+    Args:
+        head: the request's head.
+        limit: largest decoded body.
+
+    Attributes:
+        data: what was decoded so far.
+        complete: the last chunk and the trailers were read.
+        too_large: the limit was passed.
+        rest: bytes behind the body (the next request of a pipelining client).
+    """
+
+    def __init__(self, head: Head, limit: int) -> None:
+        self.data = bytearray()
+        self.complete = False
+        self.too_large = False
+        self.rest = b""
+        self._limit = limit
+        self._overhead = 0
+        # llhttp can only be told of a chunked body by a head; a minimal one of our own keeps its state machine whole.
+        self._parser = httptools.HttpRequestParser(self)
+        self._parser.feed_data(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+
+    def on_body(self, data: bytes) -> None:
+        """httptools: decoded bytes."""
+        if len(self.data) + len(data) > self._limit:
+            self.too_large = True
+        elif not self.too_large:
+            self.data += data
+
+    def on_message_complete(self) -> None:
+        """httptools: the body is complete."""
+        self.complete = True
+
+    def feed(self, data: bytes) -> None:
+        """Takes the next bytes from the socket.
+
+        Raises:
+            BadHead: they are not a chunked body, or one with more framing than content.
+        """
+        end = _end_of_chunks(data) if b"0\r\n" in data else -1
+        self._overhead += len(data)
+        if self._overhead > 2 * len(self.data) + 1_048_576:
+            raise BadHead(400, "The chunked body has more framing than content.")
+        try:
+            if end < 0:
+                self._parser.feed_data(data)
+            else:
+                self._feed_to_end(data)
+        except httptools.HttpParserError as error:
+            raise BadHead(400, "Invalid chunked body.") from error
+
+    def _feed_to_end(self, data: bytes) -> None:
+        # The parser would take pipelined bytes for the next message of its own; so the end is found byte by byte
+        # line, which is affordable: only reads that may hold the last chunk come here.
+        start = 0
+        while start < len(data) and not self.complete:
+            newline = data.find(b"\n", start)
+            stop = len(data) if newline < 0 else newline + 1
+            self._parser.feed_data(data[start:stop])
+            start = stop
+        self.rest = data[start:]
+
+
+def _end_of_chunks(data: bytes) -> int:
+    return data.find(b"0\r\n")

@@ -1,0 +1,114 @@
+"""The listening sockets: bound once by the supervisor, handed down to gunicorn by descriptor.
+
+So a gunicorn that is started again refuses nobody, and a port that is taken is an error before anything runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+from dataclasses import dataclass
+
+from wsgi_ts.address import Address
+from wsgi_ts.config import Config
+
+BACKLOG = 2048
+
+
+class BindError(Exception):
+    """An address cannot be listened on; the message names it, its key and the reason, on one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class BoundListener:
+    """A listening socket and the APIs that are served on it (several, where their addresses are equal)."""
+
+    kinds: tuple[str, ...]
+    address: Address
+    sock: socket.socket
+
+    @property
+    def argument(self) -> str:
+        """Its form on gunicorn's command line."""
+        return f"{'+'.join(self.kinds)}={self.sock.fileno()}"
+
+    def close(self) -> None:
+        """Closes this process's copy; a Unix socket loses its name."""
+        self.sock.close()
+        if self.address.scheme == "unix":
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.address.path)
+
+
+def bind_all(config: Config) -> list[BoundListener]:
+    """Binds the addresses of all APIs; inference comes first.
+
+    Raises:
+        BindError: one cannot be bound; none stays bound then.
+    """
+    wanted = {"inference": config.inference_address, "management": config.management_address}
+    if config.enable_metrics_api:
+        wanted["metrics"] = config.metrics_address
+    kinds_of: dict[Address, list[str]] = {}
+    for kind, address in wanted.items():
+        kinds_of.setdefault(address, []).append(kind)
+    bound: list[BoundListener] = []
+    with contextlib.ExitStack() as on_error:
+        for address, kinds in kinds_of.items():
+            listener = BoundListener(tuple(kinds), address, _bind(address, f"{kinds[0]}_address"))
+            on_error.callback(listener.close)
+            bound.append(listener)
+        on_error.pop_all()
+    return bound
+
+
+def _bind(address: Address, key: str) -> socket.socket:
+    if address.is_tls:
+        raise BindError(
+            f"Failed to bind to address: {address} ({key}): TLS is not supported yet; use http:// here "
+            "and end TLS in a proxy in front (nginx)"
+        )
+    try:
+        family, target = _resolve(address)
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(sock.close)
+            if family == socket.AF_UNIX:
+                _remove_stale(address.path)
+            else:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(target)
+            sock.listen(BACKLOG)
+            on_error.pop_all()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BindError(
+            f"Failed to bind to address: {address} ({key}): {reason}; stop what uses it, or change {key}"
+        ) from error
+    return sock
+
+
+def _resolve(address: Address) -> tuple[socket.AddressFamily, str | tuple[str, int]]:
+    if address.scheme == "unix":
+        return socket.AF_UNIX, address.path
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    # "localhost" may mean both; TorchServe's clients know it as 127.0.0.1.
+    found.sort(key=lambda entry: entry[0] != socket.AF_INET)
+    family, _, _, _, target = found[0]
+    return family, (str(target[0]), int(target[1]))
+
+
+def _remove_stale(path: str) -> None:
+    """Removes a Unix socket that nobody listens on; anything else stays, and bind fails."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)

@@ -1,0 +1,522 @@
+"""What can be done with models: register, scale, describe, list, set the default version, unregister.
+
+Each operation takes the arguments of the control socket and returns `{"status": HTTP status, "body": JSON}`, word
+for word what the REST API answers, or raises a ServerError. Operations on one version of a model follow each
+other; those on different ones run side by side, each on the thread of its caller.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from wsgi_ts.archive import (
+    RUNTIMES,
+    DownloadRules,
+    ModelDirectory,
+    check_handler,
+    load_model_yaml,
+    open_archive,
+    remove_downloaded_archive,
+    remove_model_directory,
+)
+from wsgi_ts.config import Config
+from wsgi_ts.errors import (
+    BadRequest,
+    ConflictStatus,
+    InternalServerError,
+    InvalidModel,
+    OutOfResources,
+    RequestTimeout,
+    ServerError,
+    ServiceUnavailable,
+    WorkerInitializationError,
+)
+from wsgi_ts.gpu.assign import Assigner, Placement, place
+from wsgi_ts.messages import ModelSpec
+from wsgi_ts.model_config import (
+    EffectiveSettings,
+    ModelYaml,
+    RegisterArguments,
+    effective_settings,
+    parse_model_yaml,
+)
+from wsgi_ts.model_description import describe_version
+from wsgi_ts.registry import ModelVersion, ModelWorker, Registry
+
+log = logging.getLogger(__name__)
+
+#: More workers of one version than this are a slip of the finger, not a wish.
+MAX_WORKERS = 1024
+MAX_BATCH_SIZE = 65536
+#: On top of the model's own startup time-out: a process's start, and the worker template's.
+_START_MARGIN_S = 240.0
+#: How long an answer waits for the batcher to know the model, so that the next request finds it.
+_ACCEPT_LIMIT_S = 2.0
+_MAX_PAGE = 100
+_OUT_OF_MEMORY = 507
+_NO_NAME = "Model name is not defined."
+#: To a batcher (its index): one message of the supervisor; never blocks.
+Send = Callable[[int, dict[str, Any]], None]
+
+
+class ModelManager:
+    """The operations on the models of one instance."""
+
+    def __init__(
+        self,
+        config: Config,
+        registry: Registry,
+        models_dir: Path,
+        *,
+        gpus: int,
+        send: Send,
+        publish: Callable[[], None],
+        queued: Callable[[ModelVersion], int],
+    ) -> None:
+        """Puts the parts together.
+
+        Args:
+            config: the configuration.
+            registry: what is registered.
+            models_dir: where archives are unpacked.
+            gpus: GPUs that models may use.
+            send: takes a message to a batcher; dropped where that batcher is being restarted (see `replay`).
+            publish: makes the registry's present state known to the data path.
+            queued: how many requests of a version wait.
+        """
+        self._config = config
+        self._registry = registry
+        self._models_dir = models_dir
+        self._gpus = gpus
+        self._assigner = Assigner(gpus)
+        self._send = send
+        self._publish = publish
+        self._queued = queued
+        self._rules = DownloadRules(config.allowed_urls)
+        self._version_locks = _KeyedLocks()
+
+    # Operations
+
+    def register(
+        self,
+        *,
+        url: str | None = None,
+        model_name: str | None = None,
+        handler: str | None = None,
+        runtime: str | None = None,
+        synchronous: bool = True,
+        at_startup: bool = False,
+        **numbers: int | None,
+    ) -> dict[str, Any]:
+        """Registers a model and starts its first workers.
+
+        Args:
+            url: the archive.
+            model_name: in place of the manifest's.
+            handler: in place of the manifest's.
+            runtime: in place of the manifest's.
+            synchronous: answer when the workers are ready; if one fails, the model is unregistered again.
+            at_startup: the configuration names this model.
+            **numbers: `batch_size`, `max_batch_delay` (ms), `initial_workers`, `response_timeout` (s),
+                `startup_timeout` (s).
+        """
+        self._refuse_while_draining()
+        if url is None:
+            raise BadRequest("Parameter url is required.")
+        _check_runtime(runtime)
+        arguments = _register_arguments(numbers)
+        directory = self._open(url, model_name, fallback_name=at_startup)
+        model: ModelVersion | None = None
+        try:
+            if handler:
+                check_handler(handler, directory.path)
+            overrides = {"handler": handler, "runtime": runtime}
+            model, wanted = self._prepare(directory, overrides, None if at_startup else arguments)
+            model.loaded_at_startup = at_startup
+            self._registry.add(model)
+        except BaseException:
+            if model is not None:
+                self._registry.free_index(model.spec.index)
+            _discard(directory)
+            raise
+        with self._version_locks.hold((model.name, model.version)):
+            return self._start_registered(model, wanted, synchronous)
+
+    def scale(
+        self,
+        *,
+        model_name: str,
+        version: str | None = None,
+        min_worker: int = 1,
+        max_worker: int | None = None,
+        synchronous: bool = False,
+    ) -> dict[str, Any]:
+        """Sets how many workers a version has.
+
+        Args:
+            model_name: the model.
+            version: the version; None for the default one.
+            min_worker: start workers until there are so many.
+            max_worker: stop workers until there are no more than so many; None for `min_worker`.
+            synchronous: answer when they are ready.
+        """
+        self._refuse_while_draining()
+        most = min_worker if max_worker is None else max_worker
+        if most < min_worker:
+            raise BadRequest("max_worker cannot be less than min_worker.")
+        _check_count("min_worker", min_worker)
+        _check_count("max_worker", most)
+        model = self._registry.get(model_name, version)
+        with self._version_locks.hold((model.name, model.version)):
+            model = self._registry.get(model.name, model.version)
+            if model.unloading:
+                raise ConflictStatus(f"Model version {model.version} of {model_name} is being unregistered")
+            least, most = _limit(model.placement, model.name, min_worker, most)
+            leaving = self._set_limits(model, least, most)
+            if not synchronous:
+                return _status(202, "Processing worker updates...")
+            self._wait_for_workers(model, version)
+            self._wait_until_left(model, leaving)
+        shown = "" if version is None else f", version: {version}"
+        return _status(200, f"Workers scaled to {min_worker} for model: {model_name}{shown}")
+
+    def describe(self, *, model_name: str, version: str | None = None) -> dict[str, Any]:
+        """Describes one version, the default one, or with `all` every one."""
+        with self._registry.changed:
+            if version == "all":
+                models = list(self._registry.versions_of(model_name).values())
+            else:
+                models = [self._registry.get(model_name, version)]
+            # Taken here, described without the lock: asking for a GPU's load takes a while.
+            found = [(model, list(model.workers.values())) for model in models]
+        body = [describe_version(model, workers, self._queued(model)) for model, workers in found]
+        return {"status": 200, "body": body}
+
+    def list_models(self, *, limit: int | None = None, next_page_token: int | None = None) -> dict[str, Any]:
+        """Lists the default versions, a page at a time."""
+        size = limit if limit is not None and 0 <= limit <= _MAX_PAGE else _MAX_PAGE
+        start = max(0, next_page_token or 0)
+        models = self._registry.default_versions()
+        body: dict[str, Any] = {}
+        if start + size <= len(models):
+            body["nextPageToken"] = str(start + size)
+        page = models[start : start + size]
+        body["models"] = [{"modelName": each.name, "modelUrl": each.directory.url} for each in page]
+        return {"status": 200, "body": body}
+
+    def set_default(self, *, model_name: str, version: str) -> dict[str, Any]:
+        """Makes a version the one that requests without a version go to."""
+        self._refuse_while_draining()
+        with self._registry.changed:
+            self._registry.set_default(model_name, version)
+            self._publish()
+        message = f'Default version successfully updated for model "{model_name}" to "{version}"'
+        return _status(200, message)
+
+    def unregister(self, *, model_name: str, version: str | None = None) -> dict[str, Any]:
+        """Takes a version off the data path, and waits until its workers are gone."""
+        self._refuse_while_draining()
+        found = self._registry.get(model_name, version)
+        with self._version_locks.hold((found.name, found.version)):
+            with self._registry.changed:
+                model = self._registry.begin_removal(found.name, found.version)
+            if not self._remove(model, self._config.unregister_model_timeout):
+                raise RequestTimeout(f"Timed out while cleaning resources: {model_name}")
+        log.info("Model %s version %s unregistered", model.name, model.version)
+        return _status(200, f'Model "{model_name}" unregistered')
+
+    def kserve_ready(self, *, model_name: str) -> dict[str, Any]:
+        """Whether a model has workers, as KServe asks it."""
+        model = self._registry.get(model_name)
+        return {"status": 200, "body": {"name": model_name, "ready": bool(model.workers)}}
+
+    # What the supervisor tells
+
+    def replay(self, batcher: int) -> list[dict[str, Any]]:
+        """The messages that tell a restarted batcher what it has to know. Call with the registry's lock held."""
+        messages = []
+        for model in self._registry.all_versions():
+            if batcher in model.loaded_in and not model.unloading:
+                messages.append(_load_message(model))
+                messages.append(_workers_message(model, batcher))
+        return messages
+
+    def model_unloaded(self, batcher: int, index: int) -> None:
+        """A batcher has nothing of a version any more."""
+        with self._registry.changed:
+            model = self._registry.by_index(index)
+            if model is not None:
+                model.loaded_in.discard(batcher)
+                self._registry.changed.notify_all()
+
+    # Registering
+
+    def _open(self, url: str, model_name: str | None, *, fallback_name: bool) -> ModelDirectory:
+        def attempt(name: str | None) -> ModelDirectory:
+            return open_archive(
+                url, self._config.model_store, self._models_dir, rules=self._rules, model_name=name or None
+            )
+
+        try:
+            return attempt(model_name)
+        except InvalidModel as error:
+            if not fallback_name or error.message != _NO_NAME:
+                raise
+        return attempt(re.sub(r"\W", "_", Path(url).name.split(".")[0]))
+
+    def _prepare(
+        self,
+        directory: ModelDirectory,
+        overrides: dict[str, str | None],
+        arguments: RegisterArguments | None,
+    ) -> tuple[ModelVersion, EffectiveSettings]:
+        manifest = directory.manifest
+        name, version = manifest.model_name, manifest.model_version
+        self._registry.check_absent(name, version)
+        runtime = overrides["runtime"] or manifest.runtime
+        if runtime == "LSP":
+            raise BadRequest("Runtime LSP is not supported by this server: it runs Python handlers only.")
+        yaml = _read_yaml(directory)
+        placement = place(
+            self._gpus,
+            yaml.device_type if yaml else None,
+            yaml.device_ids if yaml else None,
+            yaml.parallel_level if yaml else 0,
+        )
+        settings = effective_settings(
+            self._config, yaml, arguments, name, version, cores=len(os.sched_getaffinity(0)), gpus=self._gpus
+        )
+        for warning in (*(yaml.warnings if yaml else ()), *placement.warnings, *settings.warnings):
+            log.warning("%s %s: %s", name, version, warning)
+        _check_count("initial_workers", settings.min_workers)
+        least, most = _limit(placement, name, settings.min_workers, settings.max_workers)
+        settings = replace(settings, min_workers=least, max_workers=most)
+        spec = self._spec(directory, runtime, overrides["handler"], settings)
+        return ModelVersion(spec, directory, yaml, placement), settings
+
+    def _spec(
+        self, directory: ModelDirectory, runtime: str, handler: str | None, settings: EffectiveSettings
+    ) -> ModelSpec:
+        config, manifest = self._config, directory.manifest
+        model_entry = manifest.raw.get("model", {})
+        return ModelSpec(
+            index=self._registry.allocate_index(),
+            name=manifest.model_name,
+            version=manifest.model_version,
+            model_dir=str(directory.path),
+            handler=handler or manifest.handler or config.default_service_handler or "",
+            manifest=manifest.raw or None,
+            config_file=manifest.config_file,
+            runtime=runtime,
+            envelope=model_entry.get("envelope") or config.service_envelope,
+            batch_size=settings.batch_size,
+            max_batch_delay_ms=settings.max_batch_delay_ms,
+            batch_policy=settings.batch_policy,
+            response_timeout_s=settings.response_timeout_s,
+            startup_timeout_s=settings.startup_timeout_s,
+            max_retry_timeout_s=settings.max_retry_timeout_s,
+            client_timeout_ms=settings.client_timeout_ms,
+            job_queue_size=settings.job_queue_size,
+            use_job_ticket=settings.use_job_ticket,
+            decode_input_request=config.decode_input_request,
+            limit_max_image_pixels=config.limit_max_image_pixels,
+            weights_only=settings.weights_only,
+            max_response_bytes=config.max_response_size,
+            python=None if config.python == sys.executable else config.python,
+        )
+
+    def _start_registered(self, model: ModelVersion, settings: EffectiveSettings, synchronous: bool) -> dict[str, Any]:
+        named = f'Model "{model.name}" Version: {model.version} registered with'
+        log.info("Model %s version %s registered from %s", model.name, model.version, model.directory.url)
+        self._set_limits(model, settings.min_workers, settings.max_workers)
+        if settings.min_workers == 0:
+            text = f"{named} 0 initial workers. Use scale workers API to add workers for the model."
+            return _status(200, text)
+        if not synchronous:
+            return _status(202, "Processing worker updates...")
+        try:
+            self._wait_for_workers(model, model.version)
+        except ServerError:
+            model.unloading = True
+            self._remove(model, self._config.unregister_model_timeout)
+            raise
+        return _status(200, f"{named} {settings.min_workers} initial workers")
+
+    # Workers
+
+    def _set_limits(self, model: ModelVersion, least: int, most: int) -> list[int]:
+        """Starts or stops workers; returns the ids of those that were told to leave."""
+        leaving: list[int] = []
+        with self._registry.changed:
+            model.min_workers, model.max_workers = least, most
+            while len(model.workers) < least:
+                worker = self._new_worker(model)
+                model.workers[worker.worker_id] = worker
+            while len(model.workers) > most:
+                worker_id, worker = model.workers.popitem()
+                if worker.report is not None:
+                    model.leaving[worker_id] = worker
+                leaving.append(worker_id)
+            # What goes is off the data path before its batcher hears of it; what comes, when it has answered.
+            self._publish()
+            for batcher in sorted(model.loaded_in | {each.batcher for each in model.workers.values()}):
+                if batcher not in model.loaded_in:
+                    model.loaded_in.add(batcher)
+                    self._send(batcher, _load_message(model))
+                self._send(batcher, _workers_message(model, batcher))
+            self._registry.changed.wait_for(
+                lambda: self._registry.draining or {w.batcher for w in model.workers.values()} <= model.accepted_in,
+                _ACCEPT_LIMIT_S,
+            )
+        return leaving
+
+    def _new_worker(self, model: ModelVersion) -> ModelWorker:
+        gpu = self._assigner.next(model.placement, model.gpus_given)
+        model.gpus_given += 1
+        batcher = 0 if gpu is None else gpu + 1
+        return ModelWorker(self._registry.next_worker_id(), batcher, gpu, time.time_ns() // 1_000_000)
+
+    def _wait_for_workers(self, model: ModelVersion, shown_version: str | None) -> None:
+        """Waits until every worker whose first load was under way is ready.
+
+        Raises:
+            InternalServerError: one of them failed (OutOfResources: for lack of memory).
+        """
+        text = (
+            f"Failed to start workers for model {model.name} version: "
+            f"{'null' if shown_version is None else shown_version}"
+        )
+        deadline = time.monotonic() + model.spec.startup_timeout_s + _START_MARGIN_S
+        changed = self._registry.changed
+        with changed:
+            waiting = [worker for worker in model.workers.values() if worker.is_pending]
+            while pending := [worker for worker in waiting if not worker.is_ready]:
+                self._refuse_while_draining()
+                failed = [worker for worker in pending if not worker.is_pending]
+                if any(each.report and each.report.load_status == _OUT_OF_MEMORY for each in failed):
+                    # TorchServe's own type, whatever the status.
+                    raise OutOfResources(text)
+                if failed or not changed.wait(max(0.0, deadline - time.monotonic())):
+                    raise InternalServerError(text)
+
+    def _wait_until_left(self, model: ModelVersion, worker_ids: Iterable[int]) -> None:
+        ids = set(worker_ids)
+        with self._registry.changed:
+            self._registry.changed.wait_for(
+                lambda: self._registry.draining or not ids & set(model.leaving),
+                self._config.unregister_model_timeout,
+            )
+
+    def _remove(self, model: ModelVersion, limit_s: float) -> bool:
+        """Ends a version that is off the data path; False if its batchers did not let go of it in time."""
+        with self._registry.changed:
+            self._publish()
+            for batcher in sorted(model.loaded_in):
+                self._send(batcher, {"op": "unload_model", "model_index": model.spec.index})
+            gone = self._registry.changed.wait_for(lambda: not model.loaded_in, limit_s)
+            if not gone:
+                return False
+            self._registry.remove(model)
+            self._publish()
+        _discard(model.directory)
+        return True
+
+    def _refuse_while_draining(self) -> None:
+        if self._registry.draining:
+            raise ServiceUnavailable("The server is stopping.")
+
+
+class _KeyedLocks:
+    """One lock for each key that is in use."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: dict[tuple[str, str], tuple[threading.Lock, int]] = {}
+
+    @contextmanager
+    def hold(self, key: tuple[str, str]) -> Iterator[None]:
+        with self._guard:
+            lock, users = self._locks.get(key, (threading.Lock(), 0))
+            self._locks[key] = (lock, users + 1)
+        try:
+            with lock:
+                yield
+        finally:
+            with self._guard:
+                lock, users = self._locks[key]
+                if users == 1:
+                    del self._locks[key]
+                else:
+                    self._locks[key] = (lock, users - 1)
+
+
+def _status(code: int, text: str) -> dict[str, Any]:
+    return {"status": code, "body": {"status": text}}
+
+
+def _load_message(model: ModelVersion) -> dict[str, Any]:
+    return {"op": "load_model", "spec": model.spec.to_dict()}
+
+
+def _workers_message(model: ModelVersion, batcher: int) -> dict[str, Any]:
+    workers = [{"worker_id": each.worker_id, "gpu_id": each.gpu_id} for each in model.workers_in(batcher)]
+    return {"op": "set_workers", "model_index": model.spec.index, "workers": workers}
+
+
+def _register_arguments(numbers: dict[str, int | None]) -> RegisterArguments:
+    arguments = RegisterArguments(**numbers)
+    if (arguments.batch_size or 0) > MAX_BATCH_SIZE:
+        raise BadRequest(f"Parameter batch_size must not be larger than {MAX_BATCH_SIZE}.")
+    if (arguments.initial_workers or 0) > MAX_WORKERS:
+        raise BadRequest(f"Parameter initial_workers must not be larger than {MAX_WORKERS}.")
+    return arguments
+
+
+def _check_runtime(runtime: str | None) -> None:
+    if runtime is not None and runtime not in RUNTIMES:
+        raise BadRequest(f"Invalid RuntimeType value: {runtime}")
+
+
+def _check_count(key: str, count: int) -> None:
+    if not 0 <= count <= MAX_WORKERS:
+        raise BadRequest(f"Parameter {key} must be a number from 0 to {MAX_WORKERS}.")
+
+
+def _limit(placement: Placement, name: str, least: int, most: int) -> tuple[int, int]:
+    """Caps the workers of a model whose workers take several GPUs each.
+
+    Raises:
+        WorkerInitializationError: not even one fits.
+    """
+    limit = placement.worker_limit
+    if limit is None:
+        return least, most
+    if limit == 0:
+        level = placement.parallel_level
+        raise WorkerInitializationError(f"No enough gpu devices for model:{name} parallelLevel:{level}")
+    return min(least, limit), min(most, limit)
+
+
+def _read_yaml(directory: ModelDirectory) -> ModelYaml | None:
+    file = directory.manifest.config_file
+    fields = load_model_yaml(directory.path / file) if file else {}
+    return parse_model_yaml(fields) if fields else None
+
+
+def _discard(directory: ModelDirectory) -> None:
+    """Removes the files of a model that is not registered (any more), the downloaded archive included."""
+    try:
+        remove_model_directory(directory)
+        remove_downloaded_archive(directory)
+    except OSError as error:
+        log.warning("Cannot remove the unpacked archive %s: %s", directory.path, error)

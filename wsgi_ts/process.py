@@ -1,0 +1,314 @@
+"""Processes: starting a child that dies with its parent, knowing one again by pid and start time, ending it.
+
+A child is started by exec and never by a bare fork, so it inherits no lock of a thread of its parent. It ties
+its life to its parent itself: `die_with_parent()` is the first thing that the main function of a child calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+#: Names the process whose death ends the child; set by `Child`, taken by `die_with_parent`.
+PARENT_PID_VARIABLE = "WSGI_TS_PARENT_PID"
+#: Holds the instance's prefix in the environment of every process of an instance.
+INSTANCE_VARIABLE = "WSGI_TS_INSTANCE"
+#: systemd's and gunicorn's own variables: they speak to the supervisor and not to what it starts.
+_NOT_INHERITED = (
+    "NOTIFY_SOCKET",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+    "GUNICORN_CMD_ARGS",
+)
+_PR_SET_PDEATHSIG = 1
+_PROC = Path("/proc")
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """One process for as long as the machine runs: a pid alone is given to others again.
+
+    Attributes:
+        pid: its number.
+        start_time: when it was started, in clock ticks since boot.
+    """
+
+    pid: int
+    start_time: int
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessIdentity | None:
+        """The identity of a process, None where there is none (or only a zombie)."""
+        started = start_time(pid)
+        return None if started is None else cls(pid, started)
+
+    def is_alive(self) -> bool:
+        """Whether exactly this process still runs."""
+        return start_time(self.pid) == self.start_time
+
+    def kill(self) -> None:
+        """Kills it with SIGKILL if it still runs; another process that has got its pid is never touched."""
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except (ProcessLookupError, OSError):
+            return
+        try:
+            # The pidfd holds whatever has the pid now; the check comes after, so nothing changes in between.
+            if self.is_alive():
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError) as error:
+            log.warning("Cannot kill process %d: %s", self.pid, error)
+        finally:
+            os.close(pidfd)
+
+
+def start_time(pid: int) -> int | None:
+    """When a process was started, in clock ticks since boot; None where it does not run (any more)."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_bytes()
+    except OSError:
+        return None
+    # The second field is the name in brackets, which may itself hold brackets and blanks.
+    fields = text[text.rindex(b")") + 2 :].split()
+    state, started = fields[0], int(fields[19])
+    return None if state in (b"Z", b"X") else started
+
+
+def boot_id() -> str:
+    """A text that differs after each boot of the machine."""
+    try:
+        return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def resident_bytes(pid: int) -> int:
+    """Resident memory of a process in bytes, 0 where it does not run."""
+    try:
+        pages = int((_PROC / str(pid) / "statm").read_bytes().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def processes_of_instance(prefix: str) -> Iterator[ProcessIdentity]:
+    """Finds the processes of an instance: they map its shared memory, or have its mark in their environment.
+
+    Args:
+        prefix: the start of the instance's shared-memory names; random, so that nothing else has it.
+    """
+    marks = {"environ": f"{INSTANCE_VARIABLE}={prefix}", "maps": f"/dev/shm/{prefix}"}
+    return _processes_with(marks)
+
+
+def processes_mapping(prefix: str) -> Iterator[ProcessIdentity]:
+    """Finds the processes that map shared memory whose name starts with `prefix`."""
+    return _processes_with({"maps": f"/dev/shm/{prefix}"})
+
+
+def _processes_with(marks: Mapping[str, str]) -> Iterator[ProcessIdentity]:
+    """The other processes of this user that have one of the texts in that file of theirs in /proc."""
+    for entry in _PROC.iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        identity = ProcessIdentity.of(int(entry.name))
+        if identity is None:
+            continue
+        for name, mark in marks.items():
+            # Processes of other users cannot be read, and are not ours; others end while we look.
+            with contextlib.suppress(OSError):
+                if mark.encode() in (entry / name).read_bytes():
+                    yield identity
+                    break
+
+
+def wait_until_gone(processes: Sequence[ProcessIdentity], limit_s: float) -> list[ProcessIdentity]:
+    """Waits until processes have ended, at most `limit_s` seconds; returns those that have not."""
+    deadline = time.monotonic() + limit_s
+    while alive := [process for process in processes if process.is_alive()]:
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.02)
+    return alive
+
+
+def die_with_parent(parent_pid: int | None = None) -> None:
+    """Ties this process to its parent: it is killed when the parent thread that started it ends.
+
+    Call it first of all in a child's main function, or right after a fork. Ends the process if the parent is
+    gone already.
+
+    Args:
+        parent_pid: the parent; None takes it from the environment, where `Child` put it (not there:
+            started by hand, nothing happens).
+    """
+    if parent_pid is None:
+        text = os.environ.pop(PARENT_PID_VARIABLE, "")
+        if not text.isdigit():
+            return
+        parent_pid = int(text)
+    if _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent_pid:
+        os._exit(1)
+
+
+def set_process_title(title: str) -> None:
+    """Sets what ps and top show; a convenience, so nothing happens where setproctitle is not installed."""
+    with contextlib.suppress(ImportError):
+        import setproctitle
+
+        setproctitle.setproctitle(title)
+
+
+def exit_reason(returncode: int) -> str:
+    """A return code as `subprocess` counts it, in words: "exit code 3", "killed by SIGSEGV"."""
+    if returncode >= 0:
+        return f"exit code {returncode}"
+    try:
+        return f"killed by {signal.Signals(-returncode).name}"
+    except ValueError:
+        return f"killed by signal {-returncode}"
+
+
+class Child:
+    """A process that this one has started and that this one ends. Make it from the thread that lives longest.
+
+    Attributes:
+        role: for people ("batcher 0"); also in the record of the run directory.
+        pid: its number.
+        pidfd: becomes readable when it ends; closed by `close`.
+        identity: pid and start time.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        argv: Sequence[str],
+        *,
+        pass_fds: Sequence[int] = (),
+        environ: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
+        """Starts it in a session of its own (a Ctrl-C in the terminal reaches the supervisor alone).
+
+        Args:
+            role: for people.
+            argv: the command.
+            pass_fds: descriptors that it inherits, under the same numbers.
+            environ: variables that it gets in addition.
+            cwd: its directory; None for ours.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        variables = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+        variables |= dict(environ or {})
+        variables[PARENT_PID_VARIABLE] = str(os.getpid())
+        # Without it setproctitle writes the title over the environment, and with it over the instance's mark.
+        variables.setdefault("SPT_NOENV", "1")
+        self.role = role
+        self._process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            pass_fds=tuple(pass_fds),
+            env=variables,
+            cwd=cwd,
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+        self.pidfd = os.pidfd_open(self.pid)
+        # It is our child and not waited for yet, so it has an entry in /proc even if it has ended.
+        self.identity = ProcessIdentity(self.pid, start_time(self.pid) or 0)
+
+    def poll(self) -> str | None:
+        """None while it runs, then why it ended (and it is no zombie any more)."""
+        code = self._process.poll()
+        return None if code is None else exit_reason(code)
+
+    def send_signal(self, number: int) -> None:
+        """Sends a signal; nothing happens if it has ended."""
+        self._process.send_signal(number)
+
+    def wait(self, limit_s: float) -> str | None:
+        """Waits for its end at most `limit_s` seconds; returns what `poll` returns."""
+        poll = select.poll()
+        poll.register(self.pidfd, select.POLLIN)
+        deadline = time.monotonic() + limit_s
+        while self.poll() is None and (left := deadline - time.monotonic()) > 0:
+            poll.poll(left * 1000)
+        return self.poll()
+
+    def stop(self, limit_s: float, number: int = signal.SIGTERM) -> str:
+        """Ends it: a signal, at most `limit_s` seconds for it to go, then SIGKILL. Returns why it ended."""
+        self.send_signal(number)
+        reason = self.wait(limit_s)
+        if reason is None:
+            log.warning("%s (pid %d) did not stop within %g s and is killed", self.role, self.pid, limit_s)
+            self.send_signal(signal.SIGKILL)
+            reason = exit_reason(self._process.wait())
+        return reason
+
+    def close(self) -> None:
+        """Gives the pidfd back; the process has ended, or is left to `die_with_parent`."""
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+def python_command(module: str, *arguments: str) -> list[str]:
+    """The command that runs a module with this interpreter.
+
+    The current directory is not searched for modules (a `random.py` of the user's may be there), unless this very
+    package is run from its source tree.
+    """
+    in_source_tree = Path(__file__).resolve().parent.parent == Path.cwd()
+    safe = sys.version_info >= (3, 11) and not in_source_tree
+    return [sys.executable, *(["-P"] if safe else []), "-m", module, *arguments]
+
+
+class RestartBackoff:
+    """How long to wait before a child that has died is started again; never gives up.
+
+    The first deaths of a minute cost up to a second each; from the fifth on it is a loop, and slows down.
+    """
+
+    _FIRST_DELAYS_S = (0.0, 0.1, 0.3, 1.0)
+    _WINDOW_S = 60.0
+    _LONGEST_S = 30.0
+
+    def __init__(self) -> None:
+        """Nothing has died yet."""
+        self._deaths: deque[float] = deque()
+
+    def on_death(self, now: float) -> float:
+        """Counts a death at the monotonic time `now`; returns the seconds until the next start."""
+        while self._deaths and now - self._deaths[0] > self._WINDOW_S:
+            self._deaths.popleft()
+        self._deaths.append(now)
+        recent = len(self._deaths)
+        if recent <= len(self._FIRST_DELAYS_S):
+            return self._FIRST_DELAYS_S[recent - 1]
+        return float(min(self._LONGEST_S, 5.0 * 2 ** min(recent - len(self._FIRST_DELAYS_S) - 1, 3)))
+
+    @property
+    def is_looping(self) -> bool:
+        """Whether it has died so often that something is wrong with it."""
+        return len(self._deaths) > len(self._FIRST_DELAYS_S)

@@ -1,0 +1,115 @@
+r"""Java's properties syntax, in which config.properties is written.
+
+`key=value`, `key: value` or `key value`; comments with `#` or `!`; a backslash at the end of a line continues
+it; the escapes `\t \n \r \f \uXXXX`, and a backslash before any other character for the character itself.
+Unlike Java, which reads Latin-1, files are UTF-8 (with or without byte order mark).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_BLANKS = " \t\f"
+_LINE_END = re.compile(r"\r\n|\r|\n")
+_KEY_AND_VALUE = re.compile(r"((?:[^\\=: \t\f]|\\.)*)[ \t\f]*[=:]?[ \t\f]*(.*)", re.DOTALL)
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
+_CONTROL = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
+_VARIABLE = re.compile(r"\$\$([^$]+)\$\$")
+
+
+class PropertiesError(ValueError):
+    """A line that is not in this syntax; `line` counts from 1."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line = line
+
+
+@dataclass(frozen=True, slots=True)
+class Property:
+    """One key with its value, and the line on which it begins."""
+
+    key: str
+    value: str
+    line: int
+
+
+def parse_properties(data: bytes) -> list[Property]:
+    r"""Reads a whole file, keys in the order of the file, repeated ones included (the last one counts).
+
+    Raises:
+        PropertiesError: not UTF-8, a NUL byte, or a malformed `\u` escape.
+    """
+    text = _decode(data)
+    lines = _LINE_END.split(text)
+    found = []
+    number = 0
+    while number < len(lines):
+        first = number
+        line = lines[number].lstrip(_BLANKS)
+        number += 1
+        if not line or line[0] in "#!":
+            continue
+        parts = []
+        while _is_continued(line):
+            parts.append(line[:-1])
+            line = lines[number].lstrip(_BLANKS) if number < len(lines) else ""
+            number += 1
+        parts.append(line)
+        match = _KEY_AND_VALUE.fullmatch("".join(parts))
+        if match is not None:
+            key, value = (_unescape(part, first + 1) for part in match.groups())
+            found.append(Property(key, value, first + 1))
+    return found
+
+
+def substitute_variables(value: str, environ: Mapping[str, str]) -> str:
+    """Puts the environment variable NAME where the value says `$$NAME$$`.
+
+    Raises:
+        ValueError: there is no such variable.
+    """
+
+    def replacement(match: re.Match[str]) -> str:
+        if match[1] not in environ:
+            raise ValueError(f"Invalid Environment Variable {match[1]}")
+        return environ[match[1]]
+
+    return _VARIABLE.sub(replacement, value)
+
+
+def _decode(data: bytes) -> str:
+    nul = data.find(b"\0")
+    if nul >= 0:
+        raise PropertiesError(data.count(b"\n", 0, nul) + 1, "there is a NUL byte; this is no text file")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise PropertiesError(line, "not UTF-8; save the file as UTF-8, or write \\uXXXX") from None
+
+
+def _is_continued(line: str) -> bool:
+    """Whether the line ends with an odd number of backslashes: the last one is then not an escaped one."""
+    return (len(line) - len(line.rstrip("\\"))) % 2 == 1
+
+
+def _unescape(text: str, line: int) -> str:
+    def replacement(match: re.Match[str]) -> str:
+        escaped = match[1]
+        if len(escaped) == 5:
+            return chr(int(escaped[1:], 16))
+        if escaped == "u":
+            raise PropertiesError(line, "malformed \\u escape: four hexadecimal digits must follow")
+        return _CONTROL.get(escaped, escaped)
+
+    if "\\" not in text:
+        return text
+    plain = _ESCAPE.sub(replacement, text)
+    try:
+        # Java writes a character beyond U+FFFF as two escapes; joined here into the one that is meant.
+        return plain.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+    except UnicodeDecodeError:
+        raise PropertiesError(line, "half of a surrogate pair in a \\u escape") from None

@@ -1,0 +1,132 @@
+"""The Falcon apps behind the listeners: which routes a connector has, and the rules all of them share.
+
+A path is split after percent-decoding, and empty segments at its end do not count (`/models/` is `/models`).
+A resource with `on_request` takes every method; otherwise a method without its own `on_...` is a 405.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import falcon
+from falcon.routing import CompiledRouter
+
+from wsgi_ts.config import Config
+from wsgi_ts.controlplane import ControlPlane
+from wsgi_ts.errors import MethodNotAllowed
+from wsgi_ts.rest import management, metrics, openapi
+from wsgi_ts.rest.responses import RequestIdHeader, install_error_handlers, response_type, write_json
+
+if TYPE_CHECKING:
+    from wsgi_ts.rest.responses import Response
+
+#: The interfaces an app can carry. One app carries several when their addresses are equal.
+KINDS = ("inference", "management", "metrics")
+
+
+class WebSettings(Protocol):
+    """What the apps need to know of the instance they belong to."""
+
+    @property
+    def config(self) -> Config:
+        """The configuration."""
+
+    @property
+    def run_dir(self) -> Path:
+        """The run directory, with the control socket."""
+
+    @property
+    def prefix(self) -> str:
+        """The prefix of the instance's shared-memory names."""
+
+
+class Router(CompiledRouter):
+    """Falcon's router with TorchServe's reading of a path and of OPTIONS."""
+
+    def __init__(self) -> None:
+        """Makes an empty router where `on_request` takes the methods that have no responder of their own."""
+        super().__init__()
+        self.options.default_to_on_request = True
+
+    def find(self, uri: str, req: falcon.Request | None = None) -> Any:
+        """Finds the resource of a path, however many slashes end it."""
+        return super().find(uri.rstrip("/") if uri.endswith("/") else uri, req=req)
+
+    def map_http_methods(self, resource: object, **kwargs: Any) -> Any:
+        """Maps methods to responders; Falcon's own answer to OPTIONS is not wanted."""
+        method_map: dict[str, Any] = dict(super().map_http_methods(resource, **kwargs))
+        suffix = kwargs.get("suffix")
+        fallback = getattr(resource, f"on_request_{suffix}" if suffix else "on_request", _method_not_allowed)
+        method_map.setdefault("OPTIONS", fallback)
+        return method_map
+
+
+class ApiDescription:
+    """The connector's OpenAPI document: `OPTIONS /`, and `/api-description` with any method."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        """Keeps the document to answer with."""
+        self._document = document
+
+    def on_options_root(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answers `OPTIONS /`; every other method on `/` is a 405."""
+        write_json(resp, 200, self._document)
+
+    def on_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answers `/api-description`."""
+        write_json(resp, 200, self._document)
+
+
+def build_app(
+    kinds: Collection[str], settings: WebSettings, control: ControlPlane | None = None
+) -> falcon.App[falcon.Request, Response]:
+    """The WSGI app of one listener.
+
+    Args:
+        kinds: which of `KINDS` the listener serves; several when they share an address.
+        settings: the instance.
+        control: calls to the supervisor, closed by the caller; by default the app has its own for life.
+
+    Raises:
+        ValueError: a kind is unknown, or there is none.
+    """
+    unknown = set(kinds) - set(KINDS)
+    if unknown or not kinds:
+        raise ValueError(f"an app needs one or more of {', '.join(KINDS)}; got {sorted(kinds)}")
+    app = falcon.App(
+        response_type=response_type(cors_headers(settings.config)),
+        middleware=[RequestIdHeader()],
+        router=Router(),
+    )
+    # A prediction has no content type unless its handler sets one.
+    app.resp_options.default_media_type = None  # type: ignore[assignment]
+    install_error_handlers(app)
+    description = ApiDescription(openapi.document(kinds))
+    app.add_route("/", description, suffix="root")
+    app.add_route("/api-description", description)
+    if "inference" in kinds:
+        # Brings the data plane with it, which only a process that serves predictions loads.
+        from wsgi_ts.rest import inference
+
+        inference.add_routes(app, settings)
+    if "management" in kinds:
+        management.add_routes(app, settings, control or ControlPlane(settings.run_dir))
+    if "metrics" in kinds:
+        metrics.add_routes(app, settings)
+    return app
+
+
+def cors_headers(config: Config) -> dict[str, str]:
+    """The Access-Control headers that the configuration asks for, on every answer."""
+    wanted = {
+        "access-control-allow-origin": config.cors_allowed_origin,
+        "access-control-allow-methods": config.cors_allowed_methods,
+        "access-control-allow-headers": config.cors_allowed_headers,
+    }
+    return {name: value for name, value in wanted.items() if value}
+
+
+def _method_not_allowed(req: falcon.Request, resp: falcon.Response, **params: Any) -> None:
+    raise MethodNotAllowed()

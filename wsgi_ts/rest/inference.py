@@ -1,0 +1,129 @@
+"""The inference API's resources: predictions and `/ping`.
+
+A prediction comes here with its answer: the web worker submits it before the app is called and puts the finished
+`Ticket` into the environ. Under another WSGI server no ticket is there, and the resource waits for the answer itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import falcon
+
+from wsgi_ts.dataplane import BlockingPlane, DataPlane, Ticket
+from wsgi_ts.errors import MethodNotAllowed, PayloadTooLarge, ResourceNotFound
+from wsgi_ts.rest.responses import REQUEST_ID_KEY, Response, write_error, write_json
+
+if TYPE_CHECKING:
+    from wsgi_ts.rest.apps import WebSettings
+
+TICKET_KEY = "wsgi_ts.ticket"
+PLANE_KEY = "wsgi_ts.plane"
+
+_ROUTES = (
+    "/predictions/{model}",
+    "/predictions/{model}/{version}",
+    "/predictions/{model}/{version}/{rest:path}",
+    "/explanations/{model}",
+    "/explanations/{model}/{version}",
+    "/explanations/{model}/{version}/{rest:path}",
+    "/invocations",
+    "/models/{model}/invoke",
+    "/v1/models/{model}:predict",
+    "/v1/models/{model}:explain",
+    "/v2/models/{model}/infer",
+    "/v2/models/{model}/explain",
+    "/{model}/predict",
+    "/{model}/{version}/predict",
+)
+
+
+class Predictions:
+    """Every route that runs a model."""
+
+    def __init__(self, settings: WebSettings) -> None:
+        self._settings = settings
+        self._plane: DataPlane | None = None
+        self._blocking: BlockingPlane | None = None
+        self._lock = threading.Lock()
+
+    def on_request(self, req: falcon.Request, resp: Response, **_: Any) -> None:
+        """Answers with the ticket's status, headers and body."""
+        ticket: Ticket | None = req.env.get(TICKET_KEY)
+        if ticket is None:
+            ticket = self._wait(req)
+        if ticket.error is not None:
+            write_error(resp, ticket.error)
+            return
+        # TorchServe sends an empty reason phrase unless the handler has set one.
+        resp.status = f"{ticket.status} {ticket.phrase}"
+        for name, value in ticket.headers:
+            resp.put_header(name.lower(), value)
+        if ticket.stream is not None:
+            resp.stream = ticket.stream
+        else:
+            resp.data = ticket.body  # type: ignore[assignment]
+
+    def on_options(self, req: falcon.Request, resp: Response, **_: Any) -> None:
+        """A model's own API description is not offered; the connector's is at `OPTIONS /`."""
+        raise MethodNotAllowed()
+
+    def _wait(self, req: falcon.Request) -> Ticket:
+        if PLANE_KEY in req.env:  # under our web worker every prediction comes with a ticket; it must never wait
+            raise ResourceNotFound()
+        plane, blocking = self._planes()
+        plane.routes.refresh()
+        target = plane.routes.target(req.env["PATH_INFO"], req.query_string)
+        if target is None:
+            raise ResourceNotFound()
+        limit = self._settings.config.max_request_size
+        if (req.content_length or 0) > limit:
+            raise PayloadTooLarge("")
+        # `wsgi.input` ends where the body ends under gunicorn, chunked bodies included.
+        body = req.env["wsgi.input"].read(limit + 1)
+        if len(body) > limit:
+            raise PayloadTooLarge("")
+        content_type = (req.content_type or "").encode("latin-1")
+        return blocking.predict(target, req.env[REQUEST_ID_KEY], _head_of(req), content_type, body)
+
+    def _planes(self) -> tuple[DataPlane, BlockingPlane]:
+        with self._lock:
+            if self._plane is None or self._blocking is None:
+                settings = self._settings
+                self._plane = DataPlane(settings.config, settings.run_dir, settings.prefix)
+                self._blocking = BlockingPlane(self._plane)
+            return self._plane, self._blocking
+
+
+class Ping:
+    """`/ping`, with any method."""
+
+    def __init__(self, predictions: Predictions) -> None:
+        self._predictions = predictions
+
+    def on_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """200 Healthy or 500 Unhealthy."""
+        plane: DataPlane | None = req.env.get(PLANE_KEY)
+        if plane is None:
+            plane, _ = self._predictions._planes()
+        plane.routes.refresh()
+        if plane.routes.healthy and not plane.routes.draining:
+            write_json(resp, 200, {"status": "Healthy"})
+        else:
+            write_json(resp, 500, {"status": "Unhealthy"})
+
+
+def _head_of(req: falcon.Request) -> bytes:
+    """The request's head again, for the handler's view of the headers, from what WSGI left of it."""
+    lines = [f"{req.method} {req.relative_uri} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in req.headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
+
+
+def add_routes(app: falcon.App[Any, Any], settings: WebSettings) -> None:
+    """Adds the inference API's routes to an app."""
+    predictions = Predictions(settings)
+    for route in _ROUTES:
+        app.add_route(route, predictions)
+    app.add_route("/ping", Ping(predictions))

@@ -1,0 +1,325 @@
+"""The management API: reads a request's arguments, asks the supervisor, and passes its answer on.
+
+The supervisor decides everything about models; here is only what HTTP adds: arguments, defaults, methods, the
+gate of `enable_model_api`. Of a repeated query argument the first value counts; a number that does not parse
+counts as absent; a boolean is true when it says so in any case, else false.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import falcon
+import yaml
+
+from wsgi_ts.controlplane import ControlPlane
+from wsgi_ts.errors import BadRequest, MethodNotAllowed, PayloadTooLarge, WorkflowNotFound
+from wsgi_ts.rest import openapi
+from wsgi_ts.rest.responses import JSON_TYPE, write_json
+
+if TYPE_CHECKING:
+    from wsgi_ts.rest.apps import WebSettings
+
+#: Longest JSON body of a register call, in bytes; it holds a dozen short arguments.
+MAX_JSON_BYTES = 65536
+#: Longest wait for the supervisor in calls that load and stop nothing, in seconds.
+QUICK_CALL_S = 60.0
+#: What a list shows at most, and when the client names no limit.
+MAX_LIST = 100
+
+_INTEGER = re.compile(r"[+-]?[0-9]{1,10}")
+_INT32 = range(-(2**31), 2**31)
+
+#: The register call's arguments and what each is read as.
+REGISTER_ARGUMENTS: dict[str, type] = {
+    "url": str,
+    "model_name": str,
+    "handler": str,
+    "runtime": str,
+    "batch_size": int,
+    "max_batch_delay": int,
+    "initial_workers": int,
+    "synchronous": bool,
+    "response_timeout": int,
+    "startup_timeout": int,
+}
+
+
+class Models:
+    """`/models`: list and register."""
+
+    def __init__(self, control: ControlPlane, *, may_change: bool) -> None:
+        """Keeps the way to the supervisor.
+
+        Args:
+            control: calls to the supervisor.
+            may_change: `enable_model_api`: without it a model can be neither registered nor unregistered.
+        """
+        self._control = control
+        self._may_change = may_change
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Lists the models by name, `limit` of them from number `next_page_token` on."""
+        limit = integer_argument(req, "limit")
+        if limit is None or not 0 <= limit <= MAX_LIST:
+            limit = MAX_LIST
+        first = max(0, integer_argument(req, "next_page_token") or 0)
+        answer = self._control.call("list_models", timeout_s=QUICK_CALL_S, limit=limit, next_page_token=first)
+        write_answer(resp, answer)
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Registers a model version, by query string or by JSON body."""
+        if not self._may_change:
+            raise MethodNotAllowed()
+        arguments = json_arguments(req) if is_json(req) else query_arguments(req)
+        if arguments["url"] is None:
+            raise BadRequest("Parameter url is required.")
+        if arguments["synchronous"] is None:
+            arguments["synchronous"] = True
+        write_answer(resp, self._control.call("register_model", **arguments))
+
+
+class Model:
+    """`/models/{model}[/{version}]`: describe, scale, unregister."""
+
+    def __init__(self, control: ControlPlane, *, may_change: bool) -> None:
+        """Keeps the way to the supervisor; `may_change` as for `Models`."""
+        self._control = control
+        self._may_change = may_change
+
+    def on_get(
+        self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None
+    ) -> None:
+        """Describes one version, the default one, or `all`."""
+        write_answer(resp, self._describe(model, version))
+
+    def on_put(
+        self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None
+    ) -> None:
+        """Sets the number of workers."""
+        min_worker = integer_argument(req, "min_worker")
+        if min_worker is None:
+            min_worker = 1
+        max_worker = integer_argument(req, "max_worker")
+        answer = self._control.call(
+            "scale_model",
+            model_name=model,
+            version=version if version is not None else argument(req, "model_version"),
+            min_worker=min_worker,
+            max_worker=min_worker if max_worker is None else max_worker,
+            synchronous=boolean_argument(req, "synchronous"),
+        )
+        write_answer(resp, answer)
+
+    def on_delete(
+        self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None
+    ) -> None:
+        """Unregisters one version."""
+        if not self._may_change:
+            raise MethodNotAllowed()
+        answer = self._control.call("unregister_model", model_name=model, version=version)
+        write_answer(resp, answer)
+
+    def on_options(
+        self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None
+    ) -> None:
+        """The OpenAPI document of one model; 404 when there is none of that name."""
+        self._describe(model, version)
+        write_json(resp, 200, openapi.model_document(model, version))
+
+    def _describe(self, model: str, version: str | None) -> dict[str, Any]:
+        answer: dict[str, Any] = self._control.call(
+            "describe_model", timeout_s=QUICK_CALL_S, model_name=model, version=version
+        )
+        return answer
+
+
+class DefaultVersion:
+    """`/models/{model}/{version}/set-default`."""
+
+    def __init__(self, control: ControlPlane) -> None:
+        """Keeps the way to the supervisor."""
+        self._control = control
+
+    def on_put(self, req: falcon.Request, resp: falcon.Response, model: str, version: str) -> None:
+        """Makes this version the one that requests without a version go to."""
+        answer = self._control.call("set_default", timeout_s=QUICK_CALL_S, model_name=model, version=version)
+        write_answer(resp, answer)
+
+
+class KServeReadiness:
+    """`/v1/models/{model}` as KServe asks it."""
+
+    def __init__(self, control: ControlPlane) -> None:
+        """Keeps the way to the supervisor."""
+        self._control = control
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, model: str) -> None:
+        """Says whether the model has workers."""
+        write_answer(resp, self._control.call("kserve_ready", timeout_s=QUICK_CALL_S, model_name=model))
+
+
+class Workflows:
+    """`/workflows`: none can be registered, as in TorchServe's last state, so the list is empty."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Lists no workflow."""
+        write_json(resp, 200, {"workflows": []})
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Refuses a registration."""
+        if argument(req, "url") is None:
+            raise BadRequest("Parameter url is required.")
+        raise BadRequest("Registering new workflows is disabled.")
+
+    def on_get_one(self, req: falcon.Request, resp: falcon.Response, workflow_name: str) -> None:
+        """Finds no workflow."""
+        raise WorkflowNotFound(f"Workflow not found: {workflow_name}")
+
+    def on_delete_one(self, req: falcon.Request, resp: falcon.Response, workflow_name: str) -> None:
+        """Finds no workflow."""
+        raise WorkflowNotFound(f"Workflow not found: {workflow_name}")
+
+
+def add_routes(app: falcon.App[Any, Any], settings: WebSettings, control: ControlPlane) -> None:
+    """Gives `app` the management routes.
+
+    Args:
+        app: the app of a management (or combined) listener.
+        settings: the instance.
+        control: calls to its supervisor.
+    """
+    may_change = settings.config.enable_model_api
+    one_model = Model(control, may_change=may_change)
+    workflows = Workflows()
+    app.add_route("/models", Models(control, may_change=may_change))
+    app.add_route("/models/{model}", one_model)
+    app.add_route("/models/{model}/{version}", one_model)
+    app.add_route("/models/{model}/{version}/set-default", DefaultVersion(control))
+    app.add_route("/v1/models/{model}", KServeReadiness(control))
+    app.add_route("/workflows", workflows)
+    app.add_route("/workflows/{workflow_name}", workflows, suffix="one")
+
+
+def write_answer(resp: falcon.Response, answer: dict[str, Any]) -> None:
+    """Makes `resp` what the supervisor answered: `{"status": HTTP status, "body": JSON}`."""
+    write_json(resp, answer["status"], answer["body"])
+
+
+def argument(req: falcon.Request, name: str) -> str | None:
+    """A query argument's first value, None when it is absent."""
+    value: str | list[str] | None = req.params.get(name)
+    return value[0] if isinstance(value, list) else value
+
+
+def integer_argument(req: falcon.Request, name: str) -> int | None:
+    """A query argument as a 32-bit number, None when it is absent or is none."""
+    return to_integer(argument(req, name))
+
+
+def boolean_argument(req: falcon.Request, name: str) -> bool:
+    """A query argument as a boolean, False when it is absent."""
+    return to_boolean(argument(req, name)) or False
+
+
+def to_integer(text: str | None) -> int | None:
+    """A decimal 32-bit number with an optional sign; None for everything else."""
+    if text is None or not _INTEGER.fullmatch(text):
+        return None
+    value = int(text)
+    return value if value in _INT32 else None
+
+
+def to_boolean(text: str | None) -> bool | None:
+    """True for "true" in any case, False for any other text, None for None."""
+    return None if text is None else text.lower() == "true"
+
+
+def is_json(req: falcon.Request) -> bool:
+    """Whether the request says that its body is JSON, whatever the charset."""
+    return (req.content_type or "").partition(";")[0].strip().lower() == JSON_TYPE
+
+
+def query_arguments(req: falcon.Request) -> dict[str, Any]:
+    """The register call's arguments from the query string; those not given, or not readable, are None."""
+    read: dict[type, Callable[[str], Any]] = {str: str, int: to_integer, bool: to_boolean}
+    given = {name: argument(req, name) for name in REGISTER_ARGUMENTS}
+    return {
+        name: None if text is None else read[REGISTER_ARGUMENTS[name]](text) for name, text in given.items()
+    }
+
+
+def json_arguments(req: falcon.Request) -> dict[str, Any]:
+    """The register call's arguments from the JSON body; those not given are None.
+
+    The query string is not looked at.
+
+    Raises:
+        BadRequest: the body is no JSON object, or an argument has a value of another kind.
+        PayloadTooLarge: the body is longer than `MAX_JSON_BYTES`.
+    """
+    fields = parse_lenient(read_body(req))
+    return {name: _json_value(name, fields.get(name), kind) for name, kind in REGISTER_ARGUMENTS.items()}
+
+
+def read_body(req: falcon.Request) -> bytes:
+    """The whole body, chunked or not.
+
+    Raises:
+        PayloadTooLarge: it is longer than `MAX_JSON_BYTES`.
+    """
+    # Falcon bounds a stream by Content-Length, which a chunked body lacks; some servers end it themselves.
+    stream = req.stream if req.env.get("wsgi.input_terminated") else req.bounded_stream
+    body: bytes = stream.read(MAX_JSON_BYTES + 1)
+    if len(body) > MAX_JSON_BYTES:
+        raise PayloadTooLarge(f"A register call's body may have {MAX_JSON_BYTES} bytes.")
+    return body
+
+
+def parse_lenient(body: bytes) -> dict[str, Any]:
+    """Reads a JSON object as TorchServe does: single quotes and unquoted words are accepted too.
+
+    An empty body is an empty object.
+
+    Raises:
+        BadRequest: it is not an object.
+    """
+    try:
+        text = body.decode("utf-8-sig").strip()
+        if not text:
+            return {}
+        try:
+            fields = json.loads(text)
+        except ValueError:
+            # YAML's flow style covers the leniencies; its base loader makes only strings, lists and objects.
+            fields = yaml.load(text, Loader=yaml.BaseLoader) if text.startswith("{") else None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise BadRequest("The body is not a JSON object.") from error
+    if not isinstance(fields, dict):
+        raise BadRequest("The body is not a JSON object.")
+    return fields
+
+
+def _json_value(name: str, value: Any, kind: type) -> Any:
+    if value is None:
+        return None
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            return to_boolean(value)
+    elif kind is int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        number = to_integer(str(value))
+        if number is not None and not isinstance(value, bool):
+            return number
+    elif isinstance(value, str):
+        return value
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    wanted = {bool: "true or false", int: "a whole number", str: "a text"}[kind]
+    raise BadRequest(f"Parameter {name} must be {wanted}.")

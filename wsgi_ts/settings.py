@@ -1,0 +1,243 @@
+"""What a setting is: its kind of value (how to read, check and carry it as JSON) and its row of the table.
+
+The table itself is the `Config` dataclass (`wsgi_ts.config`): one field for one key, declared with
+`setting(...)`. Every kind's `parse` raises ValueError with half a sentence about the value ("'abc' is not a
+whole number"); the reader of the file adds where it stood.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from wsgi_ts.address import Address, parse_address
+
+#: `yes`: the server obeys it; `none`: for old files, there is nothing that it could change; `later`: read and
+#: checked, but the part of the server that would obey it is not there yet.
+Effect = Literal["yes", "none", "later"]
+
+_JAVA_INT_MAX = 2**31 - 1
+_JAVA_LONG_MAX = 2**63 - 1
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of value.
+
+    Attributes:
+        name: for people ("whole number").
+        parse: from the text in a file or the environment to the value; raises ValueError.
+        encode: to something that json can write.
+        decode: back from it.
+        tolerant: a wrong value is warned of and the default kept, instead of stopping the start.
+    """
+
+    name: str
+    parse: Callable[[str], Any]
+    encode: Callable[[Any], Any] = _as_is
+    decode: Callable[[Any], Any] = _as_is
+    tolerant: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of the settings table, without its name and default, which are the dataclass field's.
+
+    Attributes:
+        kind: the kind of value.
+        help: one line for the reference page.
+        env: the environment variable that sets it (with `enable_envvars_config`), None where none may.
+        env_always: the variable counts even without `enable_envvars_config`.
+        is_key: whether it is a key of config.properties (else the launcher fills it in).
+        ours: a key that TorchServe does not know.
+        effect: whether the server obeys it.
+    """
+
+    kind: Kind
+    help: str
+    env: str | None = None
+    env_always: bool = False
+    is_key: bool = True
+    ours: bool = False
+    effect: Effect = "yes"
+
+
+def setting(
+    kind: Kind,
+    default: Any,
+    help: str,
+    *,
+    env: bool | str = True,
+    env_always: bool = False,
+    ours: bool = False,
+    effect: Effect = "yes",
+) -> Any:
+    """Declares a dataclass field that is a key of config.properties.
+
+    Args:
+        kind: the kind of value.
+        default: the value where nobody gives one.
+        help: one line for the reference page.
+        env: True for `TS_{KEY}`, a name for another variable, False for none.
+        env_always: obey that variable even without `enable_envvars_config`.
+        ours: a key that TorchServe does not know.
+        effect: whether the server obeys the key.
+    """
+    variable = env if isinstance(env, str) else "" if env else None
+    return _field(default, Setting(kind, help, variable, env_always, True, ours, effect))
+
+
+def launch_value(kind: Kind, default: Any, help: str) -> Any:
+    """Declares a dataclass field which the launcher fills in; no key of config.properties."""
+    return _field(default, Setting(kind, help, is_key=False))
+
+
+def _field(default: Any, row: Setting) -> Any:
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, metadata={"setting": row})
+    return field(default=default, metadata={"setting": row})
+
+
+def _parse_boolean(text: str) -> bool:
+    lowered = text.lower()
+    if lowered not in ("true", "false"):
+        raise ValueError(f"{text!r} is neither true nor false")
+    return lowered == "true"
+
+
+def _parse_float(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None
+    if not 0 < number < _JAVA_INT_MAX:
+        raise ValueError(f"{text} is not a number above 0")
+    return number
+
+
+def _parse_regex(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is not a regular expression: {error}") from None
+    return text
+
+
+def _parse_json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object ({...})")
+    return value
+
+
+def _parse_models(text: str) -> dict[str, Any]:
+    models = _parse_json_object(text)
+    for name, versions in models.items():
+        if not isinstance(versions, dict):
+            raise ValueError(f"model {name!r}: not an object of versions")
+        for version, defaults in versions.items():
+            if not isinstance(defaults, dict):
+                raise ValueError(f"model {name!r}, version {version!r}: not an object of settings")
+    return models
+
+
+def _absolute(text: str) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(text)))
+
+
+def _encode_path(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _decode_path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def integer(minimum: int = 0, maximum: int = _JAVA_INT_MAX, unit: str = "") -> Kind:
+    """A whole number between the two limits, both allowed; `unit` is for the name only."""
+
+    def parse(text: str) -> int:
+        if re.fullmatch(r"[+-]?[0-9]{1,20}", text) is None:
+            raise ValueError(f"{text!r} is not a whole number")
+        number = int(text)
+        if not minimum <= number <= maximum:
+            raise ValueError(f"{text} is not between {minimum} and {maximum}")
+        return number
+
+    return Kind(f"whole number{', ' + unit if unit else ''}", parse)
+
+
+def choice(*words: str, tolerant: bool = False) -> Kind:
+    """One of some words, in any case."""
+
+    def parse(text: str) -> str:
+        lowered = text.lower()
+        if lowered not in words:
+            raise ValueError(f"{text!r} is none of: {', '.join(words)}")
+        return lowered
+
+    return Kind(" | ".join(words), parse, tolerant=tolerant)
+
+
+def address(default_port: int, default_tls_port: int) -> Kind:
+    """A listening address; the ports are for texts that name none."""
+
+    def parse(text: str) -> Address:
+        return parse_address(text, (default_port, default_tls_port))
+
+    return Kind("address", parse, str, parse_address)
+
+
+def _parse_oip(text: str) -> bool:
+    return text.lower() == "oip" or _parse_boolean(text)
+
+
+def _parse_model_list(text: str) -> tuple[tuple[str | None, str], ...]:
+    entries: list[tuple[str | None, str]] = []
+    for item in filter(None, map(str.strip, text.split(","))):
+        name, equals, url = item.partition("=")
+        # A URL may carry a "=" of its own (query): a name never has a "/" or ":" in it.
+        if equals and "/" not in name and ":" not in name:
+            if not name.strip() or not url.strip():
+                raise ValueError(f"{item!r} is not of the form name=archive")
+            entries.append((name.strip(), url.strip()))
+        else:
+            entries.append((None, item))
+    return tuple(entries)
+
+
+def _parse_url_patterns(text: str) -> tuple[str, ...]:
+    return tuple(_parse_regex(part.strip()) for part in text.split(",") if part.strip())
+
+
+TEXT = Kind("text", _as_is)
+BOOLEAN = Kind("true | false", _parse_boolean)
+OIP = Kind("true | false | oip", _parse_oip)
+NUMBER = Kind("number above 0", _parse_float)
+PATH = Kind("path", _absolute, _encode_path, _decode_path)
+REGEX = Kind("regular expression", _parse_regex)
+JSON_OBJECT = Kind("JSON object", _parse_json_object)
+MODELS = Kind("JSON object", _parse_models)
+SIZE = integer(1, unit="bytes")
+LONG = integer(1, _JAVA_LONG_MAX, "ms")
+PORT = integer(0, 65534, "port")
+URL_PATTERNS = Kind("regular expressions, comma separated", _parse_url_patterns, list, tuple)
+MODEL_LIST = Kind(
+    "all, or archive or name=archive, comma separated",
+    _parse_model_list,
+    lambda value: [list(entry) for entry in value],
+    lambda value: tuple((name, url) for name, url in value),
+)
+LINES = Kind("lines of text", lambda text: tuple(text.splitlines()), list, tuple)
