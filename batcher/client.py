@@ -6,6 +6,7 @@ One `SlotClient` belongs to one thread (the loop of a web worker). Where request
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 import numpy as np
@@ -56,7 +57,9 @@ class SlotClient:
         self._buffer = segment.buffer
         self._states = segment.states
         self._cancels = segment.cancels
-        self._scan = np.frombuffer(segment.states, dtype=np.uint64)
+        # The low byte of each state word, as one array: the scan for answers is a single comparison.
+        low_byte = 0 if sys.byteorder == "little" else layout.WORD - 1
+        self._scan = np.frombuffer(segment.states, dtype=np.uint8)[low_byte :: layout.WORD]
         self._rings = [RingProducer(segment, index) for index in range(batchers)]
         self._bells = [board.batcher_bell(index) for index in range(batchers)]
         slots = self._layout.slots
@@ -171,8 +174,7 @@ class SlotClient:
         """Slots with an answer, or chunks of one, to look at (one vectorised scan)."""
         if not self.in_flight:
             return []
-        states = self._scan[: self._highest] & _STATE_MASK
-        found: list[int] = np.flatnonzero(states >= layout.FIRST_ANSWERED).tolist()
+        found: list[int] = (self._scan[: self._highest] >= layout.FIRST_ANSWERED).nonzero()[0].tolist()
         return found
 
     def state(self, slot: int) -> int:

@@ -24,12 +24,15 @@ Mailbox, one per life of a model worker, made by its batcher::
 
 A segment is valid if and only if word 0 holds MAGIC (written last by its creator) and word 1 the layout version.
 Nothing in these objects survives the server: after a crash they are removed, never repaired.
+
+Names of words, states and flags are class constants, not enums: an enum member costs a slow lookup at every use, and
+these are used for every request.
 """
 
 from __future__ import annotations
 
 import struct
-from enum import IntEnum
+from typing import Final
 
 MAGIC = 0x7773_6769_2D74_7331
 LAYOUT_VERSION = 1
@@ -52,72 +55,72 @@ BOARD_MODELS = BOARD_WEB + MAX_WEB_ROWS * WEB_WORDS
 BOARD_BYTES = (BOARD_MODELS + MAX_BATCHERS * MAX_MODELS * MODEL_WORDS) * WORD
 
 
-class BatcherWord(IntEnum):
+class BatcherWord:
     """Words of a batcher's row on the board; written by the batcher alone."""
 
-    ASLEEP = 0
-    HEARTBEAT_NS = 1
-    LIVES = 2
+    ASLEEP: Final = 0
+    HEARTBEAT_NS: Final = 1
+    LIVES: Final = 2
 
 
-class WebWord(IntEnum):
+class WebWord:
     """Counters of a web worker's row on the board."""
 
-    RESPONSES_2XX = 0
-    RESPONSES_4XX = 1
-    RESPONSES_5XX = 2
+    RESPONSES_2XX: Final = 0
+    RESPONSES_4XX: Final = 1
+    RESPONSES_5XX: Final = 2
 
 
-class ModelWord(IntEnum):
+class ModelWord:
     """Words of a model version on the board (one row per batcher); written by that batcher alone.
 
     READY_WORKERS and OUTSTANDING are gauges that web workers read to choose a device; the rest are counters. From
     BUCKETS on stand the latency histogram's counts, one word per bound of LATENCY_BUCKETS_US and one for +Inf.
     """
 
-    READY_WORKERS = 0
-    OUTSTANDING = 1
-    QUEUED = 2
-    REQUESTS = 3
-    LATENCY_US = 4
-    QUEUE_US = 5
-    BATCHES = 6
-    SERVICE_US = 7
-    FAILED = 8
-    CANCELLED = 9
-    EXPIRED = 10
-    REFUSED = 11
-    BUCKETS = 16
+    READY_WORKERS: Final = 0
+    OUTSTANDING: Final = 1
+    QUEUED: Final = 2
+    REQUESTS: Final = 3
+    LATENCY_US: Final = 4
+    QUEUE_US: Final = 5
+    BATCHES: Final = 6
+    SERVICE_US: Final = 7
+    FAILED: Final = 8
+    CANCELLED: Final = 9
+    EXPIRED: Final = 10
+    REFUSED: Final = 11
+    BUCKETS: Final = 16
 
 
 #: Upper bounds, in microseconds, of the histogram of time from accept to answer.
 LATENCY_BUCKETS_US = (100, 250, 500, 1000, 2500, 5000, 10000, 25000, 50000, 100000, 250000, 500000, 1000000, 10000000)
 
 
-class SegmentWord(IntEnum):
+class SegmentWord:
     """Header words of a segment, all written by its creator."""
 
-    MAGIC = 0
-    VERSION = 1
-    OWNER_PID = 2
-    SLOTS = 3
-    RINGS = 4
-    REQUEST_RANGE = 5
-    RESPONSE_RANGE = 6
-    ASLEEP = 8
+    MAGIC: Final = 0
+    VERSION: Final = 1
+    OWNER_PID: Final = 2
+    SLOTS: Final = 3
+    RINGS: Final = 4
+    REQUEST_RANGE: Final = 5
+    RESPONSE_RANGE: Final = 6
+    ASLEEP: Final = 8
 
 
-class SlotState(IntEnum):
+class SlotState:
     """Where a slot stands; the low byte of its state word. The comment says who may write the next state."""
 
-    FREE = 0  # web worker
-    WRITING = 1  # web worker: head or body still arriving
-    READY = 2  # batcher: in its submission ring
-    CLAIMED = 3  # batcher or the model worker it was handed to: in the job queue or in a mailbox
-    RUNNING = 4  # model worker; the batcher once that worker is known to be dead
-    STREAMING = 5  # as RUNNING, with chunks of the answer to fetch
-    DONE = 6  # web worker: the answer is in the slot
-    FAILED = 7  # web worker: the slot holds an error's status and text
+    FREE: Final = 0  # web worker
+    WRITING: Final = 1  # web worker: head or body still arriving
+    READY: Final = 2  # batcher: in its submission ring
+    CLAIMED: Final = 3  # batcher or the model worker it was handed to: in the job queue or in a mailbox
+    RUNNING: Final = 4  # model worker; the batcher once that worker is known to be dead
+    STREAMING: Final = 5  # as RUNNING, with chunks of the answer to fetch
+    DONE: Final = 6  # web worker: the answer is in the slot
+    FAILED: Final = 7  # web worker: the slot holds an error's status and text
 
 
 #: States from here on concern the web worker: one comparison finds the slots it must look at.
@@ -139,22 +142,22 @@ HEAD_ROOM = 16384
 STREAM_RING_BYTES = 262144
 
 
-class RequestFlag(IntEnum):
+class RequestFlag:
     """Bits of a request header's flags."""
 
-    EXPLAIN = 1
-    DESCRIBE = 2
-    BODY_OUTSIDE = 4
-    HEAD_OUTSIDE = 8
+    EXPLAIN: Final = 1
+    DESCRIBE: Final = 2
+    BODY_OUTSIDE: Final = 4
+    HEAD_OUTSIDE: Final = 8
     #: Query parameters become fields of the handler's row.
-    QUERY_ROW = 16
+    QUERY_ROW: Final = 16
 
 
-class ResponseFlag(IntEnum):
+class ResponseFlag:
     """Bits of a response header's flags."""
 
-    BODY_OUTSIDE = 1
-    STREAMED = 2
+    BODY_OUTSIDE: Final = 1
+    STREAMED: Final = 2
 
 
 #: Request header: arrival (ns), body bytes, model index, flags, head bytes, url_path bytes, content-type bytes,
@@ -172,18 +175,18 @@ RING_MODEL_MASK = (1 << (RING_GENERATION_SHIFT - RING_MODEL_SHIFT)) - 1
 NOT_RETURNING = (1 << 64) - 1
 
 
-class MailWord(IntEnum):
+class MailWord:
     """Header words of a mailbox; the comment names the one writer."""
 
-    ASLEEP = 0  # model worker
-    STARTED = 1  # model worker: number of the batch it has begun
-    DONE = 2  # model worker: number of the batch it has answered
-    START_NS = 3  # model worker: when that batch was begun
-    SERVICE_NS = 4  # model worker: how long the last answered batch took
-    POSTED = 8  # batcher: number of the last batch put into a place
-    REVOKED = 9  # batcher: this batch is not to be begun
-    STOP = 10  # batcher: 1 = leave when nothing is posted
-    CAPACITY = 11  # batcher: entries per place
+    ASLEEP: Final = 0  # model worker
+    STARTED: Final = 1  # model worker: number of the batch it has begun
+    DONE: Final = 2  # model worker: number of the batch it has answered
+    START_NS: Final = 3  # model worker: when that batch was begun
+    SERVICE_NS: Final = 4  # model worker: how long the last answered batch took
+    POSTED: Final = 8  # batcher: number of the last batch put into a place
+    REVOKED: Final = 9  # batcher: this batch is not to be begun
+    STOP: Final = 10  # batcher: 1 = leave when nothing is posted
+    CAPACITY: Final = 11  # batcher: entries per place
 
 
 MAIL_WORDS = 16

@@ -247,7 +247,7 @@ class BatcherLoop:
             self._words[row + ModelWord.BUCKETS + place] += 1
         self._count(model, ModelWord.LATENCY_US, total)
 
-    def _count(self, model: int, word: ModelWord, amount: int = 1) -> None:
+    def _count(self, model: int, word: int, amount: int = 1) -> None:
         self._words[self._board.model_row(self._index, model) + word] += amount
 
     def _leave_mailbox(self, batch: Batch) -> None:

@@ -254,8 +254,6 @@ def main() -> int:
     parser.add_argument("--entry", default=DEFAULT_ENTRY, help="module:function that a forked worker runs")
     args = parser.parse_args()
     logs = setup_logging(args.log_dir, args.metrics_dir or args.log_dir)
-    # The title may not be written over the environment in /proc, by which processes of an instance are found.
-    os.environ["SPT_NOENV"] = "1"
     set_process_title(f"wsgi-ts: worker template {args.device}")
     # Orphans of handlers come to us, so that they can be found.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

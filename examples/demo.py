@@ -233,7 +233,7 @@ def ask(inference: int, management: int) -> None:
     minilm = f"http://127.0.0.1:{inference}/predictions/minilm"
     as_json = ("-H", "Content-Type: application/json")
     curl("an image as a file", digits, "-T", str(images / "7.png"))
-    curl("all ten images at once, ten connections", digits, "-Z", "-T", f"{images}/[0-9].png")
+    curl("all ten images at once, ten connections", digits, "-Z", "-w", "\\n", "-T", f"{images}/[0-9].png")
     curl("a sentence", minilm, *as_json, "--data", '{"input": "How do I serve a model?"}')
     note = DEMO / "note.json"
     note.write_text('{"input": ["A cat sleeps.", "A kitten naps.", "Interest rates rose."]}\n')
@@ -267,12 +267,12 @@ def curl(title: str, url: str, *arguments: str) -> str:
     return done.stdout
 
 
-def shortened(text: str, most: int = 900) -> str:
-    """The beginning of a long answer; numbers on one line instead of a line each."""
-    joined = text.replace(",\n  ", ", ").replace("[\n  ", "[").replace("  0.", " 0.").replace("  -0.", " -0.")
-    if len(joined) <= most:
-        return joined
-    return f"{joined[:160]} ... ({len(text)} characters)"
+def shortened(text: str, most: int = 160) -> str:
+    """An answer as it came, but of a long list of numbers only the beginning."""
+    if not text.startswith("["):
+        return text
+    joined = " ".join(text.split())
+    return joined if len(joined) <= most else f"{joined[:most]} ... ({len(text)} characters)"
 
 
 def last_lines(count: int = 20) -> str:

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 #: How long the model workers of a dead batcher may take to be gone by themselves, in seconds.
 ORPHAN_LIMIT_S = 1.0
 #: A batcher whose heartbeat stands still for so many looks (one a second) is killed.
-HUNG_LOOKS = 6
+HUNG_LOOKS = 5
 
 
 class BatcherLink:

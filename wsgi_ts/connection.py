@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from enum import IntEnum
+from typing import Final
 
 from wsgi_ts.batcher import layout
 from wsgi_ts.dataplane import Target
@@ -23,15 +23,15 @@ MAX_UNSENT_STREAM = 16 * 1024 * 1024
 MAX_AHEAD = 65536
 
 
-class Phase(IntEnum):
+class Phase:
     """What a connection waits for."""
 
-    HEAD = 0  # the (rest of the) head of a request; idle when nothing of it is there
-    BODY = 1  # the rest of the body
-    ANSWER = 2  # a model worker, or a thread of the pool
-    STREAM = 3  # more chunks of a streamed answer
-    SEND = 4  # the client to take the rest of the answer
-    LINGER = 5  # the client to close, after an answer that ended the connection early
+    HEAD: Final = 0  # the (rest of the) head of a request; idle when nothing of it is there
+    BODY: Final = 1  # the rest of the body
+    ANSWER: Final = 2  # a model worker, or a thread of the pool
+    STREAM: Final = 3  # more chunks of a streamed answer
+    SEND: Final = 4  # the client to take the rest of the answer
+    LINGER: Final = 5  # the client to close, after an answer that ended the connection early
 
 
 class Connection:
@@ -79,7 +79,7 @@ class Connection:
         self.fd = sock.fileno()
         self.peer = peer
         self.listener = listener
-        self.phase = Phase.HEAD
+        self.phase: int = Phase.HEAD
         self.limit_at = 0.0
         self.buffer = b""
         self.head: Head | None = None

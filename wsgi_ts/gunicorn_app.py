@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import faulthandler
 import logging
 import os
 import socket
@@ -24,7 +23,7 @@ from gunicorn.glogging import Logger
 
 from wsgi_ts.config import Config
 from wsgi_ts.log import LogFiles, setup_logging
-from wsgi_ts.process import die_with_parent, set_process_title
+from wsgi_ts.process import die_with_parent, enable_fault_traces, set_process_title
 from wsgi_ts.rest.apps import KINDS, build_app
 
 #: How long a web worker may be silent before the arbiter kills it, in seconds.
@@ -134,6 +133,7 @@ class WebApplication(BaseApplication):  # type: ignore[misc]
             "preload_app": True,
             "control_socket_disable": True,
             "timeout": WORKER_TIMEOUT_S,
+            # The worker keeps the limit itself and answers what is left; gunicorn would kill it then.
             "graceful_timeout": config.graceful_timeout,
             "worker_tmp_dir": str(_MEMORY_DIRECTORY) if os.access(_MEMORY_DIRECTORY, os.W_OK) else None,
             "logger_class": GunicornLogger,
@@ -200,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one gunicorn until it is told to stop."""
     global _log_files  # noqa: PLW0603 (gunicorn makes the logger that reopens them itself)
     die_with_parent()
-    faulthandler.enable()
+    enable_fault_traces()
     options = _parse_arguments(arguments)
     config = Config.from_json(options.config_json.read_text())
     _log_files = setup_logging(config.log_dir, config.metrics_dir)

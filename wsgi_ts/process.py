@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import logging
 import os
 import select
@@ -37,6 +38,7 @@ _NOT_INHERITED = (
     "GUNICORN_CMD_ARGS",
 )
 _PR_SET_PDEATHSIG = 1
+_SS_DISABLE = 2
 _PROC = Path("/proc")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -168,6 +170,25 @@ def die_with_parent(parent_pid: int | None = None) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent_pid:
         os._exit(1)
+
+
+class _SignalStack(ctypes.Structure):
+    """The C type stack_t."""
+
+    _fields_ = (("ss_sp", ctypes.c_void_p), ("ss_flags", ctypes.c_int), ("ss_size", ctypes.c_size_t))
+
+
+def enable_fault_traces() -> None:
+    """Has the interpreter print where it was when a SIGSEGV or its like ends it. Call before any fork.
+
+    faulthandler gives the thread a small stack of its own for signals, and Python runs its handlers there too: two
+    or three signals at once (each saves some 10 KB of registers on new processors) overflow it and kill a healthy
+    process. So it is taken away again, and signals use the thread's ordinary stack.
+    """
+    faulthandler.enable()
+    none = _SignalStack(None, _SS_DISABLE, 0)
+    if _libc.sigaltstack(ctypes.byref(none), None) != 0:
+        raise OSError(ctypes.get_errno(), "sigaltstack failed")
 
 
 def set_process_title(title: str) -> None:

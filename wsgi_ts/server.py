@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import faulthandler
 import logging
 import os
 import selectors
@@ -42,7 +41,7 @@ from wsgi_ts.listeners import BindError, BoundListener, bind_all
 from wsgi_ts.log import LogFiles, setup_logging
 from wsgi_ts.messages import WorkerReport
 from wsgi_ts.model_manager import ModelManager
-from wsgi_ts.process import Child
+from wsgi_ts.process import Child, enable_fault_traces
 from wsgi_ts.registry import ModelVersion, Registry
 from wsgi_ts.run_directory import RunDirectory, RunDirectoryError, write_json
 from wsgi_ts.segment_table import SegmentEntry, SegmentTable
@@ -658,7 +657,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one instance; returns its exit code."""
-    faulthandler.enable()
+    enable_fault_traces()
     options = _parse_arguments(arguments)
     try:
         config = Config.from_json(options.config_json.read_text(encoding="utf-8"))

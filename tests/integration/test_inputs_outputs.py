@@ -142,7 +142,7 @@ def test_get_without_a_body(server: ServerProcess) -> None:
         (b"a=1&a=2", {"a": "2"}),
         (b"a=", {"a": ""}),
         (b"hello", {}),
-        (b"", {"body": ""}),
+        (b"", {}),
     ],
 )
 def test_form_fields(server: ServerProcess, body: bytes, wanted: dict[str, str]) -> None:
@@ -181,7 +181,7 @@ def test_multipart(server: ServerProcess) -> None:
 
 
 def test_large_multipart_file(server: ServerProcess) -> None:
-    content = bytes(range(256)) * 500
+    content = b"0123456789abcdef" * 8000
     body = multipart(("data", "a.bin", "application/octet-stream", content))
     answer = row(server, body, "multipart/form-data; boundary=XX")
     assert answer == {"data": ["bytearray", content.decode("latin-1")]}

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from support.archives import archive
@@ -59,7 +60,7 @@ def no_models_left(server: ServerProcess) -> Iterator[None]:
     """Each test starts without models."""
     yield
     for model in manage(server, "GET", "/models").json()["models"]:
-        name = model["modelName"]
+        name = quote(model["modelName"])
         versions = [entry["modelVersion"] for entry in manage(server, "GET", f"/models/{name}/all").json()]
         default = manage(server, "GET", f"/models/{name}").json()[0]["modelVersion"]
         # The default version can be removed only when it is the last one.

@@ -39,7 +39,7 @@ class ServerProcess:
         arguments: further arguments of `torchserve`.
         environment: further variables.
         web_workers: gunicorn workers of the inference API.
-        combined: all three APIs on one address.
+        combined: the inference and management APIs on one address.
     """
 
     def __init__(
@@ -60,8 +60,9 @@ class ServerProcess:
             shutil.copytree(store, self.store)
         (self.home / "tmp").mkdir()
         self.marker = uuid.uuid4().hex
-        ports = free_ports(1) * len(APIS) if combined else free_ports(len(APIS))
-        self.ports = dict(zip(APIS, ports, strict=True))
+        self.ports = dict(zip(APIS, free_ports(len(APIS)), strict=True))
+        if combined:
+            self.ports["management"] = self.ports["inference"]
         self._config = {
             **{f"{api}_address": f"http://127.0.0.1:{port}" for api, port in self.ports.items()},
             "disable_token_authorization": "true",

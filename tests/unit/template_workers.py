@@ -13,6 +13,8 @@ import threading
 import time
 from pathlib import Path
 
+from wsgi_ts.batcher.mailbox import mailbox_name
+from wsgi_ts.batcher.shared_memory import SharedMemory, unlink
 from wsgi_ts.channel import Channel
 from wsgi_ts.messages import ModelSpec
 
@@ -59,8 +61,8 @@ def run(
     elif behaviour == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     elif behaviour == "descendants":
-        _leave_descendants()
-    if behaviour in ("wait", "descendants"):
+        _leave_descendants(mailbox_name(prefix, batcher_index, worker_id, start_count))
+    elif behaviour == "wait":
         time.sleep(600)
     return 0
 
@@ -80,8 +82,10 @@ def _print_all_kinds() -> None:
     os.write(1, b"no line end")
 
 
-def _leave_descendants() -> None:
+def _leave_descendants(mailbox: str) -> None:
     """A child in the session, one in a session of its own, and a daemon (forked twice, without exec)."""
+    memory = SharedMemory(mailbox, 4096, create=True)  # a model worker has its mailbox mapped, so its forks have it
+    unlink(mailbox)
     pids = [subprocess.Popen(SLEEPER).pid, subprocess.Popen(SLEEPER, start_new_session=True).pid]
     read_end, write_end = os.pipe()
     if os.fork() == 0:
@@ -93,6 +97,8 @@ def _leave_descendants() -> None:
         os._exit(0)
     pids.append(int(os.read(read_end, 20)))
     Path("pids.json").write_text(json.dumps(pids))
+    time.sleep(600)
+    memory.close()
 
 
 def main() -> int:

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from wsgi_ts.batcher.worker_actions import (
     Action,
+    Cause,
     KillWorker,
     ModelUnloaded,
     ReleaseWorker,
@@ -207,7 +208,7 @@ def test_recycling_starts_a_new_life_without_back_off() -> None:
     ],
 )
 def test_a_death_is_followed_by_a_start_one_second_later(
-    code: int | None, signal: str | None, cause: str, reason: str
+    code: int | None, signal: str | None, cause: Cause, reason: str
 ) -> None:
     driver = Driver()
     driver.make_ready(9000)

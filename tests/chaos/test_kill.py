@@ -1,0 +1,151 @@
+"""Each process of the server is killed under load: nobody gets another's bytes, nothing hangs, all comes back."""
+
+from __future__ import annotations
+
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from support import faults
+from support.archives import archive
+from support.eventually import eventually
+from support.processes import shared_memory
+from support.server import ServerProcess
+
+from chaos.load import Load, check, ledger_server
+
+pytestmark = pytest.mark.chaos
+
+#: Bounds, in seconds, from the kill to full capacity; loading the model takes some tenths of a second of them.
+RECOVERY_S = {
+    "model-worker": 4.0,
+    "template": 8.0,
+    "batcher": 8.0,
+    "web-worker": 4.0,
+    "inference-arbiter": 6.0,
+    "management-arbiter": 6.0,
+}
+
+
+def answers(server: ServerProcess, count: int = 20) -> bool:
+    """Whether so many requests in a row are answered well."""
+    for _ in range(count):
+        try:
+            if server.predict("ledger", b"x" * 32).status != 200:
+                return False
+        except OSError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("role", RECOVERY_S)
+def test_a_process_is_killed_under_load(role: str, tmp_path: Path) -> None:
+    config = {"batch_policy": "adaptive", "job_queue_size": "1000"}
+    with ledger_server(tmp_path, web_workers=2, config=config) as server:
+        server.register("ledger.mar", initial_workers=2, batch_size=4, max_batch_delay=5)
+        before = {each.role for each in server.processes()}
+        workers = len(server.processes("model-worker"))
+        with Load(server) as load:
+            eventually(lambda: load.count("ok") > 50, within=20, what="load under way")
+            for _ in range(2):
+                faults.kill(server, role)
+                killed_at = time.monotonic()
+                eventually(
+                    lambda: len(server.processes("model-worker")) == workers
+                    and {each.role for each in server.processes()} == before,
+                    within=RECOVERY_S[role],
+                    what=f"capacity after the death of a {role}",
+                )
+                eventually(
+                    lambda: any(o.result == "ok" and o.sent_at > killed_at for o in load.outcomes),
+                    within=RECOVERY_S[role],
+                    what="requests answered again",
+                )
+        check(load, tmp_path, allowed_statuses={500, 503, 507})
+        if role in ("model-worker", "template", "batcher", "management-arbiter"):
+            # Nobody who held a client's socket was killed.
+            assert load.count("closed") == 0, load.summary
+        if role == "management-arbiter":
+            assert load.count("err") == 0, load.summary
+        eventually(lambda: answers(server), within=10, what="twenty good answers in a row")
+
+
+def test_requests_that_wait_survive_the_death_of_the_batcher(tmp_path: Path) -> None:
+    """What no handler has seen is queued again by the next batcher, and answered well."""
+    with ledger_server(tmp_path) as server:
+        server.register("ledger.mar", initial_workers=1)
+        with faults.paused(server, "model-worker"), Load(server, clients=4) as load:
+            eventually(
+                lambda: server.control.call("status") is not None, within=5, what="the supervisor's status"
+            )
+            time.sleep(0.3)
+            faults.kill(server, "batcher")
+            eventually(lambda: load.count("ok") > 20, within=15, what="answers by the next batcher")
+        assert load.count("closed") == 0, load.summary
+        # The one that the stopped worker had begun is lost; the queued ones are not.
+        assert load.count("err") <= 1, load.summary
+        check(load, tmp_path, allowed_statuses={500, 507})
+
+
+def test_a_killed_supervisor_takes_everything_along_and_the_next_start_cleans_up(tmp_path: Path) -> None:
+    with ledger_server(tmp_path) as server:
+        server.register("ledger.mar")
+        prefix = server.prefix
+        with Load(server, clients=4) as load:
+            eventually(lambda: load.count("ok") > 20, within=20, what="load under way")
+            faults.kill(server, "supervisor")
+            eventually(
+                lambda: not [p for p in server.processes() if p.role != "launcher"],
+                within=2,
+                what="end of all processes",
+            )
+        assert load.count("wrong") == 0
+        assert load.count("err") == 0, load.summary
+        assert shared_memory(prefix), "the killed server left its names; the next start has something to clean"
+        eventually(lambda: server.returncode is not None, within=5, what="end of the launcher")
+        server.start()
+        assert server.prefix != prefix
+        assert not shared_memory(prefix)
+        assert server.register("ledger.mar").status == 200
+        assert answers(server, 3)
+
+
+def test_a_stop_answers_what_was_accepted(tmp_path: Path) -> None:
+    with ledger_server(tmp_path, web_workers=2) as server:
+        server.register("ledger.mar", batch_size=4, max_batch_delay=5)
+        with Load(server, clients=8) as load:
+            eventually(lambda: load.count("ok") > 50, within=20, what="load under way")
+            started_at = time.monotonic()
+            left = server.stop(signal.SIGTERM)
+        assert not left
+        check(load, tmp_path, allowed_statuses={503})
+        # Every request that was read before the stop is answered; later ones find nobody listening.
+        assert all(o.result == "ok" for o in load.outcomes if o.ended_at < started_at), load.summary
+        lost = [o for o in load.outcomes if o.result == "closed" and o.sent_at < started_at]
+        assert not lost, load.summary
+
+
+def test_a_hung_handler_ends_at_its_response_timeout_and_harms_no_other_model(tmp_path: Path) -> None:
+    with ledger_server(tmp_path) as server:
+        archive(server.store, "hang", "import time\ndef handle(data, context):\n    while data: time.sleep(60)\n")
+        server.register("ledger.mar")
+        assert server.register("hang.mar", response_timeout=1).status == 200
+        with Load(server, clients=4) as load:
+            reply = server.predict("hang", b"x")
+        assert (reply.status, reply.json()["message"]) == (500, "Worker died.")
+        assert load.count("ok") == len(load.outcomes), load.summary
+        assert len(load.outcomes) > 50
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
+def test_a_worker_killed_while_it_serves(number: signal.Signals, tmp_path: Path) -> None:
+    with ledger_server(tmp_path) as server:
+        source = "import os\ndef handle(data, context):\n    if data: os.kill(os.getpid(), int(data[0]['body']))\n"
+        archive(server.store, "suicide", source)
+        server.register("suicide.mar")
+        reply = server.predict("suicide", str(int(number)))
+        assert reply.json()["message"] == "Worker died."
+        assert reply.status == (507 if number == signal.SIGKILL else 500)
+        described = server.request("management", "GET", "/models/suicide").json()[0]
+        assert described["workers"][0]["status"] in ("READY", "UNLOADING")

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+from support.eventually import eventually
+
+from wsgi_ts.process import (
+    INSTANCE_VARIABLE,
+    PARENT_PID_VARIABLE,
+    Child,
+    ProcessIdentity,
+    RestartBackoff,
+    exit_reason,
+    processes_of_instance,
+    python_command,
+    start_time,
+    wait_until_gone,
+)
+
+SLEEP = "import time; time.sleep(60)"
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
+
+
+@pytest.fixture
+def children() -> Iterator[list[Child]]:
+    made: list[Child] = []
+    yield made
+    for child in made:
+        child.stop(1.0, signal.SIGKILL)
+        child.close()
+
+
+def test_exit_reasons_are_words() -> None:
+    assert exit_reason(0) == "exit code 0"
+    assert exit_reason(3) == "exit code 3"
+    assert exit_reason(-11) == "killed by SIGSEGV"
+    assert exit_reason(-63) == "killed by signal 63"
+
+
+def test_child_tells_why_it_ended(children: list[Child]) -> None:
+    child = Child("a child", python("raise SystemExit(3)"))
+    children.append(child)
+    assert child.wait(10.0) == "exit code 3"
+    assert child.poll() == "exit code 3"
+
+
+def test_stop_kills_what_does_not_listen(children: list[Child]) -> None:
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); time.sleep(60)"
+    read, write = os.pipe()
+    child = Child("deaf", python(f"import os; os.dup2({write}, 1); {deaf}"), pass_fds=[write])
+    children.append(child)
+    os.close(write)
+    assert os.read(read, 1) == b"x"
+    assert child.stop(0.2) == "killed by SIGKILL"
+    os.close(read)
+
+
+def test_child_has_its_own_session_and_no_supervisor_variables(
+    children: list[Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere")
+    read, write = os.pipe()
+    code = (
+        f"import os; os.write({write}, repr((os.getsid(0) == os.getpid(), 'NOTIFY_SOCKET' in os.environ, "
+        f"os.environ['{PARENT_PID_VARIABLE}'], os.environ['X'])).encode())"
+    )
+    child = Child("looks around", python(code), pass_fds=[write], environ={"X": "y"})
+    children.append(child)
+    os.close(write)
+    child.wait(10.0)
+    assert os.read(read, 1000).decode() == repr((True, False, str(os.getpid()), "y"))
+    os.close(read)
+
+
+def test_child_dies_with_a_killed_parent() -> None:
+    # A parent of its own, which starts a child and is then killed.
+    parent_code = (
+        "import sys, time\n"
+        "from wsgi_ts.process import Child\n"
+        "code = 'from wsgi_ts.process import die_with_parent; die_with_parent(); print(1, flush=True);'\n"
+        "code += 'import time; time.sleep(60)'\n"
+        "child = Child('c', [sys.executable, '-c', code])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen(python(parent_code), stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    with parent.stdout as output:
+        lines = sorted([output.readline(), output.readline()], key=len)
+    assert lines[0] == "1\n"
+    child = ProcessIdentity.of(int(lines[1]))
+    assert child is not None
+    parent.kill()
+    parent.wait()
+    assert wait_until_gone([child], 5.0) == []
+
+
+def test_child_that_finds_its_parent_gone_leaves() -> None:
+    environ = {**os.environ, PARENT_PID_VARIABLE: "1"}
+    code = "from wsgi_ts.process import die_with_parent; die_with_parent(); print('alive')"
+    answer = subprocess.run(python(code), check=False, env=environ, capture_output=True, text=True)
+    assert (answer.returncode, answer.stdout) == (1, "")
+
+
+def test_identity_is_not_that_of_another_process_with_the_same_pid(children: list[Child]) -> None:
+    child = Child("sleeps", python(SLEEP))
+    children.append(child)
+    assert child.identity.is_alive()
+    stranger = ProcessIdentity(child.pid, child.identity.start_time - 1)
+    assert not stranger.is_alive()
+    stranger.kill()
+    assert child.wait(0.2) is None
+    child.identity.kill()
+    assert child.wait(10.0) == "killed by SIGKILL"
+    assert not child.identity.is_alive()
+
+
+def test_a_zombie_and_a_missing_process_have_no_start_time() -> None:
+    process = subprocess.Popen(python("pass"))
+    eventually(lambda: start_time(process.pid) is None, within=10, what="a zombie")
+    process.wait()
+    assert start_time(2**22 + 1) is None
+
+
+def test_processes_of_an_instance_are_found_by_their_mark(children: list[Child]) -> None:
+    prefix = "wsgi-ts-" + os.urandom(16).hex()
+    child = Child("marked", python(SLEEP), environ={INSTANCE_VARIABLE: prefix})
+    children.append(child)
+    eventually(
+        lambda: [process.pid for process in processes_of_instance(prefix)] == [child.pid],
+        within=10,
+        what="the marked process",
+    )
+
+
+def test_python_command_runs_a_module() -> None:
+    assert python_command("some.module", "--x", "1")[-4:] == ["-m", "some.module", "--x", "1"]
+
+
+@pytest.mark.parametrize("count", [1, 25])
+def test_many_signals_at_once_do_no_harm(children: list[Child], count: int) -> None:
+    code = (
+        "import signal, time\n"
+        "from wsgi_ts.process import enable_fault_traces\n"
+        "enable_fault_traces()\n"
+        "got = set()\n"
+        f"wanted = range(signal.SIGRTMIN, signal.SIGRTMIN + {count})\n"
+        "for number in wanted: signal.signal(number, lambda number, frame: got.add(number))\n"
+        "print(1, flush=True)\n"
+        "while len(got) < len(wanted): time.sleep(0.01)\n"
+    )
+    read, write = os.pipe()
+    child = Child("many signals", python(f"import os; os.dup2({write}, 1)\n{code}"), pass_fds=[write])
+    children.append(child)
+    os.close(write)
+    assert os.read(read, 1) == b"1"
+    # Sent while it is stopped, they are all delivered together, each handler interrupting the one before.
+    child.send_signal(signal.SIGSTOP)
+    for number in range(signal.SIGRTMIN, signal.SIGRTMIN + count):
+        child.send_signal(number)
+    child.send_signal(signal.SIGCONT)
+    assert child.wait(10.0) == "exit code 0"
+    os.close(read)
+
+
+class TestRestartBackoff:
+    def test_first_death_restarts_at_once(self) -> None:
+        assert RestartBackoff().on_death(100.0) == 0.0
+
+    def test_first_four_deaths_cost_a_second_at_most(self) -> None:
+        backoff = RestartBackoff()
+        assert all(backoff.on_death(100.0 + nth) <= 1.0 for nth in range(4))
+        assert not backoff.is_looping
+
+    def test_a_loop_slows_down_and_never_gives_up(self) -> None:
+        backoff = RestartBackoff()
+        delays = [backoff.on_death(100.0 + nth) for nth in range(30)]
+        assert backoff.is_looping
+        assert delays[4] == 5.0
+        assert delays == sorted(delays)
+        assert delays[-1] == 30.0
+
+    def test_old_deaths_are_forgotten(self) -> None:
+        backoff = RestartBackoff()
+        for nth in range(10):
+            backoff.on_death(float(nth))
+        assert backoff.on_death(1000.0) == 0.0
+        assert not backoff.is_looping
+
+
+def test_wait_until_gone_has_a_limit(children: list[Child]) -> None:
+    child = Child("sleeps", python(SLEEP))
+    children.append(child)
+    before = time.monotonic()
+    assert wait_until_gone([child.identity], 0.1) == [child.identity]
+    assert time.monotonic() - before >= 0.1
