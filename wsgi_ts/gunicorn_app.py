@@ -133,7 +133,6 @@ class WebApplication(BaseApplication):  # type: ignore[misc]
             "preload_app": True,
             "control_socket_disable": True,
             "timeout": WORKER_TIMEOUT_S,
-            # The worker keeps the limit itself and answers what is left; gunicorn would kill it then.
             "graceful_timeout": config.graceful_timeout,
             "worker_tmp_dir": str(_MEMORY_DIRECTORY) if os.access(_MEMORY_DIRECTORY, os.W_OK) else None,
             "logger_class": GunicornLogger,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,11 @@ def answers(server: ServerProcess, count: int = 20) -> bool:
     return True
 
 
+def answered_since(load: Load, moment: float) -> bool:
+    """Whether a request sent after `moment` was answered well."""
+    return any(outcome.result == "ok" and outcome.sent_at > moment for outcome in load.outcomes)
+
+
 @pytest.mark.parametrize("role", RECOVERY_S)
 def test_a_process_is_killed_under_load(role: str, tmp_path: Path) -> None:
     config = {"batch_policy": "adaptive", "job_queue_size": "1000"}
@@ -58,9 +64,7 @@ def test_a_process_is_killed_under_load(role: str, tmp_path: Path) -> None:
                     what=f"capacity after the death of a {role}",
                 )
                 eventually(
-                    lambda: any(o.result == "ok" and o.sent_at > killed_at for o in load.outcomes),
-                    within=RECOVERY_S[role],
-                    what="requests answered again",
+                    partial(answered_since, load, killed_at), within=RECOVERY_S[role], what="requests answered again"
                 )
         check(load, tmp_path, allowed_statuses={500, 503, 507})
         if role in ("model-worker", "template", "batcher", "management-arbiter"):

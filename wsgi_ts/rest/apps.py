@@ -95,6 +95,9 @@ def build_app(
     unknown = set(kinds) - set(KINDS)
     if unknown or not kinds:
         raise ValueError(f"an app needs one or more of {', '.join(KINDS)}; got {sorted(kinds)}")
+    if "inference" in kinds and "management" in kinds and settings.config.enable_metrics_api:
+        # One address for both answers /metrics too, besides the metrics API's own listener.
+        kinds = {*kinds, "metrics"}
     app = falcon.App(
         response_type=response_type(cors_headers(settings.config)),
         middleware=[RequestIdHeader()],
