@@ -209,6 +209,10 @@ class SlotClient:
             self._other_held[slot] = max(self._other_held[slot], layout.STREAM_RING_BYTES)
         return answer
 
+    def keep_for_sending(self, slot: int) -> None:
+        """Marks an answered slot whose body is still being sent: `answered` leaves it out from now on."""
+        self._states[slot] = self._generations[slot] << _GENERATION_SHIFT | SlotState.SENDING
+
     def read_stream(self, slot: int) -> list[bytes]:
         """Takes all chunks that lie in a streamed answer's ring and makes room for more."""
         words = self.segment.memory.words(self._bases[slot] + layout.STREAM_WORDS, 2)

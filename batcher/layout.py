@@ -115,12 +115,13 @@ class SlotState:
 
     FREE: Final = 0  # web worker
     WRITING: Final = 1  # web worker: head or body still arriving
-    READY: Final = 2  # batcher: in its submission ring
-    CLAIMED: Final = 3  # batcher or the model worker it was handed to: in the job queue or in a mailbox
-    RUNNING: Final = 4  # model worker; the batcher once that worker is known to be dead
-    STREAMING: Final = 5  # as RUNNING, with chunks of the answer to fetch
-    DONE: Final = 6  # web worker: the answer is in the slot
-    FAILED: Final = 7  # web worker: the slot holds an error's status and text
+    SENDING: Final = 2  # web worker: the answer is on its way to the client
+    READY: Final = 3  # batcher: in its submission ring
+    CLAIMED: Final = 4  # batcher or the model worker it was handed to: in the job queue or in a mailbox
+    RUNNING: Final = 5  # model worker; the batcher once that worker is known to be dead
+    STREAMING: Final = 6  # as RUNNING, with chunks of the answer to fetch
+    DONE: Final = 7  # web worker: the answer is in the slot
+    FAILED: Final = 8  # web worker: the slot holds an error's status and text
 
 
 #: States from here on concern the web worker: one comparison finds the slots it must look at.
@@ -151,6 +152,8 @@ class RequestFlag:
     HEAD_OUTSIDE: Final = 8
     #: Query parameters become fields of the handler's row.
     QUERY_ROW: Final = 16
+    #: The handler is told the rest of the path as header `url_path`.
+    URL_PATH: Final = 32
 
 
 class ResponseFlag:

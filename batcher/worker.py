@@ -165,7 +165,9 @@ class ModelWorker:
         query = ""
         if flags & RequestFlag.QUERY_ROW:
             query = head.split(b"\r\n", 1)[0].partition(b"?")[2].rsplit(b" ", 1)[0].decode("latin-1")
-        extra = {"url_path": url_path, "explain": "True" if flags & RequestFlag.EXPLAIN else "False"}
+        extra = {"explain": "True" if flags & RequestFlag.EXPLAIN else "False"}
+        if flags & RequestFlag.URL_PATH:
+            extra["url_path"] = url_path
         if flags & RequestFlag.DESCRIBE:
             extra["describe"] = "True"
         types: dict[str, str] = {}

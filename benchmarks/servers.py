@@ -258,8 +258,9 @@ def archive_models() -> None:
     STORE.mkdir(parents=True, exist_ok=True)
     for model, handler in (("echo", "echo_handler.py"), ("torchmodel", "torch_handler.py")):
         archiver = Path(sys.executable).parent / "torch-model-archiver"
+        (STORE / f"{model}.mar").unlink(missing_ok=True)
         subprocess.run(
-            [str(archiver), "--force", "--model-name", model, "--version", "1.0",
+            [str(archiver), "--model-name", model, "--version", "1.0",
              "--handler", str(BENCHMARKS / handler), "--export-path", str(STORE)],
             check=True,
         )  # fmt: skip

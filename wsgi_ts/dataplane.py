@@ -82,13 +82,13 @@ def prediction_parts(path: str, query: str) -> tuple[str, str | None, str, int] 
     if first in ("predictions", "explanations"):
         if len(parts) == 1:
             raise ResourceNotFound()
-        flags = RequestFlag.EXPLAIN if first == "explanations" else 0
+        flags = RequestFlag.URL_PATH | (RequestFlag.EXPLAIN if first == "explanations" else 0)
         return parts[1], parts[2] if len(parts) > 2 else None, "/".join(parts[3:]), flags
     if first == "invocations" and len(parts) == 1:
         names = parse_qs(query).get("model_name", [""])
-        return names[0], None, "", RequestFlag.QUERY_ROW
+        return names[0], None, "", RequestFlag.QUERY_ROW | RequestFlag.URL_PATH
     if first == "models" and len(parts) == 3 and parts[2] == "invoke":
-        return parts[1], None, "", RequestFlag.QUERY_ROW
+        return parts[1], None, "", RequestFlag.QUERY_ROW | RequestFlag.URL_PATH
     if first == "v1" and len(parts) == 3 and parts[1] == "models":
         name, _, verb = parts[2].rpartition(":")
         if verb in ("predict", "explain") and name:
@@ -96,7 +96,7 @@ def prediction_parts(path: str, query: str) -> tuple[str, str | None, str, int] 
     elif first == "v2" and len(parts) == 4 and parts[1] == "models" and parts[3] in ("infer", "explain"):
         return parts[2], None, "", RequestFlag.EXPLAIN if parts[3] == "explain" else 0
     elif parts[-1] == "predict" and len(parts) in (2, 3):
-        return first, parts[1] if len(parts) == 3 else None, "", RequestFlag.QUERY_ROW
+        return first, parts[1] if len(parts) == 3 else None, "", RequestFlag.QUERY_ROW | RequestFlag.URL_PATH
     return None
 
 

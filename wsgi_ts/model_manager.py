@@ -8,63 +8,44 @@ other; those on different ones run side by side, each on the thread of its calle
 from __future__ import annotations
 
 import logging
-import os
-import re
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from wsgi_ts.archive import (
-    RUNTIMES,
-    DownloadRules,
-    ModelDirectory,
-    check_handler,
-    load_model_yaml,
-    open_archive,
-    remove_downloaded_archive,
-    remove_model_directory,
-)
 from wsgi_ts.config import Config
 from wsgi_ts.errors import (
     BadRequest,
     ConflictStatus,
     InternalServerError,
-    InvalidModel,
     OutOfResources,
     RequestTimeout,
     ServerError,
     ServiceUnavailable,
-    WorkerInitializationError,
 )
-from wsgi_ts.gpu.assign import Assigner, Placement, place
-from wsgi_ts.messages import ModelSpec
-from wsgi_ts.model_config import (
-    EffectiveSettings,
-    ModelYaml,
-    RegisterArguments,
-    effective_settings,
-    parse_model_yaml,
-)
+from wsgi_ts.gpu.assign import Assigner
+from wsgi_ts.model_config import EffectiveSettings
 from wsgi_ts.model_description import describe_version
+from wsgi_ts.model_preparation import (
+    ModelPreparer,
+    check_count,
+    check_runtime,
+    discard,
+    limit_workers,
+    register_arguments,
+)
 from wsgi_ts.registry import ModelVersion, ModelWorker, Registry
 
 log = logging.getLogger(__name__)
 
-#: More workers of one version than this are a slip of the finger, not a wish.
-MAX_WORKERS = 1024
-MAX_BATCH_SIZE = 65536
 #: On top of the model's own startup time-out: a process's start, and the worker template's.
 _START_MARGIN_S = 240.0
 #: How long an answer waits for the batcher to know the model, so that the next request finds it.
 _ACCEPT_LIMIT_S = 2.0
 _MAX_PAGE = 100
 _OUT_OF_MEMORY = 507
-_NO_NAME = "Model name is not defined."
 #: To a batcher (its index): one message of the supervisor; never blocks.
 Send = Callable[[int, dict[str, Any]], None]
 
@@ -96,13 +77,11 @@ class ModelManager:
         """
         self._config = config
         self._registry = registry
-        self._models_dir = models_dir
-        self._gpus = gpus
+        self._preparer = ModelPreparer(config, registry, models_dir, gpus)
         self._assigner = Assigner(gpus)
         self._send = send
         self._publish = publish
         self._queued = queued
-        self._rules = DownloadRules(config.allowed_urls)
         self._version_locks = _KeyedLocks()
 
     # Operations
@@ -133,21 +112,20 @@ class ModelManager:
         self._refuse_while_draining()
         if url is None:
             raise BadRequest("Parameter url is required.")
-        _check_runtime(runtime)
-        arguments = _register_arguments(numbers)
-        directory = self._open(url, model_name, fallback_name=at_startup)
+        check_runtime(runtime)
+        arguments = register_arguments(numbers)
+        directory = self._preparer.open(url, model_name, fallback_name=at_startup)
         model: ModelVersion | None = None
         try:
-            if handler:
-                check_handler(handler, directory.path)
-            overrides = {"handler": handler, "runtime": runtime}
-            model, wanted = self._prepare(directory, overrides, None if at_startup else arguments)
+            model, wanted = self._preparer.prepare(
+                directory, None if at_startup else arguments, handler=handler, runtime=runtime
+            )
             model.loaded_at_startup = at_startup
             self._registry.add(model)
         except BaseException:
             if model is not None:
                 self._registry.free_index(model.spec.index)
-            _discard(directory)
+            discard(directory)
             raise
         with self._version_locks.hold((model.name, model.version)):
             return self._start_registered(model, wanted, synchronous)
@@ -174,14 +152,14 @@ class ModelManager:
         most = min_worker if max_worker is None else max_worker
         if most < min_worker:
             raise BadRequest("max_worker cannot be less than min_worker.")
-        _check_count("min_worker", min_worker)
-        _check_count("max_worker", most)
+        check_count("min_worker", min_worker)
+        check_count("max_worker", most)
         model = self._registry.get(model_name, version)
         with self._version_locks.hold((model.name, model.version)):
             model = self._registry.get(model.name, model.version)
             if model.unloading:
                 raise ConflictStatus(f"Model version {model.version} of {model_name} is being unregistered")
-            least, most = _limit(model.placement, model.name, min_worker, most)
+            least, most = limit_workers(model.placement, model.name, min_worker, most)
             leaving = self._set_limits(model, least, most)
             if not synchronous:
                 return _status(202, "Processing worker updates...")
@@ -240,6 +218,38 @@ class ModelManager:
         model = self._registry.get(model_name)
         return {"status": 200, "body": {"name": model_name, "ready": bool(model.workers)}}
 
+    def status(self) -> dict[str, Any]:
+        """The tables `models` and `workers` of `wsgi-ts status`."""
+        with self._registry.changed:
+            versions = self._registry.all_versions()
+            defaults = {(model.name, model.version) for model in self._registry.default_versions()}
+            models = [
+                {
+                    "model": model.name,
+                    "version": model.version,
+                    "default": (model.name, model.version) in defaults,
+                    "workers": len(model.workers),
+                    "ready": sum(worker.is_ready for worker in model.workers.values()),
+                    "queued": self._queued(model),
+                }
+                for model in versions
+            ]
+            workers = [
+                {
+                    "worker": worker.worker_id,
+                    "model": f"{model.name} {model.version}",
+                    "batcher": worker.batcher,
+                    "gpu": worker.gpu_id,
+                    "state": worker.report.state if worker.report is not None else "starting",
+                    "pid": worker.report.pid if worker.report is not None else -1,
+                    "restarts": worker.report.restarts if worker.report is not None else 0,
+                    "last_end": worker.report.exit_reason if worker.report is not None else "",
+                }
+                for model in versions
+                for worker in model.workers.values()
+            ]
+        return {"models": models, "workers": workers}
+
     # What the supervisor tells
 
     def replay(self, batcher: int) -> list[dict[str, Any]]:
@@ -260,80 +270,6 @@ class ModelManager:
                 self._registry.changed.notify_all()
 
     # Registering
-
-    def _open(self, url: str, model_name: str | None, *, fallback_name: bool) -> ModelDirectory:
-        def attempt(name: str | None) -> ModelDirectory:
-            return open_archive(
-                url, self._config.model_store, self._models_dir, rules=self._rules, model_name=name or None
-            )
-
-        try:
-            return attempt(model_name)
-        except InvalidModel as error:
-            if not fallback_name or error.message != _NO_NAME:
-                raise
-        return attempt(re.sub(r"\W", "_", Path(url).name.split(".")[0]))
-
-    def _prepare(
-        self,
-        directory: ModelDirectory,
-        overrides: dict[str, str | None],
-        arguments: RegisterArguments | None,
-    ) -> tuple[ModelVersion, EffectiveSettings]:
-        manifest = directory.manifest
-        name, version = manifest.model_name, manifest.model_version
-        self._registry.check_absent(name, version)
-        runtime = overrides["runtime"] or manifest.runtime
-        if runtime == "LSP":
-            raise BadRequest("Runtime LSP is not supported by this server: it runs Python handlers only.")
-        yaml = _read_yaml(directory)
-        placement = place(
-            self._gpus,
-            yaml.device_type if yaml else None,
-            yaml.device_ids if yaml else None,
-            yaml.parallel_level if yaml else 0,
-        )
-        settings = effective_settings(
-            self._config, yaml, arguments, name, version, cores=len(os.sched_getaffinity(0)), gpus=self._gpus
-        )
-        for warning in (*(yaml.warnings if yaml else ()), *placement.warnings, *settings.warnings):
-            log.warning("%s %s: %s", name, version, warning)
-        _check_count("initial_workers", settings.min_workers)
-        least, most = _limit(placement, name, settings.min_workers, settings.max_workers)
-        settings = replace(settings, min_workers=least, max_workers=most)
-        spec = self._spec(directory, runtime, overrides["handler"], settings)
-        return ModelVersion(spec, directory, yaml, placement), settings
-
-    def _spec(
-        self, directory: ModelDirectory, runtime: str, handler: str | None, settings: EffectiveSettings
-    ) -> ModelSpec:
-        config, manifest = self._config, directory.manifest
-        model_entry = manifest.raw.get("model", {})
-        return ModelSpec(
-            index=self._registry.allocate_index(),
-            name=manifest.model_name,
-            version=manifest.model_version,
-            model_dir=str(directory.path),
-            handler=handler or manifest.handler or config.default_service_handler or "",
-            manifest=manifest.raw or None,
-            config_file=manifest.config_file,
-            runtime=runtime,
-            envelope=model_entry.get("envelope") or config.service_envelope,
-            batch_size=settings.batch_size,
-            max_batch_delay_ms=settings.max_batch_delay_ms,
-            batch_policy=settings.batch_policy,
-            response_timeout_s=settings.response_timeout_s,
-            startup_timeout_s=settings.startup_timeout_s,
-            max_retry_timeout_s=settings.max_retry_timeout_s,
-            client_timeout_ms=settings.client_timeout_ms,
-            job_queue_size=settings.job_queue_size,
-            use_job_ticket=settings.use_job_ticket,
-            decode_input_request=config.decode_input_request,
-            limit_max_image_pixels=config.limit_max_image_pixels,
-            weights_only=settings.weights_only,
-            max_response_bytes=config.max_response_size,
-            python=None if config.python == sys.executable else config.python,
-        )
 
     def _start_registered(self, model: ModelVersion, settings: EffectiveSettings, synchronous: bool) -> dict[str, Any]:
         named = f'Model "{model.name}" Version: {model.version} registered with'
@@ -428,7 +364,7 @@ class ModelManager:
                 return False
             self._registry.remove(model)
             self._publish()
-        _discard(model.directory)
+        discard(model.directory)
         return True
 
     def _refuse_while_draining(self) -> None:
@@ -471,52 +407,3 @@ def _load_message(model: ModelVersion) -> dict[str, Any]:
 def _workers_message(model: ModelVersion, batcher: int) -> dict[str, Any]:
     workers = [{"worker_id": each.worker_id, "gpu_id": each.gpu_id} for each in model.workers_in(batcher)]
     return {"op": "set_workers", "model_index": model.spec.index, "workers": workers}
-
-
-def _register_arguments(numbers: dict[str, int | None]) -> RegisterArguments:
-    arguments = RegisterArguments(**numbers)
-    if (arguments.batch_size or 0) > MAX_BATCH_SIZE:
-        raise BadRequest(f"Parameter batch_size must not be larger than {MAX_BATCH_SIZE}.")
-    if (arguments.initial_workers or 0) > MAX_WORKERS:
-        raise BadRequest(f"Parameter initial_workers must not be larger than {MAX_WORKERS}.")
-    return arguments
-
-
-def _check_runtime(runtime: str | None) -> None:
-    if runtime is not None and runtime not in RUNTIMES:
-        raise BadRequest(f"Invalid RuntimeType value: {runtime}")
-
-
-def _check_count(key: str, count: int) -> None:
-    if not 0 <= count <= MAX_WORKERS:
-        raise BadRequest(f"Parameter {key} must be a number from 0 to {MAX_WORKERS}.")
-
-
-def _limit(placement: Placement, name: str, least: int, most: int) -> tuple[int, int]:
-    """Caps the workers of a model whose workers take several GPUs each.
-
-    Raises:
-        WorkerInitializationError: not even one fits.
-    """
-    limit = placement.worker_limit
-    if limit is None:
-        return least, most
-    if limit == 0:
-        level = placement.parallel_level
-        raise WorkerInitializationError(f"No enough gpu devices for model:{name} parallelLevel:{level}")
-    return min(least, limit), min(most, limit)
-
-
-def _read_yaml(directory: ModelDirectory) -> ModelYaml | None:
-    file = directory.manifest.config_file
-    fields = load_model_yaml(directory.path / file) if file else {}
-    return parse_model_yaml(fields) if fields else None
-
-
-def _discard(directory: ModelDirectory) -> None:
-    """Removes the files of a model that is not registered (any more), the downloaded archive included."""
-    try:
-        remove_model_directory(directory)
-        remove_downloaded_archive(directory)
-    except OSError as error:
-        log.warning("Cannot remove the unpacked archive %s: %s", directory.path, error)

@@ -15,7 +15,6 @@ import selectors
 import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
@@ -28,9 +27,8 @@ from wsgi_ts import TORCHSERVE_VERSION, __version__
 from wsgi_ts.batcher import layout
 from wsgi_ts.batcher.board import Board, batcher_bell_name
 from wsgi_ts.batcher.doorbell import Doorbell
-from wsgi_ts.batcher.layout import BatcherWord, ModelWord, SegmentLayout
-from wsgi_ts.batcher.segment import segment_name
-from wsgi_ts.batcher.shared_memory import SharedMemoryFull, free_bytes, unlink
+from wsgi_ts.batcher.layout import BatcherWord, ModelWord
+from wsgi_ts.batcher.shared_memory import SharedMemoryFull
 from wsgi_ts.batcher_link import BatcherLink
 from wsgi_ts.channel import ChannelClosed
 from wsgi_ts.config import Config, ConfigError
@@ -44,8 +42,9 @@ from wsgi_ts.model_manager import ModelManager
 from wsgi_ts.process import Child, enable_fault_traces
 from wsgi_ts.registry import ModelVersion, Registry
 from wsgi_ts.run_directory import RunDirectory, RunDirectoryError, write_json
-from wsgi_ts.segment_table import SegmentEntry, SegmentTable
-from wsgi_ts.web_tier import Gunicorn
+from wsgi_ts.segment_keeper import SegmentKeeper
+from wsgi_ts.start_checks import StartError, check_shared_memory, remove_pid_file
+from wsgi_ts.web_tier import Gunicorn, plan_web_tier
 
 # Not __name__: this module is run as __main__.
 log = logging.getLogger("wsgi_ts.server")
@@ -55,20 +54,15 @@ _IDLE_WAIT_S = 1.0
 _BUSY_WAIT_S = 0.05
 #: How long gunicorn gets on top of `graceful_timeout`, and a batcher to stop, in seconds.
 _WEB_MARGIN_S = 2.0
-_BATCHER_STOP_S = 5.0
+_BATCHER_STOP_S = 3.0
 _FAST_STOP_S = 2.0
 #: How long an answer waits for the batchers to attach a segment.
 _ATTACH_LIMIT_S = 30.0
 _MAIN_THREAD_LIMIT_S = 10.0
 #: So many errors of the loop within a minute end the supervisor.
 _MAX_LOOP_ERRORS = 5
-_PID_FILE = ".model_server.pid"
 #: Signals that must not end a supervisor; handlers and not SIG_IGN, which the children would inherit.
 _IGNORED_SIGNALS = (signal.SIGHUP, signal.SIGALRM, signal.SIGWINCH, signal.SIGTTIN, signal.SIGTTOU)
-
-
-class StartError(Exception):
-    """The instance cannot start; the message says why and what to do, on one line."""
 
 
 class Supervisor:
@@ -86,7 +80,6 @@ class Supervisor:
         self._run_dir_path = run_dir
         self._log_files = log_files
         self._registry = Registry(config.initial_worker_port)
-        self._segments = SegmentTable()
         self._selector = selectors.DefaultSelector()
         self._posted: deque[Callable[[], None]] = deque()
         self._wake_r, self._wake_w = socket.socketpair()
@@ -117,7 +110,7 @@ class Supervisor:
             self._start(stack)
             self._serve()
             self._drain()
-        _remove_pid_file()
+        remove_pid_file()
         log.info("Torchserve stopped.")
         return self._exit_code
 
@@ -133,7 +126,7 @@ class Supervisor:
         devices = ["cpu", *(f"cuda:{number}" for number in range(gpus))]
         if len(devices) > layout.MAX_BATCHERS:
             raise StartError(f"{gpus} GPUs are more than this server handles; set number_of_gpu")
-        _check_shared_memory(self._config, len(devices))
+        check_shared_memory(self._config, len(devices))
         self._listeners = bind_all(self._config)
         stack.callback(self._close_listeners)
         self._dir.config_file.touch(0o600)
@@ -155,18 +148,19 @@ class Supervisor:
             queued=self._queued,
         )
         self._publish()
+        self._selector.register(self._wake_r, selectors.EVENT_READ, self._on_wake)
+        self._batchers = [BatcherLink(index, device, prefix) for index, device in enumerate(devices)]
+        self._segments = SegmentKeeper(prefix, self._selector, self._batchers)
         control = ControlServer(self._dir.control_socket, self._operations())
         try:
             control.start()
         except OSError as error:
             raise StartError(f"control socket {self._dir.control_socket}: {error}") from error
         stack.callback(control.stop)
-        self._selector.register(self._wake_r, selectors.EVENT_READ, self._on_wake)
         stack.callback(self._kill_children)
-        self._batchers = [BatcherLink(index, device, prefix) for index, device in enumerate(devices)]
         for link in self._batchers:
             self._start_batcher(link)
-        self._web = _plan_web_tier(self._config, self._listeners)
+        self._web = plan_web_tier(self._config, self._listeners)
         for web in self._web:
             self._start_web(web)
         threading.Thread(target=self._register_models, name="startup models", daemon=True).start()
@@ -187,7 +181,7 @@ class Supervisor:
         # Under the registry's lock no operation sends anything between the start and what the start has to tell.
         with self._registry.changed:
             threads = len(os.sched_getaffinity(0))
-            child = link.start(self._dir.path, self._config.log_dir, self._segments.attachable(), threads)
+            child = link.start(self._dir.path, self._config.log_dir, self._segments.table.attachable(), threads)
             for message in self._manager.replay(link.index):
                 link.send(message)
         self._dir.add_child(child.identity, link.name)
@@ -306,9 +300,9 @@ class Supervisor:
             events = link.channel.receive_ready()
         except (ChannelClosed, ValueError) as error:
             # Its pidfd tells the rest. A batcher that closed its channel and lives on is of no use.
-            log.debug("%s closed its channel: %s", link.name, error)
             self._selector.unregister(link.channel)
             if link.child is not None and not self._draining:
+                log.debug("%s closed its channel: %s", link.name, error)
                 link.child.send_signal(signal.SIGKILL)
             return
         for event in events:
@@ -316,9 +310,9 @@ class Supervisor:
             if kind == "started":
                 log.info("%s started", link.name)
             elif kind == "segment_attached":
-                self._segments.attached(event["index"], link.index)
+                self._segments.table.attached(event["index"], link.index)
             elif kind == "segment_retired":
-                self._segments.retired(event["index"], link.index)
+                self._segments.table.retired(event["index"], link.index)
             elif kind == "worker":
                 with self._registry.changed:
                     if self._registry.apply_report(link.index, WorkerReport.from_dict(event["report"])):
@@ -337,7 +331,7 @@ class Supervisor:
             reason = link.died(time.monotonic())
             self._registry.batcher_lost(link.index)
         self._dir.remove_child(pid)
-        self._segments.batcher_lost(link.index)
+        self._segments.table.batcher_lost(link.index)
         if not self._draining:
             log.error("%s (pid %d) has ended (%s) and is started again", link.name, pid, reason)
             self._publish()
@@ -373,44 +367,6 @@ class Supervisor:
                 log.info("%s API listens on %s", " and ".join(listener.kinds).capitalize(), listener.address)
             log.info("Model server started.")
 
-    # Segments
-
-    def _new_segment(self, pid: int) -> dict[str, int]:
-        if self._draining:
-            raise ServiceUnavailable("The server is stopping.")
-        try:
-            pidfd = os.pidfd_open(pid)
-        except OSError as error:
-            raise BadRequest(f"No process {pid}") from error
-        entry = self._segments.new(pid)
-        self._selector.register(pidfd, selectors.EVENT_READ, lambda: self._on_owner_death(entry, pidfd))
-        return {"index": entry.index, "batchers": len(self._batchers)}
-
-    def _segment_ready(self, index: int, pid: int, done: Callable[[], None]) -> None:
-        entry = self._segments.get(index)
-        if entry is None or entry.pid != pid:
-            raise BadRequest(f"No segment {index} of process {pid}")
-        running = [link for link in self._batchers if link.child is not None]
-        self._segments.await_attach(entry, [link.index for link in running], done)
-        for link in running:
-            link.segments.add(index)
-            link.send({"op": "attach_segment", "index": index})
-
-    def _on_owner_death(self, entry: SegmentEntry, pidfd: int) -> None:
-        self._selector.unregister(pidfd)
-        os.close(pidfd)
-        holders = [link for link in self._batchers if entry.index in link.segments]
-        self._segments.await_retire(entry, [link.index for link in holders], lambda: self._remove_segment(entry))
-        for link in holders:
-            link.segments.discard(entry.index)
-            link.send({"op": "retire_segment", "index": entry.index})
-
-    def _remove_segment(self, entry: SegmentEntry) -> None:
-        name = segment_name(self._dir.prefix, entry.index)
-        unlink(name)
-        Doorbell.unlink(name)
-        self._segments.remove(entry)
-
     # What the control socket offers
 
     def _operations(self) -> dict[str, Callable[[Peer, dict[str, Any]], Any]]:
@@ -432,11 +388,13 @@ class Supervisor:
     def _op_new_segment(self, peer: Peer, arguments: dict[str, Any]) -> Any:
         if arguments["pid"] != peer.pid:
             raise BadRequest("A process asks for its own segment only.")
-        return self._on_main_thread(lambda: self._new_segment(peer.pid))
+        if self._draining:
+            raise ServiceUnavailable("The server is stopping.")
+        return self._on_main_thread(lambda: self._segments.new(peer.pid))
 
     def _op_segment_ready(self, peer: Peer, arguments: dict[str, Any]) -> Any:
         attached = threading.Event()
-        self._on_main_thread(lambda: self._segment_ready(arguments["index"], peer.pid, attached.set))
+        self._on_main_thread(lambda: self._segments.ready(arguments["index"], peer.pid, attached.set))
         if not attached.wait(_ATTACH_LIMIT_S):
             raise InternalServerError("The batchers did not attach the segment in time.")
         return {}
@@ -452,34 +410,6 @@ class Supervisor:
         return {}
 
     def _status(self) -> dict[str, Any]:
-        with self._registry.changed:
-            versions = self._registry.all_versions()
-            defaults = {(model.name, model.version) for model in self._registry.default_versions()}
-            models = [
-                {
-                    "model": model.name,
-                    "version": model.version,
-                    "default": (model.name, model.version) in defaults,
-                    "workers": len(model.workers),
-                    "ready": sum(worker.is_ready for worker in model.workers.values()),
-                    "queued": self._queued(model),
-                }
-                for model in versions
-            ]
-            workers = [
-                {
-                    "worker": worker.worker_id,
-                    "model": f"{model.name} {model.version}",
-                    "batcher": worker.batcher,
-                    "gpu": worker.gpu_id,
-                    "state": worker.report.state if worker.report is not None else "starting",
-                    "pid": worker.report.pid if worker.report is not None else -1,
-                    "restarts": worker.report.restarts if worker.report is not None else 0,
-                    "last_end": worker.report.exit_reason if worker.report is not None else "",
-                }
-                for model in versions
-                for worker in model.workers.values()
-            ]
         return {
             "version": __version__,
             "torchserve_version": TORCHSERVE_VERSION,
@@ -492,12 +422,8 @@ class Supervisor:
             "draining": self._draining,
             "addresses": {"+".join(each.kinds): str(each.address) for each in self._listeners},
             "processes": [each.describe() for each in self._running()],
-            "segments": [
-                {"segment": each.index, "web_worker": each.pid, "retired": each.is_retired}
-                for each in self._segments.all()
-            ],
-            "models": models,
-            "workers": workers,
+            "segments": self._segments.describe(),
+            **self._manager.status(),
         }
 
     def _queued(self, model: ModelVersion) -> int:
@@ -598,49 +524,6 @@ class Supervisor:
     def _close_listeners(self) -> None:
         for listener in self._listeners:
             listener.close()
-
-
-def _plan_web_tier(config: Config, listeners: Sequence[BoundListener]) -> list[Gunicorn]:
-    """One gunicorn for what carries predictions, one for the rest if there is any."""
-    inference = [listener for listener in listeners if "inference" in listener.kinds]
-    others = [listener for listener in listeners if "inference" not in listener.kinds]
-    tier = [Gunicorn("inference", inference, config.web_workers)]
-    if others:
-        tier.append(Gunicorn("management", others, 1))
-    return tier
-
-
-def _check_shared_memory(config: Config, batchers: int) -> None:
-    """Makes sure that what every web worker reserves fits.
-
-    Raises:
-        StartError: it does not; the message says what to do.
-    """
-    slots = 1 << (config.slots_per_worker - 1).bit_length()
-    segment = SegmentLayout(slots, batchers, config.max_request_size, config.max_response_size)
-    needed = layout.BOARD_BYTES + config.web_workers * segment.reserved_bytes
-    available = free_bytes()
-    if needed > available:
-        raise StartError(
-            f"/dev/shm is too small: need {needed} bytes, have {available} in /dev/shm: make it larger (docker: "
-            f"--shm-size), or set web_workers (now {config.web_workers}) or slots_per_worker (now "
-            f"{config.slots_per_worker}) lower"
-        )
-
-
-def _remove_pid_file() -> None:
-    """Removes the launcher's pid file if it names this process."""
-    path = Path(tempfile.gettempdir()) / _PID_FILE
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file:
-            ours = file.read(64).strip() == str(os.getpid()).encode()
-        if ours:
-            path.unlink()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        log.warning("pid file %s: %s", path, error)
 
 
 def _ignore(number: int, frame: Any) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wsgi_ts.config import Config
 from wsgi_ts.listeners import BoundListener
 from wsgi_ts.process import INSTANCE_VARIABLE, Child, RestartBackoff, python_command
 
@@ -109,3 +110,13 @@ class Gunicorn:
     def _close_ready_fd(self) -> None:
         os.close(self.ready_fd)
         self.ready_fd = -1
+
+
+def plan_web_tier(config: Config, listeners: Sequence[BoundListener]) -> list[Gunicorn]:
+    """One gunicorn for what carries predictions, one for the rest if there is any."""
+    inference = [listener for listener in listeners if "inference" in listener.kinds]
+    others = [listener for listener in listeners if "inference" not in listener.kinds]
+    tier = [Gunicorn("inference", inference, config.web_workers)]
+    if others:
+        tier.append(Gunicorn("management", others, 1))
+    return tier

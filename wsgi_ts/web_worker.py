@@ -581,6 +581,7 @@ class WebWorker(Worker):  # type: ignore[misc]
             ticket.body = bytes(ticket.body)
             client.release(slot)
         else:
+            client.keep_for_sending(slot)
             connection.release_slot = slot
         self._answer_now(connection, ticket)
 

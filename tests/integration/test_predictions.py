@@ -382,6 +382,18 @@ def test_concurrent_clients_each_get_their_own_bytes(server: ServerProcess) -> N
     assert failures == []
 
 
+def test_answer_that_a_slow_client_has_not_taken_stays_whole(server: ServerProcess) -> None:
+    """The slot of an answer under way belongs to it until the last byte has left."""
+    large = random.Random(4).randbytes(6 << 20)
+    with server.raw() as slow:
+        slow.send(post("/predictions/echo", large))
+        assert slow.read_head()[0] == b"HTTP/1.1 200 "
+        for number in range(60):
+            body = random.Random(number).randbytes(100_000)
+            assert server.predict("echo", body).body == body
+        assert slow.read_exactly(len(large)) == large
+
+
 def test_client_that_leaves_early_costs_nobody_else(server: ServerProcess, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     raw = server.raw()

@@ -140,6 +140,10 @@ class RawConnection:
                 return
             yield data
 
+    def read_exactly(self, size: int) -> bytes:
+        """Reads so many bytes of a body."""
+        return self._reader.read(size)
+
     def read_rest(self) -> bytes:
         """Reads until the server closes the connection."""
         return self._reader.read()

@@ -1,0 +1,217 @@
+"""From the arguments of a register call to a model version that is ready to be added to the registry."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from wsgi_ts.archive import (
+    RUNTIMES,
+    DownloadRules,
+    ModelDirectory,
+    check_handler,
+    load_model_yaml,
+    open_archive,
+    remove_downloaded_archive,
+    remove_model_directory,
+)
+from wsgi_ts.config import Config
+from wsgi_ts.errors import BadRequest, InvalidModel, WorkerInitializationError
+from wsgi_ts.gpu.assign import Placement, place
+from wsgi_ts.messages import ModelSpec
+from wsgi_ts.model_config import (
+    EffectiveSettings,
+    ModelYaml,
+    RegisterArguments,
+    effective_settings,
+    parse_model_yaml,
+)
+from wsgi_ts.registry import ModelVersion, Registry
+
+log = logging.getLogger(__name__)
+
+#: More workers of one version than this are a slip of the finger, not a wish.
+MAX_WORKERS = 1024
+MAX_BATCH_SIZE = 65536
+_NO_NAME = "Model name is not defined."
+
+
+class ModelPreparer:
+    """Unpacks archives and decides what holds for the model in them."""
+
+    def __init__(self, config: Config, registry: Registry, models_dir: Path, gpus: int) -> None:
+        """Keeps what every registration needs.
+
+        Args:
+            config: the configuration.
+            registry: where the model will be added; gives it its index.
+            models_dir: where archives are unpacked.
+            gpus: GPUs that models may use.
+        """
+        self._config = config
+        self._registry = registry
+        self._models_dir = models_dir
+        self._gpus = gpus
+        self._rules = DownloadRules(config.allowed_urls)
+
+    def open(self, url: str, model_name: str | None, *, fallback_name: bool) -> ModelDirectory:
+        """Finds and unpacks an archive; `discard` removes what it made.
+
+        Args:
+            url: the archive.
+            model_name: in place of the manifest's.
+            fallback_name: where neither names the model, name it after the file.
+        """
+
+        def attempt(name: str | None) -> ModelDirectory:
+            return open_archive(
+                url, self._config.model_store, self._models_dir, rules=self._rules, model_name=name or None
+            )
+
+        try:
+            return attempt(model_name)
+        except InvalidModel as error:
+            if not fallback_name or error.message != _NO_NAME:
+                raise
+        return attempt(re.sub(r"\W", "_", Path(url).name.split(".")[0]))
+
+    def prepare(
+        self,
+        directory: ModelDirectory,
+        arguments: RegisterArguments | None,
+        *,
+        handler: str | None,
+        runtime: str | None,
+    ) -> tuple[ModelVersion, EffectiveSettings]:
+        """Makes the version that an unpacked archive holds, with an index of its own, and its settings.
+
+        Args:
+            directory: the archive.
+            arguments: numbers of the register call; None for a model of the configuration.
+            handler: in place of the manifest's.
+            runtime: in place of the manifest's.
+        """
+        if handler:
+            check_handler(handler, directory.path)
+        manifest = directory.manifest
+        name, version = manifest.model_name, manifest.model_version
+        self._registry.check_absent(name, version)
+        runtime = runtime or manifest.runtime
+        if runtime == "LSP":
+            raise BadRequest("Runtime LSP is not supported by this server: it runs Python handlers only.")
+        yaml = _read_yaml(directory)
+        placement = place(
+            self._gpus,
+            yaml.device_type if yaml else None,
+            yaml.device_ids if yaml else None,
+            yaml.parallel_level if yaml else 0,
+        )
+        settings = effective_settings(
+            self._config, yaml, arguments, name, version, cores=len(os.sched_getaffinity(0)), gpus=self._gpus
+        )
+        for warning in (*(yaml.warnings if yaml else ()), *placement.warnings, *settings.warnings):
+            log.warning("%s %s: %s", name, version, warning)
+        check_count("initial_workers", settings.min_workers)
+        least, most = limit_workers(placement, name, settings.min_workers, settings.max_workers)
+        settings = replace(settings, min_workers=least, max_workers=most)
+        spec = self._spec(directory, runtime, handler, settings)
+        return ModelVersion(spec, directory, yaml, placement), settings
+
+    def _spec(
+        self, directory: ModelDirectory, runtime: str, handler: str | None, settings: EffectiveSettings
+    ) -> ModelSpec:
+        config, manifest = self._config, directory.manifest
+        model_entry = manifest.raw.get("model", {})
+        return ModelSpec(
+            index=self._registry.allocate_index(),
+            name=manifest.model_name,
+            version=manifest.model_version,
+            model_dir=str(directory.path),
+            handler=handler or manifest.handler or config.default_service_handler or "",
+            manifest=manifest.raw or None,
+            config_file=manifest.config_file,
+            runtime=runtime,
+            envelope=model_entry.get("envelope") or config.service_envelope,
+            batch_size=settings.batch_size,
+            max_batch_delay_ms=settings.max_batch_delay_ms,
+            batch_policy=settings.batch_policy,
+            response_timeout_s=settings.response_timeout_s,
+            startup_timeout_s=settings.startup_timeout_s,
+            max_retry_timeout_s=settings.max_retry_timeout_s,
+            client_timeout_ms=settings.client_timeout_ms,
+            job_queue_size=settings.job_queue_size,
+            use_job_ticket=settings.use_job_ticket,
+            decode_input_request=config.decode_input_request,
+            limit_max_image_pixels=config.limit_max_image_pixels,
+            weights_only=settings.weights_only,
+            max_response_bytes=config.max_response_size,
+            python=None if config.python == sys.executable else config.python,
+        )
+
+
+def register_arguments(numbers: dict[str, int | None]) -> RegisterArguments:
+    """The numbers of a register call.
+
+    Raises:
+        BadRequest: one is absurdly large.
+    """
+    arguments = RegisterArguments(**numbers)
+    if (arguments.batch_size or 0) > MAX_BATCH_SIZE:
+        raise BadRequest(f"Parameter batch_size must not be larger than {MAX_BATCH_SIZE}.")
+    if (arguments.initial_workers or 0) > MAX_WORKERS:
+        raise BadRequest(f"Parameter initial_workers must not be larger than {MAX_WORKERS}.")
+    return arguments
+
+
+def check_runtime(runtime: str | None) -> None:
+    """Refuses a runtime that nobody knows.
+
+    Raises:
+        BadRequest: it is none of TorchServe's.
+    """
+    if runtime is not None and runtime not in RUNTIMES:
+        raise BadRequest(f"Invalid RuntimeType value: {runtime}")
+
+
+def check_count(key: str, count: int) -> None:
+    """Refuses a number of workers that cannot be meant.
+
+    Raises:
+        BadRequest: negative or absurdly large.
+    """
+    if not 0 <= count <= MAX_WORKERS:
+        raise BadRequest(f"Parameter {key} must be a number from 0 to {MAX_WORKERS}.")
+
+
+def limit_workers(placement: Placement, name: str, least: int, most: int) -> tuple[int, int]:
+    """Caps the workers of a model whose workers take several GPUs each.
+
+    Raises:
+        WorkerInitializationError: not even one fits.
+    """
+    limit = placement.worker_limit
+    if limit is None:
+        return least, most
+    if limit == 0:
+        level = placement.parallel_level
+        raise WorkerInitializationError(f"No enough gpu devices for model:{name} parallelLevel:{level}")
+    return min(least, limit), min(most, limit)
+
+
+def _read_yaml(directory: ModelDirectory) -> ModelYaml | None:
+    file = directory.manifest.config_file
+    fields = load_model_yaml(directory.path / file) if file else {}
+    return parse_model_yaml(fields) if fields else None
+
+
+def discard(directory: ModelDirectory) -> None:
+    """Removes the files of a model that is not registered (any more), the downloaded archive included."""
+    try:
+        remove_model_directory(directory)
+        remove_downloaded_archive(directory)
+    except OSError as error:
+        log.warning("Cannot remove the unpacked archive %s: %s", directory.path, error)
