@@ -94,7 +94,12 @@ class GunicornLogger(Logger):  # type: ignore[misc]
 
 
 class QuietArbiter(Arbiter):  # type: ignore[misc]
-    """gunicorn's arbiter without its self-replacement: who starts a new server here is the supervisor."""
+    """gunicorn's arbiter, but the supervisor owns its sockets, and starts a new one where that is needed."""
+
+    def start(self) -> None:
+        """Starts; from then on the sockets count as handed over, so their names are not removed at the end."""
+        super().start()
+        self.systemd = True
 
     def handle_usr2(self) -> None:
         """Ignores SIGUSR2."""
