@@ -168,7 +168,7 @@ class SlotClient:
         """Shows the batchers what was submitted since the last call; wakes those that sleep."""
         for ring, bell in zip(self._rings, self._bells, strict=True):
             if ring.publish():
-                bell.ring()
+                bell.ring(layout.News.SUBMISSION)
 
     def answered(self) -> list[int]:
         """Slots with an answer, or chunks of one, to look at (one vectorised scan)."""

@@ -70,10 +70,16 @@ class WorkerSeat:
 
 
 class ModelQueue:
-    """Jobs, workers and batching rule of one model version on this batcher."""
+    """Jobs, workers and batching rule of one model version on this batcher.
 
-    def __init__(self, spec: ModelSpec) -> None:
+    Args:
+        spec: the model version.
+        row: first word of its counters on the board.
+    """
+
+    def __init__(self, spec: ModelSpec, row: int = 0) -> None:
         self.spec = spec
+        self.row = row
         self.jobs = JobQueue(spec.job_queue_size)
         self.seats: list[WorkerSeat] = []
         self.policy: BatchPolicy = make_policy(spec.batch_policy, spec.max_batch_delay_ms / 1000)

@@ -1,8 +1,9 @@
 """Wake-ups between processes: a POSIX semaphore beside an "asleep" word.
 
 A doorbell carries no state: a ring may be lost or doubled, so every wait is limited and every wake re-reads what it
-waits for. The word tells the other side whether a ring is needed; only the sleeper writes it. A semaphore is never
-used as a lock: one held by a killed process would never be released.
+waits for. The word says for which news its owner wants to be woken: 0 while it is awake, else a set of bits that owner
+and ringers agree on. Only the sleeper writes it. A semaphore is never used as a lock: one held by a killed process
+would never be released.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import posix_ipc
 
 #: `sem_timedwait` follows the wall clock, so no single wait is longer than this many seconds.
 LONGEST_WAIT_S = 1.0
+#: All bits: for doorbells whose owner makes no difference between news.
+ANY_NEWS = 0xFF
 
 
 class Doorbell:
@@ -34,20 +37,20 @@ class Doorbell:
         # pass it (x86 lets a later load pass an earlier store; ARM also reorders stores).
         self._barrier = threading.Lock()
 
-    def ring(self) -> None:
-        """Wakes the other side if it sleeps. What it should see must have been stored before."""
+    def ring(self, news: int = ANY_NEWS) -> None:
+        """Wakes the other side if it sleeps and wants such news. What it should see must have been stored before."""
         with self._barrier:
             pass
-        if self._words[self._index]:
+        if self._words[self._index] & news:
             self._semaphore.release()
 
     def force(self) -> None:
         """Wakes the other side whatever its word says."""
         self._semaphore.release()
 
-    def fall_asleep(self) -> None:
-        """Tells the other sides that a ring is needed. Look once more for work after this, then `sleep`."""
-        self._words[self._index] = 1
+    def fall_asleep(self, wanted: int = ANY_NEWS) -> None:
+        """Tells the other sides for what to ring. Look once more for work after this, then `sleep`."""
+        self._words[self._index] = wanted
         with self._barrier:
             pass
 

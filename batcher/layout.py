@@ -63,6 +63,13 @@ class BatcherWord:
     LIVES: Final = 2
 
 
+class News:
+    """What a sleeping batcher can want to be woken for; bits of its ASLEEP word."""
+
+    SUBMISSION: Final = 1  # rung by web workers
+    COMPLETION: Final = 2  # rung by model workers
+
+
 class WebWord:
     """Counters of a web worker's row on the board."""
 

@@ -7,8 +7,10 @@ Rules: README.md beside this file. Payload bytes are never touched here.
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +19,7 @@ from wsgi_ts.batcher import layout
 from wsgi_ts.batcher.board import Board
 from wsgi_ts.batcher.dispatch import Batch, ModelQueue, WorkerSeat
 from wsgi_ts.batcher.job_queue import SEGMENT_SHIFT
-from wsgi_ts.batcher.layout import BatcherWord, MailWord, ModelWord, SlotState
+from wsgi_ts.batcher.layout import BatcherWord, MailWord, ModelWord, News, SlotState
 from wsgi_ts.batcher.mailbox import BatcherMailbox
 from wsgi_ts.batcher.ring import RingConsumer
 from wsgi_ts.batcher.segment import Segment
@@ -33,6 +35,10 @@ WORKER_DIED = "Worker died."
 NO_WORKER = 503
 #: Longest sleep of the loop; also the period of the work that no event announces (deadlines, heartbeat).
 TICK_S = 0.25
+#: Longest sleep without being woken for submissions: bounds how late a full queue refuses when a short batch hangs.
+UNANNOUNCED_S = 0.02
+#: Jobs and batches hold no cycles: the collector need not look often.
+GC_THRESHOLD = 50_000
 #: How long a new batcher keeps jobs of models it has not been told of yet.
 ADOPTION_S = 5.0
 
@@ -86,9 +92,11 @@ class BatcherLoop:
 
     def run(self) -> None:
         """Runs until the command ("stop",)."""
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD)
         while self._running:
-            if not self.turn():
-                self._sleep()
+            self.turn()
+            self._sleep()
 
     def turn(self) -> bool:
         """One pass over everything that can have happened; True when something had."""
@@ -98,13 +106,14 @@ class BatcherLoop:
             name, *arguments = self._commands.popleft()
             getattr(self, f"_on_{name}")(*arguments)
             worked = True
-        for source in self._sources.values():
-            if source.ring.waiting and not source.retired:
-                self._drain(source, now)
-                worked = True
+        # Ends before arrivals: a client's next request must not be counted before the answer it follows.
         for seat in tuple(self._busy):
             if seat.batches and seat.mailbox.done >= seat.batches[0].number:
                 self._complete(seat, now)
+                worked = True
+        for source in self._sources.values():
+            if source.ring.waiting and not source.retired:
+                self._drain(source, now)
                 worked = True
         self._wake_at = now + TICK_S
         for queue in self._queues.values():
@@ -116,10 +125,35 @@ class BatcherLoop:
         return worked
 
     def _sleep(self) -> None:
-        self._bell.fall_asleep()
+        """Sleeps until there is news; at once over when there is."""
+        if self._something_waits():
+            return
+        wanted = self._wanted_news()
+        self._bell.fall_asleep(wanted)
         if not self._something_waits():
-            self._bell.sleep(max(0.0, self._wake_at - time.monotonic()))
+            limit = self._wake_at - time.monotonic()
+            if not wanted & News.SUBMISSION:
+                limit = min(limit, UNANNOUNCED_S)
+            self._bell.sleep(max(0.0, limit))
         self._bell.wake_up()
+
+    def _wanted_news(self) -> int:
+        """For what to be woken.
+
+        A submission can wait for the end of a batch where all workers are busy with short ones, and an end that no job
+        waits for is noticed with the next submission: under load and with a single client alike, one wake in two.
+        """
+        wanted = 0
+        for queue in self._queues.values():
+            if len(queue.jobs) or not queue.accepting or any(seat.leaving for seat in queue.seats):
+                wanted |= News.COMPLETION
+                if queue.service_s > UNANNOUNCED_S or queue.idle_seat() is not None:
+                    wanted |= News.SUBMISSION
+            else:
+                wanted |= News.SUBMISSION
+        if any(source.retired for source in self._sources.values()):
+            wanted |= News.COMPLETION
+        return wanted or News.SUBMISSION | News.COMPLETION
 
     def _something_waits(self) -> bool:
         return bool(
@@ -150,7 +184,7 @@ class BatcherLoop:
             if queue is None or not queue.accepting or not queue.jobs.offer(segment.index << SEGMENT_SHIFT | slot, now):
                 segment.fail(slot, NO_WORKER, "")
                 source.touched = True
-                self._count(model, ModelWord.REFUSED)
+                self._count_refused(model)
                 continue
             states[slot] = word + _CLAIM
             tally = arrivals.get(model)
@@ -163,8 +197,9 @@ class BatcherLoop:
                 tally[2] += 1
         source.ring.commit()
         for model, (count, idle_us, returning) in arrivals.items():
-            self._queues[model].policy.on_arrival(now, count, idle_us / 1e6, returning)
-            self._count(model, ModelWord.REQUESTS, count)
+            queue = self._queues[model]
+            queue.policy.on_arrival(now, count, idle_us / 1e6, returning)
+            self._words[queue.row + ModelWord.REQUESTS] += count
 
     # -- batches
 
@@ -195,8 +230,8 @@ class BatcherLoop:
         if not seat.batches:
             self._busy.append(seat)
         seat.batches.append(Batch(seat.mailbox.post(jobs), jobs, now, arrivals))
-        now_ns = int(now * 1e9)
-        self._count(queue.spec.index, ModelWord.QUEUE_US, max(0, now_ns * len(arrivals) - sum(arrivals)) // 1000)
+        waited_ns = int(now * 1e9) * len(arrivals) - sum(arrivals)
+        self._words[queue.row + ModelWord.QUEUE_US] += max(0, waited_ns) // 1000
 
     def _runnable(self, job: int, came_at: float) -> bool:
         """Whether a queued job is still worth running; answers it when not."""
@@ -213,6 +248,7 @@ class BatcherLoop:
         queue = self._queues[seat.model_index]
         words = seat.mailbox.words  # type: ignore[attr-defined]
         done = seat.mailbox.done
+        ended_at = (words[MailWord.START_NS] + words[MailWord.SERVICE_NS]) / 1e9
         while seat.batches and seat.batches[0].number <= done:
             batch = seat.batches.pop(0)
             self._leave_mailbox(batch)
@@ -222,33 +258,27 @@ class BatcherLoop:
             service_s = words[MailWord.SERVICE_NS] / 1e9
             queue.note_service(service_s)
             queue.policy.on_batch(len(batch.jobs), service_s)
-            queue.policy.on_answered(now, len(batch.jobs))
-            self._count_batch(seat.model_index, batch, now, service_s)
+            queue.policy.on_answered(min(now, ended_at), len(batch.jobs))
+            self._count_batch(queue.row, batch, now, service_s)
         if not seat.batches:
             self._busy.remove(seat)
             if seat.leaving:
                 self._release(seat)
 
-    def _count_batch(self, model: int, batch: Batch, now: float, service_s: float) -> None:
-        self._count(model, ModelWord.BATCHES)
-        self._count(model, ModelWord.SERVICE_US, int(service_s * 1e6))
+    def _count_batch(self, row: int, batch: Batch, now: float, service_s: float) -> None:
+        words = self._words
+        words[row + ModelWord.BATCHES] += 1
+        words[row + ModelWord.SERVICE_US] += int(service_s * 1e6)
         now_us = int(now * 1e6)
         total = 0
-        row = self._board.model_row(self._index, model)
-        bounds = layout.LATENCY_BUCKETS_US
         for arrival in batch.arrivals_ns:
             latency = max(0, now_us - arrival // 1000)
             total += latency
-            place = 0
-            for bound in bounds:
-                if latency <= bound:
-                    break
-                place += 1
-            self._words[row + ModelWord.BUCKETS + place] += 1
-        self._count(model, ModelWord.LATENCY_US, total)
+            words[row + ModelWord.BUCKETS + bisect_left(layout.LATENCY_BUCKETS_US, latency)] += 1
+        words[row + ModelWord.LATENCY_US] += total
 
-    def _count(self, model: int, word: int, amount: int = 1) -> None:
-        self._words[self._board.model_row(self._index, model) + word] += amount
+    def _count_refused(self, model: int) -> None:
+        self._words[self._board.model_row(self._index, model) + ModelWord.REFUSED] += 1
 
     def _leave_mailbox(self, batch: Batch) -> None:
         for job in batch.jobs:
@@ -283,10 +313,9 @@ class BatcherLoop:
         for queue in self._queues.values():
             self._expire(queue, now)
             self._watch_batches(queue, now_ns, now)
-            row = self._board.model_row(self._index, queue.spec.index)
-            self._words[row + ModelWord.READY_WORKERS] = queue.workers
-            self._words[row + ModelWord.OUTSTANDING] = queue.outstanding
-            self._words[row + ModelWord.QUEUED] = len(queue.jobs)
+            self._words[queue.row + ModelWord.READY_WORKERS] = queue.workers
+            self._words[queue.row + ModelWord.OUTSTANDING] = queue.outstanding
+            self._words[queue.row + ModelWord.QUEUED] = len(queue.jobs)
 
     def _expire(self, queue: ModelQueue, now: float) -> None:
         """Answers queued jobs whose client has gone or whose own deadline has passed; they are never run."""
@@ -299,7 +328,7 @@ class BatcherLoop:
         ):
             source = self._sources[job >> SEGMENT_SHIFT]
             cancelled = source.segment.cancels[job & _SLOT_MASK]
-            self._count(queue.spec.index, ModelWord.CANCELLED if cancelled else ModelWord.EXPIRED)
+            self._words[queue.row + (ModelWord.CANCELLED if cancelled else ModelWord.EXPIRED)] += 1
             text = "Client closed the connection" if cancelled else "The request was not begun before its time-out"
             source.segment.fail(job & _SLOT_MASK, 499 if cancelled else 408, text)
             source.touched = True
@@ -400,7 +429,7 @@ class BatcherLoop:
 
     def _on_load_model(self, spec: ModelSpec) -> None:
         if spec.index not in self._queues:
-            queue = self._queues[spec.index] = ModelQueue(spec)
+            queue = self._queues[spec.index] = ModelQueue(spec, self._board.model_row(self._index, spec.index))
             self._take_in_orphans(queue, time.monotonic())
 
     def _on_unload_model(self, index: int) -> None:
@@ -463,7 +492,7 @@ class BatcherLoop:
             if state in (SlotState.RUNNING, SlotState.STREAMING):
                 source.segment.fail(slot, 507 if oom else 500, WORKER_DIED)
                 if queue is not None:
-                    self._count(queue.spec.index, ModelWord.FAILED)
+                    self._words[queue.row + ModelWord.FAILED] += 1
         if queue is not None:
             self._requeue_unbegun(queue, batch, now)
         self._leave_mailbox(batch)
@@ -488,11 +517,9 @@ class BatcherLoop:
     def _forget_if_empty(self, queue: ModelQueue) -> None:
         if not queue.accepting and not queue.seats:
             self._queues.pop(queue.spec.index, None)
-            row = self._board.model_row(self._index, queue.spec.index)
             for word in (ModelWord.READY_WORKERS, ModelWord.OUTSTANDING, ModelWord.QUEUED):
-                self._words[row + word] = 0
+                self._words[queue.row + word] = 0
             self._notify(("model_unloaded", queue.spec.index))
 
     def _show_workers(self, queue: ModelQueue) -> None:
-        row = self._board.model_row(self._index, queue.spec.index)
-        self._words[row + ModelWord.READY_WORKERS] = queue.workers
+        self._words[queue.row + ModelWord.READY_WORKERS] = queue.workers

@@ -8,6 +8,7 @@ or hang; what is in shared memory stays consistent because a slot's state word i
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import os
@@ -35,6 +36,9 @@ _SLOT_MASK = 0xFFFFFFFF
 _NO_STATE = ~0xFF
 #: How long a streaming handler waits at a time while its client's web worker has not yet fetched the last chunks.
 _STREAM_WAIT_S = 0.0005
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_HEAP_BLOCK = 32 * 1024 * 1024
+_KEPT_HEAP_BYTES = 64 * 1024 * 1024
 _FULL = "Not enough shared memory for the response"
 
 
@@ -94,7 +98,7 @@ class ModelWorker:
                 self._started_ns = started
                 self._run_batch(service, entries)
             mailbox.finish(number, time.monotonic_ns() - started)
-            self._batcher_bell.ring()
+            self._batcher_bell.ring(layout.News.COMPLETION)
 
     def _wait_for(self, number: int) -> bool:
         """Waits until a batch is posted; False when there will be none."""
@@ -337,6 +341,7 @@ def run(
     status = Channel(socket.socket(fileno=status_fd))
     configure_logging()
     _limit_threads(threads)
+    _keep_freed_memory()
     mailbox = WorkerMailbox(mailbox_name(prefix, batcher_index, worker_id, start_count))
     worker = ModelWorker(spec, prefix, mailbox, Board.attach(prefix).batcher_bell(batcher_index))
     began = time.monotonic()
@@ -370,6 +375,17 @@ def _limit_threads(threads: int) -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(threads)
+
+
+def _keep_freed_memory() -> None:
+    """Lets malloc reuse the memory of large request bodies instead of giving it back and faulting it in again.
+
+    glibc's defaults return every block above 128 KiB to the system when it is freed (mallopt(3)).
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_HEAP_BLOCK)
+        libc.mallopt(_M_TRIM_THRESHOLD, _KEPT_HEAP_BYTES)
 
 
 def main() -> int:

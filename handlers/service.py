@@ -171,7 +171,6 @@ class Service:
         context._begin_batch(request_ids, [request.headers for request in requests])
         if isinstance(context.metrics, MetricsCache):
             context.metrics.set_request_ids(request_ids)
-        started_at = time.perf_counter()
         try:
             results = self._handle([request.row for request in requests], context)
             if type(results) is not list:
@@ -179,8 +178,6 @@ class Service:
             answers = self._answers(results, len(requests))
         except BaseException as error:
             answers = self._failed(error) * len(requests)
-        else:
-            self._record_prediction_time((time.perf_counter() - started_at) * 1000)
         if self._metrics_sink is not None:
             self._hand_over_metrics()
         return answers
@@ -240,21 +237,6 @@ class Service:
             self.must_restart = self.must_restart or not _cuda_works()
             return [error_answer(507, OUT_OF_RESOURCES)]
         return [error_answer(503, PREDICTION_FAILED)]
-
-    def _record_prediction_time(self, elapsed_ms: float) -> None:
-        metrics = self.context.metrics
-        if self._metrics_sink is not None and isinstance(metrics, MetricsCache):
-            dimensions = (("ModelName", self.context.model_name), ("Level", "Model"))
-            metrics.record(
-                Sample(
-                    PREDICTION_METRIC,
-                    "Milliseconds",
-                    round(elapsed_ms, 2),
-                    dimensions,
-                    "gauge",
-                    metrics.request_ids,
-                )
-            )
 
     def _hand_over_metrics(self) -> None:
         metrics = self.context.metrics

@@ -123,6 +123,24 @@ class Connection:
         self.out.append(data)
         self.unsent += len(data)
 
+    def send_now(self, data: bytes) -> bool:
+        """Sends a small answer; True when all of it went at once, else the rest is queued.
+
+        Raises:
+            OSError: the client has gone.
+        """
+        if self.out:
+            self.queue(data)
+            return False
+        try:
+            sent = self.sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent == len(data):
+            return True
+        self.queue(memoryview(data)[sent:])
+        return False
+
     def send_queued(self) -> bool:
         """Sends what the socket takes; True when nothing is left.
 
