@@ -63,11 +63,11 @@ def describe_version(model: ModelVersion, workers: Iterable[ModelWorker], queued
 
 
 def describe_worker(worker: ModelWorker) -> dict[str, Any]:
-    """The description of one model worker."""
+    """The description of one model worker; one that has died is told with its cause and its last lines of output."""
     report = worker.report
     pid = report.pid if report is not None else -1
     started_at_ms = (report.started_at_ms if report is not None else 0) or worker.created_at_ms
-    return {
+    description = {
         "id": str(worker.worker_id),
         "startTime": _start_time(started_at_ms),
         "status": "READY" if worker.is_ready else "UNLOADING",
@@ -76,6 +76,9 @@ def describe_worker(worker: ModelWorker) -> dict[str, Any]:
         "gpu": worker.gpu_id is not None,
         "gpuUsage": "N/A" if worker.gpu_id is None else gpu_usage(worker.gpu_id),
     }
+    if report is not None and report.exit_reason and not worker.is_ready:
+        description |= {"lastExit": report.exit_reason, "lastLines": report.last_lines}
+    return description
 
 
 def _start_time(milliseconds: int) -> str:

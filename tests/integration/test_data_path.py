@@ -1,0 +1,265 @@
+"""Promises of the data path, each against a running server."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from support import http
+from support.archives import archive
+from support.eventually import eventually
+from support.server import REPOSITORY, ServerProcess, free_ports
+
+Start = Callable[..., ServerProcess]
+
+#: Runs until the file named by its body exists; notes each request it was given.
+GATE = """
+import os, time
+def handle(data, context):
+    if data is None:
+        return None
+    for row in data:
+        name = row["body"].decode()
+        with open(os.path.join(os.environ["GATE"], "seen"), "a") as seen:
+            seen.write(name + "\\n")
+        while name.startswith("wait") and not os.path.exists(os.path.join(os.environ["GATE"], "open")):
+            time.sleep(0.005)
+    return ["%d" % len(data)] * len(data)
+"""
+
+
+@pytest.fixture
+def gate(start_server: Start, store: Path, tmp_path: Path) -> ServerProcess:
+    """A server with the model `gate`; its handler's notes lie in tmp_path."""
+    archive(store, "gate", GATE)
+    return start_server(store=store, environment={"GATE": str(tmp_path)}, config={"job_queue_size": "4"})
+
+
+def seen(folder: Path) -> list[str]:
+    """What the handler was given so far."""
+    path = folder / "seen"
+    return path.read_text().split() if path.exists() else []
+
+
+def test_a_full_queue_is_refused_at_once_and_takes_requests_again(gate: ServerProcess, tmp_path: Path) -> None:
+    gate.register("gate.mar")
+    with ThreadPoolExecutor(6) as pool:
+        first = pool.submit(gate.predict, "gate", "wait-0")
+        eventually(lambda: seen(tmp_path) == ["wait-0"], within=5)
+        queued = [pool.submit(gate.predict, "gate", f"wait-{number}") for number in range(1, 5)]
+        eventually(
+            lambda: gate.request("management", "GET", "/models/gate").json()[0]["jobQueueStatus"]
+            == {"remainingCapacity": 0, "pendingRequests": 4},
+            within=5,
+        )
+        refused = gate.predict("gate", "one too many")
+        assert refused.status == 503
+        assert refused.json()["type"] == "ServiceUnavailableException"
+        (tmp_path / "open").touch()
+        assert [future.result().status for future in [first, *queued]] == [200] * 5
+    assert "one" not in seen(tmp_path)
+    assert gate.predict("gate", "again").status == 200
+
+
+@pytest.mark.parametrize("hard", [False, True], ids=["FIN", "RST"])
+def test_the_queued_request_of_a_client_that_left_is_not_run(
+    gate: ServerProcess, tmp_path: Path, hard: bool
+) -> None:
+    gate.register("gate.mar")
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(gate.predict, "gate", "wait-0")
+        eventually(lambda: seen(tmp_path) == ["wait-0"], within=5)
+        leaver = socket.create_connection(("127.0.0.1", gate.ports["inference"]))
+        leaver.sendall(b"POST /predictions/gate HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\nleaver")
+        eventually(
+            lambda: gate.request("management", "GET", "/models/gate").json()[0]["jobQueueStatus"]["pendingRequests"]
+            == 1,
+            within=5,
+        )
+        if hard:
+            leaver.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        leaver.close()
+        eventually(
+            lambda: gate.request("management", "GET", "/models/gate").json()[0]["jobQueueStatus"]["pendingRequests"]
+            == 0,
+            within=5,
+        )
+        stayer = pool.submit(gate.predict, "gate", "stayer")
+        (tmp_path / "open").touch()
+        assert first.result().status == stayer.result().status == 200
+    assert seen(tmp_path) == ["wait-0", "stayer"]
+
+
+def test_a_client_that_only_closed_its_sending_half_is_answered(gate: ServerProcess, tmp_path: Path) -> None:
+    gate.register("gate.mar")
+    with gate.raw() as connection:
+        connection.send(b"POST /predictions/gate HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nwait")
+        eventually(lambda: seen(tmp_path) == ["wait"], within=5)
+        connection.socket.shutdown(socket.SHUT_WR)
+        (tmp_path / "open").touch()
+        answer = connection.read_rest()
+    assert answer.endswith(b"\r\n\r\n1")
+
+
+def test_a_single_client_never_waits_for_a_batch(gate: ServerProcess) -> None:
+    gate.register("gate.mar", batch_size=8, max_batch_delay=60000)
+    for number in range(5):
+        assert gate.predict("gate", str(number)).text == "1"  # within the client's 30 s, so not after 60 s
+
+
+def test_fixed_policy_waits_for_a_full_batch_as_torchserve_does(
+    start_server: Start, store: Path, tmp_path: Path
+) -> None:
+    archive(store, "gate", GATE)
+    config = {"batch_policy": "fixed"}
+    server = start_server(store=store, environment={"GATE": str(tmp_path)}, config=config)
+    server.register("gate.mar", batch_size=4, max_batch_delay=60000)
+    with ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(lambda number: server.predict("gate", str(number)).text, range(4)))
+    assert replies == ["4"] * 4
+
+
+def test_requests_of_several_web_workers_and_models_are_kept_apart(start_server: Start, store: Path) -> None:
+    for name in ("a", "b"):
+        archive(store, name, f"def handle(data, context):\n    return ['{name}:' + bytes(r['body']).decode() for r in data or []]\n")
+    server = start_server(store=store, web_workers=3)
+    for name in ("a", "b"):
+        server.register(f"{name}.mar", initial_workers=2, batch_size=4)
+
+    def ask(number: int) -> bool:
+        name = "ab"[number % 2]
+        return server.predict(name, str(number)).text == f"{name}:{number}"
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(ask, range(400)))
+
+
+def test_no_process_but_the_workers_and_their_template_loads_torch(echo_server: ServerProcess) -> None:
+    assert echo_server.predict("echo", "x").status == 200
+    loaded = {}
+    for process in echo_server.processes():
+        maps = Path(f"/proc/{process.pid}/maps").read_text()
+        loaded.setdefault(process.role, set()).add("libtorch" in maps)
+    assert loaded["template"] == {True}
+    for role in ("supervisor", "inference-arbiter", "web-worker", "management-worker", "batcher"):
+        assert loaded[role] == {False}, role
+
+
+def test_a_dead_worker_is_told_with_its_cause_and_last_lines(start_server: Start, store: Path) -> None:
+    source = "import os, sys\ndef handle(data, context):\n    if data: print('last words', flush=True); os._exit(7)\n"
+    archive(store, "dies", source)
+    server = start_server(store=store)
+    server.register("dies.mar")
+    assert server.predict("dies", "x").json()["message"] == "Worker died."
+    worker = eventually(
+        lambda: next(
+            (
+                each
+                for each in server.request("management", "GET", "/models/dies").json()[0]["workers"]
+                if "lastExit" in each
+            ),
+            None,
+        ),
+        within=5,
+        what="the cause in describe-model",
+    )
+    assert "7" in worker["lastExit"]
+    assert any("last words" in line for line in worker["lastLines"])
+    assert "last words" in server.log("model_log.log")
+
+
+SMALL_SHM = """
+mount -t tmpfs -o size={size} tmpfs /dev/shm
+exec {python} -m pytest -q -p no:cacheprovider {file}::{test}
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small /dev/shm needs root")
+@pytest.mark.parametrize("test", ["inner_docker_default", "inner_too_small", "inner_full_while_serving"])
+def test_small_shared_memory(test: str) -> None:
+    """Runs a test of `shm_inner.py` in a mount namespace of its own with a small /dev/shm."""
+    size = {"inner_docker_default": "64m", "inner_too_small": "2m", "inner_full_while_serving": "64m"}[test]
+    script = SMALL_SHM.format(
+        size=size, python=sys.executable, file=REPOSITORY / "tests/integration/shm_inner.py", test=test
+    )
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-ec", script],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+
+
+GTHREAD = """
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from wsgi_ts.config import Config
+from wsgi_ts.rest.apps import build_app
+run_dir = Path(os.environ["RUN_DIR"])
+settings = SimpleNamespace(
+    config=Config.from_json((run_dir / "config.json").read_text()), run_dir=run_dir, prefix=os.environ["PREFIX"]
+)
+app = build_app(("inference",), settings)
+"""
+
+
+def test_the_app_runs_unchanged_under_gthread(start_server: Start, store: Path, tmp_path: Path) -> None:
+    """The same Falcon app, in gunicorn's own threaded worker, attached to a running server."""
+    streams = """
+from ts.handler_utils.utils import send_intermediate_predict_response
+def handle(data, context):
+    if data is None:
+        return None
+    for part in ("one ", "two "):
+        send_intermediate_predict_response([part], context.request_ids, "", 200, context)
+    return ["three"]
+"""
+    archive(store, "echo")
+    archive(store, "streams", streams)
+    server = start_server(store=store)
+    server.register("echo.mar")
+    server.register("streams.mar")
+    (tmp_path / "attached.py").write_text(GTHREAD)
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "gunicorn", "-k", "gthread", "--threads", "8", "-b", f"127.0.0.1:{port}"]
+    environment = os.environ | {
+        "RUN_DIR": str(server.run_dir),
+        "PREFIX": server.prefix,
+        "PYTHONPATH": os.pathsep.join((str(tmp_path), str(REPOSITORY))),
+    }
+    with subprocess.Popen([*command, "attached:app"], env=environment, stderr=subprocess.DEVNULL) as gunicorn:
+        try:
+            eventually(lambda: _answers(port), within=20, what="gunicorn's answer to a ping")
+            body = os.urandom(300_000)
+            headers = {"content-type": "application/octet-stream"}
+            echoed = http.request(port, "POST", "/predictions/echo", headers=headers, body=body)
+            assert (echoed.status, echoed.body) == (200, body)
+            chunked = http.request(port, "POST", "/predictions/echo", headers=headers, chunks=[b"ab", b"cd"])
+            assert chunked.body == b"abcd"
+            assert http.request(port, "GET", "/predictions/streams").text == "one two three"
+            assert http.request(port, "GET", "/predictions/nope").status == 404
+            threads = [threading.Thread(target=lambda: http.request(port, "GET", "/predictions/echo")) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            gunicorn.terminate()
+
+
+def _answers(port: int) -> bool:
+    try:
+        return http.request(port, "GET", "/ping", timeout=5).status == 200
+    except OSError:
+        return False
