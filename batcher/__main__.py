@@ -42,7 +42,7 @@ from wsgi_ts.batcher.worker_pool import WorkerPool
 from wsgi_ts.channel import Channel, ChannelClosed
 from wsgi_ts.log import setup_logging
 from wsgi_ts.messages import ModelSpec
-from wsgi_ts.process import die_with_parent, set_process_title
+from wsgi_ts.process import die_with_parent, python_command, set_process_title
 
 logger = logging.getLogger("wsgi_ts.batcher")
 
@@ -182,8 +182,8 @@ class Batcher:
         self._end_template()
         ours, theirs = socket.socketpair()
         options = self._options
-        command = [sys.executable, "-m", "wsgi_ts.batcher.template", "--fd", str(theirs.fileno())]
-        command += ["--log-dir", options.log_dir, "--device", options.device]
+        command = python_command("wsgi_ts.batcher.template", "--fd", str(theirs.fileno()))
+        command += ["--log-dir", options.log_dir, "--metrics-dir", options.metrics_dir, "--device", options.device]
         self._template_process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         theirs.close()
         self._template = Channel(ours)
@@ -277,6 +277,7 @@ def main() -> int:
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--log-dir", required=True)
+    parser.add_argument("--metrics-dir", required=True)
     parser.add_argument("--segments", default="")
     parser.add_argument("--epoch", type=int, default=1)
     parser.add_argument("--threads-budget", type=int, default=os.cpu_count() or 1)
@@ -284,7 +285,7 @@ def main() -> int:
     die_with_parent()
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(ignored, signal.SIG_IGN)  # the supervisor alone decides when a batcher ends
-    setup_logging(Path(options.log_dir), Path(options.log_dir))
+    setup_logging(Path(options.log_dir), Path(options.metrics_dir))
     set_process_title(f"wsgi-ts: batcher {options.index} {options.device}")
     return Batcher(options).run()
 

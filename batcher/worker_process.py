@@ -8,7 +8,6 @@ current directory. It never returns to the template's code.
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import fcntl
 import importlib
 import io
@@ -28,7 +27,7 @@ import wsgi_ts
 from wsgi_ts.batcher.worker_exit import WORKER_VARIABLE, worker_mark
 from wsgi_ts.channel import Channel
 from wsgi_ts.messages import ModelSpec
-from wsgi_ts.process import die_with_parent, set_process_title
+from wsgi_ts.process import die_with_parent, enable_fault_traces, set_process_title
 
 #: Where a model worker finds its status socket, once all other descriptors are closed.
 STATUS_FD = 3
@@ -204,7 +203,7 @@ def _refresh() -> None:
     # New objects: the old ones remember of what kind the template's stdout was.
     sys.stdout = sys.__stdout__ = _text_stream(1)  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = _text_stream(2)  # type: ignore[misc]
-    faulthandler.enable(file=2, all_threads=True)
+    enable_fault_traces()
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         numpy_random.seed()

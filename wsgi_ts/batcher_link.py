@@ -63,12 +63,13 @@ class BatcherLink:
         """For people."""
         return f"batcher {self.index} ({self.device})"
 
-    def start(self, run_dir: Path, log_dir: Path, segments: Iterable[int], threads: int) -> Child:
+    def start(self, run_dir: Path, log_dir: Path, metrics_dir: Path, segments: Iterable[int], threads: int) -> Child:
         """Starts the next life.
 
         Args:
             run_dir: the run directory.
             log_dir: directory of the logs.
+            metrics_dir: directory of the metrics logs.
             segments: the segments to attach at once.
             threads: CPU cores that its model workers may use in all.
         """
@@ -85,6 +86,7 @@ class BatcherLink:
                 "--control-fd": theirs.fileno(),
                 "--run-dir": run_dir,
                 "--log-dir": log_dir,
+                "--metrics-dir": metrics_dir,
                 "--segments": ",".join(map(str, sorted(self.segments))),
                 "--epoch": self.epoch,
                 "--threads-budget": threads,

@@ -28,6 +28,8 @@ from wsgi_ts.rest.apps import KINDS, build_app
 
 #: How long a web worker may be silent before the arbiter kills it, in seconds.
 WORKER_TIMEOUT_S = 30
+#: What a web worker gets after `graceful_timeout` to answer what it could not wait for, in seconds.
+WORKER_STOP_MARGIN_S = 2
 #: Where workers keep the file of their heartbeat, if it is there: never on a disk that can block.
 _MEMORY_DIRECTORY = Path("/dev/shm")
 _log_files: LogFiles | None = None
@@ -138,7 +140,8 @@ class WebApplication(BaseApplication):  # type: ignore[misc]
             "preload_app": True,
             "control_socket_disable": True,
             "timeout": WORKER_TIMEOUT_S,
-            "graceful_timeout": config.graceful_timeout,
+            # The worker class keeps the limit itself, and answers what is left; the arbiter's is only the last resort.
+            "graceful_timeout": config.graceful_timeout + WORKER_STOP_MARGIN_S,
             "worker_tmp_dir": str(_MEMORY_DIRECTORY) if os.access(_MEMORY_DIRECTORY, os.W_OK) else None,
             "logger_class": GunicornLogger,
             "proc_name": f"wsgi-ts {self.settings.kind}",

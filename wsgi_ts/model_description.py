@@ -67,7 +67,7 @@ def describe_worker(worker: ModelWorker) -> dict[str, Any]:
     report = worker.report
     pid = report.pid if report is not None else -1
     started_at_ms = (report.started_at_ms if report is not None else 0) or worker.created_at_ms
-    description = {
+    description: dict[str, Any] = {
         "id": str(worker.worker_id),
         "startTime": _start_time(started_at_ms),
         "status": "READY" if worker.is_ready else "UNLOADING",

@@ -53,7 +53,7 @@ log = logging.getLogger("wsgi_ts.server")
 _IDLE_WAIT_S = 1.0
 _BUSY_WAIT_S = 0.05
 #: How long gunicorn gets on top of `graceful_timeout`, and a batcher to stop, in seconds.
-_WEB_MARGIN_S = 2.0
+_WEB_MARGIN_S = 4.0
 _BATCHER_STOP_S = 3.0
 _FAST_STOP_S = 2.0
 #: How long an answer waits for the batchers to attach a segment.
@@ -181,7 +181,9 @@ class Supervisor:
         # Under the registry's lock no operation sends anything between the start and what the start has to tell.
         with self._registry.changed:
             threads = len(os.sched_getaffinity(0))
-            child = link.start(self._dir.path, self._config.log_dir, self._segments.table.attachable(), threads)
+            config = self._config
+            attachable = self._segments.table.attachable()
+            child = link.start(self._dir.path, config.log_dir, config.metrics_dir, attachable, threads)
             for message in self._manager.replay(link.index):
                 link.send(message)
         self._dir.add_child(child.identity, link.name)

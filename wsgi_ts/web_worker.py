@@ -226,21 +226,25 @@ class WebWorker(Worker):  # type: ignore[misc]
             self._give_up(connection)
 
     def _drain(self) -> None:
-        """Stops accepting once the backlog is taken; answers what is under way."""
-        for fd in self._listeners:
+        """Stops accepting once the backlog is taken; answers what is under way, with 503 what is not done in time."""
+        for fd, number in self._listeners.items():
             while self._accept(fd):
                 pass
             self._epoll.unregister(fd)
+            self.sockets[number].close()
         now = time.monotonic()
-        stop_at, silent_until = now + self.cfg.graceful_timeout, now + SILENT_AT_STOP_S
-        while time.monotonic() < stop_at:
+        stop_at, silent_until = now + self._settings.config.graceful_timeout, now + SILENT_AT_STOP_S
+        while self._connections and time.monotonic() < stop_at:
             for connection in list(self._connections.values()):
                 silent = connection.phase == Phase.HEAD and not connection.buffer
                 if silent and (connection.answered_ns or time.monotonic() > silent_until):
                     self._close(connection)
-            if not self._connections:
-                return
             self._turn()
+        for connection in list(self._connections.values()):
+            if connection.phase == Phase.ANSWER and connection.target is not None:
+                self._waiting[connection.slot] = None
+                connection.slot = -1
+                self._answer_now(connection, Ticket(ServiceUnavailable("The server is stopping.")))
 
     # -- connections
 
@@ -303,7 +307,7 @@ class WebWorker(Worker):  # type: ignore[misc]
             self._more_body(connection, data)
         elif phase == Phase.LINGER:
             connection.ignored += len(data)
-            if connection.ignored > LINGER_BYTES:
+            if connection.ignored > self._ignorable(connection):
                 self._close(connection)
         else:
             connection.buffer += data
@@ -700,6 +704,11 @@ class WebWorker(Worker):  # type: ignore[misc]
         connection.phase = Phase.LINGER
         connection.limit_at = time.monotonic() + LINGER_LIMIT_S
         self._watch(connection, _READ)
+
+    def _ignorable(self, connection: Connection) -> int:
+        """How many bytes a lingering client may still send: many clients read the answer only when all is sent."""
+        length = connection.head.content_length if connection.head is not None else 0
+        return LINGER_BYTES + (length if length <= self._limit else 0)
 
     # -- streamed answers
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -153,3 +154,16 @@ def test_a_worker_killed_while_it_serves(number: signal.Signals, tmp_path: Path)
         assert reply.status == (507 if number == signal.SIGKILL else 500)
         described = server.request("management", "GET", "/models/suicide").json()[0]
         assert described["workers"][0]["status"] in ("READY", "UNLOADING")
+
+
+def test_a_stop_answers_what_cannot_be_waited_for(tmp_path: Path) -> None:
+    with ledger_server(tmp_path, config={"graceful_timeout": "1"}) as server:
+        source = "import time\ndef handle(data, context):\n    if data: print('begun', flush=True); time.sleep(60)\n"
+        archive(server.store, "long", source)
+        server.register("long.mar")
+        with ThreadPoolExecutor(1) as pool:
+            reply = pool.submit(server.predict, "long", b"x")
+            eventually(lambda: "begun" in server.log("model_log.log"), within=5, what="the handler at work")
+            left = server.stop(signal.SIGTERM)
+            assert reply.result().status == 503
+        assert not left

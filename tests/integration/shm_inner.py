@@ -35,7 +35,7 @@ def inner_too_small(tmp_path: Path) -> None:
 
 
 def inner_full_while_serving(tmp_path: Path) -> None:
-    """Another program fills /dev/shm: large bodies are refused with a sentence, small ones are served, and all is well again."""
+    """Another program fills /dev/shm: large bodies are refused with a sentence, small ones served; then all is well."""
     archive(tmp_path, "echo")
     with ServerProcess(store=tmp_path) as server:
         server.register("echo.mar")

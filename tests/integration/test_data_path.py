@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -102,7 +101,7 @@ def test_a_client_that_only_closed_its_sending_half_is_answered(gate: ServerProc
     with gate.raw() as connection:
         connection.send(b"POST /predictions/gate HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nwait")
         eventually(lambda: seen(tmp_path) == ["wait"], within=5)
-        connection.socket.shutdown(socket.SHUT_WR)
+        connection.sock.shutdown(socket.SHUT_WR)
         (tmp_path / "open").touch()
         answer = connection.read_rest()
     assert answer.endswith(b"\r\n\r\n1")
@@ -128,7 +127,8 @@ def test_fixed_policy_waits_for_a_full_batch_as_torchserve_does(
 
 def test_requests_of_several_web_workers_and_models_are_kept_apart(start_server: Start, store: Path) -> None:
     for name in ("a", "b"):
-        archive(store, name, f"def handle(data, context):\n    return ['{name}:' + bytes(r['body']).decode() for r in data or []]\n")
+        source = f"def handle(data, context):\n    return ['{name}:' + bytes(r['body']).decode() for r in data or []]\n"
+        archive(store, name, source)
     server = start_server(store=store, web_workers=3)
     for name in ("a", "b"):
         server.register(f"{name}.mar", initial_workers=2, batch_size=4)
@@ -177,7 +177,7 @@ def test_a_dead_worker_is_told_with_its_cause_and_last_lines(start_server: Start
 
 SMALL_SHM = """
 mount -t tmpfs -o size={size} tmpfs /dev/shm
-exec {python} -m pytest -q -p no:cacheprovider {file}::{test}
+exec {python} -m pytest -q -p no:cacheprovider -o "python_functions=inner_*" {file}::{test}
 """
 
 
@@ -249,11 +249,10 @@ def handle(data, context):
             assert chunked.body == b"abcd"
             assert http.request(port, "GET", "/predictions/streams").text == "one two three"
             assert http.request(port, "GET", "/predictions/nope").status == 404
-            threads = [threading.Thread(target=lambda: http.request(port, "GET", "/predictions/echo")) for _ in range(8)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            with ThreadPoolExecutor(8) as pool:
+                bodies = [b"%d" % number for number in range(100)]
+                replies = pool.map(lambda body: http.request(port, "POST", "/predictions/echo", body=body).body, bodies)
+                assert list(replies) == bodies
         finally:
             gunicorn.terminate()
 
