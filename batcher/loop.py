@@ -33,6 +33,7 @@ _CLAIM = SlotState.CLAIMED - SlotState.READY
 WORKER_DIED = "Worker died."
 #: Statuses of FAILED slots whose text the web side composes, since it knows how the model was asked for.
 NO_WORKER = 503
+TIMED_OUT, TIMED_OUT_TEXT = 408, "The request was not begun before its time-out"
 #: Longest sleep of the loop; also the period of the work that no event announces (deadlines, heartbeat).
 TICK_S = 0.25
 #: Longest sleep without being woken for submissions: bounds how late a full queue refuses when a short batch hangs.
@@ -216,32 +217,32 @@ class BatcherLoop:
                 if wait > 0:
                     self._wake_at = min(self._wake_at, now + wait)
                     return
-            batch = jobs.take(queue.spec.batch_size, self._runnable)
-            if batch:
-                self._post(queue, seat, batch, now)
+            self._post(queue, seat, jobs.take(queue.spec.batch_size), now)
 
     def _post(self, queue: ModelQueue, seat: WorkerSeat, jobs: list[int], now: float) -> None:
+        """Hands jobs to a worker; those whose client has gone are answered instead."""
+        sources = self._sources
+        batch = []
         arrivals = []
         for job in jobs:
-            source = self._sources[job >> SEGMENT_SHIFT]
+            source = sources[job >> SEGMENT_SHIFT]
+            segment = source.segment
+            slot = job & _SLOT_MASK
+            if segment.cancels[slot]:
+                segment.fail_cancelled(slot)
+                source.touched = True
+                self._words[queue.row + ModelWord.CANCELLED] += 1
+                continue
             source.in_mailboxes += 1
-            base = source.segment.layout.slot(job & _SLOT_MASK)
-            arrivals.append(int.from_bytes(source.segment.buffer[base : base + 8], "little"))
+            batch.append(job)
+            arrivals.append(segment.arrival_ns(slot))
+        if not batch:
+            return
         if not seat.batches:
             self._busy.append(seat)
-        seat.batches.append(Batch(seat.mailbox.post(jobs), jobs, now, arrivals))
+        seat.batches.append(Batch(seat.mailbox.post(batch), batch, now, arrivals))
         waited_ns = int(now * 1e9) * len(arrivals) - sum(arrivals)
         self._words[queue.row + ModelWord.QUEUE_US] += max(0, waited_ns) // 1000
-
-    def _runnable(self, job: int, came_at: float) -> bool:
-        """Whether a queued job is still worth running; answers it when not."""
-        source = self._sources[job >> SEGMENT_SHIFT]
-        slot = job & _SLOT_MASK
-        if not source.segment.cancels[slot]:
-            return True
-        source.segment.fail(slot, 499, "Client closed the connection")
-        source.touched = True
-        return False
 
     def _complete(self, seat: WorkerSeat, now: float) -> None:
         """Takes note of the batches that a worker has finished."""
@@ -271,11 +272,12 @@ class BatcherLoop:
         words[row + ModelWord.SERVICE_US] += int(service_s * 1e6)
         now_us = int(now * 1e6)
         total = 0
+        first, bounds = row + ModelWord.BUCKETS, layout.LATENCY_BUCKETS_US
         for arrival in batch.arrivals_ns:
-            latency = max(0, now_us - arrival // 1000)
+            latency = now_us - arrival // 1000
             total += latency
-            words[row + ModelWord.BUCKETS + bisect_left(layout.LATENCY_BUCKETS_US, latency)] += 1
-        words[row + ModelWord.LATENCY_US] += total
+            words[first + bisect_left(bounds, latency)] += 1
+        words[row + ModelWord.LATENCY_US] += max(0, total)
 
     def _count_refused(self, model: int) -> None:
         self._words[self._board.model_row(self._index, model) + ModelWord.REFUSED] += 1
@@ -327,10 +329,13 @@ class BatcherLoop:
             )
         ):
             source = self._sources[job >> SEGMENT_SHIFT]
-            cancelled = source.segment.cancels[job & _SLOT_MASK]
-            self._words[queue.row + (ModelWord.CANCELLED if cancelled else ModelWord.EXPIRED)] += 1
-            text = "Client closed the connection" if cancelled else "The request was not begun before its time-out"
-            source.segment.fail(job & _SLOT_MASK, 499 if cancelled else 408, text)
+            slot = job & _SLOT_MASK
+            if source.segment.cancels[slot]:
+                source.segment.fail_cancelled(slot)
+                self._words[queue.row + ModelWord.CANCELLED] += 1
+            else:
+                source.segment.fail(slot, TIMED_OUT, TIMED_OUT_TEXT)
+                self._words[queue.row + ModelWord.EXPIRED] += 1
             source.touched = True
 
     def _watch_batches(self, queue: ModelQueue, now_ns: int, now: float) -> None:
@@ -438,7 +443,7 @@ class BatcherLoop:
             self._notify(("model_unloaded", index))
             return
         queue.accepting = False
-        self._refuse(queue.jobs.take(len(queue.jobs), self._runnable))
+        self._refuse(queue.jobs.take(len(queue.jobs)))
         self._forget_if_empty(queue)
 
     def _on_worker_ready(self, worker_id: int, start_count: int, model_index: int, mailbox: BatcherMailbox) -> None:

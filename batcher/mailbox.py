@@ -9,6 +9,7 @@ batcher can take it back (`revoke`). Both sides store their word and then look a
 from __future__ import annotations
 
 import threading
+from array import array
 
 from wsgi_ts.batcher import layout
 from wsgi_ts.batcher.doorbell import Doorbell
@@ -55,8 +56,7 @@ class BatcherMailbox(_Mailbox):
         place = self._place(number)
         words = self.words
         words[place] = len(entries)
-        for offset, entry in enumerate(entries, place + 1):
-            words[offset] = entry
+        words[place + 1 : place + 1 + len(entries)] = memoryview(array("Q", entries))
         self.posted = number
         words[MailWord.POSTED] = number
         self.bell.ring()

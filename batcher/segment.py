@@ -37,6 +37,9 @@ class Segment:
         self.header = memory.words(0, layout.PAGE // layout.WORD)
         self.states = memory.words(segment_layout.states, segment_layout.slots)
         self.cancels = memory.words(segment_layout.cancels, segment_layout.slots)
+        first = segment_layout.first_slot
+        self._response_start = first + layout.RESPONSE_HEADER
+        self._slot_words = memory.words(first, segment_layout.slots * layout.SLOT_BYTES // layout.WORD)
 
     @classmethod
     def create(cls, prefix: str, index: int, segment_layout: SegmentLayout) -> Segment:
@@ -88,16 +91,25 @@ class Segment:
         """The doorbell of the segment's owner."""
         return Doorbell(segment_name(prefix, self.index), self.header, SegmentWord.ASLEEP)
 
+    def arrival_ns(self, slot: int) -> int:
+        """When the slot's request arrived: the first word of its header."""
+        return self._slot_words[slot * (layout.SLOT_BYTES // layout.WORD)]
+
+    def write_response(self, slot: int, header: bytes, meta: bytes, body: bytes | bytearray | memoryview) -> None:
+        """Writes a response header and the inline data behind it with one copy; the state word is the caller's."""
+        data = b"".join((header, meta, body))
+        start = self._response_start + slot * layout.SLOT_BYTES
+        self.buffer[start : start + len(data)] = data
+
     def fail(self, slot: int, status: int, message: str) -> None:
         """Writes an error answer into a slot and marks it FAILED (for the batcher, on behalf of the slot's writer)."""
         text = message.encode()[: layout.RESPONSE_INLINE_BYTES]
-        base = self.layout.slot(slot)
-        header = layout.RESPONSE.pack(0, 0, len(text), status, 0, 0, 0)
-        start = base + layout.RESPONSE_HEADER
-        self.buffer[start : start + len(header)] = header
-        start = base + layout.RESPONSE_INLINE
-        self.buffer[start : start + len(text)] = text
+        self.write_response(slot, layout.RESPONSE.pack(0, 0, len(text), status, 0, 0, 0), b"", text)
         self.states[slot] = self.states[slot] & ~0xFF | layout.SlotState.FAILED
+
+    def fail_cancelled(self, slot: int) -> None:
+        """Ends a request whose client has gone and that no handler has seen; the web worker sends nothing."""
+        self.fail(slot, 499, "Client closed the connection")
 
     def close(self) -> None:
         """Closes the descriptor; the memory goes when the views do."""

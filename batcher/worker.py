@@ -33,6 +33,11 @@ from wsgi_ts.handlers.service import Answer, LoadError, Request, Service, config
 from wsgi_ts.messages import ModelSpec
 
 _SLOT_MASK = 0xFFFFFFFF
+#: Content types whose body is given to the handler as it is.
+_OPAQUE_TYPES = frozenset((b"", b"application/octet-stream"))
+#: Flags that make no difference to what the handler sees.
+_FREE_FLAGS = RequestFlag.BODY_OUTSIDE | RequestFlag.HEAD_OUTSIDE
+_PLAIN_EXTRA = {"explain": "False", "url_path": ""}
 _NO_STATE = ~0xFF
 #: How long a streaming handler waits at a time while its client's web worker has not yet fetched the last chunks.
 _STREAM_WAIT_S = 0.0005
@@ -126,7 +131,7 @@ class ModelWorker:
             if segment.states[slot] & 0xFF != SlotState.CLAIMED:
                 continue
             if segment.cancels[slot]:
-                segment.fail(slot, 499, "Client closed the connection")
+                segment.fail_cancelled(slot)
                 continue
             try:
                 requests.append(self._read(segment, slot))
@@ -161,11 +166,15 @@ class ModelWorker:
             start += head_bytes
         url_path = str(buffer[start : start + path_bytes], "utf-8", "replace") if path_bytes else ""
         start += path_bytes
-        content_type = str(buffer[start : start + type_bytes], "latin-1") if type_bytes else None
+        content_type = bytes(buffer[start : start + type_bytes])
         start += type_bytes
         if flags & RequestFlag.BODY_OUTSIDE:
             start = segment.layout.request_payload(slot) + layout.HEAD_ROOM
         body = buffer[start : start + body_bytes]
+        if content_type in _OPAQUE_TYPES and flags & ~_FREE_FLAGS == RequestFlag.URL_PATH and not url_path:
+            # The common case, without anything to decode: the headers are read if the handler asks for them.
+            row: dict[str, Any] = {"body": bytearray(body)}
+            return Request(str(request_id, "ascii"), row, LazyHeaders(head, _PLAIN_EXTRA))
         query = ""
         if flags & RequestFlag.QUERY_ROW:
             query = head.split(b"\r\n", 1)[0].partition(b"?")[2].rsplit(b" ", 1)[0].decode("latin-1")
@@ -175,7 +184,8 @@ class ModelWorker:
         if flags & RequestFlag.DESCRIBE:
             extra["describe"] = "True"
         types: dict[str, str] = {}
-        row = build_row(content_type, body, decode=self._spec.decode_input_request, query=query, types=types)
+        declared = content_type.decode("latin-1") if content_type else None
+        row = build_row(declared, body, decode=self._spec.decode_input_request, query=query, types=types)
         return Request(str(request_id, "ascii"), row, LazyHeaders(head, extra, types))
 
     def send_chunk(self, index: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes) -> None:
@@ -192,7 +202,10 @@ class ModelWorker:
             words = segment.memory.words(segment.layout.slot(slot) + layout.STREAM_WORDS, 2)
             words[0] = words[1] = 0
             meta = phrase.encode("latin-1") + encode_headers(headers)
-            self._write_header(place, status, ResponseFlag.STREAMED, len(phrase), meta, b"", 0)
+            header = layout.RESPONSE.pack(
+                self._started_ns, 0, 0, status, ResponseFlag.STREAMED, len(phrase), len(meta) - len(phrase)
+            )
+            segment.write_response(slot, header, meta, b"")
             place.streamed = True
             self._push(place, body)
             segment.states[slot] = segment.states[slot] & _NO_STATE | SlotState.STREAMING
@@ -229,10 +242,9 @@ class ModelWorker:
         meta = phrase.encode("latin-1") + encode_headers(headers) if phrase or headers else b""
         if len(meta) > layout.RESPONSE_INLINE_BYTES:
             status, phrase, meta, body, error = 500, "", b"", b"The handler's response headers are too large", True
-        if error and len(body) > layout.RESPONSE_INLINE_BYTES:
+        if error:
             body = body[: layout.RESPONSE_INLINE_BYTES]
-        flags = 0
-        length = len(body)
+        flags, length = 0, len(body)
         if len(meta) + length > layout.RESPONSE_INLINE_BYTES:
             start = segment.layout.response_payload(slot)
             try:
@@ -242,29 +254,13 @@ class ModelWorker:
                 segment.fail(slot, 507, _FULL)
                 return
             segment.buffer[start : start + length] = body
-            body = b""
-            flags = ResponseFlag.BODY_OUTSIDE
-        self._write_header(place, status, flags, len(phrase), meta, body, length, ended)
+            body, flags = b"", ResponseFlag.BODY_OUTSIDE
+        header = layout.RESPONSE.pack(
+            self._started_ns, ended, length, status, flags, len(phrase), len(meta) - len(phrase)
+        )
+        segment.write_response(slot, header, meta, body)
         state = SlotState.FAILED if error else SlotState.DONE
         segment.states[slot] = segment.states[slot] & _NO_STATE | state
-
-    def _write_header(
-        self,
-        place: _Place,
-        status: int,
-        flags: int,
-        phrase_bytes: int,
-        meta: bytes,
-        body: bytes | bytearray | memoryview,
-        length: int,
-        ended: int = 0,
-    ) -> None:
-        header = layout.RESPONSE.pack(
-            self._started_ns, ended, length, status, flags, phrase_bytes, len(meta) - phrase_bytes
-        )
-        data = b"".join((header, meta, body))
-        start = place.segment.layout.slot(place.slot) + layout.RESPONSE_HEADER
-        place.segment.buffer[start : start + len(data)] = data
 
     def _end_stream(self, place: _Place, answer: Answer) -> None:
         """The final result is the last chunk; an error ends the stream unfinished."""

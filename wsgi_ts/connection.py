@@ -111,12 +111,10 @@ class Connection:
     def next_request(self) -> None:
         """Forgets the answered request; the connection waits for the next head."""
         self.phase = Phase.HEAD
-        self.head = None
-        self.target = None
         self.slot = -1
-        self.body = None
-        self.body_room = None
-        self.chunked = None
+        if self.body is not None or self.chunked is not None:
+            self.body = None
+            self.chunked = None
 
     def queue(self, data: memoryview | bytes) -> None:
         """Adds to what is to be sent."""

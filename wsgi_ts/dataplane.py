@@ -38,11 +38,11 @@ from wsgi_ts.errors import (
     ServerError,
     ServiceUnavailable,
 )
+from wsgi_ts.http_request import Head
 
 log = logging.getLogger(__name__)
 
 ROUTES_FILE = "routes.json"
-_REMEMBERED_TARGETS = 1024
 _MOST_WARM_BYTES = 256 * 1024 * 1024
 _CLIENT_GONE = 499
 
@@ -108,7 +108,6 @@ class RoutingTable:
         self._board = board
         self._epoch = -1
         self._models: dict[str, Any] = {}
-        self._targets: dict[tuple[str, str], Target | None] = {}
         self.healthy = True
         self.draining = False
 
@@ -125,20 +124,20 @@ class RoutingTable:
         self._models = table["models"]
         self.healthy = bool(table["healthy"])
         self.draining = bool(table["draining"])
-        self._targets.clear()
+
+    def target_of(self, head: Head) -> Target | None:
+        """What a request asks for; None when it is not a prediction. Call `refresh` first.
+
+        The answer is kept with the head, which the parser keeps for the next request that is worded alike.
+        """
+        if head.route_epoch != self._epoch:
+            head.route = None if head.method == "OPTIONS" else self.target(head.path, head.query)
+            head.route_epoch = self._epoch
+        target: Target | None = head.route
+        return target
 
     def target(self, path: str, query: str) -> Target | None:
         """What a path means; None when it is not a prediction route. Call `refresh` first."""
-        key = (path, query if path.startswith("/invocations") else "")
-        try:
-            return self._targets[key]
-        except KeyError:
-            target = self._resolve(path, query)
-            if len(self._targets) < _REMEMBERED_TARGETS:
-                self._targets[key] = target
-            return target
-
-    def _resolve(self, path: str, query: str) -> Target | None:
         try:
             parts = prediction_parts(path, query)
         except ServerError as error:

@@ -47,6 +47,7 @@ class Head:
         expect_continue: the client waits for "100 Continue".
         content_type: as sent, empty for none.
         environ: the WSGI variables that follow from the head alone; copy before use.
+        route, route_epoch: what the head means, for the routing table that found out, and its epoch then.
     """
 
     __slots__ = (
@@ -62,6 +63,8 @@ class Head:
         "path",
         "query",
         "raw",
+        "route",
+        "route_epoch",
         "target",
     )
 
@@ -78,6 +81,8 @@ class Head:
         if version not in ("1.1", "1.0"):
             raise BadHead(400, "Invalid HTTP message.")
         self.raw = raw
+        self.route: Any = None
+        self.route_epoch = -1
         self.http_1_1 = version == "1.1"
         self.method = parser.get_method().decode("latin-1")
         self.keep_alive = parser.should_keep_alive() and not parser.should_upgrade()

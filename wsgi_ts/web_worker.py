@@ -69,6 +69,7 @@ _GONE = select.EPOLLHUP | select.EPOLLERR
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _TOO_LARGE = b"HTTP/1.1 413 Request Entity Too Large\r\ncontent-length: 0\r\n\r\n"
 _SMALL_BODY = 16384
+_LINE_ENDS = b"\r\n"
 
 StartResponse = Callable[..., Any]
 WSGIApp = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
@@ -368,7 +369,7 @@ class WebWorker(Worker):  # type: ignore[misc]
         """Reads as many requests as can be answered now (one at a time: pipelined answers keep their order)."""
         while connection.buffer and connection.phase == Phase.HEAD and connection.fd in self._connections:
             buffer = connection.buffer
-            if buffer[:1] in b"\r\n":
+            if buffer[0] in _LINE_ENDS:
                 buffer = connection.buffer = buffer.lstrip(b"\r\n")
             end = buffer.find(b"\r\n\r\n")
             if end < 0:
@@ -400,7 +401,7 @@ class WebWorker(Worker):  # type: ignore[misc]
         if head.content_length > self._limit:
             self._too_large(connection)
             return
-        target = plane.routes.target(head.path, head.query) if plane is not None and head.method != "OPTIONS" else None
+        target = plane.routes.target_of(head) if plane is not None else None
         connection.target = target
         if target is None:
             self._begin_plain(connection, head)
@@ -678,8 +679,9 @@ class WebWorker(Worker):  # type: ignore[misc]
             return
         connection.answered_ns = self._now_ns
         connection.next_request()
-        connection.limit_at = time.monotonic() + IDLE_LIMIT_S
-        self._watch(connection, _READ)
+        connection.limit_at = self._now_ns / 1e9 + IDLE_LIMIT_S
+        if connection.events != _READ:
+            self._watch(connection, _READ)
 
     def _continue_sending(self, connection: Connection) -> None:
         if connection.phase == Phase.STREAM:
@@ -833,10 +835,10 @@ def _call(app: WSGIApp, environ: dict[str, Any]) -> _Response:
     """Calls the app and gathers its answer; a single body part is not copied."""
     response = _Response()
     parts = app(environ, response.start)
-    if isinstance(parts, list) and len(parts) == 1:
+    if type(parts) is list and len(parts) == 1:
         response.body = parts[0]
-    else:
-        response.body = b"".join(parts)
+        return response
+    response.body = b"".join(parts)
     close = getattr(parts, "close", None)
     if close is not None:
         close()
