@@ -260,21 +260,21 @@ class BatcherLoop:
             queue.note_service(service_s)
             queue.policy.on_batch(len(batch.jobs), service_s)
             queue.policy.on_answered(min(now, ended_at), len(batch.jobs))
-            self._count_batch(queue.row, batch, now, service_s)
+            self._count_batch(queue.row, batch, min(now, ended_at), service_s)
         if not seat.batches:
             self._busy.remove(seat)
             if seat.leaving:
                 self._release(seat)
 
-    def _count_batch(self, row: int, batch: Batch, now: float, service_s: float) -> None:
+    def _count_batch(self, row: int, batch: Batch, ended_at: float, service_s: float) -> None:
         words = self._words
         words[row + ModelWord.BATCHES] += 1
         words[row + ModelWord.SERVICE_US] += int(service_s * 1e6)
-        now_us = int(now * 1e6)
+        ended_us = int(ended_at * 1e6)
         total = 0
         first, bounds = row + ModelWord.BUCKETS, layout.LATENCY_BUCKETS_US
         for arrival in batch.arrivals_ns:
-            latency = now_us - arrival // 1000
+            latency = ended_us - arrival // 1000
             total += latency
             words[first + bisect_left(bounds, latency)] += 1
         words[row + ModelWord.LATENCY_US] += max(0, total)
