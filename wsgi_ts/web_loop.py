@@ -32,14 +32,9 @@ log = logging.getLogger(__name__)
 
 #: At a stop, how long a connection that has sent nothing yet may take to send its request.
 SILENT_AT_STOP_S = 1.0
-#: One connection a turn, so that the web workers share a burst of them.
-ACCEPTS_PER_TURN = 1
+#: At most so many connections a turn, so that the web workers share a burst of them.
+ACCEPTS_PER_TURN = 16
 MAX_CONNECTIONS = 10000
-#: With more requests under way than this, a loop that looks for answers minds whether others want the core: they do
-#: when a yield takes this long, and then it sleeps instead for so many turns.
-SPIN_ALWAYS = 4
-CONTENDED_NS = 50_000
-CONTENDED_TURNS = 16
 GC_THRESHOLD = 50_000
 _TICK_S = 1.0
 _GONE = select.EPOLLHUP | select.EPOLLERR
@@ -69,7 +64,6 @@ class WebLoop(RequestSide):
         self._sockets = sockets
         self._on_tick = on_tick
         self._next_tick = 0
-        self._contended = 0
         self._listeners = {sock.fileno(): number for number, sock in enumerate(sockets)}
         self._own_fds = {self._wake_fd, signal_fd}
         for sock in sockets:
@@ -140,22 +134,13 @@ class WebLoop(RequestSide):
         client = plane.client
         if client.in_flight > SPIN_IN_FLIGHT or self._quick_ns > SPIN_LIMIT_NS:
             return None
-        if self._contended:
-            self._contended -= 1
-            return None
         poll, clock = self._epoll.poll, time.monotonic_ns
-        now = clock()
-        stop_at = now + 2 * self._quick_ns
-        while now < stop_at:
+        stop_at = clock() + 2 * self._quick_ns
+        while clock() < stop_at:
             events: list[tuple[int, int]] = poll(0)
             if events or client.answered():
                 return events or [(self._wake_fd, 0)]
-            asked_at = clock()
             os.sched_yield()
-            now = clock()
-            if now - asked_at > CONTENDED_NS and client.in_flight > SPIN_ALWAYS:
-                self._contended = CONTENDED_TURNS  # somebody else ran: the core is needed, so sleep for some turns
-                return None
         return None
 
     def _sleep(self, plane: DataPlane) -> list[tuple[int, int]]:
