@@ -85,7 +85,6 @@ class Head:
         self.route_epoch = -1
         self.http_1_1 = version == "1.1"
         self.method = parser.get_method().decode("latin-1")
-        self.keep_alive = parser.should_keep_alive() and not parser.should_upgrade()
         self.target = collector.url.decode("latin-1")
         self.line = f"{self.method} {self.target} HTTP/{version}"
         self._read_target(collector.url)
@@ -129,12 +128,22 @@ class Head:
                 if name == "HOST" and key in environ:
                     raise BadHead(400, "More than one Host header.")
                 environ[key] = f"{environ[key]},{value}" if key in environ else value
+        self.keep_alive = _wants_keep_alive(environ.get("HTTP_CONNECTION", ""), self.http_1_1)
         environ["REQUEST_METHOD"] = self.method
         environ["PATH_INFO"] = self.path
         environ["QUERY_STRING"] = self.query
         environ["RAW_URI"] = self.target
         environ["SERVER_PROTOCOL"] = "HTTP/1.1" if self.http_1_1 else "HTTP/1.0"
         self.environ = environ
+
+
+def _wants_keep_alive(connection: str, http_1_1: bool) -> bool:
+    """Whether the client wants to go on using the connection (RFC 9112 9.3); no protocol is offered to upgrade to.
+
+    The parser is not asked: it forgets the header when a request without a body is complete.
+    """
+    options = {option.strip().lower() for option in connection.split(",")}
+    return "keep-alive" in options if not http_1_1 else not options & {"close", "upgrade"}
 
 
 class _Collector:
@@ -192,6 +201,7 @@ class ChunkedBody:
         self.rest = b""
         self._limit = limit
         self._overhead = 0
+        self._tail = b""
         # llhttp can only be told of a chunked body by a head; a minimal one of our own keeps its state machine whole.
         self._parser = httptools.HttpRequestParser(self)
         self._parser.feed_data(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -213,21 +223,23 @@ class ChunkedBody:
         Raises:
             BadHead: they are not a chunked body, or one with more framing than content.
         """
-        end = _end_of_chunks(data) if b"0\r\n" in data else -1
         self._overhead += len(data)
         if self._overhead > 2 * len(self.data) + 1_048_576:
             raise BadHead(400, "The chunked body has more framing than content.")
+        # The body ends with an empty line; without one in what was just read, it cannot end there.
+        may_end = b"\n\r\n" in self._tail + data
+        self._tail = (self._tail + data)[-2:]
         try:
-            if end < 0:
-                self._parser.feed_data(data)
-            else:
+            if may_end:
                 self._feed_to_end(data)
+            else:
+                self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             raise BadHead(400, "Invalid chunked body.") from error
 
     def _feed_to_end(self, data: bytes) -> None:
-        # The parser would take pipelined bytes for the next message of its own; so the end is found byte by byte
-        # line, which is affordable: only reads that may hold the last chunk come here.
+        # The parser would take pipelined bytes for a message of its own, so the end is found line by line, which is
+        # affordable: only reads that may hold the end come here.
         start = 0
         while start < len(data) and not self.complete:
             newline = data.find(b"\n", start)
@@ -236,6 +248,3 @@ class ChunkedBody:
             start = stop
         self.rest = data[start:]
 
-
-def _end_of_chunks(data: bytes) -> int:
-    return data.find(b"0\r\n")

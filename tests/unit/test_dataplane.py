@@ -1,0 +1,57 @@
+"""What a path means, and the ids of requests."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from wsgi_ts.batcher.layout import RequestFlag
+from wsgi_ts.dataplane import RequestIds, prediction_parts
+from wsgi_ts.errors import ResourceNotFound
+
+PATH, EXPLAIN, QUERY = RequestFlag.URL_PATH, RequestFlag.EXPLAIN, RequestFlag.QUERY_ROW
+
+
+@pytest.mark.parametrize(
+    ("path", "meaning"),
+    [
+        ("/predictions/m", ("m", None, "", PATH)),
+        ("/predictions/m/", ("m", None, "", PATH)),
+        ("/predictions/m/1.0", ("m", "1.0", "", PATH)),
+        ("/predictions/m/1.0/a/b", ("m", "1.0", "a/b", PATH)),
+        ("/explanations/m", ("m", None, "", PATH | EXPLAIN)),
+        ("/invocations", ("", None, "", PATH | QUERY)),
+        ("/models/m/invoke", ("m", None, "", PATH | QUERY)),
+        ("/m/predict", ("m", None, "", PATH | QUERY)),
+        ("/m/1.0/predict", ("m", "1.0", "", PATH | QUERY)),
+        ("/v1/models/m:predict", ("m", None, "", 0)),
+        ("/v1/models/m:explain", ("m", None, "", EXPLAIN)),
+        ("/v2/models/m/infer", ("m", None, "", 0)),
+        ("/v2/models/m/explain", ("m", None, "", EXPLAIN)),
+        ("/", None),
+        ("/ping", None),
+        ("/models/m", None),
+        ("/v1/models/m", None),
+        ("/v2/health/live", None),
+        ("/nope", None),
+    ],
+)
+def test_prediction_routes(path: str, meaning: tuple[str, str | None, str, int] | None) -> None:
+    assert prediction_parts(path, "") == meaning
+
+
+def test_a_prediction_without_a_model_is_no_resource() -> None:
+    with pytest.raises(ResourceNotFound):
+        prediction_parts("/predictions", "")
+
+
+def test_the_model_of_an_invocation_stands_in_the_query() -> None:
+    assert prediction_parts("/invocations", "model_name=a&model_name=b") == ("a", None, "", PATH | QUERY)
+
+
+def test_request_ids_are_version_4_uuids_and_all_different() -> None:
+    ids, others = RequestIds(), RequestIds()
+    made = [source.new() for source in (ids, others) for _ in range(1000)]
+    assert len(set(made)) == len(made)
+    assert all(uuid.UUID(each).version == 4 and str(uuid.UUID(each)) == each for each in made)
