@@ -37,7 +37,7 @@ _SLOT_MASK = 0xFFFFFFFF
 _OPAQUE_TYPES = frozenset((b"", b"application/octet-stream"))
 #: Flags that make no difference to what the handler sees.
 _FREE_FLAGS = RequestFlag.BODY_OUTSIDE | RequestFlag.HEAD_OUTSIDE
-_PLAIN_EXTRA = {"explain": "False", "url_path": ""}
+_PLAIN_EXTRA = {"url_path": "", "explain": "False"}
 _NO_STATE = ~0xFF
 #: How long a streaming handler waits at a time while its client's web worker has not yet fetched the last chunks.
 _STREAM_WAIT_S = 0.0005
@@ -202,9 +202,8 @@ class ModelWorker:
         query = ""
         if flags & RequestFlag.QUERY_ROW:
             query = head.split(b"\r\n", 1)[0].partition(b"?")[2].rsplit(b" ", 1)[0].decode("latin-1")
-        extra = {"explain": "True" if flags & RequestFlag.EXPLAIN else "False"}
-        if flags & RequestFlag.URL_PATH:
-            extra["url_path"] = url_path
+        extra = {"url_path": url_path} if flags & RequestFlag.URL_PATH else {}
+        extra["explain"] = "True" if flags & RequestFlag.EXPLAIN else "False"
         if flags & RequestFlag.DESCRIBE:
             extra["describe"] = "True"
         types: dict[str, str] = {}

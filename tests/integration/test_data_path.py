@@ -262,3 +262,12 @@ def _answers(port: int) -> bool:
         return http.request(port, "GET", "/ping", timeout=5).status == 200
     except OSError:
         return False
+
+
+def test_options_describes_a_model_and_an_unknown_workflow_is_not_found(echo_server: ServerProcess) -> None:
+    described = echo_server.request("inference", "OPTIONS", "/predictions/echo")
+    assert described.status == 200
+    assert "/predictions/echo" in described.json()["paths"]
+    assert echo_server.request("inference", "OPTIONS", "/predictions/nope").status == 404
+    unknown = echo_server.request("inference", "POST", "/wfpredict/nope", body=b"x")
+    assert (unknown.status, unknown.json()["type"]) == (404, "WorkflowNotFoundException")

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import falcon
 
 from wsgi_ts.dataplane import BlockingPlane, DataPlane, Ticket
-from wsgi_ts.errors import MethodNotAllowed, PayloadTooLarge, ResourceNotFound
+from wsgi_ts.errors import PayloadTooLarge, ResourceNotFound, ServiceUnavailable, WorkflowNotFound
+from wsgi_ts.rest import openapi
 from wsgi_ts.rest.responses import REQUEST_ID_KEY, Response, write_error, write_json
 
 if TYPE_CHECKING:
@@ -66,8 +67,15 @@ class Predictions:
             resp.data = ticket.body  # type: ignore[assignment]
 
     def on_options(self, req: falcon.Request, resp: Response, **_: Any) -> None:
-        """A model's own API description is not offered; the connector's is at `OPTIONS /`."""
-        raise MethodNotAllowed()
+        """The API description of the model."""
+        plane: DataPlane = req.env.get(PLANE_KEY) or self._planes()[0]
+        plane.routes.refresh()
+        target = plane.routes.target(req.env["PATH_INFO"], req.query_string)
+        if target is None:
+            raise ResourceNotFound()
+        if target.error is not None and not isinstance(target.error, ServiceUnavailable):
+            raise target.error
+        write_json(resp, 200, openapi.model_document(target.model_name, target.version))
 
     def _wait(self, req: falcon.Request) -> Ticket:
         if PLANE_KEY in req.env:  # under our web worker every prediction comes with a ticket; it must never wait
@@ -114,6 +122,14 @@ class Ping:
             write_json(resp, 500, {"status": "Unhealthy"})
 
 
+class Workflows:
+    """`/wfpredict/{workflow}`: no workflow can be registered, so none is found."""
+
+    def on_request(self, req: falcon.Request, resp: falcon.Response, workflow: str) -> None:
+        """404, as for any unknown workflow."""
+        raise WorkflowNotFound(f"Workflow not found: {workflow}")
+
+
 def _head_of(req: falcon.Request) -> bytes:
     """The request's head again, for the handler's view of the headers, from what WSGI left of it."""
     lines = [f"{req.method} {req.relative_uri} HTTP/1.1"]
@@ -127,3 +143,4 @@ def add_routes(app: falcon.App[Any, Any], settings: WebSettings) -> None:
     for route in _ROUTES:
         app.add_route(route, predictions)
     app.add_route("/ping", Ping(predictions))
+    app.add_route("/wfpredict/{workflow}", Workflows())
