@@ -170,6 +170,10 @@ class SlotClient:
             if ring.publish():
                 bell.ring(layout.News.SUBMISSION)
 
+    def unpublished(self, batcher: int) -> int:
+        """How many requests were submitted to a batcher since the last `publish`."""
+        return self._rings[batcher].unpublished
+
     def answered(self) -> list[int]:
         """Slots with an answer, or chunks of one, to look at (one vectorised scan)."""
         if not self.in_flight:

@@ -201,6 +201,7 @@ class BatcherLoop:
             queue = self._queues[model]
             queue.policy.on_arrival(now, count, idle_us / 1e6, returning)
             self._words[queue.row + ModelWord.REQUESTS] += count
+            self._words[queue.row + ModelWord.OUTSTANDING] = queue.outstanding
 
     # -- batches
 
@@ -261,6 +262,7 @@ class BatcherLoop:
             queue.policy.on_batch(len(batch.jobs), service_s)
             queue.policy.on_answered(min(now, ended_at), len(batch.jobs))
             self._count_batch(queue.row, batch, min(now, ended_at), service_s)
+        self._words[queue.row + ModelWord.OUTSTANDING] = queue.outstanding
         if not seat.batches:
             self._busy.remove(seat)
             if seat.leaving:

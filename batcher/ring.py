@@ -39,6 +39,11 @@ class RingProducer(_Ring):
         self._entries[place + 1] = idle_us
         self._tail += 1
 
+    @property
+    def unpublished(self) -> int:
+        """How many entries were pushed since the last `publish`."""
+        return self._tail - self._published
+
     def publish(self) -> bool:
         """Shows the consumer all that was pushed; True when there was anything new."""
         if self._tail == self._published:

@@ -283,7 +283,10 @@ def _remove_pid_file(path: Path, pid: int) -> None:
 
 def _stop_instance(run_dir: Path, *, fast: bool, limit_s: float) -> int:
     """Stops the instance of a run directory and waits for its end, as `wsgi-ts stop` does."""
-    from wsgi_ts.control_client import NotRunning, call_supervisor
+    from contextlib import closing
+
+    from wsgi_ts.controlplane import ControlPlane
+    from wsgi_ts.errors import ServiceUnavailable
 
     pid = recorded_pid(run_dir)
     handle = None if pid is None else ServerHandle.find(pid, run_dir)
@@ -292,8 +295,9 @@ def _stop_instance(run_dir: Path, *, fast: bool, limit_s: float) -> int:
         return 0
     try:
         try:
-            call_supervisor(run_dir, {"op": "stop", "fast": fast}, timeout_s=5.0)
-        except NotRunning:
+            with closing(ControlPlane(run_dir)) as supervisor:
+                supervisor.call("stop", timeout_s=5.0, fast=fast)
+        except ServiceUnavailable:
             # Still starting, or its control socket is stuck: the signal reaches it all the same.
             handle.send(signal.SIGTERM)
         if handle.wait(limit_s):

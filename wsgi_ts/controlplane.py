@@ -19,6 +19,13 @@ from wsgi_ts.errors import InternalServerError, ServerError, ServiceUnavailable
 
 log = logging.getLogger(__name__)
 
+class NotReachable(ServiceUnavailable):
+    """No supervisor answers in the run directory: it is not running, or it is starting or stopping."""
+
+    def __init__(self) -> None:
+        super().__init__("The server is restarting or stopping. Please try again in a few seconds.")
+
+
 CONTROL_SOCKET = "control.sock"
 #: How long to wait for the supervisor to accept, in seconds.
 CONNECT_TIMEOUT_S = 5.0
@@ -71,7 +78,7 @@ class ControlPlane:
             raise ServiceUnavailable(f"The server did not answer within {timeout_s} seconds.") from error
         except ChannelClosed as error:
             channel.close()
-            raise _unavailable() from error
+            raise NotReachable() from error
         except BaseException:
             # What is left on the connection (half a request, a late answer) must not reach the next call.
             channel.close()
@@ -117,7 +124,7 @@ class ControlPlane:
             try:
                 sock.connect(self._path)
             except OSError as error:
-                raise _unavailable() from error
+                raise NotReachable() from error
             on_error.pop_all()
         return Channel(sock)
 
@@ -127,7 +134,3 @@ def _is_stale(sock: socket.socket) -> bool:
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     return bool(poll.poll(0))
-
-
-def _unavailable() -> ServiceUnavailable:
-    return ServiceUnavailable("The server is restarting or stopping. Please try again in a few seconds.")

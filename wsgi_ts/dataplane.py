@@ -251,6 +251,7 @@ class DataPlane:
         self.bell: Doorbell = self.segment.bell(prefix)
         self.client = SlotClient(self.segment, self.board, batchers, warm_bytes(config))
         self.web_row = self.board.web_row(index)
+        self._chosen = 0
         control.call("segment_ready", index=index)
         control.close()
         self.routes.refresh()
@@ -261,10 +262,13 @@ class DataPlane:
         if len(batchers) == 1:
             return batchers[0]
         words = self.board.words
-        best, best_load = batchers[0], float("inf")
-        for batcher in batchers:
+        self._chosen += 1
+        best, best_load = -1, float("inf")
+        for offset in range(len(batchers)):  # starts with another one each time, so that equals take turns
+            batcher = batchers[(self._chosen + offset) % len(batchers)]
             row = self.board.model_row(batcher, target.model)
-            load = (words[row + ModelWord.OUTSTANDING] + 1) / max(words[row + ModelWord.READY_WORKERS], 1e-3)
+            outstanding = words[row + ModelWord.OUTSTANDING] + self.client.unpublished(batcher)
+            load = (outstanding + 1) / max(words[row + ModelWord.READY_WORKERS], 1e-3)
             if load < best_load:
                 best, best_load = batcher, load
         return best

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from wsgi_ts.control_client import NotRunning, call_supervisor
+from wsgi_ts.controlplane import ControlPlane, NotReachable
 from wsgi_ts.errors import ServerError
 
 #: Exit status where nothing runs, as init scripts have it.
 EXIT_NOT_RUNNING = 3
+ANSWER_LIMIT_S = 10.0
 
 
 def print_status(run_dir: Path, *, as_json: bool) -> int:
@@ -26,9 +28,10 @@ def print_status(run_dir: Path, *, as_json: bool) -> int:
         The exit status: 0, 3 if nothing runs there, 1 if the supervisor refused.
     """
     try:
-        state = call_supervisor(run_dir, {"op": "status"})
-    except NotRunning as error:
-        print(f"Not running: {error}.", file=sys.stderr)
+        with closing(ControlPlane(run_dir)) as supervisor:
+            state = supervisor.call("status", timeout_s=ANSWER_LIMIT_S)
+    except NotReachable:
+        print(f"Not running: nothing answers in {run_dir}.", file=sys.stderr)
         return EXIT_NOT_RUNNING
     except ServerError as error:
         print(f"{error.type_name}: {error.message}", file=sys.stderr)

@@ -24,7 +24,7 @@ from wsgi_ts import cli
 from wsgi_ts.channel import Channel
 from wsgi_ts.config import Config
 from wsgi_ts.config_sources import CommandLine
-from wsgi_ts.control_client import NotRunning, call_supervisor
+from wsgi_ts.controlplane import ControlPlane, NotReachable
 from wsgi_ts.doctor import Finding, check_leftovers, check_shared_memory, examine
 from wsgi_ts.errors import ModelNotFound, ServerError
 from wsgi_ts.pid_file import PidFile, ServerHandle, is_server, parse_pid
@@ -391,12 +391,15 @@ def supervisor(tmp_path: Path) -> Iterator[tuple[Path, dict[str, object]]]:
 def test_calls_to_the_supervisor(supervisor: tuple[Path, dict[str, object]]) -> None:
     run_dir, answers = supervisor
     answers["status"] = {"ok": {"pid": 1}}
-    assert call_supervisor(run_dir, {"op": "status"}) == {"pid": 1}
+    plane = ControlPlane(run_dir)
+    assert plane.call("status") == {"pid": 1}
+    plane.close()
     answers["status"] = {"error": ModelNotFound.named("m").to_dict()}
     with pytest.raises(ServerError, match="Model not found: m"):
-        call_supervisor(run_dir, {"op": "status"})
-    with pytest.raises(NotRunning, match="nothing answers"):
-        call_supervisor(run_dir / "none", {"op": "status"})
+        plane.call("status")
+    plane.close()
+    with pytest.raises(NotReachable):
+        ControlPlane(run_dir / "none").call("status")
 
 
 def test_status(supervisor: tuple[Path, dict[str, object]], capsys: pytest.CaptureFixture[str]) -> None:
