@@ -157,25 +157,17 @@ class AnswerSide:
             connection.queue(body)
             self._send(connection)
             return
-        try:
-            sent = connection.send_now(lines + body)
-        except OSError:
-            self._client_gone(connection)
-            return
-        if sent:
-            self._sent(connection)
-        else:
-            self._wait_to_send(connection)
+        self._send(connection, lines + body)
 
     def _head_lines(self, connection: Connection, response: AppResponse) -> bytes:
         fields = "".join([f"{name}: {value}\r\n" for name, value in response.headers])
         last = "close" if connection.close_after else "keep-alive"
         return f"HTTP/1.1 {response.status}\r\n{fields}connection: {last}\r\n\r\n".encode("latin-1")
 
-    def _send(self, connection: Connection) -> None:
-        """Sends what is queued; when all is gone, the connection is ready for its next request."""
+    def _send(self, connection: Connection, data: bytes = b"") -> None:
+        """Sends what is queued and `data`; when all is gone, the connection is ready for its next request."""
         try:
-            sent = connection.send_queued()
+            sent = connection.send_now(data) if data else connection.send_queued()
         except OSError:
             self._client_gone(connection)
             return
