@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from wsgi_ts.batcher.counters import ModelCounters
 from wsgi_ts.batcher.job_queue import JobQueue
 from wsgi_ts.batcher.policy import BatchPolicy, make_policy
 from wsgi_ts.messages import ModelSpec
@@ -74,12 +75,12 @@ class ModelQueue:
 
     Args:
         spec: the model version.
-        row: first word of its counters on the board.
+        counters: its words on the board.
     """
 
-    def __init__(self, spec: ModelSpec, row: int = 0) -> None:
+    def __init__(self, spec: ModelSpec, counters: ModelCounters) -> None:
         self.spec = spec
-        self.row = row
+        self.counters = counters
         self.jobs = JobQueue(spec.job_queue_size)
         self.seats: list[WorkerSeat] = []
         self.policy: BatchPolicy = make_policy(spec.batch_policy, spec.max_batch_delay_ms / 1000)

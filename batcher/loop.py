@@ -10,13 +10,13 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from wsgi_ts.batcher import layout
 from wsgi_ts.batcher.board import Board
+from wsgi_ts.batcher.counters import ModelCounters
 from wsgi_ts.batcher.dispatch import Batch, ModelQueue, WorkerSeat
 from wsgi_ts.batcher.job_queue import SEGMENT_SHIFT
 from wsgi_ts.batcher.layout import BatcherWord, MailWord, ModelWord, News, SlotState
@@ -185,7 +185,7 @@ class BatcherLoop:
             if queue is None or not queue.accepting or not queue.jobs.offer(segment.index << SEGMENT_SHIFT | slot, now):
                 segment.fail(slot, NO_WORKER, "")
                 source.touched = True
-                self._count_refused(model)
+                self._counters(model).add(ModelWord.REFUSED)
                 continue
             states[slot] = word + _CLAIM
             tally = arrivals.get(model)
@@ -200,8 +200,8 @@ class BatcherLoop:
         for model, (count, idle_us, returning) in arrivals.items():
             queue = self._queues[model]
             queue.policy.on_arrival(now, count, idle_us / 1e6, returning)
-            self._words[queue.row + ModelWord.REQUESTS] += count
-            self._words[queue.row + ModelWord.OUTSTANDING] = queue.outstanding
+            queue.counters.add(ModelWord.REQUESTS, count)
+            queue.counters.show(ModelWord.OUTSTANDING, queue.outstanding)
 
     # -- batches
 
@@ -232,7 +232,7 @@ class BatcherLoop:
             if segment.cancels[slot]:
                 segment.fail_cancelled(slot)
                 source.touched = True
-                self._words[queue.row + ModelWord.CANCELLED] += 1
+                queue.counters.add(ModelWord.CANCELLED)
                 continue
             source.in_mailboxes += 1
             batch.append(job)
@@ -242,8 +242,7 @@ class BatcherLoop:
         if not seat.batches:
             self._busy.append(seat)
         seat.batches.append(Batch(seat.mailbox.post(batch), batch, now, arrivals))
-        waited_ns = int(now * 1e9) * len(arrivals) - sum(arrivals)
-        self._words[queue.row + ModelWord.QUEUE_US] += max(0, waited_ns) // 1000
+        queue.counters.handed_over(arrivals, now)
 
     def _complete(self, seat: WorkerSeat, now: float) -> None:
         """Takes note of the batches that a worker has finished."""
@@ -261,28 +260,15 @@ class BatcherLoop:
             queue.note_service(service_s)
             queue.policy.on_batch(len(batch.jobs), service_s)
             queue.policy.on_answered(min(now, ended_at), len(batch.jobs))
-            self._count_batch(queue.row, batch, min(now, ended_at), service_s)
-        self._words[queue.row + ModelWord.OUTSTANDING] = queue.outstanding
+            queue.counters.answered(batch.arrivals_ns, min(now, ended_at), service_s)
+        queue.counters.show(ModelWord.OUTSTANDING, queue.outstanding)
         if not seat.batches:
             self._busy.remove(seat)
             if seat.leaving:
                 self._release(seat)
 
-    def _count_batch(self, row: int, batch: Batch, ended_at: float, service_s: float) -> None:
-        words = self._words
-        words[row + ModelWord.BATCHES] += 1
-        words[row + ModelWord.SERVICE_US] += int(service_s * 1e6)
-        ended_us = int(ended_at * 1e6)
-        total = 0
-        first, bounds = row + ModelWord.BUCKETS, layout.LATENCY_BUCKETS_US
-        for arrival in batch.arrivals_ns:
-            latency = ended_us - arrival // 1000
-            total += latency
-            words[first + bisect_left(bounds, latency)] += 1
-        words[row + ModelWord.LATENCY_US] += max(0, total)
-
-    def _count_refused(self, model: int) -> None:
-        self._words[self._board.model_row(self._index, model) + ModelWord.REFUSED] += 1
+    def _counters(self, model: int) -> ModelCounters:
+        return ModelCounters(self._words, self._board.model_row(self._index, model))
 
     def _leave_mailbox(self, batch: Batch) -> None:
         for job in batch.jobs:
@@ -317,9 +303,9 @@ class BatcherLoop:
         for queue in self._queues.values():
             self._expire(queue, now)
             self._watch_batches(queue, now_ns, now)
-            self._words[queue.row + ModelWord.READY_WORKERS] = queue.workers
-            self._words[queue.row + ModelWord.OUTSTANDING] = queue.outstanding
-            self._words[queue.row + ModelWord.QUEUED] = len(queue.jobs)
+            queue.counters.show(ModelWord.READY_WORKERS, queue.workers)
+            queue.counters.show(ModelWord.OUTSTANDING, queue.outstanding)
+            queue.counters.show(ModelWord.QUEUED, len(queue.jobs))
 
     def _expire(self, queue: ModelQueue, now: float) -> None:
         """Answers queued jobs whose client has gone or whose own deadline has passed; they are never run."""
@@ -334,10 +320,10 @@ class BatcherLoop:
             slot = job & _SLOT_MASK
             if source.segment.cancels[slot]:
                 source.segment.fail_cancelled(slot)
-                self._words[queue.row + ModelWord.CANCELLED] += 1
+                queue.counters.add(ModelWord.CANCELLED)
             else:
                 source.segment.fail(slot, TIMED_OUT, TIMED_OUT_TEXT)
-                self._words[queue.row + ModelWord.EXPIRED] += 1
+                queue.counters.add(ModelWord.EXPIRED)
             source.touched = True
 
     def _watch_batches(self, queue: ModelQueue, now_ns: int, now: float) -> None:
@@ -436,7 +422,7 @@ class BatcherLoop:
 
     def _on_load_model(self, spec: ModelSpec) -> None:
         if spec.index not in self._queues:
-            queue = self._queues[spec.index] = ModelQueue(spec, self._board.model_row(self._index, spec.index))
+            queue = self._queues[spec.index] = ModelQueue(spec, self._counters(spec.index))
             self._take_in_orphans(queue, time.monotonic())
 
     def _on_unload_model(self, index: int) -> None:
@@ -499,7 +485,7 @@ class BatcherLoop:
             if state in (SlotState.RUNNING, SlotState.STREAMING):
                 source.segment.fail(slot, 507 if oom else 500, WORKER_DIED)
                 if queue is not None:
-                    self._words[queue.row + ModelWord.FAILED] += 1
+                    queue.counters.add(ModelWord.FAILED)
         if queue is not None:
             self._requeue_unbegun(queue, batch, now)
         self._leave_mailbox(batch)
@@ -524,9 +510,8 @@ class BatcherLoop:
     def _forget_if_empty(self, queue: ModelQueue) -> None:
         if not queue.accepting and not queue.seats:
             self._queues.pop(queue.spec.index, None)
-            for word in (ModelWord.READY_WORKERS, ModelWord.OUTSTANDING, ModelWord.QUEUED):
-                self._words[queue.row + word] = 0
+            queue.counters.clear_gauges()
             self._notify(("model_unloaded", queue.spec.index))
 
     def _show_workers(self, queue: ModelQueue) -> None:
-        self._words[queue.row + ModelWord.READY_WORKERS] = queue.workers
+        queue.counters.show(ModelWord.READY_WORKERS, queue.workers)
