@@ -28,7 +28,7 @@ class SlotAnswer:
     `error` is True when `body` is an error's text.
     """
 
-    __slots__ = ("body", "error", "headers", "phrase", "service_ns", "started_ns", "status", "streamed")
+    __slots__ = ("body", "error", "headers", "phrase", "status", "streamed")
 
     def __init__(self, status: int, phrase: str, headers: list[tuple[str, str]], body: memoryview, error: bool) -> None:
         self.status = status
@@ -37,8 +37,6 @@ class SlotAnswer:
         self.body = body
         self.error = error
         self.streamed = False
-        self.started_ns = 0
-        self.service_ns = 0
 
 
 class SlotClient:
@@ -189,7 +187,7 @@ class SlotClient:
         """Reads the answer (or, for a STREAMING slot, the status and headers of what is being streamed)."""
         base = self._bases[slot]
         buffer = self._buffer
-        started, ended, length, status, flags, phrase_bytes, header_bytes = layout.RESPONSE.unpack_from(
+        _, _, length, status, flags, phrase_bytes, header_bytes = layout.RESPONSE.unpack_from(
             buffer, base + layout.RESPONSE_HEADER
         )
         start = base + layout.RESPONSE_INLINE
@@ -206,8 +204,6 @@ class SlotClient:
             self._other_held[slot] = max(self._other_held[slot], length)
         error = self._states[slot] & _STATE_MASK == SlotState.FAILED
         answer = SlotAnswer(status, phrase, headers, buffer[start : start + length], error)
-        answer.started_ns = started
-        answer.service_ns = ended - started
         if flags & ResponseFlag.STREAMED:
             answer.streamed = True
             self._other_held[slot] = max(self._other_held[slot], layout.STREAM_RING_BYTES)

@@ -137,7 +137,6 @@ FIRST_ANSWERED = SlotState.STREAMING
 SLOT_BYTES = PAGE
 #: A slot: request header (72 bytes) and inline request data behind it, response header (40) and inline response data
 #: behind it, two words for streams at the end. Header and data are contiguous so that one copy writes both.
-REQUEST_HEADER = 0
 REQUEST_INLINE = 72
 REQUEST_INLINE_BYTES = 2048
 RESPONSE_HEADER = REQUEST_INLINE + REQUEST_INLINE_BYTES

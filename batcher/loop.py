@@ -350,8 +350,7 @@ class BatcherLoop:
         if seat.mailbox.revoke(batch.number):
             # The worker will skip it; its place stays taken until it has said so.
             self._requeue_unbegun(queue, batch, now)
-            for job in batch.jobs:
-                self._sources[job >> SEGMENT_SHIFT].in_mailboxes -= 1
+            self._leave_mailbox(batch)
             batch.jobs = []
 
     def _ring_touched(self) -> None:

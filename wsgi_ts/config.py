@@ -150,7 +150,9 @@ class Config:
         env=False,
     )
     use_env_allowed_urls: bool = setting(BOOLEAN, False, "take allowed_urls from TS_ALLOWED_URLS", env=False)
-    blacklist_env_vars: str = setting(kinds.REGEX, "", "variables kept from model workers (whole name matches)")
+    blacklist_env_vars: str = setting(
+        kinds.REGEX, "", "variables kept from model workers (whole name matches)", effect="later"
+    )
     limit_max_image_pixels: bool = setting(BOOLEAN, True, "keep Pillow's limit against huge images")
     decode_input_request: bool = setting(BOOLEAN, True, "give handlers text and JSON decoded")
     torch_load_weights_only: bool = setting(
@@ -176,16 +178,20 @@ class Config:
     enable_model_api: bool = setting(BOOLEAN, False, "allow POST /models and DELETE /models/…")
     disable_token_authorization: bool = setting(BOOLEAN, False, "answer without a token")
     token_expiration_min: float = setting(
-        kinds.NUMBER, 60.0, "minutes that a token lasts", env="TS_TOKEN_EXPIRATION_TIME_MIN"
+        kinds.NUMBER, 60.0, "minutes that a token lasts", env="TS_TOKEN_EXPIRATION_TIME_MIN", effect="later"
     )
 
     # Metrics and logs
     metrics_mode: str = setting(kinds.choice("log", "prometheus", "legacy", tolerant=True), "log", "where metrics go")
-    metrics_config: Path | None = setting(PATH, None, "metrics.yaml; unset: the built-in one")
-    model_metrics_auto_detect: bool = setting(BOOLEAN, False, "accept metrics that metrics.yaml lacks")
-    disable_system_metrics: bool = setting(BOOLEAN, False, "no CPU, memory, disk and GPU metrics")
+    metrics_config: Path | None = setting(PATH, None, "metrics.yaml; unset: the built-in one", effect="later")
+    model_metrics_auto_detect: bool = setting(
+        BOOLEAN, False, "accept metrics that metrics.yaml lacks", effect="later"
+    )
+    disable_system_metrics: bool = setting(BOOLEAN, False, "no CPU, memory, disk and GPU metrics", effect="later")
     system_metrics_cmd: str = setting(TEXT, "", "program that prints the system metrics", env=False, effect="later")
-    metric_time_interval: int = setting(integer(1, unit="s"), 60, "period of the system metrics", env=False)
+    metric_time_interval: int = setting(
+        integer(1, unit="s"), 60, "period of the system metrics", env=False, effect="later"
+    )
     async_logging: bool = setting(BOOLEAN, False, "log4j's asynchronous mode", effect="none")
 
     # The launcher's own

@@ -46,9 +46,7 @@ class Connection:
 
     __slots__ = (
         "answered_ns",
-        "app",
         "arrival_ns",
-        "blocking",
         "body",
         "body_have",
         "body_room",

@@ -112,13 +112,6 @@ class InvalidModel(ServerError):
     default_type = "InvalidModelException"
 
 
-class ModelFailure(ServerError):
-    """A model could not be prepared (its Python packages, its environment)."""
-
-    http_status = 400
-    default_type = "ModelException"
-
-
 class DownloadFailed(ServerError):
     """The archive could not be fetched."""
 

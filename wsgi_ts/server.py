@@ -367,6 +367,12 @@ class Supervisor:
             self._announced = True
             for listener in self._listeners:
                 log.info("%s API listens on %s", " and ".join(listener.kinds).capitalize(), listener.address)
+                if not (self._config.disable_token_authorization or listener.address.is_local):
+                    log.warning(
+                        "Token authorization is not there yet: %s answers everybody who can reach it. Bind it to "
+                        "127.0.0.1, or set disable_token_authorization=true to say that this is meant.",
+                        listener.address,
+                    )
             log.info("Model server started.")
 
     # What the control socket offers

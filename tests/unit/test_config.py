@@ -664,3 +664,21 @@ def test_other_settings_of_a_model() -> None:
     chosen = effective_settings(config, parse_model_yaml(fields), None, "m", "1.0", cores=1)
     assert (chosen.job_queue_size, chosen.batch_policy, chosen.weights_only) == (5, "fixed", True)
     assert chosen.client_timeout_ms == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "local"),
+    [
+        ("http://127.0.0.1:1", True),
+        ("http://127.8.9.1:1", True),
+        ("http://[::1]:1", True),
+        ("http://localhost:1", True),
+        ("unix:/tmp/s", True),
+        ("http://0.0.0.0:1", False),
+        ("http://10.0.0.1:1", False),
+        ("http://[::]:1", False),
+        ("http://models.example:1", False),
+    ],
+)
+def test_who_can_reach_an_address(text: str, local: bool) -> None:
+    assert parse_address(text).is_local is local
