@@ -40,6 +40,7 @@ __all__ = [
     "ModelDirectory",
     "check_handler",
     "check_name",
+    "empty_model_directory",
     "load_model_yaml",
     "open_archive",
     "parse_manifest",
@@ -77,6 +78,7 @@ def open_archive(
     limits: ArchiveLimits = DEFAULT_LIMITS,
     rules: DownloadRules | None = None,
     model_name: str | None = None,
+    any_directory: bool = False,
 ) -> ModelDirectory:
     """Find, fetch, unpack and check the model at `url`.
 
@@ -87,6 +89,7 @@ def open_archive(
         limits: sizes and times that end the attempt.
         rules: which URLs may be fetched; by default those that TorchServe allows.
         model_name: the name that the register call gave, in place of the manifest's.
+        any_directory: whether a directory may lie outside of the model store.
 
     Raises:
         ModelNotFound: nothing there, or a URL that is not allowed.
@@ -102,7 +105,7 @@ def open_archive(
     extracted = False
     downloaded: Path | None = None
     try:
-        source, fetched = _locate(url, model_store, rules or DownloadRules(), limits)
+        source, fetched = _locate(url, model_store, rules or DownloadRules(), limits, any_directory)
         downloaded = source if fetched else None
         if source.is_dir():
             directory = _innermost(source.resolve())
@@ -122,6 +125,21 @@ def open_archive(
             raise InternalServerError(f"Failed to save model: {url}") from error
         raise
     return ModelDirectory(directory, manifest, url, extracted, downloaded)
+
+
+def empty_model_directory(models_dir: Path, name: str, version: str, url: str) -> ModelDirectory:
+    """A model directory without any file, as TorchServe makes it of an archive that it cannot read.
+
+    Args:
+        models_dir: where archives are unpacked.
+        name: the model's name.
+        version: its version.
+        url: as registered.
+    """
+    directory = models_dir.absolute() / uuid.uuid4().hex
+    directory.mkdir(mode=0o700, parents=True)
+    manifest = Manifest(name, version, None, RUNTIMES[0], None, None, None, None, {})
+    return ModelDirectory(directory, manifest, url, extracted=True)
 
 
 def remove_model_directory(model: ModelDirectory) -> None:
@@ -144,7 +162,7 @@ def remove_downloaded_archive(model: ModelDirectory) -> None:
 
 
 def _locate(
-    url: str, model_store: Path | None, rules: DownloadRules, limits: ArchiveLimits
+    url: str, model_store: Path | None, rules: DownloadRules, limits: ArchiveLimits, any_directory: bool
 ) -> tuple[Path, bool]:
     """The archive file or directory, and whether it was fetched for this call."""
     if model_store is None:
@@ -164,9 +182,16 @@ def _locate(
     # A bare name means the store; only then a directory of that name where the server was started.
     candidates = [url, in_store] if "/" in url else [in_store, url]
     for candidate in candidates:
-        if base_name not in ("", ".") and os.path.isdir(candidate):
+        if base_name in ("", ".") or not os.path.isdir(candidate):
+            continue
+        if any_directory or candidate == in_store or _is_inside(candidate, model_store):
             return Path(candidate), False
     raise ModelNotFound(f"Model not found at: {url}")
+
+
+def _is_inside(path: str, model_store: Path) -> bool:
+    """Whether a path, links followed, lies in the model store."""
+    return Path(path).resolve().is_relative_to(model_store.resolve())
 
 
 def _innermost(directory: Path) -> Path:

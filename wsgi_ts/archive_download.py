@@ -25,6 +25,7 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from wsgi_ts.archive_entries import ArchiveLimits, escape_name
 from wsgi_ts.errors import DownloadFailed, InternalServerError, ModelNotFound, OutOfResources
+from wsgi_ts.s3 import s3_headers
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ DEFAULT_ALLOWED_URLS = (r"file://.*|http(s)?://.*",)
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CHUNK_BYTES = 1 << 18
+#: Between two lines in the log that say how far a download is, in seconds.
+_PROGRESS_S = 5.0
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
 _UNSAFE = re.compile(r"[\x00-\x20\x7f\\]")
 
@@ -49,6 +52,7 @@ class DownloadRules:
             redirect is held to them too.
         allow_private: whether loopback and private addresses may be contacted. A redirect from a public to a
             private address is refused in any case, link-local (cloud metadata) addresses always.
+        s3_sse_kms: whether an object of S3 is asked for as one that is encrypted with a key of KMS.
 
     Raises:
         ValueError: an expression is not one.
@@ -56,6 +60,7 @@ class DownloadRules:
 
     allowed_urls: tuple[str, ...] = DEFAULT_ALLOWED_URLS
     allow_private: bool = True
+    s3_sse_kms: bool = False
 
     def __post_init__(self) -> None:
         """Compile each expression once, to find a wrong one at start instead of at the first registration."""
@@ -108,9 +113,14 @@ def fetch_archive(url: str, model_store: Path, rules: DownloadRules, limits: Arc
     except (_Refused, OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutOfResources("Not enough disk space to download the model archive.") from error
-        logger.warning("Download of %s failed: %s", escape_name(url.partition("?")[0]), error)
+        logger.warning("Download of %s failed: %s", _shown(url), error)
         raise DownloadFailed(f"Failed to download archive from: {url}") from error
     return target
+
+
+def _shown(url: str) -> str:
+    """A URL for the log: without its query, which may hold a signature."""
+    return escape_name(url.partition("?")[0])
 
 
 def _checked_parts(url: str) -> SplitResult:
@@ -151,11 +161,13 @@ def _read_http(url: str, rules: DownloadRules, limits: ArchiveLimits) -> Generat
         connection = _connect(parts, address, limits)
         with contextlib.closing(connection), _time_limit(connection.sock, deadline):
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("GET", target, headers={"Accept-Encoding": "identity", "Connection": "close"})
+            headers = {"Accept-Encoding": "identity", "Connection": "close"}
+            headers |= s3_headers(parts, os.environ, sse_kms=rules.s3_sse_kms)
+            connection.request("GET", target, headers=headers)
             # The response keeps the socket open on its own: it is closed for itself.
             with contextlib.closing(connection.getresponse()) as response:
                 if response.status not in _REDIRECTS:
-                    yield from _body(response, limits, deadline)
+                    yield from _body(_shown(url), response, limits, deadline)
                     return
                 came_from_public = came_from_public or address.is_global
                 url = _next_hop(url, response.getheader("Location"), rules)
@@ -231,7 +243,9 @@ def _time_limit(sock: socket.socket, deadline: float) -> Iterator[None]:
         timer.cancel()
 
 
-def _body(response: http.client.HTTPResponse, limits: ArchiveLimits, deadline: float) -> Iterator[bytes]:
+def _body(
+    name: str, response: http.client.HTTPResponse, limits: ArchiveLimits, deadline: float
+) -> Iterator[bytes]:
     if response.status != http.client.OK:
         raise _Refused(f"the server answered {response.status}")
     if response.getheader("Content-Encoding", "identity") != "identity":
@@ -240,9 +254,15 @@ def _body(response: http.client.HTTPResponse, limits: ArchiveLimits, deadline: f
     if expected is not None and expected > limits.max_archive_bytes:
         raise _Refused(f"it is larger than {limits.max_archive_bytes} bytes")
     received = 0
+    of_all = "" if expected is None else f" of {expected}"
+    tell_at = time.monotonic() + _PROGRESS_S
     while chunk := response.read1(_CHUNK_BYTES):
         received += len(chunk)
+        if time.monotonic() >= tell_at:
+            tell_at = time.monotonic() + _PROGRESS_S
+            logger.info("Downloading %s: %d%s bytes", name, received, of_all)
         yield chunk
+    logger.info("Downloaded %s: %d bytes", name, received)
     if time.monotonic() >= deadline:
         raise _Refused(f"it took longer than {limits.download_timeout_s:g} s")
     if expected is not None and received != expected:

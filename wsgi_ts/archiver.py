@@ -49,7 +49,7 @@ BUNDLED_HANDLERS = (
 )
 LSP_HANDLERS = ("BaseHandler", "TorchScriptHandler")
 
-_WORKFLOW_ARCHIVER_VERSION = "0.2.15"
+WORKFLOW_ARCHIVER_VERSION = "0.2.15"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-.]*\Z")
 _NAME_RULE = r"^[A-Za-z0-9][A-Za-z0-9_\-.]*$"
 
@@ -87,8 +87,12 @@ class WorkflowArchiveRequest:
     force: bool = False
 
 
-def create_model_archive(request: ModelArchiveRequest) -> Path:
+def create_model_archive(request: ModelArchiveRequest, manifest: str | None = None) -> Path:
     """Write the model archive; returns its path.
+
+    Args:
+        request: what to archive.
+        manifest: text of the MANIFEST.json; made from `request` by default.
 
     Raises:
         ArchiverError: with the text for the user; an older archive is then untouched.
@@ -97,56 +101,65 @@ def create_model_archive(request: ModelArchiveRequest) -> Path:
         raise ArchiverError(
             f"Unknown archive format {request.archive_format}: use one of {', '.join(FORMATS)}."
         )
-    _check_name("Model", request.model_name)
-    output = _output_path(request.export_path, request.model_name + FORMATS[request.archive_format])
-    _check_overwrite(output, request.force, "model")
+    check_name("Model", request.model_name)
+    output = output_path(request.export_path, request.model_name + FORMATS[request.archive_format])
+    check_overwrite(output, request.force, "model")
     contents = Contents(output)
-    if request.model_file:
-        contents.add_file(Path(request.model_file))
-    if request.serialized_file:
-        contents.add_file(Path(request.serialized_file))
-    handler_file = _handler_file(request.handler, request.runtime)
+    for file in (request.model_file, request.serialized_file):
+        if file:
+            contents.add_file(Path(file))
+    handler_file = find_handler_file(request.handler, request.runtime)
     if handler_file is not None:
         contents.add_file(handler_file)
-    _add_extra_files(contents, request.extra_files)
-    if request.requirements_file:
-        contents.add_file(Path(request.requirements_file))
-    if request.config_file:
-        contents.add_file(Path(request.config_file))
-    manifest = json.dumps(_model_manifest(request), indent=2)
+    add_extra_files(contents, request.extra_files)
+    for file in (request.requirements_file, request.config_file):
+        if file:
+            contents.add_file(Path(file))
+    if manifest is None:
+        manifest = json.dumps(model_manifest(request), indent=2)
     write_archive(contents, {"MAR-INF/MANIFEST.json": manifest}, request.archive_format, request.model_name)
     logger.info("Successfully exported model %s to file %s", request.model_name, request.export_path)
     return output
 
 
-def create_workflow_archive(request: WorkflowArchiveRequest) -> Path:
+def create_workflow_archive(request: WorkflowArchiveRequest, manifest: str | None = None) -> Path:
     """Write the workflow archive (.war); returns its path.
+
+    Args:
+        request: what to archive.
+        manifest: text of the MANIFEST.json; made from `request` by default.
 
     Raises:
         ArchiverError: with the text for the user; an older archive is then untouched.
     """
-    _check_name("Workflow", request.workflow_name)
-    output = _output_path(request.export_path, request.workflow_name + ".war")
-    _check_overwrite(output, request.force, "workflow")
+    check_name("Workflow", request.workflow_name)
+    output = output_path(request.export_path, request.workflow_name + ".war")
+    check_overwrite(output, request.force, "workflow")
     contents = Contents(output)
     contents.add_file(Path(request.spec_file))
-    workflow = {"workflowName": request.workflow_name, "specFile": os.path.basename(request.spec_file)}
     if request.handler:
         contents.add_file(Path(request.handler))
-        workflow["handler"] = os.path.basename(request.handler)
-    _add_extra_files(contents, request.extra_files)
-    manifest = json.dumps(
-        {"createdOn": _now(), "workflow": workflow, "archiverVersion": _WORKFLOW_ARCHIVER_VERSION}, indent=2
-    )
+    add_extra_files(contents, request.extra_files)
+    if manifest is None:
+        manifest = json.dumps(workflow_manifest(request), indent=2)
     write_archive(contents, {"WAR-INF/MANIFEST.json": manifest}, "default", request.workflow_name)
     return output
 
 
-def _now() -> str:
+def now() -> str:
+    """The time of day in the form of a manifest's `createdOn`."""
     return datetime.now().strftime("%d/%m/%Y %H:%M:%S")
 
 
-def _model_manifest(request: ModelArchiveRequest) -> dict[str, Any]:
+def workflow_manifest(request: WorkflowArchiveRequest) -> dict[str, Any]:
+    """MANIFEST.json of a workflow."""
+    workflow = {"workflowName": request.workflow_name, "specFile": os.path.basename(request.spec_file)}
+    if request.handler:
+        workflow["handler"] = os.path.basename(request.handler)
+    return {"createdOn": now(), "workflow": workflow, "archiverVersion": WORKFLOW_ARCHIVER_VERSION}
+
+
+def model_manifest(request: ModelArchiveRequest) -> dict[str, Any]:
     """MANIFEST.json in the order of TorchServe's archiver; what was not given is left out."""
     model = {
         "modelName": request.model_name,
@@ -158,14 +171,23 @@ def _model_manifest(request: ModelArchiveRequest) -> dict[str, Any]:
         "configFile": os.path.basename(request.config_file or ""),
     }
     return {
-        "createdOn": _now(),
+        "createdOn": now(),
         "runtime": request.runtime,
         "model": {key: value for key, value in model.items() if value},
         "archiverVersion": TORCHSERVE_VERSION,
     }
 
 
-def _check_name(kind: str, name: str) -> None:
+def check_name(kind: str, name: str) -> None:
+    """Refuse a name that the server would refuse.
+
+    Args:
+        kind: "Model" or "Workflow", for the text.
+        name: the name.
+
+    Raises:
+        ArchiverError: it has characters that are not allowed.
+    """
     if _NAME.match(name) is None:
         raise ArchiverError(
             f"{kind} name contains special characters.\n"
@@ -173,7 +195,12 @@ def _check_name(kind: str, name: str) -> None:
         )
 
 
-def _output_path(export_path: str, file_name: str) -> Path:
+def output_path(export_path: str, file_name: str) -> Path:
+    """The path of the archive; its directory is made where it is missing.
+
+    Raises:
+        ArchiverError: the directory cannot be made, or is a file.
+    """
     directory = Path(export_path)
     if not directory.exists():
         logger.warning("Export directory (%s) does not exist. Creating...", export_path)
@@ -188,7 +215,12 @@ def _output_path(export_path: str, file_name: str) -> Path:
     return directory / file_name
 
 
-def _check_overwrite(output: Path, force: bool, kind: str) -> None:
+def check_overwrite(output: Path, force: bool, kind: str) -> None:
+    """Refuse to overwrite an archive unless `force` is set.
+
+    Raises:
+        ArchiverError: it exists.
+    """
     if not output.exists():
         return
     if not force:
@@ -199,7 +231,7 @@ def _check_overwrite(output: Path, force: bool, kind: str) -> None:
     logger.warning("Overwriting %s ...", output)
 
 
-def _handler_file(handler: str, runtime: str) -> Path | None:
+def find_handler_file(handler: str, runtime: str) -> Path | None:
     """The file that a handler lives in, None for one that the server brings along."""
     if handler in (LSP_HANDLERS if runtime == "LSP" else BUNDLED_HANDLERS):
         return None
@@ -210,7 +242,12 @@ def _handler_file(handler: str, runtime: str) -> Path | None:
     return Path(path if path.endswith(".py") else path + ".py")
 
 
-def _add_extra_files(contents: Contents, extra_files: str | None) -> None:
+def add_extra_files(contents: Contents, extra_files: str | None) -> None:
+    """Add what a comma-separated list of files, directories and wildcards names.
+
+    Raises:
+        ArchiverError: a file that is no wildcard does not exist.
+    """
     for given in (extra_files or "").split(","):
         pattern = given.strip()
         if not pattern:
@@ -237,13 +274,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the command line without the program's name, `sys.argv` by default.
     """
-    options = vars(_model_parser().parse_args(arguments))
+    options = vars(model_parser().parse_args(arguments))
     return _run(lambda: create_model_archive(ModelArchiveRequest(**options)))
 
 
 def workflow_main(arguments: Sequence[str] | None = None) -> int:
     """Run `torch-workflow-archiver`; returns the exit status."""
-    options = vars(_workflow_parser().parse_args(arguments))
+    options = vars(workflow_parser().parse_args(arguments))
     return _run(lambda: create_workflow_archive(WorkflowArchiveRequest(**options)))
 
 
@@ -272,7 +309,8 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     sys.exit(128 + signum)
 
 
-def _model_parser() -> argparse.ArgumentParser:
+def model_parser() -> argparse.ArgumentParser:
+    """The flags of `torch-model-archiver`."""
     parser = argparse.ArgumentParser(prog="torch-model-archiver", description="Torch Model Archiver Tool")
     add = parser.add_argument
     add("--model-name", required=True, help="name of the model; the archive is named MODEL_NAME.mar")
@@ -304,7 +342,8 @@ def _model_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _workflow_parser() -> argparse.ArgumentParser:
+def workflow_parser() -> argparse.ArgumentParser:
+    """The flags of `torch-workflow-archiver`."""
     parser = argparse.ArgumentParser(prog="torch-workflow-archiver", description="Workflow Archiver Tool")
     add = parser.add_argument
     add("--workflow-name", required=True, help="name of the workflow; the archive is named WORKFLOW_NAME.war")

@@ -63,13 +63,12 @@ class BatcherLink:
         """For people."""
         return f"batcher {self.index} ({self.device})"
 
-    def start(self, run_dir: Path, log_dir: Path, metrics_dir: Path, segments: Iterable[int], threads: int) -> Child:
+    def start(self, run_dir: Path, log_plan: Path, segments: Iterable[int], threads: int) -> Child:
         """Starts the next life.
 
         Args:
             run_dir: the run directory.
-            log_dir: directory of the logs.
-            metrics_dir: directory of the metrics logs.
+            log_plan: file with the `LogPlan`.
             segments: the segments to attach at once.
             threads: CPU cores that its model workers may use in all.
         """
@@ -85,8 +84,7 @@ class BatcherLink:
                 "--prefix": self._prefix,
                 "--control-fd": theirs.fileno(),
                 "--run-dir": run_dir,
-                "--log-dir": log_dir,
-                "--metrics-dir": metrics_dir,
+                "--log-plan": log_plan,
                 "--segments": ",".join(map(str, sorted(self.segments))),
                 "--epoch": self.epoch,
                 "--threads-budget": threads,

@@ -35,7 +35,7 @@ def torchserve(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    options = _torchserve_parser().parse_args(arguments)
+    options = torchserve_parser().parse_args(arguments)
     if options.version:
         print(f"TorchServe Version is {TORCHSERVE_VERSION}")
         return 0
@@ -93,7 +93,8 @@ def _add_start_flags(parser: argparse.ArgumentParser) -> None:
     add("--enable-model-api", action="store_true", help="allow registering and unregistering over the API")
 
 
-def _torchserve_parser() -> argparse.ArgumentParser:
+def torchserve_parser() -> argparse.ArgumentParser:
+    """The flags of the `torchserve` command."""
     parser = argparse.ArgumentParser(prog="torchserve", description="Starts or stops the model server.")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("-v", "--version", action="store_true", help="print the version")

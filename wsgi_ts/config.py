@@ -27,7 +27,7 @@ _SLOT_BYTES = 4096
 #: Rings, state arrays and rounding to pages, as a factor on the slots.
 _SEGMENT_OVERHEAD = 1.3
 #: The board, mailboxes and semaphores.
-_SHM_FIXED_BYTES = 4 * 1024 * 1024
+_SHM_FIXED_BYTES = 8 * 1024 * 1024
 
 DEFAULT_ALLOWED_URLS = ("file://.*", "http(s)?://.*")
 
@@ -68,7 +68,7 @@ class Config:
     )
     enable_metrics_api: bool = setting(BOOLEAN, True, "open metrics_address")
     ts_open_inference_protocol: bool = setting(
-        kinds.OIP, False, "serve the open inference protocol (KServe v2)", env_always=True, effect="later"
+        kinds.OIP, False, "serve the open inference protocol (KServe v2)", env_always=True
     )
     grpc_inference_address: str = setting(TEXT, "127.0.0.1", "IP of the inference gRPC server", effect="later")
     grpc_management_address: str = setting(TEXT, "127.0.0.1", "IP of the management gRPC server", effect="later")
@@ -94,11 +94,11 @@ class Config:
     cors_allowed_headers: str = setting(TEXT, "", "Access-Control-Allow-Headers of every answer")
 
     # TLS
-    keystore: Path | None = setting(PATH, None, "PKCS12 key store with key and certificate", effect="later")
-    keystore_pass: str = setting(TEXT, "changeit", "password of the key store", effect="later")
-    keystore_type: str = setting(TEXT, "PKCS12", "type of the key store", effect="later")
-    private_key_file: Path | None = setting(PATH, None, "PEM private key", effect="later")
-    certificate_file: Path | None = setting(PATH, None, "PEM certificate chain", effect="later")
+    keystore: Path | None = setting(PATH, None, "PKCS12 key store with key and certificate")
+    keystore_pass: str = setting(TEXT, "changeit", "password of the key store")
+    keystore_type: str = setting(TEXT, "PKCS12", "type of the key store")
+    private_key_file: Path | None = setting(PATH, None, "PEM private key")
+    certificate_file: Path | None = setting(PATH, None, "PEM certificate chain")
 
     # Threads and processes
     web_workers: int = setting(integer(1, 1024), 2, "gunicorn workers of the inference API", ours=True)
@@ -119,12 +119,10 @@ class Config:
 
     # Models and model workers
     model_store: Path | None = setting(PATH, None, "directory of the model archives")
-    load_models: tuple[tuple[str | None, str], ...] = setting(
-        kinds.MODEL_LIST, (), "models loaded at startup: (name or none, archive); 'all' is already spelt out"
-    )
+    load_models: tuple[tuple[str | None, str], ...] = setting(kinds.MODEL_LIST, (), "models loaded at startup")
     models: dict[str, Any] = setting(kinds.MODELS, {}, "defaults for named models and versions", env=False)
     model_snapshot: dict[str, Any] | None = setting(
-        kinds.JSON_OBJECT, None, "recorded state to restore instead of load_models", env=False, effect="later"
+        kinds.JSON_OBJECT, None, "recorded state to restore instead of load_models", env=False
     )
     workflow_store: Path | None = setting(PATH, None, "directory of the workflow archives; unset: model_store")
     default_workers_per_model: int = setting(
@@ -139,10 +137,10 @@ class Config:
         kinds.choice("adaptive", "fixed", "none"), "adaptive", "when a batch that is not full goes", ours=True
     )
     default_service_handler: str | None = setting(TEXT, None, "handler of archives that name none")
-    service_envelope: str | None = setting(TEXT, None, "request envelope: body, json, kserve, kservev2")
-    install_py_dep_per_model: bool = setting(
-        BOOLEAN, False, "install an archive's requirements file at registration", effect="later"
+    service_envelope: str | None = setting(
+        kinds.choice("body", "json", "kserve", "kservev2"), None, "request envelope of models whose archive names none"
     )
+    install_py_dep_per_model: bool = setting(BOOLEAN, False, "install an archive's requirements file at registration")
     allowed_urls: tuple[str, ...] = setting(
         kinds.URL_PATTERNS,
         DEFAULT_ALLOWED_URLS,
@@ -150,22 +148,20 @@ class Config:
         env=False,
     )
     use_env_allowed_urls: bool = setting(BOOLEAN, False, "take allowed_urls from TS_ALLOWED_URLS", env=False)
-    blacklist_env_vars: str = setting(
-        kinds.REGEX, "", "variables kept from model workers (whole name matches)", effect="later"
-    )
+    blacklist_env_vars: str = setting(kinds.REGEX, "", "variables kept from model workers (whole name matches)")
     limit_max_image_pixels: bool = setting(BOOLEAN, True, "keep Pillow's limit against huge images")
     decode_input_request: bool = setting(BOOLEAN, True, "give handlers text and JSON decoded")
     torch_load_weights_only: bool = setting(
         BOOLEAN, True, "the built-in handlers load weights, never pickled code", ours=True
     )
     initial_worker_port: int = setting(integer(0, 10**9), 9000, "id of the first model worker")
-    initial_distribution_port: int = setting(kinds.PORT, 29500, "first port of torchrun groups", effect="later")
+    initial_distribution_port: int = setting(kinds.PORT, 29500, "id of the first model worker that spans several GPUs")
     python: str = setting(TEXT, sys.executable or "python3", "interpreter of the model workers")
     cpu_launcher_enable: bool = setting(BOOLEAN, False, "start workers under torch.backends.xeon", effect="later")
     cpu_launcher_args: str = setting(TEXT, "", "arguments of that launcher", effect="later")
-    ipex_enable: bool = setting(BOOLEAN, False, "told to handlers as TS_IPEX_ENABLE", effect="later")
-    ipex_gpu_enable: bool = setting(BOOLEAN, False, "told to handlers as TS_IPEX_GPU_ENABLE", effect="later")
-    debug: bool = setting(BOOLEAN, False, "one worker per startup model")
+    ipex_enable: bool = setting(BOOLEAN, False, "told to handlers as TS_IPEX_ENABLE")
+    ipex_gpu_enable: bool = setting(BOOLEAN, False, "told to handlers as TS_IPEX_GPU_ENABLE")
+    debug: bool = setting(BOOLEAN, False, "one worker per startup model, and no time-outs for model workers")
     ts_header_key_sequence_id: str = setting(TEXT, "ts_request_sequence_id", "header: sequence id", effect="later")
     ts_header_key_sequence_start: str = setting(
         TEXT, "ts_request_sequence_start", "header: first request of a sequence", effect="later"
@@ -176,36 +172,36 @@ class Config:
 
     # Who may do what
     enable_model_api: bool = setting(BOOLEAN, False, "allow POST /models and DELETE /models/…")
-    disable_token_authorization: bool = setting(BOOLEAN, False, "answer without a token")
+    disable_token_authorization: bool | None = setting(
+        BOOLEAN, None, "answer without a token; unset: true where every API is bound to this machine only"
+    )
     token_expiration_min: float = setting(
-        kinds.NUMBER, 60.0, "minutes that a token lasts", env="TS_TOKEN_EXPIRATION_TIME_MIN", effect="later"
+        kinds.NUMBER, 60.0, "minutes that a token lasts", env="TS_TOKEN_EXPIRATION_TIME_MIN"
     )
 
     # Metrics and logs
     metrics_mode: str = setting(kinds.choice("log", "prometheus", "legacy", tolerant=True), "log", "where metrics go")
-    metrics_config: Path | None = setting(PATH, None, "metrics.yaml; unset: the built-in one", effect="later")
-    model_metrics_auto_detect: bool = setting(
-        BOOLEAN, False, "accept metrics that metrics.yaml lacks", effect="later"
-    )
-    disable_system_metrics: bool = setting(BOOLEAN, False, "no CPU, memory, disk and GPU metrics", effect="later")
-    system_metrics_cmd: str = setting(TEXT, "", "program that prints the system metrics", env=False, effect="later")
-    metric_time_interval: int = setting(
-        integer(1, unit="s"), 60, "period of the system metrics", env=False, effect="later"
-    )
-    async_logging: bool = setting(BOOLEAN, False, "log4j's asynchronous mode", effect="none")
+    metrics_config: Path | None = setting(PATH, None, "metrics.yaml; unset: the built-in one")
+    model_metrics_auto_detect: bool = setting(BOOLEAN, False, "accept metrics that metrics.yaml lacks")
+    disable_system_metrics: bool = setting(BOOLEAN, False, "no CPU, memory, disk and GPU metrics")
+    system_metrics_cmd: str = setting(TEXT, "", "program that prints the system metrics", env=False)
+    metric_time_interval: int = setting(integer(1, unit="s"), 60, "period of the system metrics", env=False)
+    async_logging: bool = setting(BOOLEAN, False, "log lines are written by a thread of their own")
 
     # The launcher's own
     enable_envvars_config: bool = setting(BOOLEAN, False, "let TS_… variables set keys", env=False)
     model_server_home: Path | None = setting(PATH, None, "where the server is installed", env_always=True)
     cpp_log_config: Path | None = setting(PATH, None, "log configuration of the C++ backend", effect="none")
     plugins_path: str = setting(TEXT, "", "Java plug-ins", effect="none")
-    vmargs: str = setting(TEXT, "", "arguments of the Java machine", effect="none")
+    vmargs: str = setting(
+        TEXT, "", "arguments of the Java machine; the log configuration they name is read", effect="none"
+    )
 
     # Not keys: filled in by the launcher
     config_file: Path | None = launch_value(PATH, None, "the file that was read; none: defaults")
     initial_models: str = launch_value(TEXT, "", "load_models as the user wrote it")
     no_config_snapshots: bool = launch_value(BOOLEAN, False, "--no-config-snapshots was given")
-    log_config: Path | None = launch_value(PATH, None, "--log-config")
+    log_config: Path | None = launch_value(PATH, None, "--log-config, or the file that vmargs name")
     log_dir: Path = launch_value(PATH, Path("logs"), "LOG_LOCATION, or logs in the current directory")
     metrics_dir: Path = launch_value(PATH, Path("logs"), "METRICS_LOCATION, or logs in the current directory")
     temp_dir: Path = launch_value(PATH, Path("/tmp"), "TEMP, or the system's directory for temporary files")
@@ -216,6 +212,19 @@ class Config:
     def is_combined(self) -> bool:
         """Whether inference and management share one listener."""
         return self.inference_address == self.management_address
+
+    @property
+    def token_authorization(self) -> bool:
+        """Whether requests need a token: as `disable_token_authorization` says; unset, if others can reach an API."""
+        if self.disable_token_authorization is not None:
+            return not self.disable_token_authorization
+        return not all(address.is_local for address in self.addresses.values())
+
+    @property
+    def addresses(self) -> dict[str, Address]:
+        """The address of every REST API that is served, by the API's name."""
+        found = {"inference": self.inference_address, "management": self.management_address}
+        return {**found, "metrics": self.metrics_address} if self.enable_metrics_api else found
 
     def model_defaults(self, name: str, version: str) -> ModelDefaults:
         """What the `models` key says of this version; numbers up to 0 and other types count as unset."""

@@ -88,7 +88,7 @@ def load_config(command_line: CommandLine, environ: Mapping[str, str]) -> Config
     values.update(
         config_file=None if path is None else _absolute(path),
         no_config_snapshots=command_line.no_config_snapshots,
-        log_config=log_config,
+        log_config=log_config or _log_config_of_vmargs(values, given),
         log_dir=log_dir,
         metrics_dir=_location(environ, "METRICS_LOCATION"),
         temp_dir=temp_dir,
@@ -100,6 +100,7 @@ def load_config(command_line: CommandLine, environ: Mapping[str, str]) -> Config
     warnings += _without_effect(given)
     config = Config(**values, warnings=tuple(warnings))
     _check_addresses(config, given)
+    _check_log_config(config, environ)
     return config
 
 
@@ -273,7 +274,7 @@ def _complete_web_workers(values: dict[str, Any], warnings: list[str]) -> None:
 def _without_effect(given: Mapping[str, Given]) -> list[str]:
     """One warning for the keys that nothing here could obey, one for those not obeyed yet."""
     known: dict[str, Setting] = property_settings()
-    none = [key for key in given if known[key].effect == "none"]
+    none = [key for key in given if known[key].effect == "none" and not _names_log_config(key, given[key])]
     later = [key for key in given if known[key].effect == "later"]
     warnings = []
     if none:
@@ -281,6 +282,34 @@ def _without_effect(given: Mapping[str, Given]) -> list[str]:
     if later:
         warnings.append(f"not supported by this version yet, ignored: {', '.join(later)}")
     return warnings
+
+
+def _names_log_config(key: str, source: Given) -> bool:
+    return key == "vmargs" and "configurationFile=" in source.text
+
+
+def _log_config_of_vmargs(values: Mapping[str, Any], given: Mapping[str, Given]) -> Path | None:
+    """The log configuration that Java arguments name; `--log-config` goes before it."""
+    if "vmargs" not in values or not _names_log_config("vmargs", given["vmargs"]):
+        return None
+    from wsgi_ts.log_config import log4j_file
+
+    path = log4j_file(values["vmargs"])
+    if path is not None and not path.is_file():
+        raise ConfigError(f"{given['vmargs'].where}: log configuration not found: {path}")
+    return None if path is None else _absolute(os.fspath(path))
+
+
+def _check_log_config(config: Config, environ: Mapping[str, str]) -> None:
+    """Reads the log configuration, so that a mistake in it is told where the server is started."""
+    if config.log_config is None:
+        return
+    from wsgi_ts.log_config import LogConfigError, load_plan
+
+    try:
+        load_plan(config.log_dir, config.metrics_dir, config.log_config, environ)
+    except LogConfigError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _check_addresses(config: Config, given: Mapping[str, Given]) -> None:
@@ -292,8 +321,6 @@ def _check_addresses(config: Config, given: Mapping[str, Given]) -> None:
     for key in keys:
         address: Address = getattr(config, key)
         where = given[key].where if key in given else key
-        if address.is_tls:
-            raise ConfigError(f"{where}: {address}: this version does not serve https; use http behind a TLS proxy")
         other = seen.setdefault(address, key)
         if key == "metrics_address" != other and (address.port != 0 or address.scheme == "unix"):
             raise ConfigError(

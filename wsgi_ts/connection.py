@@ -39,6 +39,7 @@ class Connection:
 
     Attributes:
         limit_at: monotonic time at which the connection is given up, by what its phase allows.
+        body_seen: how much of the body had come when its limit was last looked at.
         buffer: received and not yet used.
         out: to be sent; bytes, or a view into a slot that is released when `release_slot` is.
         answered_ns: when the last answer on this connection was sent, 0 before the first.
@@ -50,6 +51,7 @@ class Connection:
         "body",
         "body_have",
         "body_room",
+        "body_seen",
         "buffer",
         "chunked",
         "close_after",
@@ -90,6 +92,7 @@ class Connection:
         self.body: bytearray | None = None
         self.body_room: memoryview | None = None
         self.body_have = 0
+        self.body_seen = 0
         self.chunked: ChunkedBody | None = None
         self.out: deque[memoryview | bytes] = deque()
         self.unsent = 0
@@ -105,6 +108,13 @@ class Connection:
         if not self.answered_ns:
             return layout.NOT_RETURNING
         return max(0, self.arrival_ns - self.answered_ns) // 1000
+
+    @property
+    def body_received(self) -> int:
+        """Bytes of the body under way that have come."""
+        if self.chunked is not None:
+            return self.chunked.received
+        return self.body_have if self.body is None else len(self.body)
 
     def next_request(self) -> None:
         """Forgets the answered request; the connection waits for the next head."""

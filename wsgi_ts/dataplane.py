@@ -38,6 +38,7 @@ from wsgi_ts.errors import (
     ServerError,
     ServiceUnavailable,
 )
+from wsgi_ts.form_field import form_field
 from wsgi_ts.http_request import Head
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,9 @@ _CLIENT_GONE = 499
 class Target:
     """What the path of a prediction means: the model version, and what the handler is told of the path.
 
-    `error` is set where the request is to be refused; the other fields are then without meaning.
+    `error` is set where the request is to be refused; the other fields are then without meaning, except that
+    `reads_form` says that the body, if it is a form, may name the model after all. `client_timeout_ms` is how long the
+    client waits for its answer, 0 for as long as it takes.
     """
 
     model_name: str
@@ -60,7 +63,9 @@ class Target:
     batchers: tuple[int, ...] = ()
     url_path: bytes = b""
     flags: int = 0
+    client_timeout_ms: int = 0
     error: ServerError | None = None
+    reads_form: bool = False
 
 
 def prediction_parts(path: str, query: str) -> tuple[str, str | None, str, int] | None:
@@ -85,7 +90,7 @@ def prediction_parts(path: str, query: str) -> tuple[str, str | None, str, int] 
         flags = RequestFlag.URL_PATH | (RequestFlag.EXPLAIN if first == "explanations" else 0)
         return parts[1], parts[2] if len(parts) > 2 else None, "/".join(parts[3:]), flags
     if first == "invocations" and len(parts) == 1:
-        names = parse_qs(query).get("model_name", [""])
+        names = parse_qs(query, encoding="latin-1").get("model_name", [""])
         return names[0], None, "", RequestFlag.QUERY_ROW | RequestFlag.URL_PATH
     if first == "models" and len(parts) == 3 and parts[2] == "invoke":
         return parts[1], None, "", RequestFlag.QUERY_ROW | RequestFlag.URL_PATH
@@ -147,20 +152,53 @@ class RoutingTable:
         name, version, rest, flags = parts
         name = _as_text(name)
         if not name:
-            if len(self._models) != 1:
-                return Target("", None, error=BadRequest("Parameter model_name is required."))
-            (name,) = self._models
+            at_startup = [each for each, model in self._models.items() if model["startup"]]
+            if len(at_startup) != 1:
+                return Target("", None, error=BadRequest("Parameter model_name is required."), reads_form=True)
+            (name,) = at_startup
+        return self.version_target(name, None if version is None else _as_text(version), rest, flags)
+
+    def version_target(self, name: str, version: str | None, rest: str = "", flags: int = 0) -> Target:
+        """The target of a request to a named model.
+
+        Args:
+            name: the model.
+            version: one of its versions, None for the default one.
+            rest: what stands behind the version in the path, as latin-1 of UTF-8 bytes.
+            flags: RequestFlag bits.
+        """
         model = self._models.get(name)
         if model is None:
             return Target(name, version, error=ModelNotFound.named(name))
-        wanted = model["default"] if version is None else _as_text(version)
+        wanted = model["default"] if version is None else version
         entry = model["versions"].get(wanted)
         if entry is None:
             return Target(name, version, error=ModelVersionNotFound.named(name, wanted))
         batchers = tuple(int(index) for index, workers in entry["batchers"].items() if workers > 0)
         if not batchers:
             return Target(name, version, error=ServiceUnavailable.no_worker(name, version))
-        return Target(name, version, entry["index"], batchers, rest.encode("latin-1"), flags)
+        timeout_ms = entry["client_timeout_ms"]
+        if version is not None:
+            flags |= RequestFlag.VERSION_NAMED
+        return Target(name, version, entry["index"], batchers, rest.encode("latin-1"), flags, timeout_ms)
+
+    def form_target(self, content_type: bytes, body: bytes) -> Target:
+        """The target of an `/invocations` request whose model is named by a field of its form."""
+        name = form_field(content_type, body, "model_name")
+        if not name:
+            return Target("", None, error=BadRequest("Parameter model_name is required."))
+        return self.version_target(name, None, flags=RequestFlag.QUERY_ROW | RequestFlag.URL_PATH)
+
+    def versions(self, name: str) -> tuple[str, dict[str, bool]]:
+        """A model's default version, and of each of its versions whether a worker is ready.
+
+        Raises:
+            ModelNotFound: no such model.
+        """
+        model = self._models.get(name)
+        if model is None:
+            raise ModelNotFound.named(name)
+        return model["default"], {version: entry["loaded"] for version, entry in model["versions"].items()}
 
 
 def _as_text(part: str) -> str:
@@ -283,11 +321,30 @@ class BlockingPlane:
     def __init__(self, plane: DataPlane) -> None:
         self._plane = plane
         self._lock = threading.Lock()
-        self._waiting: dict[int, threading.Event] = {}
+        #: Who waits for a slot; None where nobody does any more, so that `_watch` gives it back.
+        self._waiting: dict[int, threading.Event | None] = {}
         threading.Thread(target=self._watch, name="doorbell", daemon=True).start()
 
-    def predict(self, target: Target, request_id: str, head: bytes, content_type: bytes, body: bytes) -> Ticket:
-        """Submits a request and waits for its answer; errors come back in the ticket."""
+    def predict(
+        self,
+        target: Target,
+        request_id: str,
+        head: bytes,
+        content_type: bytes,
+        body: bytes,
+        limit_s: float | None = None,
+    ) -> Ticket:
+        """Submits a request and waits for its answer; errors come back in the ticket.
+
+        Args:
+            target: where it goes.
+            request_id: 36 ASCII characters.
+            head: the request's head, for the handler.
+            content_type: of the body, empty for none.
+            body: the body.
+            limit_s: seconds to wait at most, besides the model's own `clientTimeoutInMills`; then the error is a
+                RequestTimeout, and what has not begun is never run.
+        """
         if target.error is not None:
             return Ticket(target.error)
         plane = self._plane
@@ -319,8 +376,13 @@ class BlockingPlane:
                 log.error("%s", full)
                 return Ticket(OutOfResources("Not enough shared memory for the request"))
             client.publish()
-        event.wait()
+        limits = [limit_s, target.client_timeout_ms / 1000 or None]
+        event.wait(min((limit for limit in limits if limit is not None), default=None))
         with self._lock:
+            if not event.is_set():
+                client.cancel(slot)
+                self._waiting[slot] = None
+                return Ticket(RequestTimeout(layout.TOO_LATE))
             answer = client.answer(slot)
         if answer.streamed:
             ticket = Ticket()
@@ -337,6 +399,8 @@ class BlockingPlane:
     def _stream(self, slot: int) -> Iterator[bytes]:
         client = self._plane.client
         event = self._waiting[slot]
+        if event is None:
+            raise RuntimeError("a stream that nobody waits for")
         finished = False
         try:
             while not finished:
@@ -367,7 +431,19 @@ class BlockingPlane:
             bell.fall_asleep()
             bell.sleep(1.0)
             self._plane.routes.refresh()
-            for slot in client.answered():
-                event = self._waiting.get(slot)
-                if event is not None:
-                    event.set()
+            with self._lock:
+                for slot in client.answered():
+                    self._notice(slot)
+
+    def _notice(self, slot: int) -> None:
+        """Wakes whoever waits for an answered slot, or gives it back where nobody does. Call with the lock held."""
+        if slot not in self._waiting:
+            return
+        event, client = self._waiting[slot], self._plane.client
+        if event is not None:
+            event.set()
+        elif client.state(slot) == SlotState.STREAMING:
+            client.read_stream(slot)
+        else:
+            del self._waiting[slot]
+            client.release(slot)

@@ -112,6 +112,36 @@ class InvalidModel(ServerError):
     default_type = "InvalidModelException"
 
 
+class InvalidKey(ServerError):
+    """The request's token is missing, wrong or expired."""
+
+    http_status = 400
+    default_type = "InvalidKeyException"
+
+    def __init__(self, action: str = "Authorization") -> None:
+        super().__init__(f"Token {action} failed. Token either incorrect, expired, or not provided correctly")
+
+
+class HostNotAllowed(ServerError):
+    """A request for another host than this one, at an API that asks for no token."""
+
+    http_status = 403
+    default_type = "HostNotAllowedException"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The Host header must be localhost, a loopback address or the name in management_address; "
+            "with token authorization any name is accepted."
+        )
+
+
+class ModelFailed(ServerError):
+    """What the model needs could not be set up: its Python environment or the packages in it."""
+
+    http_status = 400
+    default_type = "ModelException"
+
+
 class DownloadFailed(ServerError):
     """The archive could not be fetched."""
 

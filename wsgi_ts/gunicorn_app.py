@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,10 @@ from gunicorn.glogging import Logger
 
 from wsgi_ts.config import Config
 from wsgi_ts.log import LogFiles, setup_logging
+from wsgi_ts.log_plan import LogPlan
 from wsgi_ts.process import die_with_parent, enable_fault_traces, set_process_title
 from wsgi_ts.rest.apps import KINDS, build_app
+from wsgi_ts.tls import server_context
 
 #: How long a web worker may be silent before the arbiter kills it, in seconds.
 WORKER_TIMEOUT_S = 30
@@ -112,16 +115,25 @@ class WebApplication(BaseApplication):  # type: ignore[misc]
 
     Attributes:
         settings: the instance, for the worker class.
+        context: the TLS settings of the https listeners, None where there are none.
     """
 
-    def __init__(self, settings: WebSettings, listeners: Sequence[Listener], ready_fd: int) -> None:
+    def __init__(
+        self,
+        settings: WebSettings,
+        listeners: Sequence[Listener],
+        ready_fd: int,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
         """Prepares gunicorn's configuration.
 
         Args:
             settings: the instance.
             listeners: the bound sockets.
             ready_fd: a pipe into which each web worker writes one byte when it has booted; -1 for none.
+            context: the TLS settings of the https listeners.
         """
+        self.context = context
         self.settings = settings
         self._listeners = tuple(listeners)
         self._ready_fd = ready_fd
@@ -200,6 +212,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--prefix", required=True)
     parser.add_argument("--listener", type=Listener.parse, action="append", required=True)
     parser.add_argument("--ready-fd", type=int, default=-1)
+    parser.add_argument("--tls-fd", type=int, default=-1, help="key and certificates as PEM; read once, then closed")
     return parser.parse_args(arguments)
 
 
@@ -210,12 +223,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     enable_fault_traces()
     options = _parse_arguments(arguments)
     config = Config.from_json(options.config_json.read_text())
-    _log_files = setup_logging(config.log_dir, config.metrics_dir)
+    _log_files = setup_logging(LogPlan.read(options.run_dir / "logging.json"))
     settings = WebSettings(config, options.run_dir, options.prefix, options.kind, _log_files)
     sys.argv = sys.argv[:1]
     if options.ready_fd >= 0:
         os.set_inheritable(options.ready_fd, False)
-    WebApplication(settings, options.listener, options.ready_fd).run()
+    context = None
+    if options.tls_fd >= 0:
+        context = server_context(options.tls_fd)
+        os.close(options.tls_fd)
+    WebApplication(settings, options.listener, options.ready_fd, context).run()
 
 
 if __name__ == "__main__":

@@ -48,11 +48,8 @@ def bind_all(config: Config) -> list[BoundListener]:
     Raises:
         BindError: one cannot be bound; none stays bound then.
     """
-    wanted = {"inference": config.inference_address, "management": config.management_address}
-    if config.enable_metrics_api:
-        wanted["metrics"] = config.metrics_address
     kinds_of: dict[Address, list[str]] = {}
-    for kind, address in wanted.items():
+    for kind, address in config.addresses.items():
         kinds_of.setdefault(address, []).append(kind)
     bound: list[BoundListener] = []
     with contextlib.ExitStack() as on_error:
@@ -65,11 +62,6 @@ def bind_all(config: Config) -> list[BoundListener]:
 
 
 def _bind(address: Address, key: str) -> socket.socket:
-    if address.is_tls:
-        raise BindError(
-            f"Failed to bind to address: {address} ({key}): TLS is not supported yet; use http:// here "
-            "and end TLS in a proxy in front (nginx)"
-        )
     try:
         family, target = _resolve(address)
         sock = socket.socket(family, socket.SOCK_STREAM)

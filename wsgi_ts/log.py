@@ -1,203 +1,300 @@
-"""Log files and their line formats: the five files of TorchServe, written by many processes at once.
+"""Logging in one process: sets up what the plan says, and writes the lines that are made by the thousand.
 
-Each line is one `write` to a descriptor opened with O_APPEND, so the lines of different processes never mix.
-A log that cannot be written (full disk, closed terminal) loses lines and never stops a server.
+Ordinary records go through the `logging` module. The access log, the output of model workers and the metrics go
+through a `LineLog`: it obeys the same configuration, and formats once per call instead of once per line.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
+import logging.config
 import time
+import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-ACCESS_LOG = "ACCESS_LOG"
-MODEL_LOG = "MODEL_LOG"
-#: TorchServe's logger names, where its own tests or people's scripts search for them.
-_LEVEL_NAMES = {logging.WARNING: "WARN", logging.CRITICAL: "ERROR"}
-_STDOUT_FD = 1
-_current_second = (0, "")
+from wsgi_ts.log_output import LogFile, Output, write_in_background
+from wsgi_ts.log_plan import LogPlan
+from wsgi_ts.log_rotation import Rotation
+from wsgi_ts.log_text import safe_text
+
+#: As TorchServe writes it; `{ms}` stands for the milliseconds, for which strftime has nothing.
+ISO8601 = "%Y-%m-%dT%H:%M:%S,{ms}"
+_LEVEL_NAMES = {logging.WARNING: "WARN", logging.CRITICAL: "ERROR", 5: "TRACE"}
+_CONSOLE_FDS = {"stdout": 1, "stderr": 2}
+#: So many threads' frames a LineLog keeps: workers come and go.
+_MAX_FRAMES = 256
+_current_second: dict[str, tuple[int, str]] = {}
+#: The files of this process by path: two handlers may name the same one.
+_files: dict[Path, LogFile] = {}
+_rotations: dict[Path, Rotation] = {}
+#: The loggers that the plan speaks of; the empty name is the root.
+_configured: set[str] = set()
 
 
-def timestamp(now: float | None = None) -> str:
+def timestamp(now: float | None = None, datefmt: str = ISO8601) -> str:
     """The time of a line, local, like `2026-11-21T09:13:00,123`.
 
     Args:
         now: seconds since the epoch; None for the present.
+        datefmt: for strftime; `{ms}` is replaced by the milliseconds.
     """
-    global _current_second  # noqa: PLW0603 (a cache: formatting a date costs more than the rest of a line)
     moment = time.time() if now is None else now
     whole = int(moment)
-    second, text = _current_second
+    second, text = _current_second.get(datefmt, (0, ""))
     if second != whole:
-        text = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(whole))
-        _current_second = (whole, text)
-    return f"{text},{int((moment - whole) * 1000):03d}"
+        # Kept: formatting a date costs more than the rest of a line.
+        text = time.strftime(datefmt, time.localtime(whole))
+        _current_second[datefmt] = (whole, text)
+    return text.replace("{ms}", f"{int((moment - whole) * 1000):03d}")
 
 
-def ts_line(level: str, thread: str, logger: str, message: str, now: float | None = None) -> str:
-    """One line of ts_log.log, model_log.log and stdout, with its line end."""
-    return f"{timestamp(now)} [{level:<5}] {thread} {logger} - {message}\n"
+class SafeRecord(logging.LogRecord):
+    """A record whose message cannot forge a line, whatever a client or a file put into it, and shows no secret."""
+
+    def getMessage(self) -> str:
+        """The message on one line."""
+        return safe_text(super().getMessage())
 
 
-def plain_line(message: str, now: float | None = None) -> str:
-    """One line of access_log.log, ts_metrics.log and model_metrics.log, with its line end."""
-    return f"{timestamp(now)} - {message}\n"
+class SafeFormatter(logging.Formatter):
+    """The formatter of the `logging` module, with tracebacks that cannot forge a record."""
+
+    def formatException(self, ei: Any) -> str:
+        """The traceback; a message with line ends stays on its line, so that it cannot pass for another record."""
+        lines: list[str] = []
+        for part in traceback.TracebackException(*ei).format():
+            # Indented parts are source code, the others hold what was raised.
+            lines += [part.rstrip("\n")] if part[:1].strip() else part.split("\n")[:-1]
+        return "\n".join(map(safe_text, lines))
 
 
-def access_message(remote: str, method: str, uri: str, version: str, *, status: int, duration_ms: int) -> str:
-    """The message of an access line.
+class LineFormatter(SafeFormatter):
+    """The formats of TorchServe, and what a log4j pattern is translated to.
 
     Args:
-        remote: the client, like `/127.0.0.1:51234`.
-        method: as the client sent it.
-        uri: path and query as the client sent them.
-        version: `HTTP/1.1`.
-        status: of the answer.
-        duration_ms: from the request's head to the answer's, in milliseconds.
+        fmt: %-style, with `asctime`, `levelname`, `threadName`, `name`, `short_name`, `message`, `process`.
+        datefmt: see `timestamp`.
     """
-    return f'{remote} "{method} {uri} {version}" {status} {duration_ms}'
+
+    def __init__(self, fmt: str, datefmt: str | None = None) -> None:
+        super().__init__(fmt, validate=False)
+        self._template = fmt
+        self._datefmt = datefmt or ISO8601
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, and the lines of a traceback below it."""
+        level = record.levelno
+        text = self._template % {
+            "asctime": timestamp(record.created, self._datefmt),
+            "levelname": _LEVEL_NAMES.get(level, record.levelname),
+            "threadName": "main" if record.threadName in (None, "MainThread") else record.threadName,
+            "name": record.name,
+            "short_name": record.name.rpartition(".")[2],
+            "message": record.getMessage(),
+            "process": record.process,
+        }
+        if record.exc_info and not record.exc_text:
+            record.exc_text = self.formatException(record.exc_info)
+        return f"{text}\n{record.exc_text}" if record.exc_text else text
 
 
-class LogFile:
-    """One file that is appended to. If it cannot be opened it stays closed, and its lines go nowhere."""
+class OutputHandler(logging.Handler):
+    """Writes to an output of ours."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens the file; creates it and its directory where they are not there."""
-        self.path = path
-        self.lost = 0
-        self._fd = -1
-        self.reopen()
+    def __init__(self, output: Output) -> None:
+        super().__init__()
+        self.output = output
 
-    @property
-    def is_open(self) -> bool:
-        """Whether lines reach the file."""
-        return self._fd >= 0
-
-    def write(self, data: bytes) -> None:
-        """Appends whole lines with one write."""
-        if self._fd >= 0 and not _write(self._fd, data):
-            self.lost += data.count(b"\n")
-
-    def reopen(self) -> None:
-        """Opens the file under its name again, after somebody has moved it away."""
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes one record."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            fd = os.open(self.path, flags, 0o644)
-        except OSError:
+            data = f"{self.format(record)}\n".encode("utf-8", "backslashreplace")
+        except (TypeError, ValueError, KeyError):
+            self.handleError(record)
             return
-        old, self._fd = self._fd, fd
-        if old >= 0:
-            os.close(old)
+        self.output.write(data)
 
-    def close(self) -> None:
-        """Closes it; further lines go nowhere."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+    def frame(self, record: logging.LogRecord) -> tuple[str, str] | None:
+        """What stands before and after each message of the same level, thread and time; None where that is open.
+
+        Args:
+            record: with the message NUL.
+        """
+        # A formatter of the user's own may do anything with a message.
+        if self.formatter is not None and type(self.formatter) not in (LineFormatter, SafeFormatter):
+            return None
+        before, _, after = self.format(record).partition("\0")
+        return before, f"{after}\n"
+
+
+class FileHandler(OutputHandler):
+    """Appends to a file that all processes of the instance share; the supervisor rotates it.
+
+    Args:
+        filename: absolute.
+        max_bytes, period, keep, archive: see `Rotation`.
+    """
+
+    def __init__(self, filename: str, max_bytes: int, period: str, keep: int, archive: str) -> None:
+        path = Path(filename)
+        if path not in _files:
+            _files[path] = LogFile(path)
+        _rotations[path] = Rotation(max_bytes, period, keep, archive)
+        super().__init__(_files[path])
+
+
+class ConsoleHandler(OutputHandler):
+    """Writes to stdout or stderr; a reader that is gone loses lines.
+
+    Args:
+        target: `stdout` or `stderr`.
+    """
+
+    def __init__(self, target: str = "stdout") -> None:
+        super().__init__(Output(_CONSOLE_FDS[target]))
+
+
+class LineLog:
+    """One of TorchServe's loggers whose lines are made by the thousand.
+
+    Args:
+        name: the logger, as `MODEL_LOG`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+        self._handlers = _handlers_of(self._logger)
+        self._frames: dict[tuple[int, str], tuple[int, list[tuple[str, str] | None]]] = {}
+
+    def is_on(self, level: int = logging.INFO) -> bool:
+        """Whether lines of this level go anywhere."""
+        return bool(self._handlers) and self._logger.isEnabledFor(level)
+
+    def write(self, messages: Sequence[str], level: int = logging.INFO, thread: str = "main") -> None:
+        """Writes one line for each message, all with the present time, in one system call for each output.
+
+        Args:
+            messages: on one line each, and clean (`log_text`): they are written as they are.
+            level: one of `logging`'s.
+            thread: what stands for the thread's name.
+        """
+        if not messages or not self.is_on(level):
+            return
+        for handler, frame in zip(self._handlers, self._frames_now(level, thread), strict=True):
+            if level < handler.level:
+                continue
+            if frame is None:
+                for message in messages:
+                    handler.handle(self._record(message, level, thread))
+                continue
+            before, after = frame
+            text = f"{before}{(after + before).join(messages)}{after}"
+            assert isinstance(handler, OutputHandler)
+            handler.output.write(text.encode("utf-8", "backslashreplace"))
+
+    def _frames_now(self, level: int, thread: str) -> list[tuple[str, str] | None]:
+        """Each handler's frame; kept for a millisecond, since a busy process writes many times in one."""
+        now_ms = time.time_ns() // 1_000_000
+        known_ms, frames = self._frames.get((level, thread), (0, []))
+        if known_ms != now_ms:
+            record = self._record("\0", level, thread)
+            frames = [each.frame(record) if isinstance(each, OutputHandler) else None for each in self._handlers]
+            if len(self._frames) >= _MAX_FRAMES:
+                self._frames.clear()
+            self._frames[level, thread] = (now_ms, frames)
+        return frames
+
+    def _record(self, message: str, level: int, thread: str) -> logging.LogRecord:
+        record = logging.LogRecord(self._logger.name, level, "", 0, message, None, None)
+        record.threadName = thread
+        return record
+
+
+def _handlers_of(logger: logging.Logger) -> list[logging.Handler]:
+    """The handlers that a record of this logger reaches."""
+    found: list[logging.Handler] = []
+    at: logging.Logger | None = logger
+    while at is not None:
+        found += at.handlers
+        at = at.parent if at.propagate else None
+    return found
 
 
 @dataclass(frozen=True, slots=True)
 class LogFiles:
-    """The five files of an instance."""
+    """What this process writes to besides `logging`, and the files behind all of it.
 
-    ts: LogFile
-    access: LogFile
-    model: LogFile
-    ts_metrics: LogFile
-    model_metrics: LogFile
+    Attributes:
+        access, model, ts_metrics, model_metrics: TorchServe's loggers ACCESS_LOG, MODEL_LOG, TS_METRICS and
+            MODEL_METRICS.
+        life_cycle: the logger under which TorchServe tells what is wrong with a model worker's output.
+        files: every open file.
+        rotations: when each file is rotated.
+    """
 
-    @classmethod
-    def open(cls, log_dir: Path, metrics_dir: Path) -> LogFiles:
-        """Opens all five and creates those that are not there; what cannot be opened stays closed."""
-        return cls(
-            ts=LogFile(log_dir / "ts_log.log"),
-            access=LogFile(log_dir / "access_log.log"),
-            model=LogFile(log_dir / "model_log.log"),
-            ts_metrics=LogFile(metrics_dir / "ts_metrics.log"),
-            model_metrics=LogFile(metrics_dir / "model_metrics.log"),
-        )
-
-    def all(self) -> tuple[LogFile, ...]:
-        """All five."""
-        return (self.ts, self.access, self.model, self.ts_metrics, self.model_metrics)
+    access: LineLog
+    model: LineLog
+    ts_metrics: LineLog
+    model_metrics: LineLog
+    life_cycle: LineLog
+    files: tuple[LogFile, ...]
+    rotations: dict[Path, Rotation]
 
     def reopen(self) -> None:
         """Opens all of them again (after rotation)."""
-        for file in self.all():
+        for file in self.files:
             file.reopen()
+
+    def close(self) -> None:
+        """Closes all of them."""
+        for file in self.files:
+            file.close()
 
     def unwritable(self) -> list[Path]:
         """The files that could not be opened."""
-        return [file.path for file in self.all() if not file.is_open]
+        return [file.path for file in self.files if not file.is_open]
 
 
-class _TsFormatter(logging.Formatter):
-    """The format of ts_log.log; a traceback follows its line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        level = _LEVEL_NAMES.get(record.levelno, record.levelname)
-        thread = "main" if record.threadName in (None, "MainThread") else str(record.threadName)
-        text = ts_line(level, thread, record.name, record.getMessage(), record.created)
-        if record.exc_info:
-            text += self.formatException(record.exc_info) + "\n"
-        return text
-
-
-class _TsHandler(logging.Handler):
-    """Writes to ts_log.log and to stdout."""
-
-    def __init__(self, file: LogFile) -> None:
-        super().__init__()
-        self._file = file
-        self.setFormatter(_TsFormatter())
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            data = self.format(record).encode("utf-8", "backslashreplace")
-        except (TypeError, ValueError):
-            self.handleError(record)
-            return
-        write_stdout(data)
-        self._file.write(data)
-
-
-def setup_logging(log_dir: Path, metrics_dir: Path) -> LogFiles:
-    """Sends this process's loggers to ts_log.log and stdout. Call once, at the start of a process.
-
-    Args:
-        log_dir: directory of the access, server and model log.
-        metrics_dir: directory of the metrics logs.
+def setup_logging(plan: LogPlan) -> LogFiles:
+    """Sends this process's loggers where the plan says. Call once, at the start of a process.
 
     Returns:
-        The open files; keep them to reopen them on SIGUSR1.
+        The open files; keep them to reopen them when they were rotated.
+
+    Raises:
+        ValueError: a handler or formatter of the plan cannot be made; the message names it, its cause says why.
     """
-    files = LogFiles.open(log_dir, metrics_dir)
-    root = logging.getLogger()
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-    root.addHandler(_TsHandler(files.ts))
-    root.setLevel(logging.INFO)
-    logging.getLogger("wsgi_ts").setLevel(logging.DEBUG)
+    _files.clear()
+    _rotations.clear()
+    _configured.update(("", *plan.logging.get("loggers", ())))
+    logging.setLogRecordFactory(SafeRecord)
+    logging.config.dictConfig(plan.logging)
     # Lines that the logging module itself would print about a broken handler are of no use to anybody.
     logging.raiseExceptions = False
+    write_in_background(plan.asynchronous)
+    files = LogFiles(
+        access=LineLog("ACCESS_LOG"),
+        model=LineLog("MODEL_LOG"),
+        ts_metrics=LineLog("TS_METRICS"),
+        model_metrics=LineLog("MODEL_METRICS"),
+        life_cycle=LineLog("org.pytorch.serve.wlm.WorkerLifeCycle"),
+        files=tuple(_files.values()),
+        rotations=dict(_rotations),
+    )
     for path in files.unwritable():
         logging.getLogger(__name__).warning("Cannot write %s: going on without it", path)
     return files
 
 
-def write_stdout(data: bytes) -> None:
-    """Writes whole lines to stdout; a reader that is gone or stuck full loses them."""
-    _write(_STDOUT_FD, data)
-
-
-def _write(fd: int, data: bytes) -> bool:
-    with contextlib.suppress(OSError):
-        written = os.write(fd, data)
-        while written < len(data):
-            written += os.write(fd, data[written:])
-        return True
-    return False
+def detach_logging() -> None:
+    """Makes `logging` what it is in a fresh interpreter, for a model worker's user code. Call after a fork."""
+    logging.setLogRecordFactory(logging.LogRecord)
+    logging.raiseExceptions = True
+    for name in _configured:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.setLevel(logging.NOTSET if name else logging.WARNING)
+        logger.propagate = True

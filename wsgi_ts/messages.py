@@ -12,7 +12,8 @@ class ModelSpec:
     """Everything a batcher and a model worker need to know of one model version.
 
     The supervisor makes it from the archive, the model-config.yaml and the register call; it travels as JSON.
-    Times carry their unit in the name. `index` is the version's number on the data path (0..1023), never reused while
+    `ranks` is the number of processes on this machine of a model that torchrun starts (pp, tp, pptp), else 0; `torchrun`
+    then holds the fields of TorchrunOptions. Times carry their unit in the name. `index` is the version's number on the data path (0..1023), never reused while
     a request of the old owner can still be under way.
     """
 
@@ -40,6 +41,10 @@ class ModelSpec:
     max_response_bytes: int = 6553500
     threads_per_worker: int = 0
     python: str | None = None
+    parallel_type: str = ""
+    ranks: int = 0
+    torchrun: dict[str, Any] | None = None
+    metrics_config: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""
@@ -67,6 +72,7 @@ class WorkerReport:
     pid: int = -1
     gpu_id: int | None = None
     started_at_ms: int = 0
+    progress: str = ""
     load_status: int = 0
     load_ms: int = 0
     restarts: int = 0

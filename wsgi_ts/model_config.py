@@ -1,37 +1,136 @@
 """model-config.yaml: what one archive says of itself, and which word counts where several speak.
 
-`parse_model_yaml` checks the mapping that the YAML reader returned; a key of the wrong type is warned of and
-keeps its default. `effective_settings` joins the register call, the archive's YAML, the `models` key and the
-server's defaults, in TorchServe's order of precedence (which is not the same for all settings).
+`ModelYaml` is the table of the file's keys: one field is one key. `parse_model_yaml` checks the mapping that the
+YAML reader returned; a key of the wrong type is warned of and keeps its default. `effective_settings` joins the
+register call, the archive's YAML, the `models` key and the server's defaults, in TorchServe's order of precedence
+(which is not the same for all settings).
 """
+
+# ruff: noqa: RUF009 (_key() is dataclasses.field() with a row of the table)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from wsgi_ts.config import Config, ModelDefaults
+from wsgi_ts.settings import Effect
 
 DEFAULT_BATCH_SIZE = 1
 DEFAULT_MAX_BATCH_DELAY_MS = 100
+#: With `debug` workers have this long for everything, so that they can be stopped in a debugger: a week.
+DEBUG_TIMEOUT_S = 7 * 86400
 BATCH_POLICIES = ("adaptive", "fixed", "none")
+
+
+@dataclass(frozen=True, slots=True)
+class YamlKind:
+    """One kind of value in the file.
+
+    Attributes:
+        name: for people ("whole number, s").
+        check: from what the YAML reader returned to the value; raises ValueError("should be …").
+    """
+
+    name: str
+    check: Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class YamlKey:
+    """One row of the table of the file's keys; its default is that of the dataclass field.
+
+    Attributes:
+        key: as it is spelt in the file.
+        kind: the kind of value.
+        help: one line for the reference page.
+        ours: a key that TorchServe does not know.
+        effect: whether the server obeys it.
+    """
+
+    key: str
+    kind: YamlKind
+    help: str
+    ours: bool = False
+    effect: Effect = "yes"
+
+
+def _key(key: str, kind: YamlKind, default: Any, help: str, *, ours: bool = False, effect: Effect = "yes") -> Any:
+    return field(default=default, metadata={"yaml": YamlKey(key, kind, help, ours, effect)})
+
+
+def _whole(minimum: int, unit: str = "", *, lift: bool = False) -> YamlKind:
+    """A whole number from `minimum` on; a smaller one is lifted to it, or refused."""
+
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError("should be integer")
+        if value < minimum and not lift:
+            raise ValueError(f"should be an integer of at least {minimum}")
+        return max(minimum, value)
+
+    return YamlKind(f"whole number{', ' + unit if unit else ''}", check)
+
+
+def _word(*words: str) -> YamlKind:
+    """One of some words, in any case."""
+
+    def check(value: Any) -> str:
+        if not isinstance(value, str) or value.lower() not in words:
+            raise ValueError(f"should be {', '.join(filter(None, words[:-1]))} or {words[-1]}")
+        return value.lower()
+
+    return YamlKind(" | ".join(filter(None, words)), check)
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("should be true or false")
+    return value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError("should be string")
+    return str(value)
+
+
+def _device_ids(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or any(isinstance(item, bool) or not isinstance(item, int) for item in value):
+        raise ValueError("should be list of integers")
+    if any(item < 0 for item in value):
+        raise ValueError("should be list of GPU numbers from 0")
+    return tuple(value)
+
+
+def _section(value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("should be a section of settings")
+    return value
+
+
+BOOLEAN = YamlKind("true | false", _boolean)
+TEXT = YamlKind("text", _text)
+DEVICE_IDS = YamlKind("list of GPU numbers", _device_ids)
+SECTION = YamlKind("section", _section)
 
 
 @dataclass(frozen=True, slots=True)
 class TorchrunOptions:
     """The `torchrun` section: how a model that spans several processes is launched. Times in seconds."""
 
-    nnodes: int = 1
-    nproc_per_node: int = 1
-    rdzv_backend: str = "c10d"
-    rdzv_endpoint: str | None = None
-    rdzv_conf: str | None = None
-    monitor_interval: int = 5
-    node_rank: int = 0
-    master_addr: str | None = None
-    master_port: int | None = None
-    omp_number_threads: int = 1
+    nnodes: int = _key("nnodes", _whole(1), 1, "machines")
+    nproc_per_node: int = _key("nproc-per-node", _whole(1), 1, "processes; takes the place of parallelLevel")
+    rdzv_backend: str = _key("rdzv-backend", TEXT, "c10d", "how the processes find each other")
+    rdzv_endpoint: str | None = _key("rdzv-endpoint", TEXT, None, "where they do")
+    rdzv_conf: str | None = _key("rdzv-conf", TEXT, None, "further settings of that")
+    monitor_interval: int = _key("monitor-interval", _whole(1, "s"), 5, "period of torchrun's watch")
+    node_rank: int = _key("node-rank", _whole(0), 0, "number of this machine")
+    master_addr: str | None = _key("master-addr", TEXT, None, "address of the first process")
+    master_port: int | None = _key("master-port", _whole(0), None, "port of the first process")
+    omp_number_threads: int = _key("OMP_NUMBER_THREADS", _whole(1), 1, "OMP_NUM_THREADS of each")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,31 +142,79 @@ class ModelYaml:
     file, for the handler.
     """
 
-    min_workers: int = 0
-    max_workers: int = 0
-    batch_size: int = 0
-    max_batch_delay: int = 0
-    response_timeout: int = 120
-    startup_timeout: int = 120
-    max_retry_timeout: int = 300
-    client_timeout: int = 0
-    job_queue_size: int | None = None
-    use_job_ticket: bool = False
-    device_type: str | None = None
-    device_ids: tuple[int, ...] | None = None
-    parallel_type: str = ""
-    parallel_level: int = 0
-    torchrun: TorchrunOptions | None = None
-    sequence_batching: bool = False
-    continuous_batching: bool = False
-    async_communication: bool = False
-    use_venv: bool = False
-    sequence_max_idle: int = 0
-    sequence_timeout: int = 0
-    max_sequence_job_queue_size: int = 1
-    max_num_sequence: int = 1
-    batch_policy: str | None = None
-    weights_only: bool | None = None
+    min_workers: int = _key(
+        "minWorkers", _whole(1, lift=True), 0, "workers to start; counts only with a maxWorkers not below it"
+    )
+    max_workers: int = _key("maxWorkers", _whole(0, lift=True), 0, "upper limit that describe shows; see minWorkers")
+    batch_size: int = _key("batchSize", _whole(1, lift=True), 0, "most requests in one call of the handler")
+    max_batch_delay: int = _key("maxBatchDelay", _whole(0, "ms"), 0, "longest wait for a batch to fill")
+    batch_policy: str | None = _key(
+        "batchPolicy",
+        _word(*BATCH_POLICIES),
+        None,
+        "when a batch that is not full goes; unset: batch_policy",
+        ours=True,
+    )
+    response_timeout: int = _key(
+        "responseTimeout", _whole(1, "s"), 120, "longest run of the handler for one batch; then its worker is killed"
+    )
+    startup_timeout: int = _key("startupTimeout", _whole(1, "s"), 120, "longest loading of the model")
+    max_retry_timeout: int = _key(
+        "maxRetryTimeoutInSec", _whole(0, "s"), 300, "how long a worker that keeps failing is started again"
+    )
+    client_timeout: int = _key(
+        "clientTimeoutInMills",
+        _whole(0, "ms"),
+        0,
+        "longest time from the request's arrival to its answer, else 408, and never run if not begun; 0: no end",
+    )
+    job_queue_size: int | None = _key(
+        "jobQueueSize", _whole(1), None, "requests waiting for the model; above: 503; unset: job_queue_size"
+    )
+    use_job_ticket: bool = _key(
+        "useJobTicket", BOOLEAN, False, "a request is taken by a free worker at once, or refused with 503"
+    )
+    device_type: str | None = _key(
+        "deviceType", _word("cpu", "gpu"), None, "where the workers run; unset: on GPUs if there are any"
+    )
+    device_ids: tuple[int, ...] | None = _key("deviceIds", DEVICE_IDS, None, "GPUs to use; unset: all, in turn")
+    parallel_type: str = _key(
+        "parallelType",
+        _word("", "pp", "tp", "pptp", "custom"),
+        "",
+        "the worker spans several GPUs: they are reserved for it; its processes are not started yet",
+    )
+    parallel_level: int = _key("parallelLevel", _whole(0), 0, "GPUs of one worker; counts only with parallelType")
+    torchrun: TorchrunOptions | None = _key(
+        "torchrun", SECTION, None, "how the processes of such a worker are started; its keys are below"
+    )
+    sequence_batching: bool = _key(
+        "sequenceBatching", BOOLEAN, False, "the requests of a sequence go to one worker", effect="later"
+    )
+    continuous_batching: bool = _key(
+        "continuousBatching", BOOLEAN, False, "requests join a batch that is under way", effect="later"
+    )
+    async_communication: bool = _key(
+        "asyncCommunication", BOOLEAN, False, "requests go to an async handler as they come", effect="later"
+    )
+    use_venv: bool = _key("useVenv", BOOLEAN, False, "the workers have a Python environment of their own")
+    sequence_max_idle: int = _key(
+        "sequenceMaxIdleMSec", _whole(0, "ms"), 0, "a sequence without requests ends after this", effect="later"
+    )
+    sequence_timeout: int = _key(
+        "sequenceTimeoutMSec", _whole(0, "ms"), 0, "longest life of a sequence; 0: no end", effect="later"
+    )
+    max_sequence_job_queue_size: int = _key(
+        "maxSequenceJobQueueSize", _whole(1, lift=True), 1, "requests waiting in one sequence", effect="later"
+    )
+    max_num_sequence: int = _key("maxNumSequence", _whole(1, lift=True), 1, "sequences at a time", effect="later")
+    weights_only: bool | None = _key(
+        "weightsOnly",
+        BOOLEAN,
+        None,
+        "the built-in handlers load weights, never pickled code; unset: torch_load_weights_only",
+        ours=True,
+    )
     raw: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -75,6 +222,13 @@ class ModelYaml:
     def has_worker_limits(self) -> bool:
         """Whether minWorkers and maxWorkers are a pair that counts."""
         return 0 < self.min_workers <= self.max_workers
+
+
+def yaml_keys(table: type[ModelYaml] | type[TorchrunOptions] = ModelYaml) -> Iterator[tuple[str, Any, YamlKey]]:
+    """The rows of a table of keys, in order: name of the field, default, row."""
+    for each in dataclasses.fields(table):
+        if "yaml" in each.metadata:
+            yield each.name, each.default, each.metadata["yaml"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,81 +264,6 @@ class EffectiveSettings:
     warnings: tuple[str, ...] = ()
 
 
-class _Reader:
-    """Takes values out of one mapping of the file, and collects what is wrong with them."""
-
-    def __init__(self, fields: Mapping[str, Any], prefix: str, warnings: list[str]) -> None:
-        self._fields = fields
-        self._prefix = prefix
-        self._warnings = warnings
-
-    def integer(self, key: str, minimum: int, otherwise: Any, *, raise_to_minimum: bool = False) -> Any:
-        """A whole number from `minimum` (a smaller one is lifted to it, or refused), else `otherwise`."""
-
-        def check(value: Any) -> int:
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise ValueError("should be integer")
-            if value < minimum and not raise_to_minimum:
-                raise ValueError(f"should be an integer of at least {minimum}")
-            return max(minimum, value)
-
-        return self.take(key, check, otherwise)
-
-    def boolean(self, key: str, otherwise: Any) -> Any:
-        def check(value: Any) -> bool:
-            if not isinstance(value, bool):
-                raise ValueError("should be true or false")
-            return value
-
-        return self.take(key, check, otherwise)
-
-    def text(self, key: str, otherwise: Any) -> Any:
-        def check(value: Any) -> str:
-            if isinstance(value, bool) or not isinstance(value, str | int | float):
-                raise ValueError("should be string")
-            return str(value)
-
-        return self.take(key, check, otherwise)
-
-    def word(self, key: str, words: tuple[str, ...], otherwise: Any) -> Any:
-        def check(value: Any) -> str:
-            if not isinstance(value, str) or value.lower() not in words:
-                raise ValueError(f"should be {', '.join(filter(None, words[:-1]))} or {words[-1]}")
-            return value.lower()
-
-        return self.take(key, check, otherwise)
-
-    def take(self, key: str, check: Callable[[Any], Any], otherwise: Any) -> Any:
-        """The checked value of a key; `otherwise` where it is absent, null or wrong (then with a warning)."""
-        value = self._fields.get(key)
-        if value is None:
-            return otherwise
-        try:
-            return check(value)
-        except ValueError as error:
-            self._warnings.append(f"Invalid {self._prefix}{key}: {_shown(value)}, {error}")
-            return otherwise
-
-
-def _shown(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 100 else text[:97] + "..."
-
-
-def _device_ids(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or any(isinstance(item, bool) or not isinstance(item, int) for item in value):
-        raise ValueError("should be list of integers")
-    if any(item < 0 for item in value):
-        raise ValueError("should be list of GPU numbers from 0")
-    return tuple(value)
-
-
-def _section(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("should be a section of settings")
-    return value
-
-
 def parse_model_yaml(fields: Mapping[str, Any]) -> ModelYaml:
     """Checks a model-config.yaml.
 
@@ -192,62 +271,46 @@ def parse_model_yaml(fields: Mapping[str, Any]) -> ModelYaml:
         fields: the file as the YAML reader returned it; keys that the server does not know are the handler's.
 
     Returns:
-        The settings; `warnings` holds one line for each key that was wrong and is at its default.
+        The settings; `warnings` holds one line for each key that was wrong and is at its default, and one for those
+        that this version does not obey.
     """
     warnings: list[str] = []
-    read = _Reader(fields, "", warnings)
-    parallel_type = read.word("parallelType", ("", "pp", "tp", "pptp", "custom"), "")
-    torchrun = _parse_torchrun(read.take("torchrun", _section, None), warnings)
-    parallel_level = read.integer("parallelLevel", 0, 0)
-    if torchrun is not None:
-        parallel_level = torchrun.nproc_per_node
-    return ModelYaml(
-        min_workers=read.integer("minWorkers", 1, 0, raise_to_minimum=True),
-        max_workers=read.integer("maxWorkers", 0, 0, raise_to_minimum=True),
-        batch_size=read.integer("batchSize", 1, 0, raise_to_minimum=True),
-        max_batch_delay=read.integer("maxBatchDelay", 0, 0),
-        response_timeout=read.integer("responseTimeout", 1, 120),
-        startup_timeout=read.integer("startupTimeout", 1, 120),
-        max_retry_timeout=read.integer("maxRetryTimeoutInSec", 0, 300),
-        client_timeout=read.integer("clientTimeoutInMills", 0, 0),
-        job_queue_size=read.integer("jobQueueSize", 1, None),
-        use_job_ticket=read.boolean("useJobTicket", False),
-        device_type=read.word("deviceType", ("cpu", "gpu"), None),
-        device_ids=read.take("deviceIds", _device_ids, None),
-        parallel_type=parallel_type,
-        parallel_level=parallel_level if parallel_type else 0,
-        torchrun=torchrun,
-        sequence_batching=read.boolean("sequenceBatching", False),
-        continuous_batching=read.boolean("continuousBatching", False),
-        async_communication=read.boolean("asyncCommunication", False),
-        use_venv=read.boolean("useVenv", False),
-        sequence_max_idle=read.integer("sequenceMaxIdleMSec", 0, 0),
-        sequence_timeout=read.integer("sequenceTimeoutMSec", 0, 0),
-        max_sequence_job_queue_size=read.integer("maxSequenceJobQueueSize", 1, 1, raise_to_minimum=True),
-        max_num_sequence=read.integer("maxNumSequence", 1, 1, raise_to_minimum=True),
-        batch_policy=read.word("batchPolicy", BATCH_POLICIES, None),
-        weights_only=read.boolean("weightsOnly", None),
-        raw=dict(fields),
-        warnings=tuple(warnings),
-    )
+    values = _read(ModelYaml, fields, "", warnings)
+    section = values.get("torchrun")
+    if section is not None:
+        torchrun = TorchrunOptions(**_read(TorchrunOptions, section, "torchrun.", warnings))
+        if "nproc-per-node" not in section:
+            torchrun = replace(torchrun, nproc_per_node=max(1, values.get("parallel_level", 1)))
+        values |= {"torchrun": torchrun, "parallel_level": torchrun.nproc_per_node}
+    if not values.get("parallel_type"):
+        values["parallel_level"] = 0
+    later = [
+        row.key for name, default, row in yaml_keys() if row.effect == "later" and values.get(name, default) != default
+    ]
+    if later:
+        warnings.append(f"not supported by this version yet, ignored: {', '.join(later)}")
+    return ModelYaml(**values, raw=dict(fields), warnings=tuple(warnings))
 
 
-def _parse_torchrun(fields: Mapping[str, Any] | None, warnings: list[str]) -> TorchrunOptions | None:
-    if fields is None:
-        return None
-    read = _Reader(fields, "torchrun.", warnings)
-    return TorchrunOptions(
-        nnodes=read.integer("nnodes", 1, 1),
-        nproc_per_node=read.integer("nproc-per-node", 1, 1),
-        rdzv_backend=read.text("rdzv-backend", "c10d"),
-        rdzv_endpoint=read.text("rdzv-endpoint", None),
-        rdzv_conf=read.text("rdzv-conf", None),
-        monitor_interval=read.integer("monitor-interval", 1, 5),
-        node_rank=read.integer("node-rank", 0, 0),
-        master_addr=read.text("master-addr", None),
-        master_port=read.integer("master-port", 0, None),
-        omp_number_threads=read.integer("OMP_NUMBER_THREADS", 1, 1),
-    )
+def _read(
+    table: type[ModelYaml] | type[TorchrunOptions], fields: Mapping[str, Any], prefix: str, warnings: list[str]
+) -> dict[str, Any]:
+    """The checked values of the keys that are there, by field; those that are wrong are left out, with a warning."""
+    values = {}
+    for name, _, row in yaml_keys(table):
+        value = fields.get(row.key)
+        if value is None:
+            continue
+        try:
+            values[name] = row.kind.check(value)
+        except ValueError as error:
+            warnings.append(f"Invalid {prefix}{row.key}: {_shown(value)}, {error}")
+    return values
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def effective_settings(
@@ -286,12 +349,14 @@ def effective_settings(
             DEFAULT_MAX_BATCH_DELAY_MS,
         ),
         response_timeout_s=_first(
+            DEBUG_TIMEOUT_S if config.debug else None,
             None if yaml is None else yaml.response_timeout,
             defaults.response_timeout,
             _not_negative(given.response_timeout),
             config.default_response_timeout,
         ),
         startup_timeout_s=_first(
+            DEBUG_TIMEOUT_S if config.debug else None,
             None if yaml is None else yaml.startup_timeout,
             defaults.startup_timeout,
             _not_negative(given.startup_timeout),

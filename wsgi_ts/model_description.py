@@ -76,6 +76,10 @@ def describe_worker(worker: ModelWorker) -> dict[str, Any]:
         "gpu": worker.gpu_id is not None,
         "gpuUsage": "N/A" if worker.gpu_id is None else gpu_usage(worker.gpu_id),
     }
+    if worker.devices is not None:
+        description["gpuIds"] = list(worker.devices)
+    if report is not None and report.progress and not worker.is_ready:
+        description["progress"] = report.progress
     if report is not None and report.exit_reason and not worker.is_ready:
         description |= {"lastExit": report.exit_reason, "lastLines": report.last_lines}
     return description

@@ -12,21 +12,24 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from wsgi_ts.archive import ModelDirectory
 from wsgi_ts.config import Config
 from wsgi_ts.errors import (
     BadRequest,
     ConflictStatus,
     InternalServerError,
+    InvalidModel,
     OutOfResources,
     RequestTimeout,
     ServerError,
     ServiceUnavailable,
 )
-from wsgi_ts.gpu.assign import Assigner
-from wsgi_ts.model_config import EffectiveSettings
+from wsgi_ts.gpu.assign import Assigner, group_devices
+from wsgi_ts.model_config import EffectiveSettings, RegisterArguments
 from wsgi_ts.model_description import describe_version
 from wsgi_ts.model_preparation import (
     ModelPreparer,
@@ -37,6 +40,7 @@ from wsgi_ts.model_preparation import (
     register_arguments,
 )
 from wsgi_ts.registry import ModelVersion, ModelWorker, Registry
+from wsgi_ts.snapshots import RecordedModel
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +67,7 @@ class ModelManager:
         send: Send,
         publish: Callable[[], None],
         queued: Callable[[ModelVersion], int],
+        record: Callable[[], None] = lambda: None,
     ) -> None:
         """Puts the parts together.
 
@@ -74,6 +79,7 @@ class ModelManager:
             send: takes a message to a batcher; dropped where that batcher is being restarted (see `replay`).
             publish: makes the registry's present state known to the data path.
             queued: how many requests of a version wait.
+            record: writes the snapshot; called after each change, before it is answered.
         """
         self._config = config
         self._registry = registry
@@ -82,6 +88,7 @@ class ModelManager:
         self._send = send
         self._publish = publish
         self._queued = queued
+        self._record = record
         self._version_locks = _KeyedLocks()
 
     # Operations
@@ -94,6 +101,7 @@ class ModelManager:
         handler: str | None = None,
         runtime: str | None = None,
         synchronous: bool = True,
+        s3_sse_kms: bool = False,
         at_startup: bool = False,
         **numbers: int | None,
     ) -> dict[str, Any]:
@@ -105,6 +113,7 @@ class ModelManager:
             handler: in place of the manifest's.
             runtime: in place of the manifest's.
             synchronous: answer when the workers are ready; if one fails, the model is unregistered again.
+            s3_sse_kms: the object in S3 is encrypted with a key of KMS.
             at_startup: the configuration names this model.
             **numbers: `batch_size`, `max_batch_delay` (ms), `initial_workers`, `response_timeout` (s),
                 `startup_timeout` (s).
@@ -114,21 +123,48 @@ class ModelManager:
             raise BadRequest("Parameter url is required.")
         check_runtime(runtime)
         arguments = register_arguments(numbers)
-        directory = self._preparer.open(url, model_name, fallback_name=at_startup)
-        model: ModelVersion | None = None
-        try:
-            model, wanted = self._preparer.prepare(
-                directory, None if at_startup else arguments, handler=handler, runtime=runtime
-            )
-            model.loaded_at_startup = at_startup
-            self._registry.add(model)
-        except BaseException:
-            if model is not None:
-                self._registry.free_index(model.spec.index)
-            discard(directory)
-            raise
+        directory = self._preparer.open(url, model_name, at_startup=at_startup, s3_sse_kms=s3_sse_kms)
+        model, wanted = self._add(directory, None if at_startup else arguments, handler, runtime)
         with self._version_locks.hold((model.name, model.version)):
-            return self._start_registered(model, wanted, synchronous)
+            answer = self._start_registered(model, wanted, synchronous)
+        if not at_startup:
+            self._record()
+        return answer
+
+    def restore(self, recorded: RecordedModel) -> None:
+        """Registers a model version of a snapshot again, with the numbers recorded there, and starts its workers.
+
+        One whose archive cannot be read any more is registered all the same, without code: it stays visible, and
+        `/ping` tells of it, until somebody puts the archive right or unregisters it.
+
+        Args:
+            recorded: the version; its archive has been there a moment ago.
+
+        Raises:
+            ServerError: it cannot be registered.
+        """
+        check_runtime(recorded.runtime)
+        try:
+            directory = self._preparer.reopen(recorded)
+        except InvalidModel as error:
+            log.error(
+                "The archive %s of model %s cannot be read (%s): no worker of it will start",
+                recorded.url,
+                recorded.name,
+                error.message,
+            )
+            directory = self._preparer.empty(recorded)
+        if directory.manifest.model_version != recorded.version:
+            log.warning(
+                "Model %s: the snapshot has version %s, its archive %s now has version %s",
+                recorded.name,
+                recorded.version,
+                recorded.url,
+                directory.manifest.model_version,
+            )
+        model, wanted = self._add(directory, None, recorded.handler, recorded.runtime, recorded)
+        with self._version_locks.hold((model.name, model.version)):
+            self._start_registered(model, wanted, synchronous=False)
 
     def scale(
         self,
@@ -159,12 +195,14 @@ class ModelManager:
             model = self._registry.get(model.name, model.version)
             if model.unloading:
                 raise ConflictStatus(f"Model version {model.version} of {model_name} is being unregistered")
-            least, most = limit_workers(model.placement, model.name, min_worker, most)
+            least, most = limit_workers(model.placement, model.name, min_worker, most, self._registry.gpu_holders())
             leaving = self._set_limits(model, least, most)
             if not synchronous:
+                self._record()
                 return _status(202, "Processing worker updates...")
             self._wait_for_workers(model, version)
             self._wait_until_left(model, leaving)
+        self._record()
         shown = "" if version is None else f", version: {version}"
         return _status(200, f"Workers scaled to {min_worker} for model: {model_name}{shown}")
 
@@ -198,6 +236,7 @@ class ModelManager:
         with self._registry.changed:
             self._registry.set_default(model_name, version)
             self._publish()
+        self._record()
         message = f'Default version successfully updated for model "{model_name}" to "{version}"'
         return _status(200, message)
 
@@ -211,6 +250,7 @@ class ModelManager:
             if not self._remove(model, self._config.unregister_model_timeout):
                 raise RequestTimeout(f"Timed out while cleaning resources: {model_name}")
         log.info("Model %s version %s unregistered", model.name, model.version)
+        self._record()
         return _status(200, f'Model "{model_name}" unregistered')
 
     def kserve_ready(self, *, model_name: str) -> dict[str, Any]:
@@ -271,6 +311,38 @@ class ModelManager:
 
     # Registering
 
+    def _add(
+        self,
+        directory: ModelDirectory,
+        arguments: RegisterArguments | None,
+        handler: str | None,
+        runtime: str | None,
+        recorded: RecordedModel | None = None,
+    ) -> tuple[ModelVersion, EffectiveSettings]:
+        """Adds the version in an unpacked archive to the registry; where that fails, nothing of it is left.
+
+        Args:
+            directory: the archive.
+            arguments: numbers of the register call; None for a model of the configuration or of a snapshot.
+            handler: in place of the manifest's.
+            runtime: in place of the manifest's.
+            recorded: what the snapshot says of it.
+        """
+        model: ModelVersion | None = None
+        try:
+            model, wanted = self._preparer.prepare(
+                directory, arguments, handler=handler, runtime=runtime, recorded=recorded
+            )
+            model.loaded_at_startup = arguments is None and recorded is None
+            self._registry.add(model)
+        except BaseException:
+            if model is not None:
+                self._registry.free_index(model.spec.index)
+            # A snapshot's model keeps its archive: the next start tries it again.
+            discard(directory if recorded is None else replace(directory, downloaded=None))
+            raise
+        return model, wanted
+
     def _start_registered(self, model: ModelVersion, settings: EffectiveSettings, synchronous: bool) -> dict[str, Any]:
         named = f'Model "{model.name}" Version: {model.version} registered with'
         log.info("Model %s version %s registered from %s", model.name, model.version, model.directory.url)
@@ -317,10 +389,15 @@ class ModelManager:
         return leaving
 
     def _new_worker(self, model: ModelVersion) -> ModelWorker:
-        gpu = self._assigner.next(model.placement, model.gpus_given)
+        placement = model.placement
+        gpu = self._assigner.next(placement, model.gpus_given)
+        devices = None
+        if gpu is not None and placement.parallel_level:
+            devices = group_devices(placement, model.gpus_given)
         model.gpus_given += 1
         batcher = 0 if gpu is None else gpu + 1
-        return ModelWorker(self._registry.next_worker_id(), batcher, gpu, time.time_ns() // 1_000_000)
+        worker_id = self._registry.next_worker_id(placement.parallel_level)
+        return ModelWorker(worker_id, batcher, gpu, time.time_ns() // 1_000_000, devices)
 
     def _wait_for_workers(self, model: ModelVersion, shown_version: str | None) -> None:
         """Waits until every worker whose first load was under way is ready.
@@ -405,5 +482,8 @@ def _load_message(model: ModelVersion) -> dict[str, Any]:
 
 
 def _workers_message(model: ModelVersion, batcher: int) -> dict[str, Any]:
-    workers = [{"worker_id": each.worker_id, "gpu_id": each.gpu_id} for each in model.workers_in(batcher)]
+    workers = [
+        {"worker_id": each.worker_id, "gpu_id": each.gpu_id, "devices": each.devices and list(each.devices)}
+        for each in model.workers_in(batcher)
+    ]
     return {"op": "set_workers", "model_index": model.spec.index, "workers": workers}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import re
+import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from wsgi_ts.archive import (
     DownloadRules,
     ModelDirectory,
     check_handler,
+    empty_model_directory,
     load_model_yaml,
     open_archive,
     remove_downloaded_archive,
@@ -23,6 +27,7 @@ from wsgi_ts.config import Config
 from wsgi_ts.errors import BadRequest, InvalidModel, WorkerInitializationError
 from wsgi_ts.gpu.assign import Placement, place
 from wsgi_ts.messages import ModelSpec
+from wsgi_ts.metrics.specification import DEFAULT_FILE
 from wsgi_ts.model_config import (
     EffectiveSettings,
     ModelYaml,
@@ -30,13 +35,24 @@ from wsgi_ts.model_config import (
     effective_settings,
     parse_model_yaml,
 )
+from wsgi_ts.model_environment import ModelEnvironments
+from wsgi_ts.model_parallel import check_parallel, launch_options
 from wsgi_ts.registry import ModelVersion, Registry
+from wsgi_ts.snapshots import RecordedModel
 
 log = logging.getLogger(__name__)
 
 #: More workers of one version than this are a slip of the finger, not a wish.
 MAX_WORKERS = 1024
 MAX_BATCH_SIZE = 65536
+_RECORDED_NUMBERS = (
+    "min_workers",
+    "max_workers",
+    "batch_size",
+    "max_batch_delay_ms",
+    "response_timeout_s",
+    "startup_timeout_s",
+)
 _NO_NAME = "Model name is not defined."
 
 
@@ -57,27 +73,49 @@ class ModelPreparer:
         self._models_dir = models_dir
         self._gpus = gpus
         self._rules = DownloadRules(config.allowed_urls)
+        self._python = interpreter(config)
+        self._environments = ModelEnvironments(self._python, os.environ, lambda: registry.draining)
 
-    def open(self, url: str, model_name: str | None, *, fallback_name: bool) -> ModelDirectory:
+    def open(self, url: str, model_name: str | None, *, at_startup: bool, s3_sse_kms: bool = False) -> ModelDirectory:
         """Finds and unpacks an archive; `discard` removes what it made.
 
         Args:
             url: the archive.
             model_name: in place of the manifest's.
-            fallback_name: where neither names the model, name it after the file.
+            at_startup: the operator names the archive: where neither call nor manifest names the model it is named
+                after the file, and a directory may lie outside of the model store.
+            s3_sse_kms: the object in S3 is encrypted with a key of KMS.
         """
+        rules = replace(self._rules, s3_sse_kms=s3_sse_kms)
 
         def attempt(name: str | None) -> ModelDirectory:
             return open_archive(
-                url, self._config.model_store, self._models_dir, rules=self._rules, model_name=name or None
+                url,
+                self._config.model_store,
+                self._models_dir,
+                rules=rules,
+                model_name=name or None,
+                any_directory=at_startup,
             )
 
         try:
             return attempt(model_name)
         except InvalidModel as error:
-            if not fallback_name or error.message != _NO_NAME:
+            if not at_startup or error.message != _NO_NAME:
                 raise
         return attempt(re.sub(r"\W", "_", Path(url).name.split(".")[0]))
+
+    def reopen(self, recorded: RecordedModel) -> ModelDirectory:
+        """Unpacks the archive of a model of a snapshot."""
+        directory = self.open(recorded.url, recorded.name, at_startup=True)
+        store = self._config.model_store
+        if recorded.downloaded and store is not None and directory.extracted:
+            directory = replace(directory, downloaded=store / recorded.archive)
+        return directory
+
+    def empty(self, recorded: RecordedModel) -> ModelDirectory:
+        """A directory without code, for a model of a snapshot whose archive is damaged."""
+        return empty_model_directory(self._models_dir, recorded.name, recorded.version, recorded.url)
 
     def prepare(
         self,
@@ -86,14 +124,16 @@ class ModelPreparer:
         *,
         handler: str | None,
         runtime: str | None,
+        recorded: RecordedModel | None = None,
     ) -> tuple[ModelVersion, EffectiveSettings]:
         """Makes the version that an unpacked archive holds, with an index of its own, and its settings.
 
         Args:
             directory: the archive.
-            arguments: numbers of the register call; None for a model of the configuration.
+            arguments: numbers of the register call; None for a model of the configuration or of a snapshot.
             handler: in place of the manifest's.
             runtime: in place of the manifest's.
+            recorded: what a snapshot says of it; its numbers count before all others.
         """
         if handler:
             check_handler(handler, directory.path)
@@ -104,6 +144,8 @@ class ModelPreparer:
         if runtime == "LSP":
             raise BadRequest("Runtime LSP is not supported by this server: it runs Python handlers only.")
         yaml = _read_yaml(directory)
+        if yaml is not None:
+            check_parallel(yaml)
         placement = place(
             self._gpus,
             yaml.device_type if yaml else None,
@@ -115,16 +157,35 @@ class ModelPreparer:
         )
         for warning in (*(yaml.warnings if yaml else ()), *placement.warnings, *settings.warnings):
             log.warning("%s %s: %s", name, version, warning)
+        if recorded is not None:
+            settings = _as_recorded(settings, recorded)
         check_count("initial_workers", settings.min_workers)
-        least, most = limit_workers(placement, name, settings.min_workers, settings.max_workers)
+        holders = self._registry.gpu_holders()
+        least, most = limit_workers(placement, name, settings.min_workers, settings.max_workers, holders)
         settings = replace(settings, min_workers=least, max_workers=most)
-        spec = self._spec(directory, runtime, handler, settings)
+        python = self._interpreter(directory, use_venv=yaml is not None and yaml.use_venv)
+        spec = self._spec(directory, yaml, runtime, handler, settings, python)
         return ModelVersion(spec, directory, yaml, placement), settings
 
+    def _interpreter(self, directory: ModelDirectory, *, use_venv: bool) -> str | None:
+        """The interpreter of the model's workers; None: they are forks of the worker template."""
+        manifest = directory.manifest
+        requirements = manifest.requirements_file if self._config.install_py_dep_per_model else None
+        if requirements or use_venv:
+            return self._environments.provide(manifest.model_name, directory.path, requirements)
+        return None if self._python == sys.executable else self._python
+
     def _spec(
-        self, directory: ModelDirectory, runtime: str, handler: str | None, settings: EffectiveSettings
+        self,
+        directory: ModelDirectory,
+        yaml: ModelYaml | None,
+        runtime: str,
+        handler: str | None,
+        settings: EffectiveSettings,
+        python: str | None,
     ) -> ModelSpec:
         config, manifest = self._config, directory.manifest
+        torchrun = launch_options(yaml) if yaml else None
         model_entry = manifest.raw.get("model", {})
         return ModelSpec(
             index=self._registry.allocate_index(),
@@ -149,8 +210,27 @@ class ModelPreparer:
             limit_max_image_pixels=config.limit_max_image_pixels,
             weights_only=settings.weights_only,
             max_response_bytes=config.max_response_size,
-            python=None if config.python == sys.executable else config.python,
+            metrics_config=str(config.metrics_config or DEFAULT_FILE),
+            python=python,
+            parallel_type=yaml.parallel_type if yaml else "",
+            ranks=torchrun.nproc_per_node if torchrun else 0,
+            torchrun=dataclasses.asdict(torchrun) if torchrun else None,
         )
+
+
+def interpreter(config: Config) -> str:
+    """The interpreter that the key `python` names, with its path; `sys.executable` where that is the one."""
+    found = shutil.which(config.python) or config.python
+    # A virtual environment has several names of one file, and shares that file with others.
+    same_folder = os.path.dirname(os.path.abspath(found)) == os.path.dirname(sys.executable)
+    return sys.executable if same_folder and _is_same_file(found, sys.executable) else found
+
+
+def _is_same_file(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
 
 
 def register_arguments(numbers: dict[str, int | None]) -> RegisterArguments:
@@ -187,8 +267,17 @@ def check_count(key: str, count: int) -> None:
         raise BadRequest(f"Parameter {key} must be a number from 0 to {MAX_WORKERS}.")
 
 
-def limit_workers(placement: Placement, name: str, least: int, most: int) -> tuple[int, int]:
+def limit_workers(
+    placement: Placement, name: str, least: int, most: int, holders: Mapping[int, Sequence[str]]
+) -> tuple[int, int]:
     """Caps the workers of a model whose workers take several GPUs each.
+
+    Args:
+        placement: where the model may run.
+        name: the model's name.
+        least: workers that are wanted.
+        most: workers at most.
+        holders: for each GPU the workers that have it, for the message.
 
     Raises:
         WorkerInitializationError: not even one fits.
@@ -198,8 +287,19 @@ def limit_workers(placement: Placement, name: str, least: int, most: int) -> tup
         return least, most
     if limit == 0:
         level = placement.parallel_level
-        raise WorkerInitializationError(f"No enough gpu devices for model:{name} parallelLevel:{level}")
+        devices = placement.device_ids or range(placement.usable_gpus)
+        held = "; ".join(f"GPU {gpu}: {', '.join(holders.get(gpu, ())) or 'free'}" for gpu in devices)
+        raise WorkerInitializationError(
+            f"No enough gpu devices for model:{name} parallelLevel:{level}. "
+            f"A worker needs {level}, the model may use {placement.usable_gpus} ({held})."
+        )
     return min(least, limit), min(most, limit)
+
+
+def _as_recorded(settings: EffectiveSettings, recorded: RecordedModel) -> EffectiveSettings:
+    numbers = {name: getattr(recorded, name) for name in _RECORDED_NUMBERS}
+    settings = replace(settings, **{name: number for name, number in numbers.items() if number is not None})
+    return replace(settings, max_workers=max(settings.min_workers, settings.max_workers))
 
 
 def _read_yaml(directory: ModelDirectory) -> ModelYaml | None:

@@ -27,8 +27,9 @@ log = logging.getLogger(__name__)
 PARENT_PID_VARIABLE = "WSGI_TS_PARENT_PID"
 #: Holds the instance's prefix in the environment of every process of an instance.
 INSTANCE_VARIABLE = "WSGI_TS_INSTANCE"
-#: systemd's and gunicorn's own variables: they speak to the supervisor and not to what it starts.
+#: What is for the supervisor alone: the key store's password, and systemd's and gunicorn's own variables.
 _NOT_INHERITED = (
+    "TS_KEYSTORE_PASS",
     "NOTIFY_SOCKET",
     "LISTEN_FDS",
     "LISTEN_PID",

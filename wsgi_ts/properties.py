@@ -16,6 +16,8 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 _KEY_AND_VALUE = re.compile(r"((?:[^\\=: \t\f]|\\.)*)[ \t\f]*[=:]?[ \t\f]*(.*)", re.DOTALL)
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _CONTROL = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
+_CONTROL_NAMES = {character: name for name, character in _CONTROL.items()}
+_SPECIAL = re.compile(r"[\\\t\n\r\f=:#!]")
 _VARIABLE = re.compile(r"\$\$([^$]+)\$\$")
 
 
@@ -65,6 +67,11 @@ def parse_properties(data: bytes) -> list[Property]:
     return found
 
 
+def format_property(key: str, value: str) -> str:
+    r"""One line `key=value` that reads back as what it was, for Java too (non-ASCII characters as `\uXXXX`)."""
+    return f"{_escape(key)}={_escape(value)}"
+
+
 def substitute_variables(value: str, environ: Mapping[str, str]) -> str:
     """Puts the environment variable NAME where the value says `$$NAME$$`.
 
@@ -78,6 +85,17 @@ def substitute_variables(value: str, environ: Mapping[str, str]) -> str:
         return environ[match[1]]
 
     return _VARIABLE.sub(replacement, value)
+
+
+def _escape(text: str) -> str:
+    escaped = _SPECIAL.sub(lambda match: "\\" + _CONTROL_NAMES.get(match[0], match[0]), text)
+    if escaped.startswith(" "):
+        escaped = "\\" + escaped
+    if escaped.isascii():
+        return escaped
+    units = escaped.encode("utf-16-be", "surrogatepass")
+    codes = [int.from_bytes(units[at : at + 2], "big") for at in range(0, len(units), 2)]
+    return "".join(chr(code) if code < 128 else f"\\u{code:04X}" for code in codes)
 
 
 def _decode(data: bytes) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,8 @@ LOADING_STATES = ("starting", "loading")
 class ModelWorker:
     """One model worker that is wanted. `report` is None until its batcher has said something of it.
 
+    `devices` are the GPUs of a worker that spans several; None where it is not restricted to any.
+
     `created_at_ms` is in milliseconds since the epoch, for people.
     """
 
@@ -40,7 +42,13 @@ class ModelWorker:
     batcher: int
     gpu_id: int | None
     created_at_ms: int
+    devices: tuple[int, ...] | None = None
     report: WorkerReport | None = None
+
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        """The GPUs it computes on."""
+        return self.devices or (() if self.gpu_id is None else (self.gpu_id,))
 
     @property
     def is_ready(self) -> bool:
@@ -125,17 +133,26 @@ class Registry:
         draining: the instance is stopping.
     """
 
-    def __init__(self, first_worker_id: int) -> None:
+    def __init__(
+        self,
+        first_worker_id: int,
+        clear: Callable[[int], None] = lambda index: None,
+        first_group_id: int = 29500,
+    ) -> None:
         """An empty registry.
 
         Args:
             first_worker_id: the id of the first worker; each one gets the next, and none is used twice.
+            clear: removes what earlier owners of a number have counted under it, before a version gets it.
+            first_group_id: the id of the first worker that spans several processes or GPUs.
         """
+        self._clear = clear
         self.changed = threading.Condition(threading.RLock())
         self.draining = False
         self._models: dict[str, dict[str, ModelVersion]] = {}
         self._defaults: dict[str, str] = {}
         self._next_worker_id = first_worker_id
+        self._next_group_id = first_group_id
         # Indexes come back at the end: each rests as long as possible before another model gets it.
         self._free_indexes = deque(range(MAX_MODELS))
 
@@ -148,18 +165,33 @@ class Registry:
         with self.changed:
             if not self._free_indexes:
                 raise OutOfResources(f"No more than {MAX_MODELS} model versions can be registered.")
-            return self._free_indexes.popleft()
+            index = self._free_indexes.popleft()
+        self._clear(index)
+        return index
 
     def free_index(self, index: int) -> None:
         """Takes a number back that nothing on the data path uses any more."""
         with self.changed:
             self._free_indexes.append(index)
 
-    def next_worker_id(self) -> int:
-        """An id that no worker has had."""
+    def next_worker_id(self, parallel_level: int = 0) -> int:
+        """An id that no worker has had; a worker that spans several processes or GPUs takes as many (contract §0)."""
         with self.changed:
+            if parallel_level:
+                self._next_group_id += parallel_level
+                return self._next_group_id - parallel_level
             self._next_worker_id += 1
             return self._next_worker_id - 1
+
+    def gpu_holders(self) -> dict[int, list[str]]:
+        """For each GPU that has any, its workers, for people."""
+        holders: dict[int, list[str]] = {}
+        with self.changed:
+            for model in self.all_versions():
+                for worker in model.workers.values():
+                    for gpu in worker.gpus:
+                        holders.setdefault(gpu, []).append(f"{model.name} {model.version} worker {worker.worker_id}")
+        return holders
 
     def check_absent(self, name: str, version: str) -> None:
         """Makes sure that a version can be added.
@@ -320,6 +352,7 @@ class Registry:
     def _model_routes(self, name: str) -> dict[str, Any]:
         return {
             "default": self._defaults[name],
+            "startup": any(model.loaded_at_startup for model in self._models[name].values()),
             "versions": {
                 version: {
                     "index": model.spec.index,

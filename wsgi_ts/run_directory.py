@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 #: How long a killed process of a dead instance may take to be gone, in seconds.
 LEFTOVER_LIMIT_S = 5.0
 _PREFIX = re.compile(r"wsgi-ts-[0-9a-f]{32}")
-_OURS = ("control.sock", "config.json", "routes.json", "record.json")
+_OURS = ("logging.json", "control.sock", "config.json", "routes.json", "tokens.json", "record.json")
 
 
 class RunDirectoryError(Exception):
@@ -122,9 +122,19 @@ class RunDirectory:
         return self.path / "config.json"
 
     @property
+    def log_plan_file(self) -> Path:
+        """How every process logs."""
+        return self.path / "logging.json"
+
+    @property
     def routes_file(self) -> Path:
         """What the data path reads."""
         return self.path / "routes.json"
+
+    @property
+    def tokens_file(self) -> Path:
+        """What tokens are checked by."""
+        return self.path / "tokens.json"
 
     def add_child(self, identity: ProcessIdentity, role: str) -> None:
         """Writes down a process that was started."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import os
 import selectors
@@ -32,18 +33,32 @@ from wsgi_ts.batcher.shared_memory import SharedMemoryFull
 from wsgi_ts.batcher_link import BatcherLink
 from wsgi_ts.channel import ChannelClosed
 from wsgi_ts.config import Config, ConfigError
+from wsgi_ts.config_dump import configuration_lines
 from wsgi_ts.control_server import ControlServer, Peer
 from wsgi_ts.errors import BadRequest, InternalServerError, ServerError, ServiceUnavailable
 from wsgi_ts.gpu.devices import gpu_count
 from wsgi_ts.listeners import BindError, BoundListener, bind_all
 from wsgi_ts.log import LogFiles, setup_logging
+from wsgi_ts.log_config import LogConfigError, load_plan
+from wsgi_ts.log_plan import LogPlan
+from wsgi_ts.log_rotation import LogRotation
 from wsgi_ts.messages import WorkerReport
+from wsgi_ts.metrics.keeper import MetricsKeeper
 from wsgi_ts.model_manager import ModelManager
 from wsgi_ts.process import Child, enable_fault_traces
 from wsgi_ts.registry import ModelVersion, Registry
 from wsgi_ts.run_directory import RunDirectory, RunDirectoryError, write_json
 from wsgi_ts.segment_keeper import SegmentKeeper
-from wsgi_ts.start_checks import StartError, check_shared_memory, remove_pid_file
+from wsgi_ts.snapshots import SnapshotError, SnapshotWriter, recorded_models
+from wsgi_ts.start_checks import (
+    StartError,
+    check_interpreter,
+    check_shared_memory,
+    remove_pid_file,
+    warn_of_any_url,
+)
+from wsgi_ts.tls import memory_file
+from wsgi_ts.tokens import INFERENCE, MANAGEMENT, KeyFileError, KeyRing
 from wsgi_ts.web_tier import Gunicorn, plan_web_tier
 
 # Not __name__: this module is run as __main__.
@@ -68,18 +83,23 @@ _IGNORED_SIGNALS = (signal.SIGHUP, signal.SIGALRM, signal.SIGWINCH, signal.SIGTT
 class Supervisor:
     """One instance from start to stop: `run` is all of its life."""
 
-    def __init__(self, config: Config, run_dir: Path, log_files: LogFiles) -> None:
+    def __init__(self, config: Config, run_dir: Path, log_plan: LogPlan, log_files: LogFiles) -> None:
         """Makes nothing yet.
 
         Args:
             config: the configuration.
             run_dir: the run directory.
+            log_plan: how the instance logs.
             log_files: the open log files.
         """
         self._config = config
         self._run_dir_path = run_dir
+        self._log_plan = log_plan
         self._log_files = log_files
-        self._registry = Registry(config.initial_worker_port)
+        self._registry = Registry(
+            config.initial_worker_port, self._clear_counters, config.initial_distribution_port
+        )
+        self._snapshots = SnapshotWriter(config, self._registry)
         self._selector = selectors.DefaultSelector()
         self._posted: deque[Callable[[], None]] = deque()
         self._wake_r, self._wake_w = socket.socketpair()
@@ -95,6 +115,8 @@ class Supervisor:
         self._batchers: list[BatcherLink] = []
         self._web: list[Gunicorn] = []
         self._listeners: list[BoundListener] = []
+        self._keys: KeyRing | None = None
+        self._tls_fd = -1
         self._exit_code = 0
 
     def run(self) -> int:
@@ -119,18 +141,27 @@ class Supervisor:
     def _start(self, stack: contextlib.ExitStack) -> None:
         """Makes everything in order; `stack` undoes it in reverse."""
         self._install_signals()
+        try:
+            self._recorded = recorded_models(self._config)
+        except SnapshotError as error:
+            raise StartError(str(error)) from error
         self._dir = RunDirectory.acquire(self._run_dir_path)
         stack.callback(self._dir.release)
         prefix = self._dir.prefix
         gpus = gpu_count(self._config.number_of_gpu)
+        for line in configuration_lines(self._config, gpus):
+            log.info("%s", line)
         devices = ["cpu", *(f"cuda:{number}" for number in range(gpus))]
         if len(devices) > layout.MAX_BATCHERS:
             raise StartError(f"{gpus} GPUs are more than this server handles; set number_of_gpu")
         check_shared_memory(self._config, len(devices))
+        check_interpreter(self._config)
+        warn_of_any_url(self._config)
         self._listeners = bind_all(self._config)
         stack.callback(self._close_listeners)
-        self._dir.config_file.touch(0o600)
-        self._dir.config_file.write_text(self._config.to_json())
+        self._open_certificates(stack)
+        self._log_plan.write(self._dir.log_plan_file)
+        self._write_config()
         try:
             self._board = Board.create(prefix)
         except SharedMemoryFull as error:
@@ -138,6 +169,7 @@ class Supervisor:
         stack.callback(self._board.close)
         for index in range(len(devices)):
             Doorbell.create(batcher_bell_name(prefix, index))
+        self._metrics = MetricsKeeper(self._config, self._board, self._registry, self._log_files, gpus)
         self._manager = ModelManager(
             self._config,
             self._registry,
@@ -146,8 +178,10 @@ class Supervisor:
             send=self._send,
             publish=self._publish,
             queued=self._queued,
+            record=self._snapshots.record,
         )
         self._publish()
+        self._make_keys(stack)
         self._selector.register(self._wake_r, selectors.EVENT_READ, self._on_wake)
         self._batchers = [BatcherLink(index, device, prefix) for index, device in enumerate(devices)]
         self._segments = SegmentKeeper(prefix, self._selector, self._batchers)
@@ -157,13 +191,50 @@ class Supervisor:
         except OSError as error:
             raise StartError(f"control socket {self._dir.control_socket}: {error}") from error
         stack.callback(control.stop)
+        stack.enter_context(self._metrics.running())
         stack.callback(self._kill_children)
+        self._start_log_rotation(stack)
         for link in self._batchers:
             self._start_batcher(link)
         self._web = plan_web_tier(self._config, self._listeners)
         for web in self._web:
             self._start_web(web)
         threading.Thread(target=self._register_models, name="startup models", daemon=True).start()
+
+    def _write_config(self) -> None:
+        """Writes the configuration for the children, without what is for the supervisor alone."""
+        self._dir.config_file.touch(0o600)
+        self._dir.config_file.write_text(dataclasses.replace(self._config, keystore_pass="").to_json())
+
+    def _open_certificates(self, stack: contextlib.ExitStack) -> None:
+        """Reads and checks what https listeners need, into memory that their gunicorn inherits."""
+        if not any(address.is_tls for address in self._config.addresses.values()):
+            return
+        # Only then: cryptography takes a while to load.
+        from wsgi_ts.certificates import CertificateError, load_material
+
+        try:
+            self._tls_fd = memory_file(load_material(self._config).to_pem())
+        except CertificateError as error:
+            raise StartError(str(error)) from error
+        stack.callback(os.close, self._tls_fd)
+
+    def _make_keys(self, stack: contextlib.ExitStack) -> None:
+        """Makes the tokens and the file that clients take them from, if requests need tokens."""
+        if not self._config.token_authorization:
+            return
+        self._keys = KeyRing(Path.cwd(), self._config.token_expiration_min, self._publish_tokens)
+        try:
+            self._keys.create()
+        except KeyFileError as error:
+            raise StartError(str(error)) from error
+        stack.callback(self._keys.remove)
+
+    def _start_log_rotation(self, stack: contextlib.ExitStack) -> None:
+        began_at = {file.path: file.began_at for file in self._log_files.files}
+        rotation = LogRotation(self._log_files.rotations, began_at, lambda: self._post(self._reopen_logs))
+        rotation.start()
+        stack.callback(rotation.stop)
 
     def _install_signals(self) -> None:
         self._wake_r.setblocking(False)
@@ -181,9 +252,8 @@ class Supervisor:
         # Under the registry's lock no operation sends anything between the start and what the start has to tell.
         with self._registry.changed:
             threads = len(os.sched_getaffinity(0))
-            config = self._config
             attachable = self._segments.table.attachable()
-            child = link.start(self._dir.path, config.log_dir, config.metrics_dir, attachable, threads)
+            child = link.start(self._dir.path, self._dir.log_plan_file, attachable, threads)
             for message in self._manager.replay(link.index):
                 link.send(message)
         self._dir.add_child(child.identity, link.name)
@@ -192,13 +262,22 @@ class Supervisor:
         self._selector.register(link.channel, selectors.EVENT_READ, lambda: self._on_batcher_event(link))
 
     def _start_web(self, web: Gunicorn) -> None:
-        child = web.start(self._dir.config_file, self._dir.path, self._dir.prefix)
+        child = web.start(self._dir.config_file, self._dir.path, self._dir.prefix, self._tls_fd)
         self._dir.add_child(child.identity, web.name)
         self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._on_web_death(web))
         self._selector.register(web.ready_fd, selectors.EVENT_READ, lambda: self._on_web_ready(web))
 
     def _register_models(self) -> None:
-        """Body of the thread that registers the models of the configuration."""
+        """Body of the thread that registers the models of the snapshot, or else those of the configuration."""
+        if self._config.model_snapshot is None:
+            self._load_models()
+        else:
+            self._restore_models()
+        if not self._draining:
+            self._snapshots.start()
+            self._post(self._on_models_registered)
+
+    def _load_models(self) -> None:
         for name, url in self._config.load_models:
             if self._draining:
                 return
@@ -208,7 +287,27 @@ class Supervisor:
                 log.error("Failed to load model: %s: %s", url if name is None else name, error.message)
             except Exception:
                 log.exception("Failed to load model: %s", url if name is None else name)
-        self._post(self._on_models_registered)
+
+    def _restore_models(self) -> None:
+        if not self._recorded:
+            log.warning("Model snapshot is empty. Starting TorchServe without initial models.")
+        log.info(
+            "Restoring %d model versions from the snapshot %s%s; start with --ncs to begin without it",
+            len(self._recorded),
+            self._config.config_file,
+            f"; not loading {self._config.initial_models}" if self._config.load_models else "",
+        )
+        for model in self._recorded:
+            if self._draining:
+                return
+            try:
+                self._manager.restore(model)
+            except ServerError as error:
+                self._snapshots.keep(model)
+                log.error("Error while registering model. Details: %s %s: %s", model.name, model.version, error.message)
+            except Exception:
+                self._snapshots.keep(model)
+                log.exception("Error while registering model. Details: %s %s", model.name, model.version)
 
     # The loop
 
@@ -316,9 +415,13 @@ class Supervisor:
             elif kind == "segment_retired":
                 self._segments.table.retired(event["index"], link.index)
             elif kind == "worker":
+                report = WorkerReport.from_dict(event["report"])
+                self._metrics.worker_reported(report)
                 with self._registry.changed:
-                    if self._registry.apply_report(link.index, WorkerReport.from_dict(event["report"])):
+                    if self._registry.apply_report(link.index, report):
                         self._publish()
+            elif kind == "metrics":
+                self._metrics.take_updates(event["updates"])
             elif kind == "model_unloaded":
                 self._manager.model_unloaded(link.index, event["model_index"])
 
@@ -367,12 +470,17 @@ class Supervisor:
             self._announced = True
             for listener in self._listeners:
                 log.info("%s API listens on %s", " and ".join(listener.kinds).capitalize(), listener.address)
-                if not (self._config.disable_token_authorization or listener.address.is_local):
+                if not listener.address.is_local and not self._config.token_authorization:
                     log.warning(
-                        "Token authorization is not there yet: %s answers everybody who can reach it. Bind it to "
-                        "127.0.0.1, or set disable_token_authorization=true to say that this is meant.",
+                        "disable_token_authorization=true: %s answers everybody who can reach it%s",
                         listener.address,
+                        "; who manages models runs code here" if "management" in listener.kinds else "",
                     )
+            if self._keys is not None:
+                log.info(
+                    "Token authorization is on: requests need \"Authorization: Bearer TOKEN\" with a token of %s",
+                    self._keys.path,
+                )
             log.info("Model server started.")
 
     # What the control socket offers
@@ -386,10 +494,12 @@ class Supervisor:
             "list_models": lambda _, arguments: manager.list_models(**arguments),
             "set_default": lambda _, arguments: manager.set_default(**arguments),
             "unregister_model": lambda _, arguments: manager.unregister(**arguments),
+            "renew_token": self._op_renew_token,
             "kserve_ready": lambda _, arguments: manager.kserve_ready(**arguments),
             "new_segment": self._op_new_segment,
             "segment_ready": self._op_segment_ready,
             "status": lambda _, arguments: self._on_main_thread(self._status),
+            "metrics": lambda _, arguments: self._metrics.text(**arguments),
             "stop": self._op_stop,
         }
 
@@ -405,6 +515,17 @@ class Supervisor:
         self._on_main_thread(lambda: self._segments.ready(arguments["index"], peer.pid, attached.set))
         if not attached.wait(_ATTACH_LIMIT_S):
             raise InternalServerError("The batchers did not attach the segment in time.")
+        return {}
+
+    def _op_renew_token(self, peer: Peer, arguments: dict[str, Any]) -> Any:
+        scope = arguments["scope"]
+        if self._keys is None or scope not in (MANAGEMENT, INFERENCE):
+            raise BadRequest("There is no such token.")
+        try:
+            self._keys.renew(scope)
+        except KeyFileError as error:
+            log.error("%s", error)
+            raise InternalServerError("The new token could not be written; the old one still counts.") from error
         return {}
 
     def _op_stop(self, peer: Peer, arguments: dict[str, Any]) -> Any:
@@ -434,6 +555,9 @@ class Supervisor:
             **self._manager.status(),
         }
 
+    def _clear_counters(self, model_index: int) -> None:
+        self._board.clear_model(model_index)
+
     def _queued(self, model: ModelVersion) -> int:
         words = self._board.words
         rows = [self._board.model_row(batcher, model.spec.index) for batcher in model.loaded_in]
@@ -448,6 +572,11 @@ class Supervisor:
             write_json(self._dir.routes_file, routes)
             self._board.bump_epoch()
 
+    def _publish_tokens(self, keys: dict[str, Any]) -> None:
+        """Makes known what tokens are checked by; once this returns, nobody accepts what it replaced."""
+        write_json(self._dir.tokens_file, keys)
+        self._board.bump_token_epoch()
+
     # Signals
 
     def _on_stop_signal(self, number: int, frame: Any) -> None:
@@ -457,10 +586,12 @@ class Supervisor:
         self._stop_requests += 2
 
     def _reopen_logs(self) -> None:
+        """Has every process open its log files again: somebody has moved them away."""
         self._log_files.reopen()
+        for link in self._batchers:
+            link.send({"op": "reopen_logs"})
         for web in self._web:
-            if web.child is not None:
-                web.child.send_signal(signal.SIGUSR1)
+            web.reopen_logs()
 
     def _dump_state(self) -> None:
         log.info("State: %s", self._status())
@@ -484,6 +615,7 @@ class Supervisor:
         for link in self._batchers:
             link.send({"op": "stop", "drain": self._stop_requests < 2})
         self._wait_for([*self._batchers], _BATCHER_STOP_S, lambda child: None)
+        self._snapshots.stop()
 
     def _wait_for(
         self, running: Sequence[BatcherLink | Gunicorn], limit_s: float, hasten: Callable[[Child], None]
@@ -556,11 +688,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ConfigError) as error:
         print(f"{options.config_json}: {error}", file=sys.stderr)
         return 1
-    log_files = setup_logging(config.log_dir, config.metrics_dir)
+    try:
+        log_plan = load_plan(
+            config.log_dir,
+            config.metrics_dir,
+            config.log_config,
+            os.environ,
+            asynchronous=config.async_logging,
+        )
+        log_files = setup_logging(log_plan)
+    except (LogConfigError, ValueError) as error:
+        # Of dictConfig's errors the outer one names the handler and the inner one says why.
+        print(f"{error}: {error.__cause__}" if error.__cause__ else error, file=sys.stderr, flush=True)
+        return 1
     for warning in config.warnings:
         log.info("Configuration: %s", warning)
+    if log_plan.notes:
+        log.warning("%s: left out, has no counterpart here: %s", config.log_config, ", ".join(log_plan.notes))
     try:
-        return Supervisor(config, options.run_dir or config.run_dir, log_files).run()
+        return Supervisor(config, options.run_dir or config.run_dir, log_plan, log_files).run()
     except (StartError, RunDirectoryError, BindError) as error:
         log.error("%s", error)
         print(error, file=sys.stderr, flush=True)

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
+import wsgi_ts
 from wsgi_ts.batcher import layout
 from wsgi_ts.batcher.layout import SegmentLayout
 from wsgi_ts.batcher.shared_memory import free_bytes
-from wsgi_ts.config import Config
+from wsgi_ts.config import DEFAULT_ALLOWED_URLS, Config
+from wsgi_ts.model_preparation import interpreter
 
 log = logging.getLogger(__name__)
 
 _PID_FILE = ".model_server.pid"
+#: How long another interpreter may take to import what a model worker needs, in seconds.
+_INTERPRETER_LIMIT_S = 120.0
+_CAN_RUN_WORKERS = (
+    "import sys; sys.path.append(sys.argv[1]); import wsgi_ts.batcher.worker; print(wsgi_ts.__version__)"
+)
 
 
 class StartError(Exception):
@@ -36,6 +45,49 @@ def check_shared_memory(config: Config, batchers: int) -> None:
             f"/dev/shm is too small: need {needed} bytes, have {available} in /dev/shm: make it larger (docker: "
             f"--shm-size), or set web_workers (now {config.web_workers}) or slots_per_worker (now "
             f"{config.slots_per_worker}) lower"
+        )
+
+
+def check_interpreter(config: Config) -> None:
+    """Makes sure that the interpreter that the key `python` names can run model workers.
+
+    Raises:
+        StartError: it cannot; the message says why and what to do.
+    """
+    python = interpreter(config)
+    if python == sys.executable:
+        return
+    home = str(Path(wsgi_ts.__file__).parent.parent)
+    try:
+        asked = subprocess.run(
+            [python, "-c", _CAN_RUN_WORKERS, home],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_INTERPRETER_LIMIT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise StartError(f"python={config.python}: cannot be run: {error}; correct the key or remove it") from error
+    lines = (asked.stdout if asked.returncode == 0 else asked.stderr).decode(errors="replace").strip().splitlines()
+    found = lines[-1] if lines else f"exit code {asked.returncode}"
+    if asked.returncode != 0:
+        raise StartError(
+            f"python={config.python}: cannot run model workers: {found}; install wsgi-ts {wsgi_ts.__version__} there, "
+            "or remove the key"
+        )
+    if found != wsgi_ts.__version__:
+        raise StartError(
+            f"python={config.python}: has wsgi-ts {found}, the server is {wsgi_ts.__version__}; install the same there"
+        )
+
+
+def warn_of_any_url(config: Config) -> None:
+    """Says that models may come from anywhere, where they may."""
+    if config.enable_model_api and config.allowed_urls == DEFAULT_ALLOWED_URLS:
+        log.warning(
+            "Models can be registered from any URL: allowed_urls is not set. Set it to the addresses that you trust, "
+            "for example https://models\\.example\\.org/.*"
         )
 
 

@@ -10,17 +10,22 @@ import contextlib
 import io
 import select
 import socket
+import ssl
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from wsgi_ts.access_log import AccessLog
+from wsgi_ts.batcher.board import Board
 from wsgi_ts.batcher.layout import SlotState, WebWord
 from wsgi_ts.connection import MAX_UNSENT_STREAM, Connection, Phase
 from wsgi_ts.dataplane import DataPlane, RequestIds, Ticket, ticket_of
 from wsgi_ts.errors import ServerError
 from wsgi_ts.http_request import BadHead
+from wsgi_ts.rest.responses import BASE_HEADERS, ERROR_KEY, encode_json
+from wsgi_ts.rest.tokens import ADMITTED_KEY
+from wsgi_ts.tls import TlsSocket
 
 if TYPE_CHECKING:
     from wsgi_ts.rest.apps import WebSettings
@@ -39,6 +44,8 @@ _TOO_LARGE = b"HTTP/1.1 413 Request Entity Too Large\r\ncontent-length: 0\r\n\r\
 #: Bodies up to this size are copied out of the slot and sent with the head; larger ones are sent from the slot.
 _SMALL_BODY = 16384
 
+_AS_SENT: Mapping[str, str] = {}
+
 StartResponse = Callable[..., Any]
 WSGIApp = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
@@ -51,6 +58,7 @@ class AnswerSide:
         apps: the WSGI app of each listening socket.
         sockets: the listening sockets.
         plane: the data plane; None where no predictions are served.
+        contexts: the TLS settings of each listening socket, None where it speaks plain HTTP.
     """
 
     def __init__(
@@ -59,20 +67,26 @@ class AnswerSide:
         apps: list[WSGIApp],
         sockets: list[socket.socket],
         plane: DataPlane | None,
+        contexts: list[ssl.SSLContext | None],
     ) -> None:
         self._settings = settings
         self._apps = apps
         self._plane = plane
         self._limit = settings.config.max_request_size
-        self._base_environs = [_base_environ(sock) for sock in sockets]
+        self._base_environs = [
+            _base_environ(sock, "http" if context is None else "https")
+            for sock, context in zip(sockets, contexts, strict=True)
+        ]
         self._epoll = select.epoll()
         self._connections: dict[int, Connection] = {}
         self._waiting: dict[int, Connection | None] = {}  # slot -> who waits; None: the client has gone
         self._streams: set[int] = set()
         #: Connections whose answer is sent and whose next request has already arrived.
         self._ready: list[Connection] = []
-        self._access = AccessLog(settings.config.log_dir)
+        self._access = AccessLog(settings.log_files.access)
         self._counts = [0, 0, 0]
+        self._board = plane.board if plane is not None else Board.attach(settings.prefix)
+        self._web_row = plane.web_row if plane is not None else self._board.control_web_row
         self._ids = RequestIds()
         self._now_ns = time.monotonic_ns()
         #: Smoothed time from a request to its answer while few are under way; what `_spin` goes by.
@@ -239,8 +253,9 @@ class AnswerSide:
         """Moves a stream's chunks from the slot to the socket; the model worker never waits for a slow reader."""
         client = self._plane.client  # type: ignore[union-attr]
         state = client.state(slot)
+        only_head = connection.head is not None and connection.head.method == "HEAD"
         for chunk in client.read_stream(slot):
-            if chunk:
+            if chunk and not only_head:
                 connection.queue(b"%x\r\n%b\r\n" % (len(chunk), chunk) if connection.stream_chunked else chunk)
         if state != SlotState.STREAMING:
             self._streams.discard(slot)
@@ -253,7 +268,7 @@ class AnswerSide:
                     connection.send_queued()
                 self._close(connection)
                 return
-            if connection.stream_chunked:
+            if connection.stream_chunked and not only_head:
                 connection.queue(b"0\r\n\r\n")
         if state != SlotState.STREAMING:
             self._send(connection)
@@ -277,18 +292,43 @@ class AnswerSide:
         connection.request_id = self._ids.new()
         connection.close_after = True
         connection.arrival_ns = connection.arrival_ns or self._now_ns
-        error = ServerError(bad.message, status=bad.status, type_name="BadRequestException")
-        environ = self._environ(connection)
-        environ.update(
-            {
-                "REQUEST_METHOD": "GET",
-                "PATH_INFO": "/",
-                "QUERY_STRING": "",
-                "SERVER_PROTOCOL": "HTTP/1.1",
-                "wsgi_ts.error": error,
-            }
+        self._answer_error(
+            connection,
+            ServerError(bad.message, status=bad.status, type_name="BadRequestException"),
+            {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "QUERY_STRING": "", "SERVER_PROTOCOL": "HTTP/1.1"},
         )
+
+    def _answer_error(self, connection: Connection, error: ServerError, request: Mapping[str, str] = _AS_SENT) -> None:
+        """Answers with an error before any resource is asked; `request` stands in for what is not known of it."""
+        environ = self._environ(connection)
+        environ.update(request)
+        environ[ERROR_KEY] = error
         self._respond(connection, call_app(self._apps[connection.listener], environ))
+
+    def _refuse_plain(self, connection: Connection) -> None:
+        """Answers plain HTTP on an https listener, as TorchServe does (contract §2.2): in plain HTTP, then closes."""
+        sock = connection.sock
+        if not isinstance(sock, TlsSocket):
+            raise RuntimeError("plain HTTP is what this connection speaks")
+        connection.request_id = self._ids.new()
+        connection.close_after = True
+        connection.arrival_ns = self._now_ns
+        response = AppResponse()
+        body = encode_json({"status": "This TorchServe instance only accepts HTTPS requests"})
+        headers = {
+            **BASE_HEADERS,
+            "x-request-id": connection.request_id,
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+        }
+        response.start("403 Forbidden", list(headers.items()))
+        self._note(connection, response.code)
+        try:
+            sock.send_plain(self._head_lines(connection, response) + body)
+        except OSError:
+            self._close(connection)
+            return
+        self._linger(connection)
 
     def _too_large(self, connection: Connection) -> None:
         """413 as TorchServe sends it, without reading the body."""
@@ -307,13 +347,10 @@ class AnswerSide:
         self._counts[0 if 200 <= status < 300 else 1 if 400 <= status < 500 else 2] += 1
 
     def _flush_counts(self) -> None:
-        plane = self._plane
-        if plane is None:
-            return
         for place, word in enumerate((WebWord.RESPONSES_2XX, WebWord.RESPONSES_4XX, WebWord.RESPONSES_5XX)):
             count = self._counts[place]
             if count:
-                plane.board.words[plane.web_row + word] += count
+                self._board.words[self._web_row + word] += count
                 self._counts[place] = 0
 
     # -- the table of connections
@@ -389,13 +426,13 @@ def call_app(app: WSGIApp, environ: dict[str, Any]) -> AppResponse:
     return response
 
 
-def _base_environ(sock: socket.socket) -> dict[str, Any]:
+def _base_environ(sock: socket.socket, scheme: str) -> dict[str, Any]:
     """The WSGI variables that are the same for all requests of a listener."""
     name = sock.getsockname()
     server, port = (str(name[0]), str(name[1])) if isinstance(name, tuple) else (str(name), "")
     return {
         "wsgi.version": (1, 0),
-        "wsgi.url_scheme": "http",
+        "wsgi.url_scheme": scheme,
         "wsgi.input": _NO_INPUT,
         "wsgi.errors": sys.stderr,
         "wsgi.multithread": False,
@@ -404,4 +441,5 @@ def _base_environ(sock: socket.socket) -> dict[str, Any]:
         "SCRIPT_NAME": "",
         "SERVER_NAME": server,
         "SERVER_PORT": port,
+        ADMITTED_KEY: True,
     }

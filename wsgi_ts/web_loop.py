@@ -13,6 +13,7 @@ import logging
 import os
 import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from wsgi_ts.batcher.layout import SlotState
 from wsgi_ts.connection import Connection, Phase
 from wsgi_ts.dataplane import DataPlane, Ticket
 from wsgi_ts.errors import ServiceUnavailable
+from wsgi_ts.tls import PlainHttp, accept_tls
 from wsgi_ts.web_answers import READ_EVENTS, SPIN_IN_FLIGHT, SPIN_LIMIT_NS, WSGIApp
 from wsgi_ts.web_requests import HEAD_LIMIT_S, RequestSide
 
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 
 #: At a stop, how long a connection that has sent nothing yet may take to send its request.
 SILENT_AT_STOP_S = 1.0
+#: For the handshake of a TLS connection and its first request to begin.
+HANDSHAKE_LIMIT_S = 8.0
 #: At most so many connections a turn, so that the web workers share a burst of them.
 ACCEPTS_PER_TURN = 16
 MAX_CONNECTIONS = 10000
@@ -44,7 +48,7 @@ class WebLoop(RequestSide):
     """The loop and the connections it serves.
 
     Args:
-        settings, apps, plane, blocking: see `RequestSide`.
+        settings, apps, plane, contexts, kinds: see `RequestSide`.
         sockets: the listening sockets.
         signal_fd: becomes readable when a signal has arrived.
         on_tick: called about once a second; False means that it is time to stop.
@@ -56,14 +60,15 @@ class WebLoop(RequestSide):
         apps: list[WSGIApp],
         sockets: list[socket.socket],
         plane: DataPlane | None,
-        blocking: list[bool],
+        contexts: list[ssl.SSLContext | None],
+        kinds: list[tuple[str, ...]],
         signal_fd: int,
         on_tick: Callable[[], bool],
     ) -> None:
-        super().__init__(settings, apps, sockets, plane, blocking)
+        super().__init__(settings, apps, sockets, plane, contexts, kinds)
         self._sockets = sockets
+        self._contexts = contexts
         self._on_tick = on_tick
-        self._next_tick = 0
         self._listeners = {sock.fileno(): number for number, sock in enumerate(sockets)}
         self._own_fds = {self._wake_fd, signal_fd}
         for sock in sockets:
@@ -90,12 +95,11 @@ class WebLoop(RequestSide):
     def _turn(self) -> None:
         plane = self._plane
         if plane is None or not plane.client.in_flight:
-            events = self._epoll.poll(_TICK_S)
+            events = self._epoll.poll(self._until_tick())
         else:
             events = self._spin(plane) or self._sleep(plane)
         self._now_ns = time.monotonic_ns()
-        if plane is not None:
-            plane.routes.refresh()
+        self._refresh()
         for fd, event in events:
             connection = self._connections.get(fd)
             if connection is not None:
@@ -116,6 +120,14 @@ class WebLoop(RequestSide):
         if self._now_ns >= self._next_tick:
             self._tick()
 
+    def _refresh(self) -> None:
+        """Takes in what the supervisor has published since the last turn: routes, and keys."""
+        if self._plane is not None:
+            self._plane.routes.refresh()
+        for gate in self._gates:
+            if gate is not None:
+                gate.refresh(self._now_ns)
+
     def _go_on(self) -> None:
         """Sends what the pool's threads have answered, and reads requests that came behind an answered one."""
         while self._finished_calls:
@@ -123,7 +135,11 @@ class WebLoop(RequestSide):
             if self._connections.get(connection.fd) is connection:
                 self._respond(connection, response)
         while self._ready:
-            self._read_requests(self._ready.pop())
+            connection = self._ready.pop()
+            try:
+                self._read_requests(connection)
+            except OSError:
+                self._client_gone(connection)
 
     def _spin(self, plane: DataPlane) -> list[tuple[int, int]] | None:
         """Looks for events and answers for a moment instead of sleeping; None when it is better to sleep.
@@ -146,9 +162,13 @@ class WebLoop(RequestSide):
     def _sleep(self, plane: DataPlane) -> list[tuple[int, int]]:
         plane.bell.fall_asleep()
         news = plane.client.answered() and self._any_news()
-        events: list[tuple[int, int]] = self._epoll.poll(0 if news else _TICK_S)
+        events: list[tuple[int, int]] = self._epoll.poll(0 if news else self._until_tick())
         plane.bell.wake_up()
         return events
+
+    def _until_tick(self) -> float:
+        """Seconds to the next tick."""
+        return max(0.0, (self._next_tick - time.monotonic_ns()) / 1e9)
 
     def _any_news(self) -> bool:
         """Whether an answered slot needs the loop: streams that are being pumped only do when they have chunks."""
@@ -169,8 +189,11 @@ class WebLoop(RequestSide):
         if not self._on_tick():
             self._stopping = True
         now = time.monotonic()
-        for connection in [c for c in self._connections.values() if c.limit_at and now > c.limit_at]:
-            self._give_up(connection)
+        for connection in [c for c in self._connections.values() if c.limit_at]:
+            if now > connection.limit_at:
+                self._give_up(connection)
+            elif connection.phase == Phase.ANSWER:
+                self._limit_answer(connection, int(connection.limit_at * 1e9))
 
     def _drain(self) -> None:
         """Stops accepting once the backlog is taken; answers what is under way, with 503 what is not done in time."""
@@ -213,8 +236,15 @@ class WebLoop(RequestSide):
             if sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             peer = f"/{address[0]}:{address[1]}" if isinstance(address, tuple) and address else "/unix"
+            context, limit_s = self._contexts[listener], HEAD_LIMIT_S
+            if context is not None:
+                try:
+                    sock, limit_s = accept_tls(context, sock), HANDSHAKE_LIMIT_S
+                except (OSError, PlainHttp):  # gone again already
+                    sock.close()
+                    continue
             connection = Connection(sock, peer, listener)
-            connection.limit_at = time.monotonic() + HEAD_LIMIT_S
+            connection.limit_at = time.monotonic() + limit_s
             connection.events = READ_EVENTS
             self._connections[connection.fd] = connection
             self._epoll.register(connection.fd, READ_EVENTS)
@@ -230,6 +260,8 @@ class WebLoop(RequestSide):
                 self._receive_direct(connection)
             else:
                 self._receive(connection)
+        except PlainHttp:
+            self._refuse_plain(connection)
         except OSError:
             self._client_gone(connection)
 

@@ -11,16 +11,21 @@ import logging
 import os
 import select
 import socket
+import ssl
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from wsgi_ts.batcher.layout import TOO_LATE
 from wsgi_ts.batcher.shared_memory import SharedMemoryFull
 from wsgi_ts.connection import DIRECT_BODY_BYTES, MAX_AHEAD, RECEIVE_BYTES, Connection, Phase
 from wsgi_ts.dataplane import DataPlane, Target, Ticket
-from wsgi_ts.errors import OutOfResources, ServiceUnavailable
-from wsgi_ts.http_request import MAX_HEAD, BadHead, ChunkedBody, Head, parse_head
+from wsgi_ts.errors import OutOfResources, RequestTimeout, ServiceUnavailable
+from wsgi_ts.form_field import is_form
+from wsgi_ts.gate import Gate
+from wsgi_ts.http_request import BadHead, ChunkedBody, Head, check_partial_head, parse_head
+from wsgi_ts.tls import TlsSocket
 from wsgi_ts.web_answers import READ_EVENTS, AnswerSide, AppResponse, WSGIApp, call_app
 
 if TYPE_CHECKING:
@@ -30,7 +35,11 @@ log = logging.getLogger(__name__)
 
 HEAD_LIMIT_S = 10.0
 BODY_LIMIT_S = 60.0
+#: What must come of a body within that time for the next as much: 100 bytes a second.
+LEAST_BODY_BYTES = 6000
 POOL_THREADS = 8
+#: Answers' own limits are looked at no more often than this.
+SHORTEST_TICK_NS = 10_000_000
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LINE_ENDS = b"\r\n"
 
@@ -39,8 +48,8 @@ class RequestSide(AnswerSide):
     """The first half of every request.
 
     Args:
-        settings, apps, sockets, plane: see `AnswerSide`.
-        blocking: for each listening socket, whether its app's calls may block.
+        settings, apps, sockets, plane, contexts: see `AnswerSide`.
+        kinds: for each listening socket, the APIs that are served on it.
     """
 
     def __init__(
@@ -49,14 +58,21 @@ class RequestSide(AnswerSide):
         apps: list[WSGIApp],
         sockets: list[socket.socket],
         plane: DataPlane | None,
-        blocking: list[bool],
+        contexts: list[ssl.SSLContext | None],
+        kinds: list[tuple[str, ...]],
     ) -> None:
-        super().__init__(settings, apps, sockets, plane)
-        self._blocking = blocking
+        super().__init__(settings, apps, sockets, plane, contexts)
+        config, run_dir = settings.config, settings.run_dir
+        # A management call may wait for workers to load.
+        self._blocking = [each != ("inference",) for each in kinds]
+        self._gates = [
+            Gate(each, config, run_dir, self._board) if Gate.needed(each, config) else None for each in kinds
+        ]
         self._pool: ThreadPoolExecutor | None = None
         self._finished_calls: deque[tuple[Connection, AppResponse]] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._stopping = False
+        self._next_tick = 0
 
     def _receive(self, connection: Connection) -> None:
         try:
@@ -96,9 +112,19 @@ class RequestSide(AnswerSide):
 
     def _give_up(self, connection: Connection) -> None:
         """A limit has passed: says so where the client is owed an answer, else just closes."""
+        if connection.phase == Phase.BODY and connection.body_received - connection.body_seen >= LEAST_BODY_BYTES:
+            connection.body_seen = connection.body_received
+            connection.limit_at = time.monotonic() + BODY_LIMIT_S
+            return
         started = connection.phase == Phase.HEAD and connection.buffer
         if started or connection.phase == Phase.BODY:
             self._refuse(connection, BadHead(408, "The request did not arrive in time."))
+        elif connection.phase == Phase.ANSWER and connection.target is not None:
+            # What has not begun will not be, since the slot is cancelled; what runs is answered to nobody.
+            slot, connection.slot = connection.slot, -1
+            self._waiting[slot] = None
+            self._plane.client.cancel(slot)  # type: ignore[union-attr]
+            self._answer_now(connection, Ticket(RequestTimeout(TOO_LATE)))
         elif connection.phase in (Phase.ANSWER, Phase.STREAM):
             connection.limit_at = 0.0
         else:
@@ -124,12 +150,12 @@ class RequestSide(AnswerSide):
             self._begin(connection, head)
 
     def _check_partial_head(self, connection: Connection, buffer: bytes) -> None:
-        if len(buffer) > MAX_HEAD:
-            self._refuse(connection, BadHead(431, "The request's headers are too large."))
-        elif b"\n\n" in buffer or buffer[:1].isspace() or b"\0" in buffer:
-            self._refuse(connection, BadHead(400, "Invalid HTTP message."))
-        elif connection.limit_at > time.monotonic() + HEAD_LIMIT_S:
-            connection.limit_at = time.monotonic() + HEAD_LIMIT_S
+        try:
+            check_partial_head(buffer)
+        except BadHead as bad:
+            self._refuse(connection, bad)
+            return
+        connection.limit_at = min(connection.limit_at, time.monotonic() + HEAD_LIMIT_S)
 
     def _begin(self, connection: Connection, head: Head) -> None:
         connection.head = head
@@ -140,12 +166,21 @@ class RequestSide(AnswerSide):
         if head.content_length > self._limit:
             self._too_large(connection)
             return
+        gate = self._gates[connection.listener]
+        if gate is not None and not gate.has_admitted(head):
+            refusal = gate.refusal_of(head)
+            if refusal is not None:
+                self._answer_error(connection, refusal)
+                return
         target = plane.routes.target_of(head) if plane is not None else None
         connection.target = target
         if target is None:
             self._begin_plain(connection, head)
         elif target.error is not None:
-            self._answer_now(connection, Ticket(target.error))
+            if target.reads_form and is_form(head.content_type):
+                self._begin_plain(connection, head)
+            else:
+                self._answer_now(connection, Ticket(target.error))
         else:
             self._begin_prediction(connection, head, target)
 
@@ -185,6 +220,7 @@ class RequestSide(AnswerSide):
     def _expect_body(self, connection: Connection, head: Head) -> None:
         connection.phase = Phase.BODY
         connection.limit_at = time.monotonic() + BODY_LIMIT_S
+        connection.body_seen = 0
         if head.expect_continue:
             connection.sock.send(_CONTINUE)
 
@@ -197,13 +233,14 @@ class RequestSide(AnswerSide):
             try:
                 count = connection.sock.recv_into(room[connection.body_have :])
             except BlockingIOError:
-                connection.limit_at = time.monotonic() + BODY_LIMIT_S
                 return
             if not count:
                 self._end_of_stream(connection)
                 return
             connection.body_have += count
         connection.body_room = None
+        if isinstance(connection.sock, TlsSocket):
+            connection.buffer = connection.sock.take_pending()
         self._submit(connection, None, len(room))
 
     def _more_body(self, connection: Connection, data: bytes, first: bytes = b"") -> None:
@@ -266,9 +303,16 @@ class RequestSide(AnswerSide):
             return
         connection.phase = Phase.ANSWER
         connection.limit_at = 0.0
+        if target.client_timeout_ms:
+            self._limit_answer(connection, connection.arrival_ns + target.client_timeout_ms * 1_000_000)
         self._waiting[slot] = connection
         if connection.half_closed:
             self._watch(connection, connection.events & ~READ_EVENTS)
+
+    def _limit_answer(self, connection: Connection, limit_ns: int) -> None:
+        """The answer must be there at this monotonic time; the loop looks then, and not only at its next tick."""
+        connection.limit_at = limit_ns / 1e9
+        self._next_tick = min(self._next_tick, max(limit_ns, self._now_ns + SHORTEST_TICK_NS))
 
     def _no_memory(self, connection: Connection, full: SharedMemoryFull) -> None:
         log.error("%s", full.strerror)
@@ -289,7 +333,24 @@ class RequestSide(AnswerSide):
             connection.buffer = b""
             self._expect_body(connection, head)
 
+    def _begin_form_prediction(self, connection: Connection, head: Head, body: bytes) -> None:
+        """Goes on with a prediction whose model stood in its form."""
+        plane = self._plane
+        if plane is None:
+            raise RuntimeError("a prediction without a data plane")
+        target = connection.target = plane.routes.form_target(head.content_type, body)
+        slot = plane.client.take() if target.error is None else None
+        if slot is None:
+            error = target.error or ServiceUnavailable.no_worker(target.model_name, target.version)
+            self._answer_now(connection, Ticket(error))
+            return
+        connection.slot = slot
+        self._submit(connection, body, len(body))
+
     def _call_app(self, connection: Connection, body: bytes) -> None:
+        if connection.target is not None and connection.head is not None:
+            self._begin_form_prediction(connection, connection.head, body)
+            return
         environ = self._environ(connection)
         environ["wsgi.input"] = io.BytesIO(body)
         environ["wsgi_ts.plane"] = self._plane

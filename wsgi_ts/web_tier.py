@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ class Gunicorn:
         self._workers = workers
         self._booted = 0
         self._starts = 0
+        self._reopen_when_ready = False
         self._backoff = RestartBackoff()
 
     @property
@@ -50,8 +52,8 @@ class Gunicorn:
         """For people."""
         return f"gunicorn {self.kind}"
 
-    def start(self, config_file: Path, run_dir: Path, prefix: str) -> Child:
-        """Starts the next life."""
+    def start(self, config_file: Path, run_dir: Path, prefix: str, tls_fd: int = -1) -> Child:
+        """Starts the next life; `tls_fd` is a file with what https listeners take, -1 for none."""
         self.restart_at = float("inf")
         self._starts += 1
         self._booted = 0
@@ -59,13 +61,17 @@ class Gunicorn:
         arguments += ["--run-dir", str(run_dir), "--prefix", prefix]
         for listener in self._listeners:
             arguments += ["--listener", listener.argument]
+        pass_fds = [listener.sock.fileno() for listener in self._listeners]
+        if tls_fd >= 0 and any(listener.address.is_tls for listener in self._listeners):
+            arguments += ["--tls-fd", str(tls_fd)]
+            pass_fds.append(tls_fd)
         self.ready_fd, theirs = os.pipe()
         os.set_blocking(self.ready_fd, False)
         try:
             self.child = Child(
                 self.name,
                 python_command("wsgi_ts.gunicorn_app", *arguments, "--ready-fd", str(theirs)),
-                pass_fds=[theirs, *(listener.sock.fileno() for listener in self._listeners)],
+                pass_fds=[theirs, *pass_fds],
                 environ={INSTANCE_VARIABLE: prefix},
             )
         except OSError:
@@ -75,6 +81,12 @@ class Gunicorn:
             os.close(theirs)
         return self.child
 
+    def reopen_logs(self) -> None:
+        """Has its processes open their log files again, or once it is up where it is just starting."""
+        self._reopen_when_ready = not self._booted
+        if self._booted and self.child is not None:
+            self.child.send_signal(signal.SIGUSR1)
+
     def take_ready(self) -> bool:
         """Reads `ready_fd`; False when it is at its end (no process writes to it any more)."""
         try:
@@ -82,6 +94,8 @@ class Gunicorn:
         except BlockingIOError:
             return True
         self._booted += len(data)
+        if self._booted and self._reopen_when_ready:
+            self.reopen_logs()
         self.is_ready = self.is_ready or self._booted >= self._workers
         return bool(data)
 

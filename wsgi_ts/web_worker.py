@@ -27,13 +27,14 @@ class WebWorker(Worker):  # type: ignore[misc]
         plane = None
         if settings.kind == "inference":
             plane = DataPlane(settings.config, settings.run_dir, settings.prefix)
+        kinds = [self.app.kinds_for(sock) for sock in self.sockets]
         self._loop = WebLoop(
             settings,
             [self.app.app_for(sock) for sock in self.sockets],
             self.sockets,
             plane,
-            # A management call may wait for workers to load.
-            [self.app.kinds_for(sock) != ("inference",) for sock in self.sockets],
+            [self.app.context if settings.config.addresses[each[0]].is_tls else None for each in kinds],
+            kinds,
             self.PIPE[0],
             self._on_tick,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,7 @@ def request(
     body: bytes | str | None = None,
     chunks: Iterable[bytes] | None = None,
     timeout: float = 30.0,
+    tls: ssl.SSLContext | None = None,
 ) -> Reply:
     """Sends one request on a connection of its own and reads the whole answer.
 
@@ -49,8 +51,12 @@ def request(
         body: sent with Content-Length; None sends neither body nor length.
         chunks: sent chunked, instead of `body`.
         timeout: limit of every socket operation, in seconds.
+        tls: what to check the server by; None for plain HTTP.
     """
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    if tls is None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    else:
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=timeout, context=tls)
     try:
         return exchange(connection, method, path, headers=headers, body=body, chunks=chunks)
     finally:
@@ -98,8 +104,10 @@ def read_reply(response: http.client.HTTPResponse) -> Reply:
 class RawConnection:
     """A socket to the server that sends bytes as they are and reads answers one after another."""
 
-    def __init__(self, port: int, timeout: float = 30.0) -> None:
+    def __init__(self, port: int, timeout: float = 30.0, tls: ssl.SSLContext | None = None) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port), timeout=timeout)
+        if tls is not None:
+            self.sock = tls.wrap_socket(self.sock, server_hostname="127.0.0.1")
         self._reader = self.sock.makefile("rb")
 
     def __enter__(self) -> RawConnection:

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,11 @@ class ServerProcess:
         environment: further variables.
         web_workers: gunicorn workers of the inference API.
         combined: the inference and management APIs on one address.
+        tls: the APIs that are served over TLS, each with what a client checks the server by.
+        snapshots: write snapshots, and start from one where `ts_config` is None.
+
+    Attributes:
+        ts_config: the file that the next start is given; None: none.
     """
 
     def __init__(
@@ -51,6 +57,8 @@ class ServerProcess:
         environment: Mapping[str, str] | None = None,
         web_workers: int = 1,
         combined: bool = False,
+        tls: Mapping[str, ssl.SSLContext] | None = None,
+        snapshots: bool = False,
     ) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="wts-", dir="/tmp"))
         self.store = self.home / "store"
@@ -60,18 +68,23 @@ class ServerProcess:
             shutil.copytree(store, self.store)
         (self.home / "tmp").mkdir()
         self.marker = uuid.uuid4().hex
+        self.tls = dict(tls or {})
         self.ports = dict(zip(APIS, free_ports(len(APIS)), strict=True))
         if combined:
             self.ports["management"] = self.ports["inference"]
         self._config = {
-            **{f"{api}_address": f"http://127.0.0.1:{port}" for api, port in self.ports.items()},
+            **{
+                f"{api}_address": f"{'https' if api in self.tls else 'http'}://127.0.0.1:{port}"
+                for api, port in self.ports.items()
+            },
             "disable_token_authorization": "true",
             "enable_model_api": "true",
             "web_workers": str(web_workers),
             "slots_per_worker": "256",
             **(config or {}),
         }
-        self._arguments = list(arguments)
+        self._arguments = [*([] if snapshots else ["--ncs"]), *arguments]
+        self.ts_config: Path | None = self.home / "config.properties"
         self._environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._control: ControlPlane | None = None
@@ -105,14 +118,9 @@ class ServerProcess:
         """
         config = self.home / "config.properties"
         config.write_text("".join(f"{key}={value}\n" for key, value in self._config.items()))
-        command = [sys.executable, "-c", _LAUNCH, "--start", "--foreground", "--ncs"]
-        command += [
-            "--model-store",
-            os.fspath(self.store),
-            "--ts-config",
-            os.fspath(config),
-            *self._arguments,
-        ]
+        command = [sys.executable, "-c", _LAUNCH, "--start", "--foreground", "--model-store", os.fspath(self.store)]
+        command += [] if self.ts_config is None else ["--ts-config", os.fspath(self.ts_config)]
+        command += self._arguments
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TS_")}
         environment |= {
             MARKER: self.marker,
@@ -184,8 +192,8 @@ class ServerProcess:
         timeout: float = 30.0,
     ) -> http.Reply:
         """Sends one request to an API ("inference", "management" or "metrics") on a connection of its own."""
-        port = self.ports[api]
-        return http.request(port, method, path, headers=headers, body=body, chunks=chunks, timeout=timeout)
+        port, tls = self.ports[api], self.tls.get(api)
+        return http.request(port, method, path, headers=headers, body=body, chunks=chunks, timeout=timeout, tls=tls)
 
     def predict(self, model: str, body: bytes | str = b"", **headers: str) -> http.Reply:
         """Posts a prediction; keyword arguments are headers, with underscores for hyphens."""
@@ -201,7 +209,7 @@ class ServerProcess:
 
     def raw(self, api: str = "inference", timeout: float = 30.0) -> http.RawConnection:
         """A socket to an API."""
-        return http.RawConnection(self.ports[api], timeout)
+        return http.RawConnection(self.ports[api], timeout, self.tls.get(api))
 
     @property
     def control(self) -> ControlPlane:

@@ -79,9 +79,16 @@ def test_directories_are_used_in_place(place: Place, monkeypatch: pytest.MonkeyP
     nested = place.root / "elsewhere" / "only"
     nested.parent.mkdir()
     model.rename(nested)
-    assert place.open(str(nested.parent)).path == nested
+    # Outside of the store: where the operator says so, and not over the API.
     monkeypatch.chdir(place.root)
-    assert place.open("elsewhere").path == nested
+    for url in (str(nested.parent), "elsewhere"):
+        assert place.open(url, any_directory=True).path == nested
+    assert place.refuse("elsewhere", ModelNotFound) == "Model not found at: elsewhere"
+    # A link in the store is the operator's word too; a way around through the store is not.
+    (place.store / "linked").symlink_to(nested)
+    assert place.open("linked").path == nested
+    (place.store / "way").symlink_to(place.root)
+    assert place.refuse("store/way/elsewhere", ModelNotFound) == "Model not found at: store/way/elsewhere"
 
 
 @pytest.mark.parametrize(

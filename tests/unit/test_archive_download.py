@@ -307,3 +307,14 @@ def test_store_without_hard_links(place: Place, origin: Origin, monkeypatch: pyt
 def test_wrong_pattern_is_named() -> None:
     with pytest.raises(ValueError, match=r"allowed_urls: 'http\(' is not a regular expression"):
         DownloadRules(("http(",))
+
+
+def test_a_long_download_says_how_far_it_is(
+    place: Place, origin: Origin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("wsgi_ts.archive_download._PROGRESS_S", 0.0)
+    caplog.set_level("INFO")
+    body = mar(place.root / "m.mar").read_bytes()
+    place.open(origin.answer("/m.mar?signature=secret", body))
+    assert f"Downloading {origin.url}/m.mar: {len(body)} of {len(body)} bytes" in caplog.messages
+    assert "secret" not in caplog.text

@@ -118,6 +118,7 @@ class TestRoutes:
             "models": {
                 "m": {
                     "default": "1.0",
+                    "startup": False,
                     "versions": {"1.0": {"index": 0, "batchers": {}, "client_timeout_ms": 0, "loaded": False}},
                 }
             },

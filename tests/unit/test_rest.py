@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import threading
@@ -18,8 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.eventually import eventually
 
-from wsgi_ts.batcher.board import Board
-from wsgi_ts.batcher.layout import ModelWord, WebWord
 from wsgi_ts.channel import Channel, ChannelClosed
 from wsgi_ts.config import Config
 from wsgi_ts.controlplane import ControlPlane
@@ -30,7 +27,7 @@ from wsgi_ts.errors import (
     ServerError,
     ServiceUnavailable,
 )
-from wsgi_ts.rest import management, metrics, openapi
+from wsgi_ts.rest import management, openapi
 from wsgi_ts.rest.apps import KINDS, build_app
 from wsgi_ts.rest.responses import BASE_HEADERS, encode_json, from_http_error
 
@@ -506,12 +503,13 @@ def test_any_json_body_is_arguments_or_a_400(body: bytes) -> None:
 
 
 def test_documents(supervisor: SupervisorSocket, web: falcon.testing.TestClient) -> None:
-    document = openapi.document(("management",))
+    config = Config(enable_model_api=True)
+    document = openapi.document(("management",), config)
     assert web.simulate_options("/").json == document
     for method in ("GET", "POST", "OPTIONS"):
         assert web.simulate_request(method, "/api-description/").json == document
-    assert list(document) == ["openapi", "info", "paths"]
-    assert list(document["paths"]) == [
+    assert list(document) == ["openapi", "info", "paths", "components"]
+    assert set(document["paths"]) >= {
         "/",
         "/api-description",
         "/models",
@@ -519,12 +517,12 @@ def test_documents(supervisor: SupervisorSocket, web: falcon.testing.TestClient)
         "/models/{model_name}/{model_version}",
         "/models/{model_name}/{model_version}/set-default",
         "/metrics",
-    ]
-    assert list(document["paths"]["/models/{model_name}"]) == ["get", "put", "delete"]
-    assert list(openapi.document(("metrics",))["paths"]) == ["/metrics"]
+    }
+    assert list(document["paths"]["/models/{model_name}"]) == ["get", "put", "delete", "options"]
+    assert "/metrics" in openapi.document(("metrics",), config)["paths"]
     names = [
         operation["operationId"]
-        for path in openapi.document(("inference", "management", "metrics"))["paths"].values()
+        for path in openapi.document(("inference", "management", "metrics"), config)["paths"].values()
         for operation in path.values()
     ]
     assert len(names) == len(set(names))
@@ -547,63 +545,18 @@ def test_metrics_go_to_the_log_by_default(control: ControlPlane) -> None:
         assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
 
 
-@pytest.fixture
-def board() -> Iterator[Board]:
-    prefix = f"wsgi-ts-test-{os.getpid()}"
-    made = Board.create(prefix)
-    yield made
-    made.close()
-    Board.unlink(prefix)
-
-
-def test_metrics_from_the_board(board: Board, tmp_path: Path) -> None:
-    for row, count in ((0, 3), (1, 20_000_000)):
-        board.words[board.web_row(row) + WebWord.RESPONSES_2XX] = count
-    for batcher, count in ((0, 2), (1, 5)):
-        board.words[board.model_row(batcher, 4) + ModelWord.REQUESTS] = count
-    routes = {"models": {'m"x': {"default": "1.0", "versions": {"1.0": {"index": 4}}}}}
-    (tmp_path / "routes.json").write_text(json.dumps(routes))
-    settings = Settings(Config(metrics_mode="prometheus"), tmp_path, board.prefix)
-    web = falcon.testing.TestClient(build_app(("metrics",), settings))
-    host = socket.gethostname()
-    text = web.simulate_get("/metrics").text
-    assert (
-        "# HELP Requests2XX Torchserve prometheus counter metric with unit: Count\n"
-        "# TYPE Requests2XX counter\n"
-        f'Requests2XX{{Level="Host",Hostname="{host}",}} 2.0000003E7\n'
-    ) in text
-    assert "# TYPE Requests5XX counter\n#" in text
-    sample = f'ts_inference_requests_total{{model_name="m\\"x",model_version="1.0",hostname="{host}",}} 7.0\n'
-    assert sample in text
-    chosen = web.simulate_get("/metrics?name[]=Requests4XX&name[]=ts_queue_latency_microseconds").text
-    assert [line.split()[2] for line in chosen.splitlines()[::2]] == [
-        "Requests4XX",
-        "ts_queue_latency_microseconds",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0, "0.0"),
-        (1, "1.0"),
-        (1.5, "1.5"),
-        (9999999, "9999999.0"),
-        (10_000_000, "1.0E7"),
-        (15_000_000, "1.5E7"),
-        (-12345678.5, "-1.23456785E7"),
-        (0.0001, "1.0E-4"),
-        (float("inf"), "+Inf"),
-        (float("nan"), "NaN"),
-    ],
-)
-def test_java_double(value: float, text: str) -> None:
-    assert metrics.java_double(value) == text
-
-
-@given(st.floats(allow_nan=False, allow_infinity=False))
-def test_java_double_keeps_the_value(value: float) -> None:
-    assert float(metrics.java_double(value)) == value
+def test_metrics_are_asked_of_the_supervisor(
+    supervisor: SupervisorSocket, control: ControlPlane, tmp_path: Path
+) -> None:
+    supervisor.reply = lambda request: {"ok": "# TYPE a gauge\n"}
+    web = falcon.testing.TestClient(
+        build_app(("metrics",), Settings(Config(metrics_mode="prometheus"), tmp_path), control)
+    )
+    assert web.simulate_get("/metrics").text == "# TYPE a gauge\n"
+    web.simulate_get("/metrics?name[]=a,b&name[]=c")
+    web.simulate_get("/metrics?name[]=a")
+    names = [request.get("names") for request in supervisor.requests]
+    assert names == [None, ["a,b", "c"], ["a"]]
 
 
 def test_eventually_names_what_did_not_happen() -> None:

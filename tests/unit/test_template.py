@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from wsgi_ts.channel import Channel
+from wsgi_ts.log_plan import default_plan
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.process import start_time
 
@@ -40,11 +41,13 @@ class TemplateProcess:
         ours, theirs = socket.socketpair()
         ours.settimeout(LIMIT_S)
         self.channel = Channel(ours)
+        plan = folder / "logging.json"
+        default_plan(folder / "logs", folder / "logs").write(plan)
         with (folder / "stdout").open("wb") as stdout, theirs:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "wsgi_ts.batcher.template", "--fd", str(theirs.fileno())),
-                    *("--log-dir", str(folder / "logs"), "--entry", "template_workers:run"),
+                    *("--log-plan", str(plan), "--entry", "template_workers:run"),
                 ],
                 pass_fds=[theirs.fileno()],
                 stdout=stdout,
@@ -54,7 +57,8 @@ class TemplateProcess:
 
     def start(self, worker_id: int, behaviour: str, start_count: int = 1, **spec: Any) -> None:
         model = ModelSpec(1, "probe", "1.0", str(self.folder), behaviour, None, **spec)
-        order = {"worker_id": worker_id, "start_count": start_count, "spec": model.to_dict(), "gpu_id": None}
+        order = {"worker_id": worker_id, "start_count": start_count, "spec": model.to_dict()}
+        order |= {"gpu_id": None, "devices": None}
         self.channel.send({"op": "start", **order, "prefix": self.prefix, "batcher_index": 0, "threads": 1})
 
     def expect(self, event: str, worker_id: int) -> dict[str, Any]:
@@ -163,7 +167,7 @@ def test_output_goes_to_the_models_logs(shared: TemplateProcess) -> None:
     assert not any("METRICS" in line for line in model_log)
     assert "plain line äö" in lines
     assert "to stderr" in lines
-    metric = "HandlerTime.Milliseconds:1.5|#ModelName:probe,Level:Model|#hostname:h,requestID:r-1,timestamp:17"
+    metric = "HandlerTime.ms:1.5|#ModelName:probe,Level:Model|#hostname:h,requestID:r-1,timestamp:17"
     assert shared.log("model_metrics.log").endswith(f" - {metric}\n")
     everywhere = (shared.folder / "stdout").read_text()
     assert "MODEL_LOG - plain line äö" in everywhere
@@ -222,10 +226,10 @@ def test_a_start_that_fails_is_an_exit(shared: TemplateProcess) -> None:
     assert any("FileNotFoundError" in line for line in exit_event["last_lines"])
 
 
-def test_log_files_are_opened_again_on_sigusr1(shared: TemplateProcess) -> None:
+def test_log_files_are_opened_again_when_the_batcher_says_so(shared: TemplateProcess) -> None:
     log = shared.folder / "logs" / "model_log.log"
     log.rename(log.with_suffix(".old"))
-    shared.process.send_signal(signal.SIGUSR1)
+    shared.channel.send({"op": "reopen_logs"})
     eventually(log.exists, "a new model_log.log")
     shared.started_and_loaded(9013, "print")
     shared.expect("exit", 9013)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.logs import logging_to
 
 from wsgi_ts.batcher.worker_output import (
     LAST_LINES,
@@ -16,9 +17,9 @@ from wsgi_ts.batcher.worker_output import (
     LineSplitter,
     RateLimit,
     WorkerOutput,
-    metric_message,
 )
 from wsgi_ts.log import LogFiles
+from wsgi_ts.metrics.reported import ModelMetrics
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]))), st.data())
@@ -61,20 +62,13 @@ def test_the_rate_limit_fills_again_with_time() -> None:
     assert not limit.allows(101, 100.0)
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (
-            "[METRICS]Time.ms:1.5|#Level:Model|#type:GAUGE|#hostname:h,17,a,b",
-            "Time.ms:1.5|#Level:Model|#hostname:h,requestID:a,b,timestamp:17",
-        ),
-        ("[METRICS]Disk Used.GB:-1e-05|#|#hostname:h,17", "Disk Used.GB:-1e-05|#|#hostname:h,timestamp:17"),
-        ("[METRICS]Time.ms:fast|#Level:Model|#hostname:h,17", None),
-        ("[METRICS]", None),
-    ],
-)
-def test_metrics_lines(line: str, message: str | None) -> None:
-    assert metric_message(line) == message
+NO_METRICS = ModelMetrics(None, "log", auto_detect=False)
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> Iterator[LogFiles]:
+    with logging_to(tmp_path) as files:
+        yield files
 
 
 @pytest.fixture
@@ -86,21 +80,17 @@ def pipe() -> Iterator[tuple[int, int]]:
     os.close(write_end)
 
 
-def test_only_the_last_lines_are_kept(tmp_path: Path, pipe: tuple[int, int]) -> None:
-    logs = LogFiles.open(tmp_path, tmp_path)
-    output = WorkerOutput("W-9000-probe_1.0", logs, now=0.0)
+def test_only_the_last_lines_are_kept(tmp_path: Path, logs: LogFiles, pipe: tuple[int, int]) -> None:
+    output = WorkerOutput("W-9000-probe_1.0", logs, NO_METRICS, now=0.0)
     os.write(pipe[1], b"".join(b"line %d\n" % number for number in range(80)))
     assert output.read(pipe[0], "stdout", 0.0)
     assert output.read(pipe[0], "stdout", 0.0)  # nothing there: not the end
     assert list(output.last_lines) == [f"line {number}" for number in range(80 - LAST_LINES, 80)]
     assert len((tmp_path / "model_log.log").read_text().splitlines()) == 80
-    for file in logs.all():
-        file.close()
 
 
-def test_what_is_dropped_is_counted(tmp_path: Path, pipe: tuple[int, int]) -> None:
-    logs = LogFiles.open(tmp_path, tmp_path)
-    output = WorkerOutput("W-9000-probe_1.0", logs, now=0.0)
+def test_what_is_dropped_is_counted(tmp_path: Path, logs: LogFiles, pipe: tuple[int, int]) -> None:
+    output = WorkerOutput("W-9000-probe_1.0", logs, NO_METRICS, now=0.0)
     block = b"x" * 999 + b"\n"
     for _ in range(60):
         os.write(pipe[1], block * 50)
@@ -108,14 +98,12 @@ def test_what_is_dropped_is_counted(tmp_path: Path, pipe: tuple[int, int]) -> No
     output.finish()
     assert output.last_lines[-1] == "[2000 lines dropped: more than 1000000 bytes per second]"
     assert len((tmp_path / "model_log.log").read_text().splitlines()) == 1001
-    for file in logs.all():
-        file.close()
 
 
 def test_a_log_directory_that_cannot_be_written_is_not_an_error(tmp_path: Path, pipe: tuple[int, int]) -> None:
     (tmp_path / "file").touch()
-    logs = LogFiles.open(tmp_path / "file", tmp_path / "file")
-    output = WorkerOutput("W-9000-probe_1.0", logs, now=0.0)
-    os.write(pipe[1], b"still read\n")
-    assert output.read(pipe[0], "stderr", 0.0)
+    with logging_to(tmp_path / "file") as unwritable:
+        output = WorkerOutput("W-9000-probe_1.0", unwritable, NO_METRICS, now=0.0)
+        os.write(pipe[1], b"still read\n")
+        assert output.read(pipe[0], "stderr", 0.0)
     assert list(output.last_lines) == ["still read"]

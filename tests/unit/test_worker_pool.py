@@ -49,7 +49,7 @@ class Driver:
         return self.actions
 
     def set_workers(self, *worker_ids: int) -> list[Action]:
-        self.actions = self.pool.set_workers(3, [(worker_id, None) for worker_id in worker_ids], self.now)
+        self.actions = self.pool.set_workers(3, [(worker_id, None, None) for worker_id in worker_ids], self.now)
         return self.actions
 
     def started(self, worker_id: int = 9000, start_count: int = 1) -> list[Action]:
@@ -304,8 +304,8 @@ def test_startup_timeout(caplog: pytest.LogCaptureFixture) -> None:
     assert report.exit_reason == "did not load the model within 20 s"
     assert (
         "Backend worker error\n"
-        "org.pytorch.serve.wlm.WorkerInitializationException: Backend worker did not respond in given time"
-    ) in caplog.messages
+        "org.pytorch.serve.wlm.WorkerInitializationException: Backend worker did not respond in given time\n"
+    ) in caplog.text
 
 
 def test_response_timeout() -> None:

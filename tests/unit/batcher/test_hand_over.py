@@ -256,6 +256,34 @@ def test_an_unloaded_model_answers_what_is_queued(bench: Bench) -> None:
     assert ("model_unloaded", MODEL) in bench.notices
 
 
+def test_an_unloaded_model_serves_what_is_queued_before_its_worker_leaves(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsgi_ts.batcher.loop.LAST_ARRIVALS_S", 0.0)
+    _, worker = bench.add_worker()
+    slots = [bench.submit(), bench.submit()]
+    bench.begin(worker, 1)
+    bench.loop.command("unload_model", MODEL)
+    bench.loop.command("release_worker", WORKER, 1)
+    bench.turn()
+    assert not worker.stopping
+    bench.finish(worker, 1, slots[:1])
+    bench.begin(worker, 2)
+    bench.finish(worker, 2, slots[1:])
+    assert [bench.status(slot) for slot in slots] == [418, 418]
+    assert worker.stopping
+    assert ("model_unloaded", MODEL) in bench.notices
+
+
+def test_an_unloaded_model_still_takes_jobs_that_were_on_their_way(bench: Bench) -> None:
+    _, worker = bench.add_worker()
+    bench.loop.command("unload_model", MODEL)
+    bench.loop.command("release_worker", WORKER, 1)
+    bench.turn()
+    slot = bench.submit()
+    assert bench.begin(worker, 1) == [slot]
+
+
 def test_a_released_worker_finishes_its_batch(bench: Bench) -> None:
     _, worker = bench.add_worker()
     slot = bench.submit()

@@ -1,0 +1,157 @@
+"""The archivers' Python interface, by the import paths that build scripts use."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from model_archiver import ModelArchiver, ModelArchiverConfig
+from model_archiver.arg_parser import ArgParser
+from model_archiver.manifest_components.manifest import Manifest, RuntimeType
+from model_archiver.manifest_components.model import Model
+from model_archiver.model_archiver_error import ModelArchiverError
+from model_archiver.model_packaging import generate_model_archive, package_model
+from model_archiver.model_packaging_utils import ModelExportUtils, archiving_options, model_handlers
+from workflow_archiver.arg_parser import ArgParser as WorkflowArgParser
+from workflow_archiver.manifest_components.manifest import Manifest as WorkflowManifest
+from workflow_archiver.manifest_components.workflow import Workflow
+from workflow_archiver.workflow_archiver_error import WorkflowArchiverError
+from workflow_archiver.workflow_packaging import generate_workflow_archive, package_workflow
+from workflow_archiver.workflow_packaging_utils import WorkflowExportUtils
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    folder = tmp_path / "files"
+    (folder / "extra").mkdir(parents=True)
+    for name in ("handler.py", "weights.pt", "extra/labels.json", "requirements.txt", "flow.yaml"):
+        (folder / name).write_text(name)
+    return folder
+
+
+def config(files: Path, output: Path, **fields: object) -> ModelArchiverConfig:
+    values = {
+        "model_name": "m",
+        "handler": str(files / "handler.py"),
+        "version": "1.0",
+        "serialized_file": str(files / "weights.pt"),
+        "extra_files": str(files / "extra"),
+        "export_path": str(output),
+        **fields,
+    }
+    return ModelArchiverConfig(**values)  # type: ignore[arg-type]
+
+
+def test_an_archive_is_written(files: Path, tmp_path: Path) -> None:
+    ModelArchiver.generate_model_archive(config(files, tmp_path))
+    with zipfile.ZipFile(tmp_path / "m.mar") as archive:
+        assert sorted(archive.namelist()) == ["MAR-INF/MANIFEST.json", "handler.py", "labels.json", "weights.pt"]
+        manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))
+    assert manifest["archiverVersion"] == "0.12.0"
+    assert manifest["model"] == {
+        "modelName": "m",
+        "serializedFile": "weights.pt",
+        "handler": "handler.py",
+        "modelVersion": "1.0",
+    }
+    with pytest.raises(ModelArchiverError, match=r"m\.mar already exists"):
+        generate_model_archive(config(files, tmp_path))
+    generate_model_archive(config(files, tmp_path, force=True))
+
+
+def test_a_given_manifest_is_packed_as_it_is(files: Path, tmp_path: Path) -> None:
+    package_model(config(files, tmp_path, archive_format="tgz"), '{"mine": true}')
+    with tarfile.open(tmp_path / "m.tar.gz") as archive:
+        member = archive.extractfile("m/MAR-INF/MANIFEST.json")
+        assert member is not None
+        assert member.read() == b'{"mine": true}'
+
+
+def test_a_command_line_becomes_a_configuration(files: Path, tmp_path: Path) -> None:
+    line = ["--model-name", "m", "--handler", "h.py", "-v", "2", "--export-path", str(tmp_path), "-f"]
+    made = ModelArchiverConfig.from_args(ArgParser.export_model_args_parser().parse_args(line))
+    assert made == ModelArchiverConfig("m", "h.py", "2", export_path=str(tmp_path), force=True)
+
+
+def test_the_parts_of_a_manifest() -> None:
+    model = Model("m", handler="a/h.py:f", model_version="1", extensions={"x": 1})
+    assert json.loads(str(model)) == {
+        "modelName": "m",
+        "handler": "h.py:f",
+        "modelVersion": "1",
+        "extensions": {"x": 1},
+    }
+    manifest = json.loads(str(Manifest(RuntimeType.PYTHON3.value, model)))
+    assert manifest["runtime"] == "python3"
+    with pytest.raises(ValueError, match="ruby"):
+        Manifest("ruby", model)
+
+
+def test_the_steps_of_packaging(files: Path, tmp_path: Path) -> None:
+    assert archiving_options["tgz"] == ".tar.gz"
+    assert "image_classifier" in model_handlers["python"]
+    tools = ModelExportUtils
+    assert tools.get_archive_export_path("/e", "m", "zip-store") == "/e/m.mar"
+    assert tools.check_mar_already_exists("m", str(tmp_path), False) == str(tmp_path / "m.mar")
+    assert tools.find_unique(["a.pt", "b.py"], ".pt") == "a.pt"
+    assert tools.find_unique([], ".pt") is None
+    with pytest.raises(ModelArchiverError, match=r"More than one file ends in \.pt"):
+        tools.find_unique(["a.pt", "b.pt"], ".pt")
+    for name in ("m", "m.1-x_y"):
+        tools.validate_inputs(name, str(tmp_path))
+    with pytest.raises(ModelArchiverError, match="special characters"):
+        tools.check_model_name_regex_or_exit("m/n")
+    assert not tools.directory_filter(".git", ["x"])
+    assert not tools.directory_filter("x", ["x"])
+    assert tools.directory_filter("y", ["x"])
+    assert [tools.file_filter(name, ["n"]) for name in ("n", ".hidden", "a.pyc", "a.py")] == [False, False, False, True]
+    folder = tmp_path / "staging"
+    tools.make_dir(str(folder))
+    tools.copy_artifacts(
+        str(folder), handler=str(files / "handler.py"), extra_files=str(files / "extra"), model_file=None
+    )
+    assert sorted(path.name for path in folder.iterdir()) == ["handler.py", "labels.json"]
+    tools.copy_artifacts(str(folder), handler="image_classifier", runtime="python")
+    tools.archive(str(tmp_path), "m", str(folder), "{}", "default")
+    with zipfile.ZipFile(tmp_path / "m.mar") as archive:
+        assert archive.read("MAR-INF/MANIFEST.json") == b"{}"
+    tools.archive_dir(str(folder), str(tmp_path / "n.mar"), "zip-store", "n")
+    with zipfile.ZipFile(tmp_path / "n.mar") as archive:
+        assert sorted(archive.namelist()) == ["handler.py", "labels.json"]
+    tools.clean_temp_files([str(folder / "handler.py")])
+    assert [path.name for path in folder.iterdir()] == ["labels.json"]
+
+
+def test_a_workflow_is_packaged(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = ["--workflow-name", "w", "--spec-file", str(files / "flow.yaml"), "--export-path", str(tmp_path)]
+    line += ["--handler", str(files / "handler.py")]
+    args = WorkflowArgParser.workflow_archiver_args_parser().parse_args(line)
+    assert json.loads(str(WorkflowManifest(Workflow("w", "a/flow.yaml", "handler.py"))))["workflow"] == {
+        "workflowName": "w",
+        "specFile": "flow.yaml",
+        "handler": "handler.py",
+    }
+    package_workflow(args, WorkflowExportUtils.generate_manifest_json(args))
+    with zipfile.ZipFile(tmp_path / "w.war") as archive:
+        assert sorted(archive.namelist()) == ["WAR-INF/MANIFEST.json", "flow.yaml", "handler.py"]
+    with pytest.raises(WorkflowArchiverError, match="already exists"):
+        WorkflowExportUtils.check_war_already_exists("w", str(tmp_path), False)
+    WorkflowExportUtils.validate_inputs("w", str(tmp_path))
+    with pytest.raises(WorkflowArchiverError, match="special characters"):
+        WorkflowExportUtils.check_workflow_name_regex_or_exit("w w")
+    monkeypatch.setattr(sys, "argv", ["torch-workflow-archiver", *line])
+    with pytest.raises(SystemExit, match="1"):
+        generate_workflow_archive()
+
+
+def test_the_module_is_a_command(files: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", "m", "-v", "1"]
+    command += ["--handler", str(files / "handler.py"), "--export-path", str(tmp_path)]
+    subprocess.run(command, check=True, timeout=60)
+    assert (tmp_path / "m.mar").is_file()

@@ -1,0 +1,134 @@
+"""Reading and checking keys and certificates: what is accepted, and what the refusals say."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import ssl
+import subprocess
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.serialization import pkcs12
+
+from wsgi_ts.certificates import CertificateError, Material, load_material, self_signed
+from wsgi_ts.config import Config
+from wsgi_ts.tls import memory_file, server_context
+
+PLAIN = serialization.NoEncryption()
+
+
+def write(folder: Path, material: Material, password: bytes | None = None, traditional: bool = False) -> Config:
+    """The material as PEM files, and the configuration that names them."""
+    key, chain = folder / "server.key", folder / "server.pem"
+    form = serialization.PrivateFormat.TraditionalOpenSSL if traditional else serialization.PrivateFormat.PKCS8
+    encryption = PLAIN if password is None else serialization.BestAvailableEncryption(password)
+    key.write_bytes(material.key.private_bytes(serialization.Encoding.PEM, form, encryption))
+    key.chmod(0o600)
+    chain.write_bytes(b"".join(one.public_bytes(serialization.Encoding.PEM) for one in material.chain))
+    return Config(private_key_file=key, certificate_file=chain)
+
+
+def keystore(folder: Path, material: Material, password: bytes) -> Path:
+    path = folder / "store.p12"
+    encryption = serialization.BestAvailableEncryption(password)
+    path.write_bytes(
+        pkcs12.serialize_key_and_certificates(b"x", material.key, material.chain[0], None, encryption)  # type: ignore[arg-type]
+    )
+    path.chmod(0o600)
+    return path
+
+
+def serves(material: Material) -> bool:
+    """Whether OpenSSL takes it."""
+    fd = memory_file(material.to_pem())
+    try:
+        return isinstance(server_context(fd), ssl.SSLContext)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("traditional", [False, True])
+def test_pem_files(tmp_path: Path, traditional: bool) -> None:
+    made = self_signed(["example.org"])
+    loaded = load_material(write(tmp_path, made, traditional=traditional))
+    assert loaded.chain == made.chain
+    assert serves(loaded)
+
+
+def test_a_key_store(tmp_path: Path) -> None:
+    made = self_signed([])
+    loaded = load_material(Config(keystore=keystore(tmp_path, made, b"secret"), keystore_pass="secret"))
+    assert loaded.chain == made.chain
+    assert serves(loaded)
+
+
+def test_a_key_store_goes_before_pem_files(tmp_path: Path) -> None:
+    made = self_signed([])
+    path = keystore(tmp_path, made, b"changeit")
+    config = Config(keystore=path, private_key_file=Path("/x"), certificate_file=Path("/y"))
+    assert load_material(config).chain == made.chain
+
+
+def test_nothing_configured_makes_a_new_certificate_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    first, second = load_material(Config()), load_material(Config())
+    assert first.chain[0].public_bytes(serialization.Encoding.PEM) != second.chain[0].public_bytes(
+        serialization.Encoding.PEM
+    )
+    assert serves(first)
+    assert "no client trusts" in caplog.text
+
+
+def test_refusals_say_what_to_do(tmp_path: Path) -> None:
+    made = self_signed([])
+    pem = write(tmp_path, made)
+    key, chain = pem.private_key_file, pem.certificate_file
+    junk = tmp_path / "junk"
+    junk.write_text("junk")
+    store = keystore(tmp_path, made, b"secret")
+    missing = tmp_path / "missing"
+    cases = [
+        (Config(private_key_file=key), "private_key_file is set and certificate_file is not"),
+        (Config(certificate_file=chain), "certificate_file is set and private_key_file is not"),
+        (Config(private_key_file=missing, certificate_file=chain), f"private_key_file {missing}: cannot be read"),
+        (Config(private_key_file=junk, certificate_file=chain), f"private_key_file {junk}: is no private key"),
+        (Config(private_key_file=key, certificate_file=junk), f"certificate_file {junk}: is no certificate"),
+        (Config(keystore=missing), f"keystore {missing}: cannot be read"),
+        (Config(keystore=junk), f"keystore {junk}: cannot be opened"),
+        (Config(keystore=store, keystore_pass="wrong"), f"keystore {store}: cannot be opened"),
+        (Config(keystore=store, keystore_type="BKS"), "keystore_type BKS: the only type"),
+    ]
+    for config, text in cases:
+        with pytest.raises(CertificateError, match=re.escape(text)):
+            load_material(config)
+
+
+def test_an_encrypted_key_and_one_of_another_certificate_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CertificateError, match="openssl pkey -in"):
+        load_material(write(tmp_path, self_signed([]), password=b"x"))
+    mixed = Material(self_signed([]).key, self_signed([]).chain)
+    with pytest.raises(CertificateError, match="does not belong to"):
+        load_material(write(tmp_path, mixed))
+
+
+@pytest.mark.skipif(shutil.which("keytool") is None, reason="needs Java's keytool")
+def test_the_command_that_converts_a_java_key_store_works(tmp_path: Path) -> None:
+    jks = tmp_path / "store.jks"
+    passwords = ["-storepass", "changeit", "-keypass", "changeit"]
+    subprocess.run(
+        [
+            *["keytool", "-genkeypair", "-alias", "x", "-keyalg", "RSA", "-dname", "CN=x", "-storetype", "JKS"],
+            *["-keystore", str(jks), *passwords],
+        ],
+        check=True,
+        capture_output=True,
+    )
+    with pytest.raises(CertificateError) as caught:
+        load_material(Config(keystore=jks))
+    command = re.search(r"keytool -importkeystore .*? -deststoretype PKCS12", str(caught.value))
+    assert command is not None
+    passwords = ["-srcstorepass", "changeit", "-deststorepass", "changeit"]
+    subprocess.run([*command[0].split(), *passwords], check=True, capture_output=True)
+    assert serves(load_material(Config(keystore=jks.with_suffix(".p12"))))

@@ -1,0 +1,47 @@
+"""The reference page of all settings is up to date, and says what the tables say."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from wsgi_ts.config import property_settings
+from wsgi_ts.config_reference import page
+from wsgi_ts.config_sources import CommandLine, load_config
+from wsgi_ts.model_config import TorchrunOptions, parse_model_yaml, yaml_keys
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
+
+
+def fenced(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page(), re.DOTALL | re.MULTILINE)
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert PAGE.read_text() == page(), "run: python -m wsgi_ts.config_reference > docs/configuration.md"
+
+
+def test_the_command_prints_the_page() -> None:
+    printed = subprocess.run([sys.executable, "-m", "wsgi_ts.config_reference"], capture_output=True, check=True)
+    assert printed.stdout.decode() == page()
+
+
+def test_every_key_has_one_row() -> None:
+    rows = re.findall(r"^\| `([\w.-]+)` \|", page(), re.MULTILINE)
+    keys = [row.key for _, _, row in yaml_keys()] + [row.key for _, _, row in yaml_keys(TorchrunOptions)]
+    assert sorted(rows) == sorted([*property_settings(), *keys])
+
+
+def test_the_printed_files_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "model-store").mkdir()
+    for number, text in enumerate(fenced("properties")):
+        file = tmp_path / f"{number}.properties"
+        file.write_text(text)
+        flags = CommandLine(ts_config=str(file), model_store=str(tmp_path / "model-store"))
+        assert load_config(flags, {"HOME": str(tmp_path)}).warnings == ()
+    (text,) = fenced("yaml")
+    assert parse_model_yaml(yaml.safe_load(text)).warnings == ()

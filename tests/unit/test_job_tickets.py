@@ -1,0 +1,74 @@
+"""Job tickets: who is let in, by what the workers of a model are doing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wsgi_ts.batcher.dispatch import Batch, ModelQueue, WorkerSeat
+from wsgi_ts.messages import ModelSpec
+
+
+class Mailbox:
+    """A mailbox that only counts."""
+
+    posted = started = done = 0
+
+    def post(self, entries: list[int]) -> int:
+        self.posted += 1
+        return self.posted
+
+    def revoke(self, number: int) -> bool:
+        return False
+
+
+@pytest.fixture
+def answered() -> set[int]:
+    """Jobs that have their answers."""
+    return set()
+
+
+@pytest.fixture
+def queue(answered: set[int]) -> ModelQueue:
+    spec = ModelSpec(0, "m", "1", "/m", "h", None, batch_size=4, job_queue_size=3, use_job_ticket=True)
+    counters: Any = None
+    found = ModelQueue(spec, counters, lambda batch: answered >= set(batch.jobs))
+    found.seats = [WorkerSeat(number, 1, 0, Mailbox()) for number in range(2)]
+    return found
+
+
+def work(seat: WorkerSeat, *jobs: int) -> None:
+    seat.batches.append(Batch(1, list(jobs), 0.0, [0] * len(jobs), [], True))
+
+
+def test_as_many_wait_as_workers_are_free(queue: ModelQueue) -> None:
+    assert [queue.jobs.offer(job, 0.0) for job in (1, 2, 3)] == [True, True, False]
+    assert queue.policy.decide(0.0, 1, 0.0, 4) == 0.0
+    assert queue.batch_size == 1
+
+
+def test_busy_leaving_and_killed_workers_are_not_free(queue: ModelQueue) -> None:
+    work(queue.seats[0], 7)
+    assert queue.free_workers() == 1
+    queue.seats[1].leaving = True
+    assert not queue.jobs.offer(1, 0.0)
+    queue.seats[1].leaving, queue.seats[1].killed = False, True
+    assert not queue.jobs.offer(1, 0.0)
+
+
+def test_a_worker_whose_answer_is_there_is_free_before_it_says_so(queue: ModelQueue, answered: set[int]) -> None:
+    work(queue.seats[0], 7)
+    work(queue.seats[1], 8)
+    assert queue.free_workers() == 0
+    answered.add(7)
+    assert queue.jobs.offer(1, 0.0)
+    # The slot of job 7 may belong to the next request by now: what was seen once holds.
+    answered.clear()
+    assert queue.free_workers() == 1
+    assert not queue.jobs.offer(2, 0.0)
+
+
+def test_the_queue_s_capacity_holds_too(queue: ModelQueue) -> None:
+    queue.seats += [WorkerSeat(number, 1, 0, Mailbox()) for number in range(2, 9)]
+    assert [queue.jobs.offer(job, 0.0) for job in range(4)] == [True, True, True, False]

@@ -1,0 +1,156 @@
+"""Starts and stops a server from Python, as the tests of models do: TorchServe's `ts.launcher`.
+
+All calls speak to the one server that the commands `torchserve --start` and `--stop` mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from queue import Queue
+from typing import IO, Any
+
+#: Where the management API listens unless config.properties says otherwise.
+MANAGEMENT_URL = "http://127.0.0.1:8081"
+#: Lines of output that are kept for the caller; beyond them the oldest go.
+KEPT_LINES = 1000
+_STARTED = "Model server started"
+_REGISTER_LIMIT_S = 600
+_TORCHSERVE = (sys.executable, "-m", "wsgi_ts.cli")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer of the management API."""
+
+    status_code: int
+    text: str
+
+    def json(self) -> Any:
+        """The body, read as JSON."""
+        return json.loads(self.text)
+
+
+def start(
+    model_store: str | os.PathLike[str] | None = None,
+    snapshot_file: str | os.PathLike[str] | None = None,
+    no_config_snapshots: bool = False,
+    plugin_folder: str | os.PathLike[str] | None = None,
+    disable_token: bool = False,
+    models: str | None = None,
+    enable_model_api: bool = False,
+) -> Queue[str | None]:
+    """Stops a server that runs, starts a new one, and waits until it says that it has started, or ends.
+
+    Args:
+        model_store: folder of the model archives; a fresh one by default.
+        snapshot_file: configuration file or snapshot (`--ts-config`).
+        no_config_snapshots: neither write nor read snapshots.
+        plugin_folder: Java plug-ins; without effect.
+        disable_token: answer requests without a token.
+        models: models to load at startup, as one argument.
+        enable_model_api: allow registering and unregistering over the API.
+
+    Returns:
+        The lines that the server prints from then on; None after the last one.
+    """
+    stop()
+    store = tempfile.mkdtemp(prefix="model_store-") if model_store is None else os.fspath(model_store)
+    command = [*_TORCHSERVE, "--start", "--model-store", store]
+    for flag, value in (("--plugins-path", plugin_folder), ("--ts-config", snapshot_file), ("--models", models)):
+        if value is not None:
+            command += [flag, os.fspath(value)]
+    for flag, wanted in (
+        ("--no-config-snapshots", no_config_snapshots),
+        ("--disable-token-auth", disable_token),
+        ("--enable-model-api", enable_model_api),
+    ):
+        if wanted:
+            command.append(flag)
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    )
+    output = process.stdout
+    if output is None:
+        raise RuntimeError("the server's output was not redirected")
+    for line in output:
+        print(line, end="")
+        if _STARTED in line:
+            break
+    lines: Queue[str | None] = Queue(KEPT_LINES)
+    threading.Thread(target=_collect, args=(process, output, lines), name="server output", daemon=True).start()
+    return lines
+
+
+def _collect(process: subprocess.Popen[str], output: IO[str], lines: Queue[str | None]) -> None:
+    with output:
+        for line in output:
+            print(line, end="")
+            _add(lines, line)
+    process.wait()
+    _add(lines, None)
+
+
+def _add(lines: Queue[str | None], line: str | None) -> None:
+    if lines.full():
+        lines.get()
+    lines.put(line)
+
+
+def stop(wait: bool = True) -> None:
+    """Stops the server, if one runs.
+
+    Args:
+        wait: until it has ended.
+    """
+    command = [*_TORCHSERVE, "--stop"]
+    subprocess.run([*command, "--foreground"] if wait else command, stdin=subprocess.DEVNULL, check=False)
+
+
+def register_model(model_name: str, url: str, *, management_url: str = MANAGEMENT_URL) -> Reply:
+    """Registers a model with one worker, and waits for it.
+
+    Args:
+        model_name: the model's name.
+        url: archive in the model store, or its address.
+        management_url: where the management API listens.
+    """
+    params = {"model_name": model_name, "url": url, "initial_workers": "1", "synchronous": "true"}
+    return register_model_with_params(params, management_url=management_url)
+
+
+def register_model_with_params(
+    params: Mapping[str, Any] | tuple[tuple[str, Any], ...], *, management_url: str = MANAGEMENT_URL
+) -> Reply:
+    """Registers a model.
+
+    Args:
+        params: the call's parameters, as a mapping or pairs.
+        management_url: where the management API listens.
+
+    Returns:
+        The answer, also where it is an error.
+
+    Raises:
+        OSError: nobody answers there.
+    """
+    query = urllib.parse.urlencode(params)
+    request = urllib.request.Request(f"{management_url}/models?{query}", data=b"", method="POST")
+    # Never through a proxy: the server is on this machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=_REGISTER_LIMIT_S) as reply:
+            return Reply(reply.status, reply.read().decode())
+    except urllib.error.HTTPError as error:
+        with error:
+            return Reply(error.code, error.read().decode())
+

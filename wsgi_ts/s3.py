@@ -1,0 +1,149 @@
+"""Requests to Amazon S3 for archives that are not public: AWS's Signature Version 4 (contract 4.1).
+
+Credentials come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`), else from the
+profile `AWS_PROFILE` of `AWS_SHARED_CREDENTIALS_FILE` or ~/.aws/credentials. Without any, requests go unsigned.
+"""
+
+from __future__ import annotations
+
+import configparser
+import hashlib
+import hmac
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from urllib.parse import SplitResult, parse_qsl, quote, unquote
+
+log = logging.getLogger(__name__)
+
+#: `{bucket}.s3.amazonaws.com`, `{bucket}.s3.{region}.amazonaws.com`, `s3.{region}.amazonaws.com`, with `-` for the dot
+#: before the region in older addresses, and `.cn` at the end in China.
+_HOST = re.compile(
+    r"(?:[a-z0-9][a-z0-9.\-]*\.)?s3(?:[.-](?P<region>[a-z]{2}(?:-[a-z]+)+-[0-9]))?\.amazonaws\.com(?:\.cn)?"
+)
+_EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+_UNRESERVED = "-_.~"
+_DEFAULT_REGION = "us-east-1"
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """An AWS access key; `token` for those that last for a while only."""
+
+    key_id: str
+    secret: str
+    token: str | None = None
+
+    def __repr__(self) -> str:
+        """Without the secrets: this may get into a log."""
+        return f"Credentials({self.key_id!r})"
+
+
+def is_s3(parts: SplitResult) -> bool:
+    """Whether an address is one of S3's own."""
+    return _HOST.fullmatch((parts.hostname or "").lower()) is not None
+
+
+def find_credentials(environ: Mapping[str, str]) -> Credentials | None:
+    """The credentials of whoever runs the server; None where there are none.
+
+    Args:
+        environ: the environment variables.
+    """
+    key_id, secret = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
+    if key_id and secret:
+        return Credentials(key_id, secret, environ.get("AWS_SESSION_TOKEN") or None)
+    file = Path(os.path.expanduser(environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials"))
+    profiles = configparser.RawConfigParser()
+    try:
+        profiles.read(file, encoding="utf-8")
+    except (configparser.Error, OSError, UnicodeDecodeError) as error:
+        log.warning("%s cannot be read, requests to S3 go unsigned: %s", file, type(error).__name__)
+        return None
+    profile = environ.get("AWS_PROFILE") or "default"
+    if not profiles.has_section(profile):
+        return None
+    key_id = profiles.get(profile, "aws_access_key_id", fallback="")
+    secret = profiles.get(profile, "aws_secret_access_key", fallback="")
+    token = profiles.get(profile, "aws_session_token", fallback="")
+    return Credentials(key_id, secret, token or None) if key_id and secret else None
+
+
+def s3_headers(parts: SplitResult, environ: Mapping[str, str], *, sse_kms: bool) -> dict[str, str]:
+    """The headers with which S3 is asked for an object; empty where nothing is to be added.
+
+    Credentials are used over https only.
+
+    Args:
+        parts: the object's address.
+        environ: the environment variables.
+        sse_kms: say that the object is encrypted with a key of KMS.
+    """
+    if not is_s3(parts):
+        return {}
+    headers = {"x-amz-server-side-encryption": "aws:kms"} if sse_kms else {}
+    credentials = find_credentials(environ) if parts.scheme == "https" else None
+    if credentials is None:
+        return headers
+    match = _HOST.fullmatch((parts.hostname or "").lower())
+    region = (match and match["region"]) or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
+    headers["x-amz-content-sha256"] = _EMPTY_SHA256
+    now = datetime.now(timezone.utc)
+    return headers | sign(parts, headers, credentials, region or _DEFAULT_REGION, now)
+
+
+def sign(
+    parts: SplitResult,
+    headers: Mapping[str, str],
+    credentials: Credentials,
+    region: str,
+    now: datetime,
+    *,
+    method: str = "GET",
+    service: str = "s3",
+) -> dict[str, str]:
+    """The headers that authenticate a request without a body: date, token and signature.
+
+    Args:
+        parts: where it goes; the path is percent-encoded as it will be sent.
+        headers: the other headers to sign; Host is added.
+        credentials: who asks.
+        region: AWS region of the bucket.
+        now: the time, UTC.
+        method: HTTP method.
+        service: AWS service.
+    """
+    stamp = now.strftime("%Y%m%dT%H%M%SZ")
+    added = {"x-amz-date": stamp}
+    if credentials.token is not None:
+        added["x-amz-security-token"] = credentials.token
+    default_port = {"http": 80, "https": 443}.get(parts.scheme)
+    host = parts.hostname or ""
+    signed = {"host": host if parts.port in (None, default_port) else f"{host}:{parts.port}", **headers, **added}
+    lines = sorted((name.lower(), " ".join(value.split())) for name, value in signed.items())
+    names = ";".join(name for name, _ in lines)
+    # S3 encodes each part of the path once: what is encoded already must not be encoded again.
+    path = quote(unquote(parts.path or "/"), safe=f"/{_UNRESERVED}")
+    query = "&".join(
+        sorted(
+            f"{quote(name, safe=_UNRESERVED)}={quote(value, safe=_UNRESERVED)}"
+            for name, value in parse_qsl(parts.query, keep_blank_values=True)
+        )
+    )
+    canonical = "\n".join(
+        [method, path, query, *(f"{name}:{value}" for name, value in lines), "", names, _EMPTY_SHA256]
+    )
+    scope = f"{stamp[:8]}/{region}/{service}/aws4_request"
+    to_sign = "\n".join(["AWS4-HMAC-SHA256", stamp, scope, hashlib.sha256(canonical.encode()).hexdigest()])
+    key = f"AWS4{credentials.secret}".encode()
+    for part in (stamp[:8], region, service, "aws4_request"):
+        key = hmac.digest(key, part.encode(), "sha256")
+    signature = hmac.digest(key, to_sign.encode(), "sha256").hex()
+    added["authorization"] = (
+        f"AWS4-HMAC-SHA256 Credential={credentials.key_id}/{scope}, SignedHeaders={names}, Signature={signature}"
+    )
+    return added

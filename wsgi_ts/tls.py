@@ -1,0 +1,119 @@
+"""TLS in a web worker: a socket that the loop uses like a plain one.
+
+It is non-blocking like the others: the handshake happens inside the first `recv`, and "would block" is a
+BlockingIOError. So everything that holds for a plain connection (limits, bodies received into the slot, streams,
+lingering) holds for this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import ssl
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+_AGAIN = (errno.EAGAIN, "the socket is not ready")
+#: One call hands OpenSSL at most so many bytes, which all have to be encrypted before the loop goes on.
+_WRITE_BYTES = 65536
+
+
+class PlainHttp(Exception):
+    """A client speaks HTTP without TLS to an https listener."""
+
+
+class TlsSocket(ssl.SSLSocket):
+    """An accepted connection of an https listener; `server_context` makes its wrapping produce this class."""
+
+    _first = True
+
+    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
+        """Decrypted bytes, empty at the end of the stream; shakes hands first.
+
+        Raises:
+            PlainHttp: the first byte begins an HTTP request, no handshake.
+            BlockingIOError: nothing can be decrypted yet.
+        """
+        if self._first:
+            # The very first byte tells TLS (22) from an HTTP method. Looked at, not taken.
+            first = socket.socket.recv(self, 1, socket.MSG_PEEK)
+            self._first = False
+            if first.isalpha():
+                raise PlainHttp
+        try:
+            return super().recv(buflen, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise BlockingIOError(*_AGAIN) from None
+
+    def recv_into(self, buffer: WriteableBuffer, nbytes: int | None = None, flags: int = 0) -> int:
+        """As `recv`, into a buffer."""
+        try:
+            return super().recv_into(buffer, nbytes, flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise BlockingIOError(*_AGAIN) from None
+
+    def take_pending(self) -> bytes:
+        """What is decrypted already and not received: epoll does not tell of it."""
+        pending = self.pending()
+        return super().recv(pending) if pending else b""
+
+    def send(self, data: ReadableBuffer, flags: int = 0) -> int:
+        """Encrypts and sends; what would block has to be sent again as it was.
+
+        Raises:
+            BlockingIOError: the socket takes nothing now.
+        """
+        try:
+            return super().send(memoryview(data)[:_WRITE_BYTES], flags)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise BlockingIOError(*_AGAIN) from None
+
+    def sendmsg(self, buffers: Iterable[ReadableBuffer], *_: Any) -> int:  # type: ignore[override]
+        """Sends of the first buffer: a record at a time is what TLS does anyhow."""
+        return self.send(next(iter(buffers)))
+
+    def send_plain(self, data: bytes) -> int:
+        """Sends without encryption, to a client that speaks none."""
+        return socket.socket.send(self, data)
+
+    def shutdown(self, how: int) -> None:
+        """Says in the protocol too that nothing more comes: a client can tell that from a connection cut off."""
+        # The client's own goodbye is not waited for, and where the handshake never ended there is none to say.
+        with contextlib.suppress(OSError, ValueError):
+            self.unwrap()
+        super().shutdown(how)
+
+
+def server_context(fd: int) -> ssl.SSLContext:
+    """The TLS settings of a process's https listeners: TLS 1.2 and newer, Python's choice of ciphers.
+
+    Args:
+        fd: a descriptor of a file with the key and the certificates as PEM.
+
+    Raises:
+        ssl.SSLError: they are not there.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sslsocket_class = TlsSocket
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    context.set_alpn_protocols(["http/1.1"])
+    context.load_cert_chain(f"/proc/self/fd/{fd}")
+    return context
+
+
+def accept_tls(context: ssl.SSLContext, sock: socket.socket) -> socket.socket:
+    """Makes an accepted, non-blocking socket a TLS connection; nothing is read or written yet."""
+    return context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+
+
+def memory_file(data: bytes) -> int:
+    """A descriptor of a file in memory, without a name, that a child can inherit; the caller closes it."""
+    fd = os.memfd_create("wsgi-ts-tls", os.MFD_CLOEXEC)
+    os.write(fd, data)
+    return fd
