@@ -147,12 +147,13 @@ class SlotClient:
             flags |= RequestFlag.BODY_OUTSIDE
             body = b""
         head_bytes = len(head)
+        path_bytes, type_bytes = len(url_path), len(content_type)
         if inline + len(body) > layout.REQUEST_INLINE_BYTES:
-            self._write_head_outside(slot, head)
+            self._write_head_outside(slot, head + url_path + content_type)
             flags |= RequestFlag.HEAD_OUTSIDE
-            head = b""
+            head = url_path = content_type = b""
         header = layout.REQUEST.pack(
-            arrival_ns, body_bytes, model, flags, head_bytes, len(url_path), len(content_type), batcher, request_id
+            arrival_ns, body_bytes, model, flags, head_bytes, path_bytes, type_bytes, batcher, request_id
         )
         data = b"".join((header, head, url_path, content_type, body))
         base = self._bases[slot]

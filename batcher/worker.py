@@ -20,27 +20,17 @@ from typing import Any
 
 from wsgi_ts.batcher import layout
 from wsgi_ts.batcher.board import Board
-from wsgi_ts.batcher.client import encode_headers
 from wsgi_ts.batcher.doorbell import Doorbell
-from wsgi_ts.batcher.layout import RequestFlag, ResponseFlag, SlotState
+from wsgi_ts.batcher.group import GroupLeader
+from wsgi_ts.batcher.layout import SlotState
 from wsgi_ts.batcher.mailbox import WorkerMailbox, mailbox_name
-from wsgi_ts.batcher.segment import Segment, segment_name
-from wsgi_ts.batcher.shared_memory import SHM_DIRECTORY, SharedMemoryFull
+from wsgi_ts.batcher.worker_environment import export_python_path, limit_threads
+from wsgi_ts.batcher.worker_slots import Place, WorkerSlots
 from wsgi_ts.channel import Channel
-from wsgi_ts.handlers.context import StreamClosed
-from wsgi_ts.handlers.inputs import BadInput, LazyHeaders, build_row
 from wsgi_ts.handlers.service import Answer, LoadError, Request, Service, configure_logging
 from wsgi_ts.messages import ModelSpec
+from wsgi_ts.process import enable_fault_traces, set_process_title
 
-_SLOT_MASK = 0xFFFFFFFF
-#: Content types whose body is given to the handler as it is.
-_OPAQUE_TYPES = frozenset((b"", b"application/octet-stream"))
-#: Flags that make no difference to what the handler sees.
-_FREE_FLAGS = RequestFlag.BODY_OUTSIDE | RequestFlag.HEAD_OUTSIDE
-_PLAIN_EXTRA = {"url_path": "", "explain": "False"}
-_NO_STATE = ~0xFF
-#: How long a streaming handler waits at a time while its client's web worker has not yet fetched the last chunks.
-_STREAM_WAIT_S = 0.0005
 #: A worker whose last batch came within SOON_NS and held at most FEW requests looks actively for
 #: the next one, for LOOK_NS, before it sleeps.
 SOON_NS = 500_000
@@ -49,31 +39,25 @@ FEW = 2
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_HEAP_BLOCK = 32 * 1024 * 1024
 _KEPT_HEAP_BYTES = 64 * 1024 * 1024
-_FULL = "Not enough shared memory for the response"
-
-
-class _Place:
-    """Where one request of the current batch lies."""
-
-    __slots__ = ("segment", "slot", "streamed")
-
-    def __init__(self, segment: Segment, slot: int) -> None:
-        self.segment = segment
-        self.slot = slot
-        self.streamed = False
 
 
 class ModelWorker:
     """Serves the batches of one mailbox with one loaded handler."""
 
-    def __init__(self, spec: ModelSpec, prefix: str, mailbox: WorkerMailbox, batcher_bell: Doorbell) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        prefix: str,
+        mailbox: WorkerMailbox,
+        batcher_bell: Doorbell,
+        group: GroupLeader | None = None,
+    ) -> None:
         self._spec = spec
-        self._prefix = prefix
+        self._group = group
         self._mailbox = mailbox
         self._batcher_bell = batcher_bell
-        self._segments: dict[int, Segment] = {}
-        self._bells: dict[int, Doorbell] = {}
-        self._places: list[_Place] = []
+        self._slots = WorkerSlots(prefix, spec.decode_input_request)
+        self._places: list[Place] = []
         self._service: Service | None = None
         self._started_ns = 0
         self._last_wait_ns = SOON_NS
@@ -86,7 +70,9 @@ class ModelWorker:
 
     def load(self, gpu_id: int | None) -> None:
         """Imports and initialises the handler (see `Service.load` for what it raises)."""
-        self._service = Service.load(self._spec, gpu_id, self.send_chunk, metrics_sink=_print_metrics)
+        self._service = Service.load(
+            self._spec, gpu_id, self._send_chunk, metrics_sink=print_metrics, group=self._group
+        )
 
     def close(self) -> None:
         """Ends what the handler's service keeps."""
@@ -127,7 +113,7 @@ class ModelWorker:
             if mailbox.posted() < number and not mailbox.stopping:
                 bell.sleep(1.0)
                 if mailbox.posted() < number:
-                    self._forget_dead_segments()
+                    self._slots.forget_dead()
             bell.wake_up()
         self._last_wait_ns = time.monotonic_ns() - idle_since
         return True
@@ -145,191 +131,36 @@ class ModelWorker:
             now = clock()
 
     def _run_batch(self, service: Service, entries: list[int]) -> None:
-        requests: list[Request] = []
-        places = self._places = []
-        for entry in entries:
-            segment = self._segment(entry >> 32)
-            if segment is None:
-                continue  # its web worker died and took the memory along; nobody waits
-            slot = entry & _SLOT_MASK
-            if segment.states[slot] & 0xFF != SlotState.CLAIMED:
-                continue
-            if segment.cancels[slot]:
-                segment.fail_cancelled(slot)
-                continue
-            try:
-                requests.append(self._read(segment, slot))
-            except BadInput as error:
-                segment.fail(slot, 400, str(error))
-                continue
-            places.append(_Place(segment, slot))
+        limit_ms = self._spec.client_timeout_ms
+        oldest_ns = self._started_ns - limit_ms * 1_000_000 if limit_ms else 0
+        places, requests = self._slots.accept(entries, oldest_ns)
         for place in places:
-            states = place.segment.states
-            states[place.slot] = states[place.slot] & _NO_STATE | SlotState.RUNNING
-        answers = service.predict(requests) if requests else []
-        ended = time.monotonic_ns()
-        for place, answer in zip(places, answers, strict=True):
-            self._write(place, answer, ended)
+            place.set_state(SlotState.RUNNING)
+        if any(request.is_describe for request in requests):
+            # A handler answers a describe request with one element, whatever else is in its batch.
+            for place, request in zip(places, requests, strict=True):
+                self._predict(service, [place], [request])
+        elif requests:
+            self._predict(service, places, requests)
         for index in {entry >> 32 for entry in entries}:
-            bell = self._bells.get(index)
-            if bell is not None:
-                bell.ring()
+            self._slots.ring(index)
 
-    def _read(self, segment: Segment, slot: int) -> Request:
-        base = segment.layout.slot(slot)
-        buffer = segment.buffer
-        _, body_bytes, _, flags, head_bytes, path_bytes, type_bytes, _, request_id = layout.REQUEST.unpack_from(
-            buffer, base
-        )
-        start = base + layout.REQUEST_INLINE
-        if flags & RequestFlag.HEAD_OUTSIDE:
-            outside = segment.layout.request_payload(slot)
-            head = bytes(buffer[outside : outside + head_bytes])
-        else:
-            head = bytes(buffer[start : start + head_bytes])
-            start += head_bytes
-        url_path = str(buffer[start : start + path_bytes], "utf-8", "replace") if path_bytes else ""
-        start += path_bytes
-        content_type = bytes(buffer[start : start + type_bytes])
-        start += type_bytes
-        if flags & RequestFlag.BODY_OUTSIDE:
-            start = segment.layout.request_payload(slot) + layout.HEAD_ROOM
-        body = buffer[start : start + body_bytes]
-        if content_type in _OPAQUE_TYPES and flags & ~_FREE_FLAGS == RequestFlag.URL_PATH and not url_path:
-            # The common case, without anything to decode: the headers are read if the handler asks for them.
-            row: dict[str, Any] = {"body": bytearray(body)}
-            return Request(str(request_id, "ascii"), row, LazyHeaders(head, _PLAIN_EXTRA))
-        query = ""
-        if flags & RequestFlag.QUERY_ROW:
-            query = head.split(b"\r\n", 1)[0].partition(b"?")[2].rsplit(b" ", 1)[0].decode("latin-1")
-        extra = {"url_path": url_path} if flags & RequestFlag.URL_PATH else {}
-        extra["explain"] = "True" if flags & RequestFlag.EXPLAIN else "False"
-        if flags & RequestFlag.DESCRIBE:
-            extra["describe"] = "True"
-        types: dict[str, str] = {}
-        declared = content_type.decode("latin-1") if content_type else None
-        row = build_row(declared, body, decode=self._spec.decode_input_request, query=query, types=types)
-        return Request(str(request_id, "ascii"), row, LazyHeaders(head, extra, types))
+    def _predict(self, service: Service, places: list[Place], requests: list[Request]) -> None:
+        """Calls the handler and writes the answers."""
+        self._places = places
+        answers = service.predict(requests)
+        self._write_answers(service, places, answers, time.monotonic_ns())
 
-    def send_chunk(self, index: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes) -> None:
-        """Sends one chunk of a streamed answer (called from inside the handler).
+    def _write_answers(self, service: Service, places: list[Place], answers: list[Answer], ended: int) -> None:
+        for place, answer in zip(places, answers, strict=True):
+            self._slots.write(place, answer, self._started_ns, ended)
 
-        Raises:
-            StreamClosed: the client has gone.
-            SharedMemoryFull: /dev/shm has no room for the stream's ring.
-        """
-        place = self._places[index]
-        segment, slot = place.segment, place.slot
-        if not place.streamed:
-            segment.memory.reserve(segment.layout.response_payload(slot), layout.STREAM_RING_BYTES)
-            words = segment.memory.words(segment.layout.slot(slot) + layout.STREAM_WORDS, 2)
-            words[0] = words[1] = 0
-            meta = phrase.encode("latin-1") + encode_headers(headers)
-            header = layout.RESPONSE.pack(
-                self._started_ns, 0, 0, status, ResponseFlag.STREAMED, len(phrase), len(meta) - len(phrase)
-            )
-            segment.write_response(slot, header, meta, b"")
-            place.streamed = True
-            self._push(place, body)
-            segment.states[slot] = segment.states[slot] & _NO_STATE | SlotState.STREAMING
-        else:
-            self._push(place, body)
-        self._bells[segment.index].ring()
-
-    def _push(self, place: _Place, body: bytes | bytearray | memoryview) -> None:
-        """Puts a chunk into the stream's ring, in pieces where it is larger than the ring."""
-        segment, slot = place.segment, place.slot
-        words = segment.memory.words(segment.layout.slot(slot) + layout.STREAM_WORDS, 2)
-        start = segment.layout.response_payload(slot)
-        ring = segment.buffer[start : start + layout.STREAM_RING_BYTES]
-        piece_bytes = layout.STREAM_RING_BYTES // 2
-        for offset in range(0, max(len(body), 1), piece_bytes):
-            piece = bytes(body[offset : offset + piece_bytes])
-            record = len(piece).to_bytes(4, "little") + piece
-            while words[0] + len(record) - words[1] > layout.STREAM_RING_BYTES:
-                if segment.cancels[slot] or not _exists(self._prefix, segment.index):
-                    raise StreamClosed("the client has closed the connection")
-                self._bells[segment.index].ring()
-                time.sleep(_STREAM_WAIT_S)
-            _ring_write(ring, words[0], record)
-            words[0] += len(record)
-        if segment.cancels[slot]:
-            raise StreamClosed("the client has closed the connection")
-
-    def _write(self, place: _Place, answer: Answer, ended: int) -> None:
-        status, phrase, headers, body, error = answer
-        segment, slot = place.segment, place.slot
-        if place.streamed:
-            self._end_stream(place, answer)
-            return
-        meta = phrase.encode("latin-1") + encode_headers(headers) if phrase or headers else b""
-        if len(meta) > layout.RESPONSE_INLINE_BYTES:
-            status, phrase, meta, body, error = 500, "", b"", b"The handler's response headers are too large", True
-        if error:
-            body = body[: layout.RESPONSE_INLINE_BYTES]
-        flags, length = 0, len(body)
-        if len(meta) + length > layout.RESPONSE_INLINE_BYTES:
-            start = segment.layout.response_payload(slot)
-            try:
-                segment.memory.reserve(start, length)
-            except SharedMemoryFull as full:
-                print(f"{full}", file=sys.stderr)
-                segment.fail(slot, 507, _FULL)
-                return
-            segment.buffer[start : start + length] = body
-            body, flags = b"", ResponseFlag.BODY_OUTSIDE
-        header = layout.RESPONSE.pack(
-            self._started_ns, ended, length, status, flags, len(phrase), len(meta) - len(phrase)
-        )
-        segment.write_response(slot, header, meta, body)
-        state = SlotState.FAILED if error else SlotState.DONE
-        segment.states[slot] = segment.states[slot] & _NO_STATE | state
-
-    def _end_stream(self, place: _Place, answer: Answer) -> None:
-        """The final result is the last chunk; an error ends the stream unfinished."""
-        segment, slot = place.segment, place.slot
-        state = SlotState.FAILED if answer.error else SlotState.DONE
-        if not answer.error:
-            try:
-                self._push(place, answer.body)
-            except StreamClosed:
-                state = SlotState.FAILED
-        segment.states[slot] = segment.states[slot] & _NO_STATE | state
-
-    def _segment(self, index: int) -> Segment | None:
-        segment = self._segments.get(index)
-        if segment is None:
-            try:
-                segment = self._segments[index] = Segment.attach(self._prefix, index)
-                self._bells[index] = segment.bell(self._prefix)
-            except FileNotFoundError:
-                self._segments.pop(index, None)
-                return None
-            self._forget_dead_segments()
-        return segment
-
-    def _forget_dead_segments(self) -> None:
-        """Lets go of segments whose owner has died: their names are gone, the pages go with the last mapping."""
-        for index in [index for index in self._segments if not _exists(self._prefix, index)]:
-            self._segments.pop(index).close()
-            self._bells.pop(index).close()
+    def _send_chunk(self, index: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes) -> None:
+        """Sends a chunk of the answer to one row of the present batch (called from inside the handler)."""
+        self._slots.send_chunk(self._places[index], self._started_ns, status, phrase, headers, body)
 
 
-def _exists(prefix: str, index: int) -> bool:
-    return (SHM_DIRECTORY / segment_name(prefix, index)).exists()
-
-
-def _ring_write(ring: memoryview, position: int, data: bytes) -> None:
-    first = position % len(ring)
-    room = len(ring) - first
-    if len(data) <= room:
-        ring[first : first + len(data)] = data
-    else:
-        ring[first:] = data[:room]
-        ring[: len(data) - room] = data[room:]
-
-
-def _print_metrics(samples: list[Any]) -> None:
+def print_metrics(samples: list[Any]) -> None:
     """Hands the handler's metrics over as lines on stdout, one write for all of them."""
     sys.stdout.write("".join(f"[METRICS]{sample}\n" for sample in samples))
     sys.stdout.flush()
@@ -359,7 +190,8 @@ def run(
     """
     status = Channel(socket.socket(fileno=status_fd))
     configure_logging()
-    _limit_threads(threads)
+    limit_threads(threads)
+    export_python_path(spec)
     _keep_freed_memory()
     mailbox = WorkerMailbox(mailbox_name(prefix, batcher_index, worker_id, start_count))
     worker = ModelWorker(spec, prefix, mailbox, Board.attach(prefix).batcher_bell(batcher_index))
@@ -385,17 +217,6 @@ def run(
     return 1 if worker.must_restart else 0
 
 
-def _limit_threads(threads: int) -> None:
-    """Caps the threads of OpenMP, MKL and torch: workers x cores threads on the same cores slow each other down."""
-    if threads <= 0:
-        return
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(threads)
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        torch.set_num_threads(threads)
-
-
 def _keep_freed_memory() -> None:
     """Lets malloc reuse the memory of large request bodies instead of giving it back and faulting it in again.
 
@@ -419,8 +240,11 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--status-fd", type=int, required=True)
     args = parser.parse_args()
+    spec = ModelSpec.from_dict(json.loads(args.spec_json))
+    enable_fault_traces()
+    set_process_title(f"wsgi-ts: model worker {args.worker_id} {spec.name} {spec.version}")
     return run(
-        ModelSpec.from_dict(json.loads(args.spec_json)),
+        spec,
         args.worker_id,
         args.start_count,
         args.gpu_id,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote_plus, unquote_to_bytes
@@ -16,8 +17,10 @@ import multipart  # type: ignore[import-untyped]
 
 logger = logging.getLogger(__name__)
 
-#: A form with more parts or fields than this is refused.
-MAX_PARTS = 1024
+#: A form with more fields than this, or a multipart body with more parts, is refused.
+MAX_FIELDS = 1000
+#: JSON with more arrays and objects inside one another is refused.
+MAX_JSON_DEPTH = 100
 #: Header lines, and bytes of all header lines together, of one part of a multipart body.
 MAX_PART_HEADERS = 32
 MAX_PART_HEADER_BYTES = 8192
@@ -25,6 +28,13 @@ MAX_PART_HEADER_BYTES = 8192
 MAX_BOUNDARY_CHARS = 256
 #: How much of a multipart body the parser is given at once: it copies what it is given.
 _CHUNK_BYTES = 1 << 20
+
+#: A string of JSON text; one without an end goes to the end of the text, so that no text is looked at twice.
+_JSON_STRING = re.compile(rb'"[^"\\]*(?:\\.?[^"\\]*)*(?:"|\Z)', re.DOTALL)
+#: Deletes everything but brackets, and makes all of them square.
+_BRACKETS = bytes.maketrans(b"{}", b"[]")
+_PILE = b"[" * (MAX_JSON_DEPTH + 1)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
 
 
 class BadInput(ValueError):
@@ -72,19 +82,28 @@ def build_row(
     elif form == "multipart/form-data":
         _add_parts(content_type or "", body, row, types, decode)
     else:
-        row["body"] = _decode(mime, body) if decode else bytearray(body)
+        row["body"] = decode_value(mime, body) if decode else bytearray(body)
         if types is not None:
             types["body"] = mime
     return row
 
 
-def _decode(mime: str, raw: memoryview | bytearray) -> Any:
-    """JSON and text as Python objects; what cannot be decoded stays a bytearray, as TorchServe leaves it."""
+def decode_value(mime: str, raw: memoryview | bytearray) -> Any:
+    """JSON and text as Python objects; what cannot be decoded stays a bytearray, as TorchServe leaves it.
+
+    Args:
+        mime: the content type without its parameters.
+        raw: the value as sent.
+
+    Raises:
+        BadInput: JSON is nested too deep.
+    """
     if mime == "application/json":
+        text = bytes(raw)
+        if is_too_deep(text):
+            raise BadInput(f"The JSON body is nested deeper than {MAX_JSON_DEPTH} levels.")
         try:
-            return json.loads(str(raw, "utf-8"))
-        except RecursionError as error:
-            raise BadInput("The JSON body is nested too deep.") from error
+            return json.loads(text.decode("utf-8"))
         except ValueError:
             logger.warning("Failed json decoding of input data. Forwarding encoded payload")
     elif mime.startswith("text"):
@@ -95,10 +114,30 @@ def _decode(mime: str, raw: memoryview | bytearray) -> Any:
     return raw if isinstance(raw, bytearray) else bytearray(raw)
 
 
+def is_too_deep(text: bytes) -> bool:
+    """Whether arrays and objects stand more than `MAX_JSON_DEPTH` deep in one another; linear for real texts.
+
+    Args:
+        text: JSON; of text that is none the answer says only that reading it will not recurse deeper.
+    """
+    if text.count(b"[") + text.count(b"{") <= MAX_JSON_DEPTH:
+        return False
+    brackets = _JSON_STRING.sub(b"", text).translate(_BRACKETS, _NO_BRACKETS)
+    for _ in range(MAX_JSON_DEPTH):
+        if _PILE in brackets:
+            return True
+        inner_removed = brackets.replace(b"[]", b"")
+        if len(inner_removed) == len(brackets):
+            break
+        brackets = inner_removed
+    # What is left are brackets without a partner, or those that stand too deep.
+    return b"[]" in brackets or brackets.count(b"[") > MAX_JSON_DEPTH
+
+
 def _add_fields(raw: bytes, row: dict[str, Any], types: dict[str, str] | None) -> None:
     """Adds `name=value&…` to the row. A last field without "=" is no field: a bare body gives no key."""
-    if raw.count(b"&") >= MAX_PARTS:
-        raise BadInput(f"The form has more than {MAX_PARTS} fields.")
+    if raw.count(b"&") >= MAX_FIELDS:
+        raise BadInput(f"The form has more than {MAX_FIELDS} fields.")
     fields = raw.rstrip(b"\r\n").split(b"&")
     last = len(fields) - 1
     for position, field in enumerate(fields):
@@ -121,7 +160,7 @@ def _add_parts(
         mime = ""
         if segment.filename is not None:
             mime = segment.content_type or "application/octet-stream"
-        row[segment.name] = _decode(mime, value) if decode else value
+        row[segment.name] = decode_value(mime, value) if decode else value
         if types is not None:
             types[segment.name] = mime
 
@@ -135,7 +174,7 @@ def _read_parts(content_type: str, body: memoryview) -> Iterator[tuple[multipart
             boundary,
             max_header_size=MAX_PART_HEADER_BYTES,
             max_header_count=MAX_PART_HEADERS,
-            max_segment_count=MAX_PARTS,
+            max_segment_count=MAX_FIELDS,
         )
         segment: multipart.MultipartSegment | None = None
         value = bytearray()

@@ -16,10 +16,11 @@ from falcon.routing import CompiledRouter
 from wsgi_ts.config import Config
 from wsgi_ts.controlplane import ControlPlane
 from wsgi_ts.errors import MethodNotAllowed
-from wsgi_ts.rest import management, metrics, openapi
+from wsgi_ts.rest import management, metrics, openapi, tokens
 from wsgi_ts.rest.responses import RequestIdHeader, install_error_handlers, response_type, write_json
 
 if TYPE_CHECKING:
+    from wsgi_ts.log import LogFiles
     from wsgi_ts.rest.responses import Response
 
 #: The interfaces an app can carry. One app carries several when their addresses are equal.
@@ -40,6 +41,10 @@ class WebSettings(Protocol):
     @property
     def prefix(self) -> str:
         """The prefix of the instance's shared-memory names."""
+
+    @property
+    def log_files(self) -> LogFiles:
+        """The log files of this process."""
 
 
 class Router(CompiledRouter):
@@ -98,15 +103,18 @@ def build_app(
     if "inference" in kinds and "management" in kinds and settings.config.enable_metrics_api:
         # One address for both answers /metrics too, besides the metrics API's own listener.
         kinds = {*kinds, "metrics"}
+    middleware: list[Any] = [RequestIdHeader()]
+    if settings.config.token_authorization and {"inference", "management"} & set(kinds):
+        middleware.append(tokens.TokenCheck(kinds, settings))
     app = falcon.App(
         response_type=response_type(cors_headers(settings.config)),
-        middleware=[RequestIdHeader()],
+        middleware=middleware,
         router=Router(),
     )
     # A prediction has no content type unless its handler sets one.
     app.resp_options.default_media_type = None  # type: ignore[assignment]
     install_error_handlers(app)
-    description = ApiDescription(openapi.document(kinds))
+    description = ApiDescription(openapi.document(kinds, settings.config))
     app.add_route("/", description, suffix="root")
     app.add_route("/api-description", description)
     if "inference" in kinds:
@@ -115,9 +123,12 @@ def build_app(
 
         inference.add_routes(app, settings)
     if "management" in kinds:
-        management.add_routes(app, settings, control or ControlPlane(settings.run_dir))
+        control = control or ControlPlane(settings.run_dir)
+        management.add_routes(app, settings, control)
+        if settings.config.token_authorization:
+            tokens.add_routes(app, control)
     if "metrics" in kinds:
-        metrics.add_routes(app, settings)
+        metrics.add_routes(app, settings.config.metrics_mode, control or ControlPlane(settings.run_dir))
     return app
 
 

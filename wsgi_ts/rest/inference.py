@@ -13,7 +13,8 @@ import falcon
 
 from wsgi_ts.dataplane import BlockingPlane, DataPlane, Ticket
 from wsgi_ts.errors import PayloadTooLarge, ResourceNotFound, ServiceUnavailable, WorkflowNotFound
-from wsgi_ts.rest import openapi
+from wsgi_ts.form_field import is_form
+from wsgi_ts.rest import kserve, openapi
 from wsgi_ts.rest.responses import REQUEST_ID_KEY, Response, write_error, write_json
 
 if TYPE_CHECKING:
@@ -68,14 +69,18 @@ class Predictions:
 
     def on_options(self, req: falcon.Request, resp: Response, **_: Any) -> None:
         """The API description of the model."""
-        plane: DataPlane = req.env.get(PLANE_KEY) or self._planes()[0]
-        plane.routes.refresh()
-        target = plane.routes.target(req.env["PATH_INFO"], req.query_string)
+        target = self.plane(req).routes.target(req.env["PATH_INFO"], req.query_string)
         if target is None:
             raise ResourceNotFound()
         if target.error is not None and not isinstance(target.error, ServiceUnavailable):
             raise target.error
         write_json(resp, 200, openapi.model_document(target.model_name, target.version))
+
+    def plane(self, req: falcon.Request) -> DataPlane:
+        """The data plane of this process, with the newest routing table."""
+        plane: DataPlane = req.env.get(PLANE_KEY) or self._planes()[0]
+        plane.routes.refresh()
+        return plane
 
     def _wait(self, req: falcon.Request) -> Ticket:
         if PLANE_KEY in req.env:  # under our web worker every prediction comes with a ticket; it must never wait
@@ -93,6 +98,8 @@ class Predictions:
         if len(body) > limit:
             raise PayloadTooLarge("")
         content_type = (req.content_type or "").encode("latin-1")
+        if target.reads_form and is_form(content_type):
+            target = plane.routes.form_target(content_type, body)
         return blocking.predict(target, req.env[REQUEST_ID_KEY], _head_of(req), content_type, body)
 
     def _planes(self) -> tuple[DataPlane, BlockingPlane]:
@@ -112,10 +119,7 @@ class Ping:
 
     def on_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         """200 Healthy or 500 Unhealthy."""
-        plane: DataPlane | None = req.env.get(PLANE_KEY)
-        if plane is None:
-            plane, _ = self._predictions._planes()
-        plane.routes.refresh()
+        plane = self._predictions.plane(req)
         if plane.routes.healthy and not plane.routes.draining:
             write_json(resp, 200, {"status": "Healthy"})
         else:
@@ -142,5 +146,7 @@ def add_routes(app: falcon.App[Any, Any], settings: WebSettings) -> None:
     predictions = Predictions(settings)
     for route in _ROUTES:
         app.add_route(route, predictions)
+    if settings.config.ts_open_inference_protocol:
+        kserve.add_routes(app, predictions)
     app.add_route("/ping", Ping(predictions))
     app.add_route("/wfpredict/{workflow}", Workflows())

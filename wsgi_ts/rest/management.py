@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from wsgi_ts.rest.responses import JSON_TYPE, write_json
 
 if TYPE_CHECKING:
     from wsgi_ts.rest.apps import WebSettings
+    from wsgi_ts.rest.customized import HandlerDescriptions
 
 #: Longest JSON body of a register call, in bytes; it holds a dozen short arguments.
 MAX_JSON_BYTES = 65536
@@ -45,6 +47,7 @@ REGISTER_ARGUMENTS: dict[str, type] = {
     "synchronous": bool,
     "response_timeout": int,
     "startup_timeout": int,
+    "s3_sse_kms": bool,
 }
 
 
@@ -85,16 +88,27 @@ class Models:
 class Model:
     """`/models/{model}[/{version}]`: describe, scale, unregister."""
 
-    def __init__(self, control: ControlPlane, *, may_change: bool) -> None:
-        """Keeps the way to the supervisor; `may_change` as for `Models`."""
+    def __init__(self, control: ControlPlane, settings: WebSettings) -> None:
+        """Keeps the way to the supervisor, and the instance for questions to handlers."""
         self._control = control
-        self._may_change = may_change
+        self._may_change = settings.config.enable_model_api
+        self._settings = settings
+        self._descriptions: HandlerDescriptions | None = None
+        self._lock = threading.Lock()
 
     def on_get(
         self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None
     ) -> None:
-        """Describes one version, the default one, or `all`."""
-        write_answer(resp, self._describe(model, version))
+        """Describes one version, the default one, or `all`; with `customized` in the handler's own words, too."""
+        answer = self._describe(model, version)
+        if boolean_argument(req, "customized") and version != "all":
+            (description,) = answer["body"]
+            said = self._ask_handlers().ask(
+                description["modelName"], description["modelVersion"], description["responseTimeout"]
+            )
+            if said is not None:
+                description["customizedMetadata"] = said
+        write_answer(resp, answer)
 
     def on_put(
         self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None
@@ -129,6 +143,15 @@ class Model:
         """The OpenAPI document of one model; 404 when there is none of that name."""
         self._describe(model, version)
         write_json(resp, 200, openapi.model_document(model, version))
+
+    def _ask_handlers(self) -> HandlerDescriptions:
+        """The way to the handlers: most processes that manage models never need it, and it loads the data plane."""
+        with self._lock:
+            if self._descriptions is None:
+                from wsgi_ts.rest.customized import HandlerDescriptions
+
+                self._descriptions = HandlerDescriptions(self._settings)
+            return self._descriptions
 
     def _describe(self, model: str, version: str | None) -> dict[str, Any]:
         answer: dict[str, Any] = self._control.call(
@@ -193,7 +216,7 @@ def add_routes(app: falcon.App[Any, Any], settings: WebSettings, control: Contro
         control: calls to its supervisor.
     """
     may_change = settings.config.enable_model_api
-    one_model = Model(control, may_change=may_change)
+    one_model = Model(control, settings)
     workflows = Workflows()
     app.add_route("/models", Models(control, may_change=may_change))
     app.add_route("/models/{model}", one_model)

@@ -1,16 +1,21 @@
 """The OpenAPI 3.0.1 documents: one for each connector, and one for each model.
 
-A document is built from the tables below: one row for an operation.
+A document is built from the tables below: one row for an operation, with TorchServe's names for those it describes.
+What every operation may answer because HTTP itself was misused (a head too large, a body that does not arrive) stands
+under "4XX".
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from wsgi_ts import TORCHSERVE_VERSION
+from wsgi_ts.config import Config
+from wsgi_ts.rest import schemas
+from wsgi_ts.rest.schemas import Schema
 
 INFO = {
     "title": "TorchServe APIs",
@@ -19,42 +24,59 @@ INFO = {
 }
 
 _JSON = "application/json"
-_ANY = "*/*"
-_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+_TEXT = "text/plain"
+#: Routes that run a model, and "any method" of others; HEAD is GET without the body.
+_ANY_METHOD = ("get", "post", "put", "delete", "patch")
 
-#: (name, type, default or None, description) of the query parameters.
-_Parameters = tuple[tuple[str, str, Any, str], ...]
-
-_PAGE: _Parameters = (
-    ("limit", "integer", 100, "Number of entries to return, at most 100."),
-    ("next_page_token", "string", None, "The nextPageToken of the answer before."),
+_NAME = {"pattern": schemas.MODEL_NAME}
+_PAGE = (
+    schemas.argument("limit", "integer", "Number of entries to return, at most 100.", 100),
+    schemas.argument("next_page_token", "integer", "The nextPageToken of the answer before.", 0),
 )
-_REGISTER: _Parameters = (
-    ("url", "string", None, "Where the archive is: a file of the model store or an allowed URL."),
-    ("model_name", "string", None, "Name of the model; the archive's own by default."),
-    ("handler", "string", None, "Handler to use instead of the archive's."),
-    ("runtime", "string", None, "Runtime to use instead of the archive's."),
-    ("batch_size", "integer", 1, "Most requests that one call of the handler gets."),
-    ("max_batch_delay", "integer", 100, "Longest wait for a batch to fill, in milliseconds."),
-    ("response_timeout", "integer", 120, "Longest run of the handler, in seconds."),
-    ("startup_timeout", "integer", 120, "Longest start of a worker, in seconds."),
-    ("initial_workers", "integer", 0, "Number of workers to start at once."),
-    ("synchronous", "boolean", True, "Whether the answer waits for the workers."),
+_REGISTER = (
+    schemas.argument("url", "string", "Where the archive is: a file of the model store or an allowed URL."),
+    schemas.argument("model_name", "string", "Name of the model; the archive's own by default.", text=_NAME),
+    schemas.argument("handler", "string", "Handler to use instead of the archive's."),
+    schemas.argument("runtime", "string", "Instead of the archive's.", text={"enum": list(schemas.RUNTIMES)}),
+    schemas.argument("batch_size", "integer", "Most requests of one call.", 1, maximum=schemas.MAX_BATCH_SIZE),
+    schemas.argument("max_batch_delay", "integer", "Longest wait for a batch to fill, in milliseconds.", 100),
+    schemas.argument("response_timeout", "integer", "Longest run of the handler, in seconds.", 120),
+    schemas.argument("startup_timeout", "integer", "Longest start of a worker, in seconds.", 120),
+    schemas.argument(
+        "initial_workers", "integer", "Number of workers to start at once.", 0, maximum=schemas.MAX_WORKERS
+    ),
+    schemas.argument("synchronous", "boolean", "Whether the answer waits for the workers.", True),
 )
-_SCALE: _Parameters = (
-    ("min_worker", "integer", 1, "Least number of workers."),
-    ("max_worker", "integer", None, "Most workers; min_worker by default."),
-    ("synchronous", "boolean", False, "Whether the answer waits for the workers."),
+_SCALE = (
+    schemas.argument("min_worker", "integer", "Least number of workers.", 1, minimum=0, maximum=schemas.MAX_WORKERS),
+    schemas.argument(
+        "max_worker",
+        "integer",
+        "Not less than min_worker, its default.",
+        minimum=0,
+        maximum=schemas.MAX_WORKERS,
+    ),
+    schemas.argument("model_version", "string", "The version, where the path names none."),
+    schemas.argument("synchronous", "boolean", "Whether the answer waits for the workers.", False),
 )
-_DESCRIBE: _Parameters = (("customized", "boolean", False, "Whether to ask the handler to describe itself."),)
-_METRIC_NAMES: _Parameters = (("name[]", "string", None, "Only metrics of this name; may be repeated."),)
+_DESCRIBE = (schemas.argument("customized", "boolean", "Whether to ask the handler to describe itself.", False),)
+_INVOKE = (
+    schemas.argument(
+        "model_name",
+        "string",
+        "The model; may be left out where one was loaded at startup or a form names it.",
+        text=_NAME,
+    ),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One row: a method on a path, what it is for, what it takes and what it may answer.
 
-    `answers` maps statuses to descriptions; those from 400 on carry the error object.
+    `answers` maps statuses to descriptions; those from 400 on carry the error object, unless they are among
+    `not_errors`, the others `result`, a component's name ("" for a body of no known type). `any_status` says that a
+    handler may answer with every status. `scope` is the key that the operation takes where tokens are asked for.
     """
 
     path: str
@@ -62,89 +84,173 @@ class Operation:
     name: str
     description: str
     answers: dict[int, str]
-    query: _Parameters = ()
-    takes_body: bool = False
+    not_errors: tuple[int, ...] = ()
+    result: str = "Status"
+    query: tuple[Schema, ...] = ()
+    required: tuple[str, ...] = ()
+    bodies: dict[str, Schema] | None = None
     answer_type: str = _JSON
+    any_status: bool = False
+    scope: str | None = None
 
 
 _DOCUMENT = {200: "The OpenAPI document of this connector."}
+_NO_MODEL = {404: "No such model or version."}
 _PREDICTION = {
-    200: "The model's answer.",
-    404: "No such model or version.",
+    200: "The model's answer; it has a content type only where the handler sets one.",
+    400: "A body that is not what its content type says.",
+    **_NO_MODEL,
+    408: "Not answered within the model's clientTimeoutInMills.",
     500: "The worker died or did not answer in time.",
     503: "No worker, a full queue, or a handler that failed.",
     507: "Out of memory.",
 }
-_NO_MODEL = {404: "No such model or version."}
-_CHANGE = {200: "Done.", 202: "Under way.", 400: "A wrong argument.", **_NO_MODEL, 500: "A worker failed."}
+_CHANGE = {200: "Done.", 202: "Under way.", 206: "Not done in time.", 400: "A wrong argument."}
+_FAILED = {500: "A worker failed to start.", 507: "A worker failed to start for lack of memory."}
+
+
+def _any_method(operation: Operation) -> list[Operation]:
+    """The same operation with all methods; the name is that of the row's own one."""
+    others = [method for method in _ANY_METHOD if method != operation.method]
+    more = [replace(operation, method=method, name=f"{operation.name}_{method}") for method in others]
+    return [operation, *more]
 
 
 def _shared_operations() -> list[Operation]:
-    return [
-        Operation("/", "options", "apiDescription", "Describes this connector.", _DOCUMENT),
-        Operation("/api-description", "get", "api-description", "Describes this connector.", _DOCUMENT),
-    ]
-
-
-def _prediction(path: str, name: str) -> Operation:
-    return Operation(
-        path, "post", name, "Runs the model on one input.", _PREDICTION, takes_body=True, answer_type=_ANY
+    describe = Operation("/", "options", "apiDescription", "Describes this connector.", _DOCUMENT, result="OpenApi")
+    page = Operation(
+        "/api-description", "get", "api-description", "Describes this connector.", _DOCUMENT, result="OpenApi"
     )
+    return [describe, *_any_method(page)]
 
 
-def _inference_operations() -> list[Operation]:
+def _prediction(path: str, name: str, query: tuple[Schema, ...] = ()) -> list[Operation]:
+    row = Operation(path, "post", name, "Runs the model on one input.", _PREDICTION, result="", query=query)
+    required = tuple(argument["name"] for argument in query)
+    return _any_method(replace(row, bodies=schemas.INPUTS, required=required, any_status=True, scope="inference"))
+
+
+def _inference_operations(config: Config) -> list[Operation]:
     health = {200: "Every model has the workers it should have.", 500: "Some model has too few workers."}
+    ping = Operation("/ping", "get", "ping", "Says whether the server is healthy.", health, (500,), scope="inference")
+    rows = [
+        *_any_method(ping),
+        *_prediction("/predictions/{model_name}", "predictions"),
+        *_prediction("/predictions/{model_name}/{model_version}", "version_predictions"),
+        *_prediction("/predictions/{model_name}/{model_version}/{rest}", "version_predictions_rest"),
+        *_prediction("/explanations/{model_name}", "explanations"),
+        *_prediction("/explanations/{model_name}/{model_version}", "version_explanations"),
+        *_prediction("/v1/models/{model_name}:predict", "predictionsV1"),
+        *_prediction("/v1/models/{model_name}:explain", "explanationsV1"),
+        *_prediction("/v2/models/{model_name}/infer", "predictionsV2"),
+        *_prediction("/v2/models/{model_name}/explain", "explanationsV2"),
+        *_prediction("/invocations", "invocations", _INVOKE),
+        *_prediction("/models/{model_name}/invoke", "invoke"),
+        *_prediction("/{model_name}/predict", "legacy_predict"),
+        *_prediction("/{model_name}/{model_version}/predict", "version_legacy_predict"),
+    ]
+    missing = {404: "No workflow can be registered, so there is none."}
+    workflow = Operation("/wfpredict/{workflow_name}", "post", "workflow_predict", "Runs a workflow.", missing)
+    rows += _any_method(replace(workflow, scope="inference"))
+    return rows + (_open_inference_operations() if config.ts_open_inference_protocol else [])
+
+
+def _open_inference_operations() -> list[Operation]:
+    def row(path: str, name: str, description: str, result: str) -> Operation:
+        return Operation(path, "get", name, description, {200: description}, result=result, scope="inference")
+
+    ready = {200: "A worker of the default version is ready.", **_NO_MODEL, 503: "None is."}
+    model = row("/v2/models/{model_name}", "oipModel", "The model's versions.", "OipModel")
+    model_ready = row("/v2/models/{model_name}/ready", "oipModelReady", "Whether the model is ready.", "OipModelReady")
     return [
-        Operation("/ping", "get", "ping", "Says whether the server is healthy.", health),
-        _prediction("/v1/models/{model_name}:predict", "predictionsV1"),
-        _prediction("/v2/models/{model_name}/infer", "predictionsV2"),
-        _prediction("/predictions/{model_name}", "predictions"),
-        _prediction("/predictions/{model_name}/{model_version}", "version_predictions"),
+        *_any_method(row("/v2", "oipServer", "The server's name and version.", "OipServer")),
+        *_any_method(row("/v2/health/live", "oipLive", "The server answers.", "OipLive")),
+        *_any_method(row("/v2/health/ready", "oipReady", "The server takes requests.", "OipReady")),
+        replace(model, answers=model.answers | _NO_MODEL),
+        replace(model_ready, answers=ready, not_errors=(503,)),
     ]
 
 
-def _management_operations() -> list[Operation]:
-    registered = {**_CHANGE, 404: "No such archive.", 409: "Already registered."}
+def _management_operations(config: Config) -> list[Operation]:
+    registered = {**_CHANGE, 404: "No such archive.", 409: "Already registered.", **_FAILED}
     removed = {200: "Unregistered.", 403: "Default of several versions.", **_NO_MODEL, 408: "Timed out."}
     described = {200: "The model's settings and workers.", **_NO_MODEL}
+    asked = {500: "The handler did not describe itself.", 503: "No worker to describe the model."}
+    unsupported = {405: "Only with enable_model_api=true."} if not config.enable_model_api else {}
     operations = [
-        Operation("/models", "get", "listModels", "Lists the models.", {200: "The models."}, _PAGE),
-        Operation("/models", "post", "registerModel", "Registers a model.", registered, _REGISTER),
+        Operation(
+            "/models", "get", "listModels", "Lists the models.", {200: "The models."}, result="ModelList", query=_PAGE
+        ),
+        Operation(
+            "/models",
+            "post",
+            "registerModel",
+            "Registers a model. With a JSON body the arguments are taken from there, and those of the query string are "
+            "not looked at.",
+            registered | unsupported,
+            query=_REGISTER,
+            required=("url",),
+            bodies={_JSON: {"schema": schemas.json_arguments(_REGISTER, required=("url",))}},
+        ),
     ]
     for path, prefix in (("/models/{model_name}", ""), ("/models/{model_name}/{model_version}", "version_")):
+        name = f"{prefix}describeModel"
+        change = {**_CHANGE, **_NO_MODEL, **_FAILED}
         operations += [
-            Operation(path, "get", f"{prefix}describeModel", "Describes a model.", described, _DESCRIBE),
-            Operation(path, "put", f"{prefix}setAutoScale", "Sets the number of workers.", _CHANGE, _SCALE),
-            Operation(path, "delete", f"{prefix}unregisterModel", "Unregisters a model.", removed),
+            Operation(path, "get", name, "Describes a model.", described | asked, result="Models", query=_DESCRIBE),
+            Operation(path, "put", f"{prefix}setAutoScale", "Sets the number of workers.", change, query=_SCALE),
+            Operation(path, "delete", f"{prefix}unregisterModel", "Unregisters a model.", removed | unsupported),
+            Operation(path, "options", f"{prefix}modelApi", "Describes the model's API.", described, result="OpenApi"),
         ]
     default = {200: "Done.", **_NO_MODEL}
     path = "/models/{model_name}/{model_version}/set-default"
-    return [*operations, Operation(path, "put", "setDefault", "Sets the default version.", default)]
+    ready = {200: "Whether the model has workers.", **_NO_MODEL}
+    no_workflow = {404: "No workflow can be registered, so there is none."}
+    refused = {400: "Registering new workflows is disabled."}
+    operations += [
+        Operation(path, "put", "setDefault", "Sets the default version.", default),
+        Operation(
+            "/v1/models/{model_name}", "get", "kserveReady", "Asks whether a model is ready.", ready, result="Ready"
+        ),
+        Operation("/workflows", "get", "listWorkflows", "Lists the workflows.", {200: "None."}, result="Workflows"),
+        Operation("/workflows", "post", "registerWorkflow", "Registers no workflow.", refused),
+        Operation("/workflows/{workflow_name}", "get", "describeWorkflow", "Describes a workflow.", no_workflow),
+        Operation("/workflows/{workflow_name}", "delete", "unregisterWorkflow", "Removes a workflow.", no_workflow),
+    ]
+    operations = [replace(operation, scope="management") for operation in operations]
+    if config.token_authorization:
+        kind = schemas.argument("type", "string", "Whose key is renewed.", text={"enum": ["management", "inference"]})
+        renewed = {200: "The new key is in key_file.json.", 400: "Another type, or not the API key."}
+        renew = Operation("/token", "get", "renewToken", "Renews a key.", renewed, result="Bytes")
+        operations += _any_method(replace(renew, query=(kind,), required=("type",), scope="API"))
+    return operations
 
 
 def _metrics_operations() -> list[Operation]:
-    answers = {200: "The metrics, in Prometheus' text format."}
-    return [
-        Operation(
-            "/metrics", "get", "metrics", "Reads the metrics.", answers, _METRIC_NAMES, answer_type=_TEXT
-        )
-    ]
+    names = schemas.parameter(
+        "query", "name[]", {"type": "array", "items": {"type": "string"}}, "Only metrics of these names."
+    )
+    answers = {200: "The metrics, in Prometheus' text format; empty where metrics_mode is log."}
+    metrics = Operation("/metrics", "get", "metrics", "Reads the metrics.", answers, result="Bytes")
+    return _any_method(replace(metrics, query=(names,), answer_type=_TEXT))
 
 
-def document(kinds: Collection[str]) -> dict[str, Any]:
+def document(kinds: Collection[str], config: Config) -> dict[str, Any]:
     """The document of a connector.
 
     Args:
         kinds: which of "inference", "management" and "metrics" it serves.
+        config: the instance's configuration: some routes exist only under a setting.
     """
-    operations: list[Operation] = []
-    if "inference" in kinds or "management" in kinds:
-        operations += _shared_operations()
+    operations = _shared_operations()
     if "inference" in kinds:
-        operations += _inference_operations()
+        operations += _inference_operations(config)
     if "management" in kinds:
-        operations += _management_operations()
-    return _assemble([*operations, *_metrics_operations()])
+        operations += _management_operations(config)
+    made = _assemble([*operations, *_metrics_operations()], config)
+    if "metrics" not in kinds:  # described here as TorchServe does, answered by a listener of its own
+        made["paths"]["/metrics"]["servers"] = [{"url": str(config.metrics_address)}]
+    return made
 
 
 def model_document(model_name: str, model_version: str | None) -> dict[str, Any]:
@@ -155,48 +261,57 @@ def model_document(model_name: str, model_version: str | None) -> dict[str, Any]
         model_version: the version the caller named, None for the default one.
     """
     version = "" if model_version is None else f"/{model_version}"
-    return _assemble([_prediction(f"/predictions/{model_name}{version}", "predictions")])
+    return _assemble(_prediction(f"/predictions/{model_name}{version}", "predictions"), None)
 
 
-def _assemble(operations: Iterable[Operation]) -> dict[str, Any]:
+def _assemble(operations: Iterable[Operation], config: Config | None) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
+    with_tokens = config is not None and config.token_authorization
     for operation in operations:
-        paths.setdefault(operation.path, {})[operation.method] = _operation_object(operation)
-    return {"openapi": "3.0.1", "info": INFO, "paths": paths}
+        made = _operation_object(operation)
+        if with_tokens and operation.scope is not None:
+            made["security"] = [{operation.scope: []}]
+        paths.setdefault(operation.path, {})[operation.method] = made
+    components: dict[str, Any] = {"schemas": schemas.COMPONENTS, "headers": schemas.HEADERS}
+    if with_tokens:
+        components["securitySchemes"] = schemas.KEYS
+    return {"openapi": "3.0.1", "info": INFO, "paths": paths, "components": components}
 
 
 def _operation_object(operation: Operation) -> dict[str, Any]:
     parameters = [
-        {"in": "path", "name": name, "required": True, "schema": {"type": "string"}}
+        schemas.parameter("path", name, schemas.PATH_PARTS[name], schemas.PATH_TEXTS[name], required=True)
         for name in re.findall(r"\{(\w+)\}", operation.path)
     ]
-    parameters += [_query_parameter(*row) for row in operation.query]
-    rest: dict[str, Any] = {}
-    if operation.takes_body:
-        schema = {"type": "string", "format": "binary"}
-        rest["requestBody"] = {"content": {_ANY: {"schema": schema}}, "required": True}
-    rest["responses"] = {
-        str(status): _answer_object(status, text, operation.answer_type)
-        for status, text in operation.answers.items()
+    parameters += [{**row, "required": row["name"] in operation.required} for row in operation.query]
+    made: dict[str, Any] = {
+        "description": operation.description,
+        "operationId": operation.name,
+        "parameters": parameters,
     }
-    head = {"description": operation.description, "operationId": operation.name, "parameters": parameters}
-    return {**head, **rest}
-
-
-def _query_parameter(name: str, kind: str, default: Any, description: str) -> dict[str, Any]:
-    schema = {"type": kind} if default is None else {"type": kind, "default": default}
-    required = name == "url"
-    return {"in": "query", "name": name, "description": description, "required": required, "schema": schema}
-
-
-def _answer_object(status: int, description: str, answer_type: str) -> dict[str, Any]:
-    if status < 400:
-        schema = {"type": "object"} if answer_type == _JSON else {"type": "string", "format": "binary"}
-        return {"description": description, "content": {answer_type: {"schema": schema}}}
-    fields = {
-        "code": {"type": "integer", "description": "The status."},
-        "type": {"type": "string", "description": "The kind of error."},
-        "message": {"type": "string", "description": "What went wrong."},
+    if operation.bodies is not None:
+        made["requestBody"] = {"content": operation.bodies, "required": False}
+    answers = {
+        str(status): _answer_object(operation, status, text) for status, text in sorted(operation.answers.items())
     }
-    error = {"type": "object", "required": list(fields), "properties": fields}
-    return {"description": description, "content": {_JSON: {"schema": error}}}
+    answers["413"] = {"description": "The body is larger than max_request_size."}
+    answers["4XX"] = _error("HTTP itself refuses the request, or the method is not one of this path.")
+    if operation.any_status:
+        answers["default"] = {"description": "A status that the handler has set, with the handler's body."}
+    made["responses"] = answers
+    return made
+
+
+def _answer_object(operation: Operation, status: int, description: str) -> dict[str, Any]:
+    if status >= 400 and status not in operation.not_errors:
+        return _error(description)
+    answer: dict[str, Any] = {"description": description, "headers": schemas.HEADER_LINKS}
+    if operation.result:
+        schema = {"$ref": f"#/components/schemas/{operation.result}"}
+        answer["content"] = {operation.answer_type: {"schema": schema}}
+    return answer
+
+
+def _error(description: str) -> dict[str, Any]:
+    content = {_JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {"description": description, "headers": schemas.HEADER_LINKS, "content": content}

@@ -149,10 +149,14 @@ def from_http_error(error: falcon.HTTPError) -> ServerError:
 
 def _on_server_error(req: falcon.Request, resp: falcon.Response, error: ServerError, params: Any) -> None:
     write_error(resp, error)
+    # The traceback holds the frames of all callers, some of which hold the error: together with what was received they
+    # would wait for the garbage collector, which runs seldom in a web worker.
+    error.__traceback__ = None
 
 
 def _on_http_error(req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, params: Any) -> None:
     write_error(resp, from_http_error(error))
+    error.__traceback__ = None  # as above
 
 
 def _on_unexpected(req: falcon.Request, resp: falcon.Response, error: Exception, params: Any) -> None:

@@ -1,0 +1,158 @@
+"""The OpenAPI documents are valid, and true: schemathesis asks the running server what they say, and judges it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, assume, given, settings
+from openapi_spec_validator import OpenAPIV30SpecValidator
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+from support.archives import archive
+from support.server import ServerProcess
+
+from wsgi_ts import model_preparation
+from wsgi_ts.config import Config
+from wsgi_ts.rest import openapi, schemas
+
+APIS = ("inference", "management", "metrics")
+#: TorchServe's paths and the names of their operations.
+TORCHSERVE = {
+    "inference": {
+        "/": {"options": "apiDescription"},
+        "/ping": {"get": "ping"},
+        "/v1/models/{model_name}:predict": {"post": "predictionsV1"},
+        "/v2/models/{model_name}/infer": {"post": "predictionsV2"},
+        "/predictions/{model_name}": {"post": "predictions"},
+        "/predictions/{model_name}/{model_version}": {"post": "version_predictions"},
+        "/api-description": {"get": "api-description"},
+        "/metrics": {"get": "metrics"},
+    },
+    "management": {
+        "/": {"options": "apiDescription"},
+        "/models": {"get": "listModels", "post": "registerModel"},
+        "/models/{model_name}": {"get": "describeModel", "put": "setAutoScale", "delete": "unregisterModel"},
+        "/models/{model_name}/{model_version}": {
+            "get": "version_describeModel",
+            "put": "version_setAutoScale",
+            "delete": "version_unregisterModel",
+        },
+        "/models/{model_name}/{model_version}/set-default": {"put": "setDefault"},
+        "/api-description": {"get": "api-description"},
+        "/metrics": {"get": "metrics"},
+    },
+    "metrics": {"/metrics": {"get": "metrics"}},
+}
+EXAMPLES = settings(
+    max_examples=5,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    store = tmp_path_factory.mktemp("store")
+    archive(store, "echo")
+    config = {"metrics_mode": "prometheus", "ts_open_inference_protocol": "true"}
+    with ServerProcess(store=store, config=config) as running:
+        reply = running.register("echo.mar")
+        assert reply.status == 200, reply.text
+        yield running
+
+
+def fetch(server: ServerProcess, api: str) -> dict[str, Any]:
+    reply = server.request(api, "OPTIONS", "/")
+    assert reply.status == 200
+    document: dict[str, Any] = reply.json()
+    return document
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_valid_and_with_torchserves_names(server: ServerProcess, api: str) -> None:
+    document = fetch(server, api)
+    OpenAPIV30SpecValidator(document).validate()
+    assert document["info"]["title"] == "TorchServe APIs"
+    assert document["info"]["version"] == "0.12.0"
+    for path, operations in TORCHSERVE[api].items():
+        for method, name in operations.items():
+            assert document["paths"][path][method]["operationId"] == name
+    assert server.request(api, "GET", "/api-description").json() == document
+
+
+@pytest.mark.parametrize(
+    ("api", "path"),
+    [("inference", "/predictions/echo"), ("inference", "/predictions/echo/1.0"), ("management", "/models/echo")],
+)
+def test_document_of_a_model(server: ServerProcess, api: str, path: str) -> None:
+    document = server.request(api, "OPTIONS", path).json()
+    OpenAPIV30SpecValidator(document).validate()
+    (described,) = document["paths"]
+    assert server.request("inference", "POST", described, body=b"x").body == b"x"
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_what_depends_on_settings(tokens: bool) -> None:
+    config = Config(disable_token_authorization=not tokens)
+    document = openapi.document(APIS, config)
+    OpenAPIV30SpecValidator(document).validate()
+    assert ("/token" in document["paths"]) is tokens
+    assert document["paths"]["/predictions/{model_name}"]["post"].get("security") == (
+        [{"inference": []}] if tokens else None
+    )
+    assert "security" not in document["paths"]["/api-description"]["get"]
+    assert "/v2/health/live" not in document["paths"]
+    assert "405" in document["paths"]["/models"]["post"]["responses"]
+
+
+def operations(api: str) -> list[tuple[str, str]]:
+    """The operations that a connector answers itself; /metrics has a connector of its own."""
+    document = openapi.document((api,), Config(enable_model_api=True, ts_open_inference_protocol=True))
+    return [
+        (path, method)
+        for path, row in document["paths"].items()
+        for method in row
+        if method != "servers" and (path != "/metrics" or api == "metrics")
+    ]
+
+
+CASES = [(api, path, method) for api in APIS for path, method in operations(api)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("api", "path", "method"), CASES)
+def test_the_server_does_what_the_document_says(server: ServerProcess, api: str, path: str, method: str) -> None:
+    schema = schemathesis.openapi.from_dict(fetch(server, api))
+    operation = schema[path][method.upper()]
+    strategy = operation.as_strategy()
+    # Registering a workflow is always refused, so that no request can be one that is accepted.
+    excluded = [positive_data_acceptance] if (path, method) == ("/workflows", "post") else []
+    url = f"http://127.0.0.1:{server.ports[api]}"
+
+    @EXAMPLES
+    @given(strategy)
+    def check(case: schemathesis.Case) -> None:
+        counts = case.query or {}
+        if {"min_worker", "max_worker"} <= set(counts):  # how one depends on the other OpenAPI cannot say
+            assume(_number(counts["min_worker"], 1) <= _number(counts["max_worker"], _number(counts["min_worker"], 1)))
+        case.call_and_validate(base_url=url, excluded_checks=excluded)
+        if "model_name" in (case.path_parameters or {}) and (api == "inference" or method == "get"):
+            case.path_parameters["model_name"] = "echo"
+            case.call_and_validate(base_url=url, excluded_checks=excluded)
+
+    check()
+
+
+def _number(value: Any, default: int) -> int:
+    return value if isinstance(value, int) else default
+
+
+def test_the_limits_are_the_servers() -> None:
+    assert schemas.MAX_WORKERS == model_preparation.MAX_WORKERS
+    assert schemas.MAX_BATCH_SIZE == model_preparation.MAX_BATCH_SIZE
+    assert set(schemas.RUNTIMES) == set(model_preparation.RUNTIMES)

@@ -1,0 +1,82 @@
+"""The open inference protocol (KServe v2) besides `infer` and `explain`, which are predictions like others.
+
+Only with `ts_open_inference_protocol` (contract §3.9). TorchServe answers `/v2`, the two health paths and
+501 for versions; `/v2/models/{model}` and its `ready` are what KServe's clients ask besides.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import falcon
+
+from wsgi_ts import TORCHSERVE_VERSION
+from wsgi_ts.errors import ResourceNotFound
+from wsgi_ts.rest.responses import write_json
+
+if TYPE_CHECKING:
+    from wsgi_ts.rest.inference import Predictions
+
+#: A path with more segments than these, `versions` among them, asks for a model's version.
+_MOST_SEGMENTS = 4
+_VERSIONS = re.compile(r".*/versions")
+
+
+class Server:
+    """`/v2`, `/v2/health/live` and `/v2/health/ready`, with any method: constants, as in TorchServe."""
+
+    def on_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """The server's name and version."""
+        # "extenstion" is TorchServe's spelling, which clients have to look for.
+        extensions = ["kserve", "kubeflow"]
+        write_json(resp, 200, {"name": "Torchserve", "version": TORCHSERVE_VERSION, "extenstion": extensions})
+
+    def on_request_live(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """The server answers."""
+        write_json(resp, 200, {"live": True})
+
+    def on_request_ready(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """The server takes requests; whether a model does, its own path says."""
+        write_json(resp, 200, {"ready": True})
+
+
+class Model:
+    """`/v2/models/{model}` and `/v2/models/{model}/ready`."""
+
+    def __init__(self, predictions: Predictions) -> None:
+        """Keeps the way to the routing table."""
+        self._predictions = predictions
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, model: str) -> None:
+        """The model's versions; what its tensors look like is known to its handler alone."""
+        _, versions = self._predictions.plane(req).routes.versions(model)
+        write_json(
+            resp,
+            200,
+            {"name": model, "versions": sorted(versions), "platform": "", "inputs": [], "outputs": []},
+        )
+
+    def on_get_ready(self, req: falcon.Request, resp: falcon.Response, model: str) -> None:
+        """200 when a worker of the default version is ready, else 503."""
+        default, versions = self._predictions.plane(req).routes.versions(model)
+        ready = versions.get(default, False)
+        write_json(resp, 200 if ready else 503, {"name": model, "ready": ready})
+
+
+def refuse_versions(req: falcon.Request, resp: falcon.Response, **_: Any) -> None:
+    """501 for a path that names a model's version; 404 for what only looks so."""
+    if len(req.path.rstrip("/").split("/")) - 1 <= _MOST_SEGMENTS:
+        raise ResourceNotFound()
+    write_json(resp, 501, {"error": "Model versioning is not yet supported."})
+
+
+def add_routes(app: falcon.App[Any, Any], predictions: Predictions) -> None:
+    """Adds the protocol's routes to the app of an inference listener."""
+    server, model = Server(), Model(predictions)
+    app.add_route("/v2", server)
+    app.add_route("/v2/health/live", server, suffix="live")
+    app.add_route("/v2/health/ready", server, suffix="ready")
+    app.add_route("/v2/models/{model}", model)
+    app.add_route("/v2/models/{model}/ready", model, suffix="ready")
+    app.add_sink(refuse_versions, _VERSIONS)

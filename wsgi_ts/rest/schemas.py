@@ -1,0 +1,193 @@
+"""The schemas of the OpenAPI documents: arguments, bodies, headers and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+Schema = dict[str, Any]
+
+#: What `wsgi_ts.model_preparation` allows, which no web worker loads.
+RUNTIMES = ("python", "python3", "LSP")
+MAX_WORKERS = 1024
+MAX_BATCH_SIZE = 65536
+#: What may be the name of a model, besides that it has at most 255 bytes.
+MODEL_NAME = r"^[^/\\\x00-\x1f\x7f]+$"
+BINARY: Schema = {"type": "string", "format": "binary"}
+#: A model takes a body of any type; these are the ones that are not handed to it as they are, and the one that is.
+INPUTS: dict[str, Schema] = {
+    "application/octet-stream": {"schema": BINARY},
+    "application/json": {"schema": {"description": "Anything; at most 100 levels deep."}},
+    "text/plain": {"schema": {"type": "string"}},
+    "application/x-www-form-urlencoded": {
+        "schema": {"type": "object", "maxProperties": 1000, "additionalProperties": {"type": "string"}}
+    },
+    "multipart/form-data": {"schema": {"type": "object", "maxProperties": 1000, "additionalProperties": BINARY}},
+}
+
+#: The parts of paths, by the name in the template.
+PATH_PARTS: dict[str, Schema] = {
+    "model_name": {"type": "string", "minLength": 1},
+    "model_version": {"type": "string", "minLength": 1},
+    "workflow_name": {"type": "string", "minLength": 1},
+    "rest": {"type": "string", "minLength": 1},
+}
+PATH_TEXTS = {
+    "model_name": "Name of a registered model.",
+    "model_version": "One of its versions.",
+    "workflow_name": "Name of a workflow.",
+    "rest": "Told to the handler as header url_path; may have slashes.",
+}
+
+
+def parameter(place: str, name: str, schema: Schema, description: str, *, required: bool = False) -> Schema:
+    """A parameter object.
+
+    Args:
+        place: "path" or "query".
+        name: of the parameter.
+        schema: of its value.
+        description: for people.
+        required: whether it must be there.
+    """
+    return {"in": place, "name": name, "description": description, "required": required, "schema": schema}
+
+
+def argument(
+    name: str, kind: str, description: str, default: Any = None, *, text: Schema | None = None, **limits: int
+) -> Schema:
+    """A query argument as TorchServe reads it: text that is no number counts as absent, all but "true" as false.
+
+    Args:
+        name: of the argument.
+        kind: "string", "integer" or "boolean".
+        description: for people.
+        default: its value where it is absent, None for none.
+        text: further keys of the schema of a text.
+        limits: `minimum` and `maximum` of a number.
+    """
+    schema: Schema = {"type": kind, **(text or {})}
+    if kind != "string":
+        schema = {"anyOf": [{"type": kind, **limits}, {"type": "string", "pattern": "^[^0-9+-]*$"}]}
+    if default is not None:
+        schema["default"] = default
+    if kind == "integer":
+        description += " Text that is no number counts as absent."
+    elif kind == "boolean":
+        description += " Every text but true counts as false."
+    return parameter("query", name, schema, description)
+
+
+_INT32: Schema = {"minimum": -(2**31), "maximum": 2**31 - 1}
+
+
+def json_arguments(arguments: Collection[Schema], required: Collection[str]) -> Schema:
+    """The schema of a JSON body with these arguments, of their own types: there a wrong type is an error.
+
+    Args:
+        arguments: made by `argument`.
+        required: names of those that must be there.
+    """
+    properties = {}
+    for row in arguments:
+        schema = dict(row["schema"])
+        kinds = schema.pop("anyOf", None)
+        number = _INT32 if kinds and kinds[0]["type"] == "integer" else {}
+        properties[row["name"]] = {**number, **(kinds[0] if kinds else {}), **schema, "description": row["description"]}
+    return {"type": "object", "required": list(required), "properties": properties}
+
+
+def _object(required: dict[str, Schema], optional: dict[str, Schema] | None = None) -> Schema:
+    return {"type": "object", "required": list(required), "properties": {**required, **(optional or {})}}
+
+
+def _list(schema: Schema) -> Schema:
+    return {"type": "array", "items": schema}
+
+
+_TEXT: Schema = {"type": "string"}
+_NUMBER: Schema = {"type": "integer"}
+_FLAG: Schema = {"type": "boolean"}
+
+_WORKER = _object(
+    {
+        "id": _TEXT,
+        "startTime": _TEXT,
+        "status": {"type": "string", "enum": ["READY", "UNLOADING"]},
+        "memoryUsage": _NUMBER,
+        "pid": _NUMBER,
+        "gpu": _FLAG,
+        "gpuUsage": _TEXT,
+    },
+    {"lastExit": _TEXT, "lastLines": _list(_TEXT)},
+)
+_MODEL = _object(
+    {
+        **dict.fromkeys(("modelName", "modelVersion", "modelUrl", "runtime"), _TEXT),
+        **dict.fromkeys(("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay"), _NUMBER),
+        **dict.fromkeys(("responseTimeout", "startupTimeout", "maxRetryTimeoutInSec", "clientTimeoutInMills"), _NUMBER),
+        "parallelType": _TEXT,
+        "parallelLevel": _NUMBER,
+        "deviceType": _TEXT,
+        **dict.fromkeys(("continuousBatching", "useJobTicket", "useVenv", "stateful", "loadedAtStartup"), _FLAG),
+        **dict.fromkeys(("sequenceMaxIdleMSec", "sequenceTimeoutMSec"), _NUMBER),
+        **dict.fromkeys(("maxNumSequence", "maxSequenceJobQueueSize"), _NUMBER),
+        "workers": _list({"$ref": "#/components/schemas/Worker"}),
+        "jobQueueStatus": _object({"remainingCapacity": _NUMBER, "pendingRequests": _NUMBER}),
+    },
+    {"deviceIds": _list(_NUMBER), "customizedMetadata": {"type": "object"}},
+)
+
+#: The schemas that operations refer to.
+COMPONENTS: dict[str, Schema] = {
+    "Bytes": BINARY,
+    "Error": _object(
+        {
+            "code": {"type": "integer", "description": "The status."},
+            "type": {"type": "string", "description": "The kind of error."},
+            "message": {"type": "string", "description": "What went wrong."},
+        }
+    ),
+    "Model": _MODEL,
+    "ModelList": _object({"models": _list(_object({"modelName": _TEXT, "modelUrl": _TEXT}))}, {"nextPageToken": _TEXT}),
+    "Models": _list({"$ref": "#/components/schemas/Model"}),
+    "OipLive": _object({"live": _FLAG}),
+    "OipModel": _object(
+        {
+            "name": _TEXT,
+            "versions": _list(_TEXT),
+            "platform": _TEXT,
+            "inputs": _list({"type": "object"}),
+            "outputs": _list({"type": "object"}),
+        }
+    ),
+    "OipModelReady": _object({"name": _TEXT, "ready": _FLAG}),
+    "OipReady": _object({"ready": _FLAG}),
+    "OipServer": _object({"name": _TEXT, "version": _TEXT, "extenstion": _list(_TEXT)}),
+    "OpenApi": _object({"openapi": _TEXT, "info": {"type": "object"}, "paths": {"type": "object"}}),
+    "Ready": _object({"name": _TEXT, "ready": _FLAG}),
+    "Status": _object({"status": _TEXT}),
+    "Worker": _WORKER,
+    "Workflows": _object({"workflows": _list({"type": "object"})}),
+}
+
+HEADERS: dict[str, Schema] = {
+    "RequestId": {
+        "description": "The id of the request, in the server's logs and for the handler too.",
+        "required": True,
+        "schema": {"type": "string", "format": "uuid"},
+    }
+}
+HEADER_LINKS: dict[str, Schema] = {"x-request-id": {"$ref": "#/components/headers/RequestId"}}
+
+
+def _key(description: str) -> Schema:
+    return {"type": "http", "scheme": "bearer", "description": description}
+
+
+#: The keys of key_file.json.
+KEYS: dict[str, Schema] = {
+    "inference": _key("Asks models."),
+    "management": _key("Manages models."),
+    "API": _key("Renews the other keys."),
+}

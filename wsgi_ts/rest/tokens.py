@@ -1,0 +1,72 @@
+"""Token authorization in the apps: `/token`, which renews keys, and the check under servers other than ours."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+import falcon
+
+from wsgi_ts.batcher.board import Board
+from wsgi_ts.controlplane import ControlPlane
+from wsgi_ts.errors import InvalidKey
+from wsgi_ts.gate import Gate
+from wsgi_ts.rest.responses import JSON_TYPE
+from wsgi_ts.tokens import INFERENCE, MANAGEMENT
+
+if TYPE_CHECKING:
+    from wsgi_ts.rest.apps import WebSettings
+
+#: In the environ where the server has checked the token before it called the app.
+ADMITTED_KEY = "wsgi_ts.admitted"
+_CALL_LIMIT_S = 10.0
+
+
+class Tokens:
+    """`/token?type=management|inference`, with any method, behind the API key."""
+
+    def __init__(self, control: ControlPlane) -> None:
+        """Keeps the way to the supervisor."""
+        self._control = control
+
+    def on_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Replaces a key; the new one is in key_file.json, and in no answer."""
+        kind = req.params.get("type")
+        if kind not in (MANAGEMENT, INFERENCE):
+            raise InvalidKey("Authentication")
+        self._control.call("renew_token", timeout_s=_CALL_LIMIT_S, scope=kind)
+        resp.set_header("content-type", JSON_TYPE)
+        resp.data = b"\n"
+
+
+class TokenCheck:
+    """Falcon middleware: refuses requests without a token where the WSGI server has not done so."""
+
+    def __init__(self, kinds: Collection[str], settings: WebSettings) -> None:
+        """Opens nothing yet: the process that answers maps the board, and may be a fork of this one."""
+        self._kinds = tuple(kinds)
+        self._settings = settings
+        self._gate: Gate | None = None
+        self._lock = threading.Lock()
+
+    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Checks the request, and hides its token from the handler."""
+        if ADMITTED_KEY in req.env:
+            return
+        refusal = self._open_gate().refusal(req.env["PATH_INFO"], req.env)
+        if refusal is not None:
+            raise refusal
+        req.env.pop("HTTP_AUTHORIZATION", None)
+
+    def _open_gate(self) -> Gate:
+        with self._lock:
+            if self._gate is None:
+                settings = self._settings
+                self._gate = Gate(self._kinds, settings.config, settings.run_dir, Board.attach(settings.prefix))
+            return self._gate
+
+
+def add_routes(app: falcon.App[Any, Any], control: ControlPlane) -> None:
+    """Adds the token API to a management app."""
+    app.add_route("/token", Tokens(control))
