@@ -1,6 +1,6 @@
 """The board: one small shared page set for what all processes of a server may read.
 
-Owned by the supervisor, which writes the epoch; every other word has one writer (see `layout`).
+Owned by the supervisor, which writes the epochs; every other word has one writer (see `layout`).
 """
 
 from __future__ import annotations
@@ -68,6 +68,10 @@ class Board:
         """Tells all readers to read routes.json again."""
         self.words[layout.BOARD_EPOCH] += 1
 
+    def bump_token_epoch(self) -> None:
+        """Tells all readers to read tokens.json again."""
+        self.words[layout.BOARD_TOKEN_EPOCH] += 1
+
     def batcher_row(self, batcher: int) -> int:
         """First word of a batcher's row."""
         return layout.BOARD_BATCHERS + batcher * layout.BATCHER_WORDS
@@ -78,6 +82,18 @@ class Board:
         Rows are used again by later segments, which add to what is there, so the sums never go down.
         """
         return layout.BOARD_WEB + segment_index % layout.MAX_WEB_ROWS * layout.WEB_WORDS
+
+    @property
+    def control_web_row(self) -> int:
+        """First word of the counters of the web worker that serves no predictions."""
+        return layout.BOARD_WEB + layout.MAX_WEB_ROWS * layout.WEB_WORDS
+
+    def clear_model(self, model_index: int) -> None:
+        """Zeroes what earlier owners of a number have counted. Only while no batcher knows the number."""
+        for batcher in range(layout.MAX_BATCHERS):
+            row = self.model_row(batcher, model_index)
+            for word in range(layout.MODEL_WORDS):
+                self.words[row + word] = 0
 
     def model_row(self, batcher: int, model_index: int) -> int:
         """First word of a model version's row on a batcher."""

@@ -5,8 +5,9 @@ Three kinds of object exist; all words are native 64-bit integers, written with 
 Board, one per server, made by the supervisor::
 
     word 0 magic | 1 layout version | 2 epoch of routes.json | 3 ..15 unused
-    batcher rows    MAX_BATCHERS x BATCHER_WORDS      asleep, heartbeat (ns), lives
-    web rows        MAX_WEB_ROWS x WEB_WORDS          counters of a web worker (one writer: the owner of the segment)
+    batcher rows    MAX_BATCHERS x BATCHER_WORDS      asleep, heartbeat (ns), lives, times of the last batch
+    web rows        (MAX_WEB_ROWS + 1) x WEB_WORDS    counters of a web worker (one writer: the owner of the segment);
+                                                      the last row is the web worker's that has no segment
     model rows      MAX_BATCHERS x MAX_MODELS x MODEL_WORDS   counters of a model version on a batcher (writer: it)
 
 Segment, one per producer (a web worker), made by it::
@@ -21,6 +22,10 @@ Segment, one per producer (a web worker), made by it::
 Mailbox, one per life of a model worker, made by its batcher::
 
     header words (see MailWord) | 2 places x (count word + `capacity` entries of segment << 32 | slot)
+
+Group board, one per life of a model worker that spans several processes, made by its batcher::
+
+    header words (see GroupWord) | one line of words per rank (see RankWord) | the message
 
 A segment is valid if and only if word 0 holds MAGIC (written last by its creator) and word 1 the layout version.
 Nothing in these objects survives the server: after a crash they are removed, never repaired.
@@ -46,12 +51,13 @@ MAX_WEB_ROWS = 64
 
 BATCHER_WORDS = 16
 WEB_WORDS = 16
-MODEL_WORDS = 64
+MODEL_WORDS = 96
 
 BOARD_EPOCH = 2
+BOARD_TOKEN_EPOCH = 3
 BOARD_BATCHERS = 16
 BOARD_WEB = BOARD_BATCHERS + MAX_BATCHERS * BATCHER_WORDS
-BOARD_MODELS = BOARD_WEB + MAX_WEB_ROWS * WEB_WORDS
+BOARD_MODELS = BOARD_WEB + (MAX_WEB_ROWS + 1) * WEB_WORDS
 BOARD_BYTES = (BOARD_MODELS + MAX_BATCHERS * MAX_MODELS * MODEL_WORDS) * WORD
 
 
@@ -61,6 +67,9 @@ class BatcherWord:
     ASLEEP: Final = 0
     HEARTBEAT_NS: Final = 1
     LIVES: Final = 2
+    LAST_BATCH_NS: Final = 3  # when the last batch was found finished (monotonic)
+    LAST_QUEUE_US: Final = 4  # how long the oldest request of that batch had waited
+    LAST_HANDOVER_US: Final = 5  # how long a model worker took to begin it
 
 
 class News:
@@ -81,8 +90,10 @@ class WebWord:
 class ModelWord:
     """Words of a model version on the board (one row per batcher); written by that batcher alone.
 
-    READY_WORKERS and OUTSTANDING are gauges that web workers read to choose a device; the rest are counters. From
-    BUCKETS on stand the latency histogram's counts, one word per bound of LATENCY_BUCKETS_US and one for +Inf.
+    READY_WORKERS and OUTSTANDING are gauges that web workers read to choose a device; QUEUED is one, too; the rest are
+    counters. Those whose name ends in _NAMED count the requests that named the model's version, the same words
+    without it those that did not. A word whose name ends in BUCKETS is the first of a histogram's counts: one word per
+    bound of TIME_BUCKETS_US (of BATCH_BUCKETS: BATCH_SIZES), and one for what lies above.
     """
 
     READY_WORKERS: Final = 0
@@ -97,11 +108,24 @@ class ModelWord:
     CANCELLED: Final = 9
     EXPIRED: Final = 10
     REFUSED: Final = 11
-    BUCKETS: Final = 16
+    REQUESTS_NAMED: Final = 12
+    LATENCY_US_NAMED: Final = 13
+    QUEUE_US_NAMED: Final = 14
+    HANDOVER_US: Final = 15
+    LATENCY_BUCKETS: Final = 16
+    QUEUE_BUCKETS: Final = 32
+    SERVICE_BUCKETS: Final = 48
+    HANDOVER_BUCKETS: Final = 64
+    BATCH_BUCKETS: Final = 80
 
 
-#: Upper bounds, in microseconds, of the histogram of time from accept to answer.
-LATENCY_BUCKETS_US = (100, 250, 500, 1000, 2500, 5000, 10000, 25000, 50000, 100000, 250000, 500000, 1000000, 10000000)
+#: Upper bounds, in microseconds, of the histograms of times.
+TIME_BUCKETS_US = (
+    *(50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000),
+    *(100_000, 250_000, 500_000, 1_000_000, 10_000_000),
+)
+#: Upper bounds of the histogram of requests per batch.
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class SegmentWord:
@@ -143,8 +167,9 @@ RESPONSE_HEADER = REQUEST_INLINE + REQUEST_INLINE_BYTES
 RESPONSE_INLINE = RESPONSE_HEADER + 40
 STREAM_WORDS = SLOT_BYTES - 2 * WORD
 RESPONSE_INLINE_BYTES = STREAM_WORDS - RESPONSE_INLINE
-#: A body outside the slot starts here in the request range; a head that is not inline stands before it.
-HEAD_ROOM = 16384
+#: A body outside the slot starts here in the request range; a head that is not inline stands before it, with the path's
+#: rest and the content type behind it: room for the largest head twice.
+HEAD_ROOM = 24576
 #: The part of the response range that carries the chunks of a streamed answer.
 STREAM_RING_BYTES = 262144
 
@@ -155,11 +180,17 @@ class RequestFlag:
     EXPLAIN: Final = 1
     DESCRIBE: Final = 2
     BODY_OUTSIDE: Final = 4
-    HEAD_OUTSIDE: Final = 8
+    HEAD_OUTSIDE: Final = 8  # with the path's rest and the content type
     #: Query parameters become fields of the handler's row.
     QUERY_ROW: Final = 16
     #: The handler is told the rest of the path as header `url_path`.
     URL_PATH: Final = 32
+    #: The path named the model's version; for the metrics, which tell such requests from the others.
+    VERSION_NAMED: Final = 64
+
+
+#: Text of a request that was not answered in time; its status is 408.
+TOO_LATE = "The request was not answered within the model's clientTimeoutInMills"
 
 
 class ResponseFlag:
@@ -200,6 +231,35 @@ class MailWord:
 
 MAIL_WORDS = 16
 MAIL_PLACES = 2
+
+
+class GroupWord:
+    """Header words of a group board; written by rank 0 but for RANKS."""
+
+    NUMBER: Final = 0  # of the last message
+    LENGTH: Final = 1  # of that message, in bytes
+    STOP: Final = 2  # 1 = leave
+    RANKS: Final = 3  # written by the batcher
+
+
+class RankWord:
+    """Words of one rank on a group board; written by that rank."""
+
+    ASLEEP: Final = 0
+    LOADED: Final = 1  # 0 until its model is loaded, then an HTTP-like status
+    DONE: Final = 2  # number of the message it has done its part of
+    OUTCOME: Final = 3  # of that part
+
+
+GROUP_WORDS = 8
+RANK_WORDS = 8
+#: Largest message of a group: slot numbers of a batch, or the shapes of a pipeline's inputs.
+GROUP_MESSAGE_BYTES = 65536
+
+
+def group_bytes(ranks: int) -> int:
+    """Size of the board of a group."""
+    return (GROUP_WORDS + ranks * RANK_WORDS) * WORD + GROUP_MESSAGE_BYTES
 
 
 class SegmentLayout:

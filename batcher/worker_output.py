@@ -6,11 +6,13 @@ worker gets 1 MB a second, the rest is counted and dropped. Reading never stops,
 
 from __future__ import annotations
 
+import logging
 import os
-import re
 from collections import deque
 
-from wsgi_ts.log import MODEL_LOG, LogFiles, plain_line, ts_line, write_stdout
+from wsgi_ts.log import LogFiles
+from wsgi_ts.log_text import escape_controls
+from wsgi_ts.metrics.reported import ModelMetrics, parse_line
 
 MAX_LINE_BYTES = 8192
 BYTES_PER_SECOND = 1_000_000
@@ -18,12 +20,6 @@ BYTES_PER_SECOND = 1_000_000
 LAST_LINES = 50
 _READ_BYTES = 65536
 _METRICS_MARK = "[METRICS]"
-_METRICS_LINE = re.compile(
-    r"(?P<head>[\w\s]+\.[\w\s]+:[0-9\-,.e]+\|#[^|]*)\|(?:#type:[^|]*\|)?"
-    r"#hostname:(?P<host>[^,]+),(?P<time>[^,]+)(?:,(?P<requests>.*))?"
-)
-#: Control characters would let a line pretend to be several, or steer the terminal that shows it.
-_ESCAPED = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160)) if code != ord("\t")}
 
 
 class LineSplitter:
@@ -86,12 +82,14 @@ class WorkerOutput:
     Args:
         thread_name: `W-9000-probe_1.0`, the start of the name under which its lines are logged.
         logs: where they go.
+        metrics: takes the metrics among them.
         now: monotonic seconds.
     """
 
-    def __init__(self, thread_name: str, logs: LogFiles, now: float) -> None:
+    def __init__(self, thread_name: str, logs: LogFiles, metrics: ModelMetrics, now: float) -> None:
         self._thread_name = thread_name
         self._logs = logs
+        self._metrics = metrics
         self._limit = RateLimit(now)
         self._splitters = {"stdout": LineSplitter(), "stderr": LineSplitter()}
         self._dropped_lines = 0
@@ -130,48 +128,25 @@ class WorkerOutput:
             self._write(stream, [text])
 
     def _write(self, stream: str, lines: list[str]) -> None:
-        texts, shown, metrics = [], [], []
-        thread = f"{self._thread_name}-{stream}"
-        level = "INFO" if stream == "stdout" else "WARN"
+        texts, metrics, broken = [], [], []
         for line in lines:
             if line.startswith(_METRICS_MARK):
-                metric = metric_message(line)
-                if metric is None:
-                    shown.append(ts_line("ERROR", thread, MODEL_LOG, f'Failed to parse metrics line: "{line}".'))
-                else:
-                    metrics.append(plain_line(metric))
-                    shown.append(ts_line("INFO", thread, "MODEL_METRICS", metric))
+                reported = parse_line(line[len(_METRICS_MARK) :])
+                message = self._metrics.record(reported) if reported is not None else None
+                if reported is None:
+                    broken.append(f'Failed to parse metrics line: "{line}".')
+                elif message is not None:
+                    metrics.append(message)
             else:
                 self.last_lines.append(line)
-                texts.append(ts_line(level, thread, MODEL_LOG, line))
-        if texts:
-            self._logs.model.write(_encode(texts))
-        if metrics:
-            self._logs.model_metrics.write(_encode(metrics))
-        if texts or shown:
-            everywhere = _encode(texts + shown)
-            self._logs.ts.write(everywhere)
-            write_stdout(everywhere)
-
-
-def metric_message(line: str) -> str | None:
-    """A metrics line of a worker as model_metrics.log shows it; None where it is not one.
-
-    Args:
-        line: `[METRICS]Name.Unit:1.0|#Level:Model|#type:GAUGE|#hostname:h,1700000000,request-id`.
-    """
-    match = _METRICS_LINE.fullmatch(line, len(_METRICS_MARK))
-    if match is None:
-        return None
-    requests = f",requestID:{match['requests']}" if match["requests"] else ""
-    return f"{match['head']}|#hostname:{match['host']}{requests},timestamp:{match['time']}"
+                texts.append(line)
+        thread = f"{self._thread_name}-{stream}"
+        self._logs.model.write(texts, logging.INFO if stream == "stdout" else logging.WARNING, thread)
+        self._logs.model_metrics.write(metrics, logging.INFO, thread)
+        self._logs.life_cycle.write(broken, logging.ERROR, thread)
 
 
 def _text(line: bytes) -> str:
     cut = "" if len(line) <= MAX_LINE_BYTES else " [cut]"
     text = line[:MAX_LINE_BYTES].removesuffix(b"\r").decode("utf-8", "backslashreplace")
-    return (text if text.isprintable() else text.translate(_ESCAPED)) + cut
-
-
-def _encode(lines: list[str]) -> bytes:
-    return "".join(lines).encode("utf-8", "backslashreplace")
+    return escape_controls(text) + cut

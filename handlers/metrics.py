@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 #: Values kept at most between two hand-overs; the oldest go first.
 MAX_SAMPLES = 10_000
+#: PredictionTime and HandlerTime are recorded for one batch in so many seconds: at thousands of batches a second a
+#: line for each would cost more than the inference.
+SAMPLE_INTERVAL_S = 0.1
 
 UNITS = {
     "ms": "Milliseconds",

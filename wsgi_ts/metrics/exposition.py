@@ -1,0 +1,138 @@
+"""How metrics are written: Prometheus' text format and the lines of the metrics logs (TorchServe contract §5.4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from wsgi_ts.metrics.specification import MetricSpec
+
+#: Values from here on, and below the other one, are written with an exponent.
+_EXPONENT_FROM = 1e7
+_EXPONENT_BELOW = 1e-3
+
+
+@dataclass(slots=True)
+class Histogram:
+    """The values of a histogram for one set of labels.
+
+    Attributes:
+        bounds: upper bounds of the buckets, in the metric's unit.
+        counts: how many values fell into each bucket, and above the last one.
+        total: the sum of all values.
+    """
+
+    bounds: Sequence[float]
+    counts: Sequence[int]
+    total: float
+
+
+@dataclass(slots=True)
+class Family:
+    """One metric with its values.
+
+    Attributes:
+        name: its name.
+        kind: `counter`, `gauge` or `histogram`.
+        help: what it is, for people.
+        labels: names of the labels.
+        samples: for the labels' values a number, or a Histogram.
+    """
+
+    name: str
+    kind: str
+    help: str
+    labels: tuple[str, ...]
+    samples: dict[tuple[str, ...], float | Histogram] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, spec: MetricSpec) -> Family:
+        """A metric of metrics.yaml, without values."""
+        text = f"Torchserve prometheus {spec.kind} metric with unit: {spec.unit}"
+        return cls(spec.name, spec.kind, text, spec.dimensions)
+
+
+def render(families: Iterable[Family], names: Collection[str] = ()) -> str:
+    """The answer of `/metrics`.
+
+    Args:
+        families: the metrics.
+        names: only these, when there are any.
+    """
+    return "".join(_family_text(family) for family in families if not names or family.name in names)
+
+
+def _family_text(family: Family) -> str:
+    lines = [f"# HELP {family.name} {' '.join(family.help.split())}", f"# TYPE {family.name} {family.kind}"]
+    for values, sample in family.samples.items():
+        # TorchServe's client ends the label list with a comma, and dashboards' regular expressions expect it.
+        pairs = zip(family.labels, values, strict=True)
+        labels = "".join([f'{name}="{_escape(value)}",' for name, value in pairs])
+        if isinstance(sample, Histogram):
+            lines += _histogram_lines(family.name, labels, sample)
+        else:
+            lines.append(f"{family.name}{{{labels}}} {java_double(sample)}")
+    return "\n".join(lines) + "\n"
+
+
+def _histogram_lines(name: str, labels: str, histogram: Histogram) -> list[str]:
+    lines = []
+    count = 0
+    for bound, more in zip((*histogram.bounds, math.inf), histogram.counts, strict=True):
+        count += more
+        lines.append(f'{name}_bucket{{{labels}le="{java_double(bound)}",}} {java_double(count)}')
+    lines.append(f"{name}_count{{{labels}}} {java_double(count)}")
+    lines.append(f"{name}_sum{{{labels}}} {java_double(histogram.total)}")
+    return lines
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+
+
+def java_double(value: float) -> str:
+    """A number as Java prints a double: `7.0`, `1.5E7`; infinity as Prometheus spells it."""
+    value = float(value)
+    if value == 0 or _EXPONENT_BELOW <= abs(value) < _EXPONENT_FROM:
+        return repr(value)
+    if not math.isfinite(value):
+        return {"nan": "NaN", "inf": "+Inf", "-inf": "-Inf"}[str(value)]
+    sign, digits, _ = Decimal(repr(value)).normalize().as_tuple()
+    mantissa = "".join(map(str, digits))
+    exponent = Decimal(repr(value)).adjusted()
+    return f"{'-' if sign else ''}{mantissa[0]}.{mantissa[1:] or '0'}E{exponent}"
+
+
+def server_line(spec: MetricSpec, values: Sequence[str], value: float, epoch_s: int) -> str:
+    """A value as ts_metrics.log shows it, without the time that begins the line; the last dimension is the host.
+
+    Args:
+        spec: the metric.
+        values: of its dimensions.
+        value: the number.
+        epoch_s: when, in seconds since the epoch.
+    """
+    text = _dimensions_text(spec, values)
+    return f"{spec.name}.{spec.unit}:{java_double(value)}|#{text}|#hostname:{values[-1]},timestamp:{epoch_s}"
+
+
+def model_line(spec: MetricSpec, values: Sequence[str], value: float, epoch: str, request_ids: str) -> str:
+    """A value as model_metrics.log shows it, without the time that begins the line.
+
+    Args:
+        spec: the metric.
+        values: of its dimensions.
+        value: the number.
+        epoch: when, in seconds since the epoch.
+        request_ids: the requests it belongs to, joined by commas; "" for none.
+    """
+    text = _dimensions_text(spec, values)
+    requests = f",requestID:{request_ids}" if request_ids else ""
+    head = f"{spec.name}.{spec.unit}:{java_double(value)}|#{text}"
+    return f"{head}|#hostname:{values[-1]}{requests},timestamp:{epoch}"
+
+
+def _dimensions_text(spec: MetricSpec, values: Sequence[str]) -> str:
+    return ",".join(f"{name}:{value}" for name, value in zip(spec.dimensions[:-1], values[:-1], strict=True))
