@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import time
@@ -13,7 +14,8 @@ import torch
 
 from wsgi_ts.handlers.context import Context
 from wsgi_ts.handlers.loader import import_from, list_classes_from_module
-from wsgi_ts.handlers.utils import check_valid_pt2_backend, load_label_mapping
+from wsgi_ts.handlers.metrics import SAMPLE_INTERVAL_S
+from wsgi_ts.handlers.utils import PredictionException, PT2Backend, check_valid_pt2_backend, load_label_mapping
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,9 @@ class BaseHandler:
         target: class that explanations are for.
         profiler_args: arguments of `torch.profiler.profile`.
     """
+
+    #: When HandlerTime is recorded next; of the class, since handlers do not always call our `__init__`.
+    _next_handler_time = 0.0
 
     def __init__(self) -> None:
         self.model: Any = None
@@ -72,7 +77,8 @@ class BaseHandler:
             self.model_pt_path = os.path.join(model_dir, serialized_file)
         model_file = description.get("modelFile", "")
         self.model = self._load_model(model_dir, model_file, serialized_file or "")
-        if isinstance(self.model, torch.nn.Module):
+        # An exported program is in evaluation mode for good, and refuses the call.
+        if isinstance(self.model, torch.nn.Module) and not isinstance(self.model, torch.fx.GraphModule):
             self.model.eval()
         self._compile()
         self.mapping = load_label_mapping(os.path.join(model_dir, "index_to_name.json"))
@@ -103,12 +109,14 @@ class BaseHandler:
             return self._load_torch_export_aot_compile(path)
         if serialized_file.endswith(".pt"):
             return self._load_torchscript_model(path)
+        if serialized_file.endswith(".pt2"):
+            return self._load_exported_program(path)
         if serialized_file.endswith(".onnx"):
             return self._load_onnx_model(path)
         raise RuntimeError(
             "No model weights could be loaded: "
             + (
-                f"{serialized_file} is no *.pt, *.onnx or, with pt2.export.aot_compile, *.so file"
+                f"{serialized_file} is no *.pt, *.pt2, *.onnx or, with pt2.export.aot_compile, *.so file"
                 if path
                 else "the archive has neither a model file nor a serialized file"
             )
@@ -124,6 +132,14 @@ class BaseHandler:
         if model_path.endswith(".pt2"):
             return torch._inductor.aoti_load_package(model_path)
         return torch._export.aot_load(model_path, self.map_location or "cpu")
+
+    def _load_exported_program(self, path: str) -> Any:
+        if self._weights_only:
+            raise RuntimeError(
+                f"No model weights could be loaded: {os.path.basename(path)} is an exported program, which may hold "
+                f"pickled objects; where you trust the archive, write weightsOnly: false into its model-config.yaml."
+            )
+        return torch.export.load(path).module().to(self.device)
 
     def _load_onnx_model(self, path: str) -> Any:
         try:
@@ -186,16 +202,28 @@ class BaseHandler:
         except Exception as error:
             logger.warning("Compiling the model with %s has failed, going on without: %s", options, error)
             return
-        logger.info("Compiled model with %s", ", ".join(f"{name} {value}" for name, value in options.items()))
+        shown = options or {"backend": PT2Backend.INDUCTOR.value}
+        logger.info("Compiled model with %s", ", ".join(f"{name} {value}" for name, value in shown.items()))
 
     def preprocess(self, data: Any) -> Any:
         """Turns the rows of a batch into the model's input: a tensor on the model's device."""
         return torch.as_tensor(data, device=self.device)
 
     def inference(self, data: Any, *args: Any, **kwargs: Any) -> Any:
-        """Runs the model on what `preprocess` returned; further arguments go to the model."""
+        """Runs the model on what `preprocess` returned; further arguments go to the model.
+
+        An ONNX session gets them as its inputs, in order; it returns a tensor, or a list where it has more outputs.
+        """
+        if hasattr(self.model, "get_inputs"):
+            return self._run_session(data, *args)
         with torch.inference_mode():
             return self.model(data.to(self.device), *args, **kwargs)
+
+    def _run_session(self, *inputs: Any) -> Any:
+        names = [described.name for described in self.model.get_inputs()]
+        arrays = [value.cpu().numpy() if isinstance(value, torch.Tensor) else value for value in inputs]
+        outputs = [torch.as_tensor(array) for array in self.model.run(None, dict(zip(names, arrays, strict=False)))]
+        return outputs[0] if len(outputs) == 1 else outputs
 
     def postprocess(self, data: Any) -> Any:
         """Turns the model's output into a list, one element per row."""
@@ -223,8 +251,10 @@ class BaseHandler:
                 output = self.explain_handle(prepared, data)
             else:
                 output = self.postprocess(self.inference(prepared))
-        elapsed_ms = (time.perf_counter() - started_at) * 1000
-        context.metrics.add_time("HandlerTime", round(elapsed_ms, 2), None, "ms")
+        if started_at >= self._next_handler_time:
+            self._next_handler_time = started_at + SAMPLE_INTERVAL_S
+            elapsed_ms = (time.perf_counter() - started_at) * 1000
+            context.metrics.add_time("HandlerTime", round(elapsed_ms, 2), None, "ms")
         return output
 
     def _infer_with_profiler(self, data: Any) -> tuple[Any, Any]:
@@ -270,7 +300,7 @@ class BaseHandler:
         target: Any = 0
         if isinstance(raw_data[0], dict):
             inputs = raw_data[0].get("data") or raw_data[0].get("body")
-            target = raw_data[0].get("target") or 0
+            target = _as_target(raw_data[0].get("target"))
         # Looked up by name: a handler may get it from a mixin that comes after this class.
         get_insights = getattr(self, "get_insights", None)
         if get_insights is None:
@@ -298,6 +328,20 @@ class BaseHandler:
             return False
         value = self.context.get_request_header(0, header)
         return str(value).lower() == "true"
+
+
+def _as_target(target: Any) -> Any:
+    """The class to explain; 0 where none is given. A form field brings it as text.
+
+    Raises:
+        PredictionException: 400, the text is not JSON.
+    """
+    if isinstance(target, (str, bytes, bytearray)) and target:
+        try:
+            return json.loads(target)
+        except (ValueError, RecursionError) as error:
+            raise PredictionException("target is not the number of a class.", 400) from error
+    return target or 0
 
 
 def _compile_options(pt2: Any) -> dict[str, Any] | None:

@@ -8,12 +8,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from wsgi_ts import TORCHSERVE_VERSION
 
 #: Sends one chunk of a streamed answer: (row, status, phrase, headers, body).
 SendChunk = Callable[[int, int, str, list[tuple[str, str]], bytes], None]
+
+
+class Group(Protocol):
+    """The ranks of a model that spans several processes, as one of them sees it."""
+
+    @property
+    def rank(self) -> int:
+        """Which of them this process is."""
+
+    @property
+    def ranks(self) -> int:
+        """How many there are on this machine."""
 
 
 class StreamClosed(ConnectionError):
@@ -84,7 +96,12 @@ class Context:
         limit_max_image_pixels: whether Pillow's limit for huge images stays in force.
         metrics: where the handler's metrics go.
         model_yaml_config: content of the model's YAML configuration file.
+
+    Attributes:
+        group: this process's rank; there only where the model spans several processes.
     """
+
+    group: Group
 
     def __init__(
         self,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from wsgi_ts.handlers.context import Context
+from wsgi_ts.handlers.results import WRONG_LENGTH, BatchFailure
 from wsgi_ts.handlers.utils import PredictionException
 
 #: numpy's name of each data type of the Open Inference Protocol.
@@ -58,6 +60,20 @@ class BaseEnvelope:
         """The answers from the handler's results."""
         raise NotImplementedError(f"{type(self).__name__} does not define format_output")
 
+    def _per_request(self, data: list[Any]) -> list[list[Any]]:
+        """The results of each request, by how many rows it had; a lone request gets all, however many they are.
+
+        Raises:
+            BatchFailure: several requests, and not one result per row.
+        """
+        counts = self._rows_per_request
+        if len(counts) == 1:
+            return [list(data)]
+        if len(data) != sum(counts):
+            raise BatchFailure(WRONG_LENGTH, f"the handler returned {len(data)} results for {sum(counts)} rows")
+        results = iter(data)
+        return [list(islice(results, count)) for count in counts]
+
 
 class BodyEnvelope(BaseEnvelope):
     """The handler gets the bodies themselves."""
@@ -86,61 +102,63 @@ class JSONEnvelope(BaseEnvelope):
 
     def format_output(self, data: list[Any]) -> list[str]:
         """One JSON text per request, with as many predictions as it had instances."""
-        answers = []
-        start = 0
-        for count in self._rows_per_request:
-            predictions = [_readable(result) for result in data[start : start + count]]
-            answers.append(json.dumps({"predictions": predictions}))
-            start += count
-        return answers
+        return [json.dumps({"predictions": list(map(_readable, results))}) for results in self._per_request(data)]
 
 
 class KServeEnvelope(BaseEnvelope):
-    """KServe's v1 protocol: one request, `{"instances": […]}` in, predictions or explanations out."""
+    """KServe's v1 protocol: `{"instances": […]}` in, predictions or explanations out."""
 
     def parse_input(self, data: list[dict[str, Any]]) -> list[Any]:
-        """The instances of the first request.
+        """The instances of all requests in one list.
 
         Raises:
-            PredictionException: its body is not such JSON (400).
+            PredictionException: a body is not such JSON (400).
         """
-        instances: list[Any] = _field(data[0], "instances")
-        return instances
+        batches = [_field(row, "instances") for row in data]
+        self._rows_per_request = [len(batch) for batch in batches]
+        return [instance for batch in batches for instance in batch]
 
     def format_output(self, data: list[Any]) -> list[dict[str, Any]]:
-        """One answer with all results."""
-        explain = self.context is not None and self.context.get_request_header(0, "explain") == "True"
-        return [{"explanations" if explain else "predictions": data}]
+        """One answer per request, with as many results as it had instances; a lone request gets all."""
+        return [{self._key(row): results} for row, results in enumerate(self._per_request(data))]
+
+    def _key(self, row: int) -> str:
+        explain = self.context is not None and self.context.get_request_header(row, "explain") == "True"
+        return "explanations" if explain else "predictions"
 
 
 class KServev2Envelope(BaseEnvelope):
-    """KServe's v2 protocol: one request, named and typed tensors in and out."""
+    """KServe's v2 protocol: named and typed tensors in and out."""
 
-    _request_id: Any = None
+    def __init__(self, handle_fn: Callable[[Any, Any], Any]) -> None:
+        super().__init__(handle_fn)
+        self._request_ids: list[Any] = []
 
     def parse_input(self, data: list[dict[str, Any]]) -> list[Any]:
-        """The tensors of the first request: text as it is, numbers as nested lists of the given shape.
+        """The tensors of all requests in one list: text as it is, numbers as nested lists of the given shape.
 
         Raises:
-            PredictionException: its body is not such JSON (400).
+            PredictionException: a body is not such JSON (400).
         """
-        body = _json_object(data[0])
-        self._request_id = body.get("id")
-        return [_tensor(tensor) for tensor in _field(data[0], "inputs")]
+        self._request_ids = [_json_object(row).get("id") for row in data]
+        batches = [[_tensor(tensor) for tensor in _field(row, "inputs")] for row in data]
+        self._rows_per_request = [len(batch) for batch in batches]
+        return [tensor for batch in batches for tensor in batch]
 
     def format_output(self, data: list[Any]) -> list[dict[str, Any]]:
-        """One answer with one output tensor per result, flattened."""
+        """One answer per request, with one output tensor per result, flattened; a lone request gets all."""
         context = self.context
         if context is None:
             raise RuntimeError("format_output is called by handle, after the context is known")
         manifest_model = (context.manifest or {}).get("model", {})
         return [
             {
-                "id": self._request_id or context.get_request_id(0),
+                "id": self._request_ids[row] or context.get_request_id(row),
                 "model_name": manifest_model.get("modelName", context.model_name),
                 "model_version": manifest_model.get("modelVersion"),
-                "outputs": [_output(position, result) for position, result in enumerate(data)],
+                "outputs": [_output(position, result) for position, result in enumerate(results)],
             }
+            for row, results in enumerate(self._per_request(data))
         ]
 
 
@@ -190,7 +208,7 @@ def _tensor(tensor: Any) -> Any:
     try:
         kind, values = tensor["datatype"], tensor["data"]
         if kind == "BYTES":
-            return values[0]
+            return list(values) if isinstance(values, list) and len(values) > 1 else values[0]
         # Imported here: only this envelope needs numpy.
         import numpy
 

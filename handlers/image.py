@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from wsgi_ts.handlers.extras import import_extra
 from wsgi_ts.handlers.utils import map_class_to_label
-from wsgi_ts.handlers.vision import VisionHandler, import_extra
+from wsgi_ts.handlers.vision import VisionHandler
 
 #: Mean and deviation of ImageNet's colours, which the usual pretrained models expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -34,6 +35,11 @@ def imagenet_processing(purpose: str) -> Any:
     )
 
 
+def _in_colour(image: Any) -> Any:
+    """The image in three colours: a grey one, or one with transparency, fits none of these models."""
+    return image.convert("RGB")
+
+
 class ImageClassifier(VisionHandler):
     """Answers each image with its most likely classes and their probabilities."""
 
@@ -47,7 +53,7 @@ class ImageClassifier(VisionHandler):
         """Scales, crops and normalises one image."""
         if self._transform is None:
             self._transform = imagenet_processing(type(self).__name__)
-        tensor: torch.Tensor = self._transform(image)
+        tensor: torch.Tensor = self._transform(_in_colour(image))
         return tensor
 
     def set_max_result_classes(self, topk: int) -> None:
@@ -76,7 +82,7 @@ class ImageSegmenter(VisionHandler):
         """Scales, crops and normalises one image."""
         if self._transform is None:
             self._transform = imagenet_processing(type(self).__name__)
-        tensor: torch.Tensor = self._transform(image)
+        tensor: torch.Tensor = self._transform(_in_colour(image))
         return tensor
 
     def postprocess(self, data: Any) -> list[Any]:
@@ -100,8 +106,20 @@ class ObjectDetector(VisionHandler):
         """Turns one image into a tensor, without scaling."""
         if self._transform is None:
             self._transform = import_extra("torchvision.transforms", type(self).__name__).ToTensor()
-        tensor: torch.Tensor = self._transform(image)
+        tensor: torch.Tensor = self._transform(_in_colour(image))
         return tensor
+
+    def preprocess(self, data: list[dict[str, Any]]) -> Any:
+        """One tensor of all images; a list of them where their sizes differ, which detection models take, too."""
+        images = [self._image(row).to(self.device) for row in data]
+        return torch.stack(images) if len({image.shape for image in images}) == 1 else images
+
+    def inference(self, data: Any, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model on one tensor or a list of them."""
+        if isinstance(data, torch.Tensor):
+            return super().inference(data, *args, **kwargs)
+        with torch.inference_mode():
+            return self.model(data, *args, **kwargs)
 
     def postprocess(self, data: list[dict[str, torch.Tensor]]) -> list[list[dict[str, Any]]]:
         """Per image one dict per object above the threshold, likeliest first."""

@@ -21,6 +21,11 @@ BUNDLED = {
     "image_classifier": "wsgi_ts.handlers.image:ImageClassifier",
     "image_segmenter": "wsgi_ts.handlers.image:ImageSegmenter",
     "object_detector": "wsgi_ts.handlers.image:ObjectDetector",
+    "text_handler": "wsgi_ts.handlers.text:TextHandler",
+    "text_classifier": "wsgi_ts.handlers.text:TextClassifier",
+    "densenet_handler": "wsgi_ts.handlers.densenet:handle",
+    "dali_handler": "wsgi_ts.handlers.dali:DALIHandler",
+    "dali_image_classifier": "wsgi_ts.handlers.dali:DALIImageClassifier",
 }
 
 #: Request envelopes by the name that `service_envelope` gives.
@@ -63,8 +68,9 @@ def load_entry(handler: str, model_dir: str, envelope: str | None = None) -> Ent
         module = import_from(name, model_dir)
         entry = _function_entry(module, function or "handle") or _class_entry(_only_class(module))
     else:
-        bundled_module, _, class_name = bundled.partition(":")
-        entry = _class_entry(getattr(importlib.import_module(bundled_module), class_name))
+        bundled_module, _, symbol = bundled.partition(":")
+        found = getattr(importlib.import_module(bundled_module), symbol)
+        entry = _class_entry(found) if inspect.isclass(found) else _entry_of_function(found)
     if not envelope:
         return entry
     return entry._replace(handle=_envelope_class(envelope)(entry.handle).handle)
@@ -103,13 +109,14 @@ def list_classes_from_module(module: ModuleType, parent_class: type | None = Non
 
 def _function_entry(module: ModuleType, function: str) -> Entry | None:
     found = getattr(module, function, None)
-    if found is None:
-        return None
+    return None if found is None else _entry_of_function(found)
 
+
+def _entry_of_function(function: Any) -> Entry:
     def initialize(context: Any) -> Any:
-        return found(None, context)
+        return function(None, context)
 
-    return Entry(found, initialize)
+    return Entry(function, initialize)
 
 
 def _only_class(module: ModuleType) -> type:
@@ -123,10 +130,14 @@ def _only_class(module: ModuleType) -> type:
 
 
 def _class_entry(handler_class: type) -> Entry:
-    instance = handler_class()
-    handle = getattr(instance, "handle", None)
-    if handle is None:
+    instance: Any = handler_class()
+    if getattr(instance, "handle", None) is None:
         raise ValueError(f"Expect handle method in class {handler_class}")
+
+    def handle(data: Any, context: Any) -> Any:
+        # Looked up each time: initialize may replace it, for example by a MicroBatching.
+        return instance.handle(data, context)
+
     return Entry(handle, getattr(instance, "initialize", _no_initialize))
 
 

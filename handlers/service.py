@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,8 +20,14 @@ from typing import Any
 import yaml
 
 from wsgi_ts.handlers import loader
-from wsgi_ts.handlers.context import Context, SendChunk
-from wsgi_ts.handlers.metrics import MetricsCache, Sample
+from wsgi_ts.handlers.context import Context, Group, SendChunk
+from wsgi_ts.handlers.metrics import (
+    SAMPLE_INTERVAL_S,
+    GeneralMetricsCacheError,
+    MetricsCache,
+    MetricTypes,
+    Sample,
+)
 from wsgi_ts.handlers.results import (
     BODYLESS_STATUSES,
     INVALID_OUTPUT,
@@ -39,6 +45,7 @@ from wsgi_ts.handlers.results import (
 )
 from wsgi_ts.handlers.utils import PredictionException
 from wsgi_ts.messages import ModelSpec
+from wsgi_ts.ts_path import shim_path
 
 __all__ = ["PREDICTION_METRIC", "Answer", "LoadError", "Request", "Service", "configure_logging", "shim_path"]
 
@@ -46,13 +53,8 @@ logger = logging.getLogger(__name__)
 
 MetricsSink = Callable[[list[Sample]], None]
 
-#: Name of the metric that each successful batch records.
+#: Name of the metric that successful batches record.
 PREDICTION_METRIC = "PredictionTime"
-
-
-def shim_path() -> str:
-    """The folder that makes `import ts.…` work in a model worker when it is on `sys.path`."""
-    return os.path.join(os.path.dirname(os.path.abspath(loader.__file__)), "ts_shim")
 
 
 def configure_logging() -> None:
@@ -67,6 +69,7 @@ class Request:
     request_id: str
     row: dict[str, Any]
     headers: Mapping[str, Any]
+    is_describe: bool = False
 
 
 class LoadError(Exception):
@@ -90,6 +93,7 @@ class Service:
         context: what the handler is given at every call.
         must_restart: true once the CUDA context is broken for good, so that every later call would fail: the
             worker is to be replaced after this batch.
+        raised: whether the handler, or what it returned, failed the whole of the last batch.
     """
 
     def __init__(
@@ -102,10 +106,12 @@ class Service:
     ) -> None:
         self.context = context
         self.must_restart = False
+        self.raised = False
         self._handle = entry.handle
         self._max_response_bytes = max_response_bytes
         self._metrics_sink = metrics_sink
         self._event_loop: asyncio.AbstractEventLoop | None = None
+        self._next_prediction_time = 0.0
 
     @classmethod
     def load(
@@ -114,6 +120,7 @@ class Service:
         gpu_id: int | None,
         send_chunk: SendChunk | None,
         metrics_sink: MetricsSink | None = None,
+        group: Group | None = None,
     ) -> Service:
         """Imports the handler from the model's folder and initialises it.
 
@@ -124,13 +131,14 @@ class Service:
             gpu_id: GPU to use, None for CPU.
             send_chunk: called for each chunk of a streamed answer.
             metrics_sink: called once per batch with the metrics recorded since the last call.
+            group: this process's rank, where the model spans several processes.
 
         Raises:
             LoadError: memory ran out, or the handler raised a RuntimeError.
             BaseException: anything else the handler raises, after its traceback went to stderr.
         """
         _prepend_paths([spec.model_dir, shim_path()])
-        metrics = MetricsCache(model_name=spec.name)
+        metrics = MetricsCache(spec.metrics_config, spec.name)
         context = Context(
             model_name=spec.name,
             model_dir=spec.model_dir,
@@ -141,7 +149,10 @@ class Service:
             metrics=metrics,
         )
         context.cl_socket = send_chunk
+        if group is not None:
+            context.group = group
         context._weights_only = spec.weights_only
+        _initialize_metrics(metrics)
         try:
             context.model_yaml_config = _read_model_config(spec)
             entry = loader.load_entry(spec.handler, spec.model_dir, spec.envelope)
@@ -170,16 +181,29 @@ class Service:
         context._begin_batch(request_ids, [request.headers for request in requests])
         if isinstance(context.metrics, MetricsCache):
             context.metrics.set_request_ids(request_ids)
+        began = time.monotonic()
+        self.raised = False
         try:
             results = self._handle([request.row for request in requests], context)
             if type(results) is not list:
                 results = self._settle(results)
             answers = self._answers(results, len(requests))
+            if began >= self._next_prediction_time:
+                self._record_prediction_time(began)
         except BaseException as error:
+            self.raised = True
             answers = self._failed(error) * len(requests)
         if self._metrics_sink is not None:
             self._hand_over_metrics()
         return answers
+
+    def _record_prediction_time(self, began: float) -> None:
+        """Records how long a batch took; of those that begin within SAMPLE_INTERVAL_S, the first one's."""
+        self._next_prediction_time = began + SAMPLE_INTERVAL_S
+        metrics = self.context.metrics
+        if isinstance(metrics, MetricsCache):
+            elapsed_ms = round((time.monotonic() - began) * 1000, 2)
+            metrics.add_metric(PREDICTION_METRIC, elapsed_ms, "ms", metric_type=MetricTypes.GAUGE)
 
     def close(self) -> None:
         """Gives back what serving took: the event loop of an async handler. The last call."""
@@ -243,6 +267,16 @@ class Service:
             samples = metrics.take_samples()
             if samples and self._metrics_sink is not None:
                 self._metrics_sink(samples)
+
+
+def _initialize_metrics(metrics: MetricsCache) -> None:
+    """Makes the metrics of metrics.yaml; with a broken file, which the server has told of, there are none."""
+    if metrics.config_file_path is None:
+        return
+    try:
+        metrics.initialize_cache()
+    except GeneralMetricsCacheError as error:
+        logger.warning("No metrics are known from metrics_config: %s", error)
 
 
 def _read_model_config(spec: ModelSpec) -> dict[str, Any]:

@@ -1,7 +1,11 @@
-"""Runs a handler without a server: a stand-in for its context, and the way from rows to answers."""
+"""For the tests of handlers, without a server: a stand-in for the context, and a model folder's files."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +59,27 @@ class MockContext(Context):
         if key == "explain":
             return str(self.explain)
         return super().get_request_header(idx, key)
+
+
+def download_model(model_url: str, model_dir: str | os.PathLike[str]) -> None:
+    """Downloads a model file to `model.pt` in a folder, unless the folder has one.
+
+    Raises:
+        OSError: it cannot be downloaded; nothing is left in the folder then.
+    """
+    target = Path(model_dir) / "model.pt"
+    if target.exists():
+        return
+    part = target.with_name("model.pt.part")
+    try:
+        with urllib.request.urlopen(model_url) as source, part.open("wb") as file:
+            shutil.copyfileobj(source, file)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def copy_files(src_dir: str | os.PathLike[str], dst_dir: str | os.PathLike[str], files: Mapping[str, str]) -> None:
+    """Copies files, each under the name that `files` maps its name to."""
+    for source, target in files.items():
+        shutil.copyfile(Path(src_dir) / source, Path(dst_dir) / target)

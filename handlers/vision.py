@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib
 import io
 from abc import ABC, abstractmethod
 from typing import Any
@@ -12,26 +11,7 @@ import torch
 
 from wsgi_ts.handlers.base import BaseHandler
 from wsgi_ts.handlers.context import Context
-
-
-def import_extra(module: str, purpose: str) -> Any:
-    """Imports a package that only some handlers need.
-
-    Args:
-        module: its import name.
-        purpose: who needs it, for the message.
-
-    Raises:
-        ImportError: it is not installed, or cannot be imported; the message says what to install.
-    """
-    try:
-        return importlib.import_module(module)
-    except Exception as error:
-        package = {"PIL": "pillow"}.get(module.partition(".")[0], module.partition(".")[0])
-        raise ImportError(
-            f"{purpose} needs the package {package}, which cannot be imported here ({error}): "
-            f"install it beside torch in the environment of the model workers."
-        ) from error
+from wsgi_ts.handlers.extras import import_extra, import_for_explanation
 
 
 class VisionHandler(BaseHandler, ABC):
@@ -60,15 +40,18 @@ class VisionHandler(BaseHandler, ABC):
         return torch.stack([self._image(row) for row in data]).to(self.device)
 
     def _image(self, row: dict[str, Any]) -> torch.Tensor:
-        image = row.get("data")
-        if image is None:
-            image = row.get("body")
-        if isinstance(image, str):
-            image = base64.b64decode(image)
+        image = self._content(row)
         if isinstance(image, (bytes, bytearray)):
             opened = import_extra("PIL.Image", type(self).__name__).open(io.BytesIO(image))
             return self.image_processing(opened)
         return torch.FloatTensor(image)
+
+    def _content(self, row: dict[str, Any]) -> Any:
+        """`data` or `body` of a row; base64 text decoded."""
+        image = row.get("data")
+        if image is None:
+            image = row.get("body")
+        return base64.b64decode(image) if isinstance(image, str) else image
 
     def get_insights(self, tensor_data: torch.Tensor, _: Any, target: Any = 0) -> Any:
         """Integrated gradients of a prediction, as nested lists of the images' shape.
@@ -78,9 +61,9 @@ class VisionHandler(BaseHandler, ABC):
             target: the class to explain.
 
         Raises:
-            ImportError: captum is missing.
+            PredictionException: 501, captum is missing.
         """
         if self._attribution is None:
-            captum = import_extra("captum.attr", "An explanation")
+            captum = import_for_explanation("captum.attr")
             self._attribution = captum.IntegratedGradients(self.model)
         return self._attribution.attribute(tensor_data, target=target, n_steps=15).tolist()

@@ -77,6 +77,22 @@ def test_a_torchscript_model_is_loaded(load_model: LoadModel, tmp_path: Path) ->
     assert ask(service) == [1.5, 3.5]
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_model_compiled_ahead_of_time_is_loaded(
+    load_model: LoadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    model = Lin()
+    model.load_state_dict(WEIGHTS)
+    exported = torch.export.export(model, (torch.zeros(1, 3),))
+    torch._inductor.aoti_compile_and_package(exported, package_path=str(tmp_path / "lin.pt2"))
+    files = {"base_h.py": HANDLER, "config.yaml": "pt2: {export: {aot_compile: true}}"}
+    manifest = {"model": {"serializedFile": "lin.pt2"}}
+    service = load_model("base_h.py", files, manifest=manifest, config_file="config.yaml")
+    assert ask(service) == [1.5, 3.5]
+
+
 def test_pickled_objects_are_loaded_only_when_allowed(load_model: LoadModel, tmp_path: Path) -> None:
     torch.save({**WEIGHTS, "l.extra": Path("x")}, tmp_path / "lin.pth")
     model = MODEL.replace(

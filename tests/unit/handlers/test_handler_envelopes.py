@@ -10,6 +10,7 @@ import pytest
 
 from wsgi_ts.handlers.context import Context
 from wsgi_ts.handlers.envelopes import BaseEnvelope, BodyEnvelope, JSONEnvelope, KServeEnvelope, KServev2Envelope
+from wsgi_ts.handlers.results import BatchFailure
 from wsgi_ts.handlers.utils import PredictionException
 
 
@@ -75,6 +76,25 @@ def test_kserve_v2() -> None:
     }
     del body["id"]
     assert KServev2Envelope(echo).handle([{"body": body}], make_context())[0]["id"] == "rid"
+
+
+def test_kserve_answers_each_request_of_a_batch() -> None:
+    context = Context("m", "/dir", {"model": {}}, 4, None)
+    context._begin_batch({0: "r0", 1: "r1"}, [{"explain": "False"}, {"explain": "True"}])
+    rows = [{"body": {"instances": [1, 2]}}, {"body": {"instances": [3]}}]
+    assert KServeEnvelope(echo).handle(rows, context) == [{"predictions": [1, 2]}, {"explanations": [3]}]
+    tensors = [{"name": "x", "datatype": "BYTES", "shape": [2], "data": ["a", "b"]}]
+    rows = [{"body": {"inputs": tensors}}, {"body": {"id": "mine", "inputs": []}}]
+    first, second = KServev2Envelope(echo).handle(rows, context)
+    assert (first["id"], first["outputs"][0]["data"]) == ("r0", ["a", "b"])
+    assert (second["id"], second["outputs"]) == ("mine", [])
+
+
+@pytest.mark.parametrize("envelope", [JSONEnvelope, KServeEnvelope])
+def test_results_that_belong_to_no_request_fail_the_batch(envelope: type[BaseEnvelope]) -> None:
+    rows = [{"body": {"instances": [1]}}, {"body": {"instances": [2]}}]
+    with pytest.raises(BatchFailure):
+        envelope(lambda data, context: ["one"]).handle(rows, make_context())
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 
 from wsgi_ts.handlers.image import ImageClassifier, ImageSegmenter, ObjectDetector
 from wsgi_ts.handlers.testing import MockContext
+from wsgi_ts.handlers.utils import PredictionException
 
 HANDLERS = [ImageClassifier, ImageSegmenter, ObjectDetector]
 
@@ -30,14 +31,14 @@ def test_number_lists_are_stacked() -> None:
 def test_without_the_image_packages_the_error_says_what_to_install(
     handler_class: Any, image: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(ImportError, match=rf"{handler_class.__name__} needs the package pillow.*install it"):
         ready(handler_class()).preprocess([{"body": image}])
 
 
 @pytest.mark.parametrize("handler_class", HANDLERS)
 def test_without_torchvision_the_error_says_so(handler_class: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "torchvision.transforms", None)
     with pytest.raises(ImportError, match=rf"{handler_class.__name__} needs the package torchvision"):
         ready(handler_class()).image_processing(None)
 
@@ -81,6 +82,32 @@ def test_the_detector_answers_with_the_likely_objects() -> None:
 
 
 def test_explanations_need_captum(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "captum", None)
-    with pytest.raises(ImportError, match="An explanation needs the package captum"):
+    monkeypatch.setitem(sys.modules, "captum.attr", None)
+    with pytest.raises(PredictionException, match="An explanation needs the package captum"):
         ready(ImageClassifier()).get_insights(torch.zeros(1), None, 0)
+
+
+def test_the_detector_takes_images_of_different_sizes() -> None:
+    class Sizes(torch.nn.Module):
+        def forward(self, images: Any) -> Any:
+            rows = [torch.tensor([[0.0, 0.0, *image.shape[1:]]]) for image in images]
+            return [{"boxes": row, "labels": torch.tensor([7]), "scores": torch.tensor([1.0])} for row in rows]
+
+    small, wide = [[[0.0]]], [[[0.0, 0.0]]]
+    for images in ([small, small], [small, wide]):
+        answers = ready(ObjectDetector(), Sizes()).handle([{"body": image} for image in images], MockContext())
+        widths = [answer[0]["7"][3] for answer in answers]
+        assert widths == [len(image[0][0]) for image in images]
+
+
+@pytest.mark.parametrize(("given", "target"), [(bytearray(b"3"), 3), ("[1, 2]", [1, 2]), (5, 5), (None, 0), (b"", 0)])
+def test_the_class_to_explain(given: Any, target: Any) -> None:
+    handler = ready(ImageClassifier())
+    handler.get_insights = lambda tensor, raw, wanted: wanted
+    assert handler.explain_handle(None, [{"data": b"x", "target": given}]) == target
+
+
+def test_a_class_that_is_no_number_is_the_clients_fault() -> None:
+    with pytest.raises(PredictionException, match="target is not the number") as caught:
+        ready(ImageClassifier()).explain_handle(None, [{"data": b"x", "target": "cat"}])
+    assert caught.value.error_code == 400

@@ -37,7 +37,7 @@ class Two: pass
 
 def handler_class(entry: Entry) -> str:
     """The name of the class whose method the entry point is."""
-    instance: Any = getattr(entry.handle, "__self__", None)
+    instance: Any = getattr(entry.initialize, "__self__", None)
     return type(instance).__name__
 
 

@@ -373,7 +373,10 @@ def test_metrics_are_handed_over_once_per_batch(load_model: LoadModel) -> None:
     loaded, served = batches
     assert loaded == [Sample("loads", "Count", 1, (("Level", "Error"),), "counter", "")]
     model = (("ModelName", "m"), ("Level", "Model"))
-    assert served == [Sample("rows", "Count", 2, model, "counter", "id1")]
+    assert served[0] == Sample("rows", "Count", 2, model, "counter", "id1")
+    name, unit, elapsed_ms, *rest = served[1]
+    assert (name, unit, elapsed_ms >= 0) == ("PredictionTime", "Milliseconds", True)
+    assert rest == [model, "gauge", "id0,id1"]
     assert run(service, "")[0].error
     assert [sample.name for sample in batches[2]] == ["rows"]
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from wsgi_ts.handlers.service import shim_path
 
@@ -20,6 +23,9 @@ from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.torch_handler.base_handler import BaseHandler
 from ts.torch_handler.image_classifier import ImageClassifier
 from ts.utils.util import PredictionException
+from ts.arg_parser import ArgParser
+assert ArgParser.extract_args(["--start", "--models", "a=b.mar"]).models == ["a=b.mar"]
+assert ArgParser.model_service_worker_args().parse_args(["--sock-type", "tcp", "--port", "1"]).port == "1"
 import ts.service, ts.version, wsgi_ts.handlers.context
 assert Context is wsgi_ts.handlers.context.Context
 assert issubclass(ImageClassifier, BaseHandler)
@@ -47,3 +53,43 @@ def test_the_shim_is_not_importable_without_its_folder_on_the_path() -> None:
     )
     assert done.returncode != 0
     assert "ModuleNotFoundError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("torch_handler.text_handler", "TextHandler"),
+        ("torch_handler.text_classifier", "TextClassifier"),
+        ("torch_handler.dali_handler", "DALIHandler"),
+        ("torch_handler.dali_image_classifier", "DALIImageClassifier"),
+        ("torch_handler.densenet_handler", "DenseNetHandler handle"),
+        ("torch_handler.contractions", "CONTRACTION_MAP"),
+        ("torch_handler.unit_tests.test_utils.mock_context", "MockContext"),
+        ("torch_handler.unit_tests.test_utils.model_dir", "copy_files download_model"),
+        ("handler_utils.utils", "send_intermediate_predict_response import_class create_predict_response"),
+        ("handler_utils.timer", "timed"),
+        ("handler_utils.micro_batching", "MicroBatching HANDLER_METHODS"),
+        ("handler_utils.hf_batch_streamer", "TextIteratorStreamerBatch"),
+        ("handler_utils.preprocess.dali", "get_dali_pipeline"),
+        ("handler_utils.text_utils", "get_tokenizer ngrams_iterator"),
+        (
+            "protocol.otf_message_handler",
+            "send_intermediate_predict_response create_predict_response create_load_model_response retrieve_msg "
+            "encode_response_headers",
+        ),
+        ("utils.hf_utils", "download_model"),
+        ("model_loader", "ModelLoader TsModelLoader ModelLoaderFactory"),
+        ("model_service_worker", "TorchModelServiceWorker"),
+        ("launcher", "start stop register_model register_model_with_params"),
+    ],
+)
+def test_the_names_of_a_module(module: str, names: str) -> None:
+    source = Path(shim_path()) / "ts" / (module.replace(".", "/") + ".py")
+    offered = ast.literal_eval(source.read_text(encoding="utf-8").partition("__all__ = ")[2].partition("]")[0] + "]")
+    assert set(names.split()) <= set(offered)
+
+
+def test_the_folder_can_be_asked_for() -> None:
+    command = [sys.executable, "-m", "wsgi_ts.ts_path"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert Path(done.stdout.strip()).samefile(shim_path())

@@ -1,1 +1,1 @@
-"""The older place of the streaming call."""
+"""The frames between server and worker."""

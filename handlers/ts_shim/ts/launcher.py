@@ -1,0 +1,5 @@
+"""Starting and stopping a server from a test."""
+
+from wsgi_ts.launcher import register_model, register_model_with_params, start, stop
+
+__all__ = ["register_model", "register_model_with_params", "start", "stop"]

@@ -1,0 +1,5 @@
+"""Image classification through a function."""
+
+from wsgi_ts.handlers.densenet import DenseNetHandler, handle
+
+__all__ = ["DenseNetHandler", "handle"]

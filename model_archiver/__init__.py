@@ -1,0 +1,5 @@
+"""TorchServe's import paths of the model archiver."""
+
+from wsgi_ts.archiver_api import ModelArchiver, ModelArchiverConfig
+
+__all__ = ["ModelArchiver", "ModelArchiverConfig"]

@@ -1,0 +1,5 @@
+"""The command line."""
+
+from wsgi_ts.archiver_api import ModelArgParser as ArgParser
+
+__all__ = ["ArgParser"]

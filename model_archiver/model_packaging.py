@@ -1,0 +1,11 @@
+"""Packaging a model; also `python -m model_archiver.model_packaging`."""
+
+import sys
+
+from wsgi_ts.archiver import main
+from wsgi_ts.archiver_api import generate_model_archive, package_model
+
+__all__ = ["generate_model_archive", "package_model"]
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+"""The manifest's entry for the workflow."""
+
+from wsgi_ts.archiver_api import Workflow
+
+__all__ = ["Workflow"]

@@ -1,0 +1,11 @@
+"""Packaging a workflow; also `python -m workflow_archiver.workflow_packaging`."""
+
+import sys
+
+from wsgi_ts.archiver import workflow_main
+from wsgi_ts.archiver_api import generate_workflow_archive, package_workflow
+
+__all__ = ["generate_workflow_archive", "package_workflow"]
+
+if __name__ == "__main__":
+    sys.exit(workflow_main())
