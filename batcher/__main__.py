@@ -38,9 +38,13 @@ from wsgi_ts.batcher.worker_actions import (
     WorkerGone,
     WorkerReady,
 )
+from wsgi_ts.batcher.worker_environment import worker_environment
 from wsgi_ts.batcher.worker_pool import WorkerPool
 from wsgi_ts.channel import Channel, ChannelClosed
-from wsgi_ts.log import setup_logging
+from wsgi_ts.config import Config
+from wsgi_ts.log import LogFiles, setup_logging
+from wsgi_ts.log_output import flush_outputs
+from wsgi_ts.log_plan import LogPlan
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.process import die_with_parent, python_command, set_process_title
 
@@ -55,10 +59,13 @@ class Batcher:
 
     Args:
         options: the parsed command line.
+        log_files: the open log files.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, log_files: LogFiles) -> None:
         self._options = options
+        self._log_files = log_files
+        self._config = Config.from_json((options.run_dir / "config.json").read_text(encoding="utf-8"))
         self._board = Board.attach(options.prefix)
         self._supervisor = Channel(socket.socket(fileno=options.control_fd))
         self._template: Channel | None = None
@@ -110,6 +117,7 @@ class Batcher:
             # A broken loop must not go on with half a state: the supervisor starts the next batcher, which sorts out
             # what lies in the segments.
             logger.exception("The batcher's loop failed; this batcher leaves and is started again.")
+            flush_outputs()
             os._exit(1)
 
     # -- the supervisor
@@ -130,7 +138,7 @@ class Batcher:
         self._loop.command("load_model", spec)
 
     def _on_set_workers(self, message: dict[str, Any]) -> None:
-        wanted = [(worker["worker_id"], worker["gpu_id"]) for worker in message["workers"]]
+        wanted = [(worker["worker_id"], worker["gpu_id"], worker["devices"]) for worker in message["workers"]]
         self._wanted[message["model_index"]] = len(wanted)
         self._carry_out(self._pool.set_workers(message["model_index"], wanted, time.monotonic()))
 
@@ -139,6 +147,10 @@ class Batcher:
         self._wanted.pop(index, None)
         self._loop.command("unload_model", index)
         self._carry_out(self._pool.remove_model(index, time.monotonic()))
+
+    def _on_reopen_logs(self, message: dict[str, Any]) -> None:
+        self._log_files.reopen()
+        self._tell_template(message)
 
     def _on_stop(self, message: dict[str, Any]) -> None:
         self._stopping = True
@@ -176,15 +188,28 @@ class Batcher:
             self._carry_out(self._pool.on_template_lost(time.monotonic()))
             return
         for event in events:
-            self._carry_out(self._pool.on_template_event(event, time.monotonic()))
+            if event["event"] == "metrics":
+                self._supervisor.send(event)
+            else:
+                self._carry_out(self._pool.on_template_event(event, time.monotonic()))
 
     def _start_template(self) -> None:
         self._end_template()
         ours, theirs = socket.socketpair()
         options = self._options
         command = python_command("wsgi_ts.batcher.template", "--fd", str(theirs.fileno()))
-        command += ["--log-dir", options.log_dir, "--metrics-dir", options.metrics_dir, "--device", options.device]
-        self._template_process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+        command += ["--log-plan", str(options.log_plan), "--device", options.device]
+        command += ["--metrics-mode", self._config.metrics_mode]
+        if self._config.metrics_config is not None:
+            command += ["--metrics-config", str(self._config.metrics_config)]
+        if self._config.model_metrics_auto_detect:
+            command.append("--metrics-auto-detect")
+        self._template_process = subprocess.Popen(
+            command,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=worker_environment(os.environ, self._config),
+        )
         theirs.close()
         self._template = Channel(ours)
         self._selector.register(self._template, selectors.EVENT_READ, self._from_template)
@@ -240,7 +265,7 @@ class Batcher:
         options, spec = self._options, action.spec
         name = mailbox_name(options.prefix, options.index, action.worker_id, action.start_count)
         try:
-            mailbox = BatcherMailbox(name, max(1, spec.batch_size))
+            mailbox = BatcherMailbox(name, max(1, spec.batch_size), spec.ranks)
         except SharedMemoryFull as full:
             reason = str(full.strerror)
             actions = self._pool.worker_not_started(action.worker_id, action.start_count, reason, time.monotonic())
@@ -254,6 +279,7 @@ class Batcher:
                 "start_count": action.start_count,
                 "spec": spec.to_dict(),
                 "gpu_id": action.gpu_id,
+                "devices": action.devices,
                 "prefix": options.prefix,
                 "batcher_index": options.index,
                 "threads": spec.threads_per_worker or self._threads_for_each(),
@@ -276,8 +302,7 @@ def main() -> int:
     parser.add_argument("--prefix", required=True)
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--run-dir", type=Path, required=True)
-    parser.add_argument("--log-dir", required=True)
-    parser.add_argument("--metrics-dir", required=True)
+    parser.add_argument("--log-plan", type=Path, required=True)
     parser.add_argument("--segments", default="")
     parser.add_argument("--epoch", type=int, default=1)
     parser.add_argument("--threads-budget", type=int, default=os.cpu_count() or 1)
@@ -285,9 +310,9 @@ def main() -> int:
     die_with_parent()
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(ignored, signal.SIG_IGN)  # the supervisor alone decides when a batcher ends
-    setup_logging(Path(options.log_dir), Path(options.metrics_dir))
+    log_files = setup_logging(LogPlan.read(options.log_plan))
     set_process_title(f"wsgi-ts: batcher {options.index} {options.device}")
-    return Batcher(options).run()
+    return Batcher(options, log_files).run()
 
 
 if __name__ == "__main__":

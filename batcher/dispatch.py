@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Protocol
 
 from wsgi_ts.batcher.counters import ModelCounters
-from wsgi_ts.batcher.job_queue import JobQueue
-from wsgi_ts.batcher.policy import BatchPolicy, make_policy
+from wsgi_ts.batcher.job_queue import JobQueue, TicketQueue
+from wsgi_ts.batcher.policy import NONE, BatchPolicy, make_policy
 from wsgi_ts.messages import ModelSpec
 
 #: A worker gets its next batch while one runs only where batches are this short (seconds): the hand-over matters
@@ -42,16 +44,38 @@ class Mailbox(Protocol):
 
 
 class Batch:
-    """Jobs that were handed to a worker together."""
+    """Jobs that were handed to a worker together.
 
-    __slots__ = ("arrivals_ns", "jobs", "number", "posted_at", "revoked")
+    `answered` is True once all of them were seen to have their answers, which is before the worker reports the end.
 
-    def __init__(self, number: int, jobs: list[int], posted_at: float, arrivals_ns: list[int]) -> None:
+    Args:
+        number: the mailbox's number of it.
+        jobs: the jobs.
+        posted_at: when it was handed over (monotonic seconds).
+        arrivals_ns: when each of the jobs arrived.
+        named_ns: the same of those that named the model's version.
+        alone: whether the worker had nothing else to do.
+    """
+
+    __slots__ = ("alone", "answered", "arrivals_ns", "jobs", "named_ns", "number", "posted_at", "revoked")
+
+    def __init__(
+        self,
+        number: int,
+        jobs: list[int],
+        posted_at: float,
+        arrivals_ns: list[int],
+        named_ns: list[int],
+        alone: bool,
+    ) -> None:
         self.number = number
         self.jobs = jobs
         self.posted_at = posted_at
         self.arrivals_ns = arrivals_ns
+        self.named_ns = named_ns
+        self.alone = alone
         self.revoked = False
+        self.answered = False
 
 
 class WorkerSeat:
@@ -76,16 +100,29 @@ class ModelQueue:
     Args:
         spec: the model version.
         counters: its words on the board.
+        is_answered: whether all jobs of a batch have their answers; asked for models with job tickets only.
     """
 
-    def __init__(self, spec: ModelSpec, counters: ModelCounters) -> None:
+    def __init__(
+        self, spec: ModelSpec, counters: ModelCounters, is_answered: Callable[[Batch], bool] = lambda batch: False
+    ) -> None:
         self.spec = spec
         self.counters = counters
-        self.jobs = JobQueue(spec.job_queue_size)
         self.seats: list[WorkerSeat] = []
-        self.policy: BatchPolicy = make_policy(spec.batch_policy, spec.max_batch_delay_ms / 1000)
+        self._is_answered = is_answered
+        # Each ticket is one worker's: what was let in together goes to as many workers.
+        self.batch_size = 1 if spec.use_job_ticket else spec.batch_size
+        if spec.use_job_ticket:
+            self.jobs: JobQueue = TicketQueue(spec.job_queue_size, self.free_workers)
+            # A request that was let in has a worker: there is nothing to wait for.
+            self.policy: BatchPolicy = make_policy(NONE, 0.0)
+        else:
+            self.jobs = JobQueue(spec.job_queue_size)
+            self.policy = make_policy(spec.batch_policy, spec.max_batch_delay_ms / 1000)
         self.service_s = PREFETCH_BELOW_S  # smoothed; starts where no batch is handed over early
         self.accepting = True
+        self.closes_at = math.inf  # a version that is unregistered takes jobs until then
+        self.held: list[WorkerSeat] = []  # asked to leave, kept for the jobs that such a version still has
 
     def idle_seat(self) -> WorkerSeat | None:
         """A worker with nothing to do."""
@@ -94,9 +131,20 @@ class ModelQueue:
                 return seat
         return None
 
+    def free_workers(self) -> int:
+        """Workers with nothing to do, or about to say so: a client that has its answer may come back before that."""
+        free = 0
+        for seat in self.seats:
+            if seat.leaving or seat.killed:
+                continue
+            for batch in seat.batches:
+                batch.answered = batch.answered or self._is_answered(batch)
+            free += all(batch.answered for batch in seat.batches)
+        return free
+
     def prefetch_seat(self) -> WorkerSeat | None:
         """A busy worker whose second mailbox place may take a full batch now."""
-        if self.service_s >= PREFETCH_BELOW_S or len(self.jobs) < self.spec.batch_size:
+        if self.service_s >= PREFETCH_BELOW_S or len(self.jobs) < self.batch_size:
             return None
         for seat in self.seats:
             if len(seat.batches) == 1 and not seat.leaving and not seat.killed:
@@ -106,6 +154,11 @@ class ModelQueue:
     def note_service(self, seconds: float) -> None:
         """Learns from a finished batch how long batches take."""
         self.service_s += _SMOOTHING * (seconds - self.service_s)
+
+    def oldest_in_time_ns(self, now: float) -> int:
+        """Requests that arrived before this monotonic time (ns) have passed the model's clientTimeoutInMills."""
+        limit_ms = self.spec.client_timeout_ms
+        return int(now * 1e9) - limit_ms * 1_000_000 if limit_ms else 0
 
     def overdue_after(self) -> float:
         """Seconds after which a running batch counts as unusually long."""

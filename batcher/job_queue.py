@@ -53,3 +53,20 @@ class JobQueue:
         if dropped:
             self._jobs = deque(entry for entry in self._jobs if not unwanted(*entry))
         return dropped
+
+
+class TicketQueue(JobQueue):
+    """The queue of a model with `useJobTicket`: a job is let in only for a worker that is free to take it now.
+
+    Args:
+        capacity: as for `JobQueue`.
+        free_workers: how many workers have nothing to do.
+    """
+
+    def __init__(self, capacity: int, free_workers: Callable[[], int]) -> None:
+        super().__init__(capacity)
+        self._free_workers = free_workers
+
+    def offer(self, job: int, now: float) -> bool:
+        """Adds a job if a worker is free that no waiting job will get; False otherwise."""
+        return len(self) < self._free_workers() and super().offer(job, now)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -30,14 +31,16 @@ logger = logging.getLogger("wsgi_ts.batcher")
 _SLOT_MASK = (1 << SEGMENT_SHIFT) - 1
 _STATE = 0xFF
 _CLAIM = SlotState.CLAIMED - SlotState.READY
+_WITH_WORKER = (SlotState.CLAIMED, SlotState.RUNNING, SlotState.STREAMING)
 WORKER_DIED = "Worker died."
 #: Statuses of FAILED slots whose text the web side composes, since it knows how the model was asked for.
 NO_WORKER = 503
-TIMED_OUT, TIMED_OUT_TEXT = 408, "The request was not begun before its time-out"
 #: Longest sleep of the loop; also the period of the work that no event announces (deadlines, heartbeat).
 TICK_S = 0.25
 #: Longest sleep without being woken for submissions: bounds how late a full queue refuses when a short batch hangs.
 UNANNOUNCED_S = 0.02
+#: How long a version that is unregistered still takes jobs: a web worker may have looked at its routes just before.
+LAST_ARRIVALS_S = 0.05
 #: Jobs and batches hold no cycles: the collector need not look often.
 GC_THRESHOLD = 50_000
 #: How long a new batcher keeps jobs of models it has not been told of yet.
@@ -79,6 +82,7 @@ class BatcherLoop:
         self._queues: dict[int, ModelQueue] = {}
         self._seats: dict[int, WorkerSeat] = {}
         self._busy: list[WorkerSeat] = []
+        self._closing: list[ModelQueue] = []
         self._wake_at = 0.0
         self._next_tick = 0.0
         self._running = True
@@ -120,6 +124,8 @@ class BatcherLoop:
         for queue in self._queues.values():
             if len(queue.jobs):
                 self._dispatch(queue, now)
+        for queue in tuple(self._closing):
+            self._close_if_served(queue, now)
         if now >= self._next_tick:
             self._tick(now)
         self._ring_touched()
@@ -181,27 +187,36 @@ class BatcherLoop:
             if queue is None and now < self._adopt_until:
                 states[slot] = word + _CLAIM
                 self._orphans.append((model, segment.index << SEGMENT_SHIFT | slot))
+                self._count_request(segment, slot, model)
                 continue
             if queue is None or not queue.accepting or not queue.jobs.offer(segment.index << SEGMENT_SHIFT | slot, now):
                 segment.fail(slot, NO_WORKER, "")
                 source.touched = True
                 self._counters(model).add(ModelWord.REFUSED)
+                self._count_request(segment, slot, model)
                 continue
             states[slot] = word + _CLAIM
             tally = arrivals.get(model)
             if tally is None:
-                tally = arrivals[model] = [0, 0, 0]
+                tally = arrivals[model] = [0, 0, 0, 0]
             tally[0] += 1
+            tally[3] += segment.names_version(slot)
             idle_us = entries[place + 1]
             if idle_us != layout.NOT_RETURNING:
                 tally[1] += idle_us
                 tally[2] += 1
         source.ring.commit()
-        for model, (count, idle_us, returning) in arrivals.items():
+        for model, (count, idle_us, returning, named) in arrivals.items():
             queue = self._queues[model]
             queue.policy.on_arrival(now, count, idle_us / 1e6, returning)
-            queue.counters.add(ModelWord.REQUESTS, count)
+            queue.counters.add(ModelWord.REQUESTS, count - named)
+            queue.counters.add(ModelWord.REQUESTS_NAMED, named)
             queue.counters.show(ModelWord.OUTSTANDING, queue.outstanding)
+
+    def _count_request(self, segment: Segment, slot: int, model: int) -> None:
+        """Counts a request that does not go into a queue, at least not yet."""
+        word = ModelWord.REQUESTS_NAMED if segment.names_version(slot) else ModelWord.REQUESTS
+        self._counters(model).add(word)
 
     # -- batches
 
@@ -214,35 +229,39 @@ class BatcherLoop:
                 if seat is None:
                     return
             else:
-                wait = queue.policy.decide(now, len(jobs), jobs.oldest_at, queue.spec.batch_size)
+                wait = queue.policy.decide(now, len(jobs), jobs.oldest_at, queue.batch_size)
                 if wait > 0:
                     self._wake_at = min(self._wake_at, now + wait)
                     return
-            self._post(queue, seat, jobs.take(queue.spec.batch_size), now)
+            self._post(queue, seat, jobs.take(queue.batch_size), now)
 
     def _post(self, queue: ModelQueue, seat: WorkerSeat, jobs: list[int], now: float) -> None:
-        """Hands jobs to a worker; those whose client has gone are answered instead."""
+        """Hands jobs to a worker; those whose client has gone or that are too late are answered instead."""
         sources = self._sources
+        oldest_ns = queue.oldest_in_time_ns(now)
         batch = []
-        arrivals = []
+        arrivals: list[int] = []
+        named: list[int] = []
         for job in jobs:
             source = sources[job >> SEGMENT_SHIFT]
             segment = source.segment
             slot = job & _SLOT_MASK
-            if segment.cancels[slot]:
-                segment.fail_cancelled(slot)
-                source.touched = True
-                queue.counters.add(ModelWord.CANCELLED)
+            arrived_ns = segment.arrival_ns(slot)
+            if segment.cancels[slot] or arrived_ns < oldest_ns:
+                self._end_unbegun(queue, job, oldest_ns)
                 continue
             source.in_mailboxes += 1
             batch.append(job)
-            arrivals.append(segment.arrival_ns(slot))
+            arrivals.append(arrived_ns)
+            if segment.names_version(slot):
+                named.append(arrived_ns)
         if not batch:
             return
-        if not seat.batches:
+        alone = not seat.batches
+        if alone:
             self._busy.append(seat)
-        seat.batches.append(Batch(seat.mailbox.post(batch), batch, now, arrivals))
-        queue.counters.handed_over(arrivals, now)
+        seat.batches.append(Batch(seat.mailbox.post(batch), batch, now, arrivals, named, alone))
+        queue.counters.handed_over(arrivals, named, now)
 
     def _complete(self, seat: WorkerSeat, now: float) -> None:
         """Takes note of the batches that a worker has finished."""
@@ -260,12 +279,24 @@ class BatcherLoop:
             queue.note_service(service_s)
             queue.policy.on_batch(len(batch.jobs), service_s)
             queue.policy.on_answered(min(now, ended_at), len(batch.jobs))
-            queue.counters.answered(batch.arrivals_ns, min(now, ended_at), service_s)
+            queue.counters.answered(batch.arrivals_ns, batch.named_ns, min(now, ended_at), service_s)
+            if batch.alone and batch.number == done:
+                handover_s = words[MailWord.START_NS] / 1e9 - batch.posted_at
+                queue.counters.begun(handover_s)
+                self._show_last_batch(batch, handover_s, now)
         queue.counters.show(ModelWord.OUTSTANDING, queue.outstanding)
         if not seat.batches:
             self._busy.remove(seat)
             if seat.leaving:
                 self._release(seat)
+
+    def _show_last_batch(self, batch: Batch, handover_s: float, now: float) -> None:
+        """Puts the times of a finished batch on the board, for the gauges that show the last one."""
+        words, row = self._words, self._row
+        waited_us = int(batch.posted_at * 1e6) - batch.arrivals_ns[0] // 1000
+        words[row + BatcherWord.LAST_QUEUE_US] = max(0, waited_us)
+        words[row + BatcherWord.LAST_HANDOVER_US] = max(0, int(handover_s * 1e6))
+        words[row + BatcherWord.LAST_BATCH_NS] = int(now * 1e9)
 
     def _counters(self, model: int) -> ModelCounters:
         return ModelCounters(self._words, self._board.model_row(self._index, model))
@@ -309,22 +340,35 @@ class BatcherLoop:
 
     def _expire(self, queue: ModelQueue, now: float) -> None:
         """Answers queued jobs whose client has gone or whose own deadline has passed; they are never run."""
-        limit = queue.spec.client_timeout_ms / 1000
-        for job in queue.jobs.drop(
-            lambda job, came_at: bool(
-                self._sources[job >> SEGMENT_SHIFT].segment.cancels[job & _SLOT_MASK]
-                or (limit and now - came_at > limit)
-            )
-        ):
-            source = self._sources[job >> SEGMENT_SHIFT]
-            slot = job & _SLOT_MASK
-            if source.segment.cancels[slot]:
-                source.segment.fail_cancelled(slot)
-                queue.counters.add(ModelWord.CANCELLED)
-            else:
-                source.segment.fail(slot, TIMED_OUT, TIMED_OUT_TEXT)
-                queue.counters.add(ModelWord.EXPIRED)
-            source.touched = True
+        oldest_ns = queue.oldest_in_time_ns(now)
+
+        def is_over(job: int, came_at: float) -> bool:
+            segment, slot = self._sources[job >> SEGMENT_SHIFT].segment, job & _SLOT_MASK
+            return bool(segment.cancels[slot]) or segment.arrival_ns(slot) < oldest_ns
+
+        for job in queue.jobs.drop(is_over):
+            self._end_unbegun(queue, job, oldest_ns)
+
+    def _end_unbegun(self, queue: ModelQueue, job: int, oldest_ns: int) -> None:
+        """Answers a job that is not to be run any more: it is too late, or its client has gone."""
+        source = self._sources[job >> SEGMENT_SHIFT]
+        slot = job & _SLOT_MASK
+        # Looked at first: the web worker gives up a request that is too late as it does one whose client has gone.
+        if source.segment.arrival_ns(slot) < oldest_ns:
+            source.segment.fail_late(slot)
+            queue.counters.add(ModelWord.EXPIRED)
+        else:
+            source.segment.fail_cancelled(slot)
+            queue.counters.add(ModelWord.CANCELLED)
+        source.touched = True
+
+    def _is_answered(self, batch: Batch) -> bool:
+        """Whether nobody works on any job of a batch any more, whatever its worker has said so far."""
+        return not any(
+            job >> SEGMENT_SHIFT in self._sources
+            and self._sources[job >> SEGMENT_SHIFT].segment.states[job & _SLOT_MASK] & _STATE in _WITH_WORKER
+            for job in batch.jobs
+        )
 
     def _watch_batches(self, queue: ModelQueue, now_ns: int, now: float) -> None:
         for seat in queue.seats:
@@ -421,7 +465,7 @@ class BatcherLoop:
 
     def _on_load_model(self, spec: ModelSpec) -> None:
         if spec.index not in self._queues:
-            queue = self._queues[spec.index] = ModelQueue(spec, self._counters(spec.index))
+            queue = self._queues[spec.index] = ModelQueue(spec, self._counters(spec.index), self._is_answered)
             self._take_in_orphans(queue, time.monotonic())
 
     def _on_unload_model(self, index: int) -> None:
@@ -429,9 +473,21 @@ class BatcherLoop:
         if queue is None:
             self._notify(("model_unloaded", index))
             return
-        queue.accepting = False
-        self._refuse(queue.jobs.take(len(queue.jobs)))
+        if queue not in self._closing:
+            queue.closes_at = time.monotonic() + LAST_ARRIVALS_S
+            self._closing.append(queue)
         self._forget_if_empty(queue)
+
+    def _close_if_served(self, queue: ModelQueue, now: float) -> None:
+        """Lets the workers of an unregistered version go, when nothing waits for them and nothing can come any more."""
+        if now < queue.closes_at:
+            self._wake_at = min(self._wake_at, queue.closes_at)
+        elif not len(queue.jobs):
+            queue.accepting = False
+            self._closing.remove(queue)
+            for seat in queue.held:
+                self._let_go(seat)
+            queue.held.clear()
 
     def _on_worker_ready(self, worker_id: int, start_count: int, model_index: int, mailbox: BatcherMailbox) -> None:
         seat = self._seats[worker_id] = WorkerSeat(worker_id, start_count, model_index, mailbox)
@@ -447,6 +503,14 @@ class BatcherLoop:
         if seat is None or seat.start_count != start_count:
             self._notify(("worker_released", worker_id, start_count))
             return
+        queue = self._queues[seat.model_index]
+        if queue in self._closing:
+            queue.held.append(seat)
+        else:
+            self._let_go(seat)
+
+    def _let_go(self, seat: WorkerSeat) -> None:
+        """Gives a worker no further batch; it leaves after those that it has."""
         seat.leaving = True
         self._show_workers(self._queues[seat.model_index])
         if not seat.batches:
@@ -470,6 +534,8 @@ class BatcherLoop:
         seat.batches.clear()
         if queue is not None:
             queue.seats.remove(seat)
+            if seat in queue.held:
+                queue.held.remove(seat)
             self._show_workers(queue)
             self._forget_if_empty(queue)
 
@@ -507,7 +573,11 @@ class BatcherLoop:
             source.touched = True
 
     def _forget_if_empty(self, queue: ModelQueue) -> None:
-        if not queue.accepting and not queue.seats:
+        """Ends an unregistered version that has no workers any more; what still waits for one is answered."""
+        if queue.closes_at < math.inf and not queue.seats:
+            self._refuse(queue.jobs.take(len(queue.jobs)))
+            if queue in self._closing:
+                self._closing.remove(queue)
             self._queues.pop(queue.spec.index, None)
             queue.counters.clear_gauges()
             self._notify(("model_unloaded", queue.spec.index))

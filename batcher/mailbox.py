@@ -13,6 +13,7 @@ from array import array
 
 from wsgi_ts.batcher import layout
 from wsgi_ts.batcher.doorbell import Doorbell
+from wsgi_ts.batcher.group import GroupBoard
 from wsgi_ts.batcher.layout import MailWord
 from wsgi_ts.batcher.shared_memory import SharedMemory, unlink
 
@@ -39,9 +40,18 @@ class _Mailbox:
 
 
 class BatcherMailbox(_Mailbox):
-    """The batcher's side; it makes the mailbox and removes it."""
+    """The batcher's side; it makes the mailbox and removes it, and the board of the worker's ranks if it has any.
 
-    def __init__(self, name: str, capacity: int) -> None:
+    Args:
+        name: see `mailbox_name`.
+        capacity: requests of a batch at most.
+        ranks: processes of the worker; 0 for a worker that is one process.
+
+    Raises:
+        SharedMemoryFull: no room; nothing is left behind.
+    """
+
+    def __init__(self, name: str, capacity: int, ranks: int = 0) -> None:
         size = layout.mailbox_bytes(capacity)
         super().__init__(SharedMemory(name, size, reserve=size, create=True), capacity)
         self.name = name
@@ -49,6 +59,13 @@ class BatcherMailbox(_Mailbox):
         Doorbell.create(name)
         self.bell = Doorbell(name, self.words, MailWord.ASLEEP)
         self.posted = 0
+        self._group: GroupBoard | None = None
+        if ranks:
+            try:
+                self._group = GroupBoard(name, ranks, create=True)
+            except OSError:
+                self.remove()
+                raise
 
     def post(self, entries: list[int]) -> int:
         """Hands over a batch; returns its number. At most MAIL_PLACES batches may be unfinished."""
@@ -90,6 +107,8 @@ class BatcherMailbox(_Mailbox):
         self.close()
         unlink(self.name)
         Doorbell.unlink(self.name)
+        if self._group is not None:
+            self._group.remove()
 
 
 class WorkerMailbox(_Mailbox):

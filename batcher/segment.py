@@ -9,8 +9,11 @@ import os
 
 from wsgi_ts.batcher import layout
 from wsgi_ts.batcher.doorbell import Doorbell
-from wsgi_ts.batcher.layout import SegmentLayout, SegmentWord
+from wsgi_ts.batcher.layout import RequestFlag, SegmentLayout, SegmentWord
 from wsgi_ts.batcher.shared_memory import SharedMemory
+
+#: In the third word of a request's header, whose upper half holds the flags.
+_VERSION_NAMED = RequestFlag.VERSION_NAMED << 32
 
 
 def segment_name(prefix: str, index: int) -> str:
@@ -95,6 +98,11 @@ class Segment:
         """When the slot's request arrived: the first word of its header."""
         return self._slot_words[slot * (layout.SLOT_BYTES // layout.WORD)]
 
+    def names_version(self, slot: int) -> bool:
+        """Whether the slot's request named the model's version: a flag in the third word of its header."""
+        words_per_slot = layout.SLOT_BYTES // layout.WORD
+        return bool(self._slot_words[slot * words_per_slot + 2] & _VERSION_NAMED)
+
     def write_response(self, slot: int, header: bytes, meta: bytes, body: bytes | bytearray | memoryview) -> None:
         """Writes a response header and the inline data behind it with one copy; the state word is the caller's."""
         data = b"".join((header, meta, body))
@@ -110,6 +118,10 @@ class Segment:
     def fail_cancelled(self, slot: int) -> None:
         """Ends a request whose client has gone and that no handler has seen; the web worker sends nothing."""
         self.fail(slot, 499, "Client closed the connection")
+
+    def fail_late(self, slot: int) -> None:
+        """Ends a request that no handler has seen and whose own deadline has passed."""
+        self.fail(slot, 408, layout.TOO_LATE)
 
     def close(self) -> None:
         """Closes the descriptor; the memory goes when the views do."""

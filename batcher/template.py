@@ -4,9 +4,9 @@ Runs as `python -m wsgi_ts.batcher.template`, a child of its batcher and the par
 workers, which it starts in milliseconds, kills and reaps, and whose output it writes to the model's logs. One
 thread, one selector; CUDA is never initialised here, since a fork of an initialised process cannot use it.
 
-Frames (`wsgi_ts.channel`) from the batcher: `start`, `kill`. Frames to it: `template_ready`, and for each life
-of a worker `started`, `loaded` at most once, `exit` last. A start that fails is an `exit` with pid -1. The end
-of the channel ends the template, and the end of the template ends the workers.
+Frames (`wsgi_ts.channel`) from the batcher: `start`, `kill`, `reopen_logs`. Frames to it: `template_ready`, `metrics`,
+and for each life of a worker `started`, `loaded` at most once, `exit` last. A start that fails is an `exit` with pid
+-1. The end of the channel ends the template, and the end of the template ends the workers.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ from wsgi_ts.batcher.worker_output import WorkerOutput
 from wsgi_ts.batcher.worker_process import Entry, Order, Spawned, load_entry, spawn
 from wsgi_ts.channel import Channel, ChannelClosed
 from wsgi_ts.log import LogFiles, setup_logging
+from wsgi_ts.log_plan import LogPlan
+from wsgi_ts.metrics.reported import ModelMetrics
 from wsgi_ts.process import die_with_parent, set_process_title
 
 log = logging.getLogger(__name__)
@@ -46,9 +48,13 @@ log = logging.getLogger(__name__)
 DEFAULT_ENTRY = "wsgi_ts.batcher.worker:run"
 #: What handlers import: loaded once here, shared by all forks.
 _WARM_MODULES = ("numpy.random", "torch", "wsgi_ts.handlers.service", "wsgi_ts.handlers.base")
+#: A worker sends one frame, a group one for each rank more; what comes beyond that at once is nonsense.
+_MOST_STATUS_FRAMES = 256
 #: How much of a dead worker's unread output is still read.
 _FINAL_READS = 16
 _PR_SET_CHILD_SUBREAPER = 36
+#: Time between two hand-overs of metrics, in seconds.
+_HAND_OVER_S = 0.2
 
 
 @dataclass(slots=True)
@@ -78,12 +84,15 @@ class Template:
     Args:
         batcher: the channel to the batcher.
         logs: where the workers' output goes.
+        metrics: takes the metrics that workers report.
         entry: what a forked worker runs.
     """
 
-    def __init__(self, batcher: Channel, logs: LogFiles, entry: Entry) -> None:
+    def __init__(self, batcher: Channel, logs: LogFiles, metrics: ModelMetrics, entry: Entry) -> None:
         self._batcher = batcher
         self._logs = logs
+        self._metrics = metrics
+        self._next_hand_over = 0.0
         self._entry = entry
         self._lives: dict[int, _Life] = {}
         self._stopping = False
@@ -98,8 +107,10 @@ class Template:
         try:
             self._batcher.send({"event": "template_ready"})
             while not self._stopping:
-                for key, _ in self._selector.select():
+                wait_s = max(0.0, self._next_hand_over - time.monotonic()) if self._metrics.has_updates else None
+                for key, _ in self._selector.select(wait_s):
                     key.data()
+                self._hand_over_metrics()
         except ChannelClosed:
             log.debug("The batcher is gone.")
         finally:
@@ -109,23 +120,29 @@ class Template:
             self._selector.close()
 
     def _listen_for_signals(self) -> None:
-        """SIGCHLD, SIGUSR1 and SIGTERM become bytes on a socket that the selector watches."""
+        """SIGCHLD and SIGTERM become bytes on a socket that the selector watches."""
         self._signals.setblocking(False)
         self._signals_in.setblocking(False)
-        for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGTERM):
+        for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, lambda _number, _frame: None)
             signal.siginterrupt(number, False)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for ignored in (signal.SIGINT, signal.SIGUSR1):
+            signal.signal(ignored, signal.SIG_IGN)
         signal.set_wakeup_fd(self._signals_in.fileno(), warn_on_full_buffer=False)
 
     def _on_signals(self) -> None:
         numbers = self._signals.recv(4096)
-        if signal.SIGUSR1 in numbers:
-            self._logs.reopen()
         if signal.SIGTERM in numbers:
             self._stopping = True
         # Also when the byte of a SIGCHLD was lost among many others: any signal reaps.
         self._reap()
+
+    def _hand_over_metrics(self) -> None:
+        """Sends what workers have reported since the last time, a few times a second at most."""
+        now = time.monotonic()
+        if self._metrics.has_updates and now >= self._next_hand_over:
+            self._next_hand_over = now + _HAND_OVER_S
+            self._batcher.send({"event": "metrics", "updates": self._metrics.take_updates()})
 
     def _on_batcher(self) -> None:
         for message in self._batcher.receive_ready():
@@ -134,6 +151,8 @@ class Template:
                 self._start(Order.from_dict(message))
             elif operation == "kill":
                 self._kill(message["worker_id"], message["start_count"])
+            elif operation == "reopen_logs":
+                self._logs.reopen()
             else:
                 log.error("Unknown operation %r from the batcher: its version does not fit ours", operation)
 
@@ -146,7 +165,7 @@ class Template:
             log.error(text)
             self._batcher.send({"event": "exit", **key, "pid": -1, "code": None, "signal": None, "last_lines": [text]})
             return
-        life = _Life(order, process, WorkerOutput(order.thread_name, self._logs, time.monotonic()))
+        life = _Life(order, process, WorkerOutput(order.thread_name, self._logs, self._metrics, time.monotonic()))
         self._lives[process.pid] = life
         life.open_fds |= {process.stdout, process.stderr, process.status.fileno()}
         self._watch(process.stdout, lambda: self._on_output(life, process.stdout, "stdout"))
@@ -177,13 +196,16 @@ class Template:
             self._forget(life, fd)
             return
         # The worker runs user code, which may write anything here: pass on what makes sense, once.
-        for message in messages[:1]:
+        for message in messages[:_MOST_STATUS_FRAMES]:
+            if message.get("event") == "progress" and life.order.spec.ranks:
+                self._batcher.send({"event": "progress", **life.key, "text": str(message.get("text", ""))})
             if message.get("event") == "loaded" and isinstance(message.get("status"), int):
                 self._forget(life, fd)
                 text, load_ms = str(message.get("message", "")), message.get("load_ms")
                 loaded = {"status": message["status"], "message": text}
                 loaded["load_ms"] = load_ms if isinstance(load_ms, int) else 0
                 self._batcher.send({"event": "loaded", **life.key, **loaded})
+                return
 
     def _reap(self) -> None:
         """Sees to every child that has ended: workers, and orphans of their handlers."""
@@ -248,20 +270,23 @@ def main() -> int:
     die_with_parent(os.getppid())
     parser = argparse.ArgumentParser(prog="python -m wsgi_ts.batcher.template")
     parser.add_argument("--fd", type=int, required=True, help="socket to the batcher")
-    parser.add_argument("--log-dir", type=Path, required=True)
-    parser.add_argument("--metrics-dir", type=Path, help="directory of model_metrics.log; --log-dir if not given")
+    parser.add_argument("--log-plan", type=Path, required=True)
     parser.add_argument("--device", default="cpu", help="for the process title")
     parser.add_argument("--entry", default=DEFAULT_ENTRY, help="module:function that a forked worker runs")
+    parser.add_argument("--metrics-mode", default="log")
+    parser.add_argument("--metrics-config", type=Path, help="metrics.yaml; the built-in one if not given")
+    parser.add_argument("--metrics-auto-detect", action="store_true")
     args = parser.parse_args()
-    logs = setup_logging(args.log_dir, args.metrics_dir or args.log_dir)
+    logs = setup_logging(LogPlan.read(args.log_plan))
     set_process_title(f"wsgi-ts: worker template {args.device}")
     # Orphans of handlers come to us, so that they can be found.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     warm_up()
     entry = load_entry(args.entry)
+    metrics = ModelMetrics.load(args.metrics_config, args.metrics_mode, args.metrics_auto_detect)
     gc.collect()
     gc.freeze()
-    Template(Channel(socket.socket(fileno=args.fd)), logs, entry).run()
+    Template(Channel(socket.socket(fileno=args.fd)), logs, metrics, entry).run()
     return 0
 
 

@@ -24,6 +24,7 @@ class StartWorker:
     start_count: int
     spec: ModelSpec
     gpu_id: int | None
+    devices: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,8 @@ class Worker:
     worker_id: int
     model: Model
     gpu_id: int | None
+    #: The only GPUs it may see; None: all.
+    devices: list[int] | None
     started_at_ms: int
     wanted: bool = True
     phase: Phase = Phase.WAITING
@@ -70,6 +72,8 @@ class Worker:
     stopping: bool = False
     #: This life got SIGKILL from us, so that SIGKILL does not mean "out of memory".
     killed: bool = False
+    #: How far the loading of a worker of several ranks has come, for people.
+    progress: str = ""
     #: What this life did wrong, as far as it is known before its exit.
     fault: str = ""
     #: Failures in a row, and when (monotonic seconds) the first of them was.
@@ -95,11 +99,12 @@ class Worker:
         """Enters a phase that may last until `deadline`."""
         self.phase, self.deadline = phase, deadline
 
-    def log(self, level: int, text: str, *args: object) -> None:
-        """Logs a line under the worker's name."""
+    def log(self, level: int, text: str, *args: object, cause: str | None = None) -> None:
+        """Logs a line under the worker's name; `cause` gets a line of its own below it, as an exception does."""
         if _logger.isEnabledFor(level):
             record = _logger.makeRecord(_logger.name, level, __file__, 0, text, args, None)
             record.threadName = self.thread_name
+            record.exc_text = cause
             _logger.handle(record)
 
     def log_change(self, state: str) -> None:
@@ -116,6 +121,7 @@ class Worker:
             state=state or shown.value,
             pid=self.pid,
             gpu_id=self.gpu_id,
+            progress=self.progress,
             started_at_ms=self.started_at_ms,
             load_status=self.load_status,
             load_ms=self.load_ms,

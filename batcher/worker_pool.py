@@ -58,10 +58,10 @@ EXIT_GRACE_S = 2.0
 KILL_REPEAT_S = 5.0
 #: What a worker that is being released gets on top of its response timeout, in case nobody else ends it.
 RELEASE_MARGIN_S = 5.0
-_NO_RESPONSE = (
-    "Backend worker error\n"
-    "org.pytorch.serve.wlm.WorkerInitializationException: Backend worker did not respond in given time"
-)
+_NO_RESPONSE = "org.pytorch.serve.wlm.WorkerInitializationException: Backend worker did not respond in given time"
+
+#: Id of a worker, its GPU, and the only GPUs it may see.
+WantedWorker = tuple[int, "int | None", "list[int] | None"]
 
 logger = logging.getLogger(__name__)
 
@@ -102,13 +102,13 @@ class WorkerPool:
         else:
             self._models[spec.index] = Model(spec)
 
-    def set_workers(self, model_index: int, wanted: Iterable[tuple[int, int | None]], now: float) -> list[Action]:
+    def set_workers(self, model_index: int, wanted: Iterable[WantedWorker], now: float) -> list[Action]:
         """Starts and stops workers of a model until exactly these exist.
 
         Args:
             model_index: a model made known with `set_model`.
-            wanted: pairs of worker id and GPU number (None: no GPU). A worker that exists keeps its GPU; the id
-                of a worker that was reported as stopped is not used again.
+            wanted: worker id, GPU number (None: no GPU), and the only GPUs it may see (None: all). A worker that exists
+                keeps its GPU; the id of a worker that was reported as stopped is not used again.
             now: monotonic seconds.
 
         Raises:
@@ -117,11 +117,11 @@ class WorkerPool:
         model = self._models.get(model_index)
         if model is None or model.removed:
             raise ValueError(f"set_workers: model {model_index} is not loaded in this batcher; send load_model first")
-        ids = dict(wanted)
-        for worker_id, gpu_id in ids.items():
+        ids = {worker_id: (gpu_id, devices) for worker_id, gpu_id, devices in wanted}
+        for worker_id, (gpu_id, devices) in ids.items():
             worker = self._workers.get(worker_id)
             if worker is None:
-                worker = Worker(worker_id, model, gpu_id, self._wall_ms())
+                worker = Worker(worker_id, model, gpu_id, devices, self._wall_ms())
                 self._workers[worker_id] = worker
                 self._start(worker, now)
             elif worker.model is not model:
@@ -167,6 +167,9 @@ class WorkerPool:
         if worker is not None and worker.start_count == event["start_count"] and worker.phase in HAS_PROCESS:
             if kind == "started":
                 self._started(worker, event["pid"], now)
+            elif kind == "progress":
+                worker.progress = event["text"]
+                self._say(worker)
             elif kind == "loaded":
                 self._loaded(worker, event, now)
             elif kind == "exit":
@@ -245,11 +248,12 @@ class WorkerPool:
     def _start(self, worker: Worker, now: float) -> None:
         """Starts a worker, or lets it wait for the template."""
         worker.pid, worker.stopping, worker.killed, worker.fault = -1, False, False, ""
+        worker.progress = ""
         if self._template_ready:
             worker.start_count += 1
             worker.begin(Phase.STARTING, now + START_TIMEOUT_S)
             spec = worker.model.spec
-            self._actions.append(StartWorker(worker.worker_id, worker.start_count, spec, worker.gpu_id))
+            self._actions.append(StartWorker(worker.worker_id, worker.start_count, spec, worker.gpu_id, worker.devices))
         else:
             worker.begin(Phase.WAITING, now + TEMPLATE_TIMEOUT_S)
         self._say(worker)
@@ -265,6 +269,7 @@ class WorkerPool:
         if worker.phase is not Phase.LOADING:
             return
         worker.load_status, worker.load_ms = event["status"], event["load_ms"]
+        worker.progress = ""
         worker.model.timeouts_in_a_row = 0
         if worker.load_status != HTTP_OK:
             worker.fault = f"the model could not be loaded: {event['message']}"
@@ -343,7 +348,7 @@ class WorkerPool:
         worker.model.timeouts_in_a_row += 1
         count = worker.model.timeouts_in_a_row
         worker.log(logging.ERROR, "Number or consecutive unsuccessful inference %d", count)
-        worker.log(logging.ERROR, _NO_RESPONSE)
+        worker.log(logging.ERROR, "Backend worker error", cause=_NO_RESPONSE)
         if worker.phase in BEFORE_READY:
             worker.load_status = HTTP_ERROR
         worker.fault = fault

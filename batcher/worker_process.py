@@ -12,7 +12,6 @@ import fcntl
 import importlib
 import io
 import json
-import logging
 import os
 import signal
 import socket
@@ -24,8 +23,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import wsgi_ts
+from wsgi_ts.batcher.worker_environment import export_threads
 from wsgi_ts.batcher.worker_exit import WORKER_VARIABLE, worker_mark
 from wsgi_ts.channel import Channel
+from wsgi_ts.gpu.devices import visibility
+from wsgi_ts.log import detach_logging
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.process import die_with_parent, enable_fault_traces, set_process_title
 
@@ -34,10 +36,14 @@ STATUS_FD = 3
 #: When the machine runs out of memory the kernel takes a model worker, not a process that others depend on.
 _OOM_SCORE_ADJ = "800"
 #: Runs a model worker in an interpreter with packages of its own, which go before the server's.
+#: Its current directory, the model's, would come before Python's own library: it does not count yet.
 _BOOTSTRAP = (
-    "import sys; sys.path.append(sys.argv.pop(1)); import importlib; "
+    "import sys; sys.path[:] = [*filter(None, sys.path), sys.argv.pop(1)]; import importlib; "
     "sys.exit(importlib.import_module(sys.argv.pop(1)).main())"
 )
+
+#: What runs in place of a model worker where the model spans several processes.
+GROUP_ENTRY = "wsgi_ts.batcher.group_agent:run"
 
 #: What a model worker runs: `wsgi_ts.batcher.worker.run` and whoever stands in for it.
 Entry = Callable[[ModelSpec, int, int, "int | None", str, int, int, int], int]
@@ -54,6 +60,7 @@ class Order:
     prefix: str
     batcher_index: int
     threads: int
+    devices: list[int] | None = None
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Order:
@@ -63,7 +70,7 @@ class Order:
             KeyError: a field is missing.
             TypeError: the spec has a field that this version does not know.
         """
-        names = ("worker_id", "start_count", "gpu_id", "prefix", "batcher_index", "threads")
+        names = ("worker_id", "start_count", "gpu_id", "prefix", "batcher_index", "threads", "devices")
         return cls(spec=ModelSpec.from_dict(fields["spec"]), **{name: fields[name] for name in names})
 
     @property
@@ -98,7 +105,7 @@ def spawn(order: Order, entry: Entry) -> Spawned:
     """Starts a model worker.
 
     Args:
-        order: what to start; a spec that names a Python interpreter gets a process of it.
+        order: what to start; a spec that names a Python interpreter gets a process of it, one with ranks a group.
         entry: what a fork runs; of another interpreter's process it gives the module, whose `main` is run.
 
     Raises:
@@ -141,7 +148,9 @@ def _child(order: Order, entry: Entry, parent: int, fds: tuple[int, int, int]) -
         _reset_signals()
         _take_descriptors(*fds, inheritable=order.spec.python is not None)
         _become_worker(order)
-        if order.spec.python is not None:
+        if order.spec.ranks:
+            entry = load_entry(GROUP_ENTRY)
+        elif order.spec.python is not None:
             _execute(order, order.spec.python, entry.__module__)
         _refresh()
         code = entry(
@@ -191,7 +200,10 @@ def _become_worker(order: Order) -> None:
     """Names, marks, current directory, and what the kernel should know."""
     spec = order.spec
     os.environ[WORKER_VARIABLE] = worker_mark(order.prefix, order.worker_id, order.start_count)
-    set_process_title(f"wsgi-ts: model worker {order.worker_id} {spec.name} {spec.version}")
+    if order.devices is not None:
+        os.environ.update(visibility(order.devices))
+    role = "group" if spec.ranks else "model worker"
+    set_process_title(f"wsgi-ts: {role} {order.worker_id} {spec.name} {spec.version}")
     with contextlib.suppress(OSError):  # not writable in some sandboxes; it is only advice
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE_ADJ)
     os.chdir(spec.model_dir)
@@ -199,7 +211,7 @@ def _become_worker(order: Order) -> None:
 
 def _refresh() -> None:
     """Undoes what a fork should not share with its siblings: log handlers, buffers, random numbers."""
-    logging.getLogger().handlers.clear()
+    detach_logging()
     # New objects: the old ones remember of what kind the template's stdout was.
     sys.stdout = sys.__stdout__ = _text_stream(1)  # type: ignore[misc]
     sys.stderr = sys.__stderr__ = _text_stream(2)  # type: ignore[misc]
@@ -228,5 +240,6 @@ def _execute(order: Order, python: str, module: str) -> NoReturn:
     }
     if order.gpu_id is not None:
         arguments["--gpu-id"] = order.gpu_id
+    export_threads(order.threads)
     words = [text for name, value in arguments.items() for text in (name, str(value))]
     os.execv(python, [python, "-u", "-c", _BOOTSTRAP, server_folder, module, *words])

@@ -83,21 +83,23 @@ class Assigner:
         if placement.usable_gpus == 0:
             return None
         if placement.parallel_level > 0:
-            start = nth_of_model * placement.parallel_level % placement.usable_gpus
-            return group_devices(placement, start)[0]
+            return group_devices(placement, nth_of_model)[0]
         if placement.device_ids is not None:
             return placement.device_ids[nth_of_model % len(placement.device_ids)]
         self._last = (self._last + 1) % self._gpus
         return self._last
 
 
-def group_devices(placement: Placement, start: int) -> tuple[int, ...]:
-    """The GPUs of a worker that spans several.
+def group_devices(placement: Placement, nth_of_model: int) -> tuple[int, ...]:
+    """The GPUs of a worker that spans several: the next ones of the model's list, from its start again at its end.
 
     Args:
         placement: of its model.
-        start: position of the first of them in the model's list.
+        nth_of_model: how many workers of this model version were given GPUs before.
     """
     ids = placement.device_ids
     devices = ids if ids is not None else tuple(range(placement.usable_gpus))
-    return devices[start : start + placement.parallel_level]
+    level = placement.parallel_level
+    # What is left at the end of the list and is too little for a worker stays unused.
+    start = nth_of_model % max(1, len(devices) // level) * level
+    return devices[start : start + level]

@@ -9,15 +9,18 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 log = logging.getLogger(__name__)
 
+#: What restricts the GPUs that a process sees: NVIDIA's variable, and AMD's where they are in use.
+VISIBILITY_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 #: The tool may hang with a broken driver; nobody waits longer than this, in seconds.
 QUERY_TIMEOUT_S = 20.0
 USAGE_FAILED = "failed to obtained gpu usage"
 _USAGE_FIELDS = ("utilization.gpu", "utilization.memory", "memory.used")
 _USAGE_NAMES = ("utilization.gpu [%]", "utilization.memory [%]", "memory.used [MiB]")
+_LOAD_FIELDS = ("utilization.gpu", "memory.used", "memory.total")
 
 
 def gpu_count(limit: int | None, environ: Mapping[str, str] = os.environ) -> int:
@@ -48,6 +51,24 @@ def visible_devices(environ: Mapping[str, str] = os.environ) -> list[str]:
             break
         wanted.append(part)
     return wanted if installed else []
+
+
+def visibility(devices: Sequence[int], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that show a process these GPUs only.
+
+    Args:
+        devices: numbers as processes of this server see them.
+        environ: the environment variables; where they restrict the GPUs already, an entry (a number, or the name of a
+            GPU or MIG slice) is passed through.
+    """
+    shown = {}
+    for name in VISIBILITY_VARIABLES:
+        restricted = environ.get(name)
+        if restricted is None and name != VISIBILITY_VARIABLES[0]:
+            continue
+        entries = [part.strip() for part in (restricted or "").split(",") if part.strip()]
+        shown[name] = ",".join(entries[number] if number < len(entries) else str(number) for number in devices)
+    return shown
 
 
 def gpu_usage(gpu_id: int, environ: Mapping[str, str] = os.environ) -> str:
@@ -81,3 +102,25 @@ def _query(fields: str, *options: str) -> list[str]:
         log.warning("nvidia-smi failed, going on without GPUs: %s", error)
         return []
     return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+
+
+def gpu_loads(count: int, environ: Mapping[str, str] = os.environ) -> list[dict[str, float]]:
+    """Use of the first `count` GPUs: for each GPUUtilization and GPUMemoryUtilization in percent, GPUMemoryUsed in MB.
+
+    Empty where the driver does not tell.
+    """
+    loads = []
+    for device in visible_devices(environ)[:count] if count else []:
+        lines = _query(",".join(_LOAD_FIELDS), "--id=" + device)
+        try:
+            utilization, used, total = (float(value.split()[0]) for value in lines[0].split(","))
+        except (IndexError, ValueError):
+            return []
+        loads.append(
+            {
+                "GPUMemoryUtilization": 100 * used / total if total else 0.0,
+                "GPUMemoryUsed": used,
+                "GPUUtilization": utilization,
+            }
+        )
+    return loads

@@ -67,3 +67,32 @@ def test_the_death_of_one_devices_batcher_leaves_the_others(server: ServerProces
     faults.kill(server, "batcher")
     eventually(lambda: len(server.processes("batcher")) == 3, within=5)
     eventually(lambda: set(ask(server, "where")) == {"0", "1"}, within=15, what="answers of both devices")
+
+
+VISIBLE = """
+import os
+class Visible:
+    def initialize(self, context):
+        self.answer = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    def handle(self, data, context):
+        return [self.answer] * len(data)
+"""
+
+
+def test_a_worker_with_several_gpus_sees_the_next_ones_of_its_list(server: ServerProcess) -> None:
+    store = server.store
+    both = "parallelType: custom\nparallelLevel: 2\n"
+    archive(store, "pair", VISIBLE, config_yaml=both)
+    archive(store, "turned", VISIBLE, config_yaml="parallelType: custom\nparallelLevel: 1\ndeviceIds: [1, 0]\n")
+    archive(store, "three", VISIBLE, config_yaml="parallelType: custom\nparallelLevel: 3\n")
+    assert server.register("pair.mar", initial_workers=4).status == 200
+    described = server.request("management", "GET", "/models/pair").json()[0]
+    assert [(worker["id"], worker["gpuIds"]) for worker in described["workers"]] == [("29500", [0, 1])]
+    assert server.predict("pair", b"").text == "0,1"
+    assert server.register("turned.mar", initial_workers=2).status == 200
+    assert set(ask(server, "turned")) == {"0", "1"}
+    refused = server.register("three.mar", initial_workers=1)
+    assert (refused.status, refused.json()["type"]) == (500, "WorkerInitializationException")
+    text = refused.json()["message"]
+    assert text.startswith("No enough gpu devices for model:three parallelLevel:3")
+    assert "pair 1.0 worker 29500" in text

@@ -59,13 +59,13 @@ def test_parallel_workers_take_slices() -> None:
     placement = place(4, parallel_level=2)
     starts = gpus_of(Assigner(4), placement, 3)
     assert starts == [0, 2, 0]
-    assert [group_devices(placement, start) for start in (0, 2)] == [(0, 1), (2, 3)]
+    assert [group_devices(placement, nth) for nth in range(3)] == [(0, 1), (2, 3), (0, 1)]
 
 
 def test_parallel_workers_take_slices_of_their_list() -> None:
     placement = place(8, device_ids=[7, 5, 3, 1], parallel_level=2)
     assert gpus_of(Assigner(8), placement, 3) == [7, 3, 7]
-    assert group_devices(placement, 2) == (3, 1)
+    assert group_devices(placement, 1) == (3, 1)
 
 
 @pytest.mark.parametrize(("gpus", "level", "limit"), [(4, 2, 2), (4, 3, 1), (2, 4, 0), (0, 4, None), (4, 0, None)])

@@ -40,6 +40,12 @@ def test_a_header_with_an_underscore_does_not_pass_for_another() -> None:
     assert not [key for key in environ if "FORWARDED" in key]
 
 
+def test_a_name_with_an_underscore_is_no_framing() -> None:
+    lines = b"Content-Length: 3\r\nContent_Length: 0\r\nTransfer_Encoding: chunked"
+    head = parse_head(b"POST / HTTP/1.1\r\n" + lines + b"\r\n\r\n")
+    assert (head.content_length, head.chunked) == (3, False)
+
+
 @pytest.mark.parametrize(
     ("lines", "status"),
     [
@@ -59,6 +65,9 @@ def test_a_header_with_an_underscore_does_not_pass_for_another() -> None:
         (b"GET / HTTP/1.1\r\nA: b\0c", 400),
         (b"GET / HTTP/1.1\r\nA: b\rc", 400),
         (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b", 400),
+        (b"GET / HTTP/1.1\r\nContent-Type: a/b\r\nContent-Type: c/d", 400),
+        (b"GET  / HTTP/1.1", 400),
+        (b"DESCRIBE / RTSP/1.0", 400),
         (b"get / HTTP/1.1", 400),
         (b"GET /\xff HTTP/1.1", 400),
         (b"GET / HTTP/2.0", 400),
