@@ -288,17 +288,38 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def publish(text: str, machine: dict[str, Any]) -> None:
-    """Puts the table between the two marks of BENCHMARKS.md.
+def write_results(content: dict[str, Any], machine: dict[str, Any], kind: str = "") -> None:
+    """Writes the file of one run into benchmarks/results, named by its time.
+
+    Args:
+        content: everything that was measured.
+        machine: what `describe_machine` says.
+        kind: put before the time in the file's name.
+    """
+    results = BENCHMARKS / "results"
+    results.mkdir(exist_ok=True)
+    path = results / f"{kind}{machine['when'].replace(':', '').replace('+0000', 'Z')}.json"
+    path.write_text(json.dumps({"machine": machine, **content}, indent=2) + "\n")
+    print(f"written to {path.relative_to(PROJECT)}")
+
+
+def publish(text: str, machine: dict[str, Any], begin_mark: str = TABLE_BEGIN, end_mark: str = TABLE_END) -> None:
+    """Puts the figures between two marks of BENCHMARKS.md.
+
+    Args:
+        text: the figures.
+        machine: what `describe_machine` says.
+        begin_mark: the line above them.
+        end_mark: the line below them.
 
     Raises:
         BenchmarkError: the marks are not there.
     """
     page = PROJECT / "BENCHMARKS.md"
-    before, begin, rest = page.read_text().partition(TABLE_BEGIN)
-    _, end, after = rest.partition(TABLE_END)
+    before, begin, rest = page.read_text().partition(begin_mark)
+    _, end, after = rest.partition(end_mark)
     if not begin or not end:
-        raise BenchmarkError(f"{page.name} lacks the lines {TABLE_BEGIN!r} and {TABLE_END!r}.")
+        raise BenchmarkError(f"{page.name} lacks the lines {begin_mark!r} and {end_mark!r}.")
     about = (
         f"{machine['when'][:10]}, commit {machine['commit'] or 'none'}: {machine['cores']} cores "
         f"({machine['cpu']}), Linux {machine['kernel']}, Python {machine['python']}, "
@@ -342,12 +363,7 @@ def main() -> None:
         summary = summarise(rounds)
         text = table(summary)
         print(f"\n{text}\n")
-        results = BENCHMARKS / "results"
-        results.mkdir(exist_ok=True)
-        path = results / f"{machine['when'].replace(':', '').replace('+0000', 'Z')}.json"
-        content = {"machine": machine, "options": asdict(options), "summary": summary, "rounds": rounds}
-        path.write_text(json.dumps(content, indent=2) + "\n")
-        print(f"written to {path.relative_to(PROJECT)}")
+        write_results({"options": asdict(options), "summary": summary, "rounds": rounds}, machine)
         if options.publish:
             publish(text, machine)
     except (BenchmarkError, subprocess.CalledProcessError) as error:

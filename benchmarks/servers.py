@@ -16,6 +16,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,6 +37,8 @@ TORCHSERVE_PACKAGES = (
     "pyyaml",
     "setuptools",
 )
+#: The models of `archive_models`.
+MODELS = ("echo", "torchmodel")
 LARGEST_BODY_BYTES = 20_000_000
 START_LIMIT_S = 180.0
 STOP_LIMIT_S = 90.0
@@ -50,9 +54,10 @@ class Server:
     Args:
         name: "wsgi-ts" or "torchserve".
         executables: the folder of its `torchserve` command.
-        batch_size: of both models.
-        max_batch_delay_ms: of both models.
+        batch_size: of the models that it starts with.
+        max_batch_delay_ms: of the same.
         settings: further lines of its configuration file.
+        models: those it starts with.
     """
 
     def __init__(
@@ -63,8 +68,10 @@ class Server:
         batch_size: int,
         max_batch_delay_ms: int,
         settings: dict[str, str] | None = None,
+        models: Sequence[str] = MODELS,
     ) -> None:
         self.name = name
+        self._models = models
         self._executables = executables
         self._folder = WORK / f"run-{name}"
         ports = free_ports(5)
@@ -93,7 +100,7 @@ class Server:
                             "responseTimeout": 120,
                         }
                     }
-                    for model in ("echo", "torchmodel")
+                    for model in models
                 }
             ),
             **(settings or {}),
@@ -101,7 +108,7 @@ class Server:
         self.first_answer_s = 0.0
 
     def __enter__(self) -> Server:
-        """Starts the server and waits for the echo model's first answer; see `first_answer_s`.
+        """Starts the server and waits for its first model's first answer (see `first_answer_s`), then for the others'.
 
         Raises:
             BenchmarkError: it ended, or was not ready in time.
@@ -114,14 +121,16 @@ class Server:
         with self._log.open("wb") as log:
             status = self._command(
                 "--start", "--ncs", "--model-store", str(STORE), "--ts-config", str(config),
-                "--models", "echo=echo.mar", "torchmodel=torchmodel.mar", log=log,
+                "--models", *(f"{model}={model}.mar" for model in self._models), log=log,
             )  # fmt: skip
         if status:
             raise BenchmarkError(f"{self.name} did not start (exit status {status}):\n{self._last_lines()}")
         try:
-            self._wait_for_answer("echo", b"hello", started)
+            first, *others = self._models
+            self._wait_for_answer(first, b"hello", started)
             self.first_answer_s = time.monotonic() - started
-            self._wait_for_answer("torchmodel", b"hello", started)
+            for model in others:
+                self._wait_for_answer(model, b"hello", started)
         except BaseException:
             self._stop()
             raise
@@ -141,6 +150,26 @@ class Server:
         """The management API's description of a model."""
         answer: list[dict[str, Any]] = json.loads(_request("GET", f"{self.management}/models/{model}"))
         return answer[0]
+
+    @contextmanager
+    def registered(self, *models: str) -> Iterator[None]:
+        """Further models of the store, with the workers that their model-config.yaml says, for as long as it is open.
+
+        Raises:
+            BenchmarkError: one of them cannot be loaded.
+        """
+        try:
+            for model in models:
+                try:
+                    _request("POST", f"{self.management}/models?url={model}.mar&synchronous=true", b"")
+                except urllib.error.HTTPError as error:
+                    text = error.read().decode(errors="replace")
+                    raise BenchmarkError(f"{self.name} cannot load {model}: {text}\n{self._last_lines()}") from error
+            yield
+        finally:
+            for model in models:
+                with suppress(OSError):  # not registered, or the server is gone, which has been told of
+                    _request("DELETE", f"{self.management}/models/{model}")
 
     def scale(self, model: str, workers: int) -> float:
         """Asks for that many model workers; the seconds until the server says they are ready."""
@@ -255,15 +284,32 @@ def install_torchserve() -> Path:
 
 def archive_models() -> None:
     """The model archives that both servers load."""
+    for model, handler in zip(MODELS, ("echo_handler.py", "torch_handler.py"), strict=True):
+        archive(model, BENCHMARKS / handler)
+
+
+def archive(
+    model: str, handler: Path, *, config: Mapping[str, Any] | None = None, extra_files: Sequence[Path] = ()
+) -> None:
+    """Makes a model archive in the store, in place of the one that may be there.
+
+    Args:
+        model: its name.
+        handler: file of the handler.
+        config: content of its model-config.yaml.
+        extra_files: further files of the archive.
+    """
     STORE.mkdir(parents=True, exist_ok=True)
-    for model, handler in (("echo", "echo_handler.py"), ("torchmodel", "torch_handler.py")):
-        archiver = Path(sys.executable).parent / "torch-model-archiver"
-        (STORE / f"{model}.mar").unlink(missing_ok=True)
-        subprocess.run(
-            [str(archiver), "--model-name", model, "--version", "1.0",
-             "--handler", str(BENCHMARKS / handler), "--export-path", str(STORE)],
-            check=True,
-        )  # fmt: skip
+    (STORE / f"{model}.mar").unlink(missing_ok=True)
+    command = [str(Path(sys.executable).parent / "torch-model-archiver"), "--model-name", model, "--version", "1.0"]
+    command += ["--handler", str(handler), "--export-path", str(STORE)]
+    if extra_files:
+        command += ["--extra-files", ",".join(map(str, extra_files))]
+    if config is not None:
+        path = WORK / f"{model}-model-config.yaml"
+        path.write_text(json.dumps(config, indent=2))
+        command += ["--config-file", str(path)]
+    subprocess.run(command, check=True)
 
 
 def check_tools(*, with_java: bool) -> None:
