@@ -71,12 +71,16 @@ class BatcherLink:
             log_plan: file with the `LogPlan`.
             segments: the segments to attach at once.
             threads: CPU cores that its model workers may use in all.
+
+        Raises:
+            OSError, RuntimeError: no process or no thread can be started; nothing has changed but the epoch.
         """
         self.epoch += 1
-        self.restart_at = float("inf")
-        self.segments = set(segments)
-        self._still_looks = 0
+        attached = set(segments)
+        outbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         ours, theirs = socket.socketpair()
+        channel = Channel(ours)
+        writer = threading.Thread(target=_write, args=(channel, outbox), name=f"to batcher {self.index}", daemon=True)
         with theirs:
             arguments = {
                 "--index": self.index,
@@ -85,27 +89,33 @@ class BatcherLink:
                 "--control-fd": theirs.fileno(),
                 "--run-dir": run_dir,
                 "--log-plan": log_plan,
-                "--segments": ",".join(map(str, sorted(self.segments))),
+                "--segments": ",".join(map(str, sorted(attached))),
                 "--epoch": self.epoch,
                 "--threads-budget": threads,
             }
             words = [str(word) for pair in arguments.items() for word in pair]
             try:
+                writer.start()
                 self.child = Child(
                     self.name,
                     python_command("wsgi_ts.batcher", *words),
                     pass_fds=[theirs.fileno()],
                     environ={INSTANCE_VARIABLE: self._prefix},
                 )
-            except OSError:
-                ours.close()
+            except BaseException:
+                outbox.put(None)
+                channel.close()
                 raise
-        self.channel = Channel(ours)
-        self._outbox = queue.SimpleQueue()
-        threading.Thread(
-            target=_write, args=(self.channel, self._outbox), name=f"to batcher {self.index}", daemon=True
-        ).start()
+        self.restart_at = float("inf")
+        self.segments = attached
+        self.channel = channel
+        self._outbox = outbox
+        self._still_looks = 0
         return self.child
+
+    def postpone(self, now: float) -> None:
+        """Its next life could not be started at the monotonic time `now`: sets the time of the next try."""
+        self.restart_at = now + self._backoff.on_death(now)
 
     def send(self, message: dict[str, Any]) -> None:
         """Sends a message, in the order of the calls; never blocks. Dropped while no process is there."""

@@ -103,12 +103,7 @@ class TokenTable:
 
     def living(self) -> frozenset[str]:
         """The scopes whose key has not expired."""
-        wall, monotonic = time.time(), time.monotonic()
-        return frozenset(
-            scope
-            for scope, key in self._keys.items()
-            if key["wall_end"] is None or (wall < key["wall_end"] and monotonic < key["monotonic_end"])
-        )
+        return frozenset(scope for scope, key in self._keys.items() if _is_living(key))
 
     def next_end(self) -> float:
         """Monotonic time at which the next key expires if the wall clock is not set; infinity for none."""
@@ -119,10 +114,16 @@ class TokenTable:
     def accepts(self, scope: str, authorization: str) -> bool:
         """Whether the value of an Authorization header carries the living key of a scope. Call `refresh` first."""
         match = _BEARER.fullmatch(authorization)
-        if match is None or scope not in self.living():
+        key = self._keys.get(scope)
+        if match is None or key is None or not _is_living(key):
             return False
         given = hashlib.sha256(match[1].encode("latin-1", "replace")).hexdigest()
-        return hmac.compare_digest(given, self._keys[scope]["sha256"])
+        return hmac.compare_digest(given, key["sha256"])
+
+
+def _is_living(key: Mapping[str, Any]) -> bool:
+    """Whether a published key has not expired, by either clock."""
+    return key["wall_end"] is None or (time.time() < key["wall_end"] and time.monotonic() < key["monotonic_end"])
 
 
 class Gate:

@@ -192,6 +192,11 @@ def enable_fault_traces() -> None:
         raise OSError(ctypes.get_errno(), "sigaltstack failed")
 
 
+def inherited_environ() -> dict[str, str]:
+    """The environment variables that other programs get from the supervisor."""
+    return {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
+
+
 def set_process_title(title: str) -> None:
     """Sets what ps and top show; a convenience, so nothing happens where setproctitle is not installed."""
     with contextlib.suppress(ImportError):
@@ -241,8 +246,7 @@ class Child:
         Raises:
             OSError: it cannot be started.
         """
-        variables = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-        variables |= dict(environ or {})
+        variables = inherited_environ() | dict(environ or {})
         variables[PARENT_PID_VARIABLE] = str(os.getpid())
         # Without it setproctitle writes the title over the environment, and with it over the instance's mark.
         variables.setdefault("SPT_NOENV", "1")
@@ -256,7 +260,12 @@ class Child:
             start_new_session=True,
         )
         self.pid = self._process.pid
-        self.pidfd = os.pidfd_open(self.pid)
+        try:
+            self.pidfd = os.pidfd_open(self.pid)
+        except OSError:
+            self._process.kill()
+            self._process.wait()
+            raise
         # It is our child and not waited for yet, so it has an entry in /proc even if it has ended.
         self.identity = ProcessIdentity(self.pid, start_time(self.pid) or 0)
 

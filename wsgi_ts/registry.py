@@ -87,6 +87,7 @@ class ModelVersion:
         loaded_in: batchers that were told of it.
         accepted_in: batchers that have shown that they know it; requests go to these only.
         leaving: workers that were told to stop, and have not yet.
+        restarts: how often one of its workers was started again.
         unloading: it is being unregistered: no requests any more.
     """
 
@@ -102,6 +103,7 @@ class ModelVersion:
     loaded_in: set[int] = field(default_factory=set)
     accepted_in: set[int] = field(default_factory=set)
     leaving: dict[int, ModelWorker] = field(default_factory=dict)
+    restarts: int = 0
     unloading: bool = False
 
     @property
@@ -308,6 +310,9 @@ class Registry:
                 model.leaving.pop(report.worker_id, None)
             worker = model.workers.get(report.worker_id) or model.leaving.get(report.worker_id)
             if worker is not None:
+                # Without a report its batcher is new, and counts anew.
+                before = worker.report.restarts if worker.report is not None else 0
+                model.restarts += max(0, report.restarts - before)
                 worker.report = report
             if batcher in model.loaded_in:
                 model.accepted_in.add(batcher)
@@ -358,6 +363,8 @@ class Registry:
                     "index": model.spec.index,
                     "batchers": {str(batcher): count for batcher, count in _worker_counts(model)},
                     "client_timeout_ms": model.spec.client_timeout_ms,
+                    "continuous": model.spec.continuous_batching,
+                    "sequences": model.spec.sequence_batching,
                     "loaded": any(worker.is_ready for worker in model.workers.values()),
                 }
                 for version, model in self._models[name].items()

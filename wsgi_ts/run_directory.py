@@ -101,6 +101,9 @@ class RunDirectory:
             directory._remove_leftovers()
             directory.models.mkdir(mode=0o700)
             directory._write_record()
+        except OSError as error:
+            os.close(fd)
+            raise RunDirectoryError(f"run directory {path}: {error}; set another --run-dir") from error
         except BaseException:
             os.close(fd)
             raise
@@ -139,12 +142,12 @@ class RunDirectory:
     def add_child(self, identity: ProcessIdentity, role: str) -> None:
         """Writes down a process that was started."""
         self._children[identity.pid] = (identity, role)
-        self._write_record()
+        self._update_record()
 
     def remove_child(self, pid: int) -> None:
         """Writes down that a process has ended."""
         if self._children.pop(pid, None) is not None:
-            self._write_record()
+            self._update_record()
 
     def release(self) -> None:
         """Removes all shared-memory names of the instance and all in the directory, and unlocks it."""
@@ -190,6 +193,13 @@ class RunDirectory:
             entry.unlink(missing_ok=True)
         if self.models.exists():
             shutil.rmtree(self.models, onerror=_warn_of_leftover)
+
+    def _update_record(self) -> None:
+        """Writes the record; a full disk is no reason to stop: processes are found by the instance's prefix, too."""
+        try:
+            self._write_record()
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self.path / "record.json", error.strerror)
 
     def _write_record(self) -> None:
         own = ProcessIdentity.of(os.getpid())

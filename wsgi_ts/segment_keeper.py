@@ -41,9 +41,15 @@ class SegmentKeeper:
     def new(self, pid: int) -> dict[str, int]:
         """A number for a segment that process `pid` is about to make, and how many rings it needs.
 
+        A process that asks again before it has made one gets the same number: /dev/shm was full the first time.
+
         Raises:
             BadRequest: there is no such process.
         """
+        unused = self.table.unused(pid)
+        if unused is not None:
+            self._unlink(unused)
+            return {"index": unused.index, "batchers": len(self._batchers)}
         try:
             pidfd = os.pidfd_open(pid)
         except OSError as error:
@@ -83,7 +89,10 @@ class SegmentKeeper:
             link.send({"op": "retire_segment", "index": entry.index})
 
     def _remove(self, entry: SegmentEntry) -> None:
+        self._unlink(entry)
+        self.table.remove(entry)
+
+    def _unlink(self, entry: SegmentEntry) -> None:
         name = segment_name(self._prefix, entry.index)
         unlink(name)
         Doorbell.unlink(name)
-        self.table.remove(entry)

@@ -45,6 +45,11 @@ class SegmentTable:
         self._entries[entry.index] = entry
         return entry
 
+    def unused(self, pid: int) -> SegmentEntry | None:
+        """The segment that process `pid` got a number for and has not made."""
+        waiting = (each for each in self._entries.values() if not each.is_ready and not each.is_retired)
+        return next((each for each in waiting if each.pid == pid), None)
+
     def get(self, index: int) -> SegmentEntry | None:
         """The entry of a segment."""
         return self._entries.get(index)

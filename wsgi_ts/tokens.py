@@ -15,7 +15,7 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -76,7 +76,8 @@ class KeyRing:
     Args:
         folder: where key_file.json lies: the server's working directory.
         lifetime_min: minutes that a management or inference key lasts.
-        publish: called with what other processes check tokens by; returns when they can see it.
+        publish: called with what other processes check tokens by; returns when they can see it, or raises
+            KeyFileError.
     """
 
     def __init__(self, folder: Path, lifetime_min: float, publish: Callable[[dict[str, Any]], None]) -> None:
@@ -128,7 +129,12 @@ class KeyRing:
                     file.write(text)
                     file.flush()
                     written = os.fstat(file.fileno())
-                os.replace(temporary, self.path)
+                self._publish_all(keys)
+                try:
+                    os.replace(temporary, self.path)
+                except OSError:
+                    self._publish_all(self._keys)
+                    raise
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
@@ -139,6 +145,8 @@ class KeyRing:
             ) from error
         self._written = written
         self._keys = keys
+
+    def _publish_all(self, keys: Mapping[str, Key]) -> None:
         self._publish({scope: key.to_public() for scope, key in keys.items()})
 
     def _warn_of_open_folder(self) -> None:

@@ -1,17 +1,23 @@
-"""The supervisor's side of one gunicorn: its process on sockets that outlive it, and when it is ready."""
+"""The supervisor's gunicorns: processes on sockets that outlive them, started again when they die."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import selectors
 import signal
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from wsgi_ts.config import Config
 from wsgi_ts.listeners import BoundListener
+from wsgi_ts.main_loop import MainLoop
 from wsgi_ts.process import INSTANCE_VARIABLE, Child, RestartBackoff, python_command
+from wsgi_ts.registry import Registry
+from wsgi_ts.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +59,11 @@ class Gunicorn:
         return f"gunicorn {self.kind}"
 
     def start(self, config_file: Path, run_dir: Path, prefix: str, tls_fd: int = -1) -> Child:
-        """Starts the next life; `tls_fd` is a file with what https listeners take, -1 for none."""
-        self.restart_at = float("inf")
-        self._starts += 1
+        """Starts the next life; `tls_fd` is a file with what https listeners take, -1 for none.
+
+        Raises:
+            OSError: no process can be started; nothing has changed.
+        """
         self._booted = 0
         arguments = ["--kind", self.kind, "--config-json", str(config_file)]
         arguments += ["--run-dir", str(run_dir), "--prefix", prefix]
@@ -79,7 +87,13 @@ class Gunicorn:
             raise
         finally:
             os.close(theirs)
+        self.restart_at = float("inf")
+        self._starts += 1
         return self.child
+
+    def postpone(self, now: float) -> None:
+        """Its next life could not be started at the monotonic time `now`: sets the time of the next try."""
+        self.restart_at = now + self._backoff.on_death(now)
 
     def reopen_logs(self) -> None:
         """Has its processes open their log files again, or once it is up where it is just starting."""
@@ -126,11 +140,98 @@ class Gunicorn:
         self.ready_fd = -1
 
 
-def plan_web_tier(config: Config, listeners: Sequence[BoundListener]) -> list[Gunicorn]:
-    """One gunicorn for what carries predictions, one for the rest if there is any."""
-    inference = [listener for listener in listeners if "inference" in listener.kinds]
-    others = [listener for listener in listeners if "inference" not in listener.kinds]
-    tier = [Gunicorn("inference", inference, config.web_workers)]
-    if others:
-        tier.append(Gunicorn("management", others, 1))
-    return tier
+class WebTier:
+    """All gunicorns of an instance. Belongs to the supervisor's main thread.
+
+    Attributes:
+        gunicorns: one for what carries predictions, one for the rest if there is any.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        listeners: Sequence[BoundListener],
+        *,
+        loop: MainLoop,
+        directory: RunDirectory,
+        registry: Registry,
+        tls_fd: int,
+        on_ready: Callable[[], None],
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+            config: the configuration.
+            listeners: the sockets that are served.
+            loop: where they are watched.
+            directory: the run directory.
+            registry: tells whether the instance is stopping, so that a death is none to speak of.
+            tls_fd: a file with what https listeners take, -1 for none.
+            on_ready: called when a web worker has booted.
+        """
+        inference = [listener for listener in listeners if "inference" in listener.kinds]
+        others = [listener for listener in listeners if "inference" not in listener.kinds]
+        self.gunicorns = [Gunicorn("inference", inference, config.web_workers)]
+        if others:
+            self.gunicorns.append(Gunicorn("management", others, 1))
+        self._selector = loop.selector
+        self._directory = directory
+        self._registry = registry
+        self._tls_fd = tls_fd
+        self._on_ready = on_ready
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all web workers have booted at least once."""
+        return all(web.is_ready for web in self.gunicorns)
+
+    def start(self) -> None:
+        """Starts them."""
+        for web in self.gunicorns:
+            self._start(web)
+
+    def start_again(self, now: float) -> None:
+        """Starts those again that have died and whose time has come."""
+        for web in self.gunicorns:
+            if web.child is None and now >= web.restart_at:
+                try:
+                    self._start(web)
+                except OSError as error:
+                    log.error("%s cannot be started: %s", web.name, error)
+                    web.postpone(now)
+                else:
+                    log.info("%s started again", web.name)
+
+    def reopen_logs(self) -> None:
+        """Has all processes open their log files again."""
+        for web in self.gunicorns:
+            web.reopen_logs()
+
+    def stop(self) -> None:
+        """Tells them to end what is under way and to go."""
+        for web in self.gunicorns:
+            if web.child is not None:
+                web.child.send_signal(signal.SIGTERM)
+
+    def _start(self, web: Gunicorn) -> None:
+        directory = self._directory
+        child = web.start(directory.config_file, directory.path, directory.prefix, self._tls_fd)
+        self._selector.register(child.pidfd, selectors.EVENT_READ, lambda: self._on_death(web))
+        self._selector.register(web.ready_fd, selectors.EVENT_READ, lambda: self._on_booted(web))
+        directory.add_child(child.identity, web.name)
+
+    def _on_booted(self, web: Gunicorn) -> None:
+        if not web.take_ready():
+            self._selector.unregister(web.ready_fd)
+        self._on_ready()
+
+    def _on_death(self, web: Gunicorn) -> None:
+        assert web.child is not None
+        pid = web.child.pid
+        self._selector.unregister(web.child.pidfd)
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(web.ready_fd)
+        reason = web.died(time.monotonic())
+        self._directory.remove_child(pid)
+        if not self._registry.draining:
+            log.error("%s (pid %d) has ended (%s) and is started again", web.name, pid, reason)

@@ -18,7 +18,6 @@ import logging
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +25,6 @@ from typing import Any
 from wsgi_ts.batcher.board import Board
 from wsgi_ts.config import Config
 from wsgi_ts.log import LogFiles
-from wsgi_ts.messages import WorkerReport
 from wsgi_ts.metrics.board_metrics import HOST_LEVEL, BoardMetrics, CountedModel, Values
 from wsgi_ts.metrics.exposition import Family, render, server_line
 from wsgi_ts.metrics.reported import PROMETHEUS_MODE, ReportedMetrics
@@ -69,8 +67,6 @@ class MetricsKeeper:
         self._reported = ReportedMetrics(specification)
         self._board = BoardMetrics(board, gpus + 1, self._hostname)
         self._system_values: dict[str, Values] = {}
-        self._restarts: Counter[tuple[str, str]] = Counter()
-        self._restarts_seen: dict[int, int] = {}
         self._logged: dict[str, Values] = {}
         self._stopped = threading.Event()
         self._system: SystemMetrics | None = None
@@ -122,28 +118,11 @@ class MetricsKeeper:
         """Adds what handlers have reported (`ModelMetrics.take_updates`)."""
         self._reported.apply(updates)
 
-    def worker_reported(self, report: WorkerReport) -> None:
-        """Counts the restarts of a model worker."""
-        seen = self._restarts_seen.pop(report.worker_id, 0)
-        if report.state != "stopped":
-            self._restarts_seen[report.worker_id] = report.restarts
-        model = self._registry.by_index(report.model_index)
-        if model is not None and report.restarts != seen:
-            # Less than before: its batcher was started again, and counts anew.
-            more = report.restarts - seen if report.restarts > seen else report.restarts
-            self._restarts[model.name, model.version] += more
-
     # Reading
 
     def _models(self) -> list[CountedModel]:
         return [
-            CountedModel(
-                model.name,
-                model.version,
-                model.spec.index,
-                len(model.workers),
-                self._restarts[model.name, model.version],
-            )
+            CountedModel(model.name, model.version, model.spec.index, len(model.workers), model.restarts)
             for model in self._registry.all_versions()
         ]
 

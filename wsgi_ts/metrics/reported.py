@@ -38,6 +38,9 @@ BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0,
 #: Sets of label values that are kept of one metric. A handler that puts a request's id into a dimension has a new one
 #: for each request, and would fill all memory.
 MAX_SERIES = 1000
+#: Metrics that are kept, against a handler that makes up names.
+MAX_METRICS = 1000
+_TOO_MANY_NAMES = f"Handlers report more than {MAX_METRICS} metrics; further ones are dropped"
 #: Names of metrics whose troubles are told, each once.
 _MAX_TOLD = 100
 _LINE = re.compile(
@@ -209,8 +212,11 @@ class ModelMetrics:
             return None
         dimensions = tuple(each for each in reported.dimensions if each != HOSTNAME)
         spec = MetricSpec(name, reported.kind, reported.unit, (*dimensions, HOSTNAME))
-        if name in self._specification.server or name.startswith(OWN_PREFIX) or len(self._known) >= MAX_SERIES:
+        if name in self._specification.server or name.startswith(OWN_PREFIX):
             self._tell(f"{name} taken", logging.ERROR, f"The metric {name} of a handler is dropped: the name is taken")
+            return None
+        if len(self._known) >= MAX_METRICS:
+            self._tell(_TOO_MANY_NAMES, logging.ERROR, _TOO_MANY_NAMES)
             return None
         if self._summed and not spec.is_exposable:
             text = f"The metric {name} of a handler is dropped: Prometheus does not allow its name or dimensions"
@@ -243,6 +249,9 @@ class ReportedMetrics:
         """Adds what a worker template has handed over (`ModelMetrics.take_updates`)."""
         for name, kind, unit, dimensions, series in updates:
             spec = MetricSpec(name, kind, unit, tuple(dimensions))
+            if name not in self._sums and len(self._sums) >= MAX_METRICS:
+                self._refuse(_TOO_MANY_NAMES, _TOO_MANY_NAMES)
+                continue
             sums = self._sums.setdefault(name, _Sums(spec))
             if (sums.spec.kind, sums.spec.dimensions) != (spec.kind, spec.dimensions):
                 self._refuse(name, f"The metric {name} of a handler is dropped: another one reports it as {sums.spec}")

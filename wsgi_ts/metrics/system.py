@@ -6,9 +6,11 @@ ids of the model workers on stdin and prints a metric a line, an empty line, and
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -21,14 +23,14 @@ from wsgi_ts.log_text import escape_controls
 from wsgi_ts.metrics.board_metrics import HOST_LEVEL, Values
 from wsgi_ts.metrics.host import MEASURES
 from wsgi_ts.metrics.reported import parse_line
+from wsgi_ts.process import inherited_environ
+from wsgi_ts.ts_path import shim_path
 
 log = logging.getLogger(__name__)
 
 #: How long `system_metrics_cmd` may take at least, in seconds; more where the interval is longer.
 _COMMAND_LIMIT_S = 30.0
 _MAX_LOGGED = 4000
-#: Where `import ts` finds what a program of TorchServe's needs, and where its relative path starts.
-_SHIM = Path(wsgi_ts.__file__).parent / "handlers" / "ts_shim"
 
 
 class SystemMetrics:
@@ -59,7 +61,7 @@ class SystemMetrics:
         self._gpus = gpus
         self._hostname = hostname
         self._command = command
-        self._home = home or _SHIM
+        self._home = home or Path(shim_path())
         self._worker_pids = worker_pids
         self._publish = publish
         self._stopped = threading.Event()
@@ -75,7 +77,7 @@ class SystemMetrics:
         self._stopped.set()
         with self._lock:
             if self._process is not None:
-                self._process.kill()
+                _kill(self._process)
                 self._process.wait()
 
     def _run(self) -> None:
@@ -115,7 +117,7 @@ class SystemMetrics:
         """What the command prints; "" where it cannot be run, and then the log says why."""
         limit_s = max(_COMMAND_LIMIT_S, self._interval_s)
         command = [sys.executable, *shlex.split(self._command)]
-        path = os.pathsep.join(filter(None, (str(_SHIM), str(_SHIM.parents[2]), os.environ.get("PYTHONPATH"))))
+        places = (shim_path(), str(Path(wsgi_ts.__file__).parent.parent), os.environ.get("PYTHONPATH"))
         try:
             with self._lock:
                 if self._stopped.is_set():
@@ -123,12 +125,13 @@ class SystemMetrics:
                 self._process = process = subprocess.Popen(
                     command,
                     cwd=self._home,
-                    env={**os.environ, "PYTHONPATH": path},
+                    env={**inherited_environ(), "PYTHONPATH": os.pathsep.join(filter(None, places))},
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
                     errors="backslashreplace",
+                    start_new_session=True,
                 )
         except OSError as error:
             log.error("system_metrics_cmd %s cannot be run in %s: %s", self._command, self._home, error)
@@ -136,7 +139,7 @@ class SystemMetrics:
         try:
             output, errors = process.communicate(pids, limit_s)
         except subprocess.TimeoutExpired:
-            process.kill()
+            _kill(process)
             process.communicate()
             log.error("system_metrics_cmd %s took more than %g s and was killed", self._command, limit_s)
             return ""
@@ -150,3 +153,10 @@ class SystemMetrics:
         if process.returncode:
             log.error("system_metrics_cmd %s ended with exit code %d", self._command, process.returncode)
         return output
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Kills a command with all that it has started and that would keep its output open."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

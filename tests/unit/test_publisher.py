@@ -1,0 +1,78 @@
+"""What the data path is told, also where the run directory has no room for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wsgi_ts.batcher import layout
+from wsgi_ts.batcher.board import Board
+from wsgi_ts.publisher import Publisher
+from wsgi_ts.registry import Registry
+from wsgi_ts.run_directory import RunDirectory
+from wsgi_ts.tokens import KeyFileError
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[RunDirectory]:
+    directory = RunDirectory.acquire(tmp_path / "run")
+    yield directory
+    directory.release()
+
+
+@pytest.fixture
+def board(directory: RunDirectory) -> Iterator[Board]:
+    board = Board.create(directory.prefix)
+    yield board
+    board.close()
+
+
+@pytest.fixture
+def publisher(directory: RunDirectory, board: Board) -> Publisher:
+    return Publisher(Registry(9000), board, directory)
+
+
+class NoRoom:
+    """Has a file of the run directory not be written, as on a full disk."""
+
+    def __init__(self, file: Path) -> None:
+        self._obstacle = file.with_name(f".new-{file.name}")
+
+    def __enter__(self) -> None:
+        self._obstacle.mkdir()
+
+    def __exit__(self, *_: object) -> None:
+        self._obstacle.rmdir()
+
+
+def test_routes_are_there_before_the_epoch_tells_of_them(
+    publisher: Publisher, board: Board, directory: RunDirectory
+) -> None:
+    publisher.routes()
+    assert json.loads(directory.routes_file.read_text())["epoch"] == board.epoch == 1
+    publisher.follow(0.0)
+    assert board.epoch == 1
+
+
+def test_routes_that_could_not_be_written_are_written_later(
+    publisher: Publisher, board: Board, directory: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    with NoRoom(directory.routes_file):
+        publisher.routes()
+        publisher.follow(0.0)
+    assert board.epoch == 0
+    assert "routes.json cannot be written" in caplog.text
+    publisher.follow(0.0)
+    assert board.epoch == 1
+    assert directory.routes_file.exists()
+
+
+def test_tokens_that_could_not_be_written_are_told(
+    publisher: Publisher, board: Board, directory: RunDirectory
+) -> None:
+    with NoRoom(directory.tokens_file), pytest.raises(KeyFileError, match=r"tokens\.json cannot be written"):
+        publisher.tokens({})
+    assert board.words[layout.BOARD_TOKEN_EPOCH] == 0

@@ -1,0 +1,109 @@
+"""What can be asked for over the control socket, but for the operations on models (`model_manager`)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from wsgi_ts.control_server import Operation, Peer
+from wsgi_ts.errors import BadRequest, InternalServerError, ServiceUnavailable
+from wsgi_ts.main_loop import MainLoop
+from wsgi_ts.metrics.keeper import MetricsKeeper
+from wsgi_ts.model_manager import ModelManager
+from wsgi_ts.registry import Registry
+from wsgi_ts.segment_keeper import SegmentKeeper
+from wsgi_ts.tokens import INFERENCE, MANAGEMENT, KeyFileError, KeyRing
+
+log = logging.getLogger(__name__)
+
+#: How long an answer waits for the batchers to attach a segment, in seconds.
+_ATTACH_LIMIT_S = 30.0
+
+
+class ControlOperations:
+    """The operations by name, each called on the thread of the connection that asks for it."""
+
+    def __init__(
+        self,
+        *,
+        loop: MainLoop,
+        registry: Registry,
+        manager: ModelManager,
+        metrics: MetricsKeeper,
+        segments: SegmentKeeper,
+        keys: KeyRing | None,
+        status: Callable[[], dict[str, Any]],
+        stop: Callable[[int], None],
+    ) -> None:
+        """Puts the parts together.
+
+        Args:
+            loop: the main thread, which owns the segments and knows the status.
+            registry: tells whether the instance is stopping.
+            manager: the operations on models.
+            metrics: the metrics.
+            segments: the segments.
+            keys: the tokens; None where requests need none.
+            status: what `wsgi-ts status` shows; called on the main thread.
+            stop: counts so many requests to stop (two: at once); called on the main thread.
+        """
+        self._loop = loop
+        self._registry = registry
+        self._manager = manager
+        self._metrics = metrics
+        self._segments = segments
+        self._keys = keys
+        self._status = status
+        self._stop = stop
+
+    def table(self) -> dict[str, Operation]:
+        """All operations, for `ControlServer`."""
+        manager = self._manager
+        return {
+            "register_model": lambda _, arguments: manager.register(**arguments),
+            "scale_model": lambda _, arguments: manager.scale(**arguments),
+            "describe_model": lambda _, arguments: manager.describe(**arguments),
+            "list_models": lambda _, arguments: manager.list_models(**arguments),
+            "set_default": lambda _, arguments: manager.set_default(**arguments),
+            "unregister_model": lambda _, arguments: manager.unregister(**arguments),
+            "kserve_ready": lambda _, arguments: manager.kserve_ready(**arguments),
+            "metrics": lambda _, arguments: self._metrics.text(**arguments),
+            "renew_token": self._renew_token,
+            "new_segment": self._new_segment,
+            "segment_ready": self._segment_ready,
+            "status": lambda _, arguments: self._loop.call(self._status),
+            "stop": self._request_stop,
+        }
+
+    def _new_segment(self, peer: Peer, arguments: dict[str, Any]) -> Any:
+        if arguments["pid"] != peer.pid:
+            raise BadRequest("A process asks for its own segment only.")
+        if self._registry.draining:
+            raise ServiceUnavailable("The server is stopping.")
+        return self._loop.call(lambda: self._segments.new(peer.pid))
+
+    def _segment_ready(self, peer: Peer, arguments: dict[str, Any]) -> Any:
+        attached = threading.Event()
+        self._loop.call(lambda: self._segments.ready(arguments["index"], peer.pid, attached.set))
+        if not attached.wait(_ATTACH_LIMIT_S):
+            raise InternalServerError("The batchers did not attach the segment in time.")
+        return {}
+
+    def _renew_token(self, peer: Peer, arguments: dict[str, Any]) -> Any:
+        scope = arguments["scope"]
+        if self._keys is None or scope not in (MANAGEMENT, INFERENCE):
+            raise BadRequest("There is no such token.")
+        try:
+            self._keys.renew(scope)
+        except KeyFileError as error:
+            log.error("%s", error)
+            raise InternalServerError("The new token could not be written; the old one still counts.") from error
+        return {}
+
+    def _request_stop(self, peer: Peer, arguments: dict[str, Any]) -> Any:
+        count = 2 if arguments.get("fast") else 1
+        log.info("Process %d asks for a stop", peer.pid)
+        self._loop.post(lambda: self._stop(count))
+        return {}
