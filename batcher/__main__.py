@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from wsgi_ts.batcher.board import Board
+from wsgi_ts.batcher.dispatch import largest_batch
 from wsgi_ts.batcher.layout import BatcherWord
 from wsgi_ts.batcher.loop import BatcherLoop
 from wsgi_ts.batcher.mailbox import BatcherMailbox, mailbox_name
@@ -265,7 +266,7 @@ class Batcher:
         options, spec = self._options, action.spec
         name = mailbox_name(options.prefix, options.index, action.worker_id, action.start_count)
         try:
-            mailbox = BatcherMailbox(name, max(1, spec.batch_size), spec.ranks)
+            mailbox = BatcherMailbox(name, largest_batch(spec), spec.ranks)
         except SharedMemoryFull as full:
             reason = str(full.strerror)
             actions = self._pool.worker_not_started(action.worker_id, action.start_count, reason, time.monotonic())

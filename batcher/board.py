@@ -5,6 +5,8 @@ Owned by the supervisor, which writes the epochs; every other word has one write
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from wsgi_ts.batcher import layout
 from wsgi_ts.batcher.doorbell import Doorbell
 from wsgi_ts.batcher.shared_memory import SharedMemory, unlink
@@ -98,6 +100,10 @@ class Board:
     def model_row(self, batcher: int, model_index: int) -> int:
         """First word of a model version's row on a batcher."""
         return layout.BOARD_MODELS + (batcher * layout.MAX_MODELS + model_index) * layout.MODEL_WORDS
+
+    def queued(self, batchers: Iterable[int], model_index: int) -> int:
+        """How many requests of a model version wait on some batchers."""
+        return sum(self.words[self.model_row(batcher, model_index) + layout.ModelWord.QUEUED] for batcher in batchers)
 
     def batcher_bell(self, batcher: int) -> Doorbell:
         """The doorbell of a batcher."""

@@ -118,6 +118,7 @@ class SlotClient:
         flags: int,
         arrival_ns: int,
         idle_us: int,
+        sequence: bytes = b"",
     ) -> None:
         """Writes the request into its slot and pushes it; the batcher sees it after `publish`.
 
@@ -134,11 +135,12 @@ class SlotClient:
             flags: RequestFlag bits.
             arrival_ns: monotonic time of the request's first byte.
             idle_us: microseconds since the answer before on this connection, NOT_RETURNING for its first request.
+            sequence: the id of its sequence, empty for a model without sequences.
 
         Raises:
             SharedMemoryFull: the request does not fit inline and /dev/shm is full; the slot is still WRITING.
         """
-        inline = len(head) + len(url_path) + len(content_type)
+        inline = len(head) + len(url_path) + len(content_type) + len(sequence)
         if body is None:
             flags |= RequestFlag.BODY_OUTSIDE
             body = b""
@@ -147,15 +149,16 @@ class SlotClient:
             flags |= RequestFlag.BODY_OUTSIDE
             body = b""
         head_bytes = len(head)
-        path_bytes, type_bytes = len(url_path), len(content_type)
+        path_bytes, type_bytes, sequence_bytes = len(url_path), len(content_type), len(sequence)
         if inline + len(body) > layout.REQUEST_INLINE_BYTES:
-            self._write_head_outside(slot, head + url_path + content_type)
+            self._write_head_outside(slot, head + url_path + content_type + sequence)
             flags |= RequestFlag.HEAD_OUTSIDE
-            head = url_path = content_type = b""
+            head = url_path = content_type = sequence = b""
         header = layout.REQUEST.pack(
-            arrival_ns, body_bytes, model, flags, head_bytes, path_bytes, type_bytes, batcher, request_id
+            *(arrival_ns, body_bytes, model, flags, head_bytes, path_bytes, type_bytes, batcher, request_id),
+            sequence_bytes,
         )
-        data = b"".join((header, head, url_path, content_type, body))
+        data = b"".join((header, head, url_path, content_type, sequence, body))
         base = self._bases[slot]
         self._buffer[base : base + len(data)] = data
         generation = self._generations[slot]

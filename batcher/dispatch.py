@@ -11,7 +11,9 @@ from typing import Protocol
 
 from wsgi_ts.batcher.counters import ModelCounters
 from wsgi_ts.batcher.job_queue import JobQueue, TicketQueue
+from wsgi_ts.batcher.layout import MAIL_PLACES
 from wsgi_ts.batcher.policy import NONE, BatchPolicy, make_policy
+from wsgi_ts.batcher.sequences import Sequence, SequenceQueue
 from wsgi_ts.messages import ModelSpec
 
 #: A worker gets its next batch while one runs only where batches are this short (seconds): the hand-over matters
@@ -20,6 +22,9 @@ PREFETCH_BELOW_S = 0.005
 #: A batch that lies behind one running this many times longer than usual is taken back.
 OVERDUE_FACTOR = 10.0
 OVERDUE_LEAST_S = 0.05
+#: Requests under way at a time in a worker whose handler is asynchronous; more wait in the queue. An engine behind such
+#: a handler has a limit of its own: this one bounds what a worker's death costs.
+ASYNC_LIMIT = 1024
 _SMOOTHING = 0.1
 
 
@@ -35,6 +40,14 @@ class Mailbox(Protocol):
     @property
     def done(self) -> int:
         """Number of the last batch finished."""
+
+    @property
+    def finished(self) -> int:
+        """How many requests of a continuous batch have ended."""
+
+    @property
+    def ended(self) -> int:
+        """How many sequences the handler has ended."""
 
     def post(self, entries: list[int]) -> int:
         """Hands over a batch."""
@@ -55,9 +68,15 @@ class Batch:
         arrivals_ns: when each of the jobs arrived.
         named_ns: the same of those that named the model's version.
         alone: whether the worker had nothing else to do.
+
+    Of a continuous batch, this is what was handed over at once: `jobs` and `arrivals_ns` lose those that have ended,
+    which their slots' generations tell. `sequences` are those of the jobs, where the model has sequences.
     """
 
-    __slots__ = ("alone", "answered", "arrivals_ns", "jobs", "named_ns", "number", "posted_at", "revoked")
+    __slots__ = (
+        *("alone", "answered", "arrivals_ns", "generations", "jobs"),
+        *("named_ns", "number", "posted_at", "revoked", "sequences"),
+    )
 
     def __init__(
         self,
@@ -76,6 +95,8 @@ class Batch:
         self.alone = alone
         self.revoked = False
         self.answered = False
+        self.generations: list[int] = []
+        self.sequences: list[Sequence] = []
 
 
 class WorkerSeat:
@@ -89,6 +110,18 @@ class WorkerSeat:
         self.batches: list[Batch] = []
         self.leaving = False
         self.killed = False
+        self.noted = 0  # the mailbox's `news` that the loop has looked at, of a continuous batch
+        self.idle_since = 0.0
+
+    @property
+    def under_way(self) -> int:
+        """Requests that the worker has."""
+        return sum(len(batch.jobs) for batch in self.batches)
+
+    @property
+    def news(self) -> int:
+        """Moves when the worker has taken over or ended requests of its continuous batch, or sequences."""
+        return self.mailbox.done + self.mailbox.finished + self.mailbox.ended
 
     def __repr__(self) -> str:
         return f"<WorkerSeat {self.worker_id} batches {[batch.number for batch in self.batches]}>"
@@ -101,25 +134,44 @@ class ModelQueue:
         spec: the model version.
         counters: its words on the board.
         is_answered: whether all jobs of a batch have their answers; asked for models with job tickets only.
+        ids_of: the ids of a job's sequence and request; asked for models with sequences only.
+
+    Attributes:
+        sequences: the jobs by sequence, where the model has sequences; it is `jobs`, too.
+        joins_steps: whether new jobs join those that are under way: a continuous batch, or an asynchronous handler.
     """
 
     def __init__(
-        self, spec: ModelSpec, counters: ModelCounters, is_answered: Callable[[Batch], bool] = lambda batch: False
+        self,
+        spec: ModelSpec,
+        counters: ModelCounters,
+        is_answered: Callable[[Batch], bool] = lambda batch: False,
+        ids_of: Callable[[int], tuple[str, str]] = lambda job: ("", ""),
     ) -> None:
         self.spec = spec
         self.counters = counters
         self.seats: list[WorkerSeat] = []
         self._is_answered = is_answered
         # Each ticket is one worker's: what was let in together goes to as many workers.
-        self.batch_size = 1 if spec.use_job_ticket else spec.batch_size
-        if spec.use_job_ticket:
-            self.jobs: JobQueue = TicketQueue(spec.job_queue_size, self.free_workers)
-            # A request that was let in has a worker: there is nothing to wait for.
+        self.batch_size = 1 if spec.use_job_ticket else largest_batch(spec)
+        self.joins_steps = spec.continuous_batching or spec.async_communication
+        self.sequences: SequenceQueue | None = None
+        if spec.sequence_batching:
+            self.batch_size = largest_batch(spec)
+            self.jobs: JobQueue = SequenceQueue(spec, ids_of, lambda: self.workers)
+            self.sequences = self.jobs
             self.policy: BatchPolicy = make_policy(NONE, 0.0)
+        elif spec.use_job_ticket:
+            self.jobs = TicketQueue(spec.job_queue_size, self.free_workers)
+            # A request that was let in has a worker: there is nothing to wait for.
+            self.policy = make_policy(NONE, 0.0)
         else:
             self.jobs = JobQueue(spec.job_queue_size)
-            self.policy = make_policy(spec.batch_policy, spec.max_batch_delay_ms / 1000)
-        self.service_s = PREFETCH_BELOW_S  # smoothed; starts where no batch is handed over early
+            # A request joins a continuous batch at the next step: there is nothing to wait for, either.
+            policy = NONE if self.joins_steps else spec.batch_policy
+            self.policy = make_policy(policy, spec.max_batch_delay_ms / 1000)
+        # Smoothed; starts where no batch is handed over early. Streams have no such time: they are never short.
+        self.service_s = math.inf if self.joins_steps else PREFETCH_BELOW_S
         self.accepting = True
         self.closes_at = math.inf  # a version that is unregistered takes jobs until then
         self.held: list[WorkerSeat] = []  # asked to leave, kept for the jobs that such a version still has
@@ -151,6 +203,34 @@ class ModelQueue:
                 return seat
         return None
 
+    def join(self) -> tuple[WorkerSeat, int] | None:
+        """The worker whose continuous batch has most room, and how many of the waiting jobs it is to get now."""
+        roomy = [seat for seat in self.seats if self._room(seat) > 0]
+        if not roomy:
+            return None
+        seat = max(roomy, key=self._room)
+        share = -(-len(self.jobs) // len(roomy))
+        return seat, min(share, self._room(seat))
+
+    def take_sequences(self) -> tuple[WorkerSeat, list[tuple[int, Sequence]]] | None:
+        """The worker that has waited longest of those for which there are jobs of sequences, and these jobs."""
+        if self.sequences is None:
+            return None
+        for seat in sorted(self.seats, key=_idle_since):
+            idle = not seat.batches and not seat.leaving and not seat.killed
+            room = self._room(seat) if self.joins_steps else self.batch_size if idle else 0
+            taken = self.sequences.take_for(seat.worker_id, room) if room > 0 else []
+            if taken:
+                return seat, taken
+        return None
+
+    def _room(self, seat: WorkerSeat) -> int:
+        """How many requests more a worker can take over for its continuous batch."""
+        mailbox = seat.mailbox
+        if seat.leaving or seat.killed or mailbox.posted - mailbox.done >= MAIL_PLACES:
+            return 0
+        return self.batch_size - seat.under_way
+
     def note_service(self, seconds: float) -> None:
         """Learns from a finished batch how long batches take."""
         self.service_s += _SMOOTHING * (seconds - self.service_s)
@@ -173,3 +253,15 @@ class ModelQueue:
     def workers(self) -> int:
         """Workers that take jobs."""
         return sum(1 for seat in self.seats if not seat.leaving)
+
+
+def largest_batch(spec: ModelSpec) -> int:
+    """Requests that a worker has at most, what its mailbox must hold; streamed sequences double it (contract §3.8)."""
+    if spec.async_communication:
+        return ASYNC_LIMIT
+    doubled = spec.sequence_batching and spec.continuous_batching
+    return max(1, spec.batch_size) * (2 if doubled else 1)
+
+
+def _idle_since(seat: WorkerSeat) -> float:
+    return seat.idle_since

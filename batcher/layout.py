@@ -22,6 +22,7 @@ Segment, one per producer (a web worker), made by it::
 Mailbox, one per life of a model worker, made by its batcher::
 
     header words (see MailWord) | 2 places x (count word + `capacity` entries of segment << 32 | slot)
+    | ring of MAIL_MARKS marks of sequences that the handler has ended
 
 Group board, one per life of a model worker that spans several processes, made by its batcher::
 
@@ -168,8 +169,8 @@ RESPONSE_INLINE = RESPONSE_HEADER + 40
 STREAM_WORDS = SLOT_BYTES - 2 * WORD
 RESPONSE_INLINE_BYTES = STREAM_WORDS - RESPONSE_INLINE
 #: A body outside the slot starts here in the request range; a head that is not inline stands before it, with the path's
-#: rest and the content type behind it: room for the largest head twice.
-HEAD_ROOM = 24576
+#: rest, the content type and the sequence's id behind it: room for the largest head twice.
+HEAD_ROOM = 28672
 #: The part of the response range that carries the chunks of a streamed answer.
 STREAM_RING_BYTES = 262144
 
@@ -201,8 +202,9 @@ class ResponseFlag:
 
 
 #: Request header: arrival (ns), body bytes, model index, flags, head bytes, url_path bytes, content-type bytes,
-#: batcher, request id (36 ASCII characters).
-REQUEST = struct.Struct("<QQIIIHHH36s2x")
+#: batcher, request id (36 ASCII characters), bytes of the sequence's id (0: the model has no sequences). Behind it lie
+#: head, url_path, content type, sequence's id and body.
+REQUEST = struct.Struct("<QQIIIHHH36sH")
 #: Response header: start of service (ns), end of service (ns), body bytes, status, flags, phrase bytes, header bytes.
 RESPONSE = struct.Struct("<QQQHHII4x")
 
@@ -223,14 +225,19 @@ class MailWord:
     DONE: Final = 2  # model worker: number of the batch it has answered
     START_NS: Final = 3  # model worker: when that batch was begun
     SERVICE_NS: Final = 4  # model worker: how long the last answered batch took
+    FINISHED: Final = 5  # model worker: how many requests of its continuous batch have ended
     POSTED: Final = 8  # batcher: number of the last batch put into a place
     REVOKED: Final = 9  # batcher: this batch is not to be begun
     STOP: Final = 10  # batcher: 1 = leave when nothing is posted
     CAPACITY: Final = 11  # batcher: entries per place
+    ENDED: Final = 6  # model worker: how many sequences its handler has ended; their marks lie behind the places
+    ENDED_SEEN: Final = 12  # batcher: how many of those it has read
 
 
 MAIL_WORDS = 16
 MAIL_PLACES = 2
+#: Sequences whose end a model worker can tell before its batcher has looked; of more it is told later.
+MAIL_MARKS = 512
 
 
 class GroupWord:
@@ -317,7 +324,7 @@ class SegmentLayout:
 
 def mailbox_bytes(capacity: int) -> int:
     """Size of a mailbox whose places hold `capacity` entries."""
-    return _round_up((MAIL_WORDS + MAIL_PLACES * (1 + capacity)) * WORD)
+    return _round_up((MAIL_WORDS + MAIL_PLACES * (1 + capacity) + MAIL_MARKS) * WORD)
 
 
 def _round_up(size: int) -> int:

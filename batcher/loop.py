@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from wsgi_ts.batcher import layout
@@ -24,6 +24,7 @@ from wsgi_ts.batcher.layout import BatcherWord, MailWord, ModelWord, News, SlotS
 from wsgi_ts.batcher.mailbox import BatcherMailbox
 from wsgi_ts.batcher.ring import RingConsumer
 from wsgi_ts.batcher.segment import Segment
+from wsgi_ts.batcher.sequences import Sequence
 from wsgi_ts.messages import ModelSpec
 
 logger = logging.getLogger("wsgi_ts.batcher")
@@ -45,6 +46,7 @@ LAST_ARRIVALS_S = 0.05
 GC_THRESHOLD = 50_000
 #: How long a new batcher keeps jobs of models it has not been told of yet.
 ADOPTION_S = 5.0
+_NO_SEQUENCES: Mapping[int, Sequence] = {}
 
 
 class _Source:
@@ -82,6 +84,7 @@ class BatcherLoop:
         self._queues: dict[int, ModelQueue] = {}
         self._seats: dict[int, WorkerSeat] = {}
         self._busy: list[WorkerSeat] = []
+        self._streaming: list[WorkerSeat] = []  # those with a continuous batch under way
         self._closing: list[ModelQueue] = []
         self._wake_at = 0.0
         self._next_tick = 0.0
@@ -116,6 +119,8 @@ class BatcherLoop:
             if seat.batches and seat.mailbox.done >= seat.batches[0].number:
                 self._complete(seat, now)
                 worked = True
+        if self._streaming:
+            worked |= self._look_at_streams(now)
         for source in self._sources.values():
             if source.ring.waiting and not source.retired:
                 self._drain(source, now)
@@ -129,6 +134,19 @@ class BatcherLoop:
         if now >= self._next_tick:
             self._tick(now)
         self._ring_touched()
+        return worked
+
+    def _look_at_streams(self, now: float) -> bool:
+        """Takes note of what happened in the continuous batches; True when something had."""
+        worked = False
+        for seat in tuple(self._streaming):
+            if seat.news != seat.noted:
+                self._note_ended(seat, now)
+                worked = True
+                if not seat.batches:
+                    self._streaming.remove(seat)
+                    if seat.leaving:
+                        self._release(seat)
         return worked
 
     def _sleep(self) -> None:
@@ -167,6 +185,7 @@ class BatcherLoop:
             self._commands
             or any(source.ring.waiting and not source.retired for source in self._sources.values())
             or any(seat.batches and seat.mailbox.done >= seat.batches[0].number for seat in self._busy)
+            or any(seat.news != seat.noted for seat in self._streaming)
         )
 
     # -- submission rings
@@ -222,6 +241,14 @@ class BatcherLoop:
 
     def _dispatch(self, queue: ModelQueue, now: float) -> None:
         jobs = queue.jobs
+        if queue.sequences is not None:
+            self._dispatch_sequences(queue, now)
+            return
+        while len(jobs) and queue.joins_steps:
+            place = queue.join()
+            if place is None:
+                return
+            self._post(queue, place[0], jobs.take(place[1]), now)
         while len(jobs):
             seat = queue.idle_seat()
             if seat is None:
@@ -235,7 +262,21 @@ class BatcherLoop:
                     return
             self._post(queue, seat, jobs.take(queue.batch_size), now)
 
-    def _post(self, queue: ModelQueue, seat: WorkerSeat, jobs: list[int], now: float) -> None:
+    def _dispatch_sequences(self, queue: ModelQueue, now: float) -> None:
+        taken = queue.take_sequences()
+        while taken is not None:
+            seat, jobs = taken
+            self._post(queue, seat, [job for job, _ in jobs], now, dict(jobs))
+            taken = queue.take_sequences()
+
+    def _post(
+        self,
+        queue: ModelQueue,
+        seat: WorkerSeat,
+        jobs: list[int],
+        now: float,
+        sequences: Mapping[int, Sequence] = _NO_SEQUENCES,
+    ) -> None:
         """Hands jobs to a worker; those whose client has gone or that are too late are answered instead."""
         sources = self._sources
         oldest_ns = queue.oldest_in_time_ns(now)
@@ -249,6 +290,8 @@ class BatcherLoop:
             arrived_ns = segment.arrival_ns(slot)
             if segment.cancels[slot] or arrived_ns < oldest_ns:
                 self._end_unbegun(queue, job, oldest_ns)
+                if queue.sequences is not None:
+                    queue.sequences.ended(sequences[job], now)
                 continue
             source.in_mailboxes += 1
             batch.append(job)
@@ -259,8 +302,12 @@ class BatcherLoop:
             return
         alone = not seat.batches
         if alone:
-            self._busy.append(seat)
+            (self._streaming if queue.joins_steps else self._busy).append(seat)
+        generations = [self._generation(job) for job in batch] if queue.joins_steps else []
         seat.batches.append(Batch(seat.mailbox.post(batch), batch, now, arrivals, named, alone))
+        seat.batches[-1].generations = generations
+        if sequences:
+            seat.batches[-1].sequences = [sequences[job] for job in batch]
         queue.counters.handed_over(arrivals, named, now)
 
     def _complete(self, seat: WorkerSeat, now: float) -> None:
@@ -271,7 +318,10 @@ class BatcherLoop:
         ended_at = (words[MailWord.START_NS] + words[MailWord.SERVICE_NS]) / 1e9
         while seat.batches and seat.batches[0].number <= done:
             batch = seat.batches.pop(0)
-            self._leave_mailbox(batch)
+            self._leave_mailbox(batch.jobs)
+            if queue.sequences is not None:
+                for sequence in batch.sequences:
+                    queue.sequences.ended(sequence, now)
             if batch.revoked:
                 self._requeue_unbegun(queue, batch, now)
                 continue
@@ -287,8 +337,49 @@ class BatcherLoop:
         queue.counters.show(ModelWord.OUTSTANDING, queue.outstanding)
         if not seat.batches:
             self._busy.remove(seat)
+            seat.idle_since = now
             if seat.leaving:
                 self._release(seat)
+
+    def _note_ended(self, seat: WorkerSeat, now: float) -> None:
+        """Takes note of the requests of a continuous batch that a worker has ended."""
+        queue = self._queues[seat.model_index]
+        mailbox: BatcherMailbox = seat.mailbox  # type: ignore[assignment]
+        seat.noted = seat.news  # read before the slots: what ends after that is news again
+        arrivals: list[int] = []
+        named: list[int] = []
+        for batch in tuple(seat.batches):
+            ended = [place for place, job in enumerate(batch.jobs) if self._has_ended(job, batch.generations[place])]
+            for place in reversed(ended):
+                arrived_ns = batch.arrivals_ns.pop(place)
+                batch.generations.pop(place)
+                self._leave_mailbox([batch.jobs.pop(place)])
+                if queue.sequences is not None:
+                    queue.sequences.ended(batch.sequences.pop(place), now)
+                arrivals.append(arrived_ns)
+                if arrived_ns in batch.named_ns:
+                    batch.named_ns.remove(arrived_ns)
+                    named.append(arrived_ns)
+            if not batch.jobs:
+                seat.batches.remove(batch)
+        if queue.sequences is not None:
+            self._refuse(queue.sequences.end_marked(mailbox.take_ended()))
+        if arrivals:
+            seat.idle_since = now
+            service_s = mailbox.words[MailWord.SERVICE_NS] / 1e9
+            queue.counters.answered(arrivals, named, now, service_s)
+            queue.counters.show(ModelWord.OUTSTANDING, queue.outstanding)
+
+    def _ids_of(self, job: int) -> tuple[str, str]:
+        return self._sources[job >> SEGMENT_SHIFT].segment.ids(job & _SLOT_MASK)
+
+    def _generation(self, job: int) -> int:
+        return self._sources[job >> SEGMENT_SHIFT].segment.states[job & _SLOT_MASK] >> 8
+
+    def _has_ended(self, job: int, generation: int) -> bool:
+        """Whether a job that was handed over has its answer; its slot may have the next request by now."""
+        word = self._sources[job >> SEGMENT_SHIFT].segment.states[job & _SLOT_MASK]
+        return word >> 8 != generation or word & _STATE not in _WITH_WORKER
 
     def _show_last_batch(self, batch: Batch, handover_s: float, now: float) -> None:
         """Puts the times of a finished batch on the board, for the gauges that show the last one."""
@@ -301,8 +392,8 @@ class BatcherLoop:
     def _counters(self, model: int) -> ModelCounters:
         return ModelCounters(self._words, self._board.model_row(self._index, model))
 
-    def _leave_mailbox(self, batch: Batch) -> None:
-        for job in batch.jobs:
+    def _leave_mailbox(self, jobs: list[int]) -> None:
+        for job in jobs:
             source = self._sources[job >> SEGMENT_SHIFT]
             source.in_mailboxes -= 1
             if source.retired and source.in_mailboxes == 0:
@@ -317,7 +408,8 @@ class BatcherLoop:
                 continue
             if source.segment.states[job & _SLOT_MASK] & _STATE == SlotState.CLAIMED:
                 unbegun.append(job)
-        if queue.accepting:
+        # What a sequence's worker knew of it is gone with the worker: there is no other to go on with.
+        if queue.accepting and queue.sequences is None:
             queue.jobs.put_back(unbegun, now)
         else:
             self._refuse(unbegun)
@@ -348,6 +440,8 @@ class BatcherLoop:
 
         for job in queue.jobs.drop(is_over):
             self._end_unbegun(queue, job, oldest_ns)
+        if queue.sequences is not None:
+            self._refuse(queue.sequences.expire(now))
 
     def _end_unbegun(self, queue: ModelQueue, job: int, oldest_ns: int) -> None:
         """Answers a job that is not to be run any more: it is too late, or its client has gone."""
@@ -375,10 +469,11 @@ class BatcherLoop:
             if not seat.batches or seat.killed:
                 continue
             words = seat.mailbox.words  # type: ignore[attr-defined]
-            started, done = seat.mailbox.started, seat.mailbox.done
-            if started <= done:
+            started_ns = words[MailWord.START_NS]
+            # Of a continuous batch each step has its own time; between two steps there is none.
+            if not started_ns or (not queue.joins_steps and seat.mailbox.started <= seat.mailbox.done):
                 continue
-            running_s = (now_ns - words[MailWord.START_NS]) / 1e9
+            running_s = (now_ns - started_ns) / 1e9
             if running_s > queue.spec.response_timeout_s:
                 seat.killed = True
                 self._notify(("kill_worker", seat.worker_id, seat.start_count))
@@ -394,7 +489,7 @@ class BatcherLoop:
         if seat.mailbox.revoke(batch.number):
             # The worker will skip it; its place stays taken until it has said so.
             self._requeue_unbegun(queue, batch, now)
-            self._leave_mailbox(batch)
+            self._leave_mailbox(batch.jobs)
             batch.jobs = []
 
     def _ring_touched(self) -> None:
@@ -428,10 +523,14 @@ class BatcherLoop:
             if state not in (SlotState.CLAIMED, SlotState.RUNNING, SlotState.STREAMING):
                 continue
             request = layout.REQUEST.unpack_from(segment.buffer, segment.layout.slot(slot))
-            model, batcher = request[2], request[7]
+            model, batcher, has_sequence = request[2], request[7], request[9] > 0
             if batcher != self._index:
                 continue
-            if state == SlotState.CLAIMED:
+            if state == SlotState.CLAIMED and has_sequence:
+                # Its sequence's worker has died with the batcher, and what it knew with it.
+                segment.fail(slot, NO_WORKER, "")
+                source.touched = True
+            elif state == SlotState.CLAIMED:
                 self._orphans.append((model, segment.index << SEGMENT_SHIFT | slot))
             else:
                 segment.fail(slot, 500, WORKER_DIED)
@@ -450,6 +549,9 @@ class BatcherLoop:
             self._notify(("segment_retired", index))
             return
         source.retired = True
+        # Nobody reads these answers any more: a handler that streams one is told so, as of a client that has gone.
+        for slot in range(len(source.segment.cancels)):
+            source.segment.cancels[slot] = 1
         self._orphans = [(model, job) for model, job in self._orphans if job >> SEGMENT_SHIFT != index]
         for queue in self._queues.values():
             queue.jobs.drop(lambda job, _: job >> SEGMENT_SHIFT == index)
@@ -465,7 +567,9 @@ class BatcherLoop:
 
     def _on_load_model(self, spec: ModelSpec) -> None:
         if spec.index not in self._queues:
-            queue = self._queues[spec.index] = ModelQueue(spec, self._counters(spec.index), self._is_answered)
+            queue = self._queues[spec.index] = ModelQueue(
+                spec, self._counters(spec.index), self._is_answered, self._ids_of
+            )
             self._take_in_orphans(queue, time.monotonic())
 
     def _on_unload_model(self, index: int) -> None:
@@ -495,6 +599,7 @@ class BatcherLoop:
         if queue is None:
             self._release(seat)
         else:
+            seat.idle_since = time.monotonic()
             queue.seats.append(seat)
             self._show_workers(queue)
 
@@ -510,9 +615,12 @@ class BatcherLoop:
             self._let_go(seat)
 
     def _let_go(self, seat: WorkerSeat) -> None:
-        """Gives a worker no further batch; it leaves after those that it has."""
+        """Gives a worker no further batch; it leaves after those that it has, and takes its sequences along."""
         seat.leaving = True
-        self._show_workers(self._queues[seat.model_index])
+        queue = self._queues[seat.model_index]
+        if queue.sequences is not None:
+            self._refuse(queue.sequences.end_those_of(seat.worker_id))
+        self._show_workers(queue)
         if not seat.batches:
             self._release(seat)
 
@@ -527,12 +635,17 @@ class BatcherLoop:
     def _settle(self, seat: WorkerSeat, oom: bool) -> None:
         now = time.monotonic()
         queue = self._queues.get(seat.model_index)
-        if seat in self._busy:
-            self._busy.remove(seat)
+        if seat in self._streaming:
+            self._note_ended(seat, now)
+        for seats in (self._busy, self._streaming):
+            if seat in seats:
+                seats.remove(seat)
         for batch in reversed(seat.batches):
             self._settle_dead_batch(queue, batch, oom, now)
         seat.batches.clear()
         if queue is not None:
+            if queue.sequences is not None:
+                self._refuse(queue.sequences.end_those_of(seat.worker_id))
             queue.seats.remove(seat)
             if seat in queue.held:
                 queue.held.remove(seat)
@@ -553,7 +666,7 @@ class BatcherLoop:
                     queue.counters.add(ModelWord.FAILED)
         if queue is not None:
             self._requeue_unbegun(queue, batch, now)
-        self._leave_mailbox(batch)
+        self._leave_mailbox(batch.jobs)
 
     def _release(self, seat: WorkerSeat) -> None:
         """Lets an idle worker go: its mailbox says stop, it leaves by itself."""

@@ -4,6 +4,9 @@ Two places, so that the next batch can lie ready while one runs. Batches are num
 n % 2. A batch counts as given to the handler from the moment the worker stores its number in STARTED; until then the
 batcher can take it back (`revoke`). Both sides store their word and then look at the other's, with a barrier between
 (Dekker), so a revoked batch is never begun unseen: the worker skips it and stores it as DONE.
+
+In a continuous batch a batch of the mailbox is only a hand-over: it is DONE as soon as the worker has taken its
+requests over, and FINISHED counts those that have ended since.
 """
 
 from __future__ import annotations
@@ -27,8 +30,8 @@ class _Mailbox:
     def __init__(self, memory: SharedMemory, capacity: int) -> None:
         self._memory = memory
         self.capacity = capacity
-        words = layout.MAIL_WORDS + layout.MAIL_PLACES * (1 + capacity)
-        self.words = memory.words(0, words)
+        self._marks = layout.MAIL_WORDS + layout.MAIL_PLACES * (1 + capacity)
+        self.words = memory.words(0, self._marks + layout.MAIL_MARKS)
         self._barrier = threading.Lock()
 
     def _place(self, number: int) -> int:
@@ -89,6 +92,24 @@ class BatcherMailbox(_Mailbox):
         """Number of the last batch the worker has answered (or skipped)."""
         return self.words[MailWord.DONE]
 
+    @property
+    def finished(self) -> int:
+        """How many requests of a continuous batch have ended."""
+        return self.words[MailWord.FINISHED]
+
+    @property
+    def ended(self) -> int:
+        """How many sequences the handler has ended."""
+        return self.words[MailWord.ENDED]
+
+    def take_ended(self) -> list[int]:
+        """The marks of the sequences that the handler has ended since the last call."""
+        words = self.words
+        seen, ended = words[MailWord.ENDED_SEEN], words[MailWord.ENDED]
+        marks = [words[self._marks + number % layout.MAIL_MARKS] for number in range(seen, ended)]
+        words[MailWord.ENDED_SEEN] = ended
+        return marks
+
     def revoke(self, number: int) -> bool:
         """Takes a batch back; True if the worker had not begun it and now never will."""
         self.words[MailWord.REVOKED] = number
@@ -146,3 +167,32 @@ class WorkerMailbox(_Mailbox):
         """Marks a batch as answered (or skipped)."""
         self.words[MailWord.SERVICE_NS] = service_ns
         self.words[MailWord.DONE] = number
+
+    def take_over(self, number: int) -> list[int]:
+        """The entries of a batch whose requests join a continuous batch; its place is free again."""
+        entries = self.begin(number, 0)
+        self.words[MailWord.DONE] = number
+        return [] if entries is None else entries
+
+    def begin_step(self, now_ns: int) -> None:
+        """Says since when the handler runs for a step of a continuous batch."""
+        self.words[MailWord.START_NS] = now_ns
+
+    def end_step(self, service_ns: int) -> None:
+        """Says that the handler has returned."""
+        self.words[MailWord.SERVICE_NS] = service_ns
+        self.words[MailWord.START_NS] = 0
+
+    def add_finished(self, count: int) -> None:
+        """Counts requests of a continuous batch that have ended; their slots say how."""
+        self.words[MailWord.FINISHED] += count
+
+    def put_ended(self, marks: list[int]) -> list[int]:
+        """Tells of sequences that the handler has ended; returns those for which there is no room yet."""
+        words = self.words
+        ended = words[MailWord.ENDED]
+        room = layout.MAIL_MARKS - (ended - words[MailWord.ENDED_SEEN])
+        for number, mark in enumerate(marks[:room], ended):
+            words[self._marks + number % layout.MAIL_MARKS] = mark
+        words[MailWord.ENDED] = ended + min(room, len(marks))
+        return marks[room:]

@@ -12,6 +12,7 @@ then ends all of them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import os
@@ -24,6 +25,7 @@ from wsgi_ts.batcher.mailbox import WorkerMailbox, mailbox_name
 from wsgi_ts.batcher.worker import ModelWorker, print_metrics
 from wsgi_ts.batcher.worker_environment import export_python_path
 from wsgi_ts.batcher.worker_slots import Place, WorkerSlots
+from wsgi_ts.handlers.context import StreamClosed
 from wsgi_ts.handlers.results import PREDICTION_FAILED, Answer, error_answer
 from wsgi_ts.handlers.service import LoadError, Request, Service, configure_logging
 from wsgi_ts.messages import ModelSpec
@@ -54,6 +56,11 @@ class LeaderWorker(ModelWorker):
                 answers = [error_answer(503, PREDICTION_FAILED)] * len(places)
         super()._write_answers(service, places, answers, ended)
 
+    def _send_chunk(self, index: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes) -> None:
+        # The other ranks do not hear that a client has gone, and go on: this one has to keep in step with them.
+        with contextlib.suppress(StreamClosed):
+            super()._send_chunk(index, status, phrase, headers, body)
+
 
 class FollowerWorker:
     """Every other rank."""
@@ -63,6 +70,7 @@ class FollowerWorker:
         self._group = group
         self._slots = WorkerSlots(prefix, spec.decode_input_request)
         self._service: Service | None = None
+        self._under_way: dict[str, Request] = {}  # of a continuous batch: those of its last step, by id
 
     def load(self, gpu_id: int | None) -> None:
         """Imports and initialises the handler (see `Service.load` for what it raises)."""
@@ -101,12 +109,22 @@ class FollowerWorker:
 
     def _take_part(self, service: Service, message: bytes) -> None:
         places = [self._slots.place(entry) for entry in array("Q", message)]
-        requests = [self._slots.read(place) for place in places if place is not None]
+        requests = [self._read(place) for place in places if place is not None]
         if len(requests) == len(places):
             service.predict(requests)
         self._group.done(int(service.raised))
         if service.raised and not self._group.leader_ends(DISAGREEMENT_LIMIT_S):
             raise RuntimeError("this rank has failed, and the others have not ended the batch: the group ends")
+        if self._spec.continuous_batching and not any(request.is_describe for request in requests):
+            self._under_way = {request.request_id: request for request in requests}
+
+    def _read(self, place: Place) -> Request:
+        """The request as rank 0's handler gets it: what goes on in a continuous batch comes back as an empty row."""
+        known = self._under_way.get(place.segment.ids(place.slot)[1])
+        if known is None:
+            return self._slots.read(place)
+        known.row = {}
+        return known
 
 
 def _send_nothing(index: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes) -> None:

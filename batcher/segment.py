@@ -103,6 +103,15 @@ class Segment:
         words_per_slot = layout.SLOT_BYTES // layout.WORD
         return bool(self._slot_words[slot * words_per_slot + 2] & _VERSION_NAMED)
 
+    def ids(self, slot: int) -> tuple[str, str]:
+        """The ids of the slot's sequence ("" where its model has none) and of its request."""
+        fields = layout.REQUEST.unpack_from(self.buffer, self.layout.slot(slot))
+        start = self.layout.slot(slot) + layout.REQUEST_INLINE
+        if fields[3] & RequestFlag.HEAD_OUTSIDE:
+            start = self.layout.request_payload(slot)
+        start += sum(fields[4:7])  # head, url_path, content type
+        return str(self.buffer[start : start + fields[9]], "latin-1"), str(fields[8], "ascii")
+
     def write_response(self, slot: int, header: bytes, meta: bytes, body: bytes | bytearray | memoryview) -> None:
         """Writes a response header and the inline data behind it with one copy; the state word is the caller's."""
         data = b"".join((header, meta, body))

@@ -20,10 +20,12 @@ from typing import Any
 
 from wsgi_ts.batcher import layout
 from wsgi_ts.batcher.board import Board
+from wsgi_ts.batcher.continuous import UnderWay, ended_sequences, is_part
 from wsgi_ts.batcher.doorbell import Doorbell
 from wsgi_ts.batcher.group import GroupLeader
 from wsgi_ts.batcher.layout import SlotState
 from wsgi_ts.batcher.mailbox import WorkerMailbox, mailbox_name
+from wsgi_ts.batcher.sequences import mark_of
 from wsgi_ts.batcher.worker_environment import export_python_path, limit_threads
 from wsgi_ts.batcher.worker_slots import Place, WorkerSlots
 from wsgi_ts.channel import Channel
@@ -58,6 +60,9 @@ class ModelWorker:
         self._batcher_bell = batcher_bell
         self._slots = WorkerSlots(prefix, spec.decode_input_request)
         self._places: list[Place] = []
+        self._under_way = UnderWay()
+        self._in_step = False
+        self._ended_marks: list[int] = []  # marks of sequences of whose end the batcher has not been told
         self._service: Service | None = None
         self._started_ns = 0
         self._last_wait_ns = SOON_NS
@@ -85,6 +90,9 @@ class ModelWorker:
         service = self._service
         if service is None:
             raise RuntimeError("serve() before load()")
+        if self._spec.continuous_batching:
+            self._serve_continuously(service)
+            return
         number = 0
         while not service.must_restart:
             if not self._wait_for(number + 1):
@@ -130,20 +138,86 @@ class ModelWorker:
             os.sched_yield()
             now = clock()
 
-    def _run_batch(self, service: Service, entries: list[int]) -> None:
+    def _serve_continuously(self, service: Service) -> None:
+        """As `serve`, in steps: new requests join between two of them, and each leaves when it has ended."""
+        mailbox, under_way = self._mailbox, self._under_way
+        number = 0
+        while not service.must_restart:
+            if not under_way.places and not self._wait_for(number + 1):
+                return
+            before, finished = number, 0
+            while mailbox.posted() > number:
+                number += 1
+                finished += self._let_join(service, mailbox.take_over(number))
+            finished += self._drop_gone()
+            if under_way.places and not service.must_restart:
+                finished += self._step(service)
+            self._ended_marks = mailbox.put_ended(self._ended_marks)
+            mailbox.add_finished(finished)
+            if finished or number > before:
+                self._batcher_bell.ring(layout.News.COMPLETION)
+
+    def _let_join(self, service: Service, entries: list[int]) -> int:
+        """Lets new requests join the continuous batch; returns how many ended at once."""
+        self._started_ns = time.monotonic_ns()
+        self._last_count = len(entries)
+        joined = 0
+        for place, request in zip(*self._accept(entries), strict=True):
+            if request.is_describe:  # always by itself, and answered at once
+                self._call(service, [place], [request])
+            else:
+                self._under_way.join(place, request)
+                joined += 1
+        self._ring_owners(entries)
+        return len(entries) - joined
+
+    def _drop_gone(self) -> int:
+        """Lets go of the requests whose client has gone; returns how many."""
+        gone = self._under_way.drop_gone()
+        for place in gone:
+            place.segment.fail_cancelled(place.slot)
+        self._ring_owners([place.entry for place in gone])
+        return len(gone)
+
+    def _step(self, service: Service) -> int:
+        """One call of the handler with all requests under way; returns how many have ended with it."""
+        under_way = self._under_way
+        places = under_way.places
+        self._in_step = True
+        self._call(service, places, under_way.requests)
+        self._in_step = False
+        self._ring_owners([place.entry for place in places])
+        return under_way.end_step()
+
+    def _call(self, service: Service, places: list[Place], requests: list[Request]) -> None:
+        """Calls the handler with its own limit of time."""
+        self._started_ns = time.monotonic_ns()
+        self._mailbox.begin_step(self._started_ns)
+        self._predict(service, places, requests)
+        self._mailbox.end_step(time.monotonic_ns() - self._started_ns)
+
+    def _accept(self, entries: list[int]) -> tuple[list[Place], list[Request]]:
+        """The requests to run of those that were handed over; from now on they are RUNNING."""
         limit_ms = self._spec.client_timeout_ms
         oldest_ns = self._started_ns - limit_ms * 1_000_000 if limit_ms else 0
         places, requests = self._slots.accept(entries, oldest_ns)
         for place in places:
             place.set_state(SlotState.RUNNING)
+        return places, requests
+
+    def _ring_owners(self, entries: list[int]) -> None:
+        for index in {entry >> 32 for entry in entries}:
+            self._slots.ring(index)
+
+    def _run_batch(self, service: Service, entries: list[int]) -> None:
+        places, requests = self._accept(entries)
         if any(request.is_describe for request in requests):
             # A handler answers a describe request with one element, whatever else is in its batch.
             for place, request in zip(places, requests, strict=True):
                 self._predict(service, [place], [request])
         elif requests:
             self._predict(service, places, requests)
-        for index in {entry >> 32 for entry in entries}:
-            self._slots.ring(index)
+        self._ring_owners(entries)
 
     def _predict(self, service: Service, places: list[Place], requests: list[Request]) -> None:
         """Calls the handler and writes the answers."""
@@ -152,8 +226,15 @@ class ModelWorker:
         self._write_answers(service, places, answers, time.monotonic_ns())
 
     def _write_answers(self, service: Service, places: list[Place], answers: list[Answer], ended: int) -> None:
+        if self._in_step and self._spec.sequence_batching:
+            header = service.context.header_key_sequence_end
+            self._ended_marks += [mark_of(key) for key in ended_sequences(answers, header)]
         for place, answer in zip(places, answers, strict=True):
-            self._slots.write(place, answer, self._started_ns, ended)
+            if self._in_step and is_part(answer):
+                if self._slots.send_part(place, answer, self._started_ns):
+                    self._under_way.stay(place)
+            else:
+                self._slots.write(place, answer, self._started_ns, ended)
 
     def _send_chunk(self, index: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes) -> None:
         """Sends a chunk of the answer to one row of the present batch (called from inside the handler)."""
@@ -194,7 +275,12 @@ def run(
     export_python_path(spec)
     _keep_freed_memory()
     mailbox = WorkerMailbox(mailbox_name(prefix, batcher_index, worker_id, start_count))
-    worker = ModelWorker(spec, prefix, mailbox, Board.attach(prefix).batcher_bell(batcher_index))
+    kind: type[ModelWorker] = ModelWorker
+    if spec.async_communication:
+        from wsgi_ts.batcher.async_worker import AsyncWorker  # it derives from what is defined here
+
+        kind = AsyncWorker
+    worker = kind(spec, prefix, mailbox, Board.attach(prefix).batcher_bell(batcher_index))
     began = time.monotonic()
     report: Callable[[int, str], None] = lambda code, message: status.send(  # noqa: E731
         {"event": "loaded", "status": code, "message": message, "load_ms": int((time.monotonic() - began) * 1000)}

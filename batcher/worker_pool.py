@@ -278,6 +278,8 @@ class WorkerPool:
             return
         worker.begin(Phase.READY)
         worker.log_change("WORKER_MODEL_LOADED")
+        if worker.model.spec.async_communication:
+            worker.log(logging.INFO, "Worker loaded the model successfully")
         if worker.recovering_since is not None:
             worker.log(logging.INFO, "Auto recovery succeeded, reset recoveryStartTS")
         worker.recovering_since, worker.failures = None, 0
@@ -338,6 +340,8 @@ class WorkerPool:
         elif worker.phase is Phase.STARTING:
             self._timed_out(worker, f"the process did not start within {START_TIMEOUT_S:g} s", now)
         elif worker.phase is Phase.LOADING:
+            if spec.async_communication:
+                worker.log(logging.ERROR, "Worker did not load the model within %g seconds", spec.startup_timeout_s)
             self._timed_out(worker, f"did not load the model within {spec.startup_timeout_s:g} s", now)
         elif worker.phase is Phase.RELEASING:
             self._timed_out(worker, f"no answer within {spec.response_timeout_s:g} s", now)

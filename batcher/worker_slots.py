@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from wsgi_ts.batcher import layout
@@ -18,6 +19,7 @@ from wsgi_ts.batcher.segment import Segment, segment_name
 from wsgi_ts.batcher.shared_memory import SHM_DIRECTORY, SharedMemoryFull
 from wsgi_ts.handlers.context import StreamClosed
 from wsgi_ts.handlers.inputs import BadInput, LazyHeaders, build_row
+from wsgi_ts.handlers.results import Body
 from wsgi_ts.handlers.service import Answer, Request
 
 #: Content types whose body is given to the handler as it is.
@@ -30,6 +32,9 @@ _STATE = 0xFF
 _NO_STATE = ~_STATE
 #: How long a streaming handler waits at a time while its client's web worker has not yet fetched the last chunks.
 _STREAM_WAIT_S = 0.0005
+#: A chunk in a stream's ring has its length before it; the largest fills half the ring.
+_RECORD_HEAD = 4
+_PIECE_BYTES = layout.STREAM_RING_BYTES // 2
 _FULL = "Not enough shared memory for the response"
 
 
@@ -135,8 +140,8 @@ class WorkerSlots:
         segment, slot = place.segment, place.slot
         base = segment.layout.slot(slot)
         buffer = segment.buffer
-        _, body_bytes, _, flags, head_bytes, path_bytes, type_bytes, _, request_id = layout.REQUEST.unpack_from(
-            buffer, base
+        _, body_bytes, _, flags, head_bytes, path_bytes, type_bytes, _, request_id, sequence_bytes = (
+            layout.REQUEST.unpack_from(buffer, base)
         )
         start = base + layout.REQUEST_INLINE
         if flags & RequestFlag.HEAD_OUTSIDE:  # and so is the body, if there is one
@@ -146,7 +151,7 @@ class WorkerSlots:
         url_path = str(buffer[start : start + path_bytes], "utf-8", "replace") if path_bytes else ""
         start += path_bytes
         content_type = bytes(buffer[start : start + type_bytes])
-        start += type_bytes
+        start += type_bytes + sequence_bytes
         if flags & RequestFlag.BODY_OUTSIDE:
             start = segment.layout.request_payload(slot) + layout.HEAD_ROOM
         body = buffer[start : start + body_bytes]
@@ -184,42 +189,82 @@ class WorkerSlots:
             StreamClosed: the client has gone.
             SharedMemoryFull: /dev/shm has no room for the stream's ring.
         """
-        segment, slot = place.segment, place.slot
+        self._put_chunk(place, started, status, phrase, headers, body)
+        self._bells[place.segment.index].ring()
+
+    def send_part(self, place: Place, answer: Answer, started: int) -> bool:
+        """Sends an answer that is to go on as a chunk, without waking anybody yet.
+
+        Args:
+            place: the request.
+            answer: what the handler returned for it in this step.
+            started: monotonic time at which the step was begun, in ns.
+
+        Returns:
+            False if the request has ended with it after all: its client has gone, or there is no memory.
+        """
+        try:
+            self._put_chunk(place, started, answer.status, answer.phrase, answer.headers, answer.body)
+        except StreamClosed:
+            place.segment.fail_cancelled(place.slot)
+        except SharedMemoryFull as full:
+            print(f"{full}", file=sys.stderr)
+            place.segment.fail(place.slot, 507, _FULL)
+        else:
+            return True
+        return False
+
+    def _put_chunk(
+        self, place: Place, started: int, status: int, phrase: str, headers: list[tuple[str, str]], body: Body
+    ) -> None:
         if not place.streamed:
-            segment.memory.reserve(segment.layout.response_payload(slot), layout.STREAM_RING_BYTES)
-            words = segment.memory.words(segment.layout.slot(slot) + layout.STREAM_WORDS, 2)
-            words[0] = words[1] = 0
-            meta = phrase.encode("latin-1") + encode_headers(headers)
-            header = layout.RESPONSE.pack(
-                started, 0, 0, status, ResponseFlag.STREAMED, len(phrase), len(meta) - len(phrase)
-            )
-            segment.write_response(slot, header, meta, b"")
-            place.streamed = True
+            self.open_stream(place, started, status, phrase, headers)
             self._push(place, body)
             place.set_state(SlotState.STREAMING)
         else:
             self._push(place, body)
-        self._bells[segment.index].ring()
 
-    def _push(self, place: Place, body: bytes | bytearray | memoryview) -> None:
+    def open_stream(
+        self, place: Place, started: int, status: int, phrase: str, headers: list[tuple[str, str]]
+    ) -> None:
+        """Writes the head of a streamed answer; once the first chunk is in its ring, the state may say STREAMING.
+
+        Raises:
+            SharedMemoryFull: as for `send_chunk`.
+        """
+        segment, slot = place.segment, place.slot
+        segment.memory.reserve(segment.layout.response_payload(slot), layout.STREAM_RING_BYTES)
+        words = segment.memory.words(segment.layout.slot(slot) + layout.STREAM_WORDS, 2)
+        words[0] = words[1] = 0
+        meta = phrase.encode("latin-1") + encode_headers(headers)
+        lengths = len(phrase), len(meta) - len(phrase)
+        header = layout.RESPONSE.pack(started, 0, 0, status, ResponseFlag.STREAMED, *lengths)
+        segment.write_response(slot, header, meta, b"")
+        place.streamed = True
+
+    def _push(self, place: Place, body: Body) -> None:
         """Puts a chunk into the stream's ring, in pieces where it is larger than the ring."""
         segment, slot = place.segment, place.slot
-        words = segment.memory.words(segment.layout.slot(slot) + layout.STREAM_WORDS, 2)
-        start = segment.layout.response_payload(slot)
-        ring = segment.buffer[start : start + layout.STREAM_RING_BYTES]
-        piece_bytes = layout.STREAM_RING_BYTES // 2
-        for offset in range(0, max(len(body), 1), piece_bytes):
-            piece = bytes(body[offset : offset + piece_bytes])
-            record = len(piece).to_bytes(4, "little") + piece
-            while words[0] + len(record) - words[1] > layout.STREAM_RING_BYTES:
+        for piece in pieces_of(body):
+            while not self.try_push(place, piece):
                 if segment.cancels[slot] or not _exists(self._prefix, segment.index):
                     raise StreamClosed("the client has closed the connection")
                 self._bells[segment.index].ring()
                 time.sleep(_STREAM_WAIT_S)
-            _ring_write(ring, words[0], record)
-            words[0] += len(record)
         if segment.cancels[slot]:
             raise StreamClosed("the client has closed the connection")
+
+    def try_push(self, place: Place, piece: bytes) -> bool:
+        """Puts one of `pieces_of` a chunk into the stream's ring; False while there is no room for it."""
+        segment, slot = place.segment, place.slot
+        words = segment.memory.words(segment.layout.slot(slot) + layout.STREAM_WORDS, 2)
+        if words[0] + _RECORD_HEAD + len(piece) - words[1] > layout.STREAM_RING_BYTES:
+            return False
+        start = segment.layout.response_payload(slot)
+        ring = segment.buffer[start : start + layout.STREAM_RING_BYTES]
+        _ring_write(ring, words[0], len(piece).to_bytes(_RECORD_HEAD, "little") + piece)
+        words[0] += _RECORD_HEAD + len(piece)
+        return True
 
     def write(self, place: Place, answer: Answer, started: int, ended: int) -> None:
         """Writes an answer, or ends the stream that it is the last chunk of.
@@ -274,6 +319,12 @@ class WorkerSlots:
         self._segments[index] = segment
         self.forget_dead()
         return segment
+
+
+def pieces_of(body: Body) -> Iterator[bytes]:
+    """A chunk in pieces that fit into a stream's ring; an empty one is one empty piece."""
+    for offset in range(0, max(len(body), 1), _PIECE_BYTES):
+        yield bytes(body[offset : offset + _PIECE_BYTES])
 
 
 def _exists(prefix: str, index: int) -> bool:

@@ -6,14 +6,19 @@ with `_`. One `Context` lives as long as its model worker: a handler may keep th
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from wsgi_ts import TORCHSERVE_VERSION
 
-#: Sends one chunk of a streamed answer: (row, status, phrase, headers, body).
-SendChunk = Callable[[int, int, str, list[tuple[str, str]], bytes], None]
+#: Header of an answer, or of a part of one: "true" where another part follows.
+STREAM_NEXT = "ts_stream_next"
+
+#: Sends one chunk of a streamed answer: (row, status, phrase, headers, body). Where requests are answered one by one on
+#: an event loop it returns something to await: until then the chunk may wait in this process for a slow client.
+SendChunk = Callable[[int, int, str, list[tuple[str, str]], bytes], Awaitable[None] | None]
 
 
 class Group(Protocol):
@@ -213,6 +218,25 @@ class Context:
     def get_sequence_id(self, idx: int) -> str:
         """The id of the sequence that the request in row `idx` belongs to, "" where it belongs to none."""
         return self.request_processor[idx].get_request_property(self.header_key_sequence_id) or ""
+
+    def _mark_streams(self, results: list[Any]) -> None:
+        """Says of each row, by `stopping_criteria`, whether its answer goes on: True ends it, None says nothing."""
+        criteria = self.stopping_criteria
+        for row, result in enumerate(results):
+            ends = criteria[row](result)
+            if ends is not None:
+                self.set_response_header(row, STREAM_NEXT, "false" if ends else "true")
+
+    def _for_request(
+        self, request_id: str, headers: Mapping[str, Any], send_chunk: SendChunk | None, metrics: Any
+    ) -> Context:
+        """A context of its own for one request; what the handler has put into this one is shared, not copied."""
+        own = copy.copy(self)
+        own.cl_socket = send_chunk
+        own._metrics = metrics
+        own._closed = set()
+        own._begin_batch({0: request_id}, [headers])
+        return own
 
     def _begin_batch(self, request_ids: dict[int, str], headers: Sequence[Mapping[str, Any]]) -> None:
         """Points the context at a new batch. Processors are made when first asked for."""

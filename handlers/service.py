@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from wsgi_ts.handlers import loader
-from wsgi_ts.handlers.context import Context, Group, SendChunk
+from wsgi_ts.handlers.context import Context, Group, SendChunk, StreamClosed
 from wsgi_ts.handlers.metrics import (
     SAMPLE_INTERVAL_S,
     GeneralMetricsCacheError,
@@ -157,7 +157,7 @@ class Service:
             context.model_yaml_config = _read_model_config(spec)
             entry = loader.load_entry(spec.handler, spec.model_dir, spec.envelope)
             service = cls(entry, context, max_response_bytes=spec.max_response_bytes, metrics_sink=metrics_sink)
-            entry.initialize(context)
+            service._settle(entry.initialize(context))
         except BaseException as error:
             _print_traceback(error)
             if isinstance(error, MemoryError):
@@ -187,9 +187,9 @@ class Service:
             results = self._handle([request.row for request in requests], context)
             if type(results) is not list:
                 results = self._settle(results)
-            answers = self._answers(results, len(requests))
+            answers = self._answers(context, results, requests)
             if began >= self._next_prediction_time:
-                self._record_prediction_time(began)
+                self._record_prediction_time(context, began)
         except BaseException as error:
             self.raised = True
             answers = self._failed(error) * len(requests)
@@ -197,13 +197,51 @@ class Service:
             self._hand_over_metrics()
         return answers
 
-    def _record_prediction_time(self, began: float) -> None:
+    def _record_prediction_time(self, context: Context, began: float) -> None:
         """Records how long a batch took; of those that begin within SAMPLE_INTERVAL_S, the first one's."""
         self._next_prediction_time = began + SAMPLE_INTERVAL_S
-        metrics = self.context.metrics
+        metrics = context.metrics
         if isinstance(metrics, MetricsCache):
             elapsed_ms = round((time.monotonic() - began) * 1000, 2)
             metrics.add_metric(PREDICTION_METRIC, elapsed_ms, "ms", metric_type=MetricTypes.GAUGE)
+
+    async def answer(self, request: Request, send_chunk: SendChunk) -> Answer:
+        """Runs an async handler on one request, with a context of its own, beside others that run at the same time.
+
+        Args:
+            request: the request.
+            send_chunk: called for each chunk of its answer, if that is streamed.
+
+        Returns:
+            Its answer; never raises for what the handler did.
+        """
+        metrics = self.context.metrics
+        if isinstance(metrics, MetricsCache):
+            metrics = metrics.for_request(request.request_id)
+        context = self.context._for_request(request.request_id, request.headers, send_chunk, metrics)
+        began = time.monotonic()
+        try:
+            results = self._handle([request.row], context)
+            if inspect.isawaitable(results):
+                results = await results
+            [answer] = self._answers(context, list(results) if isinstance(results, list) else results, [request])
+            if began >= self._next_prediction_time:
+                self._record_prediction_time(context, began)
+        except (asyncio.CancelledError, StreamClosed):
+            # As a rule its client has gone: nothing to log, and nobody who reads this.
+            answer = error_answer(503, PREDICTION_FAILED)
+        except BaseException as error:
+            [answer] = self._failed(error)
+        if self._metrics_sink is not None:
+            self._hand_over_metrics()
+        return answer
+
+    @property
+    def event_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop on which an async handler runs, from its initialisation on; made when first asked for."""
+        if self._event_loop is None:
+            self._event_loop = asyncio.new_event_loop()
+        return self._event_loop
 
     def close(self) -> None:
         """Gives back what serving took: the event loop of an async handler. The last call."""
@@ -214,12 +252,10 @@ class Service:
     def _settle(self, results: Any) -> Any:
         """Awaits the coroutine of an async handler; a list subclass becomes a list; all else stays."""
         if inspect.iscoroutine(results):
-            if self._event_loop is None:
-                self._event_loop = asyncio.new_event_loop()
-            results = self._event_loop.run_until_complete(results)
+            results = self.event_loop.run_until_complete(results)
         return list(results) if isinstance(results, list) else results
 
-    def _answers(self, results: Any, wanted: int) -> list[Answer]:
+    def _answers(self, context: Context, results: Any, requests: list[Request]) -> list[Answer]:
         """One answer per result.
 
         Raises:
@@ -227,9 +263,11 @@ class Service:
         """
         if type(results) is not list:
             raise BatchFailure(INVALID_OUTPUT, f"the handler returned a {type(results).__name__}, not a list")
-        if len(results) != wanted:
-            raise BatchFailure(WRONG_LENGTH, f"the handler returned {len(results)} results for {wanted} rows")
-        processors = self.context._processors
+        if len(results) != len(requests):
+            raise BatchFailure(WRONG_LENGTH, f"the handler returned {len(results)} results for {len(requests)} rows")
+        if context.stopping_criteria and not any(request.is_describe for request in requests):
+            context._mark_streams(results)
+        processors = context._processors
         limit = self._max_response_bytes
         answers = []
         for row, result in enumerate(results):

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -54,7 +55,8 @@ class Target:
 
     `error` is set where the request is to be refused; the other fields are then without meaning, except that
     `reads_form` says that the body, if it is a form, may name the model after all. `client_timeout_ms` is how long the
-    client waits for its answer, 0 for as long as it takes.
+    client waits for its answer, 0 for as long as it takes. `is_continuous` says that the answer is made in a continuous
+    batch, `has_sequences` that the request belongs to a sequence (see `DataPlane.sequence_of`).
     """
 
     model_name: str
@@ -64,6 +66,8 @@ class Target:
     url_path: bytes = b""
     flags: int = 0
     client_timeout_ms: int = 0
+    is_continuous: bool = False
+    has_sequences: bool = False
     error: ServerError | None = None
     reads_form: bool = False
 
@@ -180,7 +184,8 @@ class RoutingTable:
         timeout_ms = entry["client_timeout_ms"]
         if version is not None:
             flags |= RequestFlag.VERSION_NAMED
-        return Target(name, version, entry["index"], batchers, rest.encode("latin-1"), flags, timeout_ms)
+        modes = entry["continuous"], entry["sequences"]
+        return Target(name, version, entry["index"], batchers, rest.encode("latin-1"), flags, timeout_ms, *modes)
 
     def form_target(self, content_type: bytes, body: bytes) -> Target:
         """The target of an `/invocations` request whose model is named by a field of its form."""
@@ -260,6 +265,16 @@ def _error_of(answer: SlotAnswer, target: Target) -> ServerError:
     return InternalServerError(text, status=answer.status)
 
 
+def header_value(head: bytes, name: bytes) -> bytes:
+    """The value of a header, found by its name in any case; b"" where there is none."""
+    wanted = name.lower()
+    for line in head.split(b"\r\n")[1:]:
+        found, _, value = line.partition(b":")
+        if found.lower() == wanted:
+            return value.strip(b" \t")
+    return b""
+
+
 def segment_layout(config: Config, batchers: int) -> SegmentLayout:
     """The layout of a web worker's segment under a configuration."""
     slots = 1 << (config.slots_per_worker - 1).bit_length()
@@ -282,23 +297,51 @@ class DataPlane:
         self.routes = RoutingTable(run_dir, self.board)
         self.ids = RequestIds()
         control = ControlPlane(run_dir)
-        reply = control.call("new_segment", pid=os.getpid())
-        index = reply["index"]
-        batchers = reply["batchers"]
-        self.segment = Segment.create(prefix, index, segment_layout(config, batchers))
+        try:
+            reply = control.call("new_segment", pid=os.getpid())
+            index = reply["index"]
+            batchers = reply["batchers"]
+            self.segment = Segment.create(prefix, index, segment_layout(config, batchers))
+        except BaseException:
+            # The process may go on without, and try again.
+            control.close()
+            self.board.close()
+            raise
         self.bell: Doorbell = self.segment.bell(prefix)
         self.client = SlotClient(self.segment, self.board, batchers, warm_bytes(config))
         self.web_row = self.board.web_row(index)
         self._chosen = 0
+        names = config.ts_header_key_sequence_id, config.ts_header_key_sequence_start
+        self._sequence_headers = names[0].encode("latin-1"), names[1].encode("latin-1")
         control.call("segment_ready", index=index)
         control.close()
         self.routes.refresh()
 
-    def choose(self, target: Target) -> int:
-        """The batcher for a request: the one with the fewest outstanding requests per ready worker."""
+    def sequence_of(self, head: bytes) -> tuple[bytes, bytes]:
+        """The id of the sequence that a request belongs to, and its head; without an id it begins one (contract §3.8).
+
+        Args:
+            head: the request's head as received.
+        """
+        id_name, start_name = self._sequence_headers
+        key = header_value(head, id_name)
+        if not key:
+            key = f"ts-seq-{uuid.uuid4()}".encode()
+            head = b"%b%b: %b\r\n\r\n" % (head[:-2], id_name, key)
+            if not header_value(head, start_name):
+                head = b"%b%b: true\r\n\r\n" % (head[:-2], start_name)
+        return key, head
+
+    def choose(self, target: Target, sequence: bytes = b"") -> int:
+        """The batcher for a request: the one with the fewest outstanding requests per ready worker.
+
+        All requests of a sequence go to the same one, as long as it has workers.
+        """
         batchers = target.batchers
         if len(batchers) == 1:
             return batchers[0]
+        if sequence:  # by rendezvous hashing: another one that comes or goes moves only the sequences it gets or had
+            return max(batchers, key=lambda batcher: blake2b(sequence, digest_size=8, salt=b"%d" % batcher).digest())
         words = self.board.words
         self._chosen += 1
         best, best_load = -1, float("inf")
@@ -349,6 +392,9 @@ class BlockingPlane:
             return Ticket(target.error)
         plane = self._plane
         client = plane.client
+        sequence = b""
+        if target.has_sequences:
+            sequence, head = plane.sequence_of(head)
         event = threading.Event()
         with self._lock:
             slot = client.take()
@@ -359,7 +405,7 @@ class BlockingPlane:
                 client.submit(
                     slot,
                     target.model,
-                    plane.choose(target),
+                    plane.choose(target, sequence),
                     request_id.encode(),
                     head,
                     target.url_path,
@@ -369,6 +415,7 @@ class BlockingPlane:
                     target.flags,
                     time.monotonic_ns(),
                     layout.NOT_RETURNING,
+                    sequence,
                 )
             except SharedMemoryFull as full:
                 del self._waiting[slot]

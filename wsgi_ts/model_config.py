@@ -182,32 +182,26 @@ class ModelYaml:
         "parallelType",
         _word("", "pp", "tp", "pptp", "custom"),
         "",
-        "the worker spans several GPUs: they are reserved for it; its processes are not started yet",
+        "pp, tp, pptp: a worker is several processes, started by torchrun; custom: it has several GPUs",
     )
     parallel_level: int = _key("parallelLevel", _whole(0), 0, "GPUs of one worker; counts only with parallelType")
     torchrun: TorchrunOptions | None = _key(
         "torchrun", SECTION, None, "how the processes of such a worker are started; its keys are below"
     )
-    sequence_batching: bool = _key(
-        "sequenceBatching", BOOLEAN, False, "the requests of a sequence go to one worker", effect="later"
-    )
-    continuous_batching: bool = _key(
-        "continuousBatching", BOOLEAN, False, "requests join a batch that is under way", effect="later"
-    )
+    sequence_batching: bool = _key("sequenceBatching", BOOLEAN, False, "the requests of a sequence go to one worker")
+    continuous_batching: bool = _key("continuousBatching", BOOLEAN, False, "requests join a batch that is under way")
     async_communication: bool = _key(
-        "asyncCommunication", BOOLEAN, False, "requests go to an async handler as they come", effect="later"
+        "asyncCommunication", BOOLEAN, False, "requests go to an async handler as they come, each by itself"
     )
     use_venv: bool = _key("useVenv", BOOLEAN, False, "the workers have a Python environment of their own")
     sequence_max_idle: int = _key(
-        "sequenceMaxIdleMSec", _whole(0, "ms"), 0, "a sequence without requests ends after this", effect="later"
+        "sequenceMaxIdleMSec", _whole(0, "ms"), 0, "a sequence without requests ends after this"
     )
-    sequence_timeout: int = _key(
-        "sequenceTimeoutMSec", _whole(0, "ms"), 0, "longest life of a sequence; 0: no end", effect="later"
-    )
+    sequence_timeout: int = _key("sequenceTimeoutMSec", _whole(0, "ms"), 0, "longest life of a sequence; 0: no end")
     max_sequence_job_queue_size: int = _key(
-        "maxSequenceJobQueueSize", _whole(1, lift=True), 1, "requests waiting in one sequence", effect="later"
+        "maxSequenceJobQueueSize", _whole(1, lift=True), 1, "requests waiting in one sequence"
     )
-    max_num_sequence: int = _key("maxNumSequence", _whole(1, lift=True), 1, "sequences at a time", effect="later")
+    max_num_sequence: int = _key("maxNumSequence", _whole(1, lift=True), 1, "sequences at a time")
     weights_only: bool | None = _key(
         "weightsOnly",
         BOOLEAN,
@@ -282,6 +276,13 @@ def parse_model_yaml(fields: Mapping[str, Any]) -> ModelYaml:
         if "nproc-per-node" not in section:
             torchrun = replace(torchrun, nproc_per_node=max(1, values.get("parallel_level", 1)))
         values |= {"torchrun": torchrun, "parallel_level": torchrun.nproc_per_node}
+    if values.get("sequence_batching") and not values.get("sequence_max_idle"):
+        warnings.append("Invalid sequenceBatching: it needs a sequenceMaxIdleMSec above 0; it is off")
+        del values["sequence_batching"]
+    if values.get("async_communication"):
+        for name, key in (("continuous_batching", "continuousBatching"), ("sequence_batching", "sequenceBatching")):
+            if values.pop(name, False):
+                warnings.append(f"Invalid {key}: it does not go with asyncCommunication; it is off")
     if not values.get("parallel_type"):
         values["parallel_level"] = 0
     later = [

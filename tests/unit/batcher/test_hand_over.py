@@ -16,10 +16,11 @@ from wsgi_ts.batcher import layout
 from wsgi_ts.batcher.board import Board, batcher_bell_name
 from wsgi_ts.batcher.client import SlotClient
 from wsgi_ts.batcher.doorbell import Doorbell
-from wsgi_ts.batcher.layout import MailWord, SegmentLayout, SlotState
+from wsgi_ts.batcher.layout import MailWord, ModelWord, SegmentLayout, SlotState
 from wsgi_ts.batcher.loop import BatcherLoop
 from wsgi_ts.batcher.mailbox import BatcherMailbox, WorkerMailbox, mailbox_name
 from wsgi_ts.batcher.segment import Segment
+from wsgi_ts.batcher.sequences import mark_of
 from wsgi_ts.batcher.shared_memory import unlink_prefix
 from wsgi_ts.messages import ModelSpec
 
@@ -71,11 +72,11 @@ class Bench:
         self.turn()
         return ours, WorkerMailbox(name)
 
-    def submit(self, body: bytes = b"x") -> int:
+    def submit(self, body: bytes = b"x", sequence: bytes = b"") -> int:
         slot = self.client.take()
         assert slot is not None
         self.client.submit(
-            slot, MODEL, 0, REQUEST_ID, HEAD, b"", b"", body, len(body), 0, 1, layout.NOT_RETURNING
+            slot, MODEL, 0, REQUEST_ID, HEAD, b"", b"", body, len(body), 0, 1, layout.NOT_RETURNING, sequence
         )
         self.client.publish()
         self.turn()
@@ -98,6 +99,22 @@ class Bench:
             self.segment.fail(slot, 418, "answered")
         worker.finish(number, 1000)
         self.turn()
+
+    def join(self, worker: WorkerMailbox, number: int) -> list[int]:
+        """The model worker lets a hand-over join its continuous batch."""
+        slots = [entry & 0xFFFFFFFF for entry in worker.take_over(number)]
+        for slot in slots:
+            self.segment.states[slot] = self.segment.states[slot] & ~0xFF | SlotState.RUNNING
+        self.turn()
+        return slots
+
+    def end(self, worker: WorkerMailbox, slot: int) -> None:
+        """A request leaves the continuous batch; the loop has not looked yet."""
+        self.segment.fail(slot, 418, "answered")
+        worker.add_finished(1)
+
+    def outstanding(self) -> int:
+        return self.board.words[self.board.model_row(0, MODEL) + ModelWord.OUTSTANDING]
 
     def status(self, slot: int) -> int:
         return self.client.answer(slot).status
@@ -327,3 +344,168 @@ def test_the_ring_goes_round(bench: Bench) -> None:
         bench.finish(worker, number, bench.begin(worker, number))
         bench.client.release(slot)
     assert bench.client.in_flight == 0
+
+
+def test_a_continuous_batch_is_filled_up_as_its_requests_end(prefix: str) -> None:
+    bench = Bench(prefix, batch_size=2, continuous_batching=True)
+    _, worker = bench.add_worker()
+    slots = [bench.submit() for _ in range(3)]
+    assert bench.join(worker, 1) + bench.join(worker, 2) == slots[:2]
+    assert worker.posted() == 2
+    bench.end(worker, slots[0])
+    bench.turn()
+    assert bench.join(worker, 3) == slots[2:]
+    for slot in slots[1:]:
+        bench.end(worker, slot)
+    bench.turn()
+    assert bench.outstanding() == 0
+
+
+def test_a_hand_over_waits_for_a_place_in_the_mailbox(prefix: str) -> None:
+    bench = Bench(prefix, batch_size=8, continuous_batching=True)
+    _, worker = bench.add_worker()
+    slots = [bench.submit() for _ in range(4)]
+    assert worker.posted() == layout.MAIL_PLACES
+    assert bench.join(worker, 1) == slots[:1]
+    assert bench.join(worker, 2) == slots[1:2]
+    assert bench.join(worker, 3) == slots[2:]
+
+
+def test_a_continuous_batch_knows_its_requests_by_their_generation(prefix: str) -> None:
+    bench = Bench(prefix, batch_size=4, continuous_batching=True)
+    _, worker = bench.add_worker()
+    slot = bench.submit()
+    bench.join(worker, 1)
+    bench.end(worker, slot)
+    bench.client.release(slot)
+    # The client is back, in the same slot, before the loop has looked.
+    assert bench.submit() == slot
+    assert bench.join(worker, 2) == [slot]
+    assert bench.outstanding() == 1
+    bench.end(worker, slot)
+    bench.turn()
+    assert bench.outstanding() == 0
+
+
+def test_rule_3_holds_for_the_requests_of_a_continuous_batch(prefix: str) -> None:
+    bench = Bench(prefix, batch_size=4, continuous_batching=True)
+    ours, worker = bench.add_worker()
+    ended, running = bench.submit(), bench.submit()
+    bench.join(worker, 1)
+    bench.join(worker, 2)
+    waiting = bench.submit()
+    bench.end(worker, ended)
+    bench.client.release(ended)
+    again = bench.client.take()
+    assert again == ended
+    bench.loop.command("worker_gone", WORKER, 1, False, ours)
+    bench.turn()
+    assert (bench.state(running), bench.status(running)) == (SlotState.FAILED, 500)
+    assert bench.state(waiting) == SlotState.CLAIMED
+    assert bench.state(again) == SlotState.WRITING
+    _, successor = bench.add_worker(9001)
+    assert bench.join(successor, 1) == [waiting]
+
+
+def test_a_worker_leaves_when_its_last_stream_has_ended(prefix: str) -> None:
+    bench = Bench(prefix, batch_size=4, continuous_batching=True)
+    _, worker = bench.add_worker()
+    slot = bench.submit()
+    bench.join(worker, 1)
+    bench.loop.command("release_worker", WORKER, 1)
+    bench.submit()
+    assert (worker.posted(), worker.stopping) == (1, False)
+    bench.end(worker, slot)
+    bench.turn()
+    assert worker.stopping
+    assert ("worker_released", WORKER, 1) in bench.notices
+
+
+def test_the_response_timeout_is_that_of_one_step(prefix: str) -> None:
+    bench = Bench(prefix, batch_size=4, continuous_batching=True, response_timeout_s=60.0)
+    _, worker = bench.add_worker()
+    bench.submit()
+    bench.join(worker, 1)
+    bench.loop._next_tick = 0.0
+    bench.turn()
+    kill = ("kill_worker", WORKER, 1)
+    assert kill not in bench.notices
+    worker.begin_step(1)
+    bench.loop._next_tick = 0.0
+    bench.turn()
+    assert bench.notices.count(kill) == 1
+
+
+def test_requests_of_a_retired_segment_count_as_given_up(prefix: str) -> None:
+    bench = Bench(prefix, batch_size=4, continuous_batching=True)
+    _, worker = bench.add_worker()
+    slot = bench.submit()
+    bench.join(worker, 1)
+    bench.loop.command("retire_segment", 1)
+    bench.turn()
+    assert bench.segment.cancels[slot] == 1
+    assert ("segment_retired", 1) not in bench.notices
+    bench.end(worker, slot)
+    bench.turn()
+    assert ("segment_retired", 1) in bench.notices
+
+
+SEQUENCES = {"sequence_batching": True, "sequence_max_idle_ms": 60_000, "max_sequences": 4, "max_sequence_queue": 4}
+
+
+def test_a_batch_has_one_request_of_a_sequence(prefix: str) -> None:
+    bench = Bench(prefix, batch_size=4, **SEQUENCES)
+    a, b, again = bench.submit(sequence=b"a"), bench.submit(sequence=b"b"), bench.submit(sequence=b"a")
+    _, worker = bench.add_worker()
+    assert bench.begin(worker, 1) == [a, b]
+    assert worker.posted() == 1
+    bench.finish(worker, 1, [a, b])
+    assert bench.begin(worker, 2) == [again]
+
+
+def test_a_sequence_ends_with_its_worker(prefix: str) -> None:
+    bench = Bench(prefix, batch_size=4, **SEQUENCES)
+    ours, worker = bench.add_worker()
+    running = bench.submit(sequence=b"a")
+    bench.begin(worker, 1)
+    waiting = bench.submit(sequence=b"a")
+    bench.loop.command("worker_gone", WORKER, 1, False, ours)
+    bench.turn()
+    assert (bench.status(running), bench.status(waiting)) == (500, 503)
+
+
+def test_a_sequence_goes_on_after_a_request_whose_client_left(prefix: str) -> None:
+    bench = Bench(prefix, batch_size=4, **SEQUENCES)
+    left, stayed = bench.submit(sequence=b"a"), bench.submit(sequence=b"a")
+    bench.client.cancel(left)
+    _, worker = bench.add_worker()
+    assert bench.state(left) == SlotState.FAILED
+    assert bench.begin(worker, 1) == [stayed]
+
+
+def test_the_handler_ends_a_sequence(prefix: str) -> None:
+    bench = Bench(prefix, batch_size=4, continuous_batching=True, **SEQUENCES)
+    _, worker = bench.add_worker()
+    running = bench.submit(sequence=b"a")
+    bench.join(worker, 1)
+    waiting = bench.submit(sequence=b"a")
+    assert worker.put_ended([mark_of("a")]) == []
+    bench.turn()
+    assert (bench.state(running), bench.status(waiting)) == (SlotState.RUNNING, 503)
+    # Of more than there is room for, the rest is told when the batcher has looked.
+    assert worker.put_ended(list(range(layout.MAIL_MARKS + 1))) == [layout.MAIL_MARKS]
+    bench.turn()
+    assert worker.put_ended([layout.MAIL_MARKS]) == []
+
+
+def test_a_new_batcher_refuses_what_waited_in_a_sequence(prefix: str) -> None:
+    bench = Bench(prefix, **SEQUENCES)
+    waiting = bench.submit(sequence=b"a")
+    bench.loop = bench.new_loop()
+    bench.turn()
+    assert (bench.state(waiting), bench.status(waiting)) == (SlotState.FAILED, 503)
+    # What comes before the batcher has been told of the model waits for that.
+    early = bench.submit(sequence=b"a")
+    bench.loop.command("load_model", bench.spec)
+    _, worker = bench.add_worker(9001)
+    assert bench.begin(worker, 1) == [early]
