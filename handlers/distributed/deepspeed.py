@@ -1,0 +1,64 @@
+"""Models served by DeepSpeed-Inference, which shares them out among the ranks itself (contract 8.5, 8.7)."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from wsgi_ts.handlers.context import Context
+from wsgi_ts.handlers.distributed.ranks import DistributedHandler, rank_device, section
+from wsgi_ts.handlers.extras import import_extra
+
+
+class BaseDeepSpeedHandler(DistributedHandler):
+    """The handler to derive from for DeepSpeed, under `parallelType: tp`. `handle` is called on every rank."""
+
+    def initialize(self, context: Context) -> None:
+        """Chooses the device and lets DeepSpeed connect the ranks.
+
+        Raises:
+            ImportError: deepspeed is not installed.
+        """
+        self.context = context
+        self.manifest = context.manifest
+        self.model_yaml_config = context.model_yaml_config or {}
+        self.device = rank_device(self.local_rank, context)
+        _deepspeed().init_distributed("nccl" if self.device.type == "cuda" else "gloo")
+
+
+def get_ds_engine(model: Any, context: Context) -> Any:
+    """Hands a model to DeepSpeed as the `deepspeed` section of the YAML says.
+
+    Args:
+        model: the model.
+        context: the handler's context.
+
+    Returns:
+        DeepSpeed's engine; the model to call is its `module`.
+
+    Raises:
+        ImportError: deepspeed is not installed.
+        ValueError: the section, or one of the files that it names, is missing.
+    """
+    options = section(context, "deepspeed")
+    if "config" not in options:
+        raise ValueError(
+            "model-config.yaml: deepspeed.config is missing: name the archive's DeepSpeed config file there"
+        )
+    folder = context.system_properties["model_dir"]
+    config = _file(folder, "config", options["config"])
+    checkpoint = _file(folder, "checkpoint", options["checkpoint"]) if options.get("checkpoint") else None
+    return _deepspeed().init_inference(model=model, config=config, checkpoint=checkpoint)
+
+
+def _file(folder: str, key: str, name: Any) -> str:
+    path = os.path.join(folder, str(name))
+    if not os.path.isfile(path):
+        raise ValueError(
+            f"model-config.yaml: deepspeed.{key} names {name}, which is not in the archive: add it with --extra-files"
+        )
+    return path
+
+
+def _deepspeed() -> Any:
+    return import_extra("deepspeed", "A DeepSpeed handler")

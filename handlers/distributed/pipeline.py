@@ -1,0 +1,404 @@
+"""A model in stages, one per process: pipeline parallelism for `parallelType` pp and pptp (contract 7, 8.7).
+
+Under pp rank 0's handler calls the driver, and the driver tells the others its inputs; under pptp, and outside of a
+server, every rank calls it with the same inputs. Each rank then does the same: it cuts the batch into micro-batches,
+and for each receives what the stage before made of it, runs its own stage and sends the outcome on, while the other
+stages work on the micro-batches before and behind. What the last stage returns goes to whoever called.
+
+`torch.distributed.pipelining` is not used: its stages have buffers of one shape, and lengths differ with each request.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+import torch.distributed as dist
+
+from wsgi_ts.handlers.context import Context
+from wsgi_ts.handlers.distributed.ranks import (
+    group_backend,
+    join_process_group,
+    parallel_sizes,
+    parallel_type,
+    rank_device,
+    section,
+)
+from wsgi_ts.handlers.distributed.stages import Cut, Stage, find_cut
+from wsgi_ts.handlers.distributed.tensor_parallel import parallelize, tensor_mesh
+from wsgi_ts.handlers.distributed.transfer import (
+    Failure,
+    Link,
+    Output,
+    empty_tensors,
+    form_of,
+    pack,
+    tensors_from,
+    to_bytes,
+    unpack,
+)
+
+logger = logging.getLogger(__name__)
+
+#: Inputs up to this size are told together with their form; larger ones are broadcast after it.
+TOLD_BYTES = 32768
+#: Arguments that ask for what the other stages know.
+_REFUSED = ("output_hidden_states", "output_attentions")
+
+
+class Teller(Protocol):
+    """Rank 0's way to the others, as a model worker offers it in `context.group`."""
+
+    def tell(self, message: bytes) -> None:
+        """Gives all others a message, after they are done with the one before."""
+
+
+class Inputs(NamedTuple):
+    """The arguments of one call of the model, with what the ranks have to know besides.
+
+    Attributes:
+        args: positional arguments.
+        kwargs: named arguments.
+        cache: number of the key-value cache to use, None for none.
+        freed: numbers of caches that nobody will use again.
+    """
+
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    cache: int | None
+    freed: Sequence[int]
+
+
+class PipelineCache:
+    """Stands for the key-value caches that the stages keep of one generation: what `past_key_values` is here."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class PipelineDriver:
+    """A model in stages, called like the model itself: `driver(input_ids=…, attention_mask=…)`.
+
+    Rows are shared out among micro-batches by tensors whose first dimension is the batch; all else goes to each.
+
+    Args:
+        stage: this rank's stage.
+        link: the way to the other stages.
+        members: global rank of each stage.
+        number: which stage this is.
+        options: the `pippy` section of the model's YAML.
+        device: where the stage is.
+        teller: rank 0's way to the others; None where every rank makes the calls.
+        receivers: global ranks that get the result, besides the last stage's own.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        link: Link,
+        members: Sequence[int],
+        number: int,
+        options: Mapping[str, Any],
+        device: torch.device,
+        teller: Teller | None,
+        receivers: Sequence[int],
+    ) -> None:
+        self.device = device
+        self._stage = stage
+        self._link = link
+        self._members = members
+        self._number = number
+        self._chunks = _chunks(options)
+        self._input_names = [str(name) for name in options.get("input_names") or ()]
+        # A model of transformers that would return its caches unless told not to.
+        self._has_cache = hasattr(getattr(stage.model, "config", None), "use_cache")
+        self._teller = teller
+        self._receivers = receivers
+        self._lock = threading.Lock()
+        self._next_cache = 0
+        self._caches: dict[int, list[Any]] = {}
+        self._freed: deque[int] = deque()
+
+    @torch.inference_mode()
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model.
+
+        Positional arguments get the names in `input_names`, if there are any.
+
+        Returns:
+            What the model returns; a transformers output as an `Output`.
+
+        Raises:
+            RuntimeError: a stage on another rank has failed; the message has its error. This rank's own error is
+                raised as it is.
+        """
+        with self._lock:
+            named = dict(zip(self._input_names, args, strict=False)) | kwargs
+            cache = self._cache_for(named)
+            inputs = self._inputs(args[len(self._input_names) :], named, cache)
+            if self._teller is not None:
+                self._tell(self._teller, inputs)
+            result = self._run(inputs)
+        if cache is not None and isinstance(result, Output):
+            result["past_key_values"] = cache
+        return result
+
+    @torch.inference_mode()
+    def follow(self, message: bytes) -> None:
+        """Takes part in a call that rank 0 has told of.
+
+        Raises:
+            Exception: this rank cannot go on: its CUDA context is broken.
+        """
+        form, contents = form_of(message)
+        if contents:
+            tensors = tensors_from(form, contents, self.device)
+        else:
+            tensors = empty_tensors(form, self.device)
+            self._link.broadcast(tensors, self._members[0])
+        try:
+            self._run(Inputs(*unpack(form, iter(tensors))))
+        except Exception as error:
+            # Rank 0 has the error's text and answers. The ranks are in step; the next call may well succeed.
+            logger.warning("Stage %d of the model failed.", self._number, exc_info=error)
+            if "CUDA" in str(error) and not isinstance(error, torch.OutOfMemoryError):
+                raise
+
+    def _cache_for(self, named: dict[str, Any]) -> PipelineCache | None:
+        """The handle of the caches that a call uses, a new one for a generation that begins. Completes `named`."""
+        given = named.pop("past_key_values", None)
+        if self._has_cache:
+            named.setdefault("use_cache", given is not None)
+        if isinstance(given, PipelineCache):
+            return given
+        if given is not None:
+            raise TypeError("past_key_values must be what an earlier call of this driver has returned as such")
+        if not named.get("use_cache"):
+            return None
+        cache = PipelineCache(self._next_cache)
+        self._next_cache += 1
+        # When nobody holds it any more, the next call tells all ranks.
+        weakref.finalize(cache, self._freed.append, cache.number)
+        return cache
+
+    def _inputs(self, args: Sequence[Any], named: Mapping[str, Any], cache: PipelineCache | None) -> Inputs:
+        for name in _REFUSED:
+            if named.get(name):
+                raise ValueError(f"{name} is not available of a model in stages: each of them knows its own only")
+        freed = [self._freed.popleft() for _ in range(len(self._freed))]
+        return Inputs(args, named, None if cache is None else cache.number, freed)
+
+    def _tell(self, teller: Teller, inputs: Inputs) -> None:
+        form, tensors = pack(tuple(inputs))
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        if size <= TOLD_BYTES:
+            teller.tell(to_bytes(form, tensors))
+        else:
+            teller.tell(to_bytes(form, []))
+            self._link.broadcast([tensor.to(self.device).contiguous() for tensor in tensors], self._members[0])
+
+    def _run(self, inputs: Inputs) -> Any:
+        """This rank's part of a call; returns the result where it is wanted."""
+        for number in inputs.freed:
+            self._caches.pop(number, None)
+        link, number, last = self._link, self._number, len(self._members) - 1
+        pieces = split_rows(inputs.args, inputs.kwargs, self._chunks)
+        caches = self._stage_caches(inputs.cache, len(pieces))
+        outcomes = []
+        error: Exception | None = None
+        # Every piece goes through every stage, a failed one as a failure: so the stages stay in step.
+        for (args, kwargs), cache in zip(pieces, caches, strict=True):
+            outcome = link.receive(self._members[number - 1]) if number else None
+            if error is None and not isinstance(outcome, Failure):
+                try:
+                    outcome = self._piece(args, kwargs, outcome, cache)
+                except Exception as raised:
+                    error = raised
+            if error is not None:
+                outcome = self._failure(error)
+            if number < last:
+                link.send(outcome, self._members[number + 1])
+            outcomes.append(outcome)
+        link.finish()
+        result = self._end(outcomes) if number == last else self._receive_result()
+        if error is not None:
+            raise error
+        if isinstance(result, Failure):
+            raise RuntimeError(result.text)
+        return result
+
+    def _piece(self, args: Sequence[Any], kwargs: Mapping[str, Any], received: Any, cache: Any) -> Any:
+        args = [_to(value, self.device) for value in args]
+        kwargs = {name: _to(value, self.device) for name, value in kwargs.items()}
+        if cache is not None:
+            kwargs["past_key_values"] = cache
+        outcome = self._stage.run(args, kwargs, received)
+        if cache is not None and isinstance(outcome, Mapping):
+            outcome = Output({name: value for name, value in outcome.items() if name != "past_key_values"})
+        pack(outcome)  # raises here what could not be sent
+        return outcome
+
+    def _failure(self, error: Exception) -> Failure:
+        return Failure(f"stage {self._number} of the model: {type(error).__name__}: {error}")
+
+    def _end(self, outcomes: list[Any]) -> Any:
+        """On the last stage: puts the result together and sends it to the ranks that want it."""
+        result: Any = next((outcome for outcome in outcomes if isinstance(outcome, Failure)), None)
+        if result is None:
+            try:
+                result = merge_rows(outcomes)
+            except ValueError as error:
+                result = self._failure(error)
+        for rank in self._receivers:
+            self._link.send(result, rank)
+        self._link.finish()
+        return result
+
+    def _receive_result(self) -> Any:
+        wanted = self._members[self._number] in self._receivers
+        return self._link.receive(self._members[-1]) if wanted else None
+
+    def _stage_caches(self, number: int | None, pieces: int) -> list[Any]:
+        """The key-value caches of this stage's layers, one per micro-batch; made when first asked for."""
+        if number is None:
+            return [None] * pieces
+        if number not in self._caches:
+            self._caches[number] = [_new_cache(self._stage.first_layer) for _ in range(pieces)]
+        return self._caches[number]
+
+
+def get_pipeline_driver(
+    model: torch.nn.Module, world_size: int, context: Context, plan: Mapping[str, Any] | None = None
+) -> PipelineDriver:
+    """Cuts a model into as many stages as there are processes, keeps this process's own, and connects them.
+
+    Under `parallelType: pptp` there are `world_size / tp_size` stages, each shared out among `tp_size` ranks.
+
+    Args:
+        model: the whole model, on the CPU, with the same weights in all processes. It is changed: what belongs to
+            other stages is dropped.
+        world_size: number of processes.
+        context: the handler's context; the `pippy` section of its YAML is read.
+        plan: for pptp: how layers are shared out, see `parallelize`.
+
+    Raises:
+        ValueError: the model cannot be cut like this, or a setting is wrong.
+    """
+    pp_size, tp_size = parallel_sizes(world_size, context)
+    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    device = rank_device(local_rank, context)
+    join_process_group(device, world_size, context)
+    number, column = divmod(rank, tp_size)
+    options = section(context, "pippy")
+    cut = find_cut(model, pp_size) if pp_size > 1 else Cut("", (0,), 0, 0)
+    stage = Stage(model, cut, number, device)
+    if tp_size > 1:
+        parallelize(model, tensor_mesh(device, pp_size, tp_size), plan)
+    model.requires_grad_(False).to(device).eval()
+    columns = [[row * tp_size + each for row in range(pp_size)] for each in range(tp_size)]
+    members = columns[column]
+    # Under pptp every rank's handler calls the driver, whatever tp_size is.
+    group = getattr(context, "group", None) if parallel_type(context) == "pp" and world_size > 1 else None
+    if group is not None and group.ranks != world_size:
+        raise ValueError(
+            f"a pipeline of {world_size} processes of which {group.ranks} are on this machine cannot be served: "
+            "model-config.yaml should have torchrun.nnodes 1"
+        )
+    receivers = [rank for rank in members[:-1] if group is None or rank == members[0]]
+    link = Link(_own_group(columns, column, device) if pp_size > 1 else None, device)
+    driver = PipelineDriver(
+        stage, link, members, number, options, device, group if group is not None and rank == 0 else None, receivers
+    )
+    if group is not None and rank != 0:
+        group.follow = driver.follow
+    return driver
+
+
+#: As tutorials spell it.
+get_pipline_driver = get_pipeline_driver
+
+
+def split_rows(
+    args: Sequence[Any], kwargs: Mapping[str, Any], chunks: int
+) -> list[tuple[Sequence[Any], Mapping[str, Any]]]:
+    """Cuts the arguments of one call into those of several, each with a part of the batch.
+
+    The batch is the first dimension of the first tensor; tensors of that length are cut, all else is in each part.
+
+    Args:
+        args: positional arguments.
+        kwargs: named ones.
+        chunks: how many parts, at most; there are never more than rows.
+    """
+    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.ndim]
+    if chunks == 1 or not tensors or len(tensors[0]) < 2:
+        return [(args, kwargs)]
+    rows = len(tensors[0])
+    parts = len(tensors[0].chunk(chunks))
+
+    def shares(value: Any) -> Sequence[Any]:
+        is_cut = isinstance(value, torch.Tensor) and value.ndim and len(value) == rows
+        return value.chunk(chunks) if is_cut else [value] * parts
+
+    positional = [shares(value) for value in args]
+    named = {name: shares(value) for name, value in kwargs.items()}
+    return [
+        ([share[part] for share in positional], {name: share[part] for name, share in named.items()})
+        for part in range(parts)
+    ]
+
+
+def merge_rows(parts: Sequence[Any]) -> Any:
+    """Joins the results of the parts of a batch, tensor by tensor; what is no tensor is taken from the first part.
+
+    Raises:
+        ValueError: a tensor has no rows.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, torch.Tensor):
+        if not first.ndim:
+            raise ValueError("the model returns a value for the whole batch: set pippy.chunks to 1")
+        return torch.cat(list(parts))
+    if isinstance(first, dict):
+        return type(first)({name: merge_rows([part[name] for part in parts]) for name in first})
+    if isinstance(first, list | tuple):
+        return type(first)(merge_rows(items) for items in zip(*parts, strict=True))
+    return first
+
+
+def _chunks(options: Mapping[str, Any]) -> int:
+    chunks = options.get("chunks", 1)
+    if not isinstance(chunks, int) or chunks < 1:
+        raise ValueError(f"model-config.yaml: pippy.chunks should be an integer of at least 1, and is {chunks!r}")
+    return chunks
+
+
+def _own_group(columns: Sequence[Sequence[int]], column: int, device: torch.device) -> dist.ProcessGroup:
+    """Makes the process groups of all pipelines, as every rank has to, and returns this rank's."""
+    groups: list[dist.ProcessGroup] = [
+        dist.new_group(list(members), backend=group_backend(device)) for members in columns
+    ]
+    return groups[column]
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def _new_cache(first_layer: int) -> Any:
+    """A key-value cache of transformers for the layers of one stage, which count from `first_layer`."""
+    from transformers import DynamicCache
+
+    class StageCache(DynamicCache):
+        def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+            return super().update(key_states, value_states, layer_idx - first_layer, *args, **kwargs)
+
+    return StageCache()

@@ -1,0 +1,107 @@
+"""This process as one rank of a model that spans several: its numbers, its device, its process group (contract 7.4)."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from wsgi_ts.handlers.base import BaseHandler
+from wsgi_ts.handlers.context import Context
+
+#: How long one exchange between ranks may take, in seconds, where `pippy: rpc_timeout` does not say.
+DEFAULT_TIMEOUT_S = 1800
+
+
+class DistributedHandler(BaseHandler):
+    """What handlers of models that span several processes have in common.
+
+    Attributes:
+        local_rank: number of this process on its machine.
+        rank: its number among all.
+        world_size: how many there are; 1 in a model worker that is none of a group.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+
+    def initialize(self, context: Context) -> None:
+        """Chooses this rank's device and joins the others. Loading the model is up to the derived class."""
+        self.context = context
+        self.manifest = context.manifest
+        self.model_yaml_config = context.model_yaml_config or {}
+        self.device = rank_device(self.local_rank, context)
+        join_process_group(self.device, self.world_size, context)
+
+
+def section(context: Context, name: str) -> dict[str, Any]:
+    """A section of the model's YAML, {} where it has none.
+
+    Raises:
+        ValueError: it is no section.
+    """
+    content = (context.model_yaml_config or {}).get(name)
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"model-config.yaml: {name} should be a section of settings, and is {content!r}")
+    return content
+
+
+def rank_device(local_rank: int, context: Context) -> torch.device:
+    """This rank's own GPU among those that the group has, or the CPU where the model is not on GPUs."""
+    if torch.cuda.is_available() and context.system_properties.get("gpu_id") is not None:
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def group_backend(device: torch.device) -> str:
+    """The backends of a process group: lengths and shapes travel between CPUs even where tensors do not."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+def join_process_group(device: torch.device, world_size: int, context: Context) -> None:
+    """Joins torch's default process group, unless that is done or this process is alone.
+
+    Raises:
+        ValueError: `pippy: rpc_timeout` is no number of seconds.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if world_size == 1 or dist.is_initialized():
+        return
+    timeout_s = section(context, "pippy").get("rpc_timeout") or DEFAULT_TIMEOUT_S
+    if not isinstance(timeout_s, int | float) or timeout_s <= 0:
+        raise ValueError(f"model-config.yaml: pippy.rpc_timeout should be a number of seconds, and is {timeout_s!r}")
+    dist.init_process_group(group_backend(device), timeout=timedelta(seconds=timeout_s))
+
+
+def parallel_type(context: Context) -> str:
+    """How the model is divided: pp, tp, pptp, or "" where nothing is said."""
+    return str((context.model_yaml_config or {}).get("parallelType", "")).lower()
+
+
+def parallel_sizes(world_size: int, context: Context) -> tuple[int, int]:
+    """Into how many stages a model is cut, and among how many ranks each of them is shared out.
+
+    Raises:
+        ValueError: under `parallelType: pptp`, `tensor_parallel: tp_size` is missing or does not divide the ranks.
+    """
+    kind = parallel_type(context)
+    if kind == "tp":
+        return 1, world_size
+    if kind != "pptp":
+        return world_size, 1
+    tp_size = section(context, "tensor_parallel").get("tp_size")
+    if not isinstance(tp_size, int) or tp_size < 1 or world_size % tp_size:
+        raise ValueError(
+            f"model-config.yaml: parallelType pptp needs tensor_parallel.tp_size, a divisor of the {world_size} "
+            f"processes; it is {tp_size!r}"
+        )
+    return world_size // tp_size, tp_size

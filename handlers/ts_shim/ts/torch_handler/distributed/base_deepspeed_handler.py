@@ -1,0 +1,5 @@
+"""Base of handlers whose model DeepSpeed serves."""
+
+from wsgi_ts.handlers.distributed.deepspeed import BaseDeepSpeedHandler
+
+__all__ = ["BaseDeepSpeedHandler"]
