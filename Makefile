@@ -3,7 +3,7 @@
 #   PYTHON=python3.12   the interpreter that .venv is made with
 #   PIP_ARGS="..."      more arguments for pip, such as --extra-index-url https://download.pytorch.org/whl/cpu
 #   PYTEST_ARGS="..."   more arguments for pytest, such as -m "not slow and not chaos"
-#   BENCH_ARGS="..."    more arguments for the benchmark, such as --quick
+#   BENCH_ARGS="..."    more arguments for the benchmarks, such as --quick
 
 PYTHON      ?= python3
 PIP_ARGS    ?=
@@ -25,7 +25,7 @@ EXAMPLES  := $(VENV)/.installed-examples
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo demo-stop test lint bench clean
+.PHONY: help venv install demo demo-stop test lint bench bench-large clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -81,6 +81,9 @@ test: lint ## lint, then every test that this machine can run
 
 bench: $(INSTALLED) ## measure wsgi-ts and TorchServe on this machine (needs java 11 or newer, and wrk)
 	@$(PY) benchmarks/bench.py $(BENCH_ARGS)
+
+bench-large: $(INSTALLED) ## measure groups of ranks and token generation on this machine, on the CPU
+	@$(PY) benchmarks/bench_large.py $(BENCH_ARGS)
 
 clean: ## remove all that these targets made, .venv included (benchmarks/results stays)
 	@if test -x $(PY) && test -d demo; then $(PY) examples/demo.py --stop; fi

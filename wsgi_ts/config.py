@@ -157,17 +157,17 @@ class Config:
     initial_worker_port: int = setting(integer(0, 10**9), 9000, "id of the first model worker")
     initial_distribution_port: int = setting(kinds.PORT, 29500, "id of the first model worker that spans several GPUs")
     python: str = setting(TEXT, sys.executable or "python3", "interpreter of the model workers")
-    cpu_launcher_enable: bool = setting(BOOLEAN, False, "start workers under torch.backends.xeon", effect="later")
-    cpu_launcher_args: str = setting(TEXT, "", "arguments of that launcher", effect="later")
+    cpu_launcher_enable: bool = setting(BOOLEAN, False, "start workers under torch.backends.xeon", effect="none")
+    cpu_launcher_args: str = setting(TEXT, "", "arguments of that launcher", effect="none")
     ipex_enable: bool = setting(BOOLEAN, False, "told to handlers as TS_IPEX_ENABLE")
     ipex_gpu_enable: bool = setting(BOOLEAN, False, "told to handlers as TS_IPEX_GPU_ENABLE")
     debug: bool = setting(BOOLEAN, False, "one worker per startup model, and no time-outs for model workers")
-    ts_header_key_sequence_id: str = setting(TEXT, "ts_request_sequence_id", "header: sequence id", effect="later")
+    ts_header_key_sequence_id: str = setting(TEXT, "ts_request_sequence_id", "header: sequence id")
     ts_header_key_sequence_start: str = setting(
-        TEXT, "ts_request_sequence_start", "header: first request of a sequence", effect="later"
+        TEXT, "ts_request_sequence_start", "header: first request of a sequence"
     )
     ts_header_key_sequence_end: str = setting(
-        TEXT, "ts_request_sequence_end", "header: last request of a sequence", effect="later"
+        TEXT, "ts_request_sequence_end", "header: last request of a sequence"
     )
 
     # Who may do what
