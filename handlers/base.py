@@ -251,11 +251,15 @@ class BaseHandler:
                 output = self.explain_handle(prepared, data)
             else:
                 output = self.postprocess(self.inference(prepared))
+        self._record_handler_time(context, started_at)
+        return output
+
+    def _record_handler_time(self, context: Context, started_at: float) -> None:
+        """Records how long the handler took; of the calls that begin within SAMPLE_INTERVAL_S, the first one's."""
         if started_at >= self._next_handler_time:
             self._next_handler_time = started_at + SAMPLE_INTERVAL_S
             elapsed_ms = (time.perf_counter() - started_at) * 1000
             context.metrics.add_time("HandlerTime", round(elapsed_ms, 2), None, "ms")
-        return output
 
     def _infer_with_profiler(self, data: Any) -> tuple[Any, Any]:
         """Runs the phases under the profiler.

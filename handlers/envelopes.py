@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import copy
+import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import islice
 from typing import Any
 
@@ -48,9 +50,16 @@ class BaseEnvelope:
         if data:
             data = self.parse_input(data)
         results = self._handle_fn(data, context)
+        if inspect.isawaitable(results):
+            # Other requests are read meanwhile: a copy keeps what `parse_input` has noted of this one.
+            return copy.copy(self)._format_when_there(results)
         if results:
             results = self.format_output(results)
         return results
+
+    async def _format_when_there(self, results: Awaitable[Any]) -> Any:
+        found = await results
+        return self.format_output(found) if found else found
 
     def parse_input(self, data: list[dict[str, Any]]) -> Any:
         """The handler's data from the rows of the batch."""

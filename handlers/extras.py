@@ -8,7 +8,7 @@ from typing import Any
 from wsgi_ts.handlers.utils import PredictionException
 
 #: Name for pip where it is not the import name.
-_DISTRIBUTIONS = {"PIL": "pillow", "nvidia": "nvidia-dali"}
+_DISTRIBUTIONS = {"PIL": "pillow", "nvidia": "nvidia-dali", "tensorrt_llm": "tensorrt-llm"}
 
 
 def import_extra(module: str, purpose: str) -> Any:

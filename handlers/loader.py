@@ -26,6 +26,8 @@ BUNDLED = {
     "densenet_handler": "wsgi_ts.handlers.densenet:handle",
     "dali_handler": "wsgi_ts.handlers.dali:DALIHandler",
     "dali_image_classifier": "wsgi_ts.handlers.dali:DALIImageClassifier",
+    "vllm_handler": "wsgi_ts.handlers.vllm:VLLMHandler",
+    "trt_llm_handler": "wsgi_ts.handlers.trt_llm:TRTLLMHandler",
 }
 
 #: Request envelopes by the name that `service_envelope` gives.

@@ -5,6 +5,7 @@ A value is kept in memory until the service hands all of them over, once per bat
 
 from __future__ import annotations
 
+import copy
 import logging
 import socket
 import time
@@ -216,6 +217,12 @@ class MetricsCache:
         if isinstance(request_ids, str):
             request_ids = dict(enumerate(request_ids.split(","))) if request_ids else {}
         self._batch_ids = request_ids
+
+    def for_request(self, request_id: str) -> MetricsCache:
+        """The same metrics, whose values are those of one request among several that run at the same time."""
+        own = copy.copy(self)
+        own._batch_ids = {0: request_id}
+        return own
 
     def record(self, sample: Sample) -> None:
         """Keeps a value for the next hand-over."""

@@ -7,9 +7,10 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Awaitable
 from typing import Any, NamedTuple
 
-from wsgi_ts.handlers.context import Context, RequestProcessor, StreamClosed
+from wsgi_ts.handlers.context import STREAM_NEXT, Context, RequestProcessor, StreamClosed
 from wsgi_ts.handlers.utils import PredictionException
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class BatchFailure(Exception):
 
 def send_intermediate_predict_response(
     ret: list[Any], req_id_map: dict[int, str], message: str, code: int, context: Context | None = None
-) -> None:
+) -> Awaitable[None] | None:
     """Sends one chunk of each row's answer; the elements that `handle` returns are the last chunks.
 
     Args:
@@ -71,6 +72,9 @@ def send_intermediate_predict_response(
         code: 200, or the status that the answers are to have.
         context: the handler's context.
 
+    Returns:
+        With `asyncCommunication` something that may be awaited: it ends when the client has room for more chunks.
+
     Raises:
         ValueError: without a context there is nothing to send through.
         PredictionException: a result cannot be encoded, or status or headers are invalid.
@@ -78,6 +82,7 @@ def send_intermediate_predict_response(
     """
     if context is None or context.cl_socket is None:
         raise ValueError("send_intermediate_predict_response needs the context that handle(data, context) was given")
+    sent: Awaitable[None] | None = None
     for row in req_id_map:
         if row in context._closed:
             continue
@@ -92,14 +97,15 @@ def send_intermediate_predict_response(
         if answer.error or not is_status(code):
             raise PredictionException(INVALID_RESPONSE, 500)
         status = answer.status if code == 200 else code
-        headers = [*answer.headers, ("ts_stream_next", "true")]
+        headers = [*answer.headers, (STREAM_NEXT, "true")]
         try:
-            context.cl_socket(row, status, answer.phrase, headers, bytes(body))
+            sent = context.cl_socket(row, status, answer.phrase, headers, bytes(body))
         except StreamClosed:
             # One client that hangs up is no reason to stop for the others of its batch.
             context._closed.add(row)
             if context._closed.issuperset(context.request_ids):
                 raise
+    return sent
 
 
 def error_answer(status: int, message: str) -> Answer:

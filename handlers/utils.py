@@ -127,6 +127,12 @@ def map_class_to_label(
     return rows
 
 
+def path_in_archive(model_dir: str, name: str) -> str:
+    """The path of a file or folder that the archive has; any other name (of a model hub, an absolute path) as it is."""
+    path = os.path.join(model_dir, name)
+    return path if os.path.exists(path) else name
+
+
 def get_yaml_config(yaml_file_path: str) -> dict[str, Any]:
     """The content of a YAML file."""
     with open(yaml_file_path, encoding="utf-8") as file:

@@ -5,6 +5,7 @@ All calls speak to the one server that the commands `torchserve --start` and `--
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from queue import Queue
+from queue import Empty, Queue
 from typing import IO, Any
 
 #: Where the management API listens unless config.properties says otherwise.
@@ -102,7 +103,9 @@ def _collect(process: subprocess.Popen[str], output: IO[str], lines: Queue[str |
 
 def _add(lines: Queue[str | None], line: str | None) -> None:
     if lines.full():
-        lines.get()
+        # Its reader may have emptied it by now.
+        with contextlib.suppress(Empty):
+            lines.get_nowait()
     lines.put(line)
 
 

@@ -12,9 +12,9 @@ class ModelSpec:
     """Everything a batcher and a model worker need to know of one model version.
 
     The supervisor makes it from the archive, the model-config.yaml and the register call; it travels as JSON.
-    `ranks` is the number of processes on this machine of a model that torchrun starts (pp, tp, pptp), else 0; `torchrun`
-    then holds the fields of TorchrunOptions. Times carry their unit in the name. `index` is the version's number on the data path (0..1023), never reused while
-    a request of the old owner can still be under way.
+    `ranks` is the number of processes on this machine of a model that torchrun starts (pp, tp, pptp), else 0;
+    `torchrun` then holds the fields of TorchrunOptions. Times carry their unit in the name. `index` is the version's
+    number on the data path (0..1023), never reused while a request of the old owner can still be under way.
     """
 
     index: int
@@ -45,6 +45,15 @@ class ModelSpec:
     ranks: int = 0
     torchrun: dict[str, Any] | None = None
     metrics_config: str | None = None
+    async_communication: bool = False
+    continuous_batching: bool = False
+    sequence_batching: bool = False
+    sequence_max_idle_ms: int = 0
+    sequence_timeout_ms: int = 0
+    max_sequences: int = 1
+    max_sequence_queue: int = 1
+    min_workers: int = 1
+    max_workers: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready fields."""

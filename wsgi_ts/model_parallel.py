@@ -27,6 +27,11 @@ def check_parallel(yaml: ModelYaml) -> None:
             f"model-config.yaml: parallelType {yaml.parallel_type} needs the number of processes of a worker: "
             "add torchrun.nproc-per-node"
         )
+    if yaml.async_communication and yaml.parallel_type in TORCHRUN_TYPES:
+        raise InvalidModel(
+            f"model-config.yaml: asyncCommunication does not go with parallelType {yaml.parallel_type}: set "
+            "parallelType to custom, and the handler's one process gets all the GPUs"
+        )
     if launched and not yaml.parallel_type:
         raise InvalidModel(
             "model-config.yaml: torchrun.nproc-per-node has no effect without parallelType (pp, tp or pptp): add it"

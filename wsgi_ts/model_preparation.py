@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from wsgi_ts.archive import (
     RUNTIMES,
@@ -37,6 +38,7 @@ from wsgi_ts.model_config import (
 )
 from wsgi_ts.model_environment import ModelEnvironments
 from wsgi_ts.model_parallel import check_parallel, launch_options
+from wsgi_ts.process import inherited_environ
 from wsgi_ts.registry import ModelVersion, Registry
 from wsgi_ts.snapshots import RecordedModel
 
@@ -74,7 +76,7 @@ class ModelPreparer:
         self._gpus = gpus
         self._rules = DownloadRules(config.allowed_urls)
         self._python = interpreter(config)
-        self._environments = ModelEnvironments(self._python, os.environ, lambda: registry.draining)
+        self._environments = ModelEnvironments(self._python, inherited_environ(), lambda: registry.draining)
 
     def open(self, url: str, model_name: str | None, *, at_startup: bool, s3_sse_kms: bool = False) -> ModelDirectory:
         """Finds and unpacks an archive; `discard` removes what it made.
@@ -215,7 +217,23 @@ class ModelPreparer:
             parallel_type=yaml.parallel_type if yaml else "",
             ranks=torchrun.nproc_per_node if torchrun else 0,
             torchrun=dataclasses.asdict(torchrun) if torchrun else None,
+            async_communication=yaml.async_communication if yaml else False,
+            continuous_batching=yaml.continuous_batching if yaml else False,
+            **(_sequence_settings(yaml, settings) if yaml else {}),
         )
+
+
+def _sequence_settings(yaml: ModelYaml, settings: EffectiveSettings) -> dict[str, Any]:
+    """The fields of a ModelSpec that make a model stateful."""
+    return {
+        "sequence_batching": yaml.sequence_batching,
+        "sequence_max_idle_ms": yaml.sequence_max_idle,
+        "sequence_timeout_ms": yaml.sequence_timeout,
+        "max_sequences": yaml.max_num_sequence,
+        "max_sequence_queue": yaml.max_sequence_job_queue_size,
+        "min_workers": settings.min_workers,
+        "max_workers": settings.max_workers,
+    }
 
 
 def interpreter(config: Config) -> str:

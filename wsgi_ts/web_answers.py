@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import select
 import socket
 import ssl
@@ -29,6 +30,8 @@ from wsgi_ts.tls import TlsSocket
 
 if TYPE_CHECKING:
     from wsgi_ts.rest.apps import WebSettings
+
+log = logging.getLogger(__name__)
 
 #: Longer than nginx's 60 s for idle upstream connections, so that nginx is the one to close.
 IDLE_LIMIT_S = 75.0
@@ -367,6 +370,8 @@ class AnswerSide:
             self._waiting[slot] = None
             self._streams.discard(slot)
             client.cancel(slot)
+            if connection.target is not None and connection.target.is_continuous:
+                log.info("Connection to client got closed; Removing job: %s", connection.request_id)
         self._close(connection)
 
     def _close(self, connection: Connection) -> None:

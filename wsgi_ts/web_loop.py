@@ -208,7 +208,9 @@ class WebLoop(RequestSide):
         while self._connections and time.monotonic() < stop_at:
             for connection in list(self._connections.values()):
                 silent = connection.phase == Phase.HEAD and not connection.buffer
-                if silent and (connection.answered_ns or time.monotonic() > silent_until):
+                may_go = silent and (connection.answered_ns or time.monotonic() > silent_until)
+                # What came while the last turn was under way is a request that was sent before the stop.
+                if may_go and not _has_unread(connection.sock):
                     self._close(connection)
             self._turn()
         for connection in list(self._connections.values()):
@@ -264,6 +266,15 @@ class WebLoop(RequestSide):
             self._refuse_plain(connection)
         except OSError:
             self._client_gone(connection)
+
+
+def _has_unread(sock: socket.socket) -> bool:
+    """Whether a client has sent something that was not received yet."""
+    try:
+        # Not the socket's own method: TLS decrypts, and cannot look without taking.
+        return bool(socket.socket.recv(sock, 1, socket.MSG_PEEK))
+    except OSError:  # nothing there (BlockingIOError), or the client has gone
+        return False
 
 
 def _empty(fd: int) -> None:

@@ -283,13 +283,16 @@ class RequestSide(AnswerSide):
         if plane is None or target is None or head is None:
             raise RuntimeError("a request without target reached _submit")
         slot = connection.slot
+        raw, sequence = head.raw, b""
+        if target.has_sequences:
+            sequence, raw = plane.sequence_of(raw)
         try:
             plane.client.submit(
                 slot,
                 target.model,
-                target.batchers[0] if len(target.batchers) == 1 else plane.choose(target),
+                target.batchers[0] if len(target.batchers) == 1 else plane.choose(target, sequence),
                 connection.request_id.encode(),
-                head.raw,
+                raw,
                 target.url_path,
                 head.content_type,
                 body,
@@ -297,6 +300,7 @@ class RequestSide(AnswerSide):
                 target.flags,
                 connection.arrival_ns,
                 connection.idle_us,
+                sequence,
             )
         except SharedMemoryFull as full:
             self._no_memory(connection, full)

@@ -47,7 +47,19 @@ def inner_full_while_serving(tmp_path: Path) -> None:
         assert refused.status == 507
         assert "shared memory" in refused.json()["message"]
         assert server.predict("echo", b"small").body == b"small"
+        # The management API makes a segment of its own for such a question, and tries again each time.
+        describe = "/models/echo?customized=true"
+        assert server.request("management", "GET", describe).status == 507
+        processes = [*server.processes("supervisor"), *server.processes("management-worker")]
+        assert len(processes) == 2
+        before = [len(os.listdir(f"/proc/{each.pid}/fd")) for each in processes]
+        for _ in range(20):
+            assert server.request("management", "GET", describe).status == 507
+        after = [len(os.listdir(f"/proc/{each.pid}/fd")) for each in processes]
+        # Threads of the pool keep a connection to the supervisor each.
+        assert all(now < then + 10 for now, then in zip(after, before, strict=True)), (before, after)
         hog.unlink()
+        assert server.request("management", "GET", describe).status == 200
         body = os.urandom(5 * MEGABYTE)
         assert server.predict("echo", body).body == body
 

@@ -527,7 +527,7 @@ def test_model_yaml_all_keys() -> None:
         "torchrun": {"nproc-per-node": 4, "rdzv-backend": "static", "master-addr": "h", "master-port": 29500,
                      "OMP_NUMBER_THREADS": 2, "monitor-interval": 1},
         "maxRetryTimeoutInSec": 9, "clientTimeoutInMills": 100, "jobQueueSize": 3, "useJobTicket": True,
-        "sequenceBatching": True, "continuousBatching": True, "asyncCommunication": True, "useVenv": True,
+        "sequenceBatching": True, "continuousBatching": True, "asyncCommunication": False, "useVenv": True,
         "sequenceMaxIdleMSec": 5, "sequenceTimeoutMSec": 6, "maxSequenceJobQueueSize": 10,
         "maxNumSequence": 11,
         "batchPolicy": "Fixed", "weightsOnly": False, "handler": {"profile": True},
@@ -548,7 +548,7 @@ def test_model_yaml_all_keys() -> None:
     assert (yaml.torchrun.omp_number_threads, yaml.torchrun.rdzv_backend) == (2, "static")
     assert (yaml.max_retry_timeout, yaml.client_timeout, yaml.job_queue_size) == (9, 100, 3)
     assert yaml.use_job_ticket and yaml.sequence_batching and yaml.continuous_batching
-    assert yaml.async_communication and yaml.use_venv
+    assert yaml.use_venv and not yaml.async_communication
     assert (yaml.sequence_max_idle, yaml.sequence_timeout) == (5, 6)
     assert (yaml.max_sequence_job_queue_size, yaml.max_num_sequence) == (10, 11)
     assert (yaml.batch_policy, yaml.weights_only) == ("fixed", False)
@@ -576,6 +576,15 @@ def test_model_yaml_wrong_types_keep_the_default(key: str, value: object, warnin
     yaml = parse_model_yaml({key: value})
     assert yaml.warnings == (warning,)
     assert dataclasses.replace(yaml, raw={}, warnings=()) == ModelYaml()
+
+
+@pytest.mark.parametrize("key", ["continuousBatching", "sequenceBatching"])
+def test_model_yaml_asynchronous_requests_are_not_batched(key: str) -> None:
+    yaml = parse_model_yaml({"asyncCommunication": True, key: True, "sequenceMaxIdleMSec": 1000})
+    assert yaml.async_communication
+    assert not yaml.continuous_batching
+    assert not yaml.sequence_batching
+    assert yaml.warnings == (f"Invalid {key}: it does not go with asyncCommunication; it is off",)
 
 
 def test_model_yaml_lifts_small_numbers() -> None:

@@ -7,7 +7,7 @@ import uuid
 import pytest
 
 from wsgi_ts.batcher.layout import RequestFlag
-from wsgi_ts.dataplane import RequestIds, prediction_parts
+from wsgi_ts.dataplane import RequestIds, header_value, prediction_parts
 from wsgi_ts.errors import ResourceNotFound
 
 PATH, EXPLAIN, QUERY = RequestFlag.URL_PATH, RequestFlag.EXPLAIN, RequestFlag.QUERY_ROW
@@ -55,3 +55,9 @@ def test_request_ids_are_version_4_uuids_and_all_different() -> None:
     made = [source.new() for source in (ids, others) for _ in range(1000)]
     assert len(set(made)) == len(made)
     assert all(uuid.UUID(each).version == 4 and str(uuid.UUID(each)) == each for each in made)
+
+
+def test_a_header_is_found_by_its_name_in_any_case() -> None:
+    head = b"POST /x HTTP/1.1\r\nHost: a\r\nTS_Request_Sequence_Id:  s 1\t\r\nts_request_sequence_id_2: no\r\n\r\n"
+    assert header_value(head, b"ts_request_sequence_id") == b"s 1"
+    assert header_value(head, b"post /x http/1.1") == header_value(head, b"other") == b""

@@ -232,6 +232,26 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         ring.create()
 
 
+def test_a_renewal_that_cannot_be_written_leaves_the_old_key(
+    tmp_path: Path, board: Board, ring: KeyRing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, old = TokenTable(tmp_path, board), key(ring, INFERENCE)
+    with monkeypatch.context() as patch:
+        replace = os.replace
+
+        def refuse(source: Path, target: Path) -> None:
+            if target == ring.path:
+                raise OSError(30, "Read-only file system")
+            replace(source, target)
+
+        patch.setattr(os, "replace", refuse)
+        with pytest.raises(KeyFileError, match="Read-only"):
+            ring.renew(INFERENCE)
+    table.refresh()
+    assert key(ring, INFERENCE) == old and table.accepts(INFERENCE, f"Bearer {old}")
+    assert {path.name for path in tmp_path.iterdir()} == {"key_file.json", "tokens.json"}
+
+
 def test_a_key_file_of_another_instance_is_left(tmp_path: Path, ring: KeyRing) -> None:
     other = KeyRing(tmp_path, 60.0, lambda keys: None)
     other.create()

@@ -22,7 +22,7 @@ from wsgi_ts.batcher.layout import BatcherWord, ModelWord, WebWord
 from wsgi_ts.gpu.devices import gpu_loads
 from wsgi_ts.metrics.board_metrics import BoardMetrics, CountedModel
 from wsgi_ts.metrics.exposition import Family, Histogram, java_double, render, server_line
-from wsgi_ts.metrics.reported import MAX_SERIES, ModelMetrics, ReportedMetrics, parse_line
+from wsgi_ts.metrics.reported import MAX_METRICS, MAX_SERIES, ModelMetrics, ReportedMetrics, parse_line
 from wsgi_ts.metrics.specification import (
     MetricsConfigError,
     MetricsSpecification,
@@ -240,6 +240,19 @@ def test_what_does_not_fit_is_dropped_and_told_once(caplog: pytest.LogCaptureFix
     kept.apply([["c", "counter", "u", ["a", "Hostname"], [[["x", "h"], [1]]]]])
     kept.apply([["c", "gauge", "u", ["a", "Hostname"], [[["x", "h"], [5]]]]])
     assert kept.families()[0].samples == {("x", "h"): 1}
+
+
+def test_names_without_end_are_dropped_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    kept = ReportedMetrics(None)
+    kept.apply([[f"m{number}", "gauge", "u", ["Hostname"], [[["h"], [1]]]] for number in range(MAX_METRICS + 5)])
+    assert len(kept.families()) == MAX_METRICS
+    kept.apply([["m0", "gauge", "u", ["Hostname"], [[["h"], [7]]]]])
+    assert kept.families()[0].samples == {("h",): 7}
+    assert caplog.text.count("further ones are dropped") == 1
+    reader = ModelMetrics.load(None, "prometheus", True)
+    for number in range(MAX_METRICS + 5):
+        report(reader, f"m{number}", 1, Level="Model")
+    assert caplog.text.count("further ones are dropped") == 2
 
 
 # The board

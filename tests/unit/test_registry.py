@@ -119,7 +119,16 @@ class TestRoutes:
                 "m": {
                     "default": "1.0",
                     "startup": False,
-                    "versions": {"1.0": {"index": 0, "batchers": {}, "client_timeout_ms": 0, "loaded": False}},
+                    "versions": {
+                        "1.0": {
+                            "index": 0,
+                            "batchers": {},
+                            "client_timeout_ms": 0,
+                            "continuous": False,
+                            "sequences": False,
+                            "loaded": False,
+                        }
+                    },
                 }
             },
         }
@@ -178,6 +187,16 @@ class TestReports:
         model.leaving[9000] = worker
         registry.apply_report(0, report(model, 9000, "stopped"))
         assert model.leaving == {}
+
+    def test_restarts_are_counted_over_the_lives_of_a_batcher(self, registry: Registry) -> None:
+        model = add(registry, "m", workers=1)
+        for restarts in (0, 1, 1, 3):
+            registry.apply_report(0, report(model, 9000, "ready", restarts=restarts))
+        assert model.restarts == 3
+        registry.batcher_lost(0)
+        for restarts in (0, 1):
+            registry.apply_report(0, report(model, 9000, "ready", restarts=restarts))
+        assert model.restarts == 4
 
     def test_a_dead_batcher_has_let_go_of_what_was_being_removed(self, registry: Registry) -> None:
         model = add(registry, "m", workers=1)

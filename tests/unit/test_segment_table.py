@@ -33,6 +33,16 @@ def ready(table: SegmentTable, *batchers: int) -> SegmentEntry:
     return entry
 
 
+def test_a_number_that_was_not_used_is_given_again(table: SegmentTable) -> None:
+    made = ready(table)
+    assert table.unused(made.pid) is None
+    waiting = table.new(made.pid)
+    assert table.unused(made.pid) is waiting
+    assert table.unused(1) is None
+    table.await_retire(waiting, [0], Calls())
+    assert table.unused(made.pid) is None
+
+
 def test_numbers_are_never_used_again(table: SegmentTable) -> None:
     first = table.new(1)
     table.remove(first)

@@ -432,3 +432,24 @@ def test_the_service_does_not_import_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+STOPPING = """
+def handle(data, context):
+    if data is None:
+        return None
+    said = {"end": True, "go on": False, "no word": None}
+    context.stopping_criteria = [lambda result: said[result]] * len(data)
+    return [row["body"] for row in data]
+"""
+
+
+def test_stopping_criteria_say_which_answers_go_on(load_model: LoadModel) -> None:
+    service = load_model("h.py", {"h.py": STOPPING})
+    answers = service.predict([Request(text, {"body": text}, {}) for text in ("end", "go on", "no word")])
+    assert [answer.headers for answer in answers] == [[("ts_stream_next", "false")], [("ts_stream_next", "true")], []]
+    (broken,) = service.predict([Request("x", {"body": "unknown"}, {})])
+    assert (broken.status, broken.error) == (503, True)
+    # A describe request is none of those that the criteria were made for.
+    (described,) = service.predict([Request("x", {"body": "unknown"}, {}, is_describe=True)])
+    assert (described.body, described.headers) == (b"unknown", [])

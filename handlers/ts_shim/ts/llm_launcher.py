@@ -1,0 +1,10 @@
+"""Serves one large language model without an archive."""
+
+import sys
+
+from wsgi_ts.llm_launcher import main
+
+__all__ = ["main"]
+
+if __name__ == "__main__":
+    sys.exit(main())

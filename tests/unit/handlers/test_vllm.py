@@ -1,0 +1,148 @@
+"""What `vllm_handler` makes of a model's YAML, how it finds vLLM's entry points, and how it ends a request."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from wsgi_ts.handlers import vllm
+from wsgi_ts.handlers.context import Context, StreamClosed
+from wsgi_ts.handlers.metrics import MetricsCache
+
+
+def context_of(model_dir: Path, **section: Any) -> Context:
+    config = {"handler": section}
+    return Context("m", str(model_dir), None, 1, None, metrics=MetricsCache(None, "m"), model_yaml_config=config)
+
+
+def test_a_model_of_the_hub_is_served_under_its_name(tmp_path: Path) -> None:
+    settings = vllm.engine_settings(
+        context_of(tmp_path, vllm_engine_config={"model": "org/name", "max_model_len": None})
+    )
+    assert settings == {"model": "org/name", "served_model_name": ["org/name"]}
+
+
+def test_a_model_of_the_archive_is_served_under_the_name_in_the_yaml(tmp_path: Path) -> None:
+    (tmp_path / "weights").mkdir()
+    settings = vllm.engine_settings(context_of(tmp_path, model_path="weights", vllm_engine_config={"dtype": "half"}))
+    assert settings == {"model": str(tmp_path / "weights"), "served_model_name": ["weights"], "dtype": "half"}
+
+
+@pytest.mark.parametrize("given", ["one", ["one", "two"]])
+def test_names_that_are_given_count(tmp_path: Path, given: Any) -> None:
+    settings = vllm.engine_settings(
+        context_of(tmp_path, model_path="org/name", vllm_engine_config={"served_model_name": given})
+    )
+    assert settings["served_model_name"] == ([given] if isinstance(given, str) else given)
+
+
+def test_a_chat_template_is_a_file_or_itself(tmp_path: Path) -> None:
+    (tmp_path / "chat.jinja").touch()
+    for given, expected in (("chat.jinja", str(tmp_path / "chat.jinja")), ("{{ m }}\n" * 500, "{{ m }}\n" * 500)):
+        settings = vllm.engine_settings(context_of(tmp_path, model_path="org/name", chat_template=given))
+        assert settings["chat_template"] == expected
+
+
+@pytest.mark.parametrize("section", [{}, {"vllm_engine_config": {"max_num_seqs": 1}}, {"vllm_engine_config": "fast"}])
+def test_a_section_that_is_wrong_is_refused(tmp_path: Path, section: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"model-config\.yaml"):
+        vllm.engine_settings(context_of(tmp_path, **section))
+
+
+def test_an_entry_point_is_found_where_this_version_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    old = ModuleType("some_old_place")
+    old.build = print  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "some_old_place", old)
+    assert vllm._entry_point("build", "some_new_place", "some_old_place") is print
+    with pytest.raises(ImportError, match="has no take_down in some_new_place or some_old_place"):
+        vllm._entry_point("take_down", "some_new_place", "some_old_place")
+
+
+def test_a_module_that_is_there_but_broken_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some_broken_place.py").write_text("raise RuntimeError('no GPU')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    with pytest.raises(RuntimeError, match="no GPU"):
+        vllm._entry_point("build", "some_broken_place", "some_old_place")
+
+
+def test_a_package_that_vllm_lacks_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some_hungry_place.py").write_text("import no_such_package_at_all")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    with pytest.raises(ModuleNotFoundError, match="no_such_package_at_all"):
+        vllm._entry_point("build", "some_hungry_place", "some_old_place")
+
+
+def test_a_function_gets_the_arguments_that_it_takes() -> None:
+    assert vllm._call(lambda state, args: (state, args), {"args": 1, "state": 2, "supported_tasks": 3}) == (2, 1)
+
+
+def test_a_derived_class_that_does_not_await_is_told(tmp_path: Path) -> None:
+    context = context_of(tmp_path)._for_request("id", {"url_path": "v1/models"}, None, None)
+    with pytest.raises(RuntimeError, match="await super"):
+        asyncio.run(vllm.VLLMHandler().handle([{}], context))
+
+
+async def run_until_cancelled(application: Any, send_chunk: Any = None) -> None:
+    base = Context("m", "/", None, 1, None)
+    context = base._for_request("id", {"url_path": "v1/completions"}, send_chunk, MetricsCache(None, "m"))
+    handler = vllm.VLLMHandler()
+    handler.application = application
+    task = asyncio.create_task(handler.handle([{"body": {}}], context))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_the_application_is_told_that_the_client_has_gone() -> None:
+    seen: list[Any] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((await receive())["body"])
+        seen.append(await receive())
+
+    asyncio.run(run_until_cancelled(application))
+    assert seen == [b"{}", {"type": "http.disconnect"}]
+
+
+def test_an_application_that_does_not_listen_is_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[str] = []
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.append("cancelled")
+
+    monkeypatch.setattr(vllm, "_FAREWELL_S", 0.01)
+    asyncio.run(run_until_cancelled(application))
+    assert ended == ["cancelled"]
+
+
+def test_a_closed_stream_is_no_error_of_the_application() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"Content-Type", b"text/event-stream")]})
+        await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+        assert await receive() == {"type": "http.disconnect"}
+
+    def closed(*chunk: Any) -> None:
+        raise StreamClosed
+
+    async def run() -> list[Any]:
+        context = Context("m", "/", None, 1, None)
+        context = context._for_request("id", {"url_path": "v1/completions"}, closed, MetricsCache(None, "m"))
+        handler = vllm.VLLMHandler()
+        handler.application = application
+        return await handler.handle([{"body": "{}"}], context)
+
+    assert asyncio.run(run()) == [b""]
