@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 #: A job is `segment index << 32 | slot`; beside it stands when it came (monotonic seconds).
 SEGMENT_SHIFT = 32
+SLOT_MASK = (1 << SEGMENT_SHIFT) - 1
 
 
 class JobQueue:

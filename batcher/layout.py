@@ -156,6 +156,8 @@ class SlotState:
     FAILED: Final = 8  # web worker: the slot holds an error's status and text
 
 
+#: The bits of a state word that hold the state.
+STATE_MASK = 0xFF
 #: States from here on concern the web worker: one comparison finds the slots it must look at.
 FIRST_ANSWERED = SlotState.STREAMING
 
@@ -190,6 +192,8 @@ class RequestFlag:
     VERSION_NAMED: Final = 64
 
 
+#: Text of a request whose worker died while it ran; its status is 500, or 507 when the worker ran out of memory.
+WORKER_DIED = "Worker died."
 #: Text of a request that was not answered in time; its status is 408.
 TOO_LATE = "The request was not answered within the model's clientTimeoutInMills"
 

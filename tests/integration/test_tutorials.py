@@ -305,7 +305,7 @@ def test_densenet161() -> None:
 
 
 def commands_of(page: Path) -> list[str]:
-    """The lines of a page's bash blocks, without downloads and comments."""
+    """The lines of a page's bash blocks, without downloads and comments; blocks marked sh need what is not here."""
     blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     lines = [line for block in blocks for line in block.splitlines()]
     return [line for line in lines if "https://" not in line and not line.startswith("#")]

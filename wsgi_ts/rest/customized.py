@@ -12,8 +12,7 @@ import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from wsgi_ts.batcher.layout import RequestFlag
-from wsgi_ts.batcher.loop import WORKER_DIED
+from wsgi_ts.batcher.layout import WORKER_DIED, RequestFlag
 from wsgi_ts.batcher.shared_memory import SharedMemoryFull
 from wsgi_ts.dataplane import BlockingPlane, DataPlane, Ticket
 from wsgi_ts.errors import InternalServerError, OutOfResources, RequestTimeout, ServerError, ServiceUnavailable

@@ -276,7 +276,7 @@ def test_an_unloaded_model_answers_what_is_queued(bench: Bench) -> None:
 def test_an_unloaded_model_serves_what_is_queued_before_its_worker_leaves(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsgi_ts.batcher.loop.LAST_ARRIVALS_S", 0.0)
+    monkeypatch.setattr("wsgi_ts.batcher.roster.LAST_ARRIVALS_S", 0.0)
     _, worker = bench.add_worker()
     slots = [bench.submit(), bench.submit()]
     bench.begin(worker, 1)

@@ -1,0 +1,244 @@
+"""Batches on their way: posted to a model worker, answered by it, taken back from a slow one, settled for a dead one.
+
+Which batch goes to whom is decided in `dispatch.py`, when it goes in `policy.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from wsgi_ts.batcher.dispatch import Batch, ModelQueue, WorkerSeat
+from wsgi_ts.batcher.job_queue import SEGMENT_SHIFT, SLOT_MASK
+from wsgi_ts.batcher.layout import STATE_MASK, WORKER_DIED, BatcherWord, MailWord, ModelWord, SlotState
+from wsgi_ts.batcher.mailbox import BatcherMailbox
+from wsgi_ts.batcher.sequences import Sequence
+from wsgi_ts.batcher.sources import Sources
+
+_NO_SEQUENCES: Mapping[int, Sequence] = {}
+
+
+class HandOver:
+    """The batches that this batcher's model workers have.
+
+    Args:
+        sources: the attached segments.
+        words: the board's words.
+        row: the first word of this batcher's row.
+        notify: called with ("kill_worker", worker id, start count).
+
+    Attributes:
+        busy: the workers that have batches.
+        streaming: those that have a continuous batch under way instead.
+    """
+
+    def __init__(
+        self, sources: Sources, words: memoryview, row: int, notify: Callable[[tuple[Any, ...]], None]
+    ) -> None:
+        self.busy: list[WorkerSeat] = []
+        self.streaming: list[WorkerSeat] = []
+        self._sources = sources
+        self._attached = sources.attached
+        self._words = words
+        self._row = row
+        self._notify = notify
+
+    # -- to the worker and back
+
+    def post(
+        self,
+        queue: ModelQueue,
+        seat: WorkerSeat,
+        jobs: list[int],
+        now: float,
+        sequences: Mapping[int, Sequence] = _NO_SEQUENCES,
+    ) -> None:
+        """Hands jobs to a worker; those whose client has gone or that are too late are answered instead.
+
+        Args:
+            queue: the jobs' model.
+            seat: the worker; its mailbox has a free place.
+            jobs: the jobs, taken from the queue.
+            now: monotonic seconds.
+            sequences: the jobs' sequences, where the model has sequences.
+        """
+        attached = self._attached
+        oldest_ns = queue.oldest_in_time_ns(now)
+        batch = []
+        arrivals: list[int] = []
+        named: list[int] = []
+        for job in jobs:
+            source = attached[job >> SEGMENT_SHIFT]
+            segment = source.segment
+            slot = job & SLOT_MASK
+            arrived_ns = segment.arrival_ns(slot)
+            if segment.cancels[slot] or arrived_ns < oldest_ns:
+                self._sources.end_unbegun(job, oldest_ns, queue.counters)
+                if queue.sequences is not None:
+                    queue.sequences.ended(sequences[job], now)
+                continue
+            source.in_mailboxes += 1
+            batch.append(job)
+            arrivals.append(arrived_ns)
+            if segment.names_version(slot):
+                named.append(arrived_ns)
+        if not batch:
+            return
+        alone = not seat.batches
+        if alone:
+            (self.streaming if queue.joins_steps else self.busy).append(seat)
+        generations = [self._sources.generation(job) for job in batch] if queue.joins_steps else []
+        seat.batches.append(Batch(seat.mailbox.post(batch), batch, now, arrivals, named, alone))
+        seat.batches[-1].generations = generations
+        if sequences:
+            seat.batches[-1].sequences = [sequences[job] for job in batch]
+        queue.counters.handed_over(arrivals, named, now)
+
+    def complete(self, queue: ModelQueue, seat: WorkerSeat, now: float) -> None:
+        """Takes note of the batches that a worker has finished."""
+        words = seat.mailbox.words  # type: ignore[attr-defined]
+        done = seat.mailbox.done
+        ended_at = (words[MailWord.START_NS] + words[MailWord.SERVICE_NS]) / 1e9
+        while seat.batches and seat.batches[0].number <= done:
+            batch = seat.batches.pop(0)
+            self._sources.leave_mailbox(batch.jobs)
+            if queue.sequences is not None:
+                for sequence in batch.sequences:
+                    queue.sequences.ended(sequence, now)
+            if batch.revoked:
+                self._requeue_unbegun(queue, batch, now)
+                continue
+            service_s = words[MailWord.SERVICE_NS] / 1e9
+            queue.note_service(service_s)
+            queue.policy.on_batch(len(batch.jobs), service_s)
+            queue.policy.on_answered(min(now, ended_at), len(batch.jobs))
+            queue.counters.answered(batch.arrivals_ns, batch.named_ns, min(now, ended_at), service_s)
+            if batch.alone and batch.number == done:
+                handover_s = words[MailWord.START_NS] / 1e9 - batch.posted_at
+                queue.counters.begun(handover_s)
+                self._show_last_batch(batch, handover_s, now)
+        queue.counters.show(ModelWord.OUTSTANDING, queue.outstanding)
+        if not seat.batches:
+            self.busy.remove(seat)
+            seat.idle_since = now
+
+    def note_ended(self, queue: ModelQueue, seat: WorkerSeat, now: float) -> None:
+        """Takes note of the requests of a continuous batch that a worker has ended."""
+        mailbox: BatcherMailbox = seat.mailbox  # type: ignore[assignment]
+        seat.noted = seat.news  # read before the slots: what ends after that is news again
+        arrivals: list[int] = []
+        named: list[int] = []
+        has_ended = self._sources.has_ended
+        for batch in tuple(seat.batches):
+            ended = [place for place, job in enumerate(batch.jobs) if has_ended(job, batch.generations[place])]
+            for place in reversed(ended):
+                arrived_ns = batch.arrivals_ns.pop(place)
+                batch.generations.pop(place)
+                self._sources.leave_mailbox([batch.jobs.pop(place)])
+                if queue.sequences is not None:
+                    queue.sequences.ended(batch.sequences.pop(place), now)
+                arrivals.append(arrived_ns)
+                if arrived_ns in batch.named_ns:
+                    batch.named_ns.remove(arrived_ns)
+                    named.append(arrived_ns)
+            if not batch.jobs:
+                seat.batches.remove(batch)
+        if queue.sequences is not None:
+            self._sources.refuse(queue.sequences.end_marked(mailbox.take_ended()))
+        if arrivals:
+            seat.idle_since = now
+            service_s = mailbox.words[MailWord.SERVICE_NS] / 1e9
+            queue.counters.answered(arrivals, named, now, service_s)
+            queue.counters.show(ModelWord.OUTSTANDING, queue.outstanding)
+        if not seat.batches:
+            self.streaming.remove(seat)
+
+    def _show_last_batch(self, batch: Batch, handover_s: float, now: float) -> None:
+        """Puts the times of a finished batch on the board, for the gauges that show the last one."""
+        words, row = self._words, self._row
+        waited_us = int(batch.posted_at * 1e6) - batch.arrivals_ns[0] // 1000
+        words[row + BatcherWord.LAST_QUEUE_US] = max(0, waited_us)
+        words[row + BatcherWord.LAST_HANDOVER_US] = max(0, int(handover_s * 1e6))
+        words[row + BatcherWord.LAST_BATCH_NS] = int(now * 1e9)
+
+    # -- batches that are late
+
+    def watch(self, queue: ModelQueue, now_ns: int, now: float) -> None:
+        """Looks for batches that run too long: over `responseTimeout` their worker is to be killed (told once)."""
+        for seat in queue.seats:
+            if not seat.batches or seat.killed:
+                continue
+            words = seat.mailbox.words  # type: ignore[attr-defined]
+            started_ns = words[MailWord.START_NS]
+            # Of a continuous batch each step has its own time; between two steps there is none.
+            if not started_ns or (not queue.joins_steps and seat.mailbox.started <= seat.mailbox.done):
+                continue
+            running_s = (now_ns - started_ns) / 1e9
+            if running_s > queue.spec.response_timeout_s:
+                seat.killed = True
+                self._notify(("kill_worker", seat.worker_id, seat.start_count))
+            elif len(seat.batches) > 1 and running_s > queue.overdue_after() and queue.idle_seat() is not None:
+                self._take_back(queue, seat, now)
+
+    def _take_back(self, queue: ModelQueue, seat: WorkerSeat, now: float) -> None:
+        """Gives the batch that waits behind a slow one to an idle worker instead."""
+        batch = seat.batches[-1]
+        if batch.revoked:
+            return
+        batch.revoked = True
+        if seat.mailbox.revoke(batch.number):
+            # The worker will skip it; its place stays taken until it has said so.
+            self._requeue_unbegun(queue, batch, now)
+            self._sources.leave_mailbox(batch.jobs)
+            batch.jobs = []
+
+    def _requeue_unbegun(self, queue: ModelQueue, batch: Batch, now: float) -> None:
+        """Puts the jobs of a batch that no handler has seen back at the head of the queue."""
+        unbegun = []
+        for job in batch.jobs:
+            source = self._attached.get(job >> SEGMENT_SHIFT)
+            if source is None or source.retired:
+                continue
+            if source.segment.states[job & SLOT_MASK] & STATE_MASK == SlotState.CLAIMED:
+                unbegun.append(job)
+        # What a sequence's worker knew of it is gone with the worker: there is no other to go on with.
+        if queue.accepting and queue.sequences is None:
+            queue.jobs.put_back(unbegun, now)
+        else:
+            self._sources.refuse(unbegun)
+
+    # -- batches of a worker that is dead
+
+    def settle(self, queue: ModelQueue | None, seat: WorkerSeat, oom: bool, now: float) -> None:
+        """Answers what a dead worker had begun and queues again what it had not (README, rule 3).
+
+        Args:
+            queue: its model; None when that is gone, too.
+            seat: the worker.
+            oom: whether it ran out of memory.
+            now: monotonic seconds.
+        """
+        if queue is not None and seat in self.streaming:
+            self.note_ended(queue, seat, now)
+        for seats in (self.busy, self.streaming):
+            if seat in seats:
+                seats.remove(seat)
+        for batch in reversed(seat.batches):
+            self._settle_batch(queue, batch, oom, now)
+        seat.batches.clear()
+
+    def _settle_batch(self, queue: ModelQueue | None, batch: Batch, oom: bool, now: float) -> None:
+        for job in batch.jobs:
+            source = self._attached.get(job >> SEGMENT_SHIFT)
+            if source is None:
+                continue
+            slot = job & SLOT_MASK
+            state = source.segment.states[slot] & STATE_MASK
+            source.touched = True
+            if state in (SlotState.RUNNING, SlotState.STREAMING):
+                source.segment.fail(slot, 507 if oom else 500, WORKER_DIED)
+                if queue is not None:
+                    queue.counters.add(ModelWord.FAILED)
+        if queue is not None:
+            self._requeue_unbegun(queue, batch, now)
+        self._sources.leave_mailbox(batch.jobs)
