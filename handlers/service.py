@@ -44,6 +44,7 @@ from wsgi_ts.handlers.results import (
     row_answer,
 )
 from wsgi_ts.handlers.utils import PredictionException
+from wsgi_ts.handlers.warm_up import warm_up
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.ts_path import shim_path
 
@@ -167,6 +168,9 @@ class Service:
                     raise LoadError(507, "System out of memory") from error
                 raise LoadError(500, "Unknown exception") from error
             raise
+        # The other ranks of a group are not there to take part, and an async handler has no batch to run.
+        if group is None and not spec.async_communication:
+            warm_up(service, spec)
         service._hand_over_metrics()
         return service
 

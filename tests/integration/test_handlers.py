@@ -118,6 +118,20 @@ def handle(data, context):
 """
 
 
+WARM = """
+seen = []
+
+def handle(data, context):
+    if data is None:
+        return None
+    if data[0]["body"] == "raise":
+        raise ValueError("asked to")
+    seen.extend(row["body"] for row in data)
+    return [seen] * len(data)
+"""
+WARM_UP = "handler: {warm_up: [sample.json, broken.json, missing.json, ../outside]}"
+
+
 def saved(value: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer)
@@ -190,6 +204,8 @@ def fill(store: Path, folder: Path) -> None:
     """
     archive(store, "micro", MICRO_BATCHING, config_yaml=micro)
     archive(store, "stream", STREAM)
+    warm = {"sample.json": "[1, 2]", "broken.json": '"raise"'}
+    archive(store, "warm", WARM, files=warm, config_yaml=WARM_UP)
     bundled(store, "dali", "dali_image_classifier", CLASSIFIER)
 
 
@@ -341,6 +357,18 @@ def test_a_batch_goes_through_micro_batches(server: ServerProcess) -> None:
     assert {row[1].partition("-")[0] for row in rows} == {"preprocess"}
     assert {row[4] for row in rows} == {"postprocess-0"}
     assert sorted((row[2], row[3]) for row in rows) == [(0, 2), (0, 2), (1, 2), (1, 2), (2, 1)]
+
+
+def test_a_model_is_warmed_up_before_it_is_asked(server: ServerProcess) -> None:
+    reply = served(server, "warm").predict("warm", "3", content_type="application/json")
+    assert reply.json() == [[1, 2], 3]
+    lines = [
+        "Warmed up with sample.json",
+        "The warm-up with broken.json failed",
+        "no file missing.json",
+        "no file ../outside",
+    ]
+    eventually(lambda: all(line in server.log("model_log.log") for line in lines), within=10, what="the log of it")
 
 
 def test_both_names_of_the_streaming_call(server: ServerProcess) -> None:
