@@ -33,6 +33,9 @@ DEMO = PROJECT / "demo"
 STORE = DEMO / "model-store"
 CONFIG = DEMO / "config.properties"
 SERVER_LOG = DEMO / "server.log"
+#: `make test` installs torchvision, which transformers then imports; one that was built for CUDA needs this beside a
+#: torch without it. It does nothing where torchvision fits, or is not there.
+TORCHVISION_CPU = PROJECT / "tests" / "support" / "torchvision_cpu"
 #: TorchServe's ports; other free ones are taken where something else listens there.
 USUAL_PORTS = (8080, 8081, 8082)
 STARTUP_LIMIT_S = 180.0
@@ -57,6 +60,7 @@ def server_environment() -> dict[str, str]:
     return {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONPATH": f"{TORCHVISION_CPU}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep),
         "TMPDIR": str(folder),
         "LOG_LOCATION": str(DEMO / "logs"),
         "METRICS_LOCATION": str(DEMO / "logs"),
