@@ -19,7 +19,8 @@ from wsgi_ts.batcher.doorbell import Doorbell
 from wsgi_ts.batcher.layout import GroupWord, RankWord
 from wsgi_ts.batcher.shared_memory import SharedMemory, unlink
 
-#: How long a rank looks actively for what it waits for before it sleeps: ranks of a batch work in lockstep.
+#: How long a rank looks actively for what it waits for, at first and after each ring, before it sleeps (again): ranks
+#: of a batch work in lockstep, and the batcher's ring comes a little earlier than rank 0's message.
 LOOK_NS = 200_000
 
 
@@ -69,6 +70,15 @@ class GroupBoard:
         """What each rank has said of its loading: 0 nothing yet, else an HTTP-like status."""
         return [self.words[self.row(rank) + RankWord.LOADED] for rank in range(self.ranks)]
 
+    def pids(self) -> list[int]:
+        """The process of each rank; 0 for one that has not come yet."""
+        return [self.words[self.row(rank) + RankWord.PID] for rank in range(self.ranks)]
+
+    @property
+    def stopping(self) -> bool:
+        """Whether rank 0 has told the others to leave."""
+        return bool(self.words[GroupWord.STOP])
+
     def remove(self) -> None:
         """Closes the board and unlinks its names."""
         self._memory.close()
@@ -90,6 +100,7 @@ class _Member:
         self._words = board.words
         self._row = board.row(rank)
         self._bell = board.bell(rank)
+        self._words[self._row + RankWord.PID] = os.getpid()
 
     def report_loaded(self, status: int) -> None:
         """Says how loading went: 200, 500 or 507."""
@@ -97,18 +108,20 @@ class _Member:
 
     def _wait(self, is_over: Callable[[], bool], limit_s: float | None = None) -> bool:
         """Waits until `is_over`, and says whether it is: looks for a moment, then sleeps until the bell rings."""
-        began = time.monotonic_ns()
-        limit_ns = None if limit_s is None else began + int(limit_s * 1e9)
+        now = time.monotonic_ns()
+        limit_ns = None if limit_s is None else now + int(limit_s * 1e9)
+        look_until = now + LOOK_NS
         while not is_over():
             now = time.monotonic_ns()
             if limit_ns is not None and now >= limit_ns:
                 return False
-            if now < began + LOOK_NS:
+            if now < look_until:
                 os.sched_yield()
                 continue
             self._bell.fall_asleep()
             if not is_over():
                 self._bell.sleep(1.0 if limit_ns is None else (limit_ns - now) / 1e9)
+                look_until = time.monotonic_ns() + LOOK_NS
             self._bell.wake_up()
         return True
 

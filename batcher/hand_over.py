@@ -5,6 +5,7 @@ Which batch goes to whom is decided in `dispatch.py`, when it goes in `policy.py
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,6 +16,14 @@ from wsgi_ts.batcher.mailbox import BatcherMailbox
 from wsgi_ts.batcher.sequences import Sequence
 from wsgi_ts.batcher.sources import Sources
 
+logger = logging.getLogger("wsgi_ts.batcher")
+
+#: How often a request is handed over to workers that end before they begin it; then it is answered with an error.
+MOST_HAND_OVERS = 3
+#: What a worker that has a batch and does not take it gets on top of its response timeout, in seconds: the batch may
+#: have waited behind another one for almost as long.
+UNTAKEN_MARGIN_S = 1.0
+_GIVEN_UP = f"{WORKER_DIED} {MOST_HAND_OVERS} workers ended before they had read this request: it is not tried again."
 _NO_SEQUENCES: Mapping[int, Sequence] = {}
 
 
@@ -63,6 +72,8 @@ class HandOver:
             sequences: the jobs' sequences, where the model has sequences.
         """
         attached = self._attached
+        if self._sources.suspects:
+            jobs = self._suspect_alone(queue, jobs, now)
         oldest_ns = queue.oldest_in_time_ns(now)
         batch = []
         arrivals: list[int] = []
@@ -94,6 +105,15 @@ class HandOver:
             seat.batches[-1].sequences = [sequences[job] for job in batch]
         queue.counters.handed_over(arrivals, named, now)
 
+    def _suspect_alone(self, queue: ModelQueue, jobs: list[int], now: float) -> list[int]:
+        """The first of the jobs: up to one that may have ended its worker, or that one alone. The rest waits again."""
+        for place, job in enumerate(jobs):
+            if self._sources.is_suspect(job):
+                count = max(place, 1)
+                queue.jobs.put_back(jobs[count:], now)
+                return jobs[:count]
+        return jobs
+
     def complete(self, queue: ModelQueue, seat: WorkerSeat, now: float) -> None:
         """Takes note of the batches that a worker has finished."""
         words = seat.mailbox.words  # type: ignore[attr-defined]
@@ -106,7 +126,7 @@ class HandOver:
                 for sequence in batch.sequences:
                     queue.sequences.ended(sequence, now)
             if batch.revoked:
-                self._requeue_unbegun(queue, batch, now)
+                self._requeue(queue, self._unbegun(batch), now)
                 continue
             service_s = words[MailWord.SERVICE_NS] / 1e9
             queue.note_service(service_s)
@@ -164,7 +184,7 @@ class HandOver:
     # -- batches that are late
 
     def watch(self, queue: ModelQueue, now_ns: int, now: float) -> None:
-        """Looks for batches that run too long: over `responseTimeout` their worker is to be killed (told once)."""
+        """Looks for batches that run too long, or are not even taken: over `responseTimeout` their worker is killed."""
         for seat in queue.seats:
             if not seat.batches or seat.killed:
                 continue
@@ -172,13 +192,26 @@ class HandOver:
             started_ns = words[MailWord.START_NS]
             # Of a continuous batch each step has its own time; between two steps there is none.
             if not started_ns or (not queue.joins_steps and seat.mailbox.started <= seat.mailbox.done):
+                self._watch_untaken(queue, seat, now)
                 continue
             running_s = (now_ns - started_ns) / 1e9
             if running_s > queue.spec.response_timeout_s:
-                seat.killed = True
-                self._notify(("kill_worker", seat.worker_id, seat.start_count))
+                self._kill(seat)
             elif len(seat.batches) > 1 and running_s > queue.overdue_after() and queue.idle_seat() is not None:
                 self._take_back(queue, seat, now)
+
+    def _watch_untaken(self, queue: ModelQueue, seat: WorkerSeat, now: float) -> None:
+        """Looks at a worker that runs nothing: one that does not take what it has been given hangs (or is stopped)."""
+        taken = seat.mailbox.started
+        posted_at = next((batch.posted_at for batch in seat.batches if batch.number > taken), now)
+        # An asynchronous handler may keep its event loop from taking more for as long as it likes.
+        limit_s = queue.spec.response_timeout_s + UNTAKEN_MARGIN_S
+        if now - posted_at > limit_s and not queue.spec.async_communication:
+            self._kill(seat)
+
+    def _kill(self, seat: WorkerSeat) -> None:
+        seat.killed = True
+        self._notify(("kill_worker", seat.worker_id, seat.start_count))
 
     def _take_back(self, queue: ModelQueue, seat: WorkerSeat, now: float) -> None:
         """Gives the batch that waits behind a slow one to an idle worker instead."""
@@ -188,12 +221,12 @@ class HandOver:
         batch.revoked = True
         if seat.mailbox.revoke(batch.number):
             # The worker will skip it; its place stays taken until it has said so.
-            self._requeue_unbegun(queue, batch, now)
+            self._requeue(queue, self._unbegun(batch), now)
             self._sources.leave_mailbox(batch.jobs)
             batch.jobs = []
 
-    def _requeue_unbegun(self, queue: ModelQueue, batch: Batch, now: float) -> None:
-        """Puts the jobs of a batch that no handler has seen back at the head of the queue."""
+    def _unbegun(self, batch: Batch) -> list[int]:
+        """The jobs of a batch that no handler has seen."""
         unbegun = []
         for job in batch.jobs:
             source = self._attached.get(job >> SEGMENT_SHIFT)
@@ -201,6 +234,10 @@ class HandOver:
                 continue
             if source.segment.states[job & SLOT_MASK] & STATE_MASK == SlotState.CLAIMED:
                 unbegun.append(job)
+        return unbegun
+
+    def _requeue(self, queue: ModelQueue, unbegun: list[int], now: float) -> None:
+        """Puts jobs that no handler has seen back at the head of the queue."""
         # What a sequence's worker knew of it is gone with the worker: there is no other to go on with.
         if queue.accepting and queue.sequences is None:
             queue.jobs.put_back(unbegun, now)
@@ -223,11 +260,13 @@ class HandOver:
         for seats in (self.busy, self.streaming):
             if seat in seats:
                 seats.remove(seat)
+        # What lay behind that batch has nothing to do with the worker's death.
+        suspected = seat.mailbox.done + 1
         for batch in reversed(seat.batches):
-            self._settle_batch(queue, batch, oom, now)
+            self._settle_batch(queue, batch, batch.number <= suspected, oom, now)
         seat.batches.clear()
 
-    def _settle_batch(self, queue: ModelQueue | None, batch: Batch, oom: bool, now: float) -> None:
+    def _settle_batch(self, queue: ModelQueue | None, batch: Batch, suspected: bool, oom: bool, now: float) -> None:
         for job in batch.jobs:
             source = self._attached.get(job >> SEGMENT_SHIFT)
             if source is None:
@@ -240,5 +279,25 @@ class HandOver:
                 if queue is not None:
                     queue.counters.add(ModelWord.FAILED)
         if queue is not None:
-            self._requeue_unbegun(queue, batch, now)
+            unbegun = self._unbegun(batch)
+            if suspected and queue.sequences is None:
+                unbegun = [job for job in unbegun if not self._give_up(queue, job, oom)]
+            self._requeue(queue, unbegun, now)
         self._sources.leave_mailbox(batch.jobs)
+
+    def _give_up(self, queue: ModelQueue, job: int, oom: bool) -> bool:
+        """Answers a job that was handed over often enough to workers that ended before they began it, if it was."""
+        if self._sources.suspect(job) < MOST_HAND_OVERS:
+            return False
+        status = 507 if oom else 500
+        logger.error(
+            "Model %s %s: request %s is answered %d, since %d workers ended before they had read it",
+            queue.spec.name,
+            queue.spec.version,
+            self._sources.ids_of(job)[1],
+            status,
+            MOST_HAND_OVERS,
+        )
+        self._sources.fail(job, status, _GIVEN_UP)
+        queue.counters.add(ModelWord.FAILED)
+        return True

@@ -190,6 +190,8 @@ class RequestFlag:
     URL_PATH: Final = 32
     #: The path named the model's version; for the metrics, which tell such requests from the others.
     VERSION_NAMED: Final = 64
+    #: The body is a list of named values (see `fields.py`), each a key of the handler's row.
+    FIELDS: Final = 128
 
 
 #: Text of a request whose worker died while it ran; its status is 500, or 507 when the worker ran out of memory.
@@ -211,6 +213,9 @@ class ResponseFlag:
 REQUEST = struct.Struct("<QQIIIHHH36sH")
 #: Response header: start of service (ns), end of service (ns), body bytes, status, flags, phrase bytes, header bytes.
 RESPONSE = struct.Struct("<QQQHHII4x")
+
+#: Before each field of a body of named values: bytes of its name, bytes of its value.
+FIELD = struct.Struct("<II")
 
 #: Entry of a submission ring, word 0: slot | model index << 20 | low 32 bits of the generation << 32.
 RING_MODEL_SHIFT = 20
@@ -260,6 +265,7 @@ class RankWord:
     LOADED: Final = 1  # 0 until its model is loaded, then an HTTP-like status
     DONE: Final = 2  # number of the message it has done its part of
     OUTCOME: Final = 3  # of that part
+    PID: Final = 4  # 0 until its process has attached the board
 
 
 GROUP_WORDS = 8

@@ -271,6 +271,7 @@ class BatcherLoop:
         now_ns = time.monotonic_ns()
         self._words[self._row + BatcherWord.HEARTBEAT_NS] = now_ns
         self._sources.refuse_orphans(now)
+        self._sources.forget_suspects()
         for queue in self._queues.values():
             self._expire(queue, now)
             self._hand_over.watch(queue, now_ns, now)

@@ -63,12 +63,14 @@ class BatcherMailbox(_Mailbox):
         self.bell = Doorbell(name, self.words, MailWord.ASLEEP)
         self.posted = 0
         self._group: GroupBoard | None = None
+        self._other_bells: list[Doorbell] = []
         if ranks:
             try:
                 self._group = GroupBoard(name, ranks, create=True)
             except OSError:
                 self.remove()
                 raise
+            self._other_bells = [self._group.bell(rank) for rank in range(1, ranks)]
 
     def post(self, entries: list[int]) -> int:
         """Hands over a batch; returns its number. At most MAIL_PLACES batches may be unfinished."""
@@ -80,6 +82,8 @@ class BatcherMailbox(_Mailbox):
         self.posted = number
         words[MailWord.POSTED] = number
         self.bell.ring()
+        for bell in self._other_bells:  # rank 0 will have something for them: they wake up while it does
+            bell.ring()
         return number
 
     @property
@@ -124,7 +128,8 @@ class BatcherMailbox(_Mailbox):
 
     def remove(self) -> None:
         """Closes the mailbox and unlinks its names."""
-        self.bell.close()
+        for bell in (self.bell, *self._other_bells):
+            bell.close()
         self.close()
         unlink(self.name)
         Doorbell.unlink(self.name)

@@ -5,8 +5,8 @@ tells the others which slots the batch has; they read the same slots and call th
 they return is dropped. Under `pp` only rank 0's handler is called; the others do what its pipeline tells them.
 
 Ranks that disagree about a batch (one raises, another does not) can no longer be trusted to work in step: the batch
-is answered with an error and the group ends, to be started again. The same holds for a rank that dies, since torchrun
-then ends all of them.
+is answered with an error and the group ends, to be started again. The same holds for a rank that dies: the group's
+agent then ends all of them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import json
 import os
 import sys
 from array import array
+from collections.abc import Sequence
 
 from wsgi_ts.batcher.board import Board
 from wsgi_ts.batcher.group import GroupBoard, GroupFollower, GroupLeader, GroupStopped
 from wsgi_ts.batcher.mailbox import WorkerMailbox, mailbox_name
 from wsgi_ts.batcher.worker import ModelWorker, print_metrics
-from wsgi_ts.batcher.worker_environment import export_python_path
+from wsgi_ts.batcher.worker_environment import export_python_path, limit_threads
 from wsgi_ts.batcher.worker_slots import Place, WorkerSlots
 from wsgi_ts.handlers.context import StreamClosed
 from wsgi_ts.handlers.results import PREDICTION_FAILED, Answer, error_answer
@@ -184,8 +185,12 @@ def _load(worker: ModelWorker | FollowerWorker, group: GroupLeader | GroupFollow
     return True
 
 
-def main() -> int:
-    """Entry of one rank."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Entry of one rank; returns its exit code.
+
+    Args:
+        words: its arguments; None: those of the process.
+    """
     die_with_parent(os.getppid())
     parser = argparse.ArgumentParser(prog="python -m wsgi_ts.batcher.rank")
     parser.add_argument("--spec-json", required=True)
@@ -194,12 +199,13 @@ def main() -> int:
     parser.add_argument("--gpu-id", type=int)
     parser.add_argument("--prefix", required=True)
     parser.add_argument("--batcher-index", type=int, required=True)
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     spec = ModelSpec.from_dict(json.loads(args.spec_json))
     rank = int(os.environ["LOCAL_RANK"])
     enable_fault_traces()
     set_process_title(f"wsgi-ts: rank {rank} of {args.worker_id} {spec.name} {spec.version}")
     configure_logging()
+    limit_threads(int(os.environ["OMP_NUM_THREADS"]))
     export_python_path(spec)
     name = mailbox_name(args.prefix, args.batcher_index, args.worker_id, args.start_count)
     return follow(spec, args, name, rank) if rank else lead(spec, args, name)

@@ -61,12 +61,14 @@ class Sources:
 
     Attributes:
         attached: the segments by their index.
+        suspects: jobs whose worker ended before it began them: their slot's generation, and how often that was so.
     """
 
     def __init__(
         self, batcher: int, queues: Mapping[int, ModelQueue], notify: Callable[[tuple[Any, ...]], None]
     ) -> None:
         self.attached: dict[int, Source] = {}
+        self.suspects: dict[int, tuple[int, int]] = {}
         self._batcher = batcher
         self._queues = queues
         self._notify = notify
@@ -179,9 +181,7 @@ class Sources:
     def refuse(self, jobs: Iterable[int]) -> None:
         """Answers jobs for which there is no worker, or none any more."""
         for job in jobs:
-            source = self.attached[job >> SEGMENT_SHIFT]
-            source.segment.fail(job & SLOT_MASK, NO_WORKER, "")
-            source.touched = True
+            self.fail(job, NO_WORKER, "")
 
     def end_unbegun(self, job: int, oldest_ns: int, counters: ModelCounters) -> None:
         """Answers a job that is not to be run any more: it is too late, or its client has gone.
@@ -202,12 +202,39 @@ class Sources:
             counters.add(ModelWord.CANCELLED)
         source.touched = True
 
+    def fail(self, job: int, status: int, text: str) -> None:
+        """Answers a job with an error."""
+        source = self.attached[job >> SEGMENT_SHIFT]
+        source.segment.fail(job & SLOT_MASK, status, text)
+        source.touched = True
+
     def ring_touched(self) -> None:
         """Wakes the web workers for which there are answers."""
         for source in self.attached.values():
             if source.touched:
                 source.touched = False
                 source.bell.ring()
+
+    # -- jobs that may have ended their worker
+
+    def suspect(self, job: int) -> int:
+        """Takes note that a worker ended with this job in its hands, unbegun; returns how often that was so by now."""
+        generation = self.generation(job)
+        known, count = self.suspects.get(job, (generation, 0))
+        count = count + 1 if known == generation else 1
+        self.suspects[job] = generation, count
+        return count
+
+    def is_suspect(self, job: int) -> bool:
+        """Whether a worker has ended with this job in its hands, unbegun."""
+        noted = self.suspects.get(job)
+        return noted is not None and noted[0] == self.generation(job)
+
+    def forget_suspects(self) -> None:
+        """Drops the notes of jobs that have been answered by now."""
+        for job, (generation, _) in tuple(self.suspects.items()):
+            if job >> SEGMENT_SHIFT not in self.attached or self.has_ended(job, generation):
+                del self.suspects[job]
 
     # -- what the slots say
 

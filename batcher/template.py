@@ -27,6 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from wsgi_ts.batcher.group import group_name
 from wsgi_ts.batcher.mailbox import mailbox_name
 from wsgi_ts.batcher.worker_exit import (
     WORKER_VARIABLE,
@@ -73,9 +74,10 @@ class _Life:
     def marks(self) -> tuple[bytes, ...]:
         """What only the processes of this life have in their environment or among their mappings."""
         order = self.order
-        mailbox = mailbox_name(order.prefix, order.batcher_index, order.worker_id, order.start_count).encode()
+        mailbox = mailbox_name(order.prefix, order.batcher_index, order.worker_id, order.start_count)
         mark = worker_mark(order.prefix, order.worker_id, order.start_count)
-        return f"{WORKER_VARIABLE}={mark}\0".encode(), mailbox + b"\n", mailbox + b" (deleted)"
+        mapped = [f"{name}{end}".encode() for name in (mailbox, group_name(mailbox)) for end in ("\n", " (deleted)")]
+        return f"{WORKER_VARIABLE}={mark}\0".encode(), *mapped
 
 
 class Template:

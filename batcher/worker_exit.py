@@ -17,9 +17,13 @@ from pathlib import Path
 
 #: In the environment of a model worker and of every program that its handler starts.
 WORKER_VARIABLE = "WSGI_TS_WORKER"
+#: What a shell or a container runtime makes of a SIGKILL, most likely by the kernel's out-of-memory killer.
+EXIT_CODE_OUT_OF_MEMORY = 137
 _PROC = Path("/proc")
 #: A process that SIGKILL does not end in this time hangs in the kernel; nobody waits for it, in seconds.
 _KILL_LIMIT_S = 2.0
+#: The same where somebody waits: the template serves its other workers again after it, in seconds.
+_LEFTOVERS_LIMIT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,7 @@ class _Process:
     pid: int
     parent: int
     session: int
+    is_zombie: bool
 
 
 def worker_mark(prefix: str, worker_id: int, start_count: int) -> str:
@@ -45,7 +50,7 @@ def exit_fields(status: int) -> tuple[int | None, str | None]:
         return None, f"SIG{-code}"
 
 
-def kill_leftovers(worker_pid: int, marks: Collection[bytes], spare: Collection[int]) -> int:
+def kill_leftovers(worker_pid: int, marks: Collection[bytes], spare: Collection[int]) -> None:
     """Kills what a dead worker left behind among the descendants of this process.
 
     Call it while the worker is still a zombie, so that its pid cannot name another session.
@@ -54,11 +59,13 @@ def kill_leftovers(worker_pid: int, marks: Collection[bytes], spare: Collection[
         worker_pid: the dead worker, leader of its session.
         marks: texts that only this worker's processes have in their environment or among their mappings.
         spare: pids of the workers that live; they and their descendants are left alone.
-
-    Returns:
-        How many processes were sent SIGKILL.
     """
-    return _kill_below(lambda process: process.session == worker_pid or _has_mark(process.pid, marks), spare)
+    deadline = time.monotonic() + _LEFTOVERS_LIMIT_S
+    # Until there are none: some may have been forked while the list was made.
+    while _kill_below(lambda process: process.session == worker_pid or _has_mark(process.pid, marks), spare):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.005)
 
 
 def kill_descendants() -> None:
@@ -76,7 +83,7 @@ def kill_descendants() -> None:
 
 
 def _kill_below(condemns: Callable[[_Process], bool], spare: Collection[int]) -> int:
-    """Kills the descendants that are condemned, and the descendants of these."""
+    """Kills the descendants that are condemned, and the descendants of these; returns how many are not dead yet."""
     children: dict[int, list[_Process]] = {}
     for process in _all_processes():
         children.setdefault(process.parent, []).append(process)
@@ -90,7 +97,7 @@ def _kill_below(condemns: Callable[[_Process], bool], spare: Collection[int]) ->
         if condemned:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
-                killed += 1
+                killed += not process.is_zombie
         pending += [(child, condemned) for child in children.get(process.pid, ())]
     return killed
 
@@ -103,8 +110,9 @@ def _all_processes() -> list[_Process]:
                 text = (_PROC / name / "stat").read_bytes()
                 # The second field is a name in brackets, which may itself hold brackets and blanks.
                 state, parent, _, session = text[text.rindex(b")") + 2 :].split()[:4]
-                if state not in (b"Z", b"X"):
-                    processes.append(_Process(int(name), int(parent), int(session)))
+                # A zombie may have children still: it is one as soon as its first thread has ended.
+                if state != b"X":
+                    processes.append(_Process(int(name), int(parent), int(session), state == b"Z"))
     return processes
 
 

@@ -8,15 +8,16 @@ import math
 from dataclasses import dataclass, field
 
 from wsgi_ts.batcher.worker_actions import Cause
+from wsgi_ts.batcher.worker_exit import EXIT_CODE_OUT_OF_MEMORY
 from wsgi_ts.messages import ModelSpec, WorkerReport
 
 #: Seconds before the n-th restart in a row of failures; the last one repeats. TorchServe's sequence.
 BACKOFF_S = (1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987, 1597)
+#: A worker that was ready for so many seconds before it failed is started again without waiting.
+STABLE_S = 10.0
 HTTP_OK = 200
 HTTP_ERROR = 500
 HTTP_OUT_OF_MEMORY = 507
-#: What a shell or a container runtime makes of a SIGKILL, most likely by the kernel's out-of-memory killer.
-_EXIT_CODE_OUT_OF_MEMORY = 137
 
 # TorchServe's logger: people and tools search for its lines.
 _logger = logging.getLogger("org.pytorch.serve.wlm.WorkerThread")
@@ -66,6 +67,8 @@ class Worker:
     deadline: float = math.inf
     start_count: int = 0
     pid: int = -1
+    #: When this life had loaded its model, monotonic seconds.
+    ready_at: float = math.inf
     load_status: int = 0
     load_ms: int = 0
     #: This life was asked to go while it had done nothing wrong.
@@ -132,6 +135,12 @@ class Worker:
         )
 
 
+def restart_delay_s(worker: Worker, now: float) -> int:
+    """Seconds to wait before a worker that has just failed (`failures` times in a row) is started again."""
+    was_stable = now - worker.ready_at >= STABLE_S
+    return 0 if was_stable else backoff_s(worker.failures)
+
+
 def backoff_s(failures: int) -> int:
     """Seconds to wait after the n-th failure in a row (from 1)."""
     return BACKOFF_S[min(failures, len(BACKOFF_S)) - 1]
@@ -153,6 +162,6 @@ def judge_exit(worker: Worker, code: int | None, signal: str | None) -> tuple[Ca
         return "stopped", how
     unasked_kill = signal == "SIGKILL" and not worker.killed
     failed_load = bool(worker.fault) and worker.load_status == HTTP_OUT_OF_MEMORY
-    if code == _EXIT_CODE_OUT_OF_MEMORY or unasked_kill or failed_load:
+    if code == EXIT_CODE_OUT_OF_MEMORY or unasked_kill or failed_load:
         return "oom", f"{worker.fault or 'out of memory'} ({how})"
     return "died", worker.fault or how

@@ -43,6 +43,7 @@ from wsgi_ts.batcher.worker_life import (
     Worker,
     backoff_s,
     judge_exit,
+    restart_delay_s,
 )
 from wsgi_ts.messages import ModelSpec
 
@@ -248,7 +249,7 @@ class WorkerPool:
     def _start(self, worker: Worker, now: float) -> None:
         """Starts a worker, or lets it wait for the template."""
         worker.pid, worker.stopping, worker.killed, worker.fault = -1, False, False, ""
-        worker.progress = ""
+        worker.progress, worker.ready_at = "", math.inf
         if self._template_ready:
             worker.start_count += 1
             worker.begin(Phase.STARTING, now + START_TIMEOUT_S)
@@ -277,6 +278,7 @@ class WorkerPool:
             worker.log_change("WORKER_ERROR")
             return
         worker.begin(Phase.READY)
+        worker.ready_at = now
         worker.log_change("WORKER_MODEL_LOADED")
         if worker.model.spec.async_communication:
             worker.log(logging.INFO, "Worker loaded the model successfully")
@@ -320,7 +322,7 @@ class WorkerPool:
             worker.log(logging.WARNING, "Auto recovery failed again")
         if now - worker.recovering_since < worker.model.spec.max_retry_timeout_s:
             worker.failures += 1
-            delay = backoff_s(worker.failures)
+            delay = restart_delay_s(worker, now)
             worker.begin(Phase.BACKOFF, now + delay)
             worker.log(logging.INFO, "Retry worker: %d in %d seconds.", worker.worker_id, delay)
         else:

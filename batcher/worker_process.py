@@ -140,20 +140,19 @@ def _pipe(undo: contextlib.ExitStack) -> tuple[int, int]:
 
 
 def _child(order: Order, entry: Entry, parent: int, fds: tuple[int, int, int]) -> NoReturn:
-    """The child after the fork; ends the process whatever happens."""
-    code = 1
-    try:
+    """The child after the fork."""
+
+    def live() -> int:
         os.setsid()
         die_with_parent(parent)
-        _reset_signals()
+        reset_signals()
         _take_descriptors(*fds, inheritable=order.spec.python is not None)
         _become_worker(order)
-        if order.spec.ranks:
-            entry = load_entry(GROUP_ENTRY)
-        elif order.spec.python is not None:
+        if order.spec.python is not None and not order.spec.ranks:
             _execute(order, order.spec.python, entry.__module__)
-        _refresh()
-        code = entry(
+        refresh()
+        life = load_entry(GROUP_ENTRY) if order.spec.ranks else entry
+        return life(
             order.spec,
             order.worker_id,
             order.start_count,
@@ -163,9 +162,22 @@ def _child(order: Order, entry: Entry, parent: int, fds: tuple[int, int, int]) -
             order.threads,
             STATUS_FD,
         )
+
+    run_and_exit(live)
+
+
+def run_and_exit(live: Callable[[], int]) -> NoReturn:
+    """Runs what a fork was made for and ends the process, whatever happens: nothing gets back into its parent's code.
+
+    Args:
+        live: returns the exit code.
+    """
+    code = 1
+    try:
+        code = live()
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except BaseException:  # nothing may get from here into the template's loop
+    except BaseException:  # nothing may get from here into the parent's loop
         traceback.print_exc()
     finally:
         # A handler may have closed or replaced these; there is nobody left to tell.
@@ -175,9 +187,10 @@ def _child(order: Order, entry: Entry, parent: int, fds: tuple[int, int, int]) -
         os._exit(code & 0xFF)
 
 
-def _reset_signals() -> None:
+def reset_signals() -> None:
+    """Gives a fork the signal handlers that programs start with."""
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGTERM):
+    for number in (signal.SIGCHLD, signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -209,7 +222,7 @@ def _become_worker(order: Order) -> None:
     os.chdir(spec.model_dir)
 
 
-def _refresh() -> None:
+def refresh() -> None:
     """Undoes what a fork should not share with its siblings: log handlers, buffers, random numbers."""
     detach_logging()
     # New objects: the old ones remember of what kind the template's stdout was.

@@ -14,6 +14,7 @@ from typing import Any
 from wsgi_ts.batcher import layout
 from wsgi_ts.batcher.client import encode_headers
 from wsgi_ts.batcher.doorbell import Doorbell
+from wsgi_ts.batcher.fields import unpack_fields
 from wsgi_ts.batcher.layout import RequestFlag, ResponseFlag, SlotState
 from wsgi_ts.batcher.segment import Segment, segment_name
 from wsgi_ts.batcher.shared_memory import SHM_DIRECTORY, SharedMemoryFull
@@ -159,6 +160,10 @@ class WorkerSlots:
             # The common case, without anything to decode: the headers are read if the handler asks for them.
             row: dict[str, Any] = {"body": bytearray(body)}
             return Request(str(request_id, "ascii"), row, LazyHeaders(head, _PLAIN_EXTRA))
+        if flags & RequestFlag.FIELDS:
+            fields = unpack_fields(body)
+            headers = LazyHeaders(head, {}, dict.fromkeys(fields, ""))
+            return Request(str(request_id, "ascii"), fields, headers)
         query = ""
         if flags & RequestFlag.QUERY_ROW:
             query = head.split(b"\r\n", 1)[0].partition(b"?")[2].rsplit(b" ", 1)[0].decode("latin-1")

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
+import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from support.archives import archive
 from support.eventually import eventually
-from support.server import ServerProcess
+from support.server import ServerProcess, free_ports
 
 TENSOR_PARALLEL = """
-import json, os, time
+import json, os, subprocess, time
 import torch
 import torch.distributed as dist
 
@@ -23,8 +28,17 @@ class Handler:
         dist.init_process_group("gloo")
         self.rank = dist.get_rank()
         self.calls = 0
-        if context.model_yaml_config.get("handler", {}).get("fails_on") == self.rank:
+        options = context.model_yaml_config.get("handler", {})
+        if options.get("fails_on") == self.rank:
             raise ValueError("this rank cannot load")
+        if options.get("meet"):
+            dist.all_reduce(torch.ones(1))
+        time.sleep(options.get("load_s", 0))
+        if options.get("helpers"):
+            subprocess.Popen(["sleep", "1000"], start_new_session=True)
+            if os.fork() == 0:
+                os.setsid()
+                time.sleep(1000)
 
     def handle(self, data, context):
         self.calls += 1
@@ -33,6 +47,8 @@ class Handler:
             raise ValueError("asked to")
         if f"exit on {self.rank}" in words:
             os._exit(7)
+        if f"leave on {self.rank}" in words:
+            os._exit(0)
         if f"hang on {self.rank}" in words:
             time.sleep(3600)
         total = torch.tensor([float(len(word)) for word in words])
@@ -49,18 +65,17 @@ def config_yaml(**more: object) -> str:
     return json.dumps(keys)
 
 
-def ranks_of(server: ServerProcess) -> list[int]:
-    """The pids of all ranks, by rank."""
-    found = {}
-    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-        try:
-            environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        variables = dict(item.partition(b"=")[::2] for item in environ)
-        if variables.get(b"WSGI_TS_WORKER", b"").decode().endswith(server.prefix) and b"RANK" in variables:
-            found[int(variables[b"RANK"])] = pid
-    return [found[rank] for rank in sorted(found)]
+def ranks_of(server: ServerProcess, model: str = "tp") -> list[int]:
+    """The pids of all ranks of a model, by rank."""
+    title = rf"wsgi-ts: rank (\d+) of \d+ {model} "
+    titles = [(re.match(title, each.command), each.pid) for each in server.processes()]
+    return [pid for _, pid in sorted((int(found[1]), pid) for found, pid in titles if found)]
+
+
+def agent_of(server: ServerProcess, model: str = "tp") -> int:
+    """The pid of torchrun's agent of a model with one group."""
+    (pid,) = [each.pid for each in server.processes() if re.match(rf"wsgi-ts: group \d+ {model} ", each.command)]
+    return pid
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +83,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     store = tmp_path_factory.mktemp("store")
     archive(store, "tp", TENSOR_PARALLEL, config_yaml=config_yaml())
     archive(store, "broken", TENSOR_PARALLEL, config_yaml=config_yaml(handler={"fails_on": 2}))
+    waits = {"fails_on": 1, "meet": True}
+    archive(store, "uneven", TENSOR_PARALLEL, config_yaml=config_yaml(handler=waits))
+    archive(store, "slow", TENSOR_PARALLEL, config_yaml=config_yaml(handler={"load_s": 60}))
+    archive(store, "helpers", TENSOR_PARALLEL, config_yaml=config_yaml(handler={"helpers": True}))
     archive(store, "both", TENSOR_PARALLEL, config_yaml=config_yaml(parallelLevel=2))
     with ServerProcess(store=store) as server:
         assert server.register("tp.mar").status == 200
@@ -103,7 +122,7 @@ def test_all_ranks_raising_is_an_error_of_the_batch_alone(server: ServerProcess)
     assert ranks_of(server) == before
 
 
-@pytest.mark.parametrize("word", ["raise on 0", "raise on 1", "exit on 2", "hang on 1"])
+@pytest.mark.parametrize("word", ["raise on 0", "raise on 1", "exit on 2", "leave on 1", "hang on 1"])
 @pytest.mark.slow
 def test_ranks_out_of_step_end_the_group_and_it_comes_back(server: ServerProcess, word: str) -> None:
     before = ranks_of(server)
@@ -122,6 +141,134 @@ def test_a_killed_rank_takes_the_group_along(server: ServerProcess, rank: int) -
     os.kill(before[rank], signal.SIGKILL)
     eventually(lambda: not set(before) & set(ranks_of(server)), within=5, what="the old ranks gone")
     eventually(lambda: server.predict("tp", "back").status == 200, within=60)
+
+
+@pytest.mark.slow
+def test_a_killed_agent_takes_the_ranks_and_the_batch_along(server: ServerProcess) -> None:
+    before = ranks_of(server)
+    with ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(server.predict, "tp", "hang on 1")
+        time.sleep(0.2)
+        os.kill(agent_of(server), signal.SIGKILL)
+        eventually(lambda: not set(before) & set(ranks_of(server)), within=2, what="the old ranks gone")
+        assert reply.result().status in (500, 507)
+    eventually(lambda: server.predict("tp", "back").status == 200, within=60)
+
+
+@pytest.mark.slow
+def test_a_stopped_agent_is_in_nobodys_way(server: ServerProcess) -> None:
+    agent, before = agent_of(server), ranks_of(server)
+    os.kill(agent, signal.SIGSTOP)
+    assert answer(server, "hello")["sum"] == 15.0
+    # Now there is nobody to see that a rank dies, until a request finds out.
+    os.kill(before[1], signal.SIGKILL)
+    assert server.predict("tp", "hello").status in (500, 503, 507)
+    eventually(lambda: server.predict("tp", "back").status == 200, within=60)
+    assert not {agent, *before} & {each.pid for each in server.processes()}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.slow
+def test_a_rank_stopped_in_a_collective_is_found_at_the_response_timeout(server: ServerProcess, rank: int) -> None:
+    before = ranks_of(server)
+    os.kill(before[rank], signal.SIGSTOP)
+    # What the stopped rank 0 had not begun is served by the next group, anything else is an error.
+    assert server.predict("tp", "hello").status in ((200,) if rank == 0 else (500,))
+    eventually(lambda: server.predict("tp", "back").status == 200, within=60)
+    assert not set(ranks_of(server)) & set(before)
+
+
+@pytest.mark.slow
+def test_what_ranks_leave_running_goes_with_them(server: ServerProcess) -> None:
+    assert server.register("helpers.mar").status == 200
+    before = {each.pid for each in server.processes()}
+    group = {agent_of(server, "helpers"), *ranks_of(server, "helpers")}
+    os.kill(agent_of(server, "helpers"), signal.SIGKILL)
+    eventually(lambda: not group & {each.pid for each in server.processes()}, within=5)
+    eventually(lambda: server.predict("helpers", "back").status == 200, within=60)
+    # As many processes as before: three ranks, each with a program and a fork that left their session.
+    assert len(server.processes()) == len(before)
+    assert server.request("management", "DELETE", "/models/helpers").status == 200
+
+
+def test_a_rank_that_cannot_load_does_not_let_the_others_wait_for_it(server: ServerProcess) -> None:
+    began = time.monotonic()
+    assert server.register("uneven.mar").status == 500
+    assert time.monotonic() - began < 60, "the others waited for the startup timeout"
+    eventually(lambda: ranks_of(server, "uneven") == [], within=5)
+
+
+@pytest.mark.parametrize("how", ["scale", "unregister"])
+def test_a_group_can_be_sent_away_while_it_loads(server: ServerProcess, how: str) -> None:
+    assert server.register("slow.mar", synchronous="false").status == 202
+    eventually(lambda: len(ranks_of(server, "slow")) == 3, within=20, what="ranks that load")
+    if how == "scale":
+        scaled = server.request("management", "PUT", "/models/slow?min_worker=0&max_worker=0&synchronous=true")
+        assert scaled.status == 200
+        eventually(lambda: ranks_of(server, "slow") == [], within=5)
+    assert server.request("management", "DELETE", "/models/slow").status == 200
+    eventually(lambda: ranks_of(server, "slow") == [], within=5)
+
+
+@pytest.mark.slow
+def test_a_server_can_be_stopped_while_a_group_loads() -> None:
+    with ServerProcess() as server:
+        archive(server.store, "slow", TENSOR_PARALLEL, config_yaml=config_yaml(handler={"load_s": 60}))
+        assert server.register("slow.mar", synchronous="false").status == 202
+        eventually(lambda: len(ranks_of(server, "slow")) == 3, within=20, what="ranks that load")
+        assert server.stop() == []
+
+
+@pytest.mark.slow
+def test_ranks_of_another_interpreter_are_watched_just_so(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    with ServerProcess(config={"python": str(python)}) as server:
+        archive(server.store, "tp", TENSOR_PARALLEL, config_yaml=config_yaml())
+        assert server.register("tp.mar").status == 200
+        assert answer(server, "hello")["sum"] == 15.0
+        before = ranks_of(server)
+        assert len(before) == 3
+        os.kill(before[1], signal.SIGKILL)
+        eventually(lambda: not set(before) & set(ranks_of(server)), within=5, what="the old ranks gone")
+        eventually(lambda: server.predict("tp", "back").status == 200, within=60)
+
+
+def test_a_rendezvous_port_that_is_taken_fails_the_registration(server: ServerProcess) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        torchrun = {"nproc-per-node": 2, "rdzv-endpoint": f"127.0.0.1:{taken.getsockname()[1]}"}
+        settings = config_yaml(torchrun=torchrun, startupTimeout=3)
+        archive(server.store, "taken", TENSOR_PARALLEL, config_yaml=settings)
+        assert server.register("taken.mar").status == 500
+    eventually(lambda: ranks_of(server, "taken") == [], within=5)
+    assert answer(server, "hello")["sum"] == 15.0
+
+
+def test_ranks_can_meet_at_a_fixed_port(server: ServerProcess) -> None:
+    (port,) = free_ports(1)
+    where = {"rdzv-backend": "static", "master-addr": "127.0.0.1", "master-port": port}
+    archive(server.store, "fixed", TENSOR_PARALLEL, config_yaml=config_yaml(torchrun={"nproc-per-node": 2, **where}))
+    assert server.register("fixed.mar").status == 200
+    assert server.predict("fixed", "hello").json()["sum"] == 10.0
+    assert server.request("management", "DELETE", "/models/fixed").status == 200
+
+
+@pytest.mark.slow
+def test_twenty_groups_that_start_together_all_start(server: ServerProcess) -> None:
+    settings = config_yaml(
+        minWorkers=20, maxWorkers=20, handler={"meet": True}, torchrun={"nproc-per-node": 2, "OMP_NUMBER_THREADS": 1}
+    )
+    archive(server.store, "many", TENSOR_PARALLEL, config_yaml=settings)
+    assert server.register("many.mar", initial_workers=20).status == 200
+    assert len(ranks_of(server, "many")) == 40
+    (described,) = server.request("management", "GET", "/models/many").json()
+    assert [worker["status"] for worker in described["workers"]] == ["READY"] * 20
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda number: server.predict("many", "x" * number), range(1, 101)))
+    # Were a group connected with another one's ranks, sums would be wrong.
+    assert [reply.json()["sum"] for reply in replies] == [2.0 * number for number in range(1, 101)]
+    assert server.request("management", "DELETE", "/models/many").status == 200
 
 
 def test_one_rank_that_cannot_load_fails_the_registration(server: ServerProcess) -> None:

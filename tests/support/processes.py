@@ -59,7 +59,7 @@ def marked(marker: str) -> list[psutil.Process]:
 def server_processes(marker: str) -> list[Member]:
     """The processes of one server, each with its role.
 
-    Roles: launcher, supervisor, inference-arbiter, web-worker, management-arbiter, management-worker,
+    Roles: launcher, supervisor, inference-arbiter, web-worker, management-arbiter, management-worker, grpc-server,
     batcher, template, model-worker, other (children of those).
     """
     rows: dict[int, tuple[int, str]] = {}
@@ -96,6 +96,8 @@ def _role(command: str, parent: str) -> str:
     if parent == "supervisor":
         if "batcher" in command:
             return "batcher"
+        if "wsgi_ts.rpc" in command or "gRPC server" in command:
+            return "grpc-server"
         return "inference-arbiter" if "inference" in command else "management-arbiter"
     return "other"
 

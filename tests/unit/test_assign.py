@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from wsgi_ts.errors import WorkerInitializationError
 from wsgi_ts.gpu.assign import Assigner, Placement, group_devices, place
-from wsgi_ts.gpu.devices import USAGE_FAILED, gpu_count, gpu_usage, visible_devices
+from wsgi_ts.gpu.devices import USAGE_FAILED, gpu_count, gpu_usage, visibility, visible_devices
+from wsgi_ts.model_preparation import limit_workers
 
 
 def gpus_of(assigner: Assigner, placement: Placement, count: int) -> list[int | None]:
@@ -66,6 +68,76 @@ def test_parallel_workers_take_slices_of_their_list() -> None:
     placement = place(8, device_ids=[7, 5, 3, 1], parallel_level=2)
     assert gpus_of(Assigner(8), placement, 3) == [7, 3, 7]
     assert group_devices(placement, 1) == (3, 1)
+
+
+#: What the model asks for, and the GPUs of its workers in turn, as CUDA_VISIBLE_DEVICES shows them.
+GROUPS = [
+    # A group of N takes the next N.
+    pytest.param(8, None, 4, ["0,1,2,3", "4,5,6,7"], id="the next four of eight"),
+    pytest.param(8, [2, 3, 4, 5], 2, ["2,3", "4,5"], id="the next two of deviceIds"),
+    pytest.param(8, [5, 2, 4, 3], 2, ["5,2", "4,3"], id="in the order of deviceIds"),
+    pytest.param(8, None, 3, ["0,1,2", "3,4,5"], id="what is left over stays unused"),
+    pytest.param(8, [0, 9], 2, ["0,1", "2,3", "4,5", "6,7"], id="a wrong list is ignored"),
+    pytest.param(2, None, 1, ["0", "1"], id="groups of one"),
+]
+
+
+@pytest.mark.parametrize(("gpus", "ids", "level", "shown"), GROUPS)
+def test_groups_take_the_next_gpus(gpus: int, ids: list[int] | None, level: int, shown: list[str]) -> None:
+    placement = place(gpus, device_ids=ids, parallel_level=level)
+    assert placement.worker_limit == len(shown)
+    devices = [group_devices(placement, nth) for nth in range(len(shown))]
+    assert [visibility(each, {})["CUDA_VISIBLE_DEVICES"] for each in devices] == shown
+    # The worker's own number, which decides its batcher, is the first of them.
+    assert gpus_of(Assigner(gpus), placement, len(shown)) == [each[0] for each in devices]
+
+
+def test_groups_do_not_move_the_round_robin_of_ordinary_workers() -> None:
+    assigner = Assigner(4)
+    gpus_of(assigner, place(4, parallel_level=2), 2)
+    assert gpus_of(assigner, place(4), 4) == [1, 2, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("environ", "devices", "shown"),
+    [
+        pytest.param({}, [1, 0], {"CUDA_VISIBLE_DEVICES": "1,0"}, id="nothing is restricted"),
+        pytest.param({"CUDA_VISIBLE_DEVICES": "4,6"}, [1], {"CUDA_VISIBLE_DEVICES": "6"}, id="numbers of a subset"),
+        pytest.param(
+            {"CUDA_VISIBLE_DEVICES": "MIG-a/3/0, MIG-a/4/0"}, [1], {"CUDA_VISIBLE_DEVICES": "MIG-a/4/0"}, id="MIG"
+        ),
+        pytest.param(
+            {"CUDA_VISIBLE_DEVICES": "GPU-x,GPU-y"}, [0, 1], {"CUDA_VISIBLE_DEVICES": "GPU-x,GPU-y"}, id="names"
+        ),
+        pytest.param(
+            {"HIP_VISIBLE_DEVICES": "2,3", "ROCR_VISIBLE_DEVICES": "GPU-p,GPU-q"},
+            [1],
+            {"CUDA_VISIBLE_DEVICES": "1", "HIP_VISIBLE_DEVICES": "3", "ROCR_VISIBLE_DEVICES": "GPU-q"},
+            id="ROCm",
+        ),
+    ],
+)
+def test_names_of_devices_are_passed_through(
+    environ: dict[str, str], devices: list[int], shown: dict[str, str]
+) -> None:
+    assert visibility(devices, environ) == shown
+
+
+def test_too_few_gpus_says_how_many_there_are_and_who_has_them() -> None:
+    placement = place(4, device_ids=[1, 2], parallel_level=3)
+    holders = {1: ["bert 1.0 worker 9000", "llm 2.0 worker 29500"], 3: ["other 1.0 worker 9001"]}
+    with pytest.raises(WorkerInitializationError) as caught:
+        limit_workers(placement, "big", 1, 2, holders)
+    assert str(caught.value) == (
+        "No enough gpu devices for model:big parallelLevel:3. A worker needs 3, the model may use 2 "
+        "(GPU 1: bert 1.0 worker 9000, llm 2.0 worker 29500; GPU 2: free)."
+    )
+
+
+def test_fewer_workers_are_started_where_not_all_fit() -> None:
+    assert limit_workers(place(8, parallel_level=4), "big", 3, 5, {}) == (2, 2)
+    assert limit_workers(place(0, parallel_level=4), "big", 3, 5, {}) == (3, 5)
+    assert limit_workers(place(8), "small", 30, 50, {}) == (30, 50)
 
 
 @pytest.mark.parametrize(("gpus", "level", "limit"), [(4, 2, 2), (4, 3, 1), (2, 4, 0), (0, 4, None), (4, 0, None)])

@@ -23,7 +23,7 @@ from wsgi_ts.batcher.worker_actions import (
     WorkerGone,
     WorkerReady,
 )
-from wsgi_ts.batcher.worker_life import BACKOFF_S
+from wsgi_ts.batcher.worker_life import BACKOFF_S, STABLE_S
 from wsgi_ts.batcher.worker_pool import EXIT_GRACE_S, KILL_REPEAT_S, TEMPLATE_TIMEOUT_S, WorkerPool
 from wsgi_ts.messages import ModelSpec, WorkerReport
 
@@ -221,6 +221,21 @@ def test_a_death_is_followed_by_a_start_one_second_later(
     assert driver.wait(0.9) == []
     driver.wait(0.1)
     assert driver.only(StartWorker).start_count == 2
+
+
+def test_a_worker_that_had_served_for_a_while_comes_back_at_once() -> None:
+    driver = Driver()
+    driver.make_ready(9000)
+    driver.now += STABLE_S
+    driver.exited(signal="SIGSEGV")
+    assert driver.report.state == "backoff"
+    assert driver.pool.next_wake_at <= driver.now
+    driver.wait(0)
+    assert driver.only(StartWorker).start_count == 2
+    # Only once: the new life has not served at all.
+    driver.started(start_count=2)
+    driver.exited(code=1, start_count=2)
+    assert driver.pool.next_wake_at == driver.now + BACKOFF_S[1]
 
 
 def test_back_off_follows_torchserve_and_begins_again_after_a_load() -> None:

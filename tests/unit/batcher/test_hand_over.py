@@ -65,6 +65,11 @@ class Bench:
         while self.loop.turn():
             pass
 
+    def lose_worker(self, worker_id: int, ours: BatcherMailbox, *, oom: bool = False) -> None:
+        """A model worker's process ends."""
+        self.loop.command("worker_gone", worker_id, 1, oom, ours)
+        self.turn()
+
     def add_worker(self, worker_id: int = WORKER) -> tuple[BatcherMailbox, WorkerMailbox]:
         name = mailbox_name(self.prefix, 0, worker_id, 1)
         ours = BatcherMailbox(name, max(1, self.spec.batch_size))
@@ -184,6 +189,98 @@ def test_rule_3_a_worker_killed_between_taking_and_running_loses_nothing(bench: 
     bench.turn()
     _, successor = bench.add_worker(9001)
     assert bench.begin(successor, 1) == [slot]
+
+
+def test_rule_3_a_request_that_ends_its_workers_before_they_begin_it_is_given_up(bench: Bench) -> None:
+    slot = bench.submit()
+    for worker_id in range(9000, 9003):
+        assert bench.state(slot) == SlotState.CLAIMED
+        ours, worker = bench.add_worker(worker_id)
+        assert worker.begin(1, 1) is not None  # it dies while it reads the request
+        bench.lose_worker(worker_id, ours)
+    answer = bench.client.answer(slot)
+    assert answer.status == 500
+    assert bytes(answer.body).decode().startswith("Worker died. 3 workers ended before they had read this request")
+
+
+def test_rule_3_of_a_batch_whose_worker_ended_each_request_goes_alone(prefix: str) -> None:
+    bench = Bench(prefix, batch_size=4)
+    slots = [bench.submit() for _ in range(3)]
+    ours, worker = bench.add_worker(9000)
+    assert worker.begin(1, 1) is not None
+    bench.lose_worker(9000, ours)
+    later = bench.submit()
+    for worker_id, slot in enumerate(slots, 9001):
+        ours, worker = bench.add_worker(worker_id)
+        assert bench.begin(worker, 1) == [slot]
+        bench.finish(worker, 1, [slot])
+        # Leaves without taking the next one; that it was idle is not held against anybody.
+        bench.lose_worker(worker_id, ours)
+    ours, worker = bench.add_worker(9005)
+    assert bench.begin(worker, 1) == [later]
+    assert [bench.status(slot) for slot in slots] == [418] * 3
+
+
+def test_rule_3_what_lies_behind_the_batch_of_a_dead_worker_is_no_suspect(bench: Bench) -> None:
+    bench.loop._queues[MODEL].service_s = 0.001  # short batches are handed over ahead
+    ours, worker = bench.add_worker()
+    running, behind = bench.submit(), bench.submit()
+    assert (bench.begin(worker, 1), worker.posted()) == ([running], 2)
+    bench.lose_worker(WORKER, ours)
+    assert (bench.state(behind), bench.loop._sources.suspects) == (SlotState.CLAIMED, {})
+
+
+def test_rule_3_holds_for_a_hand_over_that_joins_a_continuous_batch(prefix: str) -> None:
+    bench = Bench(prefix, batch_size=4, continuous_batching=True)
+    slot = bench.submit()
+    for worker_id in range(9000, 9003):
+        ours, worker = bench.add_worker(worker_id)
+        worker.take_over(1)
+        bench.lose_worker(worker_id, ours, oom=True)
+    assert bench.status(slot) == 507
+
+
+def test_the_next_request_in_the_slot_of_a_suspect_is_none(prefix: str) -> None:
+    bench = Bench(prefix, batch_size=2)
+    slot = bench.submit()
+    ours, worker = bench.add_worker()
+    worker.begin(1, 1)
+    bench.lose_worker(WORKER, ours)
+    bench.client.cancel(slot)
+    bench.loop._next_tick = 0.0
+    bench.turn()
+    assert bench.status(slot) == 499
+    bench.client.release(slot)
+    bench.loop._sources.suspects[1 << 32 | slot] = (bench.segment.states[slot] >> 8, 2)  # not looked at again yet
+    slots = [bench.submit(), bench.submit()]
+    assert slot in slots
+    _, worker = bench.add_worker(9001)
+    assert bench.begin(worker, 1) == slots
+
+
+def test_the_notes_about_a_request_go_with_its_answer(bench: Bench) -> None:
+    slot = bench.submit()
+    ours, worker = bench.add_worker()
+    worker.begin(1, 1)
+    bench.lose_worker(WORKER, ours)
+    _, worker = bench.add_worker(9001)
+    assert len(bench.loop._sources.suspects) == 1
+    bench.finish(worker, 1, bench.begin(worker, 1))
+    bench.client.release(slot)
+    bench.loop._next_tick = 0.0
+    bench.turn()
+    assert not bench.loop._sources.suspects
+
+
+def test_a_worker_that_does_not_take_its_batch_is_reported(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsgi_ts.batcher.hand_over.UNTAKEN_MARGIN_S", -1.0)
+    bench = Bench(prefix, response_timeout_s=0.0)
+    bench.add_worker()
+    bench.submit()
+    for _ in range(2):
+        bench.loop._next_tick = 0.0
+        bench.turn()
+    assert bench.notices.count(("kill_worker", WORKER, 1)) == 1
 
 
 def test_a_worker_out_of_memory_is_answered_507(bench: Bench) -> None:
