@@ -37,7 +37,7 @@ SERVER_LOG = DEMO / "server.log"
 #: torch without it. It does nothing where torchvision fits, or is not there.
 TORCHVISION_CPU = PROJECT / "tests" / "support" / "torchvision_cpu"
 #: TorchServe's ports; other free ones are taken where something else listens there.
-USUAL_PORTS = (8080, 8081, 8082)
+USUAL_PORTS = (8080, 8081, 8082, 7070, 7071)
 STARTUP_LIMIT_S = 180.0
 STOP_LIMIT_S = 60.0
 
@@ -152,11 +152,13 @@ def start_server(env: dict[str, str]) -> tuple[int, int]:
     """
     step(3, "Starting the server")
     stop_server(env)
-    inference, management, metrics = ports = choose_ports()
+    inference, management, metrics, grpc_inference, grpc_management = ports = choose_ports()
     CONFIG.write_text(
         f"inference_address=http://127.0.0.1:{inference}\n"
         f"management_address=http://127.0.0.1:{management}\n"
         f"metrics_address=http://127.0.0.1:{metrics}\n"
+        f"grpc_inference_port={grpc_inference}\n"
+        f"grpc_management_port={grpc_management}\n"
         # For a demonstration that only this machine can reach. Leave it out in production.
         "disable_token_authorization=true\n"
     )

@@ -19,7 +19,7 @@ class Address:
     """Where one API listens.
 
     Attributes:
-        scheme: `http`, `https` or `unix`.
+        scheme: `http`, `https` or `unix`; `grpc` or, over TLS, `grpcs` for a gRPC port.
         host: name or IP address without brackets; empty for `unix`.
         port: TCP port; 0 lets the kernel choose and is used for `unix` too.
         path: the socket's path for `unix`, else empty.
@@ -50,7 +50,7 @@ class Address:
     @property
     def is_tls(self) -> bool:
         """Whether clients speak TLS to this address."""
-        return self.scheme == "https"
+        return self.scheme in ("https", "grpcs")
 
 
 def parse_address(text: str, default_ports: tuple[int, int] = (80, 443)) -> Address:

@@ -70,7 +70,8 @@ def load_material(config: Config) -> Material:
             "TLS with a self-signed certificate made at this start, which no client trusts: set certificate_file and "
             "private_key_file, or keystore"
         )
-        return self_signed([address.host for address in config.addresses.values() if address.is_tls])
+        everywhere = (*config.addresses.values(), *config.grpc_addresses.values())
+        return self_signed([address.host for address in everywhere if address.is_tls])
     else:
         given, other = ("private_key_file", "certificate_file")
         if config.private_key_file is None:

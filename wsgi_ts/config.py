@@ -70,23 +70,23 @@ class Config:
     ts_open_inference_protocol: bool = setting(
         kinds.OIP, False, "serve the open inference protocol (KServe v2)", env_always=True
     )
-    grpc_inference_address: str = setting(TEXT, "127.0.0.1", "IP of the inference gRPC server", effect="later")
-    grpc_management_address: str = setting(TEXT, "127.0.0.1", "IP of the management gRPC server", effect="later")
-    grpc_inference_port: int = setting(kinds.PORT, 7070, "port of the inference gRPC server", effect="later")
-    grpc_management_port: int = setting(kinds.PORT, 7071, "port of the management gRPC server", effect="later")
+    grpc_inference_address: str = setting(TEXT, "127.0.0.1", "IP of the inference gRPC server")
+    grpc_management_address: str = setting(TEXT, "127.0.0.1", "IP of the management gRPC server")
+    grpc_inference_port: int = setting(kinds.PORT, 7070, "port of the inference gRPC server")
+    grpc_management_port: int = setting(kinds.PORT, 7071, "port of the management gRPC server")
     grpc_inference_max_connection_age_ms: int | None = setting(
-        kinds.LONG, None, "life of an inference gRPC connection; unset: no end", effect="later"
+        kinds.LONG, None, "life of an inference gRPC connection; unset: no end"
     )
     grpc_inference_max_connection_age_grace_ms: int | None = setting(
-        kinds.LONG, None, "time for calls under way on a connection that is renewed", effect="later"
+        kinds.LONG, None, "time for calls under way on a connection that is renewed"
     )
     grpc_management_max_connection_age_ms: int | None = setting(
-        kinds.LONG, None, "life of a management gRPC connection; unset: no end", effect="later"
+        kinds.LONG, None, "life of a management gRPC connection; unset: no end"
     )
     grpc_management_max_connection_age_grace_ms: int | None = setting(
-        kinds.LONG, None, "time for calls under way on a connection that is renewed", effect="later"
+        kinds.LONG, None, "time for calls under way on a connection that is renewed"
     )
-    enable_grpc_ssl: bool = setting(BOOLEAN, False, "TLS on both gRPC servers", effect="later")
+    enable_grpc_ssl: bool = setting(BOOLEAN, False, "TLS on both gRPC servers")
     max_request_size: int = setting(kinds.SIZE, 6553500, "largest request body; above: status 413")
     max_response_size: int = setting(kinds.SIZE, 6553500, "largest answer of a handler to one request")
     cors_allowed_origin: str = setting(TEXT, "", "Access-Control-Allow-Origin of every answer")
@@ -218,13 +218,23 @@ class Config:
         """Whether requests need a token: as `disable_token_authorization` says; unset, if others can reach an API."""
         if self.disable_token_authorization is not None:
             return not self.disable_token_authorization
-        return not all(address.is_local for address in self.addresses.values())
+        everywhere = [*self.addresses.values(), *self.grpc_addresses.values()]
+        return not all(address.is_local for address in everywhere)
 
     @property
     def addresses(self) -> dict[str, Address]:
         """The address of every REST API that is served, by the API's name."""
         found = {"inference": self.inference_address, "management": self.management_address}
         return {**found, "metrics": self.metrics_address} if self.enable_metrics_api else found
+
+    @property
+    def grpc_addresses(self) -> dict[str, Address]:
+        """The address of both gRPC APIs, by the API's name."""
+        scheme = "grpcs" if self.enable_grpc_ssl else "grpc"
+        return {
+            "inference": Address(scheme, self.grpc_inference_address.strip("[]"), self.grpc_inference_port),
+            "management": Address(scheme, self.grpc_management_address.strip("[]"), self.grpc_management_port),
+        }
 
     def model_defaults(self, name: str, version: str) -> ModelDefaults:
         """What the `models` key says of this version; numbers up to 0 and other types count as unset."""
@@ -300,5 +310,5 @@ def default_run_dir(temp_dir: Path | None = None) -> Path:
 
 def shm_needed(config: Config) -> int:
     """Bytes of /dev/shm that an instance takes at its start: slots, rings, headers, warm area."""
-    slots = config.web_workers * config.slots_per_worker * _SLOT_BYTES
+    slots = (config.web_workers + 1) * config.slots_per_worker * _SLOT_BYTES  # one more for gRPC
     return int(slots * _SEGMENT_OVERHEAD) + _SHM_FIXED_BYTES + config.shm_warm_bytes

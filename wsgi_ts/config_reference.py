@@ -26,7 +26,7 @@ _HEADINGS = {
 }
 #: Defaults that are not the same on every machine.
 _DEFAULTS = {"python": "the server's own"}
-_EFFECTS: dict[Effect, str] = {"yes": "", "none": "**no effect here**: ", "later": "**not yet**: "}
+_EFFECTS: dict[Effect, str] = {"yes": "", "none": "**no effect here**: "}
 
 _INTRODUCTION = """\
 # Configuration

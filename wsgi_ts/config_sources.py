@@ -272,16 +272,10 @@ def _complete_web_workers(values: dict[str, Any], warnings: list[str]) -> None:
 
 
 def _without_effect(given: Mapping[str, Given]) -> list[str]:
-    """One warning for the keys that nothing here could obey, one for those not obeyed yet."""
+    """One warning for the keys that nothing here could obey."""
     known: dict[str, Setting] = property_settings()
     none = [key for key in given if known[key].effect == "none" and not _names_log_config(key, given[key])]
-    later = [key for key in given if known[key].effect == "later"]
-    warnings = []
-    if none:
-        warnings.append(f"no effect in this server, can be removed: {', '.join(none)}")
-    if later:
-        warnings.append(f"not supported by this version yet, ignored: {', '.join(later)}")
-    return warnings
+    return [f"no effect in this server, can be removed: {', '.join(none)}"] if none else []
 
 
 def _names_log_config(key: str, source: Given) -> bool:

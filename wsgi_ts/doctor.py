@@ -91,7 +91,7 @@ def examine(command_line: CommandLine, environ: Mapping[str, str]) -> Iterator[F
 def check_python() -> Iterator[Finding]:
     """Versions of Python and of the libraries that it takes; torch is looked up, not imported."""
     yield Finding("OK", "Python", f"{platform.python_version()} ({sys.executable})")
-    for package in ("torch", "gunicorn", "falcon", "httptools", "posix-ipc", "numpy", "PyYAML"):
+    for package in ("torch", "gunicorn", "falcon", "httptools", "grpcio", "protobuf", "posix-ipc", "numpy", "PyYAML"):
         try:
             version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -149,15 +149,13 @@ def check_cores(config: Config) -> Iterator[Finding]:
 
 def check_addresses(config: Config) -> Iterator[Finding]:
     """Whether each address can be listened on; an instance of ours that holds it is not an error."""
-    keys = ["inference_address"]
-    if not config.is_combined:
-        keys.append("management_address")
-    if config.enable_metrics_api:
-        keys.append("metrics_address")
+    addresses = {f"{api}_address": address for api, address in config.addresses.items()}
+    if config.is_combined:
+        del addresses["management_address"]
+    addresses |= {f"grpc_{api}_port": address for api, address in config.grpc_addresses.items()}
     pid = recorded_pid(config.run_dir)
     running = pid is not None and is_recorded(pid, config.run_dir)
-    for key in keys:
-        address: Address = getattr(config, key)
+    for key, address in addresses.items():
         problem = _try_to_bind(address)
         if problem is None:
             yield Finding("OK", key, f"{address} is free")

@@ -1,4 +1,4 @@
-"""The listening sockets: bound once by the supervisor, handed down to gunicorn by descriptor.
+"""The listening sockets: bound once by the supervisor, handed down to gunicorn by descriptor (gRPC's only held).
 
 So a gunicorn that is started again refuses nobody, and a port that is taken is an error before anything runs.
 """
@@ -9,7 +9,7 @@ import contextlib
 import os
 import socket
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wsgi_ts.address import Address
 from wsgi_ts.config import Config
@@ -33,6 +33,12 @@ class BoundListener:
     def argument(self) -> str:
         """Its form on gunicorn's command line."""
         return f"{'+'.join(self.kinds)}={self.sock.fileno()}"
+
+    @property
+    def bound_to(self) -> str:
+        """`host:port` of a TCP socket, with the host's number."""
+        host, port = self.sock.getsockname()[:2]
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def close(self) -> None:
         """Closes this process's copy; a Unix socket loses its name."""
@@ -61,7 +67,31 @@ def bind_all(config: Config) -> list[BoundListener]:
     return bound
 
 
-def _bind(address: Address, key: str) -> socket.socket:
+def hold_grpc_ports(config: Config) -> list[BoundListener]:
+    """Binds the ports of the gRPC APIs without listening; inference comes first.
+
+    gRPC cannot take a socket over: its process binds the port once more, beside this socket, which keeps everybody else
+    away, also while that process is being started again.
+
+    Raises:
+        BindError: one cannot be bound; none stays bound then.
+    """
+    held: list[BoundListener] = []
+    with contextlib.ExitStack() as on_error:
+        for kind, address in config.grpc_addresses.items():
+            key = f"grpc_{kind}_port"
+            sock = _bind(address, key, listen=False)
+            # From now on only a socket with SO_REUSEPORT, of the same user, is let in.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener = BoundListener((kind,), replace(address, port=sock.getsockname()[1]), sock)
+            on_error.callback(listener.close)
+            held.append(listener)
+        on_error.pop_all()
+    return held
+
+
+def _bind(address: Address, key: str, *, listen: bool = True) -> socket.socket:
     try:
         family, target = _resolve(address)
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -72,7 +102,8 @@ def _bind(address: Address, key: str) -> socket.socket:
             else:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(target)
-            sock.listen(BACKLOG)
+            if listen:
+                sock.listen(BACKLOG)
             on_error.pop_all()
     except OSError as error:
         reason = error.strerror or str(error)

@@ -285,11 +285,6 @@ def parse_model_yaml(fields: Mapping[str, Any]) -> ModelYaml:
                 warnings.append(f"Invalid {key}: it does not go with asyncCommunication; it is off")
     if not values.get("parallel_type"):
         values["parallel_level"] = 0
-    later = [
-        row.key for name, default, row in yaml_keys() if row.effect == "later" and values.get(name, default) != default
-    ]
-    if later:
-        warnings.append(f"not supported by this version yet, ignored: {', '.join(later)}")
     return ModelYaml(**values, raw=dict(fields), warnings=tuple(warnings))
 
 

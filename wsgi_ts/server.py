@@ -29,7 +29,7 @@ from wsgi_ts.config_dump import configuration_lines
 from wsgi_ts.control_operations import ControlOperations
 from wsgi_ts.control_server import ControlServer
 from wsgi_ts.gpu.devices import gpu_count
-from wsgi_ts.listeners import BindError, bind_all
+from wsgi_ts.listeners import BindError, bind_all, hold_grpc_ports
 from wsgi_ts.log import LogFiles
 from wsgi_ts.log_plan import LogPlan
 from wsgi_ts.main_loop import MainLoop
@@ -56,7 +56,7 @@ from wsgi_ts.start_steps import (
     write_for_children,
 )
 from wsgi_ts.startup_models import StartupModels
-from wsgi_ts.web_tier import Gunicorn, WebTier
+from wsgi_ts.web_tier import WebProcess, WebTier
 
 # Not __name__: this module is run as __main__.
 log = logging.getLogger("wsgi_ts.server")
@@ -138,6 +138,8 @@ class Supervisor:
         warn_of_any_url(config)
         self._listeners = bind_all(config)
         stack.callback(self._close_listeners)
+        self._grpc_ports = hold_grpc_ports(config)
+        stack.callback(self._release_grpc_ports)
         tls_fd = open_certificates(config, stack)
         write_for_children(config, self._log_plan, self._dir)
         self._board = make_board(self._dir.prefix, len(devices), stack)
@@ -179,6 +181,7 @@ class Supervisor:
         self._web = WebTier(
             config,
             self._listeners,
+            self._grpc_ports,
             loop=self._loop,
             directory=self._dir,
             registry=self._registry,
@@ -239,7 +242,7 @@ class Supervisor:
         if self._announced or not self._models_registered or not self._web.is_ready:
             return
         self._announced = True
-        for listener in self._listeners:
+        for listener in (*self._listeners, *self._grpc_ports):
             log.info("%s API listens on %s", " and ".join(listener.kinds).capitalize(), listener.address)
             if not listener.address.is_local and not self._config.token_authorization:
                 log.warning(
@@ -271,6 +274,7 @@ class Supervisor:
         if now >= self._next_look:
             self._next_look = now + _IDLE_WAIT_S
             self._batchers.kill_hung()
+            self._web.kill_hung()
             self._publisher.follow(now)
 
     def _send(self, batcher: int, message: dict[str, Any]) -> None:
@@ -299,7 +303,10 @@ class Supervisor:
             "started": self._announced,
             "healthy": self._registry.is_healthy(time.monotonic()),
             "draining": self._registry.draining,
-            "addresses": {"+".join(each.kinds): str(each.address) for each in self._listeners},
+            "addresses": {
+                **{"+".join(each.kinds): str(each.address) for each in self._listeners},
+                **{f"gRPC {each.kinds[0]}": str(each.address) for each in self._grpc_ports},
+            },
             "processes": [each.describe() for each in self._running()],
             "segments": self._batchers.segments.describe(),
             **self._manager.status(),
@@ -311,7 +318,7 @@ class Supervisor:
         self._stop_requests += count
 
     def _drain(self) -> None:
-        """Lets requests under way end, then stops gunicorn and the batchers; a second stop request waits no more."""
+        """Lets requests under way end, then stops web processes and batchers; a second stop request waits no more."""
         log.info("Stopping: requests under way have %d s", self._config.graceful_timeout)
         with self._registry.changed:
             self._registry.draining = True
@@ -320,13 +327,13 @@ class Supervisor:
         self._close_listeners()
         self._web.stop()
         limit_s = self._config.graceful_timeout + _WEB_MARGIN_S
-        self._wait_for(self._web.gunicorns, limit_s, lambda child: child.send_signal(signal.SIGQUIT))
+        self._wait_for(self._web.processes, limit_s, lambda child: child.send_signal(signal.SIGQUIT))
         self._batchers.send_all({"op": "stop", "drain": self._stop_requests < 2})
         self._wait_for(self._batchers.links, _BATCHER_STOP_S, lambda child: None)
         self._snapshots.stop()
 
     def _wait_for(
-        self, running: Sequence[BatcherLink | Gunicorn], limit_s: float, hasten: Callable[[Child], None]
+        self, running: Sequence[BatcherLink | WebProcess], limit_s: float, hasten: Callable[[Child], None]
     ) -> None:
         """Waits for processes to end, and kills those that have not when the time is over.
 
@@ -362,13 +369,17 @@ class Supervisor:
             child.close()
         self._batchers.wait_for_workers()
 
-    def _running(self) -> list[BatcherLink | Gunicorn]:
+    def _running(self) -> list[BatcherLink | WebProcess]:
         """All that is started and watched."""
-        return [*self._batchers.links, *self._web.gunicorns]
+        return [*self._batchers.links, *self._web.processes]
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:
             listener.close()
+
+    def _release_grpc_ports(self) -> None:
+        for port in self._grpc_ports:
+            port.close()
 
 
 def _ignore(number: int, frame: Any) -> None:

@@ -17,9 +17,8 @@ from typing import Any, Literal
 
 from wsgi_ts.address import Address, parse_address
 
-#: `yes`: the server obeys it; `none`: for old files, there is nothing that it could change; `later`: read and
-#: checked, but the part of the server that would obey it is not there yet.
-Effect = Literal["yes", "none", "later"]
+#: `yes`: the server obeys it; `none`: for old files, there is nothing that it could change.
+Effect = Literal["yes", "none"]
 
 _JAVA_INT_MAX = 2**31 - 1
 _JAVA_LONG_MAX = 2**63 - 1

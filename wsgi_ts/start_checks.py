@@ -31,14 +31,14 @@ class StartError(Exception):
 
 
 def check_shared_memory(config: Config, batchers: int) -> None:
-    """Makes sure that what every web worker reserves fits.
+    """Makes sure that what every web worker and the gRPC server reserve fits.
 
     Raises:
         StartError: it does not; the message says what to do.
     """
     slots = 1 << (config.slots_per_worker - 1).bit_length()
     segment = SegmentLayout(slots, batchers, config.max_request_size, config.max_response_size)
-    needed = layout.BOARD_BYTES + config.web_workers * segment.reserved_bytes
+    needed = layout.BOARD_BYTES + (config.web_workers + 1) * segment.reserved_bytes
     available = free_bytes()
     if needed > available:
         raise StartError(

@@ -69,7 +69,7 @@ def start_log_rotation(files: LogFiles, reopen: Callable[[], None], stack: ExitS
 
 
 def open_certificates(config: Config, stack: ExitStack) -> int:
-    """Reads and checks what https listeners need, into memory that their gunicorn inherits.
+    """Reads and checks what https listeners and gRPC over TLS need, into memory that their processes inherit.
 
     Returns:
         The descriptor of that memory; -1 where there are no such listeners.
@@ -77,7 +77,7 @@ def open_certificates(config: Config, stack: ExitStack) -> int:
     Raises:
         StartError: it cannot be read, or does not fit together.
     """
-    if not any(address.is_tls for address in config.addresses.values()):
+    if not any(address.is_tls for address in (*config.addresses.values(), *config.grpc_addresses.values())):
         return -1
     # Only then: cryptography takes a while to load.
     from wsgi_ts.certificates import CertificateError, load_material

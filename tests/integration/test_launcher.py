@@ -30,10 +30,12 @@ print("end of output")
 
 def test_a_servers_life(tmp_path: Path) -> None:
     archive(tmp_path, "echo")
-    inference, management, metrics = free_ports(3)
+    inference, management, metrics, *grpc = free_ports(5)
     config = tmp_path / "config.properties"
     ports = {"inference": inference, "management": management, "metrics": metrics}
-    config.write_text("".join(f"{api}_address=http://127.0.0.1:{port}\n" for api, port in ports.items()))
+    lines = [f"{api}_address=http://127.0.0.1:{port}\n" for api, port in ports.items()]
+    lines += [f"grpc_{api}_port={port}\n" for api, port in zip(("inference", "management"), grpc, strict=True)]
+    config.write_text("".join(lines))
     (tmp_path / "tmp").mkdir()
     # A directory for temporary files of its own: there `torchserve --stop` finds the server that it means.
     environment = {"PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path / "tmp"), "PYTHONPATH": str(REPOSITORY)}

@@ -196,11 +196,11 @@ def test_sigusr1_opens_the_files_again_in_every_process(server: ServerProcess) -
     (supervisor,) = server.processes("supervisor")
     supervisor.kill(signal.SIGUSR1)
     roles = ("supervisor", "inference-arbiter", "web-worker", "management-arbiter", "management-worker")
-    roles += ("batcher", "template")
+    roles += ("grpc-server", "batcher", "template")
 
     def all_have_it() -> bool:
         members = [member for role in roles for member in server.processes(role)]
-        return len(members) >= 8 and not any(writes_to(member.pid, logs, ".moved") for member in members)
+        return len(members) >= 9 and not any(writes_to(member.pid, logs, ".moved") for member in members)
 
     eventually(all_have_it, within=10, what="all processes on new files")
     sizes = {name: (logs / f"{name}.moved").stat().st_size for name in FILES}

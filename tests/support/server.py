@@ -26,6 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 90.0
 STOP_LIMIT_S = 20.0
 APIS = ("inference", "management", "metrics")
+GRPC_APIS = ("grpc_inference", "grpc_management")
 
 _LAUNCH = "import sys; from wsgi_ts.cli import torchserve; sys.exit(torchserve())"
 
@@ -69,14 +70,17 @@ class ServerProcess:
         (self.home / "tmp").mkdir()
         self.marker = uuid.uuid4().hex
         self.tls = dict(tls or {})
-        self.ports = dict(zip(APIS, free_ports(len(APIS)), strict=True))
+        names = (*APIS, *GRPC_APIS)
+        self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         if combined:
             self.ports["management"] = self.ports["inference"]
         self._config = {
             **{
                 f"{api}_address": f"{'https' if api in self.tls else 'http'}://127.0.0.1:{port}"
                 for api, port in self.ports.items()
+                if api in APIS
             },
+            **{f"{api}_port": str(self.ports[api]) for api in GRPC_APIS},
             "disable_token_authorization": "true",
             "enable_model_api": "true",
             "web_workers": str(web_workers),

@@ -25,14 +25,17 @@ _COMMAND_LIMIT_S = 100.0
 class Terminal:
     """A context manager; at its end the server is stopped and looked for what it left behind.
 
-    In everything that is typed or written, TorchServe's three ports are replaced by free ones, and nothing else.
+    In everything that is typed or written, TorchServe's three ports are replaced by free ones, and nothing else; a
+    configuration that is written gets free ports for gRPC.
     """
 
     def __init__(self) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="wts-", dir="/tmp"))
         (self.home / "tmp").mkdir()
         self.marker = uuid.uuid4().hex
-        self._ports = dict(zip(USUAL_PORTS, map(str, free_ports(3)), strict=True))
+        *ports, inference, management = map(str, free_ports(len(USUAL_PORTS) + 2))
+        self._ports = dict(zip(USUAL_PORTS, ports, strict=True))
+        self._grpc_ports = f"grpc_inference_port={inference}\ngrpc_management_port={management}\n"
         self._prefixes: set[str] = set()
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("TS_")}
         self._environment = inherited | {
@@ -66,6 +69,8 @@ class Terminal:
         """Writes a file into the folder."""
         path = self.home / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        if "inference_address=" in text:
+            text += self._grpc_ports
         path.write_text(self._with_free_ports(text), encoding="utf-8")
         return path
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -466,12 +467,13 @@ def findings(command_line: CommandLine) -> dict[str, Finding]:
 
 def free_port_config(place: Path) -> None:
     ports = []
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(5)]
     for sock in sockets:
         ports.append(sock.getsockname()[1])
         sock.close()
     names = ("inference_address", "management_address", "metrics_address")
-    lines = [f"{name}=http://127.0.0.1:{port}\n" for name, port in zip(names, ports, strict=True)]
+    lines = [f"{name}=http://127.0.0.1:{port}\n" for name, port in zip(names, ports[:3], strict=True)]
+    lines += [f"grpc_inference_port={ports[3]}\n", f"grpc_management_port={ports[4]}\n"]
     (place / "config.properties").write_text("".join(lines))
 
 
@@ -496,7 +498,19 @@ def test_doctor_finds_a_taken_port(place: Path, capsys: pytest.CaptureFixture[st
             file.write(f"inference_address={address}\n")
         assert cli.wsgi_ts(["doctor", "--model-store", "store", "--run-dir", "run"]) == 1
     output = capsys.readouterr().out
-    assert f"FAIL  inference_address   {address}: Address already in use" in output
+    assert re.search(rf"(?m)^FAIL +inference_address +{re.escape(address)}: Address already in use", output)
+
+
+def test_doctor_finds_a_taken_grpc_port(place: Path) -> None:
+    free_port_config(place)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with (place / "config.properties").open("a") as file:
+            file.write(f"grpc_management_port={port}\n")
+        found = findings(CommandLine(model_store="store", run_dir="run"))
+    assert found["grpc_inference_port"].level == "OK"
+    assert found["grpc_management_port"].level == "FAIL"
+    assert f"grpc://127.0.0.1:{port}: Address already in use" in found["grpc_management_port"].text
 
 
 def test_doctor_checks_unix_addresses(place: Path) -> None:

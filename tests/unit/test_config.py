@@ -355,12 +355,9 @@ def test_a_key_given_twice(place: Path) -> None:
 
 
 def test_keys_without_effect_parse_and_are_warned_of_once(place: Path) -> None:
-    config = load("io_ratio=10\nprefer_direct_buffer=true\nvmargs=-Xmx4g\nenable_grpc_ssl=true\ngrpc_inference_port=1")
+    config = load("io_ratio=10\nprefer_direct_buffer=true\nvmargs=-Xmx4g")
     assert config.io_ratio == 10
-    assert config.warnings == (
-        "no effect in this server, can be removed: io_ratio, prefer_direct_buffer, vmargs",
-        "not supported by this version yet, ignored: enable_grpc_ssl, grpc_inference_port",
-    )
+    assert config.warnings == ("no effect in this server, can be removed: io_ratio, prefer_direct_buffer, vmargs",)
 
 
 def test_netty_threads_become_web_workers(place: Path) -> None:
@@ -533,8 +530,7 @@ def test_model_yaml_all_keys() -> None:
         "batchPolicy": "Fixed", "weightsOnly": False, "handler": {"profile": True},
     }  # fmt: skip
     yaml = parse_model_yaml(fields)
-    later = ", ".join(row.key for _, _, row in yaml_keys() if row.effect == "later")
-    assert yaml.warnings == ((f"not supported by this version yet, ignored: {later}",) if later else ())
+    assert yaml.warnings == ()
     assert set(fields) - {"handler"} == {row.key for _, _, row in yaml_keys()}
     assert (yaml.min_workers, yaml.max_workers, yaml.batch_size, yaml.max_batch_delay) == (1, 2, 4, 50)
     assert (yaml.device_type, yaml.device_ids, yaml.parallel_type, yaml.parallel_level) == (
@@ -707,6 +703,8 @@ def test_who_can_reach_an_address(text: str, local: bool) -> None:
         ("management_address=https://192.0.2.7:8081", True),
         ("inference_address=http://models.example.org:8080", True),
         ("metrics_address=http://0.0.0.0:8082", True),
+        ("grpc_inference_address=0.0.0.0", True),
+        ("grpc_management_address=::1", False),
         ("metrics_address=http://0.0.0.0:8082\nenable_metrics_api=false", False),
         ("disable_token_authorization=false", True),
         ("disable_token_authorization=true\ninference_address=http://0.0.0.0:8080", False),

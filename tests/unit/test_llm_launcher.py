@@ -82,10 +82,12 @@ def test_a_name_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.slow
 def test_a_model_is_served_until_the_launcher_is_stopped(tmp_path: Path) -> None:
-    inference, management, metrics = free_ports(3)
+    inference, management, metrics, *grpc = free_ports(5)
     config = tmp_path / "config.properties"
     addresses = {"inference": inference, "management": management, "metrics": metrics}
-    config.write_text("".join(f"{api}_address=http://127.0.0.1:{port}\n" for api, port in addresses.items()))
+    lines = [f"{api}_address=http://127.0.0.1:{port}\n" for api, port in addresses.items()]
+    lines += [f"grpc_{api}_port={port}\n" for api, port in zip(("inference", "management"), grpc, strict=True)]
+    config.write_text("".join(lines))
     (tmp_path / "tmp").mkdir()
     marker = uuid.uuid4().hex
     # vllm is not installed here: a stand-in with its names is found instead.

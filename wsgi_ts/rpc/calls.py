@@ -1,0 +1,141 @@
+"""What all gRPC methods have in common: the token, the end of a call that fails, the access log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any
+from urllib.parse import unquote
+
+import grpc
+from grpc import StatusCode, aio
+
+from wsgi_ts.access_log import AccessLog
+from wsgi_ts.errors import InvalidKey, ServerError
+from wsgi_ts.gate import TokenTable
+from wsgi_ts.rpc.codes import Failure
+
+log = logging.getLogger(__name__)
+
+#: A method: takes the request (of a stream of requests: an iterator) and the call's context. It returns the answer, or
+#: writes its answers to the context.
+Method = Callable[[Any, aio.ServicerContext], Awaitable[Any]]
+#: All that a client learns of a defect of the server.
+_UNEXPECTED = "Internal server error; the server's log tells more."
+
+
+class Calls:
+    """The calls of one port.
+
+    Args:
+        scope: whose token they take (`wsgi_ts.tokens`).
+        tokens: the keys; None where calls need no token.
+        access: the access log.
+        failure_of: how an error is said on this port.
+    """
+
+    def __init__(
+        self, scope: str, tokens: TokenTable | None, access: AccessLog, failure_of: Callable[[ServerError], Failure]
+    ) -> None:
+        self._scope = scope
+        self._tokens = tokens
+        self._access = access
+        self._failure_of = failure_of
+        self._must_flush = False
+
+    def service(self, name: str, methods: Mapping[str, grpc.RpcMethodHandler]) -> grpc.GenericRpcHandler:
+        """A service of the methods that `unary`, `to_stream` and `streams` have made."""
+        return grpc.method_handlers_generic_handler(name, dict(methods))
+
+    def unary(self, line: str, method: Method, request: Any, response: Any) -> grpc.RpcMethodHandler:
+        """One request, one answer.
+
+        Args:
+            line: package, service and method.
+            method: returns the answer.
+            request: the request's class.
+            response: the answer's class.
+        """
+        return grpc.unary_unary_rpc_method_handler(
+            partial(self._run, _log_line(line), method), request.FromString, response.SerializeToString
+        )
+
+    def to_stream(self, line: str, method: Method, request: Any, response: Any) -> grpc.RpcMethodHandler:
+        """One request, any number of answers; the arguments are as for `unary`."""
+        return grpc.unary_stream_rpc_method_handler(
+            partial(self._run, _log_line(line), method), request.FromString, response.SerializeToString
+        )
+
+    def streams(self, line: str, method: Method, request: Any, response: Any) -> grpc.RpcMethodHandler:
+        """Any number of requests and answers; the arguments are as for `unary`."""
+        return grpc.stream_stream_rpc_method_handler(
+            partial(self._run, _log_line(line), method), request.FromString, response.SerializeToString
+        )
+
+    async def _run(self, line: str, method: Method, request: Any, context: aio.ServicerContext) -> Any:
+        began_ns = time.monotonic_ns()
+        code = StatusCode.CANCELLED  # unless it comes to another end
+        try:
+            answer = await self._answer(line, method, request, context)
+            code = StatusCode.OK
+            return answer
+        except Failure as failure:
+            code = failure.code
+            # Raises, so that nothing is sent any more.
+            await context.abort(code, failure.description)
+        finally:
+            self._note(context.peer(), line, code, began_ns)
+
+    async def _answer(self, line: str, method: Method, request: Any, context: aio.ServicerContext) -> Any:
+        """What the method returns.
+
+        Raises:
+            Failure: whatever went wrong, in the words of this port.
+        """
+        try:
+            if self._tokens is not None:
+                self._admit(self._tokens, context)
+            return await method(request, context)
+        except ServerError as error:
+            raise self._failure_of(error) from error
+        except Failure:
+            raise
+        except Exception as error:
+            log.exception("Unexpected error in %s", line)
+            raise Failure(StatusCode.INTERNAL, _UNEXPECTED) from error
+
+    def _admit(self, tokens: TokenTable, context: aio.ServicerContext) -> None:
+        """Lets a call with the right token pass.
+
+        Raises:
+            InvalidKey: it has none, or another one.
+        """
+        tokens.refresh()
+        for name, value in context.invocation_metadata() or ():
+            if name == "authorization" and isinstance(value, str) and tokens.accepts(self._scope, value):
+                return
+        raise InvalidKey
+
+    def _note(self, peer: str, line: str, code: StatusCode, began_ns: int) -> None:
+        """One line for the access log, which leaves the process once per turn of the loop."""
+        took_ms = (time.monotonic_ns() - began_ns) // 1_000_000
+        self._access.add(_remote(peer), line, code.value[0], took_ms)
+        if not self._must_flush:
+            self._must_flush = True
+            asyncio.get_running_loop().call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._must_flush = False
+        self._access.flush()
+
+
+def _log_line(method: str) -> str:
+    return f"gRPC {method} HTTP/2.0"
+
+
+def _remote(peer: str) -> str:
+    """A peer as gRPC names it ("ipv4:127.0.0.1:7", "ipv6:%5B::1%5D:7") in the access log's form ("/127.0.0.1:7")."""
+    return "/" + unquote(peer.partition(":")[2])

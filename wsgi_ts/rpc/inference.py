@@ -1,0 +1,181 @@
+"""The inference API: Ping, Predictions and the two kinds of streams (contract §6.1)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+from weakref import WeakValueDictionary
+
+import grpc
+from grpc import aio
+
+from wsgi_ts.batcher.fields import pack_fields
+from wsgi_ts.batcher.layout import RequestFlag
+from wsgi_ts.config import Config
+from wsgi_ts.errors import ServerError
+from wsgi_ts.rpc import messages
+from wsgi_ts.rpc.calls import Calls
+from wsgi_ts.rpc.codes import Failure, bad_request, inference_failure
+from wsgi_ts.rpc.plane import AsyncPlane, Call
+
+log = logging.getLogger(__name__)
+
+NAME = f"{messages.INFERENCE}.InferenceAPIsService"
+#: Longest id of a sequence, in bytes of UTF-8; a header of HTTP could not be much longer.
+_MAX_SEQUENCE_BYTES = 4096
+
+
+class Inference:
+    """The methods of the service.
+
+    Args:
+        plane: where predictions go.
+        config: the configuration.
+    """
+
+    def __init__(self, plane: AsyncPlane, config: Config) -> None:
+        self._plane = plane
+        self._sequence_id = config.ts_header_key_sequence_id
+        self._sequence_marks = (config.ts_header_key_sequence_start, config.ts_header_key_sequence_end)
+
+    def service(self, calls: Calls) -> grpc.GenericRpcHandler:
+        """The service, for the server."""
+        request, response = messages.PredictionsRequest, messages.PredictionResponse
+        ping = calls.unary(f"{NAME}/Ping", self.ping, messages.Empty, messages.TorchServeHealthResponse)
+        return calls.service(
+            NAME,
+            {
+                "Ping": ping,
+                "Predictions": calls.unary(f"{NAME}/Predictions", self.predictions, request, response),
+                "StreamPredictions": calls.to_stream(
+                    f"{NAME}/StreamPredictions", self.stream_predictions, request, response
+                ),
+                "StreamPredictions2": calls.streams(
+                    f"{NAME}/StreamPredictions2", self.stream_predictions_2, request, response
+                ),
+            },
+        )
+
+    async def ping(self, request: Any, context: aio.ServicerContext) -> Any:
+        """Healthy or Unhealthy, as `/ping` says it."""
+        routes = self._plane.routes
+        health = "Healthy" if routes.healthy and not routes.draining else "Unhealthy"
+        return messages.TorchServeHealthResponse(health=json.dumps({"status": health}, indent=2))
+
+    async def predictions(self, request: Any, context: aio.ServicerContext) -> Any:
+        """One answer; of a handler that streams, all parts together."""
+        call = self._submit(request, "Predictions")
+        try:
+            return messages.PredictionResponse(prediction=await call.whole())
+        finally:
+            call.close()
+
+    async def stream_predictions(self, request: Any, context: aio.ServicerContext) -> None:
+        """A message for each part of the answer; one for a handler that does not stream."""
+        call = self._submit(request, "StreamPredictions")
+        try:
+            async for part in call.parts():
+                await context.write(messages.PredictionResponse(prediction=part))
+        finally:
+            call.close()
+
+    async def stream_predictions_2(self, requests: AsyncIterator[Any], context: aio.ServicerContext) -> None:
+        """Requests of sequences: each is submitted as it comes, and answered as its handler sends; errors, too.
+
+        The answers of a sequence come in the order of its requests.
+        """
+        writing = asyncio.Lock()
+        answering: set[asyncio.Task[None]] = set()
+        last_of: WeakValueDictionary[str, asyncio.Task[None]] = WeakValueDictionary()
+        first = ""
+        try:
+            async for request in requests:
+                first = first or request.sequence_id
+                try:
+                    call = self._submit_in_sequence(request)
+                except (ServerError, Failure) as error:
+                    await _write(context, writing, _refusal(request, error))
+                    continue
+                before = last_of.get(request.sequence_id)
+                task = asyncio.create_task(self._answer_in_stream(request, call, before, context, writing))
+                last_of[request.sequence_id] = task
+                answering.add(task)
+                task.add_done_callback(answering.discard)
+                # Not in the task: one that is cancelled before its first step does nothing at all.
+                task.add_done_callback(partial(_close, call))
+            if first:
+                log.info("SequenceId %s is completed", first)
+            await asyncio.gather(*answering)
+        finally:
+            for task in answering:
+                task.cancel()
+            await asyncio.gather(*answering, return_exceptions=True)
+
+    async def _answer_in_stream(
+        self,
+        request: Any,
+        call: Call,
+        before: asyncio.Task[None] | None,
+        context: aio.ServicerContext,
+        writing: asyncio.Lock,
+    ) -> None:
+        try:
+            if before is not None:
+                await asyncio.wait([before])
+            async for part in call.parts():
+                response = messages.PredictionResponse(prediction=part, sequence_id=request.sequence_id)
+                await _write(context, writing, response)
+        except ServerError as error:
+            await _write(context, writing, _refusal(request, error))
+
+    def _submit(self, request: Any, method: str) -> Call:
+        if not request.model_name:
+            raise bad_request("Parameter model_name is required.")
+        target = self._plane.routes.version_target(
+            request.model_name, request.model_version or None, flags=RequestFlag.FIELDS
+        )
+        head = f"POST /{NAME}/{method} HTTP/2.0\r\n"
+        if request.sequence_id:
+            head += self._sequence_lines(request)
+        return self._plane.submit(target, head.encode() + b"\r\n", pack_fields(request.input))
+
+    def _submit_in_sequence(self, request: Any) -> Call:
+        if not request.sequence_id.strip():
+            raise bad_request("Parameter sequenceId is required.")
+        return self._submit(request, "StreamPredictions2")
+
+    def _sequence_lines(self, request: Any) -> str:
+        """The header lines that tell a handler of the request's sequence.
+
+        Whether it is the sequence's first or last request a client says by an input of the header's name.
+        """
+        sequence: str = request.sequence_id
+        if len(sequence.encode()) > _MAX_SEQUENCE_BYTES or not sequence.isprintable():
+            raise bad_request(f"Parameter sequenceId must be printable and have at most {_MAX_SEQUENCE_BYTES} bytes.")
+        lines = f"{self._sequence_id}: {sequence}\r\n"
+        for name in self._sequence_marks:
+            if request.input.get(name, b"").lower() == b"true":
+                lines += f"{name}: true\r\n"
+        return lines
+
+
+def _close(call: Call, _: asyncio.Task[None]) -> None:
+    call.close()
+
+
+async def _write(context: aio.ServicerContext, writing: asyncio.Lock, response: Any) -> None:
+    """Writes one message: gRPC takes the next only when the one before it is gone."""
+    async with writing:
+        await context.write(response)
+
+
+def _refusal(request: Any, error: ServerError | Failure) -> Any:
+    """An error as it stands in a stream that goes on."""
+    failure = error if isinstance(error, Failure) else inference_failure(error)
+    status = messages.Status(code=failure.code.value[0], message=failure.message)
+    status.details.add().Pack(messages.ErrorInfo(reason=failure.reason))
+    return messages.PredictionResponse(sequence_id=request.sequence_id, status=status)

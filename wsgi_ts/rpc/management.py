@@ -1,0 +1,183 @@
+"""The management API: REST's operations and texts over gRPC (contract §6.2).
+
+The supervisor decides everything about models; here is only how gRPC says arguments and answers. Calls to it block, so
+they run in a few threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from grpc import StatusCode, aio
+
+from wsgi_ts.controlplane import ControlPlane
+from wsgi_ts.errors import BadRequest, ModelNotFound, ModelVersionNotFound, ServerError, ServiceUnavailable
+from wsgi_ts.rpc import messages
+from wsgi_ts.rpc.calls import Calls
+from wsgi_ts.rpc.codes import Failure, inference_failure
+
+if TYPE_CHECKING:
+    from wsgi_ts.rest.apps import WebSettings
+    from wsgi_ts.rest.customized import HandlerDescriptions
+
+NAME = f"{messages.MANAGEMENT}.ManagementAPIsService"
+_THREADS = 8
+#: Longest wait for the supervisor in calls that load and stop nothing, in seconds.
+_QUICK_CALL_S = 60.0
+_MAX_LIST = 100
+
+
+class Management:
+    """The methods of the service.
+
+    Args:
+        settings: the instance.
+        control: calls to its supervisor.
+    """
+
+    def __init__(self, settings: WebSettings, control: ControlPlane) -> None:
+        self._settings = settings
+        self._control = control
+        self._may_change = settings.config.enable_model_api
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="management")
+        self._descriptions: HandlerDescriptions | None = None
+
+    def service(self, calls: Calls) -> grpc.GenericRpcHandler:
+        """The service, for the server."""
+        methods = {
+            "DescribeModel": (self.describe_model, messages.DescribeModelRequest),
+            "ListModels": (self.list_models, messages.ListModelsRequest),
+            "RegisterModel": (self.register_model, messages.RegisterModelRequest),
+            "ScaleWorker": (self.scale_worker, messages.ScaleWorkerRequest),
+            "SetDefault": (self.set_default, messages.SetDefaultRequest),
+            "UnregisterModel": (self.unregister_model, messages.UnregisterModelRequest),
+        }
+        return calls.service(
+            NAME,
+            {
+                name: calls.unary(f"{NAME}/{name}", method, request, messages.ManagementResponse)
+                for name, (method, request) in methods.items()
+            },
+        )
+
+    async def describe_model(self, request: Any, context: aio.ServicerContext) -> Any:
+        """Describes a version, or all; with `customized` in the handler's own words, too."""
+        version = request.model_version or None
+        asks_handler = request.customized and version != "all"
+        try:
+            answer = await self.ask("describe_model", _QUICK_CALL_S, model_name=request.model_name, version=version)
+        except ServerError as error:
+            if asks_handler and error.status == ModelNotFound.http_status:
+                raise _as_prediction(error) from error
+            raise
+        if asks_handler:
+            (description,) = answer["body"]
+            loop = asyncio.get_running_loop()
+            said = await loop.run_in_executor(self._pool, self._ask_handler, description)
+            if said is not None:
+                description["customizedMetadata"] = said
+        return _json(answer)
+
+    async def list_models(self, request: Any, context: aio.ServicerContext) -> Any:
+        """Lists the default versions, a page at a time."""
+        limit = request.limit if 0 < request.limit <= _MAX_LIST else _MAX_LIST
+        first = max(0, request.next_page_token)
+        return _json(await self.ask("list_models", _QUICK_CALL_S, limit=limit, next_page_token=first))
+
+    async def register_model(self, request: Any, context: aio.ServicerContext) -> Any:
+        """Registers a version."""
+        if not self._may_change:
+            raise _disabled()
+        if not request.url:
+            raise BadRequest("Parameter url is required.")
+        answer = await self.ask(
+            "register_model",
+            url=request.url,
+            model_name=request.model_name or None,
+            handler=request.handler or None,
+            runtime=request.runtime or None,
+            synchronous=request.synchronous,
+            s3_sse_kms=request.s3_sse_kms,
+            batch_size=_positive(request.batch_size),
+            max_batch_delay=_positive(request.max_batch_delay),
+            initial_workers=_positive(request.initial_workers),
+            response_timeout=_positive(request.response_timeout),
+            startup_timeout=_positive(request.startup_timeout),
+        )
+        return _status(answer)
+
+    async def scale_worker(self, request: Any, context: aio.ServicerContext) -> Any:
+        """Sets the number of workers; a version cannot be scaled to none here, as 0 means 1."""
+        least = _positive(request.min_worker) or 1
+        answer = await self.ask(
+            "scale_model",
+            model_name=request.model_name,
+            version=request.model_version or None,
+            min_worker=least,
+            max_worker=_positive(request.max_worker) or least,
+            synchronous=request.synchronous,
+        )
+        return _status(answer)
+
+    async def set_default(self, request: Any, context: aio.ServicerContext) -> Any:
+        """Makes a version the default one."""
+        arguments = {"model_name": request.model_name, "version": request.model_version}
+        return _status(await self.ask("set_default", _QUICK_CALL_S, **arguments))
+
+    async def unregister_model(self, request: Any, context: aio.ServicerContext) -> Any:
+        """Unregisters a version."""
+        if not self._may_change:
+            raise _disabled()
+        if not request.model_name:
+            raise BadRequest("Parameter url is required.")  # TorchServe's text
+        version = request.model_version or None
+        return _status(await self.ask("unregister_model", model_name=request.model_name, version=version))
+
+    async def ask(self, operation: str, timeout_s: float | None = None, **arguments: Any) -> Any:
+        """Asks the supervisor; see `ControlPlane.call`."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._pool, lambda: self._control.call(operation, timeout_s=timeout_s, **arguments)
+        )
+
+    def _ask_handler(self, description: dict[str, Any]) -> dict[str, Any] | None:
+        """What the handler says of its model. On a thread of the pool."""
+        if self._descriptions is None:  # two of them would do no harm
+            from wsgi_ts.rest.customized import HandlerDescriptions
+
+            self._descriptions = HandlerDescriptions(self._settings)
+        name, version = description["modelName"], description["modelVersion"]
+        try:
+            return self._descriptions.ask(name, version, description["responseTimeout"])
+        except ServiceUnavailable as error:
+            raise inference_failure(error) from error
+
+
+def _disabled() -> Failure:
+    """Without `enable_model_api` a model can be neither registered nor unregistered."""
+    reason = "org.pytorch.serve.archive.model.ModelException"
+    return Failure(StatusCode.PERMISSION_DENIED, "Model API disabled", reason)
+
+
+def _as_prediction(error: ServerError) -> Failure:
+    """An unknown model in a describe call with `customized`, which is a prediction in disguise (contract §6.2)."""
+    kind = ModelVersionNotFound if error.type_name == ModelVersionNotFound.default_type else ModelNotFound
+    return inference_failure(kind(error.message))
+
+
+def _positive(number: int) -> int | None:
+    """A number of a request; None for the default."""
+    return number if number > 0 else None
+
+
+def _json(answer: dict[str, Any]) -> Any:
+    text = json.dumps(answer["body"], indent=2, ensure_ascii=False)
+    return messages.ManagementResponse(msg=text.encode("utf-8", "replace").decode())
+
+
+def _status(answer: dict[str, Any]) -> Any:
+    return messages.ManagementResponse(msg=answer["body"]["status"])
