@@ -3,11 +3,13 @@
 #   PYTHON=python3.12   the interpreter that .venv is made with
 #   PIP_ARGS="..."      more arguments for pip, such as --extra-index-url https://download.pytorch.org/whl/cpu
 #   PYTEST_ARGS="..."   more arguments for pytest, such as -m "not slow and not chaos"
+#   TEST_JOBS=4         how many tests run at the same time; most of them wait for a server most of the time
 #   BENCH_ARGS="..."    more arguments for the benchmarks, such as --quick
 
 PYTHON      ?= python3
 PIP_ARGS    ?=
 PYTEST_ARGS ?=
+TEST_JOBS   ?= $(shell cores=$$(nproc); echo $$((cores < 8 ? cores + 1 : 8)))
 BENCH_ARGS  ?=
 
 VENV := .venv
@@ -76,8 +78,8 @@ lint: $(DEV) ## style, types and import directions
 	@$(BIN)/lint-imports
 
 test: lint ## lint, then every test that this machine can run
-	@echo "==> pytest"
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@echo "==> pytest, $(TEST_JOBS) tests at a time"
+	@$(PY) -m pytest --numprocesses $(TEST_JOBS) --dist worksteal --max-worker-restart 0 $(PYTEST_ARGS)
 
 bench: $(INSTALLED) ## measure wsgi-ts and TorchServe on this machine (needs java 11 or newer, and wrk)
 	@$(PY) benchmarks/bench.py $(BENCH_ARGS)
