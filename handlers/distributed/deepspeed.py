@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
+
 from wsgi_ts.handlers.context import Context
 from wsgi_ts.handlers.distributed.ranks import DistributedHandler, rank_device, section
 from wsgi_ts.handlers.extras import import_extra
@@ -23,14 +25,16 @@ class BaseDeepSpeedHandler(DistributedHandler):
         self.manifest = context.manifest
         self.model_yaml_config = context.model_yaml_config or {}
         self.device = rank_device(self.local_rank, context)
-        _deepspeed().init_distributed("nccl" if self.device.type == "cuda" else "gloo")
+        _deepspeed(self.device).init_distributed("nccl" if self.device.type == "cuda" else "gloo")
 
 
 def get_ds_engine(model: Any, context: Context) -> Any:
     """Hands a model to DeepSpeed as the `deepspeed` section of the YAML says.
 
+    Ranks that `initialize` of the base class has not connected are connected here.
+
     Args:
-        model: the model.
+        model: the model, with the same weights in all processes.
         context: the handler's context.
 
     Returns:
@@ -38,8 +42,10 @@ def get_ds_engine(model: Any, context: Context) -> Any:
 
     Raises:
         ImportError: deepspeed is not installed.
-        ValueError: the section, or one of the files that it names, is missing.
+        ValueError: there is no model, or the section, or one of the files that it names, is missing.
     """
+    if model is None:
+        raise ValueError("get_ds_engine was given None instead of a model: load the model into what you hand over")
     options = section(context, "deepspeed")
     if "config" not in options:
         raise ValueError(
@@ -48,7 +54,8 @@ def get_ds_engine(model: Any, context: Context) -> Any:
     folder = context.system_properties["model_dir"]
     config = _file(folder, "config", options["config"])
     checkpoint = _file(folder, "checkpoint", options["checkpoint"]) if options.get("checkpoint") else None
-    return _deepspeed().init_inference(model=model, config=config, checkpoint=checkpoint)
+    device = rank_device(int(os.environ.get("LOCAL_RANK", "0")), context)
+    return _deepspeed(device).init_inference(model=model, config=config, checkpoint=checkpoint)
 
 
 def _file(folder: str, key: str, name: Any) -> str:
@@ -60,5 +67,14 @@ def _file(folder: str, key: str, name: Any) -> str:
     return path
 
 
-def _deepspeed() -> Any:
-    return import_extra("deepspeed", "A DeepSpeed handler")
+def _deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, for this kind of device."""
+    if device.type == "cuda":
+        return import_extra("deepspeed", "A DeepSpeed handler")
+    # Read at its import. Without it a GPU is used that deviceType forbids.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    deepspeed = import_extra("deepspeed", "A DeepSpeed handler")
+    # Its own way to add up, in shared memory, is compiled while the model loads, crashes under any launcher but its own
+    # (which sets LOCAL_SIZE), and leaves 66 MiB per rank in /dev/shm for good. Without it torch.distributed adds up.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

@@ -5,11 +5,13 @@ server, every rank calls it with the same inputs. Each rank then does the same: 
 and for each receives what the stage before made of it, runs its own stage and sends the outcome on, while the other
 stages work on the micro-batches before and behind. What the last stage returns goes to whoever called.
 
-`torch.distributed.pipelining` is not used: its stages have buffers of one shape, and lengths differ with each request.
+`torch.distributed.pipelining` is not used: its stages have buffers of one shape, where lengths differ with each
+request, and a stage that raises leaves the others with the tensors of the next call.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import threading
@@ -22,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from wsgi_ts.handlers.context import Context
+from wsgi_ts.handlers.distributed.generation import generate
 from wsgi_ts.handlers.distributed.ranks import (
     group_backend,
     join_process_group,
@@ -30,6 +33,7 @@ from wsgi_ts.handlers.distributed.ranks import (
     rank_device,
     section,
 )
+from wsgi_ts.handlers.distributed.rows import merge_rows, split_rows
 from wsgi_ts.handlers.distributed.stages import Cut, Stage, find_cut
 from wsgi_ts.handlers.distributed.tensor_parallel import parallelize, tensor_mesh
 from wsgi_ts.handlers.distributed.transfer import (
@@ -76,10 +80,23 @@ class Inputs(NamedTuple):
 
 
 class PipelineCache:
-    """Stands for the key-value caches that the stages keep of one generation: what `past_key_values` is here."""
+    """Stands for the key-value caches that the stages keep of one generation: what `past_key_values` is here.
+
+    Attributes:
+        number: the generation's number.
+        tokens: how many tokens of each row it knows.
+    """
+
+    #: For transformers, which would compile the loop around caches that can be.
+    is_compileable = False
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.tokens = 0
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """The same, as transformers asks for it."""
+        return self.tokens
 
 
 class PipelineDriver:
@@ -121,7 +138,7 @@ class PipelineDriver:
         self._teller = teller
         self._receivers = receivers
         self._lock = threading.Lock()
-        self._next_cache = 0
+        self._numbers = itertools.count()
         self._caches: dict[int, list[Any]] = {}
         self._freed: deque[int] = deque()
 
@@ -146,8 +163,19 @@ class PipelineDriver:
                 self._tell(self._teller, inputs)
             result = self._run(inputs)
         if cache is not None and isinstance(result, Output):
+            new = next((named[name] for name in ("input_ids", "inputs_embeds") if named.get(name) is not None), None)
+            cache.tokens += 0 if new is None else new.shape[1]
             result["past_key_values"] = cache
         return result
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """`generate` of a model of transformers: its arguments, its result.
+
+        Raises:
+            TypeError: the model has no `generate`.
+            ValueError: a way to choose tokens was asked for that reorders keys and values, which beam search does.
+        """
+        return generate(self._stage.model, self, self._new_handle, args, kwargs)
 
     @torch.inference_mode()
     def follow(self, message: bytes) -> None:
@@ -179,10 +207,10 @@ class PipelineDriver:
             return given
         if given is not None:
             raise TypeError("past_key_values must be what an earlier call of this driver has returned as such")
-        if not named.get("use_cache"):
-            return None
-        cache = PipelineCache(self._next_cache)
-        self._next_cache += 1
+        return self._new_handle() if named.get("use_cache") else None
+
+    def _new_handle(self) -> PipelineCache:
+        cache = PipelineCache(next(self._numbers))
         # When nobody holds it any more, the next call tells all ranks.
         weakref.finalize(cache, self._freed.append, cache.number)
         return cache
@@ -322,56 +350,6 @@ def get_pipeline_driver(
 
 #: As tutorials spell it.
 get_pipline_driver = get_pipeline_driver
-
-
-def split_rows(
-    args: Sequence[Any], kwargs: Mapping[str, Any], chunks: int
-) -> list[tuple[Sequence[Any], Mapping[str, Any]]]:
-    """Cuts the arguments of one call into those of several, each with a part of the batch.
-
-    The batch is the first dimension of the first tensor; tensors of that length are cut, all else is in each part.
-
-    Args:
-        args: positional arguments.
-        kwargs: named ones.
-        chunks: how many parts, at most; there are never more than rows.
-    """
-    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.ndim]
-    if chunks == 1 or not tensors or len(tensors[0]) < 2:
-        return [(args, kwargs)]
-    rows = len(tensors[0])
-    parts = len(tensors[0].chunk(chunks))
-
-    def shares(value: Any) -> Sequence[Any]:
-        is_cut = isinstance(value, torch.Tensor) and value.ndim and len(value) == rows
-        return value.chunk(chunks) if is_cut else [value] * parts
-
-    positional = [shares(value) for value in args]
-    named = {name: shares(value) for name, value in kwargs.items()}
-    return [
-        ([share[part] for share in positional], {name: share[part] for name, share in named.items()})
-        for part in range(parts)
-    ]
-
-
-def merge_rows(parts: Sequence[Any]) -> Any:
-    """Joins the results of the parts of a batch, tensor by tensor; what is no tensor is taken from the first part.
-
-    Raises:
-        ValueError: a tensor has no rows.
-    """
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    if isinstance(first, torch.Tensor):
-        if not first.ndim:
-            raise ValueError("the model returns a value for the whole batch: set pippy.chunks to 1")
-        return torch.cat(list(parts))
-    if isinstance(first, dict):
-        return type(first)({name: merge_rows([part[name] for part in parts]) for name in first})
-    if isinstance(first, list | tuple):
-        return type(first)(merge_rows(items) for items in zip(*parts, strict=True))
-    return first
 
 
 def _chunks(options: Mapping[str, Any]) -> int:

@@ -16,6 +16,16 @@ from wsgi_ts.handlers.context import Context
 DEFAULT_TIMEOUT_S = 1800
 
 
+class LocalRank(int):
+    """Number of a process on its machine, for handlers that choose their device as tutorials print it.
+
+    `local_rank % torch.cuda.device_count()` is the number of a GPU, and the CPU where there is none.
+    """
+
+    def __mod__(self, devices: int) -> Any:
+        return super().__mod__(devices) if devices else torch.device("cpu")
+
+
 class DistributedHandler(BaseHandler):
     """What handlers of models that span several processes have in common.
 
@@ -27,7 +37,7 @@ class DistributedHandler(BaseHandler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.local_rank = LocalRank(os.environ.get("LOCAL_RANK", "0"))
         self.rank = int(os.environ.get("RANK", "0"))
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
 

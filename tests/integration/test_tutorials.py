@@ -312,7 +312,9 @@ def commands_of(page: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(page.parent.name for page in EXAMPLES.glob("*/README.md")))
+@pytest.mark.parametrize(
+    "name", sorted(str(page.parent.relative_to(EXAMPLES)) for page in EXAMPLES.glob("*/**/README.md"))
+)
 def test_commands_of_an_example(name: str) -> None:
     with Terminal() as terminal:
         terminal.configure()

@@ -5,6 +5,7 @@ Which rank it is say torchrun's variables. Rank 0 prints its findings as JSON.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -187,6 +188,49 @@ def planned() -> dict[str, Any]:
     return {"worst": difference(model), "own": own}
 
 
+def generated() -> dict[str, Any]:
+    """`generate` of transformers, on rank 0: which ways to choose tokens give what they give in one process."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "vocab_size": 60}
+    torch.manual_seed(0)
+    whole = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=4, initializer_range=0.3)).eval()
+    ctx = context("pp", pippy={"chunks": 2})
+    group = Group()
+    ctx.group = group  # type: ignore[assignment]
+    driver = get_pipeline_driver(copy.deepcopy(whole), WORLD, ctx)
+    if RANK:
+        group.serve()
+        return {}
+    rows = {"input_ids": torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10], [0, 11, 12, 13]])}
+    rows |= {"attention_mask": (rows["input_ids"] != 0).long(), "max_new_tokens": 9, "eos_token_id": 99}  # type: ignore[dict-item]
+    ways: dict[str, dict[str, Any]] = {
+        "likeliest": {},
+        "drawn": {"do_sample": True, "top_k": 5},
+        "penalty": {"repetition_penalty": 1.5},
+        "beams": {"num_beams": 2, "use_cache": False},
+    }
+    found = {}
+    for name, way in ways.items():
+        texts = []
+        for model in (whole, driver):
+            torch.manual_seed(1)
+            texts.append(model.generate(**rows, pad_token_id=0, **way))
+        found[name] = torch.equal(*texts) and len(set(texts[0][1].tolist())) > 6
+    # A generation that goes on where another has ended.
+    first = driver.generate(**rows, pad_token_id=0, return_dict_in_generate=True)
+    more = {"input_ids": first.sequences, "max_new_tokens": 3, "eos_token_id": 99, "pad_token_id": 0}
+    more["attention_mask"] = torch.cat([rows["attention_mask"], torch.ones(3, 9, dtype=torch.long)], dim=1)
+    found["again"] = torch.equal(driver.generate(**more, past_key_values=first.past_key_values), whole.generate(**more))
+    try:
+        driver.generate(**rows, pad_token_id=0, num_beams=2)
+        found["error"] = ""
+    except ValueError as error:
+        found["error"] = str(error)
+    group.tell(b"stop")
+    return found
+
+
 CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "pp": lambda: told(1),
     "pp-chunks": lambda: told(3),
@@ -194,6 +238,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "tp": lambda: everywhere("tp"),
     "pptp": lambda: everywhere("pptp"),
     "planned": planned,
+    "generated": generated,
 }
 
 if __name__ == "__main__":

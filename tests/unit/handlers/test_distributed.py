@@ -16,9 +16,10 @@ from torch import nn
 
 from wsgi_ts.handlers.context import Context
 from wsgi_ts.handlers.distributed.deepspeed import BaseDeepSpeedHandler, get_ds_engine
-from wsgi_ts.handlers.distributed.pipeline import get_pipeline_driver, merge_rows, split_rows
+from wsgi_ts.handlers.distributed.pipeline import get_pipeline_driver
 from wsgi_ts.handlers.distributed.pippy import BasePippyHandler
 from wsgi_ts.handlers.distributed.ranks import parallel_sizes
+from wsgi_ts.handlers.distributed.rows import merge_rows, split_rows
 from wsgi_ts.handlers.distributed.stages import Stage, find_cut
 from wsgi_ts.handlers.distributed.tensor_parallel import parallelize
 from wsgi_ts.handlers.distributed.transfer import (
@@ -219,6 +220,11 @@ def test_caches_live_as_long_as_their_handle() -> None:
     assert len(driver._caches) == 1
 
 
+def test_a_model_without_generate_says_so() -> None:
+    with pytest.raises(TypeError, match="Transformer has no generate: call the driver in a loop"):
+        get_pipeline_driver(Transformer(), 1, context(parallelType="pp")).generate(torch.tensor([[1]]))
+
+
 @pytest.mark.parametrize("name", ["output_hidden_states", "output_attentions"])
 def test_what_only_other_stages_know_is_refused(name: str) -> None:
     driver = get_pipeline_driver(Transformer(), 1, context(parallelType="pp"))
@@ -331,6 +337,8 @@ def test_a_rank_knows_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
     handler = BasePippyHandler()
     assert (handler.rank, handler.local_rank, handler.world_size) == (5, 1, 8)
+    # As tutorials choose a device: the number of a GPU, or the CPU where there is none.
+    assert [handler.local_rank % count for count in (4, 1, 0)] == [1, 0, CPU]
 
 
 # DeepSpeed
@@ -338,6 +346,7 @@ def test_a_rank_knows_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_deepspeed_the_error_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     (tmp_path / "ds.json").write_text("{}")
     with pytest.raises(ImportError, match="needs the package deepspeed"):
         get_ds_engine(nn.Linear(1, 1), context(str(tmp_path), deepspeed={"config": "ds.json"}))
@@ -349,13 +358,22 @@ def test_deepspeed_gets_the_files_of_the_archive(tmp_path: Path, monkeypatch: py
     calls: list[dict[str, Any]] = []
     recorder = ModuleType("deepspeed")
     recorder.init_inference = lambda **arguments: calls.append(arguments)  # type: ignore[attr-defined]
+    kernels = {"deepspeed_shm_comm": True}
+    recorder.ops = SimpleNamespace(__compatible_ops__=kernels)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "deepspeed", recorder)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     model = nn.Linear(1, 1)
     for name in ("ds.json", "checkpoint.json"):
         (tmp_path / name).write_text("{}")
     get_ds_engine(model, context(str(tmp_path), deepspeed={"config": "ds.json", "checkpoint": "checkpoint.json"}))
     files = {"config": str(tmp_path / "ds.json"), "checkpoint": str(tmp_path / "checkpoint.json")}
     assert calls == [{"model": model, **files}]
+    assert kernels == {"deepspeed_shm_comm": False}
+
+
+def test_deepspeed_without_a_model_says_so() -> None:
+    with pytest.raises(ValueError, match="None instead of a model"):
+        get_ds_engine(None, context(deepspeed={"config": "ds.json"}))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from support.server import REPOSITORY, free_ports
 
+#: What lets an ill-matched torchvision be imported, which transformers looks for.
+SITE = REPOSITORY / "tests" / "support" / "torchvision_cpu"
 SCRIPT = Path(__file__).with_name("distributed_ranks.py")
 NEAR = 1e-5
 
@@ -19,7 +21,7 @@ NEAR = 1e-5
 def run(case: str, ranks: int) -> dict[str, Any]:
     """Runs a case on so many ranks and returns what rank 0 found."""
     common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0]), "OMP_NUM_THREADS": "1"}
-    common |= {"WORLD_SIZE": str(ranks), "PYTHONPATH": str(REPOSITORY)}
+    common |= {"WORLD_SIZE": str(ranks), "PYTHONPATH": f"{SITE}{os.pathsep}{REPOSITORY}"}
     processes = [
         subprocess.Popen(
             [sys.executable, SCRIPT, case],
@@ -71,3 +73,10 @@ def test_a_plan_of_ones_own() -> None:
     assert found["worst"] < NEAR
     # Of six blocks: half of three matrices of 48 x 16 and of two biases of 48. A row-wise bias of 16 is on both.
     assert found["own"] == 6 * (3 * 48 * 16 // 2 + 2 * 48 // 2 + 16)
+
+
+@pytest.mark.slow
+def test_generate_of_transformers() -> None:
+    found = run("generated", 2)
+    assert "cache cannot be reordered" in found.pop("error")
+    assert found == {"likeliest": True, "drawn": True, "penalty": True, "beams": True, "again": True}
