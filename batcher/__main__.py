@@ -205,6 +205,8 @@ class Batcher:
             command += ["--metrics-config", str(self._config.metrics_config)]
         if self._config.model_metrics_auto_detect:
             command.append("--metrics-auto-detect")
+        for module in self._config.preload_modules:
+            command += ["--preload", module]
         self._template_process = subprocess.Popen(
             command,
             pass_fds=[theirs.fileno()],

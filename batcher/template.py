@@ -23,7 +23,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -257,12 +257,16 @@ class Template:
         life.process.status.close()
 
 
-def warm_up() -> None:
-    """Imports what handlers need; without torch the server still runs handlers that do not use it."""
-    for name in _WARM_MODULES:
+def warm_up(preload: Sequence[str]) -> None:
+    """Imports what handlers need; without torch the server still runs handlers that do not use it.
+
+    Args:
+        preload: further modules, which the configuration names.
+    """
+    for name in (*_WARM_MODULES, *preload):
         try:
             importlib.import_module(name)
-        except ImportError as error:
+        except Exception as error:  # a module may raise whatever it likes; its workers will say more
             log.warning("The worker template cannot import %s (%s): handlers that need it will fail", name, error)
 
 
@@ -275,6 +279,7 @@ def main() -> int:
     parser.add_argument("--log-plan", type=Path, required=True)
     parser.add_argument("--device", default="cpu", help="for the process title")
     parser.add_argument("--entry", default=DEFAULT_ENTRY, help="module:function that a forked worker runs")
+    parser.add_argument("--preload", action="append", default=[], help="a module to import; may be repeated")
     parser.add_argument("--metrics-mode", default="log")
     parser.add_argument("--metrics-config", type=Path, help="metrics.yaml; the built-in one if not given")
     parser.add_argument("--metrics-auto-detect", action="store_true")
@@ -283,7 +288,7 @@ def main() -> int:
     set_process_title(f"wsgi-ts: worker template {args.device}")
     # Orphans of handlers come to us, so that they can be found.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    warm_up()
+    warm_up(args.preload)
     entry = load_entry(args.entry)
     metrics = ModelMetrics.load(args.metrics_config, args.metrics_mode, args.metrics_auto_detect)
     gc.collect()

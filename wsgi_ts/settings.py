@@ -221,6 +221,14 @@ def _parse_url_patterns(text: str) -> tuple[str, ...]:
     return tuple(_parse_regex(part.strip()) for part in text.split(",") if part.strip())
 
 
+def _parse_modules(text: str) -> tuple[str, ...]:
+    names = tuple(filter(None, map(str.strip, text.split(","))))
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"{name!r} is not the name of a Python module")
+    return names
+
+
 TEXT = Kind("text", _as_is)
 BOOLEAN = Kind("true | false", _parse_boolean)
 OIP = Kind("true | false | oip", _parse_oip)
@@ -233,6 +241,7 @@ SIZE = integer(1, unit="bytes")
 LONG = integer(1, _JAVA_LONG_MAX, "ms")
 PORT = integer(0, 65534, "port")
 URL_PATTERNS = Kind("regular expressions, comma separated", _parse_url_patterns, list, tuple)
+MODULES = Kind("names of Python modules, comma separated", _parse_modules, list, tuple)
 MODEL_LIST = Kind(
     "all, or archive or name=archive, comma separated",
     _parse_model_list,

@@ -37,12 +37,14 @@ from wsgi_ts.handlers.distributed.rows import merge_rows, split_rows
 from wsgi_ts.handlers.distributed.stages import Cut, Stage, find_cut
 from wsgi_ts.handlers.distributed.tensor_parallel import parallelize, tensor_mesh
 from wsgi_ts.handlers.distributed.transfer import (
+    TOLD_BYTES,
     Failure,
     Link,
     Output,
     empty_tensors,
     form_of,
     pack,
+    size_of,
     tensors_from,
     to_bytes,
     unpack,
@@ -50,8 +52,6 @@ from wsgi_ts.handlers.distributed.transfer import (
 
 logger = logging.getLogger(__name__)
 
-#: Inputs up to this size are told together with their form; larger ones are broadcast after it.
-TOLD_BYTES = 32768
 #: Arguments that ask for what the other stages know.
 _REFUSED = ("output_hidden_states", "output_attentions")
 
@@ -224,10 +224,9 @@ class PipelineDriver:
 
     def _tell(self, teller: Teller, inputs: Inputs) -> None:
         form, tensors = pack(tuple(inputs))
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        if size <= TOLD_BYTES:
+        if size_of(tensors) <= TOLD_BYTES:
             teller.tell(to_bytes(form, tensors))
-        else:
+        else:  # broadcast after their form
             teller.tell(to_bytes(form, []))
             self._link.broadcast([tensor.to(self.device).contiguous() for tensor in tensors], self._members[0])
 

@@ -14,8 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-#: Length of the message that a value begins with: 4 bytes of length, then the form as far as it fits.
-HEAD_BYTES = 1024
+#: Contents of tensors up to this size travel together with their form.
+TOLD_BYTES = 32768
+#: Length of the message that a value begins with: 4 bytes of length, then what `to_bytes` makes, as far as it fits.
+#: A second message would cost more than sending this many bytes for nothing.
+HEAD_BYTES = 16384
 _LENGTH_BYTES = 4
 
 
@@ -102,6 +105,11 @@ def empty_tensors(form: list[Any], device: torch.device | str) -> list[torch.Ten
     return []
 
 
+def size_of(tensors: list[torch.Tensor]) -> int:
+    """Bytes of the tensors' contents."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
 def to_bytes(form: list[Any], tensors: list[torch.Tensor]) -> bytes:
     """A value as bytes: length of the form, form, contents of the tensors if there are any."""
     text = json.dumps(form).encode()
@@ -109,17 +117,17 @@ def to_bytes(form: list[Any], tensors: list[torch.Tensor]) -> bytes:
     return b"".join([len(text).to_bytes(_LENGTH_BYTES, "little"), text, *(content.tobytes() for content in contents)])
 
 
-def form_of(message: bytes) -> tuple[list[Any], bytes]:
+def form_of(message: bytes | bytearray) -> tuple[list[Any], bytes | bytearray]:
     """The form that `to_bytes` wrote, and the bytes behind it."""
     end = _LENGTH_BYTES + int.from_bytes(message[:_LENGTH_BYTES], "little")
     return json.loads(message[_LENGTH_BYTES:end]), message[end:]
 
 
-def tensors_from(form: list[Any], contents: bytes, device: torch.device) -> list[torch.Tensor]:
+def tensors_from(form: list[Any], contents: bytes | bytearray, device: torch.device) -> list[torch.Tensor]:
     """The tensors that `to_bytes` wrote behind the form."""
     tensors, start = empty_tensors(form, "cpu"), 0
     for tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
+        size = size_of([tensor])
         if size:
             content = torch.frombuffer(bytearray(contents[start : start + size]), dtype=torch.uint8)
             tensor.view(-1).view(torch.uint8).copy_(content)
@@ -143,12 +151,14 @@ class Link:
     def send(self, value: Any, to: int) -> None:
         """Begins to send a value; it has left when `finish` returns."""
         form, tensors = pack(value)
-        text = json.dumps(form).encode()
-        message = len(text).to_bytes(_LENGTH_BYTES, "little") + text
+        # What lies on a GPU goes from there to the next one.
+        told = self._device.type == "cpu" and size_of(tensors) <= TOLD_BYTES
+        message = to_bytes(form, tensors if told else [])
+        message = len(message).to_bytes(_LENGTH_BYTES, "little") + message
         self._begin(_as_tensor(message[:HEAD_BYTES].ljust(HEAD_BYTES)), to)
         if len(message) > HEAD_BYTES:
             self._begin(_as_tensor(message[HEAD_BYTES:]), to)
-        for tensor in tensors:
+        for tensor in () if told else tensors:
             if tensor.numel():
                 self._begin(tensor.detach().to(self._device).contiguous(), to)
 
@@ -163,12 +173,14 @@ class Link:
         head = bytearray(HEAD_BYTES)
         self._fill(torch.frombuffer(head, dtype=torch.uint8), source)
         length = int.from_bytes(head[:_LENGTH_BYTES], "little")
-        text = head[_LENGTH_BYTES : _LENGTH_BYTES + length]
-        if len(text) < length:
-            rest = bytearray(length - len(text))
+        message = head[_LENGTH_BYTES : _LENGTH_BYTES + length]
+        if len(message) < length:
+            rest = bytearray(length - len(message))
             self._fill(torch.frombuffer(rest, dtype=torch.uint8), source)
-            text += rest
-        form = json.loads(text)
+            message += rest
+        form, contents = form_of(message)
+        if contents:
+            return unpack(form, iter(tensors_from(form, contents, self._device)))
         tensors = empty_tensors(form, self._device)
         for tensor in tensors:
             if tensor.numel():

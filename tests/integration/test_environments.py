@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from support.archives import archive
 from support.eventually import eventually
-from support.server import ServerProcess
+from support.server import REPOSITORY, ServerProcess
 
 from wsgi_ts.errors import ModelFailed
 from wsgi_ts.model_environment import ModelEnvironments, environment_key
@@ -33,6 +33,14 @@ def handle(data, context):
         return None
     found = {"tiny": tiny and tiny.VERSION, "python": sys.executable, "numpy": numpy.__version__, "prefix": sys.prefix}
     return [json.dumps(found) for _ in data]
+"""
+BEFOREHAND = "import os\nIMPORTED_IN = os.getpid()\n"
+FORKED = """
+import os
+import beforehand
+
+def handle(data, context):
+    return [beforehand.IMPORTED_IN == os.getppid() for _ in data or ()]
 """
 
 
@@ -78,12 +86,17 @@ def server(place: Path) -> Iterator[ServerProcess]:
     archive(store, "gone", TELLS, manifest_overrides={"requirementsFile": "not-there.txt"})
     archive(store, "bare", TELLS, config_yaml="useVenv: true\n")
     archive(store, "plain", TELLS)
+    archive(store, "forked", FORKED)
     archive(store, "shadow", TELLS, config_yaml="useVenv: true\n", files={"json.py": "raise SystemExit('hidden')\n"})
     assert old.exists()
+    modules = place / "modules"
+    modules.mkdir()
+    (modules / "beforehand.py").write_text(BEFOREHAND)
+    variables = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(place), "XDG_CACHE_HOME": str(place / "cache")}
     with ServerProcess(
         store=store,
-        config={"install_py_dep_per_model": "true"},
-        environment={"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(place), "XDG_CACHE_HOME": str(place / "cache")},
+        config={"install_py_dep_per_model": "true", "preload_modules": "beforehand, not_there"},
+        environment=variables | {"PYTHONPATH": f"{REPOSITORY}{os.pathsep}{modules}"},
     ) as running:
         yield running
 
@@ -245,3 +258,9 @@ def test_what_makes_another_environment(tmp_path: Path) -> None:
     (packages / "numpy-2.0.dist-info").mkdir()
     keys.add(key("3.11"))
     assert len(keys) == 6
+
+
+def test_modules_are_imported_before_workers_are_forked(server: ServerProcess) -> None:
+    assert server.register("forked.mar").status == 200
+    assert server.predict("forked").text == "true"
+    assert "cannot import not_there (No module named 'not_there')" in server.log()

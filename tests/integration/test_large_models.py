@@ -174,12 +174,14 @@ def expected(demo: Path, environment: dict[str, str]) -> dict[str, list[dict[str
 def server(demo: Path, environment: dict[str, str]) -> Iterator[ServerProcess]:
     store = demo / "store"
     keys = {"parallelType": "pp", "torchrun": {"nproc-per-node": 2}, "pippy": {"chunks": 2}, "batchPolicy": "fixed"}
-    config = json.dumps(keys | {"deviceType": "gpu"})
-    archive(store, "printed", PRINTED.replace("CONNECT", "pass"), config_yaml=config)
+    on_gpus = json.dumps(keys | {"deviceType": "gpu"})
+    archive(store, "printed", PRINTED.replace("CONNECT", "pass"), config_yaml=on_gpus)
     more_threads = json.dumps(keys | {"torchrun": {"nproc-per-node": 2, "OMP_NUMBER_THREADS": 2}})
     archive(store, "connected", PRINTED.replace("CONNECT", CONNECT), config_yaml=more_threads)
     archive(store, "echo_stream", ECHO_STREAM)
-    with ServerProcess(store=store, environment=environment) as server:
+    # Imported once, and not by each rank of each model.
+    config = {"preload_modules": "transformers.models.llama.modeling_llama,torch.distributed.tensor.parallel"}
+    with ServerProcess(store=store, environment=environment, config=config) as server:
         yield server
 
 

@@ -299,6 +299,7 @@ def test_without_port_each_address_has_its_own(place: Path) -> None:
         ('models={"m": {"1.0": 1}}', "model 'm', version '1.0': not an object of settings"),
         ("blacklist_env_vars=(", "is not a regular expression"),
         ("allowed_urls=file://.*,*", "is not a regular expression"),
+        ("preload_modules=torchvision, my-module", "'my-module' is not the name of a Python module"),
         ("batch_policy=quick", "'quick' is none of: adaptive, fixed, none"),
         ("load_models=a=", "'a=' is not of the form name=archive"),
         ("cors_allowed_origin=$$NOPE$$", "key cors_allowed_origin: Invalid Environment Variable NOPE"),

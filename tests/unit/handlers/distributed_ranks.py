@@ -1,6 +1,7 @@
-"""One rank of the models in test_distributed_ranks.py: `python distributed_ranks.py CASE`.
+"""The ranks of the models in test_distributed_ranks.py.
 
-Which rank it is say torchrun's variables. Rank 0 prints its findings as JSON.
+Reads lines `CASE RANKS PORT`. For each it forks so many ranks, which have all that is imported here; rank 0 prints its
+findings as a JSON object, and this process the ranks' exit codes as a list.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import copy
 import json
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +23,12 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from wsgi_ts.handlers.context import Context
 from wsgi_ts.handlers.distributed.pipeline import get_pipeline_driver
 from wsgi_ts.handlers.distributed.tensor_parallel import get_tensor_parallel_model
+from wsgi_ts.process import die_with_parent
 
-RANK, WORLD = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+#: Seconds that a case may take; then its ranks are ended by a signal.
+LIMIT_S = 100
+#: Which rank this process is, and of how many.
+RANK, WORLD = 0, 1
 
 
 class Group:
@@ -241,9 +248,38 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "generated": generated,
 }
 
+
+def fork_rank(rank: int, case: str, ranks: int, port: str) -> int:
+    """Starts a rank; returns its pid."""
+    global RANK, WORLD
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        die_with_parent(parent)
+        signal.alarm(LIMIT_S)
+        RANK, WORLD = rank, ranks
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_PORT": port}
+        result = CASES[case]()
+        if RANK == 0:
+            print(json.dumps(result), flush=True)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def main() -> None:
+    for line in sys.stdin:
+        case, ranks, port = line.split()
+        pids = [fork_rank(rank, case, int(ranks), port) for rank in range(int(ranks))]
+        print([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids], flush=True)
+
+
 if __name__ == "__main__":
-    result = CASES[sys.argv[1]]()
-    if RANK == 0:
-        print(json.dumps(result))
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    main()
