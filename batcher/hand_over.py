@@ -11,7 +11,7 @@ from typing import Any
 
 from wsgi_ts.batcher.dispatch import Batch, ModelQueue, WorkerSeat
 from wsgi_ts.batcher.job_queue import SEGMENT_SHIFT, SLOT_MASK
-from wsgi_ts.batcher.layout import STATE_MASK, WORKER_DIED, BatcherWord, MailWord, ModelWord, SlotState
+from wsgi_ts.batcher.layout import WORKER_DIED, BatcherWord, MailWord, ModelWord, SlotState
 from wsgi_ts.batcher.mailbox import BatcherMailbox
 from wsgi_ts.batcher.sequences import Sequence
 from wsgi_ts.batcher.sources import Sources
@@ -223,18 +223,16 @@ class HandOver:
             # The worker will skip it; its place stays taken until it has said so.
             self._requeue(queue, self._unbegun(batch), now)
             self._sources.leave_mailbox(batch.jobs)
-            batch.jobs = []
+            batch.jobs, batch.arrivals_ns = [], []
 
     def _unbegun(self, batch: Batch) -> list[int]:
         """The jobs of a batch that no handler has seen."""
-        unbegun = []
-        for job in batch.jobs:
-            source = self._attached.get(job >> SEGMENT_SHIFT)
-            if source is None or source.retired:
-                continue
-            if source.segment.states[job & SLOT_MASK] & STATE_MASK == SlotState.CLAIMED:
-                unbegun.append(job)
-        return unbegun
+        return [
+            job
+            for job, arrived_ns in zip(batch.jobs, batch.arrivals_ns, strict=True)
+            if self._sources.state_of(job, arrived_ns) == SlotState.CLAIMED
+            and not self._attached[job >> SEGMENT_SHIFT].retired
+        ]
 
     def _requeue(self, queue: ModelQueue, unbegun: list[int], now: float) -> None:
         """Puts jobs that no handler has seen back at the head of the queue."""
@@ -267,15 +265,13 @@ class HandOver:
         seat.batches.clear()
 
     def _settle_batch(self, queue: ModelQueue | None, batch: Batch, suspected: bool, oom: bool, now: float) -> None:
-        for job in batch.jobs:
+        for job, arrived_ns in zip(batch.jobs, batch.arrivals_ns, strict=True):
             source = self._attached.get(job >> SEGMENT_SHIFT)
             if source is None:
                 continue
-            slot = job & SLOT_MASK
-            state = source.segment.states[slot] & STATE_MASK
-            source.touched = True
-            if state in (SlotState.RUNNING, SlotState.STREAMING):
-                source.segment.fail(slot, 507 if oom else 500, WORKER_DIED)
+            source.touched = True  # the worker may have answered and not rung
+            if self._sources.state_of(job, arrived_ns) in (SlotState.RUNNING, SlotState.STREAMING):
+                self._sources.fail(job, 507 if oom else 500, WORKER_DIED)
                 if queue is not None:
                     queue.counters.add(ModelWord.FAILED)
         if queue is not None:

@@ -255,8 +255,7 @@ class ReturningClients:
 
     def __repr__(self) -> str:
         return (
-            f"<ReturningClients awaited {self._awaited:g} share {self._share:.2f} "
-            f"idle {self.mean_idle_s * 1e3:.3g} ms>"
+            f"<ReturningClients awaited {self._awaited:g} share {self._share:.2f} idle {self.mean_idle_s * 1e3:.3g} ms>"
         )
 
 

@@ -243,12 +243,28 @@ class Sources:
         segment, slot = self.attached[job >> SEGMENT_SHIFT].segment, job & SLOT_MASK
         return bool(segment.cancels[slot]) or segment.arrival_ns(slot) < oldest_ns
 
+    def state_of(self, job: int, arrived_ns: int) -> int:
+        """The SlotState of a job that was handed over; FREE when its slot has the next request, or is gone.
+
+        A worker's answers are seen before it says that its batch is done. When it dies in between, the slots of that
+        batch may be with another worker already.
+
+        Args:
+            job: the job.
+            arrived_ns: when it arrived, which tells it from the requests before and after it in the same slot.
+        """
+        source = self.attached.get(job >> SEGMENT_SHIFT)
+        if source is None:
+            return SlotState.FREE
+        slot = job & SLOT_MASK
+        state = source.segment.states[slot] & STATE_MASK
+        return state if source.segment.arrival_ns(slot) == arrived_ns else SlotState.FREE
+
     def is_answered(self, batch: Batch) -> bool:
         """Whether nobody works on any job of a batch any more, whatever its worker has said so far."""
         return not any(
-            job >> SEGMENT_SHIFT in self.attached
-            and self.attached[job >> SEGMENT_SHIFT].segment.states[job & SLOT_MASK] & STATE_MASK in _WITH_WORKER
-            for job in batch.jobs
+            self.state_of(job, arrived_ns) in _WITH_WORKER
+            for job, arrived_ns in zip(batch.jobs, batch.arrivals_ns, strict=True)
         )
 
     def generation(self, job: int) -> int:

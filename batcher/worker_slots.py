@@ -229,9 +229,7 @@ class WorkerSlots:
         else:
             self._push(place, body)
 
-    def open_stream(
-        self, place: Place, started: int, status: int, phrase: str, headers: list[tuple[str, str]]
-    ) -> None:
+    def open_stream(self, place: Place, started: int, status: int, phrase: str, headers: list[tuple[str, str]]) -> None:
         """Writes the head of a streamed answer; once the first chunk is in its ring, the state may say STREAMING.
 
         Raises:

@@ -35,6 +35,7 @@ class Bench:
 
     def __init__(self, prefix: str, **spec: Any) -> None:
         self.prefix = prefix
+        self.arrived_ns = 0
         self.spec = ModelSpec(
             **{
                 "index": MODEL,
@@ -80,8 +81,10 @@ class Bench:
     def submit(self, body: bytes = b"x", sequence: bytes = b"") -> int:
         slot = self.client.take()
         assert slot is not None
+        self.arrived_ns += 1
+        arrived_ns = self.arrived_ns
         self.client.submit(
-            slot, MODEL, 0, REQUEST_ID, HEAD, b"", b"", body, len(body), 0, 1, layout.NOT_RETURNING, sequence
+            slot, MODEL, 0, REQUEST_ID, HEAD, b"", b"", body, len(body), 0, arrived_ns, layout.NOT_RETURNING, sequence
         )
         self.client.publish()
         self.turn()
@@ -256,6 +259,28 @@ def test_the_next_request_in_the_slot_of_a_suspect_is_none(prefix: str) -> None:
     assert slot in slots
     _, worker = bench.add_worker(9001)
     assert bench.begin(worker, 1) == slots
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+def test_a_worker_that_dies_after_its_answer_harms_no_next_request_in_the_same_slot(
+    bench: Bench, is_running: bool
+) -> None:
+    ours, worker = bench.add_worker()
+    slot = bench.submit()
+    assert bench.begin(worker, 1) == [slot]
+    bench.segment.fail(slot, 418, "answered")  # and the worker has not yet said that its batch is done
+    bench.client.release(slot)
+    others, other = bench.add_worker(9001)
+    assert bench.submit() == slot
+    if is_running:
+        assert bench.begin(other, 1) == [slot]
+    bench.lose_worker(WORKER, ours)
+    assert bench.state(slot) == (SlotState.RUNNING if is_running else SlotState.CLAIMED)
+    if not is_running:
+        assert bench.begin(other, 1) == [slot]
+    bench.finish(other, 1, [slot])
+    assert bench.status(slot) == 418
+    assert others.posted == 1, "handed over twice"
 
 
 def test_the_notes_about_a_request_go_with_its_answer(bench: Bench) -> None:
