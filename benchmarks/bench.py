@@ -202,9 +202,7 @@ def _measure_processes(server: Server, figures: dict[str, Any], options: Options
     say(f"{server.name}: {figures['idle_cpu_percent']:.1f} % of a core when idle")
 
 
-def _measure_load(
-    server: Server, scenarios: list[Scenario], figures: dict[str, Any], options: Options
-) -> None:
+def _measure_load(server: Server, scenarios: list[Scenario], figures: dict[str, Any], options: Options) -> None:
     for scenario in scenarios:
         run_load(server, scenario, 1)  # warms up
         found = run_load(server, scenario, options.seconds)

@@ -1,9 +1,10 @@
 """What a group adds to a batch: the same split model in a plain torchrun loop and behind the server.
 
 One request is one batch. Three models take turns on one connection: the split model on two ranks, two ranks that
-answer at once, and one process that answers at once. From the latency of the first, the third's (the rest of the
-server) and the plain loop's (the model) are taken off; what is left is the group. A loop that pauses before each batch
-shows how much of that any ranks lose that have had nothing to do.
+answer at once, and one process that answers at once. The difference of the last two is what telling the ranks and
+hearing from them costs. For the split model the rest of the server (the single process) is taken off, and what is left
+compared with the plain loop: one whose ranks pause before each batch, as ranks do that wait for requests, and one whose
+ranks never pause.
 """
 
 from __future__ import annotations
@@ -58,11 +59,12 @@ def measure(server: Server, effort: Effort) -> Figures:
             figures[f"{title}_{name}_us"] = quantile(durations, share) / 1e3
     # Medians only: a difference of two 99th percentiles is nobody's 99th percentile.
     single = figures[f"{SINGLE}_p50_us"]
-    figures["added_us"] = figures[f"{SPLIT}_p50_us"] - single - figures["loop_p50_us"]
-    figures["idled_us"] = figures["paused_p50_us"] - figures["loop_p50_us"]
     figures["told_us"] = figures[f"{EMPTY}_p50_us"] - single
-    say(f"a group of {RANKS} ranks adds {figures['added_us'] / 1e3:.2f} ms to a batch, "
-        f"{figures['told_us'] / 1e3:.2f} ms where the handler does nothing")  # fmt: skip
+    for loop in loops:
+        figures[f"over_{loop}_us"] = figures[f"{SPLIT}_p50_us"] - single - figures[f"{loop}_p50_us"]
+    say(f"a hand-over to {RANKS} ranks costs {figures['told_us'] / 1e3:.2f} ms; a split model takes "
+        f"{figures['over_paused_us'] / 1e3:.2f} ms longer than in a loop with pauses, "
+        f"{figures['over_loop_us'] / 1e3:.2f} ms longer than in one without")  # fmt: skip
     return figures
 
 
@@ -109,13 +111,17 @@ def table(figures: Figures) -> str:
     def both(title: str) -> str:
         return f"p50 {figures[f'{title}_p50_us'] / 1e3:.2f} ms, p99 {figures[f'{title}_p99_us'] / 1e3:.2f} ms"
 
+    def ms(name: str) -> str:
+        return f"{figures[name] / 1e3:.2f} ms"
+
     return markdown(
         ("one batch", "time"),
-        (f"1. a model split over {RANKS} ranks, plain torchrun loop", both("loop")),
-        ("2. the same behind the server, request to answer", both(SPLIT)),
-        (f"3. {RANKS} ranks that answer at once, request to answer", both(EMPTY)),
-        ("4. one process that answers at once, request to answer", both(SINGLE)),
-        ("**added by the group** (2 less 4 less 1)", f"**{figures['added_us'] / 1e3:.2f} ms**"),
-        ("of that, telling the ranks and hearing from them (3 less 4)", f"{figures['told_us'] / 1e3:.2f} ms"),
-        (f"1 with a pause of {_PAUSE_MS} ms before each batch takes longer by", f"{figures['idled_us'] / 1e3:.2f} ms"),
+        (f"1. a model split over {RANKS} ranks, plain torchrun loop, batch after batch", both("loop")),
+        (f"2. the same loop with a pause of {_PAUSE_MS} ms before each batch", both("paused")),
+        ("3. the same model behind the server, request to answer", both(SPLIT)),
+        (f"4. {RANKS} ranks that answer at once, request to answer", both(EMPTY)),
+        ("5. one process that answers at once, request to answer", both(SINGLE)),
+        ("**the hand-over: telling the ranks and hearing from them** (4 less 5)", f"**{ms('told_us')}**"),
+        ("the split model behind the server (3 less 5) against the loop with pauses (2)", ms("over_paused_us")),
+        ("the same against the loop without (1)", ms("over_loop_us")),
     )
