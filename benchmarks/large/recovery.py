@@ -23,7 +23,7 @@ _ASK_EVERY_S = 0.005
 def make_archives() -> None:
     """A group of each size."""
     for ranks in GROUPS:
-        make_ranks_archive(_model(ranks), ranks, split=True)
+        make_ranks_archive(_model(ranks), ranks, runs_model=True)
 
 
 def _model(ranks: int) -> str:

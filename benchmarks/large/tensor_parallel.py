@@ -14,11 +14,14 @@ BODY_BYTES = 4 * ROWS * WIDTH
 class TensorParallelMLP:
     """Two layers, the first split by columns and the second by rows: one all_reduce for each batch.
 
-    The process group exists already. Weights are random, the same for each number of ranks.
+    The process group exists already; without one it is the whole model, which one process runs by itself. Weights are
+    random, the same for each number of ranks. Each process computes on one thread.
     """
 
     def __init__(self) -> None:
-        rank, ranks = dist.get_rank(), dist.get_world_size()
+        torch.set_num_threads(1)
+        self._is_split = dist.is_initialized()
+        rank, ranks = (dist.get_rank(), dist.get_world_size()) if self._is_split else (0, 1)
         generator = torch.Generator().manual_seed(0)
         up = torch.randn(WIDTH, HIDDEN, generator=generator) / WIDTH**0.5
         down = torch.randn(HIDDEN, WIDTH, generator=generator) / HIDDEN**0.5
@@ -34,5 +37,6 @@ class TensorParallelMLP:
         with torch.inference_mode():
             rows = torch.frombuffer(body, dtype=torch.float32).view(-1, WIDTH)
             output = torch.relu(rows @ self._up) @ self._down
-            dist.all_reduce(output)
+            if self._is_split:
+                dist.all_reduce(output)
             return bytes(output.numpy())
