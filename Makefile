@@ -5,19 +5,29 @@
 #   PYTEST_ARGS="..."   more arguments for pytest, such as -m "not slow and not chaos"
 #   TEST_JOBS=4         how many tests run at the same time; most of them wait for a server most of the time
 #   BENCH_ARGS="..."    more arguments for the benchmarks, such as --quick
+#   LOCK_ARGS="..."     more arguments for `make lock`, such as --upgrade
 
 PYTHON      ?= python3
 PIP_ARGS    ?=
 PYTEST_ARGS ?=
 TEST_JOBS   ?= $(shell cores=$$(nproc); echo $$((cores < 8 ? cores + 1 : 8)))
 BENCH_ARGS  ?=
+LOCK_ARGS   ?=
 
-VENV := .venv
+VENV ?= .venv
 BIN  := $(VENV)/bin
 PY   := $(BIN)/python
-PIP  := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+PIP  := $(PY) -m pip install --quiet $(PIP_ARGS)
 
-PACKAGING := setup.cfg pyproject.toml constraints.txt
+# The version of every package: see requirements/README.md.
+PYTHONS := 3.10 3.11 3.12 3.13
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+LOCK    ?= requirements/python$(VERSION).txt
+# pip reads both variables; the second is what newer ones build packages with.
+export PIP_CONSTRAINT := $(CURDIR)/$(LOCK)
+export PIP_BUILD_CONSTRAINT := $(CURDIR)/$(LOCK)
+
+PACKAGING := setup.cfg pyproject.toml $(LOCK)
 
 # Stamp files: what has been installed for the present packaging files is not installed again.
 INSTALLED := $(VENV)/.installed
@@ -27,7 +37,7 @@ EXAMPLES  := $(VENV)/.installed-examples
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo demo-stop test lint bench bench-large clean
+.PHONY: help venv install demo demo-stop test test-latest lint lock bench bench-large clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -69,6 +79,11 @@ demo: $(EXAMPLES) ## train and archive two models, start the server, ask it with
 demo-stop: $(INSTALLED) ## stop the server that `make demo` started
 	@$(PY) examples/demo.py --stop
 
+$(LOCK):
+	@echo "$(LOCK) is missing: $(PYTHON) has no locked versions (there are some for Python $(PYTHONS));"
+	@echo "take another PYTHON=..., or the newest versions of everything: make LOCK=requirements/pins.txt"
+	@exit 1
+
 lint: $(DEV) ## style, types and import directions
 	@echo "==> ruff check"
 	@$(BIN)/ruff check --quiet .
@@ -81,6 +96,22 @@ test: lint ## lint, then every test that this machine can run
 	@echo "==> pytest, $(TEST_JOBS) tests at a time"
 	@$(PY) -m pytest --numprocesses $(TEST_JOBS) --dist worksteal --max-worker-restart 0 $(PYTEST_ARGS)
 
+test-latest: ## the tests with the newest versions of all that setup.cfg names, in .venv-latest
+	@rm -rf .venv-latest
+	@$(MAKE) --no-print-directory test VENV=.venv-latest LOCK=requirements/pins.txt
+
+# Packages of torch's CUDA builds, which torch pins itself.
+CUDA := cuda-bindings cuda-pathfinder cuda-toolkit triton $(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc \
+  cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
+
+lock: ## write the versions of everything to requirements/, for each version of Python
+	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && PIP_CONSTRAINT= .venv-lock/bin/pip install -q uv==0.13.9; }
+	@for version in $(PYTHONS); do echo "==> requirements/python$$version.txt"; .venv-lock/bin/uv pip compile --quiet \
+	  $(addprefix --extra ,vision text explain onnx test lint) $(addprefix --no-emit-package ,$(CUDA)) \
+	  --python-version $$version --strip-extras --no-annotate --custom-compile-command "make lock" $(LOCK_ARGS) \
+	  setup.cfg requirements/pins.txt requirements/build.in examples/requirements.txt \
+	  --output-file requirements/python$$version.txt >/dev/null || exit 1; done
+
 bench: $(INSTALLED) ## measure wsgi-ts and TorchServe on this machine (needs java 11 or newer, and wrk)
 	@$(PY) benchmarks/bench.py $(BENCH_ARGS)
 
@@ -89,6 +120,6 @@ bench-large: $(INSTALLED) ## measure groups of ranks and token generation on thi
 
 clean: ## remove all that these targets made, .venv included (benchmarks/results stays)
 	@if test -x $(PY) && test -d demo; then $(PY) examples/demo.py --stop; fi
-	rm -rf $(VENV) demo build dist *.egg-info benchmarks/.work .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) .venv-latest .venv-lock demo build dist *.egg-info benchmarks/.work .pytest_cache .mypy_cache .ruff_cache \
 	  .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""The worker template: a warm process with torch imported, of which model workers are forks.
+"""The worker template: a warm process with torch (`preload_modules`) imported, of which model workers are forks.
 
 Runs as `python -m wsgi_ts.batcher.template`, a child of its batcher and the parent of all the batcher's model
 workers, which it starts in milliseconds, kills and reaps, and whose output it writes to the model's logs. One
@@ -47,8 +47,10 @@ from wsgi_ts.process import die_with_parent, set_process_title
 log = logging.getLogger(__name__)
 
 DEFAULT_ENTRY = "wsgi_ts.batcher.worker:run"
-#: What handlers import: loaded once here, shared by all forks.
-_WARM_MODULES = ("numpy.random", "torch", "wsgi_ts.handlers.service", "wsgi_ts.handlers.base")
+#: What every worker needs: loaded once here, shared by all forks.
+_WARM_MODULES = ("numpy.random", "wsgi_ts.handlers.service")
+#: What most handlers that use torch import besides.
+_TORCH_HANDLERS = "wsgi_ts.handlers.base"
 #: A worker sends one frame, a group one for each rank more; what comes beyond that at once is nonsense.
 _MOST_STATUS_FRAMES = 256
 #: How much of a dead worker's unread output is still read.
@@ -258,16 +260,22 @@ class Template:
 
 
 def warm_up(preload: Sequence[str]) -> None:
-    """Imports what handlers need; without torch the server still runs handlers that do not use it.
+    """Imports what handlers need; a module that cannot be imported is missing only for the handlers that use it.
 
     Args:
-        preload: further modules, which the configuration names.
+        preload: the modules that the configuration names.
     """
     for name in (*_WARM_MODULES, *preload):
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # a module may raise whatever it likes; its workers will say more
-            log.warning("The worker template cannot import %s (%s): handlers that need it will fail", name, error)
+        _import_beforehand(name)
+    if "torch" in sys.modules:
+        _import_beforehand(_TORCH_HANDLERS)
+
+
+def _import_beforehand(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # a module may raise whatever it likes; its workers will say more
+        log.warning("The worker template cannot import %s (%s): handlers that need it will fail", name, error)
 
 
 def main() -> int:

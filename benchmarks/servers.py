@@ -32,7 +32,7 @@ STORE = WORK / "model-store"
 TORCHSERVE_PACKAGES = (
     "torchserve==0.12.0",
     "torch-model-archiver==0.12.0",
-    "torch",  # the version that constraints.txt pins for both
+    "torch",  # the version that requirements/pins.txt names for both
     "numpy",
     "pyyaml",
     "setuptools",
@@ -273,7 +273,7 @@ def install_torchserve() -> Path:
     if not stamp.exists():
         print("==> installing TorchServe 0.12 into benchmarks/.work/torchserve (once)", flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        constraints = ("-c", str(PROJECT / "constraints.txt"))
+        constraints = ("-c", str(PROJECT / "requirements" / "pins.txt"))
         subprocess.run(
             [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *constraints, *TORCHSERVE_PACKAGES],
             check=True,

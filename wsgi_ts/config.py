@@ -158,7 +158,10 @@ class Config:
     initial_distribution_port: int = setting(kinds.PORT, 29500, "id of the first model worker that spans several GPUs")
     python: str = setting(TEXT, sys.executable or "python3", "interpreter of the model workers")
     preload_modules: tuple[str, ...] = setting(
-        kinds.MODULES, (), "imported once, before model workers are forked, so that each of them has them", ours=True
+        kinds.MODULES,
+        ("torch",),
+        "imported once, before model workers are forked, so that each of them has them; empty: none",
+        ours=True,
     )
     cpu_launcher_enable: bool = setting(BOOLEAN, False, "start workers under torch.backends.xeon", effect="none")
     cpu_launcher_args: str = setting(TEXT, "", "arguments of that launcher", effect="none")

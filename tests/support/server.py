@@ -85,6 +85,8 @@ class ServerProcess:
             "enable_model_api": "true",
             "web_workers": str(web_workers),
             "slots_per_worker": "256",
+            # Most handlers of the tests use no torch, whose import would be more than half of a server's start.
+            "preload_modules": "",
             **(config or {}),
         }
         self._arguments = [*([] if snapshots else ["--ncs"]), *arguments]
