@@ -37,7 +37,7 @@ EXAMPLES  := $(VENV)/.installed-examples
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo demo-stop test test-latest lint lock bench bench-large clean
+.PHONY: help venv install demo demo-stop test test-latest fuzz lint lock bench bench-large clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -94,7 +94,11 @@ lint: $(DEV) ## style, types and import directions
 
 test: lint ## lint, then every test that this machine can run
 	@echo "==> pytest, $(TEST_JOBS) tests at a time"
-	@$(PY) -m pytest --numprocesses $(TEST_JOBS) --dist worksteal --max-worker-restart 0 $(PYTEST_ARGS)
+	@$(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadgroup --no-loadscope-reorder \
+	  --max-worker-restart 0 --durations 60 --durations-min 2 $(PYTEST_ARGS)
+
+fuzz: lint ## requests mutated at random against the running server, a quarter of an hour of them
+	@WSGI_TS_FUZZ_REQUESTS=20000 $(PY) -m pytest tests/integration/test_input_corpus.py -k mutated -s $(PYTEST_ARGS)
 
 test-latest: ## the tests with the newest versions of all that setup.cfg names, in .venv-latest
 	@rm -rf .venv-latest

@@ -7,6 +7,8 @@ web workers live on with all their slots free, and their logs hold no traceback.
 from __future__ import annotations
 
 import contextlib
+import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator
@@ -30,6 +32,8 @@ CUT_EVERYWHERE = 300
 #: What the server reads of a refused request before it closes; above that, closing may destroy the answer on its way.
 SURELY_READ = 250_000
 HANG_S = 8.0
+#: Requests mutated at random, for each API; other ones in each run. `make fuzz` sends many more.
+FUZZ_REQUESTS = int(os.environ.get("WSGI_TS_FUZZ_REQUESTS", "300"))
 
 #: Answers with the body as it came: text and JSON that were decoded on the way as Python shows them.
 TELL = """
@@ -413,8 +417,11 @@ def mutated(draw: st.DrawFn) -> bytes:
 @pytest.mark.slow
 @pytest.mark.parametrize("api", APIS)
 def test_mutated_requests(watched: Watched, api: str) -> None:
-    @seed(20)
-    @settings(max_examples=1500, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    started_from = int(os.environ.get("WSGI_TS_FUZZ_SEED") or secrets.randbits(32))
+    print(f"again with: WSGI_TS_FUZZ_SEED={started_from} WSGI_TS_FUZZ_REQUESTS={FUZZ_REQUESTS}")
+
+    @seed(started_from)
+    @settings(max_examples=FUZZ_REQUESTS, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(mutated())
     def check(data: bytes) -> None:
         answers = parse_answers(exchange(watched.server, api, data, half_close=True))

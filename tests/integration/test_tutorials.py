@@ -35,6 +35,10 @@ PREDICT = "curl http://localhost:8080/predictions/mnist -T ./Docker/mnist_images
 # Handwritten digits: register, describe, scale, unregister, upgrade
 
 
+#: What shares a server, or what the examples make: in one process.
+in_group = pytest.mark.xdist_group
+
+
 @pytest.fixture(scope="module")
 def digits() -> Iterator[Terminal]:
     """A server on the printed configuration, with two versions of the digits model in its store."""
@@ -74,10 +78,12 @@ def mnist(digits: Terminal) -> Iterator[Terminal]:
     digits.type("curl -X DELETE http://localhost:8081/models/mnist/1.0")
 
 
+@in_group("tutorial digits")
 def test_ping(digits: Terminal) -> None:
     assert json.loads(digits.type("curl http://localhost:8080/ping")) == {"status": "Healthy"}
 
 
+@in_group("tutorial digits")
 def test_every_digit_is_read(mnist: Terminal) -> None:
     assert mnist.type(PREDICT) == "0"
     read = [
@@ -88,6 +94,7 @@ def test_every_digit_is_read(mnist: Terminal) -> None:
     assert sum(answer == str(digit) for digit, answer in enumerate(read)) >= 8, read
 
 
+@in_group("tutorial digits")
 def test_list_and_describe(mnist: Terminal) -> None:
     url = "/home/model-server/model-store/mnist.mar"
     listed = json.loads(mnist.type("curl http://localhost:8081/models"))
@@ -110,6 +117,7 @@ def test_list_and_describe(mnist: Terminal) -> None:
     assert worker.keys() >= {"id", "startTime", "status", "memoryUsage", "pid", "gpu", "gpuUsage"}
 
 
+@in_group("tutorial digits")
 def test_scaling(mnist: Terminal) -> None:
     answer = json.loads(mnist.type('curl -X PUT "http://localhost:8081/models/mnist?min_worker=3"'))
     assert answer == {"status": "Processing worker updates..."}
@@ -117,6 +125,7 @@ def test_scaling(mnist: Terminal) -> None:
     assert mnist.type(PREDICT) == "0"
 
 
+@in_group("tutorial digits")
 def test_upgrade_by_registering_again(mnist: Terminal) -> None:
     answer = json.loads(mnist.type("curl -X DELETE http://localhost:8081/models/mnist"))
     assert answer == {"status": 'Model "mnist" unregistered'}
@@ -125,6 +134,7 @@ def test_upgrade_by_registering_again(mnist: Terminal) -> None:
     assert mnist.type(PREDICT) == "0"
 
 
+@in_group("tutorial digits")
 def test_upgrade_by_version_fails_no_request(mnist: Terminal) -> None:
     image = (mnist.home / "Docker" / "mnist_images" / "0.png").read_bytes()
     statuses: list[int] = []
@@ -157,6 +167,7 @@ def test_upgrade_by_version_fails_no_request(mnist: Terminal) -> None:
 # Handlers from the same tutorial, on the same server
 
 
+@in_group("tutorial digits")
 def test_handler_template(digits: Terminal) -> None:
     digits.make("handler_template/make_model.py", "template")
     digits.copy(EXAMPLES / "handler_template" / "handler.py", "template/handler.py")
@@ -170,6 +181,7 @@ def test_handler_template(digits: Terminal) -> None:
     digits.type("curl -X DELETE http://localhost:8081/models/template")
 
 
+@in_group("tutorial digits")
 def test_device_of_the_multi_gpu_handler(digits: Terminal) -> None:
     snippet = (PRINTED / "multi_gpu_handler.txt").read_text()
     answering = "\n    def handle(self, data, context):\n        return [str(self.device) for _ in data]\n"
@@ -182,6 +194,7 @@ def test_device_of_the_multi_gpu_handler(digits: Terminal) -> None:
     digits.type("curl -X DELETE http://localhost:8081/models/multi")
 
 
+@in_group("tutorial digits")
 def test_micro_batching(digits: Terminal) -> None:
     example = EXAMPLES / "micro_batching"
     digits.type(
@@ -248,6 +261,7 @@ def vectors(text: str, count: int) -> list[list[float]]:
     return answer
 
 
+@in_group("tutorial encoder")
 @pytest.mark.slow
 def test_encoder_from_an_archive_and_from_a_folder(encoder: Terminal) -> None:
     answers = []
@@ -274,6 +288,7 @@ def test_encoder_from_an_archive_and_from_a_folder(encoder: Terminal) -> None:
 # Images with a bundled handler
 
 
+@in_group("tutorial densenet161")
 @pytest.mark.slow
 def test_densenet161() -> None:
     with Terminal() as terminal:
@@ -304,6 +319,15 @@ def test_densenet161() -> None:
 # The examples' own pages
 
 
+PAGES = sorted(str(page.parent.relative_to(EXAMPLES)) for page in EXAMPLES.glob("*/**/README.md"))
+
+
+def group_of(page: str) -> str:
+    """Pages whose commands make the same models, in one process: they are made once there."""
+    shared = {"huggingface_embedding": "encoder", "mnist": "digits", "micro_batching": "digits"}
+    return f"tutorial {shared.get(page, page)}"
+
+
 def commands_of(page: Path) -> list[str]:
     """The lines of a page's bash blocks, without downloads and comments; blocks marked sh need what is not here."""
     blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
@@ -312,9 +336,7 @@ def commands_of(page: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", sorted(str(page.parent.relative_to(EXAMPLES)) for page in EXAMPLES.glob("*/**/README.md"))
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=in_group(group_of(name))) for name in PAGES])
 def test_commands_of_an_example(name: str) -> None:
     with Terminal() as terminal:
         terminal.configure()
