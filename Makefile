@@ -17,15 +17,13 @@ LOCK_ARGS   ?=
 VENV ?= .venv
 BIN  := $(VENV)/bin
 PY   := $(BIN)/python
-PIP  := $(PY) -m pip install --quiet $(PIP_ARGS)
 
 # The version of every package: see requirements/README.md.
 PYTHONS := 3.10 3.11 3.12 3.13
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 LOCK    ?= requirements/python$(VERSION).txt
-# pip reads both variables; the second is what newer ones build packages with.
-export PIP_CONSTRAINT := $(CURDIR)/$(LOCK)
-export PIP_BUILD_CONSTRAINT := $(CURDIR)/$(LOCK)
+# The second variable is what newer pips build packages by. For these commands only: a server installs models' packages.
+PIP := PIP_CONSTRAINT=$(CURDIR)/$(LOCK) PIP_BUILD_CONSTRAINT=$(CURDIR)/$(LOCK) $(PY) -m pip install --quiet $(PIP_ARGS)
 
 PACKAGING := setup.cfg pyproject.toml $(LOCK)
 
@@ -109,7 +107,7 @@ CUDA := cuda-bindings cuda-pathfinder cuda-toolkit triton $(addprefix nvidia-,cu
   cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
 
 lock: ## write the versions of everything to requirements/, for each version of Python
-	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && PIP_CONSTRAINT= .venv-lock/bin/pip install -q uv==0.13.9; }
+	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install -q uv==0.13.9; }
 	@for version in $(PYTHONS); do echo "==> requirements/python$$version.txt"; .venv-lock/bin/uv pip compile --quiet \
 	  $(addprefix --extra ,vision text explain onnx test lint) $(addprefix --no-emit-package ,$(CUDA)) \
 	  --python-version $$version --strip-extras --no-annotate --custom-compile-command "make lock" $(LOCK_ARGS) \
