@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from wsgi_ts.handlers.context import Context
+from wsgi_ts.handlers.library_names import AOT_LIBRARY, AOT_PACKAGE, ONNX_OPTIONS, ONNX_SESSION
 from wsgi_ts.handlers.loader import import_from, list_classes_from_module
 from wsgi_ts.handlers.metrics import SAMPLE_INTERVAL_S
 from wsgi_ts.handlers.utils import PredictionException, PT2Backend, check_valid_pt2_backend, load_label_mapping
@@ -130,8 +131,8 @@ class BaseHandler:
 
     def _load_torch_export_aot_compile(self, model_path: str) -> Any:
         if model_path.endswith(".pt2"):
-            return torch._inductor.aoti_load_package(model_path)
-        return torch._export.aot_load(model_path, self.map_location or "cpu")
+            return AOT_PACKAGE.load(f"The model {model_path}")(model_path)
+        return AOT_LIBRARY.load(f"The model {model_path}")(model_path, self.map_location or "cpu")
 
     def _load_exported_program(self, path: str) -> Any:
         if self._weights_only:
@@ -143,17 +144,17 @@ class BaseHandler:
 
     def _load_onnx_model(self, path: str) -> Any:
         try:
-            onnxruntime = importlib.import_module("onnxruntime")
+            importlib.import_module("onnxruntime")
         except ImportError as error:
             raise RuntimeError(
                 f"No model weights could be loaded: {os.path.basename(path)} needs the package onnxruntime"
             ) from error
-        options = onnxruntime.SessionOptions()
+        options = ONNX_OPTIONS.load(f"The model {path}")()
         options.intra_op_num_threads = os.cpu_count() or 1
         providers = ["CPUExecutionProvider"]
         if self.map_location == "cuda":
             providers.insert(0, "CUDAExecutionProvider")
-        session = onnxruntime.InferenceSession(path, providers=providers, sess_options=options)
+        session = ONNX_SESSION.load(f"The model {path}")(path, providers=providers, sess_options=options)
         logger.info("Succesfully setup ort session")
         return session
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from wsgi_ts.handlers.context import Context
-from wsgi_ts.handlers.extras import import_extra
 from wsgi_ts.handlers.image import ImageClassifier
+from wsgi_ts.handlers.library_names import DALI_PIPELINE
 from wsgi_ts.handlers.vision import VisionHandler
 
 
@@ -25,11 +25,11 @@ def get_dali_pipeline(ctx: Context) -> Any:
         ValueError: the YAML has no such section.
         FileNotFoundError: there is no such file, or more than one to choose from.
     """
-    pipeline = import_extra("nvidia.dali.pipeline", f"The model {ctx.model_name}")
+    pipeline = DALI_PIPELINE.load(f"The model {ctx.model_name}")
     options = (ctx.model_yaml_config or {}).get("dali")
     if not isinstance(options, dict):
         raise ValueError(f"{ctx.model_name} has no section dali in its model-config.yaml")
-    return pipeline.Pipeline.deserialize(
+    return pipeline.deserialize(
         filename=_pipeline_file(ctx, options.get("pipeline_file")),
         batch_size=options.get("batch_size", ctx.system_properties["batch_size"]),
         num_threads=options.get("num_threads", 1),

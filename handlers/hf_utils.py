@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wsgi_ts.handlers.extras import import_extra
+from wsgi_ts.handlers.library_names import DOWNLOAD
 
 #: What a PyTorch checkpoint is made of; weights in other formats are left out.
 _CHECKPOINT_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.bin", "*.pt", "*.pth"]
@@ -25,9 +25,9 @@ def download_model(
     Raises:
         ImportError: huggingface_hub is missing.
     """
-    hub = import_extra("huggingface_hub", "download_model")
+    download = DOWNLOAD.load("download_model")
     token = None if use_auth_token is True else use_auth_token
-    path: str = hub.snapshot_download(
+    path: str = download(
         repo_id=model_id, revision=revision, allow_patterns=_CHECKPOINT_FILES, cache_dir=model_path, token=token
     )
     return path

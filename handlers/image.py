@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from wsgi_ts.handlers.extras import import_extra
+from wsgi_ts.handlers.library_names import CENTER_CROP, COMPOSE, NORMALIZE, RESIZE, TO_TENSOR
 from wsgi_ts.handlers.utils import map_class_to_label
 from wsgi_ts.handlers.vision import VisionHandler
 
@@ -24,15 +24,13 @@ def imagenet_processing(purpose: str) -> Any:
     Raises:
         ImportError: torchvision is missing.
     """
-    transforms = import_extra("torchvision.transforms", purpose)
-    return transforms.Compose(
-        [
-            transforms.Resize(256),
-            transforms.CenterCrop(224),
-            transforms.ToTensor(),
-            transforms.Normalize(mean=IMAGENET_MEAN, std=IMAGENET_DEVIATION),
-        ]
-    )
+    steps = [
+        RESIZE.load(purpose)(256),
+        CENTER_CROP.load(purpose)(224),
+        TO_TENSOR.load(purpose)(),
+        NORMALIZE.load(purpose)(mean=IMAGENET_MEAN, std=IMAGENET_DEVIATION),
+    ]
+    return COMPOSE.load(purpose)(steps)
 
 
 def _in_colour(image: Any) -> Any:
@@ -105,7 +103,7 @@ class ObjectDetector(VisionHandler):
     def image_processing(self, image: Any) -> torch.Tensor:
         """Turns one image into a tensor, without scaling."""
         if self._transform is None:
-            self._transform = import_extra("torchvision.transforms", type(self).__name__).ToTensor()
+            self._transform = TO_TENSOR.load(type(self).__name__)()
         tensor: torch.Tensor = self._transform(_in_colour(image))
         return tensor
 

@@ -12,7 +12,7 @@ import torch
 
 from wsgi_ts.handlers.base import BaseHandler
 from wsgi_ts.handlers.context import Context
-from wsgi_ts.handlers.extras import import_for_explanation
+from wsgi_ts.handlers.library_names import INTEGRATED_GRADIENTS
 from wsgi_ts.handlers.text_utils import (
     Vocabulary,
     expand_contractions,
@@ -166,7 +166,7 @@ class TextClassifier(TextHandler):
         Raises:
             PredictionException: 501, captum is missing or the model is not an eager one with an EmbeddingBag.
         """
-        attribution = import_for_explanation("captum.attr")
+        integrated_gradients = INTEGRATED_GRADIENTS.load_for_explanation()
         bag = self._embedding_bag()
         ends = [*text_preprocess.offsets.tolist()[1:], len(text_preprocess.indices)]
         targets = target if isinstance(target, list) else [target] * len(ends)
@@ -175,7 +175,7 @@ class TextClassifier(TextHandler):
         for tokens, end, wanted in zip(text_preprocess.tokens, ends, targets, strict=True):
             indices, start = text_preprocess.indices[start:end], end
             vectors = bag.weight.detach()[indices].unsqueeze(0)
-            gradients = attribution.IntegratedGradients(lambda given: self._from_vectors(bag, given))
+            gradients = integrated_gradients(lambda given: self._from_vectors(bag, given))
             importances = gradients.attribute(vectors, target=wanted, n_steps=_INTEGRATION_STEPS)
             insights.append({"importances": self.summarize_attributions(importances).tolist(), "words": tokens})
         return insights

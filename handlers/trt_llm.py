@@ -12,7 +12,7 @@ from typing import Any
 
 from wsgi_ts.handlers.base import BaseHandler
 from wsgi_ts.handlers.context import Context
-from wsgi_ts.handlers.extras import import_extra
+from wsgi_ts.handlers.library_names import TRT_CACHE, TRT_LLM, TRT_SAMPLING
 from wsgi_ts.handlers.results import send_intermediate_predict_response
 from wsgi_ts.handlers.utils import PredictionException, path_in_archive
 
@@ -44,7 +44,7 @@ class TRTLLMHandler(BaseHandler):
 
     def make_engine(self, context: Context) -> Any:
         """A `tensorrt_llm.LLM`, made as the model's YAML says."""
-        library = import_extra("tensorrt_llm", "The handler trt_llm_handler")
+        engine = TRT_LLM.load("The handler trt_llm_handler")
         section = context.model_yaml_config.get("handler") or {}
         named = section.get("engine_dir")
         if not named:
@@ -54,9 +54,9 @@ class TRTLLMHandler(BaseHandler):
         if section.get("tokenizer_dir"):
             arguments["tokenizer"] = path_in_archive(model_dir, section["tokenizer_dir"])
         if section.get("kv_cache_config"):
-            settings = import_extra("tensorrt_llm.llmapi", "The handler trt_llm_handler")
-            arguments["kv_cache_config"] = settings.KvCacheConfig(**section["kv_cache_config"])
-        return library.LLM(model=path_in_archive(model_dir, named), **arguments)
+            settings = TRT_CACHE.load("The handler trt_llm_handler")
+            arguments["kv_cache_config"] = settings(**section["kv_cache_config"])
+        return engine(model=path_in_archive(model_dir, named), **arguments)
 
     async def handle(self, data: Any, context: Context) -> list[Any]:
         """Answers one request.
@@ -75,9 +75,9 @@ class TRTLLMHandler(BaseHandler):
         return [result]
 
     def _sampling(self, parameters: dict[str, Any]) -> Any:
-        library = import_extra("tensorrt_llm", "The handler trt_llm_handler")
+        parameters_of = TRT_SAMPLING.load("The handler trt_llm_handler")
         try:
-            return library.SamplingParams(**parameters)
+            return parameters_of(**parameters)
         except (TypeError, ValueError) as error:
             raise PredictionException(f"Wrong sampling parameters: {error}", 400) from error
 

@@ -11,7 +11,8 @@ import torch
 
 from wsgi_ts.handlers.base import BaseHandler
 from wsgi_ts.handlers.context import Context
-from wsgi_ts.handlers.extras import import_extra, import_for_explanation
+from wsgi_ts.handlers.extras import import_extra
+from wsgi_ts.handlers.library_names import INTEGRATED_GRADIENTS, MAX_IMAGE_PIXELS, OPEN_IMAGE
 
 
 class VisionHandler(BaseHandler, ABC):
@@ -33,7 +34,7 @@ class VisionHandler(BaseHandler, ABC):
         """
         super().initialize(context)
         if not context.system_properties.get("limit_max_image_pixels", True):
-            import_extra("PIL.Image", type(self).__name__).MAX_IMAGE_PIXELS = None
+            setattr(import_extra("PIL.Image", type(self).__name__), MAX_IMAGE_PIXELS, None)
 
     def preprocess(self, data: list[dict[str, Any]]) -> torch.Tensor:
         """Stacks the images of a batch: `data` or `body` as base64 text, an image file, or numbers."""
@@ -42,7 +43,7 @@ class VisionHandler(BaseHandler, ABC):
     def _image(self, row: dict[str, Any]) -> torch.Tensor:
         image = self._content(row)
         if isinstance(image, (bytes, bytearray)):
-            opened = import_extra("PIL.Image", type(self).__name__).open(io.BytesIO(image))
+            opened = OPEN_IMAGE.load(type(self).__name__)(io.BytesIO(image))
             return self.image_processing(opened)
         return torch.FloatTensor(image)
 
@@ -64,6 +65,5 @@ class VisionHandler(BaseHandler, ABC):
             PredictionException: 501, captum is missing.
         """
         if self._attribution is None:
-            captum = import_for_explanation("captum.attr")
-            self._attribution = captum.IntegratedGradients(self.model)
+            self._attribution = INTEGRATED_GRADIENTS.load_for_explanation()(self.model)
         return self._attribution.attribute(tensor_data, target=target, n_steps=15).tolist()

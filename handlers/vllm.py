@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib
 import inspect
 import json
 import logging
@@ -22,10 +21,22 @@ from typing import Any
 from wsgi_ts.handlers.base import BaseHandler
 from wsgi_ts.handlers.context import Context, StreamClosed
 from wsgi_ts.handlers.extras import import_extra
+from wsgi_ts.handlers.library_names import (
+    VLLM_APP_STATE,
+    VLLM_ARGUMENTS,
+    VLLM_BUILD_APP,
+    VLLM_ENGINE,
+    VLLM_LORA,
+    VLLM_MAKE_PARSER,
+    VLLM_PARSER,
+)
 from wsgi_ts.handlers.results import send_intermediate_predict_response
 from wsgi_ts.handlers.utils import PredictionException, path_in_archive
 
 logger = logging.getLogger(__name__)
+
+#: Who needs vLLM, for messages.
+_HANDLER = "The handler vllm_handler"
 
 Message = MutableMapping[str, Any]
 #: An ASGI 3 application: (scope, receive, send).
@@ -181,11 +192,12 @@ async def vllm_application(context: Context) -> Application:
         ImportError: vllm is not installed, or has other entry points than this function knows.
         ValueError: the section `handler` is wrong.
     """
-    vllm = import_extra("vllm", "The handler vllm_handler")
+    vllm = import_extra("vllm", _HANDLER)
     # A fork of this process would have a CUDA context that it cannot use.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     arguments = _serve_arguments(context, vllm.__version__)
-    engine = vllm.AsyncLLMEngine.from_engine_args(vllm.AsyncEngineArgs.from_cli_args(arguments))
+    engine_arguments = VLLM_ARGUMENTS.load(_HANDLER).from_cli_args(arguments)
+    engine = VLLM_ENGINE.load(_HANDLER).from_engine_args(engine_arguments)
     offered: dict[str, Any] = {
         "args": arguments,
         "engine_client": engine,
@@ -193,10 +205,9 @@ async def vllm_application(context: Context) -> Application:
         "vllm_config": engine.vllm_config,
         "supported_tasks": await engine.get_supported_tasks(),
     }
-    old = "vllm.entrypoints.openai.api_server"
-    application = _call(_entry_point("build_app", "vllm.entrypoints.launchers.app", old), offered)
+    application = _call(VLLM_BUILD_APP.load(_HANDLER), offered)
     offered["state"] = application.state
-    await _call(_entry_point("init_app_state", "vllm.entrypoints.launchers.api_server.app_state", old), offered)
+    await _call(VLLM_APP_STATE.load(_HANDLER), offered)
     # vLLM's error handlers ask the server that they believe to run in to exit, once the engine is dead.
     application.state.server = _WorkerAsServer()
     built: Application = application
@@ -205,10 +216,7 @@ async def vllm_application(context: Context) -> Application:
 
 def _serve_arguments(context: Context, version: str) -> argparse.Namespace:
     """The arguments of `vllm serve` that the model's YAML stands for."""
-    parser = _entry_point("FlexibleArgumentParser", "vllm.utils.argparse_utils", "vllm.utils")
-    make_parser = _entry_point(
-        "make_arg_parser", "vllm.entrypoints.common.cli_args", "vllm.entrypoints.openai.cli_args"
-    )
+    make_parser, parser = VLLM_MAKE_PARSER.load(_HANDLER), VLLM_PARSER.load(_HANDLER)
     arguments: argparse.Namespace = make_parser(parser()).parse_args([])
     for name, value in engine_settings(context).items():
         if not hasattr(arguments, name):
@@ -216,8 +224,7 @@ def _serve_arguments(context: Context, version: str) -> argparse.Namespace:
         setattr(arguments, name, value)
     adapters = adapter_folders(context)
     if adapters:
-        module = ("vllm.entrypoints.openai.models.protocol", "vllm.entrypoints.openai.serving_models")
-        lora = _entry_point("LoRAModulePath", *module)
+        lora = VLLM_LORA.load(_HANDLER)
         arguments.lora_modules = [lora(name=name, path=path) for name, path in adapters.items()]
     return arguments
 
@@ -271,27 +278,6 @@ def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if not isinstance(section, Mapping):
         raise ValueError(f"model-config.yaml: {name} should be a section of settings")
     return section
-
-
-def _entry_point(name: str, *modules: str) -> Any:
-    """What vLLM calls `name`, in the first of some modules that has it: it moves between versions.
-
-    Raises:
-        ImportError: none has it.
-    """
-    for module in modules:
-        try:
-            found = getattr(importlib.import_module(module), name, None)
-        except ModuleNotFoundError as error:
-            # That another package is missing, which the module needs, is to be told as it is.
-            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                raise
-            continue
-        if found is not None:
-            return found
-    raise ImportError(
-        f"The installed vllm has no {name} in {' or '.join(modules)}: vllm_handler does not know this version of it."
-    )
 
 
 def _call(function: Callable[..., Any], offered: Mapping[str, Any]) -> Any:

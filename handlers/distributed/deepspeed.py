@@ -9,7 +9,13 @@ import torch
 
 from wsgi_ts.handlers.context import Context
 from wsgi_ts.handlers.distributed.ranks import DistributedHandler, rank_device, section
-from wsgi_ts.handlers.extras import import_extra
+from wsgi_ts.handlers.library_names import (
+    COMPATIBLE_OPERATORS,
+    DEEPSPEED_INFERENCE,
+    DEEPSPEED_JOIN,
+    DEEPSPEED_SHARED_MEMORY,
+    LibraryName,
+)
 
 
 class BaseDeepSpeedHandler(DistributedHandler):
@@ -25,7 +31,7 @@ class BaseDeepSpeedHandler(DistributedHandler):
         self.manifest = context.manifest
         self.model_yaml_config = context.model_yaml_config or {}
         self.device = rank_device(self.local_rank, context)
-        _deepspeed(self.device).init_distributed("nccl" if self.device.type == "cuda" else "gloo")
+        _deepspeed(self.device, DEEPSPEED_JOIN)("nccl" if self.device.type == "cuda" else "gloo")
 
 
 def get_ds_engine(model: Any, context: Context) -> Any:
@@ -55,7 +61,7 @@ def get_ds_engine(model: Any, context: Context) -> Any:
     config = _file(folder, "config", options["config"])
     checkpoint = _file(folder, "checkpoint", options["checkpoint"]) if options.get("checkpoint") else None
     device = rank_device(int(os.environ.get("LOCAL_RANK", "0")), context)
-    return _deepspeed(device).init_inference(model=model, config=config, checkpoint=checkpoint)
+    return _deepspeed(device, DEEPSPEED_INFERENCE)(model=model, config=config, checkpoint=checkpoint)
 
 
 def _file(folder: str, key: str, name: Any) -> str:
@@ -67,14 +73,14 @@ def _file(folder: str, key: str, name: Any) -> str:
     return path
 
 
-def _deepspeed(device: torch.device) -> Any:
-    """DeepSpeed, for this kind of device."""
+def _deepspeed(device: torch.device, name: LibraryName) -> Any:
+    """A function of DeepSpeed, for this kind of device."""
     if device.type == "cuda":
-        return import_extra("deepspeed", "A DeepSpeed handler")
+        return name.load("A DeepSpeed handler")
     # Read at its import. Without it a GPU is used that deviceType forbids.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    deepspeed = import_extra("deepspeed", "A DeepSpeed handler")
+    operators = COMPATIBLE_OPERATORS.load("A DeepSpeed handler")
     # Its own way to add up, in shared memory, is compiled while the model loads, crashes under any launcher but its own
     # (which sets LOCAL_SIZE), and leaves 66 MiB per rank in /dev/shm for good. Without it torch.distributed adds up.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
+    operators[DEEPSPEED_SHARED_MEMORY] = False
+    return name.load("A DeepSpeed handler")

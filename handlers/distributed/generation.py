@@ -13,7 +13,6 @@ from torch import nn
 def generate(
     model: nn.Module,
     call: Callable[..., Any],
-    new_cache: Callable[[], Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> Any:
@@ -22,7 +21,6 @@ def generate(
     Args:
         model: a stage of the model, which knows how inputs are prepared and tokens chosen.
         call: runs the whole model.
-        new_cache: makes the handle of a generation's keys and values.
         args: positional arguments of `generate`.
         kwargs: named ones.
 
@@ -39,6 +37,4 @@ def generate(
         return call(*inputs, **named)
 
     shell.forward = forward
-    if kwargs.get("past_key_values") is None and kwargs.get("use_cache", True):
-        kwargs = {**kwargs, "past_key_values": new_cache()}
     return shell.generate(*args, **kwargs)

@@ -24,6 +24,13 @@ import torch
 import torch.distributed as dist
 
 from wsgi_ts.handlers.context import Context
+from wsgi_ts.handlers.distributed.caches import (
+    PipelineCache,
+    cache_parameter,
+    new_handle,
+    new_stage_cache,
+    put_in_place,
+)
 from wsgi_ts.handlers.distributed.generation import generate
 from wsgi_ts.handlers.distributed.ranks import (
     group_backend,
@@ -38,9 +45,9 @@ from wsgi_ts.handlers.distributed.stages import Cut, Stage, find_cut
 from wsgi_ts.handlers.distributed.tensor_parallel import parallelize, tensor_mesh
 from wsgi_ts.handlers.distributed.transfer import (
     TOLD_BYTES,
+    CachePlace,
     Failure,
     Link,
-    Output,
     empty_tensors,
     form_of,
     pack,
@@ -49,6 +56,7 @@ from wsgi_ts.handlers.distributed.transfer import (
     to_bytes,
     unpack,
 )
+from wsgi_ts.handlers.library_names import CACHE_NAMES
 
 logger = logging.getLogger(__name__)
 
@@ -77,26 +85,6 @@ class Inputs(NamedTuple):
     kwargs: Mapping[str, Any]
     cache: int | None
     freed: Sequence[int]
-
-
-class PipelineCache:
-    """Stands for the key-value caches that the stages keep of one generation: what `past_key_values` is here.
-
-    Attributes:
-        number: the generation's number.
-        tokens: how many tokens of each row it knows.
-    """
-
-    #: For transformers, which would compile the loop around caches that can be.
-    is_compileable = False
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.tokens = 0
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """The same, as transformers asks for it."""
-        return self.tokens
 
 
 class PipelineDriver:
@@ -135,6 +123,7 @@ class PipelineDriver:
         self._input_names = [str(name) for name in options.get("input_names") or ()]
         # A model of transformers that would return its caches unless told not to.
         self._has_cache = hasattr(getattr(stage.model, "config", None), "use_cache")
+        self._cache_name = cache_parameter(stage.model)
         self._teller = teller
         self._receivers = receivers
         self._lock = threading.Lock()
@@ -162,10 +151,10 @@ class PipelineDriver:
             if self._teller is not None:
                 self._tell(self._teller, inputs)
             result = self._run(inputs)
-        if cache is not None and isinstance(result, Output):
+        if cache is not None:
             new = next((named[name] for name in ("input_ids", "inputs_embeds") if named.get(name) is not None), None)
             cache.tokens += 0 if new is None else new.shape[1]
-            result["past_key_values"] = cache
+            result = put_in_place(result, _is_place, cache)
         return result
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -175,7 +164,12 @@ class PipelineDriver:
             TypeError: the model has no `generate`.
             ValueError: a way to choose tokens was asked for that reorders keys and values, which beam search does.
         """
-        return generate(self._stage.model, self, self._new_handle, args, kwargs)
+        handle = self._take_handle(kwargs)
+        if handle is None and kwargs.get("use_cache", True):
+            handle = self._new_handle()
+        if handle is not None:
+            kwargs[self._cache_name] = handle
+        return generate(self._stage.model, self, args, kwargs)
 
     @torch.inference_mode()
     def follow(self, message: bytes) -> None:
@@ -200,17 +194,34 @@ class PipelineDriver:
 
     def _cache_for(self, named: dict[str, Any]) -> PipelineCache | None:
         """The handle of the caches that a call uses, a new one for a generation that begins. Completes `named`."""
-        given = named.pop("past_key_values", None)
+        given = self._take_handle(named)
         if self._has_cache:
             named.setdefault("use_cache", given is not None)
-        if isinstance(given, PipelineCache):
-            return given
-        if given is not None:
-            raise TypeError("past_key_values must be what an earlier call of this driver has returned as such")
-        return self._new_handle() if named.get("use_cache") else None
+        if given is None and named.get("use_cache"):
+            return self._new_handle()
+        return given
+
+    def _take_handle(self, named: dict[str, Any]) -> PipelineCache | None:
+        """Takes the handle of a cache out of named arguments, whatever its name.
+
+        Raises:
+            TypeError: there is a cache that is no handle.
+        """
+        # Another model than those of transformers may well have a `cache` that is something else.
+        names = CACHE_NAMES if self._has_cache else CACHE_NAMES[:1]
+        for name, value in list(named.items()):
+            if isinstance(value, PipelineCache):
+                del named[name]
+                return value
+            if name in names:
+                if value is not None:
+                    raise TypeError(f"{name} must be what an earlier call of this driver has returned as such")
+                del named[name]
+        return None
 
     def _new_handle(self) -> PipelineCache:
-        cache = PipelineCache(next(self._numbers))
+        config = getattr(self._stage.model, "config", None)
+        cache = new_handle(next(self._numbers), config if hasattr(config, "get_text_config") else None)
         # When nobody holds it any more, the next call tells all ranks.
         weakref.finalize(cache, self._freed.append, cache.number)
         return cache
@@ -264,10 +275,11 @@ class PipelineDriver:
         args = [_to(value, self.device) for value in args]
         kwargs = {name: _to(value, self.device) for name, value in kwargs.items()}
         if cache is not None:
-            kwargs["past_key_values"] = cache
+            kwargs[self._cache_name] = cache
+            received = put_in_place(received, _is_place, cache)
         outcome = self._stage.run(args, kwargs, received)
-        if cache is not None and isinstance(outcome, Mapping):
-            outcome = Output({name: value for name, value in outcome.items() if name != "past_key_values"})
+        if cache is not None:
+            outcome = put_in_place(outcome, lambda value: value is cache, CachePlace())
         pack(outcome)  # raises here what could not be sent
         return outcome
 
@@ -296,7 +308,7 @@ class PipelineDriver:
         if number is None:
             return [None] * pieces
         if number not in self._caches:
-            self._caches[number] = [_new_cache(self._stage.first_layer) for _ in range(pieces)]
+            self._caches[number] = [new_stage_cache(self._stage.first_layer) for _ in range(pieces)]
         return self._caches[number]
 
 
@@ -366,16 +378,9 @@ def _own_group(columns: Sequence[Sequence[int]], column: int, device: torch.devi
     return groups[column]
 
 
+def _is_place(value: Any) -> bool:
+    return isinstance(value, CachePlace)
+
+
 def _to(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, torch.Tensor) else value
-
-
-def _new_cache(first_layer: int) -> Any:
-    """A key-value cache of transformers for the layers of one stage, which count from `first_layer`."""
-    from transformers import DynamicCache
-
-    class StageCache(DynamicCache):
-        def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-            return super().update(key_states, value_states, layer_idx - first_layer, *args, **kwargs)
-
-    return StageCache()

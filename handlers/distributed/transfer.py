@@ -1,7 +1,8 @@
 """Values that go from rank to rank: their form as JSON, their tensors as they are. Nothing is pickled.
 
 A form is a list: `["t", dtype, shape]` a tensor, `["v", x]` a plain value, `["l", …]` a list, `["u", …]` a tuple,
-`["d", {…}]` a dict, `["o", {…}]` the output object of a model, `["e", text]` a failure.
+`["d", {…}]` a dict, `["o", {…}]` the output object of a model, `["e", text]` a failure, `["c", null]` the place of a
+cache.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from wsgi_ts.handlers.library_names import CACHE_NAMES
 
 #: Contents of tensors up to this size travel together with their form.
 TOLD_BYTES = 32768
@@ -34,9 +37,22 @@ class Output(dict[str, Any]):
     def __getitem__(self, key: Any) -> Any:
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
+    def __missing__(self, key: str) -> Any:
+        """The cache, by the name that it has in another version of transformers."""
+        if key in CACHE_NAMES:
+            for name in CACHE_NAMES:
+                if name in self:
+                    return self[name]
+        raise KeyError(key)
+
     def to_tuple(self) -> tuple[Any, ...]:
         """The values without the names."""
         return tuple(self.values())
+
+
+@dataclass(frozen=True)
+class CachePlace:
+    """Takes the place of a key-value cache, which stays where it is: each stage keeps those of its own layers."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +88,8 @@ def _form(value: Any, tensors: list[torch.Tensor]) -> list[Any]:
         return ["d" if type(value) is dict else "o", {str(key): _form(item, tensors) for key, item in value.items()}]
     if isinstance(value, Failure):
         return ["e", value.text]
+    if isinstance(value, CachePlace):
+        return ["c", None]
     raise TypeError(
         f"a {type(value).__name__} cannot go from one process of the model to another: only tensors can, "
         "numbers, texts, and lists, tuples and dicts of them"
@@ -89,6 +107,8 @@ def unpack(form: list[Any], tensors: Iterator[torch.Tensor]) -> Any:
     if kind in "do":
         fields = {name: unpack(item, tensors) for name, item in content.items()}
         return fields if kind == "d" else Output(fields)
+    if kind == "c":
+        return CachePlace()
     return Failure(content) if kind == "e" else content
 
 

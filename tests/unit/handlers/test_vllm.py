@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -53,31 +50,6 @@ def test_a_chat_template_is_a_file_or_itself(tmp_path: Path) -> None:
 def test_a_section_that_is_wrong_is_refused(tmp_path: Path, section: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"model-config\.yaml"):
         vllm.engine_settings(context_of(tmp_path, **section))
-
-
-def test_an_entry_point_is_found_where_this_version_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    old = ModuleType("some_old_place")
-    old.build = print  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "some_old_place", old)
-    assert vllm._entry_point("build", "some_new_place", "some_old_place") is print
-    with pytest.raises(ImportError, match="has no take_down in some_new_place or some_old_place"):
-        vllm._entry_point("take_down", "some_new_place", "some_old_place")
-
-
-def test_a_module_that_is_there_but_broken_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "some_broken_place.py").write_text("raise RuntimeError('no GPU')")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    importlib.invalidate_caches()
-    with pytest.raises(RuntimeError, match="no GPU"):
-        vllm._entry_point("build", "some_broken_place", "some_old_place")
-
-
-def test_a_package_that_vllm_lacks_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "some_hungry_place.py").write_text("import no_such_package_at_all")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    importlib.invalidate_caches()
-    with pytest.raises(ModuleNotFoundError, match="no_such_package_at_all"):
-        vllm._entry_point("build", "some_hungry_place", "some_old_place")
 
 
 def test_a_function_gets_the_arguments_that_it_takes() -> None:
