@@ -7,6 +7,7 @@ and says so when one has renamed something; a handler that meets such a version 
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,10 @@ from wsgi_ts.handlers.extras import import_extra, import_for_explanation
 
 #: Names under which models of transformers take and return their keys and values: up to 5.23, and from then on.
 CACHE_NAMES = ("past_key_values", "cache")
+#: What models of transformers have a row of for each row of the batch, whatever else they are given.
+ROW_INPUTS = ("input_ids", "inputs_embeds")
+#: Tensors that they are given once for the whole batch, which may happen to be as long as it: a place per token.
+SHARED_INPUTS = ("cache_position", "logits_to_keep")
 #: The operator of DeepSpeed that must not be used on a CPU, in `COMPATIBLE_OPERATORS`.
 DEEPSPEED_SHARED_MEMORY = "deepspeed_shm_comm"
 
@@ -72,7 +77,7 @@ class LibraryName:
                 found = getattr(found, step, None)
             if found is not None:
                 return found
-        version = getattr(importlib.import_module(self.library), "__version__", "of unknown number")
+        version = getattr(sys.modules.get(self.library), "__version__", "of unknown number")
         raise ImportError(
             f"{purpose}: the installed {self.library} ({version}) has no {self.name} in {' or '.join(self.modules)}, "
             "which is leaned on here: install a version of the range in wsgi-ts's extras, or tell us of this one."
@@ -90,9 +95,7 @@ def _is_there(module: str) -> bool:
 
 # transformers
 
-DYNAMIC_CACHE = LibraryName(
-    "DynamicCache", ("transformers",), members=("update", "get_seq_length", "is_compileable", "reorder_cache")
-)
+DYNAMIC_CACHE = LibraryName("DynamicCache", ("transformers",), members=("update", "get_seq_length", "reorder_cache"))
 #: Positional arguments of `DynamicCache.update`: stages shift the layer's number.
 CACHE_UPDATE = LibraryName(
     "DynamicCache.update", ("transformers",), parameters=("key_states", "value_states", "layer_idx")

@@ -56,7 +56,7 @@ from wsgi_ts.handlers.distributed.transfer import (
     to_bytes,
     unpack,
 )
-from wsgi_ts.handlers.library_names import CACHE_NAMES
+from wsgi_ts.handlers.library_names import CACHE_NAMES, ROW_INPUTS
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ class PipelineDriver:
                 self._tell(self._teller, inputs)
             result = self._run(inputs)
         if cache is not None:
-            new = next((named[name] for name in ("input_ids", "inputs_embeds") if named.get(name) is not None), None)
+            new = next((named[name] for name in ROW_INPUTS if named.get(name) is not None), None)
             cache.tokens += 0 if new is None else new.shape[1]
             result = put_in_place(result, _is_place, cache)
         return result

@@ -11,20 +11,24 @@ from typing import Any
 
 import torch
 
+from wsgi_ts.handlers.library_names import ROW_INPUTS, SHARED_INPUTS
+
 
 def split_rows(
     args: Sequence[Any], kwargs: Mapping[str, Any], chunks: int
 ) -> list[tuple[Sequence[Any], Mapping[str, Any]]]:
     """Cuts the arguments of one call into those of several, each with a part of the batch.
 
-    The batch is the first dimension of the first tensor; tensors of that length are cut, all else is in each part.
+    The batch is the first dimension of what transformers calls the model's inputs, or else of the first tensor; tensors
+    of that length are cut, all else is in each part.
 
     Args:
         args: positional arguments.
         kwargs: named ones.
         chunks: how many parts, at most; there are never more than rows.
     """
-    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.ndim]
+    first = [kwargs[name] for name in ROW_INPUTS if kwargs.get(name) is not None]
+    tensors = [value for value in (*first, *args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.ndim]
     if chunks == 1 or not tensors or len(tensors[0]) < 2:
         return [(args, kwargs)]
     rows = len(tensors[0])
@@ -35,7 +39,7 @@ def split_rows(
         return value.chunk(chunks) if is_cut else [value] * parts
 
     positional = [shares(value) for value in args]
-    named = {name: shares(value) for name, value in kwargs.items()}
+    named = {name: [value] * parts if name in SHARED_INPUTS else shares(value) for name, value in kwargs.items()}
     return [
         ([share[part] for share in positional], {name: share[part] for name, share in named.items()})
         for part in range(parts)

@@ -247,6 +247,14 @@ def test_rows_are_shared_out_and_come_together() -> None:
     assert merged[1][1] == "x"
 
 
+def test_the_places_of_tokens_are_no_rows_even_if_they_are_as_many() -> None:
+    places, ids = torch.arange(2), torch.ones(2, 2)
+    parts = split_rows([], {"cache_position": places, "input_ids": ids}, 2)
+    assert [(len(kwargs["input_ids"]), kwargs["cache_position"] is places) for _, kwargs in parts] == [(1, True)] * 2
+    longer = split_rows([], {"cache_position": torch.arange(5), "input_ids": ids}, 2)
+    assert [kwargs["input_ids"].shape for _, kwargs in longer] == [(1, 2)] * 2
+
+
 @pytest.mark.parametrize(("rows", "chunks", "sizes"), [(1, 4, [1]), (2, 4, [1, 1]), (5, 4, [2, 2, 1]), (0, 2, [0])])
 def test_there_are_never_more_parts_than_rows(rows: int, chunks: int, sizes: list[int]) -> None:
     assert [len(args[0]) for args, _ in split_rows([torch.ones(rows, 2)], {}, chunks)] == sizes

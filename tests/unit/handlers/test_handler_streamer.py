@@ -7,37 +7,40 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from wsgi_ts.handlers.hf_batch_streamer import TextIteratorStreamerBatch
 
-WORDS = ["", "the ", "cat ", "dog ", "sat\n"]
+WORDS = ["<pad>", "the", "cat", "dog", "sat"]
 
 
-class Tokenizer:
-    """Ids are places in a list of words."""
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    """A tokenizer of transformers whose ids are places in a list of words."""
+    words = WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<pad>")
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), pad_token="<pad>")
 
-    def decode(self, ids: Any, **arguments: Any) -> str:
-        return "".join(WORDS[int(number)] for number in ids)
 
-
-def test_every_row_gets_its_own_text() -> None:
-    streamer = TextIteratorStreamerBatch(Tokenizer(), 2, skip_prompt=True, timeout=5)
+def test_every_row_gets_its_own_text(tokenizer: Any) -> None:
+    streamer = TextIteratorStreamerBatch(tokenizer, 2, skip_prompt=True, timeout=5, skip_special_tokens=True)
     streamer.put(torch.tensor([[1, 1], [1, 1]]))
     for step in ([1, 1], [2, 3], [4, 0]):
         streamer.put(torch.tensor(step))
     streamer.end()
     steps = list(streamer)
     assert all(len(step) == 2 for step in steps)
-    assert ["".join(step[row] for step in steps) for row in (0, 1)] == ["the cat sat\n", "the dog "]
+    assert ["".join(step[row] for step in steps) for row in (0, 1)] == ["the cat sat", "the dog"]
     assert list(streamer) == []
 
 
-def test_the_batch_must_have_its_size() -> None:
-    streamer = TextIteratorStreamerBatch(Tokenizer(), 2)
+def test_the_batch_must_have_its_size(tokenizer: Any) -> None:
+    streamer = TextIteratorStreamerBatch(tokenizer, 2)
     with pytest.raises(ValueError, match=r"for 2 rows, but got ids of shape \(3,\)"):
         streamer.put(torch.tensor([1, 2, 3]))
 
 
-def test_waiting_has_an_end() -> None:
+def test_waiting_has_an_end(tokenizer: Any) -> None:
     with pytest.raises(queue.Empty):
-        next(TextIteratorStreamerBatch(Tokenizer(), 1, timeout=0.01))
+        next(TextIteratorStreamerBatch(tokenizer, 1, timeout=0.01))
