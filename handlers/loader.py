@@ -55,7 +55,8 @@ def load_entry(handler: str, model_dir: str, envelope: str | None = None) -> Ent
     """Resolves a handler string, imports its module and makes its instance.
 
     Args:
-        handler: `file.py`, `file.py:function`, `module`, `module:function` or a bundled handler's name.
+        handler: `file.py`, `file.py:function`, `module`, `module:function` or a bundled handler's name; the file may
+            be in a folder of the model, whose modules it then finds first.
         model_dir: the model's folder; its modules come before equally named ones imported earlier.
         envelope: name of the request envelope to wrap the handler in.
 
@@ -64,10 +65,13 @@ def load_entry(handler: str, model_dir: str, envelope: str | None = None) -> Ent
         ValueError: the module has no entry point, or the envelope is unknown.
     """
     module_part, _, function = handler.partition(":")
-    name = os.path.basename(module_part).removesuffix(".py")
-    bundled = None if _is_in(model_dir, name) else BUNDLED.get(name)
+    path, name = os.path.split(module_part.removesuffix(".py"))
+    folder = os.path.join(model_dir, path) if path else model_dir
+    bundled = None if _is_in(folder, name) else BUNDLED.get(name)
     if bundled is None:
-        module = import_from(name, model_dir)
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+        module = import_from(name, folder)
         entry = _function_entry(module, function or "handle") or _class_entry(_only_class(module))
     else:
         bundled_module, _, symbol = bundled.partition(":")

@@ -22,11 +22,12 @@ from wsgi_ts.archive_manifest import (
     MANIFEST_PATH,
     RUNTIMES,
     Manifest,
-    check_handler,
     check_name,
+    known_runtime,
     load_model_yaml,
     parse_manifest,
     read_manifest,
+    resolve_handler,
 )
 from wsgi_ts.errors import InternalServerError, ModelNotFound
 
@@ -38,17 +39,21 @@ __all__ = [
     "DownloadRules",
     "Manifest",
     "ModelDirectory",
-    "check_handler",
     "check_name",
     "empty_model_directory",
+    "known_runtime",
     "load_model_yaml",
     "open_archive",
     "parse_manifest",
     "remove_downloaded_archive",
     "remove_model_directory",
+    "resolve_handler",
 ]
 
 logger = logging.getLogger(__name__)
+
+#: What the Finder leaves beside the files.
+_LEFT_BY_MACOS = ("__MACOSX", ".DS_Store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,7 @@ def open_archive(
             directory = models_dir.absolute() / uuid.uuid4().hex
             extracted = True
             extract_archive(source, directory, limits)
+            directory = _without_top_folder(directory)
         manifest = read_manifest(directory, model_name, limits)
     except BaseException as error:
         if directory is not None and extracted:
@@ -196,7 +202,18 @@ def _is_inside(path: str, model_store: Path) -> bool:
 
 def _innermost(directory: Path) -> Path:
     """Go down into a lone nested directory, as unpacking a tar file by hand leaves one."""
-    entries = list(directory.iterdir())
+    entries = [entry for entry in directory.iterdir() if entry.name not in _LEFT_BY_MACOS]
     if len(entries) == 1 and entries[0].is_dir() and entries[0].name != MANIFEST_PATH.parts[0]:
         return entries[0].resolve()
     return directory
+
+
+def _without_top_folder(directory: Path) -> Path:
+    """The unpacked model without the folder that all of it lies in, where it was packed with one."""
+    inner = _innermost(directory)
+    if inner == directory or not (inner / MANIFEST_PATH).is_file():
+        return directory
+    moved = directory.with_name(uuid.uuid4().hex)
+    inner.rename(moved)
+    shutil.rmtree(directory)
+    return moved

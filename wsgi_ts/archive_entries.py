@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +19,6 @@ from wsgi_ts.errors import InvalidModel, OutOfResources
 MAX_NAME_BYTES = 1024
 _MAX_COMPONENT_BYTES = 255
 _MAX_DEPTH = 64
-_DRIVE = re.compile(r"[A-Za-z]:")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,68 +66,78 @@ def damaged(why: str) -> InvalidModel:
 
 
 def split_name(name: str) -> list[str]:
-    """The components of an entry's name (without a final slash), each of them fit to be a file name here.
+    """The components of an entry's name below the model directory; none for the directory itself.
+
+    What is harmless is put right: `./`, doubled slashes, a slash at the start or end, `a/../b`, and the backslashes of
+    archivers on Windows.
 
     Raises:
-        InvalidModel: some part of the name is not allowed.
+        InvalidModel: it leaves the model directory, or cannot be a name here.
     """
-    trimmed = name[:-1] if name.endswith("/") else name
-    fault = _name_fault(name, trimmed)
+    fault = _name_fault(name)
     if fault is not None:
         raise refused(name, fault)
-    return trimmed.split("/")
+    parts: list[str] = []
+    for part in name.replace("\\", "/").split("/"):
+        if part == "..":
+            if not parts:
+                raise refused(name, "leaves the model directory")
+            parts.pop()
+        elif part not in ("", "."):
+            parts.append(part)
+    return parts
 
 
-def _name_fault(name: str, trimmed: str) -> str | None:
+def _name_fault(name: str) -> str | None:
     """Why an entry's name is refused, None where it is fine."""
-    parts = trimmed.split("/")
+    parts = name.split("/")
     try:
         longest = max(len(part.encode()) for part in parts)
         too_long = len(name.encode()) > MAX_NAME_BYTES or longest > _MAX_COMPONENT_BYTES
     except UnicodeEncodeError:
         return "name is not UTF-8"
     faults = (
-        (not trimmed, "empty name" if not name else "absolute path"),
+        (not name, "empty name"),
         (too_long or len(parts) > _MAX_DEPTH, "name too long or too deep"),
-        (_CONTROL.search(name) is not None, "control character in name"),
-        ("\\" in name, "backslash in name"),
-        (trimmed.startswith("/"), "absolute path"),
-        (_DRIVE.match(trimmed) is not None, "drive letter"),
-        (".." in parts, "leaves the model directory"),
-        ("." in parts or "" in parts, "empty or '.' path component"),
+        ("\0" in name, "NUL in name"),
     )
     return next((text for wrong, text in faults if wrong), None)
 
 
 class _Names:
-    """The paths taken so far, compared as a file system that ignores case and Unicode form would do it."""
+    """The paths taken so far: None for a directory, for a file the name (put right) of the entry that it is from."""
 
     def __init__(self, limits: ArchiveLimits) -> None:
         self._limits = limits
-        self._taken: dict[str, tuple[str, bool, bool]] = {}
+        self._taken: dict[tuple[str, ...], str | None] = {}
 
     def add(self, name: str, parts: list[str], is_directory: bool) -> None:
-        """Take the path and its parents, or raise for what it collides with."""
+        """Take the path and its parents; an entry may come again, as archivers append a newer file.
+
+        Raises:
+            InvalidModel: it collides with another entry, or there are too many.
+        """
         for depth in range(1, len(parts)):
-            self._take(name, "/".join(parts[:depth]), is_directory=True, named=False)
-        self._take(name, "/".join(parts), is_directory=is_directory, named=True)
+            self._take(name, tuple(parts[:depth]), None)
+        self._take(name, tuple(parts), None if is_directory else "/".join(split_name(name)))
         if len(self._taken) > self._limits.max_entries:
             raise InvalidModel(f"Model archive has more than {self._limits.max_entries} entries.")
 
-    def _take(self, name: str, path: str, is_directory: bool, named: bool) -> None:
-        key = unicodedata.normalize("NFC", path).casefold()
-        known = self._taken.get(key)
-        if known is None:
-            self._taken[key] = (path, is_directory, named)
-            return
-        other, other_is_directory, other_named = known
-        if other != path:
-            raise refused(name, "differs from another entry only by case or Unicode form")
-        if other_is_directory != is_directory:
+    def _take(self, name: str, path: tuple[str, ...], entry: str | None) -> None:
+        known = self._taken.setdefault(path, entry)
+        if (known is None) != (entry is None):
             raise refused(name, "both a file and a directory")
-        if named and (other_named or not is_directory):
-            raise refused(name, "appears twice")
-        self._taken[key] = (path, is_directory, named or other_named)
+        if known != entry:
+            raise refused(name, f"unpacked it would be the same file as {escape_name(str(known))}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """A link to be made when all files are there: the entry's name, and what it leads to."""
+
+    name: str
+    target: str
+    is_hard: bool
 
 
 class Extraction:
@@ -144,6 +150,7 @@ class Extraction:
         self._root = root
         self._packed_bytes = max(1, packed_bytes)
         self._written = 0
+        self._links: dict[tuple[str, ...], _Link] = {}
 
     def expect(self, total: int) -> None:
         """Refuse at once what the archive itself says will not fit."""
@@ -160,9 +167,10 @@ class Extraction:
                 path.mkdir(mode=0o700)
 
     def add_file(self, parts: list[str], chunks: Iterator[bytes], executable: bool) -> int:
-        """Write one new file; returns its bytes."""
+        """Write one file, in place of an earlier one of that name; returns its bytes."""
         self.add_directory(parts[:-1])
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._links.pop(tuple(parts), None)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         written = 0
         file_fd = os.open(self._root.joinpath(*parts), flags, 0o700 if executable else 0o600)
         with open(file_fd, "wb", buffering=0) as file:
@@ -172,6 +180,46 @@ class Extraction:
                 self._check_size(self._written)
                 _write_all(file, chunk)
         return written
+
+    def add_link(self, name: str, parts: list[str], target: str, *, is_hard: bool) -> None:
+        """Keep a link for `make_links`: while files are written none is there that could lead them elsewhere.
+
+        Args:
+            name: the entry's name.
+            parts: where the link is.
+            target: relative to the link's directory; of a hard link, the other entry's path.
+            is_hard: a second name of another entry's file.
+
+        Raises:
+            InvalidModel: it leads out of the model directory.
+        """
+        if target.startswith("/") or "\0" in target or not target:
+            raise refused(name, "a link out of the model directory")
+        self._links[tuple(parts)] = _Link(name, target, is_hard)
+
+    def make_links(self) -> None:
+        """Make all links, when all files are written.
+
+        Raises:
+            InvalidModel: one leads out of the model directory, or is a hard link to no file.
+        """
+        for parts, link in sorted(self._links.items(), key=lambda item: not item[1].is_hard):
+            path = self._root.joinpath(*parts)
+            self.add_directory(list(parts[:-1]))
+            if link.is_hard:
+                source = self._root.joinpath(*split_name(link.target))
+                if source == path or not source.is_file():
+                    raise refused(link.name, "a link to a file that is not there")
+                path.unlink(missing_ok=True)
+                os.link(source, path, follow_symlinks=False)
+            else:
+                path.unlink(missing_ok=True)
+                path.symlink_to(link.target)
+        # One link may go through another: only now can be seen where each of them leads.
+        root = self._root.resolve()
+        for parts, link in self._links.items():
+            if not Path(os.path.realpath(self._root.joinpath(*parts))).is_relative_to(root):
+                raise refused(link.name, "a link out of the model directory")
 
     def _check_size(self, total: int) -> None:
         limits = self.limits

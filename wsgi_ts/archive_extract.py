@@ -52,7 +52,9 @@ def extract_archive(source: Path, destination: Path, limits: ArchiveLimits = DEF
             raise InvalidModel(_what_is_it(magic))
         destination.mkdir(mode=0o700)
         try:
-            unpack(file, Extraction(destination, limits, size))
+            extraction = Extraction(destination, limits, size)
+            unpack(file, extraction)
+            extraction.make_links()
         except BaseException as error:
             shutil.rmtree(destination, ignore_errors=True)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -133,13 +135,10 @@ def _plan_zip_entry(entry: zipfile.ZipInfo, extraction: Extraction) -> tuple[str
         # Without the flag the module decodes as cp437; archivers write UTF-8 and TorchServe reads UTF-8.
         name = name.encode("cp437").decode("utf-8", "surrogateescape")
     parts = split_name(name)
-    is_directory = name.endswith("/")
-    mode = entry.external_attr >> 16
-    wanted = (0, stat.S_IFDIR) if is_directory else (0, stat.S_IFREG)
-    if stat.S_IFMT(mode) not in wanted:
+    is_directory = _is_zip_directory(name)
+    wanted = (0, stat.S_IFDIR) if is_directory else (0, stat.S_IFREG, stat.S_IFLNK)
+    if stat.S_IFMT(entry.external_attr >> 16) not in wanted or not (parts or is_directory):
         raise refused(name, "not a regular file or directory")
-    if not is_directory and mode & (stat.S_ISUID | stat.S_ISGID):
-        raise refused(name, "setuid or setgid")
     if is_directory and entry.file_size:
         raise refused(name, "both a file and a directory")
     if entry.flag_bits & 0x41:
@@ -148,6 +147,10 @@ def _plan_zip_entry(entry: zipfile.ZipInfo, extraction: Extraction) -> tuple[str
         raise refused(name, f"compression method {entry.compress_type}, only stored and deflated are read")
     extraction.names.add(name, parts, is_directory)
     return name, parts
+
+
+def _is_zip_directory(name: str) -> bool:
+    return name.endswith(("/", "\\"))
 
 
 def _check_no_overlap(file: BinaryIO, entries: list[zipfile.ZipInfo], directory_at: int) -> None:
@@ -167,11 +170,16 @@ def _check_no_overlap(file: BinaryIO, entries: list[zipfile.ZipInfo], directory_
 def _unpack_zip_entry(
     archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str, parts: list[str], extraction: Extraction
 ) -> None:
-    if name.endswith("/"):
+    mode = entry.external_attr >> 16
+    if _is_zip_directory(name):
         extraction.add_directory(parts)
         return
-    executable = bool((entry.external_attr >> 16) & 0o100)
+    executable = bool(mode & 0o100)
     with archive.open(entry) as stream:
+        if stat.S_ISLNK(mode):
+            target = stream.read(MAX_NAME_BYTES).decode("utf-8", "surrogateescape")
+            extraction.add_link(name, parts, target, is_hard=False)
+            return
         written = extraction.add_file(parts, iter(lambda: stream.read(_CHUNK_BYTES), b""), executable)
     if written != entry.file_size:
         raise refused(name, f"is {written} bytes, but its header says {entry.file_size}")
@@ -201,25 +209,30 @@ def _unpack_tar(file: BinaryIO, extraction: Extraction) -> None:
 def _unpack_tar_member(stream: _TarStream, member: tarfile.TarInfo, extraction: Extraction) -> None:
     """Write one member without its first path component, as TorchServe does."""
     name = member.name
-    inner = name[2:] if name.startswith("./") else name
-    if name == "." and member.isdir():
-        return
-    parts = split_name(inner)
-    if inner is name and len(parts) > 1:
-        parts = parts[1:]
-    elif inner is name and member.isdir():
-        return
+    split_name(name)
+    parts = _without_first(name, member.isdir())
     if member.isdir():
         extraction.names.add(name, parts, is_directory=True)
         extraction.add_directory(parts)
         return
-    if not member.isreg() or member.issparse() or member.size < 0 or name.endswith("/"):
+    is_plain = member.isreg() and not member.issparse() and member.size >= 0
+    if not (is_plain or member.issym() or member.islnk()) or not parts or name.endswith("/"):
         raise refused(name, "not a regular file or directory")
-    if member.mode & (stat.S_ISUID | stat.S_ISGID):
-        raise refused(name, "setuid or setgid")
     extraction.names.add(name, parts, is_directory=False)
+    if not is_plain:
+        target = member.linkname if member.issym() else "/".join(_without_first(member.linkname, False))
+        extraction.add_link(name, parts, target, is_hard=member.islnk())
+        return
     stream.seek(member.offset_data)
     extraction.add_file(parts, stream.data(member.size), executable=bool(member.mode & 0o100))
+
+
+def _without_first(name: str, is_directory: bool) -> list[str]:
+    """What is left of a name without its first component, which may be a dot; a file at the top stays."""
+    first, slash, rest = name.partition("/")
+    if slash:
+        return split_name(rest) if rest else []
+    return [] if is_directory else split_name(first)
 
 
 class _TarStream:

@@ -5,21 +5,21 @@ What they name has to lie inside the model directory.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import os
 import re
 import stat
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
 from wsgi_ts.archive_entries import DEFAULT_LIMITS, ArchiveLimits, escape_name
+from wsgi_ts.conversion import to_text
 from wsgi_ts.errors import BadRequest, InvalidModel
+from wsgi_ts.lenient_json import parse_lenient
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,8 @@ RUNTIMES = ("python", "python3", "LSP")
 #: Where an archive has its manifest.
 MANIFEST_PATH = PurePosixPath("MAR-INF", "MANIFEST.json")
 
-_DEFAULT_VERSION = "1.0"
+#: The version where a manifest names none, or there is no manifest.
+DEFAULT_VERSION = "1.0"
 _MAX_JSON_DEPTH = 32
 _MAX_YAML_NODES = 100_000
 _MAX_YAML_DEPTH = 100
@@ -71,18 +72,16 @@ def parse_manifest(
         InvalidModel: with TorchServe's text for what is missing or wrong.
     """
     raw = source if isinstance(source, dict) else _read_json(source, max_bytes)
-    model = raw.get("model")
+    model = raw.get("model", {})
     if model is None:
         raise InvalidModel("Missing Model entry in manifest file.")
     if not isinstance(model, dict):
         raise _unparsable("model is not an object")
     name = model_name or _text(model, "modelName")
-    version = _text(model, "modelVersion")
-    runtime = raw.get("runtime", RUNTIMES[0])
+    version = _text(model, "modelVersion") or DEFAULT_VERSION
+    runtime = known_runtime(raw.get("runtime", RUNTIMES[0]))
     if not name:
         raise InvalidModel("Model name is not defined.")
-    if not version:
-        raise InvalidModel("Model version is not defined.")
     if runtime not in RUNTIMES:
         raise InvalidModel("Runtime is not defined or invalid.")
     try:
@@ -103,6 +102,12 @@ def parse_manifest(
     )
 
 
+def known_runtime(runtime: Any) -> Any:
+    """The runtime as it is spelt here, where it is one in any case; else what was given."""
+    spelt = {each.lower(): each for each in RUNTIMES}
+    return spelt.get(runtime.lower(), runtime) if isinstance(runtime, str) else runtime
+
+
 def check_name(what: str, name: str) -> None:
     """Refuse a model name or version that could not be one part of a path: `what` names it in the error.
 
@@ -117,24 +122,33 @@ def check_name(what: str, name: str) -> None:
         )
 
 
-def check_handler(handler: str, model_dir: Path) -> None:
-    """Refuse a handler that would run code from outside the model.
+def resolve_handler(handler: str, model_dir: Path) -> str:
+    """The handler as it is to be loaded: archives of old packers name the file where it was on their machine.
 
-    To be called for the `handler` of a register call too. A handler that does not exist passes, as with
-    TorchServe: that shows when a worker starts.
+    To be called for the `handler` of a register call too. A handler that does not exist passes, as with TorchServe:
+    that shows when a worker starts.
 
     Raises:
         InvalidModel: a path that leaves the model directory, or a module of Python's own library.
     """
-    file = handler.partition(":")[0]
-    _check_inside("handler", file, model_dir)
-    # The loader imports by the last part of the path, without .py: "x/os.py" would be Python's os.
-    module = os.path.basename(file).partition(".")[0]
-    shipped = (model_dir / f"{module}.py").is_file() or (model_dir / module).is_dir()
-    if module in sys.stdlib_module_names and not shipped:
+    file, colon, function = handler.partition(":")
+    # Modules are imported by the last part of the path: the folders before it count only where they are there.
+    name = os.path.basename(file)
+    if name != file and not _module_is_at(model_dir / file.lstrip("/")) and _module_is_at(model_dir / name):
+        file = name
+    _check_inside("handler", file)
+    module = name.partition(".")[0]
+    folder = (model_dir / file).parent
+    if module in sys.stdlib_module_names and not _module_is_at(folder / module) and not (folder / module).is_dir():
         raise InvalidModel(
             f"Handler is not allowed: {escape_name(handler)} (a module of Python, not of the model)"
         )
+    return f"{file}{colon}{function}"
+
+
+def _module_is_at(path: Path) -> bool:
+    """Whether there is a Python file of that path, `.py` written out or not."""
+    return path.with_name(f"{path.name.removesuffix('.py')}.py").is_file() if path.name else False
 
 
 def read_manifest(directory: Path, model_name: str | None, limits: ArchiveLimits) -> Manifest:
@@ -146,34 +160,55 @@ def read_manifest(directory: Path, model_name: str | None, limits: ArchiveLimits
     path = directory / MANIFEST_PATH
     if os.path.lexists(path):
         manifest = parse_manifest(path, model_name=model_name, max_bytes=limits.max_manifest_bytes)
-        _check_files(manifest, directory)
-        return manifest
+        return _with_files_inside(manifest, directory)
     if not model_name:
         raise InvalidModel("Model name is not defined.")
-    return Manifest(model_name, _DEFAULT_VERSION, None, RUNTIMES[0], None, None, None, None, {})
+    return Manifest(model_name, DEFAULT_VERSION, None, RUNTIMES[0], None, None, None, None, {})
 
 
-def _check_files(manifest: Manifest, directory: Path) -> None:
-    for key, value in (
-        ("serializedFile", manifest.serialized_file),
-        ("modelFile", manifest.model_file),
-        ("configFile", manifest.config_file),
-        ("requirementsFile", manifest.requirements_file),
-    ):
-        # TorchServe's readers accept a list of weights, comma separated.
-        for part in (value or "").split(","):
-            _check_inside(key, part.strip(), directory)
-    if manifest.handler:
-        check_handler(manifest.handler, directory)
+def _with_files_inside(manifest: Manifest, directory: Path) -> Manifest:
+    """The manifest with its files as they are called in `directory`; handlers see them so, too."""
+    entries = {
+        "serializedFile": manifest.serialized_file,
+        "modelFile": manifest.model_file,
+        "configFile": manifest.config_file,
+        "requirementsFile": manifest.requirements_file,
+    }
+    inside = {key: _files_inside(key, value, directory) for key, value in entries.items() if value}
+    changed = {key: value for key, value in inside.items() if value != entries[key]}
+    raw = manifest.raw if not changed else {**manifest.raw, "model": {**manifest.raw["model"], **changed}}
+    return replace(
+        manifest,
+        serialized_file=inside.get("serializedFile", manifest.serialized_file),
+        model_file=inside.get("modelFile", manifest.model_file),
+        config_file=inside.get("configFile", manifest.config_file),
+        requirements_file=inside.get("requirementsFile", manifest.requirements_file),
+        handler=resolve_handler(manifest.handler, directory) if manifest.handler else manifest.handler,
+        raw=raw,
+    )
 
 
-def _check_inside(key: str, value: str, directory: Path) -> None:
-    fault = "\\" in value or _UNSAFE_NAME.search(value.replace("/", "")) is not None
+def _files_inside(key: str, value: str, directory: Path) -> str:
+    """The files that an entry names, below `directory`; TorchServe's readers accept a list, comma separated.
+
+    A path of the packer's machine stands for the file of that name in the archive.
+    """
+    found = []
+    for part in value.split(","):
+        path = PurePosixPath(part.strip())
+        is_elsewhere = path.is_absolute() or ".." in path.parts
+        if is_elsewhere and not _UNSAFE_NAME.search(path.name) and (directory / path.name).is_file():
+            found.append(path.name)
+        else:
+            _check_inside(key, part.strip())
+            found.append(part)
+    return ",".join(found)
+
+
+def _check_inside(key: str, value: str) -> None:
     path = PurePosixPath(value)
-    fault = fault or path.is_absolute() or ".." in path.parts
-    with contextlib.suppress(OSError):
-        fault = fault or not (directory / path).resolve().is_relative_to(directory.resolve())
-    if fault:
+    has_unsafe = "\\" in value or _UNSAFE_NAME.search(value.replace("/", "")) is not None
+    if has_unsafe or path.is_absolute() or ".." in path.parts:
         raise InvalidModel(f"Manifest entry {key} leaves the model directory: {escape_name(value)}")
 
 
@@ -182,8 +217,8 @@ def _read_json(path: Path, max_bytes: int) -> dict[str, Any]:
     if content is None:
         raise _unparsable(f"not a file of at most {max_bytes} bytes")
     try:
-        raw = json.loads(content.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        raw = parse_lenient(content.decode("utf-8"))
+    except ValueError as error:
         raise _unparsable(str(error)) from error
     if not isinstance(raw, dict):
         raise _unparsable("not a JSON object")
@@ -213,13 +248,14 @@ def _depth_exceeds(value: Any, levels: int) -> bool:
 
 
 def _text(model: dict[str, Any], key: str) -> str | None:
-    """A text of the manifest; a number is taken by its digits, as TorchServe's parser does."""
+    """A text of the manifest; a number is taken as it was written, as TorchServe's parser does."""
     value = model.get(key)
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
-    if value is not None and not isinstance(value, str):
-        raise _unparsable(f"model.{key} is not a text")
-    return value
+    if value is None:
+        return None
+    try:
+        return to_text(value)
+    except ValueError as error:
+        raise _unparsable(f"model.{key}: {error}") from None
 
 
 def _unparsable(reason: str) -> InvalidModel:

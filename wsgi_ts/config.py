@@ -243,12 +243,12 @@ class Config:
         }
 
     def model_defaults(self, name: str, version: str) -> ModelDefaults:
-        """What the `models` key says of this version; numbers up to 0 and other types count as unset."""
+        """What the `models` key says of this version; numbers up to 0 count as unset."""
         entry = self.models.get(name, {}).get(version, {})
 
         def positive(key: str) -> int | None:
-            value = entry.get(key)
-            return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+            value: int = entry.get(key, 0)
+            return value if value > 0 else None
 
         return ModelDefaults(
             min_workers=positive("minWorkers"),

@@ -17,6 +17,7 @@ from typing import Any
 
 from wsgi_ts.address import Address
 from wsgi_ts.config import Config, ConfigError, default_run_dir, env_variable, property_settings
+from wsgi_ts.model_entries import ENTRY_KEYS, unknown_settings
 from wsgi_ts.properties import PropertiesError, parse_properties, substitute_variables
 from wsgi_ts.settings import Setting
 
@@ -98,6 +99,7 @@ def load_config(command_line: CommandLine, environ: Mapping[str, str]) -> Config
     _complete_models(values, given)
     _complete_web_workers(values, warnings)
     warnings += _without_effect(given)
+    warnings += _unknown_model_settings(values, given)
     config = Config(**values, warnings=tuple(warnings))
     _check_addresses(config, given)
     _check_log_config(config, environ)
@@ -201,8 +203,10 @@ def _read_file(path: str, environ: Mapping[str, str], warnings: list[str]) -> di
 def _nearest(key: str, known: Iterable[str]) -> str:
     from difflib import get_close_matches  # only a mistake pays for it
 
-    close = get_close_matches(key.lower(), known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    # Keys of config.properties are in lower case; those of a model are not.
+    spelt = {each.lower(): each for each in known}
+    close = get_close_matches(key.lower(), spelt, n=1)
+    return f"; did you mean {spelt[close[0]]}?" if close else ""
 
 
 def _from_environment(from_file: Mapping[str, Given], environ: Mapping[str, str]) -> dict[str, Given]:
@@ -276,6 +280,15 @@ def _without_effect(given: Mapping[str, Given]) -> list[str]:
     known: dict[str, Setting] = property_settings()
     none = [key for key in given if known[key].effect == "none" and not _names_log_config(key, given[key])]
     return [f"no effect in this server, can be removed: {', '.join(none)}"] if none else []
+
+
+def _unknown_model_settings(values: Mapping[str, Any], given: Mapping[str, Given]) -> list[str]:
+    """One warning for each setting in the key `models` that nobody reads."""
+    return [
+        f"{given['models'].where}: model {name!r}, version {version!r}: unknown setting {key!r} is ignored"
+        f"{_nearest(key, ENTRY_KEYS)}"
+        for name, version, key in unknown_settings(values.get("models", {}))
+    ]
 
 
 def _names_log_config(key: str, source: Given) -> bool:

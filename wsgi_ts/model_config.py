@@ -1,7 +1,8 @@
 """model-config.yaml: what one archive says of itself, and which word counts where several speak.
 
 `ModelYaml` is the table of the file's keys: one field is one key. `parse_model_yaml` checks the mapping that the
-YAML reader returned; a key of the wrong type is warned of and keeps its default. `effective_settings` joins the
+YAML reader returned; a value of another type is converted where that loses nothing ("3", 3.0), else the key is warned
+of and keeps its default. `effective_settings` joins the
 register call, the archive's YAML, the `models` key and the server's defaults, in TorchServe's order of precedence
 (which is not the same for all settings).
 """
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from wsgi_ts.config import Config, ModelDefaults
+from wsgi_ts.conversion import to_boolean, to_whole_number
 from wsgi_ts.settings import Effect
 
 DEFAULT_BATCH_SIZE = 1
@@ -65,11 +67,13 @@ def _whole(minimum: int, unit: str = "", *, lift: bool = False) -> YamlKind:
     """A whole number from `minimum` on; a smaller one is lifted to it, or refused."""
 
     def check(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError("should be integer")
-        if value < minimum and not lift:
+        try:
+            number = to_whole_number(value)
+        except ValueError:
+            raise ValueError("should be integer") from None
+        if number < minimum and not lift:
             raise ValueError(f"should be an integer of at least {minimum}")
-        return max(minimum, value)
+        return max(minimum, number)
 
     return YamlKind(f"whole number{', ' + unit if unit else ''}", check)
 
@@ -78,17 +82,19 @@ def _word(*words: str) -> YamlKind:
     """One of some words, in any case."""
 
     def check(value: Any) -> str:
-        if not isinstance(value, str) or value.lower() not in words:
+        word = value.strip().lower() if isinstance(value, str) else None
+        if word not in words:
             raise ValueError(f"should be {', '.join(filter(None, words[:-1]))} or {words[-1]}")
-        return value.lower()
+        return word
 
     return YamlKind(" | ".join(filter(None, words)), check)
 
 
 def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("should be true or false")
-    return value
+    try:
+        return to_boolean(value)
+    except ValueError:
+        raise ValueError("should be true or false") from None
 
 
 def _text(value: Any) -> str:
@@ -98,11 +104,13 @@ def _text(value: Any) -> str:
 
 
 def _device_ids(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or any(isinstance(item, bool) or not isinstance(item, int) for item in value):
-        raise ValueError("should be list of integers")
-    if any(item < 0 for item in value):
+    try:
+        numbers = tuple(map(to_whole_number, value if isinstance(value, list) else [value]))
+    except ValueError:
+        raise ValueError("should be list of integers") from None
+    if any(number < 0 for number in numbers):
         raise ValueError("should be list of GPU numbers from 0")
-    return tuple(value)
+    return numbers
 
 
 def _section(value: Any) -> Mapping[str, Any]:

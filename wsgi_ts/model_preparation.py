@@ -17,12 +17,13 @@ from wsgi_ts.archive import (
     RUNTIMES,
     DownloadRules,
     ModelDirectory,
-    check_handler,
     empty_model_directory,
+    known_runtime,
     load_model_yaml,
     open_archive,
     remove_downloaded_archive,
     remove_model_directory,
+    resolve_handler,
 )
 from wsgi_ts.config import Config
 from wsgi_ts.errors import BadRequest, InvalidModel, WorkerInitializationError
@@ -138,11 +139,11 @@ class ModelPreparer:
             recorded: what a snapshot says of it; its numbers count before all others.
         """
         if handler:
-            check_handler(handler, directory.path)
+            handler = resolve_handler(handler, directory.path)
         manifest = directory.manifest
         name, version = manifest.model_name, manifest.model_version
         self._registry.check_absent(name, version)
-        runtime = runtime or manifest.runtime
+        runtime = known_runtime(runtime) or manifest.runtime
         if runtime == "LSP":
             raise BadRequest("Runtime LSP is not supported by this server: it runs Python handlers only.")
         yaml = _read_yaml(directory)
@@ -271,7 +272,7 @@ def check_runtime(runtime: str | None) -> None:
     Raises:
         BadRequest: it is none of TorchServe's.
     """
-    if runtime is not None and runtime not in RUNTIMES:
+    if runtime is not None and known_runtime(runtime) not in RUNTIMES:
         raise BadRequest(f"Invalid RuntimeType value: {runtime}")
 
 

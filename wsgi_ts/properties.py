@@ -2,7 +2,7 @@ r"""Java's properties syntax, in which config.properties is written.
 
 `key=value`, `key: value` or `key value`; comments with `#` or `!`; a backslash at the end of a line continues
 it; the escapes `\t \n \r \f \uXXXX`, and a backslash before any other character for the character itself.
-Unlike Java, which reads Latin-1, files are UTF-8 (with or without byte order mark).
+Files are UTF-8 (with or without byte order mark); one that is not is read as Latin-1, as Java reads all of them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def parse_properties(data: bytes) -> list[Property]:
     r"""Reads a whole file, keys in the order of the file, repeated ones included (the last one counts).
 
     Raises:
-        PropertiesError: not UTF-8, a NUL byte, or a malformed `\u` escape.
+        PropertiesError: a NUL byte, or a malformed `\u` escape.
     """
     text = _decode(data)
     lines = _LINE_END.split(text)
@@ -104,9 +104,8 @@ def _decode(data: bytes) -> str:
         raise PropertiesError(data.count(b"\n", 0, nul) + 1, "there is a NUL byte; this is no text file")
     try:
         return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise PropertiesError(line, "not UTF-8; save the file as UTF-8, or write \\uXXXX") from None
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
 
 
 def _is_continued(line: str) -> bool:

@@ -7,7 +7,6 @@ whole number"); the reader of the file adds where it stood.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from wsgi_ts.address import Address, parse_address
+from wsgi_ts.model_entries import parse_models, parse_object
 
 #: `yes`: the server obeys it; `none`: for old files, there is nothing that it could change.
 Effect = Literal["yes", "none"]
@@ -131,27 +131,6 @@ def _parse_regex(text: str) -> str:
     return text
 
 
-def _parse_json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError("not a JSON object ({...})")
-    return value
-
-
-def _parse_models(text: str) -> dict[str, Any]:
-    models = _parse_json_object(text)
-    for name, versions in models.items():
-        if not isinstance(versions, dict):
-            raise ValueError(f"model {name!r}: not an object of versions")
-        for version, defaults in versions.items():
-            if not isinstance(defaults, dict):
-                raise ValueError(f"model {name!r}, version {version!r}: not an object of settings")
-    return models
-
-
 def _absolute(text: str) -> Path:
     return Path(os.path.abspath(os.path.expanduser(text)))
 
@@ -235,8 +214,8 @@ OIP = Kind("true | false | oip", _parse_oip)
 NUMBER = Kind("number above 0", _parse_float)
 PATH = Kind("path", _absolute, _encode_path, _decode_path)
 REGEX = Kind("regular expression", _parse_regex)
-JSON_OBJECT = Kind("JSON object", _parse_json_object)
-MODELS = Kind("JSON object", _parse_models)
+JSON_OBJECT = Kind("JSON object", parse_object)
+MODELS = Kind("JSON object", parse_models)
 SIZE = integer(1, unit="bytes")
 LONG = integer(1, _JAVA_LONG_MAX, "ms")
 PORT = integer(0, 65534, "port")

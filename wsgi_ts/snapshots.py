@@ -14,16 +14,18 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from wsgi_ts import TORCHSERVE_VERSION
-from wsgi_ts.archive import check_name
+from wsgi_ts.archive import check_name, known_runtime
 from wsgi_ts.config import Config, property_settings
+from wsgi_ts.conversion import to_boolean, to_text
 from wsgi_ts.errors import BadRequest, ServerError
+from wsgi_ts.model_entries import convert_entry
 from wsgi_ts.properties import format_property
 from wsgi_ts.registry import ModelVersion, Registry
 
@@ -35,6 +37,8 @@ KEPT_FILES = 100
 Occasion = Literal["startup", "snapshot", "shutdown"]
 _FILE_NAME = re.compile(r"([0-9]{17})-(startup|snapshot|shutdown)\.cfg")
 _STAMP = "%Y%m%d%H%M%S%f"
+#: What only our snapshots say of a model.
+_OURS: Mapping[str, Callable[[Any], Any]] = {"directory": to_text, "handler": to_text, "downloaded": to_boolean}
 #: Numbers of a recorded model: JSON key, field, least value.
 _NUMBERS = (
     ("minWorkers", "min_workers", 0),
@@ -121,30 +125,28 @@ class RecordedModel:
         Raises:
             ValueError: something in it makes no sense.
         """
-        if not isinstance(fields, dict):
-            raise ValueError("not an object")
-        archive = fields.get("marName")
-        if not isinstance(archive, str):
-            raise ValueError("no marName")
+        where = f"model {name!r}, version {version!r}"
+        entry = convert_entry(name, version, fields)
+        archive = entry.get("marName")
+        if archive is None:
+            raise ValueError(f"{where}: no marName")
         try:
             for what, word in (("Model name", name), ("Model version", version), ("marName", archive)):
                 check_name(what, word)
-        except BadRequest as error:
-            raise ValueError(error.message) from None
-        texts = {key: fields.get(key) for key in ("directory", "handler", "runtimeType")}
-        for key, text in texts.items():
-            if text is not None and not isinstance(text, str):
-                raise ValueError(f"{key} is not a text")
+            ours = {key: read(entry[key]) for key, read in _OURS.items() if key in entry}
+        except (BadRequest, ValueError) as error:
+            raise ValueError(f"{where}: {error.message if isinstance(error, BadRequest) else error}") from None
         return cls(
             name,
             version,
-            fields.get("defaultVersion") is True,
+            entry.get("defaultVersion", False),
             archive,
-            directory=texts["directory"],
-            downloaded=fields.get("downloaded") is True,
-            handler=texts["handler"],
-            runtime=texts["runtimeType"],
-            **{field: _number(fields, key, least) for key, field, least in _NUMBERS},
+            directory=ours.get("directory"),
+            downloaded=ours.get("downloaded", False),
+            handler=ours.get("handler"),
+            runtime=known_runtime(entry.get("runtimeType")),
+            # TorchServe records numbers as they were given, such as a delay of -10000 ms for "do not wait".
+            **{field: max(least, entry[key]) for key, field, least in _NUMBERS if key in entry},
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -186,26 +188,13 @@ def _parse(snapshot: Mapping[str, Any]) -> list[RecordedModel]:
     models = snapshot.get("models", {})
     if not isinstance(models, dict):
         raise ValueError("models is not an object")
-    found = []
+    found: list[RecordedModel] = []
     for name, versions in models.items():
         if not isinstance(versions, dict):
             raise ValueError(f"model {name!r}: not an object of versions")
-        for version, fields in versions.items():
-            try:
-                found.append(RecordedModel.from_json(name, version, fields))
-            except ValueError as error:
-                raise ValueError(f"model {name!r}, version {version!r}: {error}") from None
+        found += [RecordedModel.from_json(name, version, fields) for version, fields in versions.items()]
     # The default version first: the first one that is registered becomes it, whatever happens to the others.
     return sorted(found, key=lambda model: not model.is_default)
-
-
-def _number(fields: Mapping[str, Any], key: str, least: int) -> int | None:
-    value = fields.get(key)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{key} is not a whole number of at least {least}")
-    return value
 
 
 def _is_in_store(path: Path, model_store: Path | None) -> bool:

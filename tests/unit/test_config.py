@@ -83,7 +83,6 @@ def test_properties_syntax(text: str, expected: list[tuple[str, str]]) -> None:
 @pytest.mark.parametrize(
     ("data", "line", "reason"),
     [
-        (b"a=1\nb=\xff\xfe", 2, "not UTF-8"),
         (b"a=1\nb=2\nc=\0", 3, "NUL byte"),
         (b"a=1\nb=\\u12", 2, "malformed"),
         (b"a=\\uD83Dx", 1, "surrogate"),
@@ -93,6 +92,10 @@ def test_properties_errors_name_the_line(data: bytes, line: int, reason: str) ->
     with pytest.raises(PropertiesError, match=reason) as caught:
         parse_properties(data)
     assert caught.value.line == line
+
+
+def test_latin_1_where_it_is_not_utf8() -> None:
+    assert [entry.value for entry in parse_properties("# für\na=größe".encode("latin-1"))] == ["größe"]
 
 
 def test_properties_line_is_where_the_key_begins() -> None:
@@ -319,7 +322,7 @@ def test_deeply_nested_json_is_refused(place: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"a=\xe9", "config.properties:1: not UTF-8"),
+        ("a=b".encode("utf-16"), "config.properties:1: there is a NUL byte"),
         (b"\n\n\0", "config.properties:3: there is a NUL byte"),
         (b"x=" + b"y" * (17 * 2**20), "larger than"),
     ],
@@ -388,12 +391,12 @@ def test_equal_addresses(place: Path) -> None:
 def test_model_defaults(place: Path) -> None:
     config = load(
         'models={\\\n  "noop": {\\\n  "1.0": {"defaultVersion": true, "minWorkers": 1, "batchSize": 4,\\\n'
-        '  "maxBatchDelay": 0, "responseTimeout": -1, "maxWorkers": true, "startupTimeout": "5"}}}'
+        '  "maxBatchDelay": 0, "responseTimeout": -1, "maxWorkers": null, "startupTimeout": "5"}}}'
     )
     defaults = config.model_defaults("noop", "1.0")
     assert (defaults.min_workers, defaults.batch_size) == (1, 4)
     assert defaults.max_batch_delay is defaults.response_timeout is defaults.max_workers is None
-    assert defaults.startup_timeout is None
+    assert defaults.startup_timeout == 5
     assert config.model_defaults("noop", "2.0") == config.model_defaults("x", "1.0")
 
 
@@ -555,13 +558,14 @@ def test_model_yaml_all_keys() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "warning"),
     [
-        ("minWorkers", "2", "Invalid minWorkers: 2, should be integer"),
+        ("minWorkers", "two", "Invalid minWorkers: two, should be integer"),
+        ("batchSize", 2.5, "Invalid batchSize: 2.5, should be integer"),
         ("batchSize", True, "Invalid batchSize: True, should be integer"),
         ("maxBatchDelay", -1, "Invalid maxBatchDelay: -1, should be an integer of at least 0"),
         ("responseTimeout", 0, "Invalid responseTimeout: 0, should be an integer of at least 1"),
-        ("useJobTicket", "true", "Invalid useJobTicket: true, should be true or false"),
+        ("useJobTicket", "on", "Invalid useJobTicket: on, should be true or false"),
         ("deviceType", "tpu", "Invalid deviceType: tpu, should be cpu or gpu"),
-        ("deviceIds", [0, "1"], "Invalid deviceIds: [0, '1'], should be list of integers"),
+        ("deviceIds", [0, "a"], "Invalid deviceIds: [0, 'a'], should be list of integers"),
         ("deviceIds", [-1], "Invalid deviceIds: [-1], should be list of GPU numbers from 0"),
         ("parallelType", "xx", "Invalid parallelType: xx, should be pp, tp, pptp or custom"),
         ("torchrun", 3, "Invalid torchrun: 3, should be a section of settings"),

@@ -1,23 +1,23 @@
 """The management API: reads a request's arguments, asks the supervisor, and passes its answer on.
 
 The supervisor decides everything about models; here is only what HTTP adds: arguments, defaults, methods, the
-gate of `enable_model_api`. Of a repeated query argument the first value counts; a number that does not parse
-counts as absent; a boolean is true when it says so in any case, else false.
+gate of `enable_model_api`. Of a repeated query argument the first value counts. A register call says of each argument
+that does not fit what is wrong; elsewhere, as with TorchServe, a number that does not parse counts as absent, and a
+boolean is true when it says so in any case, else false.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import threading
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import falcon
-import yaml
 
 from wsgi_ts.controlplane import ControlPlane
+from wsgi_ts.conversion import to_boolean, to_text, to_whole_number
 from wsgi_ts.errors import BadRequest, MethodNotAllowed, PayloadTooLarge, WorkflowNotFound
+from wsgi_ts.lenient_json import parse_lenient
 from wsgi_ts.rest import openapi
 from wsgi_ts.rest.responses import JSON_TYPE, write_json
 
@@ -244,8 +244,8 @@ def integer_argument(req: falcon.Request, name: str) -> int | None:
 
 
 def boolean_argument(req: falcon.Request, name: str) -> bool:
-    """A query argument as a boolean, False when it is absent."""
-    return to_boolean(argument(req, name)) or False
+    """A query argument as a boolean: true when it says so in any case, else false, also when it is absent."""
+    return (argument(req, name) or "").lower() == "true"
 
 
 def to_integer(text: str | None) -> int | None:
@@ -256,22 +256,21 @@ def to_integer(text: str | None) -> int | None:
     return value if value in _INT32 else None
 
 
-def to_boolean(text: str | None) -> bool | None:
-    """True for "true" in any case, False for any other text, None for None."""
-    return None if text is None else text.lower() == "true"
-
-
 def is_json(req: falcon.Request) -> bool:
     """Whether the request says that its body is JSON, whatever the charset."""
     return (req.content_type or "").partition(";")[0].strip().lower() == JSON_TYPE
 
 
 def query_arguments(req: falcon.Request) -> dict[str, Any]:
-    """The register call's arguments from the query string; those not given, or not readable, are None."""
-    read: dict[type, Callable[[str], Any]] = {str: str, int: to_integer, bool: to_boolean}
+    """The register call's arguments from the query string; those not given, or empty, are None.
+
+    Raises:
+        BadRequest: an argument has a value of another kind.
+    """
     given = {name: argument(req, name) for name in REGISTER_ARGUMENTS}
     return {
-        name: None if text is None else read[REGISTER_ARGUMENTS[name]](text) for name, text in given.items()
+        name: text if kind is str or text is None else _value(name, text.strip() or None, kind)
+        for (name, kind), text in zip(REGISTER_ARGUMENTS.items(), given.values(), strict=True)
     }
 
 
@@ -284,8 +283,8 @@ def json_arguments(req: falcon.Request) -> dict[str, Any]:
         BadRequest: the body is no JSON object, or an argument has a value of another kind.
         PayloadTooLarge: the body is longer than `MAX_JSON_BYTES`.
     """
-    fields = parse_lenient(read_body(req))
-    return {name: _json_value(name, fields.get(name), kind) for name, kind in REGISTER_ARGUMENTS.items()}
+    fields = parse_body(read_body(req))
+    return {name: _value(name, fields.get(name), kind) for name, kind in REGISTER_ARGUMENTS.items()}
 
 
 def read_body(req: falcon.Request) -> bytes:
@@ -302,7 +301,7 @@ def read_body(req: falcon.Request) -> bytes:
     return body
 
 
-def parse_lenient(body: bytes) -> dict[str, Any]:
+def parse_body(body: bytes) -> dict[str, Any]:
     """Reads a JSON object as TorchServe does: single quotes and unquoted words are accepted too.
 
     An empty body is an empty object.
@@ -312,37 +311,29 @@ def parse_lenient(body: bytes) -> dict[str, Any]:
     """
     try:
         text = body.decode("utf-8-sig").strip()
-        if not text:
-            return {}
-        try:
-            fields = json.loads(text)
-        except ValueError:
-            # YAML's flow style covers the leniencies; its base loader makes only strings, lists and objects.
-            fields = yaml.load(text, Loader=yaml.BaseLoader) if text.startswith("{") else None
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        fields = parse_lenient(text) if text else {}
+    except ValueError as error:
         raise BadRequest("The body is not a JSON object.") from error
     if not isinstance(fields, dict):
         raise BadRequest("The body is not a JSON object.")
     return fields
 
 
-def _json_value(name: str, value: Any, kind: type) -> Any:
+def _value(name: str, value: Any, kind: type) -> Any:
+    """An argument in its type, None where it is not given."""
     if value is None:
         return None
-    if kind is bool:
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, str):
-            return to_boolean(value)
-    elif kind is int:
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        number = to_integer(str(value))
-        if number is not None and not isinstance(value, bool):
-            return number
-    elif isinstance(value, str):
-        return value
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        return str(value)
-    wanted = {bool: "true or false", int: "a whole number", str: "a text"}[kind]
-    raise BadRequest(f"Parameter {name} must be {wanted}.")
+    wanted, read = {bool: ("true or false", to_boolean), int: ("a whole number", _to_int32), str: ("a text", to_text)}[
+        kind
+    ]
+    try:
+        return read(value)
+    except ValueError as error:
+        raise BadRequest(f"Parameter {name} must be {wanted}: {error}.") from None
+
+
+def _to_int32(value: Any) -> int:
+    number = to_whole_number(value)
+    if number not in _INT32:
+        raise ValueError(f"{number} is out of range")
+    return number
