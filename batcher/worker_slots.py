@@ -160,6 +160,8 @@ class WorkerSlots:
             # The common case, without anything to decode: the headers are read if the handler asks for them.
             row: dict[str, Any] = {"body": bytearray(body)}
             return Request(str(request_id, "ascii"), row, LazyHeaders(head, _PLAIN_EXTRA))
+        if flags & RequestFlag.DESCRIBE:
+            return Request(str(request_id, "ascii"), {}, LazyHeaders(head, {"describe": "True"}, {}), is_describe=True)
         if flags & RequestFlag.FIELDS:
             fields = unpack_fields(body)
             headers = LazyHeaders(head, {}, dict.fromkeys(fields, ""))
@@ -169,13 +171,10 @@ class WorkerSlots:
             query = head.split(b"\r\n", 1)[0].partition(b"?")[2].rsplit(b" ", 1)[0].decode("latin-1")
         extra = {"url_path": url_path} if flags & RequestFlag.URL_PATH else {}
         extra["explain"] = "True" if flags & RequestFlag.EXPLAIN else "False"
-        if flags & RequestFlag.DESCRIBE:
-            extra["describe"] = "True"
         types: dict[str, str] = {}
         declared = content_type.decode("latin-1") if content_type else None
         row = build_row(declared, body, decode=self._decode, query=query, types=types)
-        is_describe = bool(flags & RequestFlag.DESCRIBE)
-        return Request(str(request_id, "ascii"), row, LazyHeaders(head, extra, types), is_describe)
+        return Request(str(request_id, "ascii"), row, LazyHeaders(head, extra, types))
 
     def send_chunk(
         self, place: Place, started: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes

@@ -15,7 +15,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsgi_ts.archive_download import DEFAULT_ALLOWED_URLS, DownloadRules, fetch_archive, is_url
+from wsgi_ts.archive_download import DEFAULT_ALLOWED_URLS, DownloadRules, fetch_archive, is_fetched
 from wsgi_ts.archive_entries import DEFAULT_LIMITS, ArchiveLimits, escape_name
 from wsgi_ts.archive_extract import extract_archive
 from wsgi_ts.archive_manifest import (
@@ -66,6 +66,7 @@ class ModelDirectory:
         url: as registered.
         extracted: whether `path` was made by `open_archive` (and is removed with the model).
         downloaded: the file that was fetched into the model store for it, if any.
+        archive: the file that `path` was unpacked from, None for a directory that is used in place.
     """
 
     path: Path
@@ -73,6 +74,7 @@ class ModelDirectory:
     url: str
     extracted: bool
     downloaded: Path | None = None
+    archive: Path | None = None
 
 
 def open_archive(
@@ -130,7 +132,7 @@ def open_archive(
             logger.error("Failed to open the model archive %s: %s", escape_name(url), error)
             raise InternalServerError(f"Failed to save model: {url}") from error
         raise
-    return ModelDirectory(directory, manifest, url, extracted, downloaded)
+    return ModelDirectory(directory, manifest, url, extracted, downloaded, source if extracted else None)
 
 
 def empty_model_directory(models_dir: Path, name: str, version: str, url: str) -> ModelDirectory:
@@ -175,12 +177,11 @@ def _locate(
         raise ModelNotFound("Model store has not been configured.")
     if not url:
         raise ModelNotFound("empty url")
-    if is_url(url):
-        if ".." in url.partition("?")[0]:
-            raise ModelNotFound(f"Relative path is not allowed in url: {url}")
-        return fetch_archive(url, model_store, rules, limits), True
-    if ".." in url:
+    fetched = is_fetched(url, rules)
+    if ".." in (url.partition("?")[0] if fetched else url):
         raise ModelNotFound(f"Relative path is not allowed in url: {url}")
+    if fetched:
+        return fetch_archive(url, model_store, rules, limits), True
     base_name = os.path.basename(url.rstrip("/"))
     in_store = os.path.join(model_store, base_name)
     if base_name not in ("", ".") and os.path.isfile(in_store):

@@ -37,7 +37,8 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _CHUNK_BYTES = 1 << 18
 #: Between two lines in the log that say how far a download is, in seconds.
 _PROGRESS_S = 5.0
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
+_SCHEMES = ("http", "https", "file")
 _UNSAFE = re.compile(r"[\x00-\x20\x7f\\]")
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -81,9 +82,13 @@ class _Refused(Exception):
     """Why a download did not happen: for the log, the client gets TorchServe's one sentence."""
 
 
-def is_url(url: str) -> bool:
-    """Whether `url` has a scheme and is therefore not the name of a file in the model store."""
-    return _URL.match(url) is not None
+def is_fetched(url: str, rules: DownloadRules) -> bool:
+    """Whether `url` is to be fetched; otherwise it is the name of a file in the model store, whatever it looks like.
+
+    TorchServe knows three schemes as URLs, and others only where `allowed_urls` speaks of them.
+    """
+    match = _URL.match(url)
+    return match is not None and (match[1].lower() in _SCHEMES or rules.match(url))
 
 
 def fetch_archive(url: str, model_store: Path, rules: DownloadRules, limits: ArchiveLimits) -> Path:
@@ -130,7 +135,7 @@ def _checked_parts(url: str) -> SplitResult:
     parts = urlsplit(url)
     if parts.username is not None or parts.password is not None or "@" in parts.netloc:
         raise _Refused("the URL has a user name before its host: leave it out")
-    if parts.scheme not in ("http", "https", "file"):
+    if parts.scheme not in _SCHEMES:
         raise _Refused(f"scheme {parts.scheme} cannot be fetched: use https, http or file")
     if parts.scheme != "file" and not parts.hostname:
         raise _Refused("the URL has no host")

@@ -154,6 +154,7 @@ class BatcherTier:
             with self._registry.changed:
                 if self._registry.apply_report(link.index, report):
                     self._publish()
+                    self._metrics.worker_changed()
         elif kind == "metrics":
             self._metrics.take_updates(event["updates"])
         elif kind == "model_unloaded":

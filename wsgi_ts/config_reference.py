@@ -71,7 +71,6 @@ Where several speak: environment before flag before file before default.
 * Booleans are `true` or `false` in any case; TorchServe takes everything else for false, here it is a mistake.
 * Keys marked *ours* are unknown to TorchServe, which ignores them.
 * Keys with **no effect here** configure the Java machine; the server says once at the start that they can be removed.
-* Keys marked **not yet** are read and checked, and a warning at the start names those that were given.
 
 ## Keys of config.properties
 """

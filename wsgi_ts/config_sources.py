@@ -85,6 +85,7 @@ def load_config(command_line: CommandLine, environ: Mapping[str, str]) -> Config
     from_file = dict(given)
     given |= command_line.keys()
     given |= _from_environment(from_file, environ)
+    _complete_tokens(given, environ)
     values = _parse_values(given, warnings)
     values.update(
         config_file=None if path is None else _absolute(path),
@@ -222,6 +223,16 @@ def _from_environment(from_file: Mapping[str, Given], environ: Mapping[str, str]
     if says_true("use_env_allowed_urls") and "TS_ALLOWED_URLS" in environ:
         given["allowed_urls"] = Given(environ["TS_ALLOWED_URLS"], "environment variable TS_ALLOWED_URLS")
     return given
+
+
+def _complete_tokens(given: dict[str, Given], environ: Mapping[str, str]) -> None:
+    """Who asks for tokens gets them: the variable also counts without `enable_envvars_config`, if nobody disagrees.
+
+    It cannot switch tokens off so: in TorchServe, where they are on by default, it has no effect then.
+    """
+    key, variable = "disable_token_authorization", "TS_DISABLE_TOKEN_AUTHORIZATION"
+    if key not in given and environ.get(variable, "").strip().lower() == "false":
+        given[key] = Given(environ[variable], f"environment variable {variable}")
 
 
 def _parse_values(given: Mapping[str, Given], warnings: list[str]) -> dict[str, Any]:

@@ -62,37 +62,36 @@ class ControlOperations:
         """All operations, for `ControlServer`."""
         manager = self._manager
         return {
-            "register_model": lambda _, arguments: manager.register(**arguments),
-            "scale_model": lambda _, arguments: manager.scale(**arguments),
-            "describe_model": lambda _, arguments: manager.describe(**arguments),
-            "list_models": lambda _, arguments: manager.list_models(**arguments),
-            "set_default": lambda _, arguments: manager.set_default(**arguments),
-            "unregister_model": lambda _, arguments: manager.unregister(**arguments),
-            "kserve_ready": lambda _, arguments: manager.kserve_ready(**arguments),
-            "metrics": lambda _, arguments: self._metrics.text(**arguments),
-            "renew_token": self._renew_token,
-            "new_segment": self._new_segment,
-            "segment_ready": self._segment_ready,
-            "status": lambda _, arguments: self._loop.call(self._status),
-            "stop": self._request_stop,
+            "register_model": Operation(manager.register),
+            "scale_model": Operation(manager.scale),
+            "describe_model": Operation(manager.describe),
+            "list_models": Operation(manager.list_models),
+            "set_default": Operation(manager.set_default),
+            "unregister_model": Operation(manager.unregister),
+            "kserve_ready": Operation(manager.kserve_ready),
+            "metrics": Operation(self._metrics.text),
+            "renew_token": Operation(self._renew_token),
+            "new_segment": Operation(self._new_segment, told_peer=True),
+            "segment_ready": Operation(self._segment_ready, told_peer=True),
+            "status": Operation(lambda: self._loop.call(self._status)),
+            "stop": Operation(self._request_stop, told_peer=True),
         }
 
-    def _new_segment(self, peer: Peer, arguments: dict[str, Any]) -> Any:
-        if arguments["pid"] != peer.pid:
+    def _new_segment(self, *, peer: Peer, pid: int) -> Any:
+        if pid != peer.pid:
             raise BadRequest("A process asks for its own segment only.")
         if self._registry.draining:
             raise ServiceUnavailable("The server is stopping.")
         return self._loop.call(lambda: self._segments.new(peer.pid))
 
-    def _segment_ready(self, peer: Peer, arguments: dict[str, Any]) -> Any:
+    def _segment_ready(self, *, peer: Peer, index: int) -> Any:
         attached = threading.Event()
-        self._loop.call(lambda: self._segments.ready(arguments["index"], peer.pid, attached.set))
+        self._loop.call(lambda: self._segments.ready(index, peer.pid, attached.set))
         if not attached.wait(_ATTACH_LIMIT_S):
             raise InternalServerError("The batchers did not attach the segment in time.")
         return {}
 
-    def _renew_token(self, peer: Peer, arguments: dict[str, Any]) -> Any:
-        scope = arguments["scope"]
+    def _renew_token(self, *, scope: str) -> Any:
         if self._keys is None or scope not in (MANAGEMENT, INFERENCE):
             raise BadRequest("There is no such token.")
         try:
@@ -102,8 +101,8 @@ class ControlOperations:
             raise InternalServerError("The new token could not be written; the old one still counts.") from error
         return {}
 
-    def _request_stop(self, peer: Peer, arguments: dict[str, Any]) -> Any:
-        count = 2 if arguments.get("fast") else 1
+    def _request_stop(self, *, peer: Peer, fast: bool = False) -> Any:
+        count = 2 if fast else 1
         log.info("Process %d asks for a stop", peer.pid)
         self._loop.post(lambda: self._stop(count))
         return {}

@@ -5,6 +5,7 @@ Only processes of the same user (or root) are heard: the socket's mode says so, 
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import socket
@@ -33,8 +34,32 @@ class Peer:
     uid: int
 
 
-#: An operation: who asks, and the arguments.
-Operation = Callable[[Peer, dict[str, Any]], Any]
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What can be asked for.
+
+    Attributes:
+        function: carries it out; its signature says which arguments there may be.
+        told_peer: its argument `peer` is the process that asks, whatever that says.
+    """
+
+    function: Callable[..., Any]
+    told_peer: bool = False
+
+    def __call__(self, peer: Peer, arguments: dict[str, Any]) -> Any:
+        """Carries it out.
+
+        Raises:
+            BadRequest: there are other arguments than it takes.
+            Exception: whatever goes wrong in it.
+        """
+        if self.told_peer:
+            arguments = {**arguments, "peer": peer}
+        try:
+            inspect.signature(self.function).bind(**arguments)
+        except TypeError as error:
+            raise BadRequest(f"Wrong arguments: {error}") from error
+        return self.function(**arguments)
 
 
 class ControlServer:
@@ -123,9 +148,6 @@ class ControlServer:
             return {"ok": operation(peer, request)}
         except ServerError as error:
             return {"error": error.to_dict()}
-        except TypeError:
-            log.exception("Control operation %s: wrong arguments", name)
-            return {"error": BadRequest(f"Wrong arguments for operation {name}").to_dict()}
         except Exception:
             log.exception("Control operation %s failed", name)
             return {"error": InternalServerError("The server failed to carry out the operation.").to_dict()}

@@ -209,7 +209,9 @@ class ModelYaml:
     max_sequence_job_queue_size: int = _key(
         "maxSequenceJobQueueSize", _whole(1, lift=True), 1, "requests waiting in one sequence"
     )
-    max_num_sequence: int = _key("maxNumSequence", _whole(1, lift=True), 1, "sequences at a time")
+    max_num_sequence: int = _key(
+        "maxNumSequence", _whole(1, lift=True), 1, "sequences at a time; at least `batchSize` times `maxWorkers`"
+    )
     weights_only: bool | None = _key(
         "weightsOnly",
         BOOLEAN,
@@ -224,6 +226,11 @@ class ModelYaml:
     def has_worker_limits(self) -> bool:
         """Whether minWorkers and maxWorkers are a pair that counts."""
         return 0 < self.min_workers <= self.max_workers
+
+    @property
+    def sequence_limit(self) -> int:
+        """How many sequences there may be at a time: never fewer than what all workers can have in a batch."""
+        return max(self.max_num_sequence, self.batch_size * self.max_workers)
 
 
 def yaml_keys(table: type[ModelYaml] | type[TorchrunOptions] = ModelYaml) -> Iterator[tuple[str, Any, YamlKey]]:

@@ -11,8 +11,7 @@ from wsgi_ts.model_config import ModelYaml
 from wsgi_ts.process import resident_bytes
 from wsgi_ts.registry import ModelVersion, ModelWorker
 
-#: A model without model-config.yaml shows zeros where one with a file shows the defaults of its keys.
-_NO_YAML = ModelYaml(max_num_sequence=0, max_sequence_job_queue_size=0)
+_NO_YAML = ModelYaml()
 
 
 def describe_version(model: ModelVersion, workers: Iterable[ModelWorker], queued: int) -> dict[str, Any]:
@@ -48,10 +47,7 @@ def describe_version(model: ModelVersion, workers: Iterable[ModelWorker], queued
         "useJobTicket": yaml.use_job_ticket,
         "useVenv": yaml.use_venv,
         "stateful": yaml.sequence_batching,
-        "sequenceMaxIdleMSec": yaml.sequence_max_idle,
-        "sequenceTimeoutMSec": yaml.sequence_timeout,
-        "maxNumSequence": yaml.max_num_sequence,
-        "maxSequenceJobQueueSize": yaml.max_sequence_job_queue_size,
+        **_sequence_settings(yaml),
         "loadedAtStartup": model.loaded_at_startup,
         "workers": [describe_worker(worker) for worker in workers],
         "jobQueueStatus": {
@@ -60,6 +56,17 @@ def describe_version(model: ModelVersion, workers: Iterable[ModelWorker], queued
         },
     }
     return description
+
+
+def _sequence_settings(yaml: ModelYaml) -> dict[str, int]:
+    """The limits of sequences; zeros where the model's file does not say after which time a sequence ends."""
+    ends = yaml.sequence_max_idle > 0
+    return {
+        "sequenceMaxIdleMSec": yaml.sequence_max_idle,
+        "sequenceTimeoutMSec": yaml.sequence_timeout if ends else 0,
+        "maxNumSequence": yaml.sequence_limit if ends else 0,
+        "maxSequenceJobQueueSize": yaml.max_sequence_job_queue_size if ends else 0,
+    }
 
 
 def describe_worker(worker: ModelWorker) -> dict[str, Any]:

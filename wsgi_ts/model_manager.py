@@ -7,6 +7,7 @@ other; those on different ones run side by side, each on the thread of its calle
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -33,14 +34,14 @@ from wsgi_ts.model_config import EffectiveSettings, RegisterArguments
 from wsgi_ts.model_description import describe_version
 from wsgi_ts.model_preparation import (
     ModelPreparer,
+    check_arguments,
     check_count,
     check_runtime,
     discard,
     limit_workers,
-    register_arguments,
 )
 from wsgi_ts.registry import ModelVersion, ModelWorker, Registry
-from wsgi_ts.snapshots import RecordedModel
+from wsgi_ts.snapshots import RecordedModel, SnapshotNotWritten
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,11 @@ class ModelManager:
         synchronous: bool = True,
         s3_sse_kms: bool = False,
         at_startup: bool = False,
-        **numbers: int | None,
+        batch_size: int | None = None,
+        max_batch_delay: int | None = None,
+        initial_workers: int | None = None,
+        response_timeout: int | None = None,
+        startup_timeout: int | None = None,
     ) -> dict[str, Any]:
         """Registers a model and starts its first workers.
 
@@ -112,17 +117,27 @@ class ModelManager:
             model_name: in place of the manifest's.
             handler: in place of the manifest's.
             runtime: in place of the manifest's.
-            synchronous: answer when the workers are ready; if one fails, the model is unregistered again.
+            synchronous: answer when the workers are ready; if one fails, the model stays without workers.
             s3_sse_kms: the object in S3 is encrypted with a key of KMS.
             at_startup: the configuration names this model.
-            **numbers: `batch_size`, `max_batch_delay` (ms), `initial_workers`, `response_timeout` (s),
-                `startup_timeout` (s).
+            batch_size: most requests in one call of the handler.
+            max_batch_delay: longest wait for a batch to fill, in milliseconds.
+            initial_workers: workers to start at once.
+            response_timeout: longest run of the handler, in seconds.
+            startup_timeout: longest start of a worker, in seconds.
         """
         self._refuse_while_draining()
         if url is None:
             raise BadRequest("Parameter url is required.")
         check_runtime(runtime)
-        arguments = register_arguments(numbers)
+        arguments = RegisterArguments(
+            batch_size=batch_size,
+            max_batch_delay=max_batch_delay,
+            initial_workers=initial_workers,
+            response_timeout=response_timeout,
+            startup_timeout=startup_timeout,
+        )
+        check_arguments(arguments)
         directory = self._preparer.open(url, model_name, at_startup=at_startup, s3_sse_kms=s3_sse_kms)
         model, wanted = self._add(directory, None if at_startup else arguments, handler, runtime)
         with self._version_locks.hold((model.name, model.version)):
@@ -354,11 +369,22 @@ class ModelManager:
             return _status(202, "Processing worker updates...")
         try:
             self._wait_for_workers(model, model.version)
-        except ServerError:
+        except ServiceUnavailable:
+            # The server stops before anybody knows whether they start: the call is undone.
             model.unloading = True
             self._remove(model, self._config.unregister_model_timeout)
             raise
+        except ServerError:
+            self._keep_without_workers(model)
+            raise
         return _status(200, f"{named} {settings.min_workers} initial workers")
+
+    def _keep_without_workers(self, model: ModelVersion) -> None:
+        """Stops the workers of a version of which one could not start; it stays registered, as in TorchServe."""
+        self._wait_until_left(model, self._set_limits(model, 0, 0))
+        # The answer is that the workers failed, whatever becomes of the snapshot; the log tells of that.
+        with contextlib.suppress(SnapshotNotWritten):
+            self._record()
 
     # Workers
 
@@ -441,7 +467,8 @@ class ModelManager:
                 return False
             self._registry.remove(model)
             self._publish()
-        discard(model.directory)
+            directory = self._registry.pass_on_archive(model)
+        discard(directory)
         return True
 
     def _refuse_while_draining(self) -> None:

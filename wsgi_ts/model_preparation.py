@@ -230,7 +230,7 @@ def _sequence_settings(yaml: ModelYaml, settings: EffectiveSettings) -> dict[str
         "sequence_batching": yaml.sequence_batching,
         "sequence_max_idle_ms": yaml.sequence_max_idle,
         "sequence_timeout_ms": yaml.sequence_timeout,
-        "max_sequences": yaml.max_num_sequence,
+        "max_sequences": yaml.sequence_limit,
         "max_sequence_queue": yaml.max_sequence_job_queue_size,
         "min_workers": settings.min_workers,
         "max_workers": settings.max_workers,
@@ -252,18 +252,16 @@ def _is_same_file(one: str, other: str) -> bool:
         return False
 
 
-def register_arguments(numbers: dict[str, int | None]) -> RegisterArguments:
-    """The numbers of a register call.
+def check_arguments(arguments: RegisterArguments) -> None:
+    """Refuses numbers of a register call that cannot be meant.
 
     Raises:
         BadRequest: one is absurdly large.
     """
-    arguments = RegisterArguments(**numbers)
     if (arguments.batch_size or 0) > MAX_BATCH_SIZE:
         raise BadRequest(f"Parameter batch_size must not be larger than {MAX_BATCH_SIZE}.")
     if (arguments.initial_workers or 0) > MAX_WORKERS:
         raise BadRequest(f"Parameter initial_workers must not be larger than {MAX_WORKERS}.")
-    return arguments
 
 
 def check_runtime(runtime: str | None) -> None:

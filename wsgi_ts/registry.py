@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from wsgi_ts.archive import ModelDirectory
@@ -177,7 +177,7 @@ class Registry:
             self._free_indexes.append(index)
 
     def next_worker_id(self, parallel_level: int = 0) -> int:
-        """An id that no worker has had; a worker that spans several processes or GPUs takes as many (contract §0)."""
+        """An id that no worker has had; a worker that spans several processes or GPUs takes as many."""
         with self.changed:
             if parallel_level:
                 self._next_group_id += parallel_level
@@ -293,6 +293,23 @@ class Registry:
                 self._defaults[model.name] = next(iter(versions))
             self.free_index(model.spec.index)
             self.changed.notify_all()
+
+    def pass_on_archive(self, removed: ModelVersion) -> ModelDirectory:
+        """Leaves an archive that was downloaded to another version that was made from it, and goes with it then.
+
+        Args:
+            removed: a version that was forgotten.
+
+        Returns:
+            Its files, without an archive that is still needed: a snapshot is restored from it.
+        """
+        directory = removed.directory
+        with self.changed:
+            for model in self.all_versions():
+                if directory.downloaded is not None and model.directory.archive == directory.downloaded:
+                    model.directory = replace(model.directory, downloaded=directory.downloaded)
+                    return replace(directory, downloaded=None)
+        return directory
 
     def by_index(self, index: int) -> ModelVersion | None:
         """The version with a number on the data path."""

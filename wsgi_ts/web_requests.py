@@ -358,6 +358,8 @@ class RequestSide(AnswerSide):
         environ = self._environ(connection)
         environ["wsgi.input"] = io.BytesIO(body)
         environ["wsgi_ts.plane"] = self._plane
+        if connection.head is not None:
+            environ["wsgi_ts.head"] = connection.head.raw
         app = self._apps[connection.listener]
         if not self._blocking[connection.listener]:
             self._respond(connection, call_app(app, environ))

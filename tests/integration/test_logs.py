@@ -82,6 +82,7 @@ def wait_for(server: ServerProcess, file: str, text: str, within: float = 10) ->
 
 def test_all_files_are_there_right_after_the_start(server: ServerProcess) -> None:
     assert {name for name in FILES if (server.home / "logs" / name).exists()} == set(FILES)
+    assert server.log("model_metrics.log") == ""
     assert "Model server started" in server.output()
 
 

@@ -49,6 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     archive(store, "who", WHO, file_name="who1.mar")
     archive(store, "who", WHO, version="2.0", file_name="who2.mar")
     archive(store, "bad", BAD_INIT)
+    archive(store, "who", BAD_INIT, version="3.0", file_name="bad2.mar")
     archive(store, "configured", config_yaml=CONFIGURED)
     (store / "junk.mar").write_bytes(b"no archive")
     with ServerProcess(store=store) as running:
@@ -205,11 +206,30 @@ def test_registered_twice(server: ServerProcess) -> None:
     assert server.predict("echo", b"x").body == b"x"
 
 
-def test_handler_that_cannot_start_is_unregistered_again(server: ServerProcess) -> None:
-    reply = server.register("bad.mar")
-    assert_error(reply, 500, "InternalServerException", "Failed to start workers for model bad version: 1.0")
-    assert_error(manage(server, "GET", "/models/bad"), 404, "ModelNotFoundException", "Model not found: bad")
-    assert server.processes("model-worker") == []
+def test_model_that_cannot_start_stays_without_workers(server: ServerProcess) -> None:
+    failed = "Failed to start workers for model bad version: 1.0"
+    assert_error(server.register("bad.mar", initial_workers=2), 500, "InternalServerException", failed)
+    model = describe(server, "bad")
+    assert (model["minWorkers"], model["maxWorkers"], model["workers"]) == (0, 0, [])
+    assert server.processes("model worker") == []
+    assert server.request("inference", "GET", "/ping").status == 200
+    assert server.predict("bad").status == 503
+    known = "Model version 1.0 is already registered for model bad"
+    assert_error(server.register("bad.mar"), 409, "ConflictStatusException", known)
+    again = manage(server, "PUT", "/models/bad?min_worker=1&synchronous=true")
+    assert_error(again, 500, "InternalServerException", failed.replace("1.0", "null"))
+    assert manage(server, "DELETE", "/models/bad").status == 200
+    assert manage(server, "GET", "/models/bad").status == 404
+
+
+def test_version_that_cannot_start_beside_one_that_can(server: ServerProcess) -> None:
+    assert server.register("who1.mar").status == 200
+    assert server.register("bad2.mar").status == 500
+    (one, two) = manage(server, "GET", "/models/who/all").json()
+    assert (one["modelVersion"], len(one["workers"])) == ("1.0", 1)
+    assert (two["modelVersion"], two["workers"]) == ("3.0", [])
+    assert server.predict("who").body == b"1.0"
+    assert manage(server, "DELETE", "/models/who/3.0").status == 200
 
 
 # Scale

@@ -206,6 +206,7 @@ def test_what_handlers_report_is_added_up(start_server: Start, store: Path, tmp_
     archive(store, "reporter", REPORTER)
     config = {"metrics_mode": "prometheus", "metrics_config": str(tmp_path / "metrics.yaml")}
     server = start_server(store=store, config=config)
+    assert (value(server, "MemoryUsed", Level="Host", Hostname=HOST) or 0) > 0
     server.register("reporter.mar", initial_workers=2)
     for size in (1, 2, 3, 4):
         assert server.predict("reporter", b"x" * size).status == 200
@@ -258,6 +259,7 @@ def test_unlisted_metrics_are_registered_when_detected(start_server: Start, stor
 def test_metrics_go_to_the_logs(start_server: Start, store: Path) -> None:
     archive(store, "reporter", REPORTER)
     server = start_server(store=store, config={"model_metrics_auto_detect": "true"})
+    assert names_in(server.log("ts_metrics.log")) >= SYSTEM_NAMES
     server.register("reporter.mar")
     for _ in range(3):
         assert server.predict("reporter", b"x").status == 200
@@ -281,6 +283,7 @@ def test_metrics_go_to_the_logs(start_server: Start, store: Path) -> None:
 def test_legacy_mode_shows_three_metrics_and_logs_the_others(start_server: Start, store: Path) -> None:
     archive(store, "echo")
     server = start_server(store=store, config={"metrics_mode": "legacy"}, web_workers=2)
+    assert names_in(server.log("ts_metrics.log")) >= SYSTEM_NAMES
     server.register("echo.mar")
     assert server.predict("echo", b"x").status == 200
     eventually(lambda: {name for name, _ in scrape(server)} == LEGACY_NAMES, within=5)

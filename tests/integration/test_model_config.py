@@ -81,11 +81,27 @@ def handle(data, context):
     how = context.model_yaml_config["handler"]["answer"]
     if how == "object":
         return [{"rows": len(data), "version": context.manifest["model"]["modelVersion"]}]
+    if how == "call":
+        headers = context.get_all_request_header(0)
+        return [{"data": data, "headers": headers, "id": context.get_request_id(0)}]
     if how == "raise":
         raise ValueError("nothing to say")
     if how == "sleep":
         time.sleep(60)
     return [how]
+"""
+
+SHOWS = """
+def handle(data, context):
+    return None if data is None else [{key: str(value) for key, value in row.items()} for row in data]
+"""
+
+BASED = """
+from ts.torch_handler.base_handler import BaseHandler
+
+class Handler(BaseHandler):
+    def initialize(self, context):
+        self.initialized = True
 """
 
 NO_WORKER = "has no worker to serve inference request"
@@ -104,8 +120,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     wrong = "batchSize: many\nresponseTimeout: -1\nuseJobTicket: 1\ndeviceType: tpu\n"
     archive(store, "configured", CONFIGURED, config_yaml=f"handler:\n  mapping: [a, 1]\nfree: {{x: 0.5}}\n{wrong}")
     batched = "responseTimeout: 1\nbatchSize: 8\nmaxBatchDelay: 200\nbatchPolicy: fixed\n"
-    for how in ("object", "text", "", "raise", "sleep"):
+    for how in ("object", "text", "", "raise", "sleep", "call"):
         archive(store, f"described_{how}", DESCRIBED, config_yaml=f'handler: {{answer: "{how}"}}\n{batched}')
+    archive(store, "shows", SHOWS)
+    archive(store, "based", BASED)
     yaml = "handler: {answer: object}"
     archive(store, "described", DESCRIBED, version="2.0", file_name="second.mar", config_yaml=yaml)
     with ServerProcess(store=store, web_workers=2) as running:
@@ -240,7 +258,8 @@ def test_startup_timeout(server: ServerProcess) -> None:
     reply = server.register("slow_start.mar")
     assert (reply.status, reply.json()["type"]) == (500, "InternalServerException")
     assert reply.json()["message"] == "Failed to start workers for model slow_start version: 1.0"
-    assert server.request("management", "GET", "/models/slow_start").status == 404
+    assert describe(server, "slow_start")["workers"] == []
+    unregister(server, "slow_start")
 
 
 def test_max_retry_timeout(server: ServerProcess) -> None:
@@ -255,6 +274,14 @@ def test_max_retry_timeout(server: ServerProcess) -> None:
     assert worker["status"] == "UNLOADING"
     unregister(server, "fragile")
     eventually(lambda: not is_given_up(), within=5, what="a healthy server")
+
+
+def test_limits_of_sequences_where_the_file_says_nothing_of_them(server: ServerProcess) -> None:
+    keys = ("sequenceMaxIdleMSec", "sequenceTimeoutMSec", "maxNumSequence", "maxSequenceJobQueueSize")
+    register(server, "configured", initial_workers=0)
+    description = describe(server, "configured")
+    assert [description[key] for key in keys] == [0, 0, 0, 0]
+    unregister(server, "configured")
 
 
 def test_the_handler_sees_the_whole_file_and_wrong_types_keep_their_default(server: ServerProcess) -> None:
@@ -292,6 +319,26 @@ def test_customized_metadata(server: ServerProcess, how: str, metadata: dict[str
     (every,) = server.request("management", "GET", f"/models/{name}/all?customized=true").json()
     assert "customizedMetadata" not in every
     unregister(server, name)
+
+
+def test_customized_describe_of_handlers_that_do_not_know_it(server: ServerProcess) -> None:
+    # One that answers what it was given: an empty row. And the base class, whose describe_handle says nothing.
+    for name in ("shows", "based"):
+        register(server, name)
+        assert describe(server, f"{name}?customized=true")["customizedMetadata"] == {}
+        unregister(server, name)
+
+
+def test_what_a_handler_is_asked_to_describe_with(server: ServerProcess) -> None:
+    register(server, "described_call")
+    headers = {"X-Mine": "1"}
+    reply = server.request("management", "GET", "/models/described_call?customized=true", headers=headers)
+    seen = reply.json()[0]["customizedMetadata"]
+    assert seen["data"] == [{}]
+    assert seen["id"] == reply.headers["x-request-id"]
+    assert (seen["headers"]["describe"], seen["headers"]["X-Mine"]) == ("True", "1")
+    assert not {"explain", "url_path"} & seen["headers"].keys()
+    unregister(server, "described_call")
 
 
 def test_customized_describe_is_alone_in_its_batch(server: ServerProcess, clients: ThreadPoolExecutor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, assume, given, settings
@@ -15,7 +16,10 @@ from support.server import ServerProcess
 
 from wsgi_ts import model_preparation
 from wsgi_ts.config import Config
-from wsgi_ts.rest import openapi, schemas
+from wsgi_ts.messages import WorkerReport
+from wsgi_ts.model_description import describe_worker
+from wsgi_ts.registry import ModelWorker
+from wsgi_ts.rest import management, openapi, schemas
 
 APIS = ("inference", "management", "metrics")
 #: TorchServe's paths and the names of their operations.
@@ -163,3 +167,15 @@ def test_the_limits_are_the_servers() -> None:
     assert schemas.MAX_WORKERS == model_preparation.MAX_WORKERS
     assert schemas.MAX_BATCH_SIZE == model_preparation.MAX_BATCH_SIZE
     assert set(schemas.RUNTIMES) == set(model_preparation.RUNTIMES)
+
+
+def test_every_argument_and_every_field_of_a_worker_is_there() -> None:
+    post = openapi.document(["management"], Config())["paths"]["/models"]["post"]
+    assert {row["name"] for row in post["parameters"]} == set(management.REGISTER_ARGUMENTS)
+    report = WorkerReport(9000, 0, "backoff", exit_reason="signal 9", last_lines=["x"], progress="rank 1 loads")
+    worker = ModelWorker(9000, 1, 0, 0, devices=(0, 1), report=report)
+    described = schemas.COMPONENTS["Worker"]
+    shown = describe_worker(worker)
+    assert {"gpuIds", "progress", "lastExit", "lastLines"} < shown.keys()
+    jsonschema.validate(shown, described)
+    assert shown.keys() == described["properties"].keys()

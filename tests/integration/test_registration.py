@@ -206,6 +206,30 @@ def test_a_download_and_its_end(server: ServerProcess, origin: Origin, tmp_path:
     assert left_in_store(server) == set()
 
 
+def test_a_downloaded_archive_is_in_the_store(server: ServerProcess, origin: Origin, tmp_path: Path) -> None:
+    url = origin.answer("/fetched.mar", archive(tmp_path, "fetched").read_bytes())
+    assert register(server, url, model_name="mine").status == 200
+    reply = register(server, "fetched.mar", model_name="mine")
+    assert (reply.status, reply.json()["type"]) == (409, "ConflictStatusException")
+    # Another model that is made from it keeps it: a snapshot with that one could not be restored without it.
+    assert register(server, "fetched.mar", model_name="yours").status == 200
+    unregister(server, "mine")
+    assert left_in_store(server) == {"fetched.mar"}
+    unregister(server, "yours")
+    assert left_in_store(server) == set()
+
+
+def test_a_downloaded_model_that_cannot_start_keeps_its_archive(
+    server: ServerProcess, origin: Origin, tmp_path: Path
+) -> None:
+    url = origin.answer("/sick.mar", archive(tmp_path, "sick", "raise ValueError('sick')").read_bytes())
+    assert register(server, url, initial_workers=1).status == 500
+    assert register(server, "sick.mar").status == 409
+    assert left_in_store(server) == {"sick.mar"}
+    unregister(server, "sick")
+    assert left_in_store(server) == set()
+
+
 def test_a_tar_and_a_file_url(server: ServerProcess, origin: Origin, place: Path, tmp_path: Path) -> None:
     make_directory(tmp_path / "packed", "packed")
     buffer = io.BytesIO()
@@ -241,9 +265,10 @@ def test_places_that_are_not_allowed_get_no_byte(server: ServerProcess, origin: 
     for host in ("127.0.0.1", "localhost", "[::1]", "2130706433", "0x7f.1", "017700000001", "localhost."):
         url = f"http://{host}:{port}/m.mar"
         refused(server, url, 404, f"Given URL {url} does not match any allowed URL(s)")
-    for scheme in ("ftp://127.0.0.1", "file:///etc", "gopher://x", "s3://bucket", "jar:file://"):
-        url = f"{scheme}/m.mar"
-        assert register(server, url).status == 404
+    refused(server, "file:///etc/m.mar", 404, "Given URL file:///etc/m.mar does not match any allowed URL(s)")
+    # Of other schemes only the file name counts, as TorchServe reads them.
+    for scheme in ("ftp://127.0.0.1", "gopher://x", "s3://bucket", "jar:file://", "file:", "http:/x"):
+        refused(server, f"{scheme}/m.mar", 404, f"Model not found at: {scheme}/m.mar")
     # Allowed at first sight only.
     for number, location in enumerate((f"{other.address}/m.mar", "file:///etc/passwd", f"//127.0.0.1:{port}/m.mar")):
         refused_url = origin.answer(f"/hop{number}.mar", status=302, Location=location)

@@ -94,7 +94,8 @@ def server(tmp_path_factory: pytest.TempPathFactory, gates: Path) -> Iterator[Se
     store = tmp_path_factory.mktemp("store")
     archive(store, "sums", ACCUMULATOR, config_yaml=config_yaml())
     one = {"minWorkers": 1, "maxWorkers": 1}
-    archive(store, "few", ACCUMULATOR, config_yaml=config_yaml(**one, maxNumSequence=2, sequenceMaxIdleMSec=300))
+    two = config_yaml(**one, batchSize=2, maxNumSequence=1, sequenceMaxIdleMSec=300)
+    archive(store, "few", ACCUMULATOR, config_yaml=two)
     archive(store, "old", ACCUMULATOR, config_yaml=config_yaml(**one, sequenceTimeoutMSec=400))
     archive(store, "off", ACCUMULATOR, config_yaml=config_yaml(**one, sequenceMaxIdleMSec=0))
     with ServerProcess(store=store, environment={"GATES": str(gates)}, web_workers=2) as server:
@@ -155,6 +156,7 @@ def test_each_sequence_has_one_worker_and_its_own_state(server: ServerProcess, s
     assert sorted(sum(pid in pids for pids in homes) for pid in set().union(*homes)) == [4, 4]
     described = server.request("management", "GET", "/models/sums").json()[0]
     assert (described["stateful"], described["maxNumSequence"]) == (True, 8)
+    assert (described["sequenceMaxIdleMSec"], described["maxSequenceJobQueueSize"]) == (60000, 2)
     log = server.log()
     assert log.count("added jobGroup for sequenceId:s") == 8
 

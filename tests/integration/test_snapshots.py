@@ -32,6 +32,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("store")
     archive(store, "echo")
     archive(store, "echo", version="2.0", file_name="echo2.mar", config_yaml=CONFIGURED)
+    archive(store, "sick", "raise ValueError('sick')")
     archive(store, "other", files={"second.py": OTHER})
     return store
 
@@ -130,6 +131,8 @@ def test_a_plain_restart_brings_everything_back(server: ServerProcess) -> None:
     server.register("echo2.mar", initial_workers=1)
     manage(server, "PUT", "/models/echo/2.0/set-default")
     server.register("other.mar", handler="second.py:other")
+    assert server.register("sick.mar").status == 500
+    assert recorded(files(server)[-1])["models"]["sick"]["1.0"]["minWorkers"] == 0
     restart(server)
     first, second = described(server, "echo/1.0"), described(server, "echo")
     assert second["modelVersion"] == "2.0"
@@ -137,8 +140,10 @@ def test_a_plain_restart_brings_everything_back(server: ServerProcess) -> None:
     assert [first[key] for key in keys] == [2, 3, 9, 30, False, "echo.mar"]
     assert [second[key] for key in keys] == [1, 4, 7, 120, False, "echo2.mar"]
     eventually(lambda: server.predict("other", b"x").body == b"other", within=30, what="the recorded handler")
+    # A model whose workers failed is there too, without workers.
+    assert described(server, "sick")["workers"] == []
     newest = files(server, "shutdown")[-1]
-    assert f"Restoring 3 model versions from the snapshot {newest}" in server.output()
+    assert f"Restoring 4 model versions from the snapshot {newest}" in server.output()
     # Killed, it writes no shutdown snapshot: the last operation's one counts.
     manage(server, "PUT", "/models/echo/1.0?min_worker=1&max_worker=1&synchronous=true")
     kill(server, "supervisor")

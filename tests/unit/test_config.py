@@ -721,7 +721,12 @@ def test_when_requests_need_a_token(place: Path, text: str, on: bool) -> None:
 
 def test_who_decides_on_tokens(place: Path) -> None:
     said = {"TS_DISABLE_TOKEN_AUTHORIZATION": "false"}
+    assert load("", said).token_authorization
     assert not load("", said, disable_token_auth=True).token_authorization
+    assert not load("disable_token_authorization=true", said).token_authorization
+    # The variable alone cannot switch them off: TorchServe does not heed it then.
+    everywhere = "inference_address=http://0.0.0.0:8080"
+    assert load(everywhere, {"TS_DISABLE_TOKEN_AUTHORIZATION": "true"}).token_authorization
     assert load("enable_envvars_config=true", said, disable_token_auth=True).token_authorization
     assert not load("disable_token_authorization=false", disable_token_auth=True).token_authorization
     assert load("enable_envvars_config=true\ndisable_token_authorization=true", said).token_authorization

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
+from support.eventually import eventually
 
 import wsgi_ts.handlers
 from wsgi_ts.batcher import layout
-from wsgi_ts.batcher.board import Board
+from wsgi_ts.batcher.board import Board, batcher_bell_name
 from wsgi_ts.batcher.counters import ModelCounters
+from wsgi_ts.batcher.doorbell import Doorbell
 from wsgi_ts.batcher.layout import BatcherWord, ModelWord, WebWord
+from wsgi_ts.config import Config
 from wsgi_ts.gpu.devices import gpu_loads
+from wsgi_ts.log import LogFiles
+from wsgi_ts.metrics import keeper
 from wsgi_ts.metrics.board_metrics import BoardMetrics, CountedModel
 from wsgi_ts.metrics.exposition import Family, Histogram, java_double, render, server_line
+from wsgi_ts.metrics.keeper import MetricsKeeper
 from wsgi_ts.metrics.reported import MAX_METRICS, MAX_SERIES, ModelMetrics, ReportedMetrics, parse_line
 from wsgi_ts.metrics.specification import (
     MetricsConfigError,
@@ -30,6 +39,7 @@ from wsgi_ts.metrics.specification import (
     load_specification,
 )
 from wsgi_ts.metrics.system import SystemMetrics
+from wsgi_ts.registry import Registry
 
 # metrics.yaml
 
@@ -332,6 +342,101 @@ def test_a_command_that_cannot_be_run_is_told(tmp_path: Path, caplog: pytest.Log
     )
     assert system._ask_command() == {}
     assert "system_metrics_cmd fail.py ended with exit code 3" in caplog.text
+
+
+def test_the_system_is_measured_before_anybody_can_ask() -> None:
+    found: list[dict[str, object]] = []
+    system = SystemMetrics(
+        interval_s=60.0,
+        gpus=0,
+        hostname="h",
+        command="",
+        home=None,
+        worker_pids=lambda: [],
+        publish=found.append,
+    )
+    system.start()
+    system.stop()
+    (values,) = found
+    assert values.keys() >= {"CPUUtilization", "MemoryUsed", "DiskUsage"}
+
+
+# The keeper
+
+
+@pytest.fixture
+def bell(board: Board) -> Iterator[Doorbell]:
+    """The bell of the only batcher."""
+    name = batcher_bell_name(board.prefix, 0)
+    Doorbell.create(name)
+    bell = board.batcher_bell(0)
+    yield bell
+    bell.close()
+    Doorbell.unlink(name)
+
+
+class Log:
+    """ts_metrics.log in memory."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.ts_metrics = self
+
+    def write(self, lines: list[str], thread: str) -> None:
+        self.lines += lines
+
+    def has(self, name: str) -> bool:
+        return any(line.startswith(f"{name}.") for line in self.lines)
+
+
+def keeper_of(board: Board, log: Log, mode: str) -> MetricsKeeper:
+    config = Config(metrics_mode=mode, disable_system_metrics=True)
+    return MetricsKeeper(config, board, Registry(9000), cast(LogFiles, log), 0)
+
+
+@pytest.mark.parametrize("mode", ["log", "legacy"])
+def test_the_first_changes_are_logged_at_once(
+    board: Board, bell: Doorbell, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setattr(keeper, "LOG_INTERVAL_S", 60.0)
+    log = Log()
+    with keeper_of(board, log, mode).running():
+        board.words[board.web_row(0) + WebWord.RESPONSES_2XX] = 1
+        eventually(lambda: log.has("Requests2XX"), within=20)
+    assert not log.has("Requests4XX")
+
+
+def test_a_worker_that_was_loaded_is_logged_at_once(
+    board: Board, bell: Doorbell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "LOG_INTERVAL_S", 60.0)
+    monkeypatch.setattr(keeper, "_LOOK_S", 60.0)
+    log = Log()
+    metrics = keeper_of(board, log, "log")
+    monkeypatch.setattr(metrics, "_load_times", lambda: {("W-9000-m_1.0", "Host", "h"): 5})
+    with metrics.running():
+        metrics.worker_changed()
+        eventually(lambda: log.has("WorkerLoadTime"), within=20)
+
+
+def test_a_sleeping_batcher_counts_before_its_counts_are_read(
+    board: Board, bell: Doorbell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "_SETTLE_S", 0.5)
+
+    def batcher() -> None:
+        bell.sleep(1.0)
+        bell.wake_up()
+        row = board.batcher_row(0)
+        board.words[row + BatcherWord.LAST_QUEUE_US] = 2000
+        board.words[row + BatcherWord.LAST_BATCH_NS] = 1
+
+    bell.fall_asleep()
+    thread = threading.Thread(target=batcher)
+    thread.start()
+    text = keeper_of(board, Log(), "prometheus").text(["QueueTime"])
+    thread.join()
+    assert re.search(r'QueueTime{Level="Host",Hostname=".+",} 2.0', text)
 
 
 def test_gpus_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What the processes of the data path count in shared memory, read for the metrics (TorchServe contract §5.3).
+"""What the processes of the data path count in shared memory, read for the metrics.
 
 Batchers and web workers write the words of the board as they work (`batcher.layout`); nobody else counts. The board
 belongs to the supervisor, so the counts outlive every other process.
@@ -116,6 +116,10 @@ class BoardMetrics:
                     if count := self._model(model, word):
                         found[name][model.name, version, self._hostname] = count
         return found | self._last_batch(host)
+
+    def answers(self) -> int:
+        """How many requests were answered so far, whatever the status."""
+        return sum(map(self._responses, _RESPONSES.values()))
 
     def own_families(self, models: Iterable[CountedModel]) -> list[Family]:
         """What wsgi-ts counts besides."""

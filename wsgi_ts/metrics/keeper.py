@@ -1,4 +1,4 @@
-"""All metrics of an instance, in the supervisor: what `/metrics` shows and what ts_metrics.log gets (contract §5).
+"""All metrics of an instance, in the supervisor: what `/metrics` shows and what ts_metrics.log gets.
 
 Three sources meet here, each read or told when it is needed, none on the way of a request:
 
@@ -8,8 +8,9 @@ Three sources meet here, each read or told when it is needed, none on the way of
 * the system metrics, measured by a thread (`system`), and what the registry knows of the model workers.
 
 The metrics API asks over the control socket and sends the text as it is. In the modes `log` and `legacy` a thread
-writes ts_metrics.log once a second: counters with what they went up by, gauges with their value, each where it has
-changed, and the system metrics whenever they were measured.
+writes ts_metrics.log: counters with what they went up by, gauges with their value, each where it has changed, and the
+system metrics whenever they were measured. What comes after a quiet second is written at once, and then more and more
+seldom, down to once a second.
 """
 
 from __future__ import annotations
@@ -34,8 +35,12 @@ from wsgi_ts.registry import ModelVersion, Registry
 
 log = logging.getLogger(__name__)
 
-#: Time from one look for changes to the next, for ts_metrics.log, in seconds.
+#: Longest time from one line of a metric that goes on changing to the next, in seconds.
 LOG_INTERVAL_S = 1.0
+#: Time from one look for answers to the next, and least time from one line to the next, in seconds.
+_LOOK_S = 0.1
+#: How long a batcher that was woken gets to count what its workers have finished, in seconds.
+_SETTLE_S = 0.003
 _LEGACY_MODE = "legacy"
 _THREAD = "metrics"
 #: What `/metrics` shows in the mode `legacy`; ts_metrics.log has the others.
@@ -66,9 +71,11 @@ class MetricsKeeper:
         self._specs = dict(specification.server) if specification is not None else {}
         self._reported = ReportedMetrics(specification)
         self._board = BoardMetrics(board, gpus + 1, self._hostname)
+        self._bells = [board.batcher_bell(index) for index in range(gpus + 1)]
         self._system_values: dict[str, Values] = {}
         self._logged: dict[str, Values] = {}
         self._stopped = threading.Event()
+        self._asked = threading.Event()
         self._system: SystemMetrics | None = None
         if specification is not None and not config.disable_system_metrics:
             self._system = SystemMetrics(
@@ -93,11 +100,14 @@ class MetricsKeeper:
             yield
         finally:
             self._stopped.set()
+            self._asked.set()
             if self._system is not None:
                 self._system.stop()
             if self._mode != PROMETHEUS_MODE:
                 writer.join(LOG_INTERVAL_S)
                 self._log_changes()
+            for bell in self._bells:
+                bell.close()
 
     def text(self, names: Collection[str] = ()) -> str:
         """What `/metrics` answers.
@@ -105,6 +115,8 @@ class MetricsKeeper:
         Args:
             names: only these metrics, when there are any.
         """
+        if self._mode in (PROMETHEUS_MODE, _LEGACY_MODE):
+            self._settle()
         if self._mode == PROMETHEUS_MODE:
             models = self._models()
             families = self._server_families(models)
@@ -113,6 +125,10 @@ class MetricsKeeper:
             families = self._server_families(self._models())
             return render([family for family in families if family.name in _LEGACY_NAMES], names)
         return ""
+
+    def worker_changed(self) -> None:
+        """A model worker was loaded, or has ended: the log tells of it at once."""
+        self._asked.set()
 
     def take_updates(self, updates: Sequence[list[Any]]) -> None:
         """Adds what handlers have reported (`ModelMetrics.take_updates`)."""
@@ -176,9 +192,26 @@ class MetricsKeeper:
 
     # The log
 
+    def _settle(self) -> None:
+        """Has the batchers count what model workers have finished: those that sleep find out four times a second."""
+        for bell in self._bells:
+            bell.ring()
+        time.sleep(_SETTLE_S)
+
     def _write_log(self) -> None:
-        while not self._stopped.wait(LOG_INTERVAL_S):
+        answers, pause_s, looked_at = 0, _LOOK_S, time.monotonic()
+        while not self._stopped.is_set():
+            asked = self._asked.wait(pause_s)
+            self._asked.clear()
+            now, counted = time.monotonic(), self._board.answers()
+            quiet = counted == answers and not asked
+            if quiet and now - looked_at < LOG_INTERVAL_S:
+                continue
+            pause_s = _LOOK_S if quiet else min(2 * pause_s, LOG_INTERVAL_S)
+            answers, looked_at = counted, now
             try:
+                if not quiet:
+                    self._settle()
                 self._log_changes()
             except Exception:
                 log.exception("ts_metrics.log misses a second")

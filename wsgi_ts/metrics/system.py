@@ -1,4 +1,4 @@
-"""The system metrics: CPU, memory, disk and GPUs, measured every `metric_time_interval` (TorchServe contract §5.6).
+"""The system metrics: CPU, memory, disk and GPUs, measured every `metric_time_interval`.
 
 Measured on a thread of the supervisor, or by the user's `system_metrics_cmd`: a Python program that reads the process
 ids of the model workers on stdin and prints a metric a line, an empty line, and a line `pid:bytes` for each process.
@@ -69,8 +69,12 @@ class SystemMetrics:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
-        """Begins; the first measurement is made at once."""
-        threading.Thread(target=self._run, name="system metrics", daemon=True).start()
+        """Begins; what needs no other program is measured before this returns, so that whoever asks first finds it."""
+        if not self._command:
+            self._publish(self._measure_host())
+        is_complete = not self._command and self._gpus == 0
+        wait_s = self._interval_s if is_complete else 0.0
+        threading.Thread(target=self._run, args=(wait_s,), name="system metrics", daemon=True).start()
 
     def stop(self) -> None:
         """Ends it, and the command if it runs."""
@@ -80,19 +84,21 @@ class SystemMetrics:
                 _kill(self._process)
                 self._process.wait()
 
-    def _run(self) -> None:
-        while True:
+    def _run(self, wait_s: float) -> None:
+        while not self._stopped.wait(wait_s):
+            wait_s = self._interval_s
             try:
                 values = self._ask_command() if self._command else self._measure()
                 self._publish(values)
             except Exception:
                 log.exception("The system metrics cannot be measured; tried again in %g s", self._interval_s)
-            if self._stopped.wait(self._interval_s):
-                return
+
+    def _measure_host(self) -> dict[str, Values]:
+        host = (HOST_LEVEL, self._hostname)
+        return {name: {host: measure()} for name, measure in MEASURES.items()}
 
     def _measure(self) -> dict[str, Values]:
-        host = (HOST_LEVEL, self._hostname)
-        values: dict[str, Values] = {name: {host: measure()} for name, measure in MEASURES.items()}
+        values = self._measure_host()
         for number, load in enumerate(gpu_loads(self._gpus)):
             for name, value in load.items():
                 values.setdefault(name, {})[HOST_LEVEL, str(number), self._hostname] = value

@@ -1,4 +1,4 @@
-"""`GET /models/{model}?customized=true`: a describe answer that the model's handler adds to (contract §3.10, §4.4).
+"""`GET /models/{model}?customized=true`: a describe answer that the model's handler adds to.
 
 The question goes to a model worker like a prediction, so this module brings the data plane with it. The process of the
 management API has none until the first such request: import this module then, and not before.
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 #: Describe requests under way at a time: more than the management API has threads.
 _SLOTS = 16
-#: What is sent in place of a head: the handler sees no header of the client but `describe`.
-_HEAD = b"GET / HTTP/1.1\r\n\r\n"
+#: The head of a request that came without one, over gRPC.
+NO_HEAD = b"GET / HTTP/1.1\r\n\r\n"
 #: TorchServe's text, spelling included.
 _FAILED = "Failed to get customized model matadata."
 
@@ -41,13 +41,17 @@ class HandlerDescriptions:
         self._lock = threading.Lock()
         self._planes: tuple[DataPlane, BlockingPlane] | None = None
 
-    def ask(self, model: str, version: str, limit_s: float) -> dict[str, Any] | None:
+    def ask(
+        self, model: str, version: str, limit_s: float, head: bytes = NO_HEAD, request_id: str | None = None
+    ) -> dict[str, Any] | None:
         """What the handler says of its model.
 
         Args:
             model: the model's name.
             version: one of its versions.
             limit_s: seconds to wait for the answer.
+            head: the request's head: the handler is called with an empty row, these headers, and `describe`.
+            request_id: the id of the request; None for a new one.
 
         Returns:
             The object it returned, {} for something else, None for nothing at all.
@@ -61,7 +65,7 @@ class HandlerDescriptions:
         plane, blocking = self._open()
         plane.routes.refresh()
         target = plane.routes.version_target(model, version, flags=RequestFlag.DESCRIBE)
-        ticket = blocking.predict(target, str(uuid.uuid4()), _HEAD, b"", b"", limit_s)
+        ticket = blocking.predict(target, request_id or str(uuid.uuid4()), head, b"", b"", limit_s)
         if ticket.error is not None:
             raise _described(ticket.error, model)
         return _read(ticket)

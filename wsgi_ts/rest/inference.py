@@ -15,7 +15,7 @@ from wsgi_ts.dataplane import BlockingPlane, DataPlane, Ticket
 from wsgi_ts.errors import PayloadTooLarge, ResourceNotFound, ServiceUnavailable, WorkflowNotFound
 from wsgi_ts.form_field import is_form
 from wsgi_ts.rest import kserve, openapi
-from wsgi_ts.rest.responses import REQUEST_ID_KEY, Response, write_error, write_json
+from wsgi_ts.rest.responses import REQUEST_ID_KEY, Response, head_of, write_error, write_json
 
 if TYPE_CHECKING:
     from wsgi_ts.rest.apps import WebSettings
@@ -100,7 +100,7 @@ class Predictions:
         content_type = (req.content_type or "").encode("latin-1")
         if target.reads_form and is_form(content_type):
             target = plane.routes.form_target(content_type, body)
-        return blocking.predict(target, req.env[REQUEST_ID_KEY], _head_of(req), content_type, body)
+        return blocking.predict(target, req.env[REQUEST_ID_KEY], head_of(req), content_type, body)
 
     def _planes(self) -> tuple[DataPlane, BlockingPlane]:
         with self._lock:
@@ -132,13 +132,6 @@ class Workflows:
     def on_request(self, req: falcon.Request, resp: falcon.Response, workflow: str) -> None:
         """404, as for any unknown workflow."""
         raise WorkflowNotFound(f"Workflow not found: {workflow}")
-
-
-def _head_of(req: falcon.Request) -> bytes:
-    """The request's head again, for the handler's view of the headers, from what WSGI left of it."""
-    lines = [f"{req.method} {req.relative_uri} HTTP/1.1"]
-    lines += [f"{name}: {value}" for name, value in req.headers.items()]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
 
 
 def add_routes(app: falcon.App[Any, Any], settings: WebSettings) -> None:

@@ -19,7 +19,7 @@ from wsgi_ts.conversion import to_boolean, to_text, to_whole_number
 from wsgi_ts.errors import BadRequest, MethodNotAllowed, PayloadTooLarge, WorkflowNotFound
 from wsgi_ts.lenient_json import parse_lenient
 from wsgi_ts.rest import openapi
-from wsgi_ts.rest.responses import JSON_TYPE, write_json
+from wsgi_ts.rest.responses import JSON_TYPE, REQUEST_ID_KEY, head_of, write_json
 
 if TYPE_CHECKING:
     from wsgi_ts.rest.apps import WebSettings
@@ -104,7 +104,11 @@ class Model:
         if boolean_argument(req, "customized") and version != "all":
             (description,) = answer["body"]
             said = self._ask_handlers().ask(
-                description["modelName"], description["modelVersion"], description["responseTimeout"]
+                description["modelName"],
+                description["modelVersion"],
+                description["responseTimeout"],
+                head_of(req),
+                req.env.get(REQUEST_ID_KEY),
             )
             if said is not None:
                 description["customizedMetadata"] = said

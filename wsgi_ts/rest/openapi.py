@@ -46,6 +46,9 @@ _REGISTER = (
         "initial_workers", "integer", "Number of workers to start at once.", 0, maximum=schemas.MAX_WORKERS
     ),
     schemas.argument("synchronous", "boolean", "Whether the answer waits for the workers.", True),
+    schemas.argument(
+        "s3_sse_kms", "boolean", "Whether the object is asked of S3 as one encrypted with a key of KMS.", False
+    ),
 )
 _SCALE = (
     schemas.argument("min_worker", "integer", "Least number of workers.", 1, minimum=0, maximum=schemas.MAX_WORKERS),

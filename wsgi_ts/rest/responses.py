@@ -35,6 +35,8 @@ JSON_TYPE = "application/json"
 UNEXPECTED = "Internal server error; the server's log names this request by its x-request-id."
 #: The environ key under which the web worker hands down the id it gave to the request.
 REQUEST_ID_KEY = "wsgi_ts.request_id"
+#: Under our web worker: the head as it was received, without the token.
+HEAD_KEY = "wsgi_ts.head"
 #: Where the web worker puts what is wrong with a request that it could not read.
 ERROR_KEY = "wsgi_ts.error"
 
@@ -145,6 +147,16 @@ def from_http_error(error: falcon.HTTPError) -> ServerError:
     if status < falcon.http_status_to_code(falcon.HTTP_500):
         return BadRequest(message, status=status)
     return InternalServerError(message, status=status)
+
+
+def head_of(req: falcon.Request) -> bytes:
+    """The request's head for a handler's view of the headers: as received, or again from what WSGI left of it."""
+    raw: bytes | None = req.env.get(HEAD_KEY)
+    if raw is not None:
+        return raw
+    lines = [f"{req.method} {req.relative_uri} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in req.headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
 
 
 def _on_server_error(req: falcon.Request, resp: falcon.Response, error: ServerError, params: Any) -> None:

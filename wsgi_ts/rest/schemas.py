@@ -119,7 +119,7 @@ _WORKER = _object(
         "gpu": _FLAG,
         "gpuUsage": _TEXT,
     },
-    {"lastExit": _TEXT, "lastLines": _list(_TEXT)},
+    {"gpuIds": _list(_NUMBER), "progress": _TEXT, "lastExit": _TEXT, "lastLines": _list(_TEXT)},
 )
 _MODEL = _object(
     {
