@@ -53,6 +53,8 @@ logger = logging.getLogger("wsgi_ts.batcher")
 
 _LONGEST_SELECT_S = 1.0
 _STOP_LIMIT_S = 10.0
+#: So many worker templates may end before one has been ready.
+_TEMPLATE_LIVES = 3
 
 
 class Batcher:
@@ -71,6 +73,8 @@ class Batcher:
         self._supervisor = Channel(socket.socket(fileno=options.control_fd))
         self._template: Channel | None = None
         self._template_process: subprocess.Popen[bytes] | None = None
+        self._template_worked = False
+        self._template_failures = 0
         self._selector = selectors.DefaultSelector()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._notices: deque[tuple[Any, ...]] = deque()
@@ -186,12 +190,18 @@ class Batcher:
             events = template.receive_ready()
         except ChannelClosed:
             self._end_template()
+            self._template_failures += not self._template_worked
+            if self._template_failures == _TEMPLATE_LIVES and not self._template_worked:
+                self._supervisor.send({"event": "template_failed"})
             self._carry_out(self._pool.on_template_lost(time.monotonic()))
             return
         for event in events:
             if event["event"] == "metrics":
                 self._supervisor.send(event)
             else:
+                if event["event"] == "template_ready":
+                    self._template_worked = True
+                    self._supervisor.send(event)
                 self._carry_out(self._pool.on_template_event(event, time.monotonic()))
 
     def _start_template(self) -> None:

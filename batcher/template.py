@@ -23,7 +23,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,14 +90,23 @@ class Template:
         logs: where the workers' output goes.
         metrics: takes the metrics that workers report.
         entry: what a forked worker runs.
+        missing: why modules that were to be imported for the workers could not be, by name.
     """
 
-    def __init__(self, batcher: Channel, logs: LogFiles, metrics: ModelMetrics, entry: Entry) -> None:
+    def __init__(
+        self,
+        batcher: Channel,
+        logs: LogFiles,
+        metrics: ModelMetrics,
+        entry: Entry,
+        missing: Mapping[str, str] | None = None,
+    ) -> None:
         self._batcher = batcher
         self._logs = logs
         self._metrics = metrics
         self._next_hand_over = 0.0
         self._entry = entry
+        self._missing = dict(missing or {})
         self._lives: dict[int, _Life] = {}
         self._stopping = False
         self._selector = selectors.DefaultSelector()
@@ -109,7 +118,7 @@ class Template:
         self._watch(self._signals.fileno(), self._on_signals)
         self._watch(self._batcher.fileno(), self._on_batcher)
         try:
-            self._batcher.send({"event": "template_ready"})
+            self._batcher.send({"event": "template_ready", "missing": self._missing})
             while not self._stopping:
                 wait_s = max(0.0, self._next_hand_over - time.monotonic()) if self._metrics.has_updates else None
                 for key, _ in self._selector.select(wait_s):
@@ -259,23 +268,33 @@ class Template:
         life.process.status.close()
 
 
-def warm_up(preload: Sequence[str]) -> None:
-    """Imports what handlers need; a module that cannot be imported is missing only for the handlers that use it.
+def warm_up(preload: Sequence[str]) -> dict[str, str]:
+    """Imports what handlers need; without torch the server still runs handlers that do not use it.
 
     Args:
         preload: the modules that the configuration names.
+
+    Returns:
+        Why those of `preload` that cannot be imported cannot be, by name; torch, which is the default, is left out.
     """
+    missing = {}
     for name in (*_WARM_MODULES, *preload):
-        _import_beforehand(name)
+        reason = _import_beforehand(name)
+        if reason is not None and name in preload and name != "torch":
+            missing[name] = reason
     if "torch" in sys.modules:
         _import_beforehand(_TORCH_HANDLERS)
+    return missing
 
 
-def _import_beforehand(name: str) -> None:
+def _import_beforehand(name: str) -> str | None:
+    """Imports a module; returns None, or why it cannot be."""
     try:
         importlib.import_module(name)
     except Exception as error:  # a module may raise whatever it likes; its workers will say more
         log.warning("The worker template cannot import %s (%s): handlers that need it will fail", name, error)
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
 
 
 def main() -> int:
@@ -296,12 +315,12 @@ def main() -> int:
     set_process_title(f"wsgi-ts: worker template {args.device}")
     # Orphans of handlers come to us, so that they can be found.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    warm_up(args.preload)
+    missing = warm_up(args.preload)
     entry = load_entry(args.entry)
     metrics = ModelMetrics.load(args.metrics_config, args.metrics_mode, args.metrics_auto_detect)
     gc.collect()
     gc.freeze()
-    Template(Channel(socket.socket(fileno=args.fd)), logs, metrics, entry).run()
+    Template(Channel(socket.socket(fileno=args.fd)), logs, metrics, entry, missing).run()
     return 0
 
 

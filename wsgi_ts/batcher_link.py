@@ -13,6 +13,7 @@ from typing import Any
 
 from wsgi_ts.batcher.shared_memory import unlink_prefix
 from wsgi_ts.channel import Channel, ChannelClosed
+from wsgi_ts.child_output import FirstLives
 from wsgi_ts.process import (
     INSTANCE_VARIABLE,
     Child,
@@ -40,6 +41,8 @@ class BatcherLink:
         child: its process; None between two lives.
         segments: the segments that this life was told to attach.
         restart_at: monotonic time of the next start; infinity while it runs.
+        lives: tells whether it has worked at least once.
+        is_warm: its worker template was ready at least once.
     """
 
     def __init__(self, index: int, device: str, prefix: str) -> None:
@@ -51,6 +54,8 @@ class BatcherLink:
         self.channel: Channel | None = None
         self.segments: set[int] = set()
         self.restart_at = float("inf")
+        self.lives = FirstLives(self.name)
+        self.is_warm = False
         self._prefix = prefix
         self._backoff = RestartBackoff()
         self._outbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
@@ -96,12 +101,18 @@ class BatcherLink:
             words = [str(word) for pair in arguments.items() for word in pair]
             try:
                 writer.start()
-                self.child = Child(
-                    self.name,
-                    python_command("wsgi_ts.batcher", *words),
-                    pass_fds=[theirs.fileno()],
-                    environ={INSTANCE_VARIABLE: self._prefix},
-                )
+                relay = self.lives.relay()
+                try:
+                    self.child = Child(
+                        self.name,
+                        python_command("wsgi_ts.batcher", *words),
+                        pass_fds=[theirs.fileno()],
+                        environ={INSTANCE_VARIABLE: self._prefix},
+                        stderr=None if relay is None else relay.fd,
+                    )
+                finally:
+                    if relay is not None:
+                        relay.close()
             except BaseException:
                 outbox.put(None)
                 channel.close()

@@ -7,6 +7,7 @@ import logging
 import os
 import selectors
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -49,6 +50,8 @@ class BatcherTier:
         manager: ModelManager,
         metrics: MetricsKeeper,
         publish: Callable[[], None],
+        on_ready: Callable[[], None],
+        on_failure: Callable[[str], None],
     ) -> None:
         """Starts nothing yet.
 
@@ -61,6 +64,8 @@ class BatcherTier:
             manager: knows what a restarted one has to be told.
             metrics: takes what they report of handlers' metrics.
             publish: makes the registry's state known to the data path.
+            on_ready: called when one of them has something to say of itself.
+            on_failure: told why one of them, or its worker template, that has never worked cannot be started.
         """
         self.links = [BatcherLink(index, device, directory.prefix) for index, device in enumerate(devices)]
         self.segments = SegmentKeeper(directory.prefix, loop.selector, self.links)
@@ -71,6 +76,12 @@ class BatcherTier:
         self._manager = manager
         self._metrics = metrics
         self._publish = publish
+        self._on_ready = on_ready
+        self._on_failure = on_failure
+
+    def is_ready(self, *, warm: bool) -> bool:
+        """Whether all have worked at least once; with `warm` also their worker templates."""
+        return all(link.is_warm if warm else link.lives.has_worked for link in self.links)
 
     def send(self, batcher: int, message: dict[str, Any]) -> None:
         """Sends a message to one of them; dropped while that is being started again."""
@@ -145,7 +156,14 @@ class BatcherTier:
         kind = event["event"]
         if kind == "started":
             log.info("%s started", link.name)
+        elif kind == "template_ready":
+            self._template_is_ready(link, event["missing"])
+        elif kind == "template_failed":
+            self._on_failure(link.lives.in_words("its worker template ended again and again before it had worked"))
         elif kind == "segment_attached":
+            # Only now: what it cannot do, it finds out with the first web worker's segment.
+            link.lives.has_worked = True
+            self._on_ready()
             self.segments.table.attached(event["index"], link.index)
         elif kind == "segment_retired":
             self.segments.table.retired(event["index"], link.index)
@@ -160,6 +178,18 @@ class BatcherTier:
         elif kind == "model_unloaded":
             self._manager.model_unloaded(link.index, event["model_index"])
 
+    def _template_is_ready(self, link: BatcherLink, missing: dict[str, str]) -> None:
+        """A module that cannot be imported stops the start; later it is one that was there and is not any more."""
+        if missing and not link.is_warm:
+            name, reason = next(iter(missing.items()))
+            self._on_failure(
+                f"preload_modules: {name} cannot be imported ({reason}); correct the name, install it for "
+                f"{sys.executable}, or take it out of the key"
+            )
+            return
+        link.is_warm = True
+        self._on_ready()
+
     def _on_death(self, link: BatcherLink) -> None:
         assert link.child is not None
         assert link.channel is not None
@@ -172,6 +202,12 @@ class BatcherTier:
             self._registry.batcher_lost(link.index)
         self._directory.remove_child(pid)
         self.segments.table.batcher_lost(link.index)
-        if not self._registry.draining:
+        if self._registry.draining:
+            return
+        failure = link.lives.ended(reason)
+        if failure is not None:
+            link.restart_at = float("inf")
+            self._on_failure(failure)
+        else:
             log.error("%s (pid %d) has ended (%s) and is started again", link.name, pid, reason)
             self._publish()

@@ -1,4 +1,4 @@
-"""The key and certificate of the https listeners: read and checked once at the start (contract §2.2).
+"""The key and certificate of everything that speaks TLS: read and checked once at the start.
 
 What is served comes from a PKCS12 key store, else from two PEM files, else it is made on the spot. It leaves this
 module as one PEM text, which the supervisor hands down in memory: a decrypted key never lies on a disk.
@@ -10,6 +10,7 @@ import ipaddress
 import logging
 import os
 import socket
+import ssl
 import stat
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -24,12 +25,21 @@ from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from wsgi_ts.config import Config
+from wsgi_ts.tls import default_security_level, memory_file, server_context
 
 log = logging.getLogger(__name__)
 
 _JKS_MAGIC = b"\xfe\xed\xfe\xed"
 _SELF_SIGNED_DAYS = 365
 _WARN_BEFORE = timedelta(days=14)
+#: The EC keys that BoringSSL takes, which gRPC brings along.
+_GRPC_CURVES = ("secp256r1", "secp384r1", "secp521r1")
+#: What is wrong with a certificate for a security level, by OpenSSL's reason.
+_TOO_WEAK = {
+    "EE_KEY_TOO_SMALL": "its key ({key}) is too small",
+    "CA_KEY_TOO_SMALL": "a certificate after the first one has a key that is too small",
+    "CA_MD_TOO_WEAK": "a certificate after the first one is signed with a digest that is too weak",
+}
 
 
 class CertificateError(Exception):
@@ -55,8 +65,10 @@ def load_material(config: Config) -> Material:
     """The key and certificate that the configuration names, or a self-signed pair where it names none.
 
     Raises:
-        CertificateError: they cannot be read, or do not belong together.
+        CertificateError: they cannot be read, do not belong together, or are too weak for the security level.
     """
+    level = config.tls_security_level
+    _warn_of_level(level)
     if config.keystore is not None:
         material = _from_keystore(config.keystore, config.keystore_pass, config.keystore_type)
         source = f"keystore {config.keystore}"
@@ -71,7 +83,7 @@ def load_material(config: Config) -> Material:
             "private_key_file, or keystore"
         )
         everywhere = (*config.addresses.values(), *config.grpc_addresses.values())
-        return self_signed([address.host for address in everywhere if address.is_tls])
+        return self_signed([address.host for address in everywhere if address.is_tls], level or 0)
     else:
         given, other = ("private_key_file", "certificate_file")
         if config.private_key_file is None:
@@ -82,13 +94,22 @@ def load_material(config: Config) -> Material:
             f"{source}: the private key does not belong to the (first) certificate; the server's own certificate comes "
             "first, then the intermediate ones"
         )
+    _check_with_openssl(material, source, level)
+    if config.enable_grpc_ssl:
+        _check_for_grpc(material, source)
     _warn_of_dates(source, material.chain[0])
     return material
 
 
-def self_signed(hosts: list[str]) -> Material:
-    """A new key and a certificate for it, for this machine's names and the given ones; valid for a year."""
-    key = ec.generate_private_key(ec.SECP256R1())
+def self_signed(hosts: list[str], level: int = 0) -> Material:
+    """A new key and a certificate for it, valid for a year.
+
+    Args:
+        hosts: the certificate is for these and this machine's own names.
+        level: the security level that the key has to reach.
+    """
+    curve = {4: ec.SECP384R1, 5: ec.SECP521R1}.get(level, ec.SECP256R1)
+    key = ec.generate_private_key(curve())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "wsgi-ts self-signed")])
     now = datetime.now(timezone.utc)
     names: list[x509.GeneralName] = []
@@ -149,6 +170,64 @@ def _from_pem(key_path: Path, certificate_path: Path) -> Material:
     except ValueError as error:
         raise CertificateError(f"certificate_file {certificate_path}: is no certificate in PEM form") from error
     return Material(key, tuple(chain))
+
+
+def _check_with_openssl(material: Material, source: str, level: int | None) -> None:
+    """Makes sure that OpenSSL serves it: what it refuses, only gunicorn would find out."""
+    error = _openssl_error(material, level)
+    if error is None:
+        return
+    wanted = default_security_level() if level is None else level
+    lower = next((each for each in range(wanted - 1, -1, -1) if _openssl_error(material, each) is None), None)
+    reason = str(error.reason)
+    if lower is None or reason not in _TOO_WEAK:
+        raise CertificateError(f"{source}: OpenSSL cannot serve it ({reason}); use another key and certificate")
+    fault = _TOO_WEAK[reason].format(key=_key_in_words(material.chain[0]))
+    raise CertificateError(
+        f"{source}: {fault} for OpenSSL's security level {wanted}; renew the certificate with a larger key, or set "
+        f"tls_security_level={lower} until then"
+    )
+
+
+def _openssl_error(material: Material, level: int | None) -> ssl.SSLError | None:
+    """Why OpenSSL does not serve it at a security level; None where it does."""
+    fd = memory_file(material.to_pem())
+    try:
+        server_context(fd, level)
+    except ssl.SSLError as error:
+        return error
+    finally:
+        os.close(fd)
+    return None
+
+
+def _check_for_grpc(material: Material, source: str) -> None:
+    """Makes sure that gRPC takes the key: it has a TLS library of its own, without security levels."""
+    public = material.key.public_key()
+    if isinstance(public, ec.EllipticCurvePublicKey) and public.curve.name not in _GRPC_CURVES:
+        raise CertificateError(
+            f"{source}: its key ({_key_in_words(material.chain[0])}) cannot be served over gRPC, which takes P-256, "
+            "P-384 and P-521 of the EC keys; use another key and certificate, or set enable_grpc_ssl=false"
+        )
+
+
+def _key_in_words(certificate: x509.Certificate) -> str:
+    key = certificate.public_key()
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return f"EC, {key.curve.name}"
+    name = type(key).__name__.removeprefix("_").removesuffix("PublicKey")
+    return f"{name}, {key.key_size} bits" if hasattr(key, "key_size") else name
+
+
+def _warn_of_level(level: int | None) -> None:
+    usual = default_security_level()
+    if level is not None and level < usual:
+        log.warning(
+            "tls_security_level=%d is below OpenSSL's own, which is %d: keys and ciphers that are too weak today are "
+            "let through; renew the certificate and remove the key",
+            level,
+            usual,
+        )
 
 
 def _read(key: str, path: Path) -> bytes:

@@ -206,7 +206,11 @@ class _Launch:
 
 def _spawn_server(config: Config) -> subprocess.Popen[bytes]:
     """Starts the server process with the configuration in a private file, which the server takes over."""
-    fd, path = tempfile.mkstemp(prefix="wsgi-ts-config-", suffix=".json", dir=config.temp_dir)
+    try:
+        fd, path = tempfile.mkstemp(prefix="wsgi-ts-config-", suffix=".json", dir=config.temp_dir)
+    except OSError as error:
+        reason = f"directory for temporary files {config.temp_dir}: cannot be written: {error.strerror}"
+        raise ConfigError(f"{reason}; change its permissions, or set TEMP to another") from None
     try:
         with open(fd, "w", encoding="utf-8") as file:
             file.write(config.to_json())

@@ -20,20 +20,18 @@ from typing import Any
 
 from wsgi_ts import settings as kinds
 from wsgi_ts.address import Address
+from wsgi_ts.log_text import safe_text
 from wsgi_ts.settings import BOOLEAN, PATH, TEXT, Setting, integer, launch_value, setting
-
-#: The part of a slot that is reserved at the start: its header and a small body.
-_SLOT_BYTES = 4096
-#: Rings, state arrays and rounding to pages, as a factor on the slots.
-_SEGMENT_OVERHEAD = 1.3
-#: The board, mailboxes and semaphores.
-_SHM_FIXED_BYTES = 8 * 1024 * 1024
 
 DEFAULT_ALLOWED_URLS = ("file://.*", "http(s)?://.*")
 
 
 class ConfigError(Exception):
     """The configuration cannot be used; the message says where, what and what to do, on one line."""
+
+    def __init__(self, message: str) -> None:
+        # A value may be anything, line ends included.
+        super().__init__(safe_text(message))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +87,9 @@ class Config:
     enable_grpc_ssl: bool = setting(BOOLEAN, False, "TLS on both gRPC servers")
     max_request_size: int = setting(kinds.SIZE, 6553500, "largest request body; above: status 413")
     max_response_size: int = setting(kinds.SIZE, 6553500, "largest answer of a handler to one request")
-    cors_allowed_origin: str = setting(TEXT, "", "Access-Control-Allow-Origin of every answer")
-    cors_allowed_methods: str = setting(TEXT, "", "Access-Control-Allow-Methods of every answer")
-    cors_allowed_headers: str = setting(TEXT, "", "Access-Control-Allow-Headers of every answer")
+    cors_allowed_origin: str = setting(kinds.HEADER_VALUE, "", "Access-Control-Allow-Origin of every answer")
+    cors_allowed_methods: str = setting(kinds.HEADER_VALUE, "", "Access-Control-Allow-Methods of every answer")
+    cors_allowed_headers: str = setting(kinds.HEADER_VALUE, "", "Access-Control-Allow-Headers of every answer")
 
     # TLS
     keystore: Path | None = setting(PATH, None, "PKCS12 key store with key and certificate")
@@ -99,6 +97,12 @@ class Config:
     keystore_type: str = setting(TEXT, "PKCS12", "type of the key store")
     private_key_file: Path | None = setting(PATH, None, "PEM private key")
     certificate_file: Path | None = setting(PATH, None, "PEM certificate chain")
+    tls_security_level: int | None = setting(
+        integer(0, 5),
+        None,
+        "OpenSSL's security level, 0 to 5; unset: OpenSSL's own; 1 allows keys of 1024 bits",
+        ours=True,
+    )
 
     # Threads and processes
     web_workers: int = setting(integer(1, 1024), 2, "gunicorn workers of the inference API", ours=True)
@@ -138,7 +142,9 @@ class Config:
     )
     default_service_handler: str | None = setting(TEXT, None, "handler of archives that name none")
     service_envelope: str | None = setting(
-        kinds.choice("body", "json", "kserve", "kservev2"), None, "request envelope of models whose archive names none"
+        kinds.choice("body", "json", "kserve", "kservev2", or_default=True),
+        None,
+        "request envelope of models whose archive names none",
     )
     install_py_dep_per_model: bool = setting(BOOLEAN, False, "install an archive's requirements file at registration")
     allowed_urls: tuple[str, ...] = setting(
@@ -168,12 +174,14 @@ class Config:
     ipex_enable: bool = setting(BOOLEAN, False, "told to handlers as TS_IPEX_ENABLE")
     ipex_gpu_enable: bool = setting(BOOLEAN, False, "told to handlers as TS_IPEX_GPU_ENABLE")
     debug: bool = setting(BOOLEAN, False, "one worker per startup model, and no time-outs for model workers")
-    ts_header_key_sequence_id: str = setting(TEXT, "ts_request_sequence_id", "header: sequence id")
+    ts_header_key_sequence_id: str = setting(
+        kinds.HEADER_NAME, "ts_request_sequence_id", "header: sequence id"
+    )
     ts_header_key_sequence_start: str = setting(
-        TEXT, "ts_request_sequence_start", "header: first request of a sequence"
+        kinds.HEADER_NAME, "ts_request_sequence_start", "header: first request of a sequence"
     )
     ts_header_key_sequence_end: str = setting(
-        TEXT, "ts_request_sequence_end", "header: last request of a sequence"
+        kinds.HEADER_NAME, "ts_request_sequence_end", "header: last request of a sequence"
     )
 
     # Who may do what
@@ -186,7 +194,9 @@ class Config:
     )
 
     # Metrics and logs
-    metrics_mode: str = setting(kinds.choice("log", "prometheus", "legacy", tolerant=True), "log", "where metrics go")
+    metrics_mode: str = setting(
+        kinds.choice("log", "prometheus", "legacy", or_default=True), "log", "where metrics go"
+    )
     metrics_config: Path | None = setting(PATH, None, "metrics.yaml; unset: the built-in one")
     model_metrics_auto_detect: bool = setting(BOOLEAN, False, "accept metrics that metrics.yaml lacks")
     disable_system_metrics: bool = setting(BOOLEAN, False, "no CPU, memory, disk and GPU metrics")
@@ -226,6 +236,11 @@ class Config:
             return not self.disable_token_authorization
         everywhere = [*self.addresses.values(), *self.grpc_addresses.values()]
         return not all(address.is_local for address in everywhere)
+
+    @property
+    def serves_tls(self) -> bool:
+        """Whether any API is served over TLS."""
+        return any(address.is_tls for address in (*self.addresses.values(), *self.grpc_addresses.values()))
 
     @property
     def addresses(self) -> dict[str, Address]:
@@ -312,9 +327,3 @@ def env_variable(name: str, row: Setting) -> str | None:
 def default_run_dir(temp_dir: Path | None = None) -> Path:
     """The run directory where none is given: one instance of a user for one directory of temporary files."""
     return (temp_dir or Path(tempfile.gettempdir())) / f"wsgi-ts-{os.getuid()}"
-
-
-def shm_needed(config: Config) -> int:
-    """Bytes of /dev/shm that an instance takes at its start: slots, rings, headers, warm area."""
-    slots = (config.web_workers + 1) * config.slots_per_worker * _SLOT_BYTES  # one more for gRPC
-    return int(slots * _SEGMENT_OVERHEAD) + _SHM_FIXED_BYTES + config.shm_warm_bytes

@@ -53,7 +53,8 @@ model_store=$$HOME$$/model-store
 * The file is the first of: the environment variable `TS_CONFIG_FILE`, `--ts-config`, the newest snapshot in
   `logs/config` (not with `--ncs`), `config.properties` in the current directory.
 * An unknown key is warned of, with the nearest known one. A wrong value stops the start: the message names file, line,
-  key and reason.
+  key and reason. Values with which TorchServe starts are warned of in the same words: booleans other than `true` and
+  `false`, and unknown words for `metrics_mode` and `service_envelope`.
 
 By environment variable, where the file says `enable_envvars_config=true`: `TS_JOB_QUEUE_SIZE=50`. The tables name the
 variable of each key. These count always: `TS_OPEN_INFERENCE_PROTOCOL` (`oip` or `true`), `TS_MODEL_SERVER_HOME`.
@@ -68,7 +69,8 @@ Where several speak: environment before flag before file before default.
 
 ## Differences from TorchServe
 
-* Booleans are `true` or `false` in any case; TorchServe takes everything else for false, here it is a mistake.
+* Booleans are `true` in any case; everything else is false, as in TorchServe, and what is not `false` is warned of.
+* A number, an address or a path that is empty counts as not given, with a warning; TorchServe does not start with it.
 * Keys marked *ours* are unknown to TorchServe, which ignores them.
 * Keys with **no effect here** configure the Java machine; the server says once at the start that they can be removed.
 

@@ -17,9 +17,10 @@ from typing import Any
 
 from wsgi_ts.address import Address
 from wsgi_ts.config import Config, ConfigError, default_run_dir, env_variable, property_settings
+from wsgi_ts.log_text import safe_text
 from wsgi_ts.model_entries import ENTRY_KEYS, unknown_settings
 from wsgi_ts.properties import PropertiesError, parse_properties, substitute_variables
-from wsgi_ts.settings import Setting
+from wsgi_ts.settings import BOOLEAN, OIP, Setting, UnclearValue, is_true
 
 _MAX_FILE_BYTES = 16 * 1024 * 1024
 _SNAPSHOT_NAME = re.compile(r"[0-9]{17}-(startup|snapshot|shutdown)\.cfg")
@@ -101,7 +102,7 @@ def load_config(command_line: CommandLine, environ: Mapping[str, str]) -> Config
     _complete_web_workers(values, warnings)
     warnings += _without_effect(given)
     warnings += _unknown_model_settings(values, given)
-    config = Config(**values, warnings=tuple(warnings))
+    config = Config(**values, warnings=tuple(map(safe_text, warnings)))
     _check_addresses(config, given)
     _check_log_config(config, environ)
     return config
@@ -212,7 +213,7 @@ def _nearest(key: str, known: Iterable[str]) -> str:
 
 def _from_environment(from_file: Mapping[str, Given], environ: Mapping[str, str]) -> dict[str, Given]:
     def says_true(key: str) -> bool:
-        return key in from_file and from_file[key].text.strip().lower() == "true"
+        return key in from_file and is_true(from_file[key].text)
 
     all_count = says_true("enable_envvars_config")
     given = {}
@@ -236,22 +237,35 @@ def _complete_tokens(given: dict[str, Given], environ: Mapping[str, str]) -> Non
 
 
 def _parse_values(given: Mapping[str, Given], warnings: list[str]) -> dict[str, Any]:
-    """The values of the keys that were given; an empty text counts as not given."""
+    """The values of the keys that were given; what stops no TorchServe is warned of."""
     known = property_settings()
     values: dict[str, Any] = {}
     for key, source in given.items():
         kind = known[key].kind
-        # Java keeps blanks at the end of a line, where nobody sees them and no value needs them.
-        text = source.text.strip()
-        if not text:
+        # Java keeps blanks at the end of a line, where nobody sees them; no value needs them, and "true " is not true.
+        is_boolean = kind in (BOOLEAN, OIP)
+        text = source.text if is_boolean else source.text.strip()
+        # Nothing is false, too; where our default is neither, TorchServe's is false, so it says nothing.
+        if not text and (not is_boolean or getattr(Config(), key) is None):
+            if not kind.empty_is_unset:
+                warnings.append(f"{source.where}: is empty and taken as not given")
             continue
         try:
             values[key] = kind.parse(text)
+        except UnclearValue as error:
+            if error.instead is not None:
+                values[key] = error.instead
+            warnings.append(f"{source.where}: {error}; {_what_counts(key, error.instead)}")
         except ValueError as error:
-            if not kind.tolerant:
-                raise ConfigError(f"{source.where}: {error}") from None
-            warnings.append(f"{source.where}: {error}; the default is used")
+            raise ConfigError(f"{source.where}: {error}") from None
     return values
+
+
+def _what_counts(key: str, instead: Any) -> str:
+    if isinstance(instead, bool):
+        return f"taken for {str(instead).lower()}, as in TorchServe"
+    default = getattr(Config(), key)
+    return "taken as not given" if default is None else f"the default is used: {default}"
 
 
 def _complete_stores(values: dict[str, Any], given: Mapping[str, Given]) -> None:

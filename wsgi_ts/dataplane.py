@@ -23,9 +23,10 @@ from wsgi_ts.batcher import layout
 from wsgi_ts.batcher.board import Board
 from wsgi_ts.batcher.client import SlotAnswer, SlotClient
 from wsgi_ts.batcher.doorbell import Doorbell
-from wsgi_ts.batcher.layout import ModelWord, RequestFlag, SegmentLayout, SlotState
+from wsgi_ts.batcher.layout import ModelWord, RequestFlag, SlotState
 from wsgi_ts.batcher.segment import Segment
 from wsgi_ts.batcher.shared_memory import SharedMemoryFull, free_bytes
+from wsgi_ts.batcher.shared_memory_plan import segment_layout
 from wsgi_ts.config import Config
 from wsgi_ts.controlplane import ControlPlane
 from wsgi_ts.errors import (
@@ -273,12 +274,6 @@ def header_value(head: bytes, name: bytes) -> bytes:
         if found.lower() == wanted:
             return value.strip(b" \t")
     return b""
-
-
-def segment_layout(config: Config, batchers: int) -> SegmentLayout:
-    """The layout of a web worker's segment under a configuration."""
-    slots = 1 << (config.slots_per_worker - 1).bit_length()
-    return SegmentLayout(slots, batchers, config.max_request_size, config.max_response_size)
 
 
 def warm_bytes(config: Config) -> int:

@@ -15,6 +15,8 @@ from wsgi_ts.address import Address
 from wsgi_ts.config import Config
 
 BACKLOG = 2048
+#: The longest path of a Unix socket.
+UNIX_PATH_BYTES = 107
 
 
 class BindError(Exception):
@@ -89,6 +91,42 @@ def hold_grpc_ports(config: Config) -> list[BoundListener]:
             held.append(listener)
         on_error.pop_all()
     return held
+
+
+def bind_problem(address: Address) -> str | None:
+    """Why an address cannot be listened on; None where it can. Nothing is left behind or removed."""
+    if address.scheme == "unix":
+        return _unix_problem(address.path)
+    try:
+        family, target = _resolve(address)
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind(target)
+            # Binding alone may succeed beside a listener that allows re-use.
+            sock.listen(1)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _unix_problem(path: str) -> str | None:
+    if len(os.fsencode(path)) > UNIX_PATH_BYTES:
+        return f"AF_UNIX path too long (at most {UNIX_PATH_BYTES} bytes)"
+    folder = os.path.dirname(path)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return f"{folder} is not a directory that can be written"
+    if not os.path.lexists(path):
+        return None
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        return "there is a file of this name"
+    with socket.socket(socket.AF_UNIX) as sock:
+        try:
+            sock.connect(path)
+        except ConnectionRefusedError:
+            return None
+        except OSError as error:
+            return error.strerror or str(error)
+    return "a server listens there"
 
 
 def _bind(address: Address, key: str, *, listen: bool = True) -> socket.socket:

@@ -6,6 +6,7 @@ in one note; what makes no sense is an error with its line.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -187,7 +188,8 @@ class _Translation:
         for child in element.all("thresholdfilter", "filters"):
             for threshold in [child, *child.all("thresholdfilter")]:
                 if threshold.name == "thresholdfilter":
-                    row["level"] = self._level(threshold, self._attribute(threshold, "level", "ERROR"))
+                    level = self._level(threshold, self._attribute(threshold, "level", "ERROR"))
+                    row["level"] = logging.ERROR if level is None else level
         self._note_children(element)
         self._handlers[name] = row
         self._appenders[name] = [name]
@@ -329,14 +331,18 @@ class _Translation:
     def _logger(self, element: Element, default_level: str | None) -> dict[str, Any]:
         row: dict[str, Any] = {}
         level = self._attribute(element, "level", default_level or "")
-        if level:
-            row["level"] = self._level(element, level)
+        number = self._level(element, level) if level else None
+        if number is None and default_level is not None:
+            number = level_number(default_level)
+        if number is not None:
+            row["level"] = number
         handlers: list[str] = []
         for reference in element.all("appenderref", "appender-ref"):
             targets = self._resolve(reference, self._attribute(reference, "ref"))
             limit = self._attribute(reference, "level")
-            if limit:
-                targets = [self._limited(each, self._level(reference, limit)) for each in targets]
+            lowest = self._level(reference, limit) if limit else None
+            if lowest is not None:
+                targets = [self._limited(each, lowest) for each in targets]
             handlers += targets
         return {**row, "handlers": handlers}
 
@@ -352,11 +358,13 @@ class _Translation:
             raise self._error(element, f"no appender is called {reference!r}")
         return self._appenders[reference]
 
-    def _level(self, element: Element, level: str) -> int:
+    def _level(self, element: Element, level: str) -> int | None:
+        """A level's number; None, as for log4j, where there is no such level."""
         try:
             return level_number(level)
         except ValueError as error:
-            raise self._error(element, str(error)) from None
+            self._leave_out(str(error), element)
+            return None
 
     def _attribute(self, element: Element, name: str, default: str = "") -> str:
         """An attribute with its lookups replaced."""

@@ -233,6 +233,7 @@ class Child:
         pass_fds: Sequence[int] = (),
         environ: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        stderr: int | None = None,
     ) -> None:
         """Starts it in a session of its own (a Ctrl-C in the terminal reaches the supervisor alone).
 
@@ -242,6 +243,7 @@ class Child:
             pass_fds: descriptors that it inherits, under the same numbers.
             environ: variables that it gets in addition.
             cwd: its directory; None for ours.
+            stderr: a descriptor to be its stderr; None for ours.
 
         Raises:
             OSError: it cannot be started.
@@ -257,6 +259,7 @@ class Child:
             pass_fds=tuple(pass_fds),
             env=variables,
             cwd=cwd,
+            stderr=stderr,
             start_new_session=True,
         )
         self.pid = self._process.pid

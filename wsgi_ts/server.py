@@ -32,6 +32,7 @@ from wsgi_ts.gpu.devices import gpu_count
 from wsgi_ts.listeners import BindError, bind_all, hold_grpc_ports
 from wsgi_ts.log import LogFiles
 from wsgi_ts.log_plan import LogPlan
+from wsgi_ts.log_text import safe_text
 from wsgi_ts.main_loop import MainLoop
 from wsgi_ts.metrics.keeper import MetricsKeeper
 from wsgi_ts.model_manager import ModelManager
@@ -43,6 +44,8 @@ from wsgi_ts.snapshots import RecordedModel, SnapshotError, SnapshotWriter, reco
 from wsgi_ts.start_checks import (
     StartError,
     check_interpreter,
+    check_model_store,
+    check_run_directory,
     check_shared_memory,
     remove_pid_file,
     warn_of_any_url,
@@ -95,6 +98,7 @@ class Supervisor:
         self._models_registered = False
         self._announced = False
         self._exit_code = 0
+        self._failure = ""
 
     def run(self) -> int:
         """Starts everything, serves until a signal or an operation says stop, and leaves nothing behind.
@@ -109,6 +113,8 @@ class Supervisor:
             self._start(stack)
             while not self._stop_requests:
                 self._turn()
+            if self._failure:
+                raise StartError(self._failure)
             self._drain()
         remove_pid_file()
         log.info("Torchserve stopped.")
@@ -121,6 +127,7 @@ class Supervisor:
         config = self._config
         stack.callback(self._loop.close)
         self._install_signals()
+        check_run_directory(self._run_dir_path)
         try:
             recorded = recorded_models(config)
         except SnapshotError as error:
@@ -134,6 +141,7 @@ class Supervisor:
         if len(devices) > layout.MAX_BATCHERS:
             raise StartError(f"{gpus} GPUs are more than this server handles; set number_of_gpu")
         check_shared_memory(config, len(devices))
+        check_model_store(config)
         check_interpreter(config)
         warn_of_any_url(config)
         self._listeners = bind_all(config)
@@ -177,6 +185,8 @@ class Supervisor:
             manager=self._manager,
             metrics=self._metrics,
             publish=self._publisher.routes,
+            on_ready=self._announce,
+            on_failure=self._fail,
         )
         self._web = WebTier(
             config,
@@ -187,6 +197,7 @@ class Supervisor:
             registry=self._registry,
             tls_fd=tls_fd,
             on_ready=self._announce,
+            on_failure=self._fail,
         )
         operations = ControlOperations(
             loop=self._loop,
@@ -240,6 +251,9 @@ class Supervisor:
     def _announce(self) -> None:
         """Says that the server has started, once, when it takes requests and its models are registered."""
         if self._announced or not self._models_registered or not self._web.is_ready:
+            return
+        # What is to be imported once for all workers is a part of the start; what takes its time otherwise is not.
+        if not self._batchers.is_ready(warm=bool(self._config.preload_modules)):
             return
         self._announced = True
         for listener in (*self._listeners, *self._grpc_ports):
@@ -313,6 +327,11 @@ class Supervisor:
         }
 
     # Stop
+
+    def _fail(self, reason: str) -> None:
+        """Ends the instance, since one of its processes has never worked and never will."""
+        self._failure = self._failure or reason
+        self._request_stop(1)
 
     def _request_stop(self, count: int) -> None:
         self._stop_requests += count
@@ -412,7 +431,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return Supervisor(config, options.run_dir or config.run_dir, log_plan, log_files).run()
     except (StartError, RunDirectoryError, BindError) as error:
         log.error("%s", error)
-        print(error, file=sys.stderr, flush=True)
+        print(safe_text(str(error)), file=sys.stderr, flush=True)
         return 1
 
 

@@ -2,7 +2,7 @@
 
 The table itself is the `Config` dataclass (`wsgi_ts.config`): one field for one key, declared with
 `setting(...)`. Every kind's `parse` raises ValueError with half a sentence about the value ("'abc' is not a
-whole number"); the reader of the file adds where it stood.
+whole number"); the reader of the file adds where it stood. UnclearValue is for values with which TorchServe starts.
 """
 
 from __future__ import annotations
@@ -24,6 +24,18 @@ _JAVA_INT_MAX = 2**31 - 1
 _JAVA_LONG_MAX = 2**63 - 1
 
 
+class UnclearValue(ValueError):
+    """A value that cannot be meant, with which TorchServe starts all the same: warned of, and no reason to stop.
+
+    Attributes:
+        instead: what it is taken for; None for the key's default.
+    """
+
+    def __init__(self, reason: str, instead: Any = None) -> None:
+        super().__init__(reason)
+        self.instead = instead
+
+
 def _as_is(value: Any) -> Any:
     return value
 
@@ -37,14 +49,14 @@ class Kind:
         parse: from the text in a file or the environment to the value; raises ValueError.
         encode: to something that json can write.
         decode: back from it.
-        tolerant: a wrong value is warned of and the default kept, instead of stopping the start.
+        empty_is_unset: an empty text means that nothing is set, as it does for a list or a name.
     """
 
     name: str
     parse: Callable[[str], Any]
     encode: Callable[[Any], Any] = _as_is
     decode: Callable[[Any], Any] = _as_is
-    tolerant: bool = False
+    empty_is_unset: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,21 +118,37 @@ def _field(default: Any, row: Setting) -> Any:
     return field(default=default, metadata={"setting": row})
 
 
+def is_true(text: str) -> bool:
+    """Whether Java's `Boolean.parseBoolean` takes the text for true: the word in any case, without a blank."""
+    return text.lower() == "true"
+
+
 def _parse_boolean(text: str) -> bool:
-    lowered = text.lower()
-    if lowered not in ("true", "false"):
-        raise ValueError(f"{text!r} is neither true nor false")
-    return lowered == "true"
+    if not is_true(text) and text.strip().lower() != "false":
+        raise UnclearValue(f"{text!r} is neither true nor false", False)
+    return is_true(text)
 
 
 def _parse_float(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a number") from None
+    # Python would take 1_000 and what Unicode calls digits, too.
+    if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text) is None:
+        raise UnclearValue(f"{text!r} is not a number")
+    number = float(text)
     if not 0 < number < _JAVA_INT_MAX:
         raise ValueError(f"{text} is not a number above 0")
     return number
+
+
+def _parse_header_name(text: str) -> str:
+    if re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", text) is None:
+        raise UnclearValue(f"{text!r} cannot be the name of a header")
+    return text
+
+
+def _parse_header_value(text: str) -> str:
+    if re.fullmatch(r"[\t -~\x80-\xff]*", text) is None:
+        raise ValueError(f"{text!r} cannot be the value of a header")
+    return text
 
 
 def _parse_regex(text: str) -> str:
@@ -157,16 +185,22 @@ def integer(minimum: int = 0, maximum: int = _JAVA_INT_MAX, unit: str = "") -> K
     return Kind(f"whole number{', ' + unit if unit else ''}", parse)
 
 
-def choice(*words: str, tolerant: bool = False) -> Kind:
-    """One of some words, in any case."""
+def choice(*words: str, or_default: bool = False) -> Kind:
+    """One of some words, in any case.
+
+    Args:
+        words: the words.
+        or_default: another word is warned of and the default counts, since TorchServe starts with it.
+    """
 
     def parse(text: str) -> str:
         lowered = text.lower()
         if lowered not in words:
-            raise ValueError(f"{text!r} is none of: {', '.join(words)}")
+            reason = f"{text!r} is none of: {', '.join(words)}"
+            raise UnclearValue(reason) if or_default else ValueError(reason)
         return lowered
 
-    return Kind(" | ".join(words), parse, tolerant=tolerant)
+    return Kind(" | ".join(words), parse)
 
 
 def address(default_port: int, default_tls_port: int) -> Kind:
@@ -179,7 +213,7 @@ def address(default_port: int, default_tls_port: int) -> Kind:
 
 
 def _parse_oip(text: str) -> bool:
-    return text.lower() == "oip" or _parse_boolean(text)
+    return text.strip().lower() == "oip" or _parse_boolean(text)
 
 
 def _parse_model_list(text: str) -> tuple[tuple[str | None, str], ...]:
@@ -208,23 +242,26 @@ def _parse_modules(text: str) -> tuple[str, ...]:
     return names
 
 
-TEXT = Kind("text", _as_is)
+TEXT = Kind("text", _as_is, empty_is_unset=True)
 BOOLEAN = Kind("true | false", _parse_boolean)
 OIP = Kind("true | false | oip", _parse_oip)
 NUMBER = Kind("number above 0", _parse_float)
 PATH = Kind("path", _absolute, _encode_path, _decode_path)
-REGEX = Kind("regular expression", _parse_regex)
+HEADER_NAME = Kind("name of a header", _parse_header_name)
+HEADER_VALUE = Kind("text", _parse_header_value, empty_is_unset=True)
+REGEX = Kind("regular expression", _parse_regex, empty_is_unset=True)
 JSON_OBJECT = Kind("JSON object", parse_object)
 MODELS = Kind("JSON object", parse_models)
 SIZE = integer(1, unit="bytes")
 LONG = integer(1, _JAVA_LONG_MAX, "ms")
 PORT = integer(0, 65534, "port")
-URL_PATTERNS = Kind("regular expressions, comma separated", _parse_url_patterns, list, tuple)
-MODULES = Kind("names of Python modules, comma separated", _parse_modules, list, tuple)
+URL_PATTERNS = Kind("regular expressions, comma separated", _parse_url_patterns, list, tuple, empty_is_unset=True)
+MODULES = Kind("names of Python modules, comma separated", _parse_modules, list, tuple, empty_is_unset=True)
 MODEL_LIST = Kind(
     "all, or archive or name=archive, comma separated",
     _parse_model_list,
     lambda value: [list(entry) for entry in value],
     lambda value: tuple((name, url) for name, url in value),
+    empty_is_unset=True,
 )
 LINES = Kind("lines of text", lambda text: tuple(text.splitlines()), list, tuple)

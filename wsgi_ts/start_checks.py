@@ -10,10 +10,10 @@ import tempfile
 from pathlib import Path
 
 import wsgi_ts
-from wsgi_ts.batcher import layout
-from wsgi_ts.batcher.layout import SegmentLayout
 from wsgi_ts.batcher.shared_memory import free_bytes
+from wsgi_ts.batcher.shared_memory_plan import address_bytes, start_bytes
 from wsgi_ts.config import DEFAULT_ALLOWED_URLS, Config
+from wsgi_ts.listeners import UNIX_PATH_BYTES
 from wsgi_ts.model_preparation import interpreter
 
 log = logging.getLogger(__name__)
@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 _PID_FILE = ".model_server.pid"
 #: How long another interpreter may take to import what a model worker needs, in seconds.
 _INTERPRETER_LIMIT_S = 120.0
+#: Half of what a process can address: segments of web workers that have died are there for a moment longer.
+_MOST_ADDRESSES = 2**46
 _CAN_RUN_WORKERS = (
     "import sys; sys.path.append(sys.argv[1]); import wsgi_ts.batcher.worker; print(wsgi_ts.__version__)"
 )
@@ -30,21 +32,64 @@ class StartError(Exception):
     """The instance cannot start; the message says why and what to do, on one line."""
 
 
+def check_addressable(config: Config, batchers: int) -> None:
+    """Makes sure that a batcher can map the segments of all web workers: it alone would find out.
+
+    Raises:
+        StartError: they are too large; the message says what to do.
+    """
+    addresses = address_bytes(config, batchers)
+    if addresses > _MOST_ADDRESSES:
+        raise StartError(
+            f"slots_per_worker={config.slots_per_worker} for {config.web_workers} web workers with "
+            f"max_request_size={config.max_request_size} and max_response_size={config.max_response_size} take "
+            f"{addresses >> 40} TiB of addresses, of which a process has {_MOST_ADDRESSES >> 40}; set one of them lower"
+        )
+
+
 def check_shared_memory(config: Config, batchers: int) -> None:
     """Makes sure that what every web worker and the gRPC server reserve fits.
 
     Raises:
         StartError: it does not; the message says what to do.
     """
-    slots = 1 << (config.slots_per_worker - 1).bit_length()
-    segment = SegmentLayout(slots, batchers, config.max_request_size, config.max_response_size)
-    needed = layout.BOARD_BYTES + (config.web_workers + 1) * segment.reserved_bytes
-    available = free_bytes()
+    check_addressable(config, batchers)
+    needed = start_bytes(config, batchers)
+    try:
+        available = free_bytes()
+    except OSError as error:
+        raise StartError(f"/dev/shm: {error.strerror}; mount a tmpfs there") from error
     if needed > available:
         raise StartError(
             f"/dev/shm is too small: need {needed} bytes, have {available} in /dev/shm: make it larger (docker: "
             f"--shm-size), or set web_workers (now {config.web_workers}) or slots_per_worker (now "
             f"{config.slots_per_worker}) lower"
+        )
+
+
+def check_model_store(config: Config) -> None:
+    """Makes sure that the archives can be looked for.
+
+    Raises:
+        StartError: the model store cannot be read.
+    """
+    for key in ("model_store", "workflow_store"):
+        directory = getattr(config, key)
+        if directory is not None and not os.access(directory, os.R_OK | os.X_OK):
+            raise StartError(f"{key} {directory}: cannot be read; check its permissions, or set another")
+
+
+def check_run_directory(path: Path) -> None:
+    """Makes sure that the control socket fits under its path.
+
+    Raises:
+        StartError: the path is too long.
+    """
+    longest = UNIX_PATH_BYTES - len("/control.sock")
+    if len(os.fsencode(path)) > longest:
+        raise StartError(
+            f"run directory {path}: its path is too long for a Unix socket in it (at most {longest} bytes); set "
+            "another --run-dir or a shorter TEMP"
         )
 
 

@@ -77,7 +77,7 @@ def open_certificates(config: Config, stack: ExitStack) -> int:
     Raises:
         StartError: it cannot be read, or does not fit together.
     """
-    if not any(address.is_tls for address in (*config.addresses.values(), *config.grpc_addresses.values())):
+    if not config.serves_tls:
         return -1
     # Only then: cryptography takes a while to load.
     from wsgi_ts.certificates import CertificateError, load_material

@@ -89,22 +89,32 @@ class TlsSocket(ssl.SSLSocket):
         super().shutdown(how)
 
 
-def server_context(fd: int) -> ssl.SSLContext:
+def server_context(fd: int, level: int | None = None) -> ssl.SSLContext:
     """The TLS settings of a process's https listeners: TLS 1.2 and newer, Python's choice of ciphers.
 
     Args:
         fd: a descriptor of a file with the key and the certificates as PEM.
+        level: OpenSSL's security level, 0 to 5; None for its default.
 
     Raises:
-        ssl.SSLError: they are not there.
+        ssl.SSLError: they are not there, or too weak for the level.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.sslsocket_class = TlsSocket
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     context.set_alpn_protocols(["http/1.1"])
+    if level is not None:
+        # OpenSSL takes the level as a part of the list of ciphers; those of TLS 1.3 are no part of that list.
+        names = [cipher["name"] for cipher in context.get_ciphers() if cipher["protocol"] != "TLSv1.3"]
+        context.set_ciphers(":".join([*names, f"@SECLEVEL={level}"]))
     context.load_cert_chain(f"/proc/self/fd/{fd}")
     return context
+
+
+def default_security_level() -> int:
+    """The security level that OpenSSL has where nobody sets one."""
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).security_level
 
 
 def accept_tls(context: ssl.SSLContext, sock: socket.socket) -> socket.socket:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from wsgi_ts.child_output import FirstLives
 from wsgi_ts.config import Config
 from wsgi_ts.listeners import BoundListener
 from wsgi_ts.main_loop import MainLoop
@@ -33,7 +34,7 @@ class WebProcess(ABC):
         name: for people.
         child: the process; None between two lives.
         ready_fd: readable when the process has something to say of itself; -1 between two lives.
-        is_ready: all of it has booted at least once.
+        lives: tells whether all of it has booted at least once.
         restart_at: monotonic time of the next start; infinity while it runs.
     """
 
@@ -47,7 +48,7 @@ class WebProcess(ABC):
         self.name = name
         self.child: Child | None = None
         self.ready_fd = -1
-        self.is_ready = False
+        self.lives = FirstLives(name)
         self.restart_at = float("inf")
         self._workers = workers
         self._booted = 0
@@ -72,25 +73,31 @@ class WebProcess(ABC):
         """Starts the next life; `tls_fd` is a file with what TLS takes, -1 for none.
 
         Raises:
-            OSError: no process can be started; nothing has changed.
+            OSError, RuntimeError: no process or thread can be started; nothing has changed.
         """
         self._booted = 0
+        relay = self.lives.relay()
         common = ["--config-json", str(config_file), "--run-dir", str(run_dir), "--prefix", prefix]
-        self.ready_fd, theirs = os.pipe()
-        os.set_blocking(self.ready_fd, False)
-        command, pass_fds = self._command([*common, "--ready-fd", str(theirs)], tls_fd)
         try:
-            self.child = Child(
-                self.name,
-                command,
-                pass_fds=[theirs, *pass_fds],
-                environ={INSTANCE_VARIABLE: prefix},
-            )
-        except OSError:
-            self._close_ready_fd()
-            raise
+            self.ready_fd, theirs = os.pipe()
+            os.set_blocking(self.ready_fd, False)
+            command, pass_fds = self._command([*common, "--ready-fd", str(theirs)], tls_fd)
+            try:
+                self.child = Child(
+                    self.name,
+                    command,
+                    pass_fds=[theirs, *pass_fds],
+                    environ={INSTANCE_VARIABLE: prefix},
+                    stderr=None if relay is None else relay.fd,
+                )
+            except OSError:
+                self._close_ready_fd()
+                raise
+            finally:
+                os.close(theirs)
         finally:
-            os.close(theirs)
+            if relay is not None:
+                relay.close()
         self.restart_at = float("inf")
         self._starts += 1
         return self.child
@@ -114,7 +121,7 @@ class WebProcess(ABC):
         self._booted += len(data)
         if self._booted and self._reopen_when_ready:
             self.reopen_logs()
-        self.is_ready = self.is_ready or self._booted >= self._workers
+        self.lives.has_worked = self.lives.has_worked or self._booted >= self._workers
         return bool(data)
 
     def died(self, now: float) -> str:
@@ -230,6 +237,7 @@ class WebTier:
         registry: Registry,
         tls_fd: int,
         on_ready: Callable[[], None],
+        on_failure: Callable[[str], None],
     ) -> None:
         """Starts nothing yet.
 
@@ -242,6 +250,7 @@ class WebTier:
             registry: tells whether the instance is stopping, so that a death is none to speak of.
             tls_fd: a file with what TLS takes, -1 for none.
             on_ready: called when a process has something to say of itself.
+            on_failure: told why a process that has never worked cannot be started.
         """
         inference = [listener for listener in listeners if "inference" in listener.kinds]
         others = [listener for listener in listeners if "inference" not in listener.kinds]
@@ -254,11 +263,12 @@ class WebTier:
         self._registry = registry
         self._tls_fd = tls_fd
         self._on_ready = on_ready
+        self._on_failure = on_failure
 
     @property
     def is_ready(self) -> bool:
         """Whether all web workers and the gRPC server have booted at least once."""
-        return all(web.is_ready for web in self.processes)
+        return all(web.lives.has_worked for web in self.processes)
 
     def start(self) -> None:
         """Starts them."""
@@ -271,7 +281,7 @@ class WebTier:
             if web.child is None and now >= web.restart_at:
                 try:
                     self._start(web)
-                except OSError as error:
+                except (OSError, RuntimeError) as error:
                     log.error("%s cannot be started: %s", web.name, error)
                     web.postpone(now)
                 else:
@@ -315,5 +325,11 @@ class WebTier:
             self._selector.unregister(web.ready_fd)
         reason = web.died(time.monotonic())
         self._directory.remove_child(pid)
-        if not self._registry.draining:
+        if self._registry.draining:
+            return
+        failure = web.lives.ended(reason)
+        if failure is not None:
+            web.restart_at = float("inf")
+            self._on_failure(failure)
+        else:
             log.error("%s (pid %d) has ended (%s) and is started again", web.name, pid, reason)

@@ -302,6 +302,33 @@ def test_a_pair_that_does_not_match_stops_the_start(authority: Authority) -> Non
     assert f"certificate_file {one['certificate_file']}: the private key does not belong to" in said
 
 
+def test_a_key_too_small_for_openssl_stops_the_start(authority: Authority) -> None:
+    small = authority.pem("small", bits=1024)
+    said = start_failure(small)
+    assert said.strip().splitlines()[-1] == (
+        f"certificate_file {small['certificate_file']}: its key (RSA, 1024 bits) is too small for OpenSSL's security "
+        "level 2; renew the certificate with a larger key, or set tls_security_level=1 until then"
+    )
+
+
+def test_tls_security_level_lets_a_small_key_be_served_everywhere(authority: Authority) -> None:
+    """Upstream's own checks use a key of 1024 bits: a deployment can move over first and renew its certificate then."""
+    client = authority.client()
+    client.set_ciphers("DEFAULT:@SECLEVEL=1")
+    config = {**authority.pem("small", bits=1024), "tls_security_level": "1", "enable_grpc_ssl": "true"}
+    everywhere = dict.fromkeys(("inference", "management", "metrics"), client)
+    with ServerProcess(config=config, tls=everywhere) as server:
+        assert "tls_security_level=1 is below OpenSSL's own, which is 2" in server.log()
+        assert server.request("inference", "GET", "/ping").status == 200
+        assert server.request("management", "GET", "/models").status == 200
+        assert server.request("metrics", "GET", "/metrics").status == 200
+        client.set_alpn_protocols(["h2"])
+        for api in ("grpc_inference", "grpc_management"):
+            plain = socket.create_connection(("127.0.0.1", server.ports[api]), timeout=30)
+            with plain, client.wrap_socket(plain, server_hostname="127.0.0.1") as wrapped:
+                assert wrapped.selected_alpn_protocol() == "h2"
+
+
 def test_an_expired_certificate_and_an_open_key_are_warned_of(authority: Authority, store: Path) -> None:
     config = authority.pem("expired", days=-1)
     Path(config["private_key_file"]).chmod(0o644)

@@ -41,13 +41,17 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
 
-    def pair(self, name: str = "server", days: int = 10) -> tuple[rsa.RSAPrivateKey, x509.Certificate]:
-        key = rsa.generate_private_key(65537, 2048)
+    def pair(
+        self, name: str = "server", days: int = 10, bits: int = 2048
+    ) -> tuple[rsa.RSAPrivateKey, x509.Certificate]:
+        key = rsa.generate_private_key(65537, bits)
         return key, self._sign(name, key, days)
 
-    def pem(self, name: str = "server", days: int = 10, traditional: bool = False) -> dict[str, str]:
+    def pem(
+        self, name: str = "server", days: int = 10, traditional: bool = False, bits: int = 2048
+    ) -> dict[str, str]:
         """Writes a pair as PEM files; returns the lines of config.properties for it."""
-        key, certificate = self.pair(name, days)
+        key, certificate = self.pair(name, days, bits)
         form = serialization.PrivateFormat.TraditionalOpenSSL if traditional else serialization.PrivateFormat.PKCS8
         key_file, certificate_file = self.folder / f"{name}.key", self.folder / f"{name}.pem"
         key_file.touch(0o600)

@@ -7,14 +7,24 @@ import re
 import shutil
 import ssl
 import subprocess
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import pkcs12
+from cryptography.x509.oid import NameOID
 
+from wsgi_ts.address import Address
 from wsgi_ts.certificates import CertificateError, Material, load_material, self_signed
 from wsgi_ts.config import Config
+from wsgi_ts.start_checks import StartError
+from wsgi_ts.start_steps import open_certificates
 from wsgi_ts.tls import memory_file, server_context
 
 PLAIN = serialization.NoEncryption()
@@ -111,6 +121,87 @@ def test_an_encrypted_key_and_one_of_another_certificate_are_refused(tmp_path: P
     mixed = Material(self_signed([]).key, self_signed([]).chain)
     with pytest.raises(CertificateError, match="does not belong to"):
         load_material(write(tmp_path, mixed))
+
+
+def signed(key: Any) -> Material:
+    """A key with a certificate that it has signed itself."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = datetime.now(timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=30))
+        .sign(key, hashes.SHA256())
+    )
+    return Material(key, (certificate,))
+
+
+@pytest.mark.parametrize(
+    "served",
+    [
+        {"inference_address": Address("https", "127.0.0.1", 1)},
+        {"management_address": Address("https", "127.0.0.1", 1)},
+        {"metrics_address": Address("https", "127.0.0.1", 1)},
+        {"enable_grpc_ssl": True},
+    ],
+)
+def test_a_small_key_is_refused_for_every_user_of_tls(tmp_path: Path, served: dict[str, Any]) -> None:
+    """Of 1024 bits, as in the key store that TorchServe's checks come with."""
+    small = signed(rsa.generate_private_key(65537, 1024))
+    pem = replace(write(tmp_path, small), **served)
+    store = replace(Config(keystore=keystore(tmp_path, small, b"changeit")), **served)
+    for config, source in ((pem, f"certificate_file {pem.certificate_file}"), (store, f"keystore {store.keystore}")):
+        with ExitStack() as stack, pytest.raises(StartError) as caught:
+            open_certificates(config, stack)
+        assert str(caught.value) == (
+            f"{source}: its key (RSA, 1024 bits) is too small for OpenSSL's security level 2; renew the certificate "
+            "with a larger key, or set tls_security_level=1 until then"
+        )
+        for level in (0, 1):
+            with ExitStack() as stack:
+                assert open_certificates(replace(config, tls_security_level=level), stack) >= 0
+
+
+def test_security_levels_above_the_default(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = replace(write(tmp_path, signed(rsa.generate_private_key(65537, 2048))), tls_security_level=3)
+    with pytest.raises(CertificateError, match=r"\(RSA, 2048 bits\) .* level 3; .* or set tls_security_level=2 until"):
+        load_material(config)
+    assert "is below" not in caplog.text
+    for level in range(6):
+        made = load_material(Config(tls_security_level=level))
+        fd = memory_file(made.to_pem())
+        try:
+            assert server_context(fd, level).security_level == level
+        finally:
+            os.close(fd)
+    assert caplog.text.count("is below OpenSSL's own") == 2
+
+
+def test_the_security_level_changes_no_cipher_below_3() -> None:
+    """Only the strength is another: the list of ciphers stays Python's."""
+    fd = memory_file(self_signed([]).to_pem())
+    try:
+        usual, same = server_context(fd), server_context(fd, 2)
+        assert same.get_ciphers() == usual.get_ciphers()
+        assert (same.security_level, same.minimum_version) == (2, ssl.TLSVersion.TLSv1_2)
+        assert len(server_context(fd, 1).get_ciphers()) == len(usual.get_ciphers())
+    finally:
+        os.close(fd)
+
+
+def test_keys_that_grpc_s_own_library_refuses(tmp_path: Path) -> None:
+    for curve in (ec.SECP256K1(), ec.SECP224R1()):
+        config = write(tmp_path, signed(ec.generate_private_key(curve)))
+        assert load_material(config).chain
+        with pytest.raises(CertificateError, match=rf"\(EC, {curve.name}\) cannot be served over gRPC"):
+            load_material(replace(config, enable_grpc_ssl=True))
+    for curve in (ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()):
+        config = write(tmp_path, signed(ec.generate_private_key(curve)))
+        assert load_material(replace(config, enable_grpc_ssl=True)).chain
 
 
 @pytest.mark.skipif(shutil.which("keytool") is None, reason="needs Java's keytool")

@@ -15,21 +15,28 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from support.eventually import eventually
 
-from wsgi_ts import cli
+from wsgi_ts import cli, start_checks
+from wsgi_ts.batcher.shared_memory_plan import start_bytes
+from wsgi_ts.certificates import self_signed
 from wsgi_ts.channel import Channel
 from wsgi_ts.config import Config
-from wsgi_ts.config_sources import CommandLine
+from wsgi_ts.config_sources import CommandLine, load_config
+from wsgi_ts.configuration_checks import check_leftovers, check_shared_memory
 from wsgi_ts.controlplane import ControlPlane, NotReachable
-from wsgi_ts.doctor import Finding, check_leftovers, check_shared_memory, examine
+from wsgi_ts.doctor import examine
 from wsgi_ts.errors import ModelNotFound, ServerError
+from wsgi_ts.machine_checks import Finding
 from wsgi_ts.pid_file import PidFile, ServerHandle, is_server, parse_pid
 from wsgi_ts.process import boot_id, start_time
+from wsgi_ts.start_checks import StartError
+from wsgi_ts.start_steps import open_certificates
 from wsgi_ts.status import format_state, print_status
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -179,6 +186,13 @@ def test_the_launcher_imports_nothing_heavy(place: Path) -> None:
         [sys.executable, "-c", code], env=environment(place), capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+def test_a_directory_for_temporary_files_that_cannot_be_written(place: Path) -> None:
+    status, output, errors = torchserve(place, "--model-store", "store", "--ncs", TEMP="/proc")
+    assert (status, errors) == (1, "")
+    assert output.startswith("directory for temporary files /proc: cannot be written: ")
+    assert output.endswith("; change its permissions, or set TEMP to another\n")
 
 
 # --- torchserve: starting ---
@@ -533,11 +547,67 @@ def test_doctor_without_a_usable_configuration(place: Path) -> None:
 
 
 def test_doctor_measures_shared_memory() -> None:
-    (finding,) = check_shared_memory(dataclasses.replace(Config(), web_workers=1024, slots_per_worker=65536))
+    many = Config(web_workers=1024, slots_per_worker=65536, max_request_size=1, max_response_size=1)
+    (finding,) = check_shared_memory(many)
     free = os.statvfs("/dev/shm")
     assert free.f_bavail * free.f_frsize < 2**38
     assert finding.level == "FAIL"
     assert "--shm-size" in finding.text
+    odd = Config(slots_per_worker=1025, number_of_gpu=0)
+    (finding,) = check_shared_memory(odd)
+    assert f", {start_bytes(odd, 1) / 2**20:.1f} MiB needed" in finding.text
+
+
+def test_what_no_process_can_address(place: Path) -> None:
+    """16,384 slots of 4 GiB of addresses each, for two web workers and gRPC: only a batcher would find out."""
+    config = Config(slots_per_worker=16384, max_request_size=2**31 - 1, max_response_size=2**31 - 1, number_of_gpu=0)
+    with pytest.raises(StartError, match="take 192 TiB of addresses, of which a process has 64; set one") as caught:
+        start_checks.check_shared_memory(config, 1)
+    assert [(each.level, each.text) for each in check_shared_memory(config)] == [("FAIL", str(caught.value))]
+
+
+def refusal(check: Callable[[], object]) -> str:
+    with pytest.raises(StartError) as caught:
+        check()
+    return str(caught.value)
+
+
+def test_doctor_says_what_the_start_would_say(place: Path) -> None:
+    made = self_signed([])
+    (place / "server.key").write_bytes(made.to_pem())
+    (place / "server.pem").write_bytes(self_signed([]).to_pem())
+    free_port_config(place)
+    with (place / "config.properties").open("a") as file:
+        file.write(
+            "enable_grpc_ssl=true\nprivate_key_file=server.key\ncertificate_file=server.pem\npython=/bin/false\n"
+            "preload_modules=json, nothing_of_this_name\nmetrics_config=none.yaml\nasync_logging=2\n"
+        )
+    command_line = CommandLine(model_store="store", run_dir="d" * 100)
+    config = load_config(command_line, {})
+    found = {(finding.level, finding.text) for finding in examine(command_line, {"PATH": ""})}
+    with ExitStack() as stack:
+        assert ("FAIL", refusal(lambda: open_certificates(config, stack))) in found
+    assert ("FAIL", refusal(lambda: start_checks.check_interpreter(config))) in found
+    assert ("FAIL", refusal(lambda: start_checks.check_run_directory(config.run_dir))) in found
+    assert ("WARN", config.warnings[0]) in found
+    assert "async_logging: '2' is neither true nor false" in config.warnings[0]
+    assert any(
+        level == "FAIL" and text.startswith("nothing_of_this_name cannot be imported (ModuleNotFoundError: ")
+        for level, text in found
+    )
+    assert ("OK", "json can be imported") in found
+    assert ("WARN", f"{place}/none.yaml: No such file or directory; no metrics are recorded") in found
+
+
+def test_doctor_warns_of_a_certificate_as_the_start_does(place: Path) -> None:
+    free_port_config(place)
+    with (place / "config.properties").open("a") as file:
+        file.write("enable_grpc_ssl=true\ntls_security_level=1\n")
+    found = list(examine(CommandLine(model_store="store", run_dir="run"), {"PATH": ""}))
+    said = [(each.level, each.text) for each in found if each.subject == "certificate"]
+    assert [level for level, _ in said] == ["OK", "WARN", "WARN"]
+    assert said[1][1].startswith("tls_security_level=1 is below OpenSSL's own, which is 2")
+    assert said[2][1].startswith("TLS with a self-signed certificate made at this start")
 
 
 def test_doctor_finds_what_a_dead_instance_left(place: Path) -> None:

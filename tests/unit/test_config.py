@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wsgi_ts.address import Address, parse_address
-from wsgi_ts.config import Config, ConfigError, all_settings, env_variable, property_settings, shm_needed
+from wsgi_ts.batcher.shared_memory_plan import segment_layout, start_bytes
+from wsgi_ts.config import Config, ConfigError, all_settings, env_variable, property_settings
 from wsgi_ts.config_sources import CommandLine, load_config
 from wsgi_ts.model_config import ModelYaml, RegisterArguments, effective_settings, parse_model_yaml, yaml_keys
 from wsgi_ts.properties import PropertiesError, parse_properties, substitute_variables
@@ -257,9 +258,20 @@ def test_environment_names() -> None:
         assert names[key] is None
 
 
+def test_shared_memory_counts_slots_as_they_are_made() -> None:
+    """1025 slots are made as 2048: the doctor and the start once disagreed by a third."""
+    at_1025, at_2048 = (
+        start_bytes(dataclasses.replace(Config(), slots_per_worker=slots), 1) for slots in (1025, 2048)
+    )
+    assert at_1025 == at_2048
+    segment = segment_layout(dataclasses.replace(Config(), slots_per_worker=1025), 1)
+    assert (segment.slots, segment.reserved_bytes % 4096) == (2048, 0)
+    assert at_1025 > 3 * segment.reserved_bytes > 3 * 2048 * 4096
+
+
 def test_shared_memory_fits_docker_by_default() -> None:
-    assert shm_needed(Config()) < 64 * 2**20
-    assert shm_needed(dataclasses.replace(Config(), web_workers=200)) > 64 * 2**20
+    assert start_bytes(Config(), 1) < 64 * 2**20
+    assert start_bytes(dataclasses.replace(Config(), web_workers=200), 1) > 64 * 2**20
 
 
 # --- reading a file ---
@@ -292,9 +304,17 @@ def test_without_port_each_address_has_its_own(place: Path) -> None:
         ("job_queue_size=0", "config.properties:2: key job_queue_size: 0 is not between 1 and 2147483647"),
         ("job_queue_size=9999999999", "is not between 1 and 2147483647"),
         ("job_queue_size=" + "9" * 5000, "is not a whole number"),
-        ("enable_model_api=yes", "key enable_model_api: 'yes' is neither true nor false"),
-        ("token_expiration_min=nan", "key token_expiration_min: nan is not a number above 0"),
+        ("max_request_size=3.0", "config.properties:2: key max_request_size: '3.0' is not a whole number"),
+        ("max_request_size=0x10", "'0x10' is not a whole number"),
+        ("max_request_size=1_000", "'1_000' is not a whole number"),
+        ("max_request_size=1 000", "'1 000' is not a whole number"),
+        ("grpc_inference_port=70000", "key grpc_inference_port: 70000 is not between 0 and 65534"),
+        ("token_expiration_min=0", "key token_expiration_min: 0 is not a number above 0"),
+        ("cors_allowed_origin=a\\nSet-Cookie: b", "cannot be the value of a header"),
+        ("cors_allowed_origin=\u20ac", "cannot be the value of a header"),
+        ("tls_security_level=6", "key tls_security_level: 6 is not between 0 and 5"),
         ("inference_address=127.0.0.1:8080", "Invalid binding address: 127.0.0.1:8080"),
+        ("inference_address=0\\n0", "config.properties:2: key inference_address: Invalid binding address: 0\\n0"),
         ("inference_address=http://127.0.0.1:70000", "Invalid port number: http://127.0.0.1:70000"),
         ("models={", "key models: not valid JSON"),
         ("models=[1]", "key models: not a JSON object"),
@@ -313,6 +333,79 @@ def test_without_port_each_address_has_its_own(place: Path) -> None:
 )
 def test_bad_values(place: Path, line: str, message: str) -> None:
     assert message in failure("# comment\n" + line)
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "warned"),
+    [
+        ("true", True, False),
+        ("TRUE", True, False),
+        ("True", True, False),
+        ("false", False, False),
+        ("FALSE", False, False),
+        ("false ", False, False),
+        # Not true to Java's Boolean.parseBoolean, and so false:
+        ("true ", False, True),
+        ("2", False, True),
+        ("1", False, True),
+        ("yes", False, True),
+        ("ture", False, True),
+    ],
+)
+def test_booleans_are_java_s(place: Path, text: str, value: bool, warned: bool) -> None:
+    """Keys whose default is true and whose default is false; from the file and from the environment."""
+    for key in ("async_logging", "decode_input_request", "disable_token_authorization"):
+        expected = f"{text!r} is neither true nor false; taken for false, as in TorchServe"
+        config = load(f"# comment\n{key}={text}")
+        assert getattr(config, key) is value
+        assert config.warnings == ((f"config.properties:2: key {key}: {expected}",) if warned else ())
+        config = load("enable_envvars_config=true", {f"TS_{key.upper()}": text})
+        assert getattr(config, key) is value
+        said = (f"environment variable TS_{key.upper()}: {expected}",) if warned else ()
+        assert config.warnings == said
+
+
+def test_the_switch_for_the_environment_is_java_s_too(place: Path) -> None:
+    variable = {"TS_JOB_QUEUE_SIZE": "7", "TS_ALLOWED_URLS": "file://x"}
+    assert load("enable_envvars_config=True", variable).job_queue_size == 7
+    for text in ("1", "true "):
+        config = load(f"enable_envvars_config={text}\nuse_env_allowed_urls={text}", variable)
+        assert (config.job_queue_size, config.allowed_urls) == (100, Config().allowed_urls)
+        assert [warning.split(":")[1] for warning in config.warnings] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "value", "warning"),
+    [
+        (
+            "service_envelope=kfserving",
+            "service_envelope",
+            None,
+            "'kfserving' is none of: body, json, kserve, kservev2; taken as not given",
+        ),
+        ("token_expiration_min=so", "token_expiration_min", 60.0, "'so' is not a number; the default is used: 60.0"),
+        ("token_expiration_min=1_0", "token_expiration_min", 60.0, "'1_0' is not a number; the default is used: 60.0"),
+        ("ts_open_inference_protocol=kserve", "ts_open_inference_protocol", False, "taken for false, as in TorchServe"),
+        (
+            "ts_header_key_sequence_id=größe\u20ac",
+            "ts_header_key_sequence_id",
+            "ts_request_sequence_id",
+            "cannot be the name of a header; the default is used: ts_request_sequence_id",
+        ),
+        ("decode_input_request=", "decode_input_request", False, "taken for false, as in TorchServe"),
+        ("disable_token_authorization=", "disable_token_authorization", None, "is empty and taken as not given"),
+        ("job_queue_size=", "job_queue_size", 100, "is empty and taken as not given"),
+        ("inference_address= ", "inference_address", Config().inference_address, "is empty and taken as not given"),
+    ],
+)
+def test_values_with_which_torchserve_starts_are_warned_of(
+    place: Path, line: str, key: str, value: Any, warning: str
+) -> None:
+    config = load(f"# comment\n{line}")
+    assert getattr(config, key) == value
+    assert len(config.warnings) == 1
+    assert config.warnings[0].startswith(f"config.properties:2: key {key}: ")
+    assert config.warnings[0].endswith(warning)
 
 
 def test_deeply_nested_json_is_refused(place: Path) -> None:
@@ -338,8 +431,9 @@ def test_bom_crlf_and_blanks_at_the_end(place: Path) -> None:
 
 
 def test_empty_values_count_as_not_given(place: Path) -> None:
-    config = load("job_queue_size=\nprefer_direct_buffer=\ndefault_service_handler=\nmodels=\ncors_allowed_origin=")
+    config = load("job_queue_size=\ndefault_service_handler=\nload_models=\ncors_allowed_origin=")
     assert config == dataclasses.replace(load(""), warnings=config.warnings)
+    assert config.warnings == ("config.properties:1: key job_queue_size: is empty and taken as not given",)
 
 
 def test_unknown_keys_are_warned_of(place: Path) -> None:
@@ -509,6 +603,7 @@ def test_any_values_load_or_are_refused_on_one_line(place: Path, entries: list[t
         assert "\n" not in str(error)
     else:
         assert Config.from_json(config.to_json()) == config
+        assert "\n" not in "".join(config.warnings)
 
 
 # --- model-config.yaml ---

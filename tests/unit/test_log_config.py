@@ -94,13 +94,32 @@ def test_levels_of_appenders_and_of_references(tmp_path: Path, capfd: pytest.Cap
     assert capfd.readouterr().out == "c yes\nc also\n"
 
 
+def test_levels_that_do_not_exist_count_as_for_log4j(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """ERROR for the root and a threshold; none for a logger, which then has its parent's, and for a reference."""
+    xml = """<Configuration><Appenders>
+    <Console name="c"><PatternLayout pattern="c %m%n"/></Console>
+    <Console name="d"><ThresholdFilter level="lowd"/><PatternLayout pattern="d %m%n"/></Console></Appenders><Loggers>
+    <Root level="loud"><AppenderRef ref="c" level="loudd"/></Root>
+    <Logger name="y" level="lout"/>
+    <Logger name="z" level="all" additivity="false"><AppenderRef ref="d"/></Logger></Loggers></Configuration>"""
+    plan = plan_of(tmp_path, xml, "log4j2.xml")
+    with logging_to(tmp_path, plan):
+        for name in ("x", "y", "z"):
+            logging.getLogger(name).warning("no")
+            logging.getLogger(name).error(name)
+    assert capfd.readouterr().out == "c x\nc y\nd z\n"
+    for level, line in (("lowd", 3), ("loud", 4), ("loudd", 4), ("lout", 5)):
+        found = [note for note in plan.notes if f"unknown level {level!r}" in note]
+        assert len(found) == 1
+        assert found[0].endswith(f"(line {line})")
+
+
 @pytest.mark.parametrize(
     ("xml", "message"),
     [
         ("<Configuration>\n<Loggers>\n</Configuration>", "3: mismatched tag"),
         ('<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]>\n<Configuration/>', "1: DOCTYPE and entities are"),
         ("<log4j/>", "1: the outermost element is <log4j>, not <Configuration>"),
-        ('<Configuration>\n<Loggers><Root level="loud"/></Loggers></Configuration>', "2: unknown level 'loud'; use"),
         (
             '<Configuration><Loggers>\n<Root level="info"><AppenderRef ref="x"/></Root></Loggers></Configuration>',
             "2: no appender is called 'x'",

@@ -13,6 +13,7 @@ from wsgi_ts.snapshots import given_settings, recorded_models
 
 #: Texts of which every kind of value takes at least two.
 _TEXTS = (
+    "3",
     "true",
     "false",
     "7",

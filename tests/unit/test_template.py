@@ -53,7 +53,7 @@ class TemplateProcess:
                 stdout=stdout,
                 env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent.parent}"},
             )
-        assert self.channel.receive() == {"event": "template_ready"}
+        assert self.channel.receive() == {"event": "template_ready", "missing": {}}
 
     def start(self, worker_id: int, behaviour: str, start_count: int = 1, **spec: Any) -> None:
         model = ModelSpec(1, "probe", "1.0", str(self.folder), behaviour, None, **spec)

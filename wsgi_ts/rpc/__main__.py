@@ -54,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asyncio.run(serve(settings, (options.inference, options.management), tls, options.ready_fd))
     except OSError as error:
         log.error("%s", error)
+        # The supervisor keeps the last lines on stderr of a process that never worked.
+        print(error, file=sys.stderr, flush=True)
         return 1
     return 0
 
