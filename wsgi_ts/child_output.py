@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections import deque
 
+log = logging.getLogger(__name__)
+
 _KEPT_LINES = 20
+_SHOWN_LINES = 10
 _READ_BYTES = 65536
 _STDERR = 2
 #: How long the last lines of a child that has ended are waited for, in seconds.
@@ -107,5 +111,7 @@ class FirstLives:
     def in_words(self, fault: str) -> str:
         """What is wrong and the child's last line, on one line."""
         lines = self._relay.last_lines() if self._relay is not None else []
+        if lines:
+            log.error("%s, its last lines: %s", self._name, " | ".join(lines[-_SHOWN_LINES:]))
         said = f"; its last line: {lines[-1].strip()}" if lines else ""
         return f"{self._name} cannot be started: {fault}{said}"

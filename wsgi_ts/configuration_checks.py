@@ -49,12 +49,12 @@ def check_shared_memory(config: Config) -> Iterator[Finding]:
     except StartError as error:
         yield Finding("FAIL", "/dev/shm", str(error))
         return
-    needed, free = start_bytes(config, batchers) + config.shm_warm_bytes, state.f_bavail * state.f_frsize
+    needed, free = start_bytes(config, batchers), state.f_bavail * state.f_frsize
     text = f"{_mib(free)} free, {_mib(needed)} needed"
     if free < needed:
         remedy = "start the container with a larger --shm-size, or lower web_workers or slots_per_worker"
         yield Finding("FAIL", "/dev/shm", f"{text}; {remedy}")
-    elif free < needed + 4 * config.max_request_size:
+    elif free < needed + max(config.shm_warm_bytes, 4 * config.max_request_size):
         yield Finding("WARN", "/dev/shm", f"{text}: little is left for large requests; enlarge it (--shm-size)")
     else:
         yield Finding("OK", "/dev/shm", text)
@@ -62,20 +62,21 @@ def check_shared_memory(config: Config) -> Iterator[Finding]:
 
 def check_addresses(config: Config) -> Iterator[Finding]:
     """Whether each address can be listened on; an instance of ours that holds it is not an error."""
-    addresses = {f"{api}_address": address for api, address in config.addresses.items()}
+    addresses = {f"{api}_address": (f"{api}_address", address) for api, address in config.addresses.items()}
     if config.is_combined:
         del addresses["management_address"]
-    addresses |= {f"grpc_{api}_port": address for api, address in config.grpc_addresses.items()}
+    grpc = config.grpc_addresses
+    addresses |= {f"grpc_{api}_port": (f"grpc_{api}_address", address) for api, address in grpc.items()}
     pid = recorded_pid(config.run_dir)
     running = pid is not None and is_recorded(pid, config.run_dir)
-    for key, address in addresses.items():
-        problem = bind_problem(address)
+    for key, (address_key, address) in addresses.items():
+        problem = bind_problem(address, address_key, key)
         if problem is None:
             yield Finding("OK", key, f"{address} is free")
         elif running:
             yield Finding("OK", key, f"{address} is in use; an instance is running (pid {pid})")
         else:
-            yield Finding("FAIL", key, f"{address}: {problem}; stop what uses it, or change {key}")
+            yield Finding("FAIL", key, f"{address}: {problem}")
 
 
 def check_archives(config: Config) -> Iterator[Finding]:

@@ -89,12 +89,6 @@ class GunicornLogger(Logger):  # type: ignore[misc]
         self.error_log.setLevel(logging.WARNING)
         self.error_log.propagate = True
 
-    def exception(self, msg: str, *args: Any, **kwargs: Any) -> None:
-        """Says on stderr too why a web worker cannot boot: the supervisor keeps a process's last lines there."""
-        super().exception(msg, *args, **kwargs)
-        error = sys.exc_info()[1]
-        print(f"{msg % args if args else msg}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-
     def reopen_files(self) -> None:
         """Opens the log files again (SIGUSR1)."""
         if _log_files is not None:

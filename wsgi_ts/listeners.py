@@ -6,6 +6,7 @@ So a gunicorn that is started again refuses nobody, and a port that is taken is 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -62,7 +63,8 @@ def bind_all(config: Config) -> list[BoundListener]:
     bound: list[BoundListener] = []
     with contextlib.ExitStack() as on_error:
         for address, kinds in kinds_of.items():
-            listener = BoundListener(tuple(kinds), address, _bind(address, f"{kinds[0]}_address"))
+            key = f"{kinds[0]}_address"
+            listener = BoundListener(tuple(kinds), address, _bind(address, key, key))
             on_error.callback(listener.close)
             bound.append(listener)
         on_error.pop_all()
@@ -81,8 +83,7 @@ def hold_grpc_ports(config: Config) -> list[BoundListener]:
     held: list[BoundListener] = []
     with contextlib.ExitStack() as on_error:
         for kind, address in config.grpc_addresses.items():
-            key = f"grpc_{kind}_port"
-            sock = _bind(address, key, listen=False)
+            sock = _bind(address, f"grpc_{kind}_address", f"grpc_{kind}_port", listen=False)
             # From now on only a socket with SO_REUSEPORT, of the same user, is let in.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -93,10 +94,17 @@ def hold_grpc_ports(config: Config) -> list[BoundListener]:
     return held
 
 
-def bind_problem(address: Address) -> str | None:
-    """Why an address cannot be listened on; None where it can. Nothing is left behind or removed."""
+def bind_problem(address: Address, address_key: str, port_key: str) -> str | None:
+    """Why an address cannot be listened on, and what to do; None where it can. Nothing is left behind or removed.
+
+    Args:
+        address: the address.
+        address_key: the key that says where.
+        port_key: the key that says at which port; it may be the same.
+    """
     if address.scheme == "unix":
-        return _unix_problem(address.path)
+        problem = _unix_problem(address.path)
+        return None if problem is None else f"{problem}; change {address_key}"
     try:
         family, target = _resolve(address)
         with socket.socket(family, socket.SOCK_STREAM) as sock:
@@ -105,8 +113,20 @@ def bind_problem(address: Address) -> str | None:
             # Binding alone may succeed beside a listener that allows re-use.
             sock.listen(1)
     except OSError as error:
-        return error.strerror or str(error)
+        return _in_words(error, address_key, port_key)[1]
     return None
+
+
+def _in_words(error: OSError, address_key: str, port_key: str) -> tuple[str, str]:
+    """The key that an error of a bind is about, and the error with what to do."""
+    reason = error.strerror or str(error)
+    # getaddrinfo has numbers of its own.
+    number = None if isinstance(error, socket.gaierror) else error.errno
+    if number == errno.EADDRINUSE:
+        return port_key, f"{reason}; stop what uses it, or change {port_key}"
+    if number == errno.EACCES:
+        return port_key, f"{reason}; change {port_key} to a port from 1024 on, or to a folder that can be written"
+    return address_key, f"{reason}; correct {address_key}"
 
 
 def _unix_problem(path: str) -> str | None:
@@ -129,7 +149,7 @@ def _unix_problem(path: str) -> str | None:
     return "a server listens there"
 
 
-def _bind(address: Address, key: str, *, listen: bool = True) -> socket.socket:
+def _bind(address: Address, address_key: str, port_key: str, *, listen: bool = True) -> socket.socket:
     try:
         family, target = _resolve(address)
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -144,10 +164,8 @@ def _bind(address: Address, key: str, *, listen: bool = True) -> socket.socket:
                 sock.listen(BACKLOG)
             on_error.pop_all()
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise BindError(
-            f"Failed to bind to address: {address} ({key}): {reason}; stop what uses it, or change {key}"
-        ) from error
+        key, problem = _in_words(error, address_key, port_key)
+        raise BindError(f"Failed to bind to address: {address} ({key}): {problem}") from error
     return sock
 
 

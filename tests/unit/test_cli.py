@@ -28,10 +28,11 @@ from wsgi_ts.certificates import self_signed
 from wsgi_ts.channel import Channel
 from wsgi_ts.config import Config
 from wsgi_ts.config_sources import CommandLine, load_config
-from wsgi_ts.configuration_checks import check_leftovers, check_shared_memory
+from wsgi_ts.configuration_checks import check_addresses, check_leftovers, check_shared_memory
 from wsgi_ts.controlplane import ControlPlane, NotReachable
 from wsgi_ts.doctor import examine
 from wsgi_ts.errors import ModelNotFound, ServerError
+from wsgi_ts.listeners import BindError, hold_grpc_ports
 from wsgi_ts.machine_checks import Finding
 from wsgi_ts.pid_file import PidFile, ServerHandle, is_server, parse_pid
 from wsgi_ts.process import boot_id, start_time
@@ -553,7 +554,8 @@ def test_doctor_measures_shared_memory() -> None:
     assert free.f_bavail * free.f_frsize < 2**38
     assert finding.level == "FAIL"
     assert "--shm-size" in finding.text
-    odd = Config(slots_per_worker=1025, number_of_gpu=0)
+    # Kept warm is what large bodies took, so no start takes it.
+    odd = Config(slots_per_worker=1025, number_of_gpu=0, shm_warm_bytes=2**30)
     (finding,) = check_shared_memory(odd)
     assert f", {start_bytes(odd, 1) / 2**20:.1f} MiB needed" in finding.text
 
@@ -597,6 +599,19 @@ def test_doctor_says_what_the_start_would_say(place: Path) -> None:
     )
     assert ("OK", "json can be imported") in found
     assert ("WARN", f"{place}/none.yaml: No such file or directory; no metrics are recorded") in found
+
+
+def test_addresses_that_are_wrong_are_told_by_the_key_to_correct() -> None:
+    """A name that nobody knows is no port in use."""
+    wrong = Config(grpc_management_address="nobody.invalid", grpc_inference_port=0)
+    with pytest.raises(BindError) as caught:
+        hold_grpc_ports(wrong)
+    said = str(caught.value)
+    assert said.startswith("Failed to bind to address: grpc://nobody.invalid:7071 (grpc_management_address): ")
+    assert said.endswith("; correct grpc_management_address")
+    found = {each.subject: each for each in check_addresses(wrong)}
+    assert found["grpc_management_port"].level == "FAIL"
+    assert found["grpc_management_port"].text.endswith("; correct grpc_management_address")
 
 
 def test_doctor_warns_of_a_certificate_as_the_start_does(place: Path) -> None:
