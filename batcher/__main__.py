@@ -43,7 +43,7 @@ from wsgi_ts.batcher.worker_environment import worker_environment
 from wsgi_ts.batcher.worker_pool import WorkerPool
 from wsgi_ts.channel import Channel, ChannelClosed
 from wsgi_ts.config import Config
-from wsgi_ts.log import LogFiles, setup_logging
+from wsgi_ts.log import STDERR_VARIABLE, LogFiles, logged_stderr, setup_logging
 from wsgi_ts.log_output import flush_outputs
 from wsgi_ts.log_plan import LogPlan
 from wsgi_ts.messages import ModelSpec
@@ -217,11 +217,14 @@ class Batcher:
             command.append("--metrics-auto-detect")
         for module in self._config.preload_modules:
             command += ["--preload", module]
+        # Where the supervisor reads this process's stderr, the template logs to the server's as well.
+        stderr = logged_stderr()
+        given = {STDERR_VARIABLE: str(stderr)} if stderr != sys.stderr.fileno() else {}
         self._template_process = subprocess.Popen(
             command,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), *map(int, given.values())],
             stdin=subprocess.DEVNULL,
-            env=worker_environment(os.environ, self._config),
+            env=worker_environment(os.environ, self._config) | given,
         )
         theirs.close()
         self._template = Channel(ours)

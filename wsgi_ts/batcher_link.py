@@ -106,12 +106,12 @@ class BatcherLink:
                     self.child = Child(
                         self.name,
                         python_command("wsgi_ts.batcher", *words),
-                        pass_fds=[theirs.fileno()],
-                        environ={INSTANCE_VARIABLE: self._prefix},
-                        stderr=None if relay is None else relay.fd,
+                        pass_fds=[theirs.fileno(), *(relay.server_fds if relay else ())],
+                        environ={INSTANCE_VARIABLE: self._prefix, **(relay.environ if relay else {})},
+                        stderr=relay.fd if relay else None,
                     )
                 finally:
-                    if relay is not None:
+                    if relay:
                         relay.close()
             except BaseException:
                 outbox.put(None)

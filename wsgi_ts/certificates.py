@@ -89,7 +89,11 @@ def load_material(config: Config) -> Material:
         if config.private_key_file is None:
             given, other = other, given
         raise CertificateError(f"{given} is set and {other} is not: TLS takes both")
-    if _public_bytes(material.key) != _public_bytes(material.chain[0]):
+    try:
+        belong_together = _public_bytes(material.key) == _public_bytes(material.chain[0])
+    except (UnsupportedAlgorithm, ValueError) as error:
+        raise CertificateError(f"{source}: has a key of a kind that cannot be served: {error}") from error
+    if not belong_together:
         raise CertificateError(
             f"{source}: the private key does not belong to the (first) certificate; the server's own certificate comes "
             "first, then the intermediate ones"

@@ -8,6 +8,8 @@ import os
 import threading
 from collections import deque
 
+from wsgi_ts.log import STDERR_VARIABLE
+
 log = logging.getLogger(__name__)
 
 _KEPT_LINES = 20
@@ -22,7 +24,9 @@ class StderrRelay:
     """A pipe to be a child's stderr, whose other end a thread reads until nobody holds it any more.
 
     Attributes:
-        fd: what the child gets as its stderr; `close` it here once the child is started.
+        fd: what the child gets as its stderr.
+        server_fds: the server's own stderr, which the child inherits besides: it logs there.
+        environ: tells the child of it.
     """
 
     def __init__(self, name: str) -> None:
@@ -35,7 +39,17 @@ class StderrRelay:
             OSError, RuntimeError: there is no descriptor or no thread left.
         """
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
-        source, self.fd = os.pipe()
+        self.server_fds: tuple[int, ...] = ()
+        # A server without a stderr logs nowhere.
+        with contextlib.suppress(OSError):
+            self.server_fds = (os.dup(_STDERR),)
+        self.environ = {STDERR_VARIABLE: str(self.server_fds[0])} if self.server_fds else {}
+        try:
+            source, self.fd = os.pipe()
+        except OSError:
+            for fd in self.server_fds:
+                os.close(fd)
+            raise
         self._thread = threading.Thread(target=self._run, args=(source,), name=f"stderr of {name}", daemon=True)
         try:
             self._thread.start()
@@ -45,8 +59,9 @@ class StderrRelay:
             raise
 
     def close(self) -> None:
-        """Closes this process's copy of `fd`."""
-        os.close(self.fd)
+        """Closes this process's copies of what the child has got."""
+        for fd in (self.fd, *self.server_fds):
+            os.close(fd)
 
     def last_lines(self) -> list[str]:
         """The last lines of a child that has ended, empty ones left out."""

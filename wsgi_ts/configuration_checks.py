@@ -168,7 +168,6 @@ def check_directories(config: Config) -> Iterator[Finding]:
         check_run_directory(config.run_dir)
     except StartError as error:
         yield Finding("FAIL", "run directory", str(error))
-        return
     for subject, directory, level in (
         ("logs", config.log_dir, "WARN"),
         ("temp", config.temp_dir, "FAIL"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import logging.config
+import os
 import time
 import traceback
 from collections.abc import Sequence
@@ -24,6 +25,9 @@ from wsgi_ts.log_text import safe_text
 ISO8601 = "%Y-%m-%dT%H:%M:%S,{ms}"
 _LEVEL_NAMES = {logging.WARNING: "WARN", logging.CRITICAL: "ERROR", 5: "TRACE"}
 _CONSOLE_FDS = {"stdout": 1, "stderr": 2}
+#: Names the descriptor of the server's stderr in a process whose own is read by the supervisor (`child_output`): what
+#: is logged there does not go through the supervisor.
+STDERR_VARIABLE = "WSGI_TS_STDERR_FD"
 #: So many threads' frames a LineLog keeps: workers come and go.
 _MAX_FRAMES = 256
 _current_second: dict[str, tuple[int, str]] = {}
@@ -267,6 +271,7 @@ def setup_logging(plan: LogPlan) -> LogFiles:
     Raises:
         ValueError: a handler or formatter of the plan cannot be made; the message names it, its cause says why.
     """
+    _take_stderr()
     _files.clear()
     _rotations.clear()
     _configured.update(("", *plan.logging.get("loggers", ())))
@@ -287,6 +292,18 @@ def setup_logging(plan: LogPlan) -> LogFiles:
     for path in files.unwritable():
         logging.getLogger(__name__).warning("Cannot write %s: going on without it", path)
     return files
+
+
+def _take_stderr() -> None:
+    given = os.environ.pop(STDERR_VARIABLE, "")
+    if given.isdigit():
+        _CONSOLE_FDS["stderr"] = int(given)
+        os.set_inheritable(int(given), False)
+
+
+def logged_stderr() -> int:
+    """The descriptor of the stderr that this process logs to: its own, or the one that it was given for that."""
+    return _CONSOLE_FDS["stderr"]
 
 
 def detach_logging() -> None:

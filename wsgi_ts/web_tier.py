@@ -86,9 +86,9 @@ class WebProcess(ABC):
                 self.child = Child(
                     self.name,
                     command,
-                    pass_fds=[theirs, *pass_fds],
-                    environ={INSTANCE_VARIABLE: prefix},
-                    stderr=None if relay is None else relay.fd,
+                    pass_fds=[theirs, *pass_fds, *(relay.server_fds if relay else ())],
+                    environ={INSTANCE_VARIABLE: prefix, **(relay.environ if relay else {})},
+                    stderr=relay.fd if relay else None,
                 )
             except OSError:
                 self._close_ready_fd()
@@ -96,7 +96,7 @@ class WebProcess(ABC):
             finally:
                 os.close(theirs)
         finally:
-            if relay is not None:
+            if relay:
                 relay.close()
         self.restart_at = float("inf")
         self._starts += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -72,9 +73,10 @@ def test_a_child_that_cannot_be_watched_is_none(monkeypatch: pytest.MonkeyPatch)
 def run_once(lives: FirstLives, code: str) -> str:
     """One life of a child; returns how it ended."""
     relay = lives.relay()
-    child = Child("child", [sys.executable, "-c", code], stderr=None if relay is None else relay.fd)
-    if relay is not None:
-        relay.close()
+    assert relay is not None
+    fds, variables = relay.server_fds, relay.environ
+    child = Child("child", [sys.executable, "-c", code], stderr=relay.fd, pass_fds=fds, environ=variables)
+    relay.close()
     reason = child.wait(30)
     child.close()
     assert reason is not None
@@ -109,3 +111,34 @@ def test_a_child_that_has_worked_once_is_started_for_ever() -> None:
     lives.has_worked = True
     assert lives.relay() is None
     assert [lives.ended("exit code 1") for _ in range(20)] == [None] * 20
+
+
+LOGGING = """
+import logging, os, subprocess, sys
+from wsgi_ts.log import logged_stderr, setup_logging
+from wsgi_ts.log_plan import LogPlan
+handlers = {"c": {"()": "wsgi_ts.log.ConsoleHandler", "target": "stderr"}}
+setup_logging(LogPlan({"version": 1, "handlers": handlers, "root": {"level": "INFO", "handlers": ["c"]}}))
+print("said", file=sys.stderr, flush=True)
+logging.getLogger("x").error("logged")
+assert logged_stderr() > 2 and "WSGI_TS_STDERR_FD" not in os.environ
+"""
+
+
+def test_what_a_child_logs_to_stderr_does_not_go_through_the_supervisor(capfd: pytest.CaptureFixture[str]) -> None:
+    """A log that is written by the thousand lines must not wait for the supervisor."""
+    lives = FirstLives("child")
+    assert run_once(lives, LOGGING) == "exit code 0"
+    assert lives.in_words("x").endswith("; its last line: said")
+    assert sorted(capfd.readouterr().err.split()) == ["logged", "said"]
+
+
+def test_a_server_without_a_stderr_starts_children_all_the_same() -> None:
+    code = """
+import os, sys
+from wsgi_ts.child_output import FirstLives
+os.close(2)
+relay = FirstLives("child").relay()
+sys.exit(0 if relay.server_fds == () and relay.environ == {} else 3)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
