@@ -6,6 +6,7 @@ One `SlotClient` belongs to one thread (the loop of a web worker). Where request
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable
 
@@ -17,8 +18,14 @@ from wsgi_ts.batcher.layout import RequestFlag, ResponseFlag, SlotState
 from wsgi_ts.batcher.ring import RingProducer
 from wsgi_ts.batcher.segment import Segment
 
+log = logging.getLogger(__name__)
+
+#: How many slots a model may have for each one that is free (see `SlotClient.take`).
+MOST_PER_FREE_SLOT = 8
 _STATE_MASK = 0xFF
 _GENERATION_SHIFT = 8
+_SLOT_WORDS = layout.SLOT_BYTES // layout.WORD
+_STREAM_PLACE = layout.STREAM_WORDS // layout.WORD
 
 
 class SlotAnswer:
@@ -69,6 +76,12 @@ class SlotClient:
         self._warm_limit = warm_bytes
         self._warm = 0
         self._other_held = [0] * slots
+        #: Where each slot's stream words (tail, head) lie among all words of the slots.
+        self._slot_words = segment.memory.words(self._layout.first_slot, slots * layout.SLOT_BYTES // layout.WORD)
+        #: Slots of which only chunks, or the end, are news: streams that are being read, and what nobody waits for.
+        self._quiet: set[int] = set()
+        self._model_of = [0] * slots
+        self._held = [0] * layout.MAX_MODELS
         self.in_flight = 0
 
     @property
@@ -76,11 +89,21 @@ class SlotClient:
         """Number of slots."""
         return self._layout.slots
 
-    def take(self) -> int | None:
-        """A free slot, marked WRITING; None when all are in use."""
-        if not self._free:
+    def take(self, model: int = 0) -> int | None:
+        """A free slot, marked WRITING; None when all are in use, or too many of them by this model.
+
+        A model may have at most `MOST_PER_FREE_SLOT` times as many slots as are free. So a model that is alone gets
+        nearly all of them, and one whose requests pile up, or leave slowly, always leaves some to the others.
+
+        Args:
+            model: the index of the model version that the request is for.
+        """
+        free = self._free
+        if self._held[model] >= MOST_PER_FREE_SLOT * len(free):
             return None
-        slot = self._free.pop()
+        slot = free.pop()
+        self._model_of[slot] = model
+        self._held[model] += 1
         self._warm -= self._request_reserved[slot] + self._other_held[slot]
         if slot >= self._highest:
             self._highest = slot + 1
@@ -177,18 +200,34 @@ class SlotClient:
         return self._rings[batcher].unpublished
 
     def answered(self) -> list[int]:
-        """Slots with an answer, or chunks of one, to look at (one vectorised scan)."""
+        """Slots with news: an answer, the beginning of one, or chunks of a stream to take (one vectorised scan).
+
+        A stream that is being read, or that nobody waits for, and that has nothing to take is none: its handler may be
+        silent for as long as it likes.
+        """
         if not self.in_flight:
             return []
         found: list[int] = (self._scan[: self._highest] >= layout.FIRST_ANSWERED).nonzero()[0].tolist()
+        if found and self._quiet:
+            return [slot for slot in found if slot not in self._quiet or self._has_moved(slot)]
         return found
+
+    def _has_moved(self, slot: int) -> bool:
+        """Whether a stream has chunks to take, or has ended."""
+        if self._states[slot] & _STATE_MASK != SlotState.STREAMING:
+            return True
+        place = slot * _SLOT_WORDS + _STREAM_PLACE
+        return bool(self._slot_words[place] != self._slot_words[place + 1])
 
     def state(self, slot: int) -> int:
         """The slot's SlotState."""
         return self._states[slot] & _STATE_MASK
 
     def answer(self, slot: int) -> SlotAnswer:
-        """Reads the answer (or, for a STREAMING slot, the status and headers of what is being streamed)."""
+        """Reads the answer (or, for a STREAMING slot, the status and headers of what is being streamed).
+
+        From now on only the chunks of a streamed answer, and its end, are news (see `answered`).
+        """
         base = self._bases[slot]
         buffer = self._buffer
         _, _, length, status, flags, phrase_bytes, header_bytes = layout.RESPONSE.unpack_from(
@@ -210,6 +249,7 @@ class SlotClient:
         answer = SlotAnswer(status, phrase, headers, buffer[start : start + length], error)
         if flags & ResponseFlag.STREAMED:
             answer.streamed = True
+            self._quiet.add(slot)
             self._other_held[slot] = max(self._other_held[slot], layout.STREAM_RING_BYTES)
         return answer
 
@@ -219,8 +259,8 @@ class SlotClient:
 
     def read_stream(self, slot: int) -> list[bytes]:
         """Takes all chunks that lie in a streamed answer's ring and makes room for more."""
-        words = self.segment.memory.words(self._bases[slot] + layout.STREAM_WORDS, 2)
-        head, tail = words[1], words[0]
+        words, place = self._slot_words, slot * _SLOT_WORDS + _STREAM_PLACE
+        tail, head = words[place], words[place + 1]
         start = self._layout.response_payload(slot)
         ring = self._buffer[start : start + layout.STREAM_RING_BYTES]
         chunks = []
@@ -228,17 +268,13 @@ class SlotClient:
             length = int.from_bytes(_ring_read(ring, head, 4), "little")
             chunks.append(_ring_read(ring, head + 4, length))
             head += 4 + length
-        words[1] = head
+        words[place + 1] = head
         return chunks
-
-    def stream_waits(self, slot: int) -> bool:
-        """Whether a streamed answer has chunks to take."""
-        words = self.segment.memory.words(self._bases[slot] + layout.STREAM_WORDS, 2)
-        return bool(words[0] != words[1])
 
     def cancel(self, slot: int) -> None:
         """Tells batcher and model worker that nobody waits for this slot any more."""
         self._cancels[slot] = 1
+        self._quiet.add(slot)
 
     def abandon(self, slot: int) -> None:
         """Gives back a slot that was taken but never submitted."""
@@ -248,6 +284,9 @@ class SlotClient:
     def release(self, slot: int) -> None:
         """Gives an answered slot back; beyond the warm budget its payload pages are freed."""
         self.in_flight -= 1
+        self._held[self._model_of[slot]] -= 1
+        if self._quiet:
+            self._quiet.discard(slot)
         held = self._request_reserved[slot] + self._other_held[slot]
         if held:
             if self._warm + held > self._warm_limit:
@@ -259,7 +298,12 @@ class SlotClient:
 
     def _give_back(self, slot: int) -> None:
         memory = self.segment.memory
-        memory.give_back(self._layout.request_payload(slot), self._layout.payload_stride)
+        try:
+            memory.give_back(self._layout.request_payload(slot), self._layout.payload_stride)
+        except OSError as error:  # the pages stay for the next request in this slot
+            log.warning("Shared memory of slot %d is kept: %s", slot, error)
+            self._warm += self._request_reserved[slot] + self._other_held[slot]
+            return
         self._request_reserved[slot] = self._other_held[slot] = 0
 
     def _write_head_outside(self, slot: int, head: bytes) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
+from itertools import islice
 from typing import Final
 
 from wsgi_ts.batcher import layout
@@ -21,6 +22,10 @@ DIRECT_BODY_BYTES = 4096
 MAX_UNSENT_STREAM = 16 * 1024 * 1024
 #: What a client may send behind a request while that is being answered (pipelining).
 MAX_AHEAD = 65536
+#: What one connection may receive, or send, in one turn of the loop: others are waiting.
+TURN_BYTES = 1024 * 1024
+_SMALLEST_ROOM = 65536
+_MOST_PARTS = 64
 
 
 class Phase:
@@ -42,6 +47,8 @@ class Connection:
         body_seen: how much of the body had come when its limit was last looked at.
         buffer: received and not yet used.
         out: to be sent; bytes, or a view into a slot that is released when `release_slot` is.
+        body_room: where the body is received, as far as it may come now; None where none is received into a slot.
+        closed: it is in the table no more, and another one may have its descriptor.
         answered_ns: when the last answer on this connection was sent, 0 before the first.
     """
 
@@ -55,6 +62,7 @@ class Connection:
         "buffer",
         "chunked",
         "close_after",
+        "closed",
         "events",
         "fd",
         "half_closed",
@@ -98,6 +106,7 @@ class Connection:
         self.unsent = 0
         self.events = 0
         self.close_after = False
+        self.closed = False
         self.half_closed = False
         self.stream_chunked = False
         self.ignored = 0
@@ -115,6 +124,13 @@ class Connection:
         if self.chunked is not None:
             return self.chunked.received
         return self.body_have if self.body is None else len(self.body)
+
+    @property
+    def next_room(self) -> int:
+        """How many bytes of the body to have room for next: what has come decides, not what is announced."""
+        have = self.body_have
+        length = self.head.content_length if self.head is not None else 0
+        return min(length, have + min(max(have, _SMALLEST_ROOM), TURN_BYTES))
 
     def next_request(self) -> None:
         """Forgets the answered request; the connection waits for the next head."""
@@ -148,18 +164,22 @@ class Connection:
         return False
 
     def send_queued(self) -> bool:
-        """Sends what the socket takes; True when nothing is left.
+        """Sends what the socket takes in one turn; True when nothing is left.
 
         Raises:
             OSError: the client has gone.
         """
         out = self.out
+        room = TURN_BYTES
         while out:
+            if room <= 0:
+                return False
             try:
-                sent = self.sock.sendmsg(list(out)[:64]) if len(out) > 1 else self.sock.send(out[0])
+                sent = self.sock.sendmsg(list(islice(out, _MOST_PARTS))) if len(out) > 1 else self._send_part(out[0])
             except BlockingIOError:
                 return False
             self.unsent -= sent
+            room -= sent
             while sent:
                 first = out[0]
                 if sent < len(first):
@@ -170,3 +190,6 @@ class Connection:
             while out and not len(out[0]):
                 out.popleft()
         return True
+
+    def _send_part(self, part: memoryview | bytes) -> int:
+        return self.sock.send(part if len(part) <= TURN_BYTES else memoryview(part)[:TURN_BYTES])

@@ -392,9 +392,9 @@ class BlockingPlane:
             sequence, head = plane.sequence_of(head)
         event = threading.Event()
         with self._lock:
-            slot = client.take()
+            slot = client.take(target.model)
             if slot is None:
-                return Ticket(ServiceUnavailable.no_worker(target.model_name, target.version))
+                return Ticket(ServiceUnavailable.no_slot(target.model_name, target.version))
             self._waiting[slot] = event
             try:
                 client.submit(
@@ -443,39 +443,39 @@ class BlockingPlane:
         event = self._waiting[slot]
         if event is None:
             raise RuntimeError("a stream that nobody waits for")
-        finished = False
+        state: int = SlotState.STREAMING
         try:
-            while not finished:
+            while state == SlotState.STREAMING:
                 with self._lock:
                     event.clear()
                     state = client.state(slot)
                     chunks = client.read_stream(slot)
-                finished = state != SlotState.STREAMING
                 yield from (chunk for chunk in chunks if chunk)
-                if not finished:
+                if state == SlotState.STREAMING:
                     event.wait(1.0)
             if state == SlotState.FAILED:
                 raise ConnectionError("the handler failed while it streamed its answer")
         finally:
-            if not finished:
-                client.cancel(slot)
-                while client.state(slot) == SlotState.STREAMING:
-                    with self._lock:
-                        client.read_stream(slot)
-                    time.sleep(0.01)
             with self._lock:
-                self._waiting.pop(slot, None)
-                client.release(slot)
+                if state == SlotState.STREAMING:  # the client has gone: the slot is freed when its worker has ended it
+                    client.cancel(slot)
+                    self._waiting[slot] = None
+                else:
+                    del self._waiting[slot]
+                    client.release(slot)
 
     def _watch(self) -> None:
         bell, client = self._plane.bell, self._plane.client
         while True:
             bell.fall_asleep()
             bell.sleep(1.0)
-            self._plane.routes.refresh()
-            with self._lock:
-                for slot in client.answered():
-                    self._notice(slot)
+            try:
+                self._plane.routes.refresh()
+                with self._lock:
+                    for slot in client.answered():
+                        self._notice(slot)
+            except Exception:  # the next ring is heard all the same
+                log.exception("The answers of a turn cannot be looked after")
 
     def _notice(self, slot: int) -> None:
         """Wakes whoever waits for an answered slot, or gives it back where nobody does. Call with the lock held."""

@@ -178,7 +178,7 @@ class PayloadTooLarge(ServerError):
 
 
 class ServiceUnavailable(ServerError):
-    """No worker, or the queue is full."""
+    """No worker, the queue is full, or too much is under way."""
 
     http_status = 503
     default_type = "ServiceUnavailableException"
@@ -196,6 +196,21 @@ class ServiceUnavailable(ServerError):
             f'Model "{model_name}"{versioned} has no worker to serve inference request. Please use scale workers API '
             "to add workers. If this is a sequence inference, please check if it is closed, or expired; or exceeds "
             "maxSequenceJobQueueSize"
+        )
+
+
+    @classmethod
+    def no_slot(cls, model_name: str, version: str | None) -> ServiceUnavailable:
+        """The model has workers, but the process that took the request has no slot left for it; ours, not TorchServe's.
+
+        Args:
+            model_name: the model asked for.
+            version: the version named in the request, None where it named none.
+        """
+        versioned = "" if version is None else f" version {version}"
+        return cls(
+            f'Model "{model_name}"{versioned} has as many requests under way as this server takes for one model '
+            "(see slots_per_worker). Please try again in a few seconds."
         )
 
 

@@ -25,7 +25,7 @@ from gunicorn.glogging import Logger
 from wsgi_ts.config import Config
 from wsgi_ts.log import LogFiles, setup_logging
 from wsgi_ts.log_plan import LogPlan
-from wsgi_ts.process import die_with_parent, enable_fault_traces, set_process_title
+from wsgi_ts.process import die_with_parent, enable_fault_traces, raise_open_files_limit, set_process_title
 from wsgi_ts.rest.apps import KINDS, build_app
 from wsgi_ts.tls import server_context
 
@@ -221,6 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     global _log_files  # noqa: PLW0603 (gunicorn makes the logger that reopens them itself)
     die_with_parent()
     enable_fault_traces()
+    raise_open_files_limit()
     options = _parse_arguments(arguments)
     config = Config.from_json(options.config_json.read_text())
     _log_files = setup_logging(LogPlan.read(options.run_dir / "logging.json"))

@@ -51,16 +51,18 @@ def check_python() -> Iterator[Finding]:
 
 
 def check_open_files(config: Config) -> Iterator[Finding]:
-    """The limit of open files against the connections that one web worker may hold."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    """The limit of open files against the connections that one web worker may hold.
+
+    The hard limit counts: processes that hold connections raise the soft one.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = config.slots_per_worker + _SPARE_FILES
-    unlimited = resource.RLIM_INFINITY
-    shown = "unlimited" if soft == unlimited else str(soft)
-    if soft == unlimited or soft >= needed:
+    shown = "unlimited" if hard == resource.RLIM_INFINITY else str(hard)
+    if hard == resource.RLIM_INFINITY or hard >= needed:
         yield Finding("OK", "open files", f"limit {shown}, {needed} wanted by each web worker")
     else:
-        remedy = f"ulimit -n {needed}" + ("" if hard in (unlimited,) or hard >= needed else ", as root")
-        yield Finding("WARN", "open files", f"limit {shown}, {needed} wanted by each web worker; set: {remedy}")
+        remedy = f"set as root: ulimit -Hn {needed}"
+        yield Finding("WARN", "open files", f"limit {shown}, {needed} wanted by each web worker; {remedy}")
 
 
 def check_cores(config: Config) -> Iterator[Finding]:

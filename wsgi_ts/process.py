@@ -11,6 +11,7 @@ import ctypes
 import faulthandler
 import logging
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -38,6 +39,8 @@ _NOT_INHERITED = (
     "WATCHDOG_USEC",
     "GUNICORN_CMD_ARGS",
 )
+#: More open files than this a process does not ask for.
+OPEN_FILES = 65536
 _PR_SET_PDEATHSIG = 1
 _SS_DISABLE = 2
 _PROC = Path("/proc")
@@ -177,6 +180,18 @@ class _SignalStack(ctypes.Structure):
     """The C type stack_t."""
 
     _fields_ = (("ss_sp", ctypes.c_void_p), ("ss_flags", ctypes.c_int), ("ss_size", ctypes.c_size_t))
+
+
+def raise_open_files_limit() -> None:
+    """Lets this process, and those it forks, open as many files as its hard limit allows (at most OPEN_FILES).
+
+    For processes that hold clients' connections. Never for those that run users' code: `select` takes no descriptor
+    above 1023, so handlers keep the limit that the server was started with.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def enable_fault_traces() -> None:

@@ -7,26 +7,25 @@ ticket, sending, streaming, lingering, closing, the access log and the counters.
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import select
 import socket
 import ssl
-import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from wsgi_ts.access_log import AccessLog
 from wsgi_ts.batcher.board import Board
 from wsgi_ts.batcher.layout import SlotState, WebWord
-from wsgi_ts.connection import MAX_UNSENT_STREAM, Connection, Phase
+from wsgi_ts.connection import MAX_AHEAD, MAX_UNSENT_STREAM, Connection, Phase
 from wsgi_ts.dataplane import DataPlane, RequestIds, Ticket, ticket_of
-from wsgi_ts.errors import ServerError
+from wsgi_ts.errors import InternalServerError, ServerError
 from wsgi_ts.http_request import BadHead
-from wsgi_ts.rest.responses import BASE_HEADERS, ERROR_KEY, encode_json
-from wsgi_ts.rest.tokens import ADMITTED_KEY
+from wsgi_ts.rest.responses import BASE_HEADERS, ERROR_KEY, UNEXPECTED, encode_json
 from wsgi_ts.tls import TlsSocket
+from wsgi_ts.web_app import AppResponse, WSGIApp, base_environ, call_app
+from wsgi_ts.web_table import READ_EVENTS, ConnectionTable
 
 if TYPE_CHECKING:
     from wsgi_ts.rest.apps import WebSettings
@@ -42,19 +41,17 @@ LINGER_BYTES = 256 * 1024
 #: actively (see `WebLoop._spin`).
 SPIN_IN_FLIGHT = 24
 SPIN_LIMIT_NS = 1_000_000
-READ_EVENTS = select.EPOLLIN | select.EPOLLRDHUP
 _TOO_LARGE = b"HTTP/1.1 413 Request Entity Too Large\r\ncontent-length: 0\r\n\r\n"
 #: Bodies up to this size are copied out of the slot and sent with the head; larger ones are sent from the slot.
 _SMALL_BODY = 16384
 
-_AS_SENT: Mapping[str, str] = {}
+AS_SENT: Mapping[str, str] = {}
+#: What stands in for a request that could not be read.
+NO_REQUEST = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "QUERY_STRING": "", "SERVER_PROTOCOL": "HTTP/1.1"}
 
-StartResponse = Callable[..., Any]
-WSGIApp = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
-
-class AnswerSide:
-    """The connections of one web worker, and the second half of every request.
+class AnswerSide(ConnectionTable):
+    """The second half of every request.
 
     Args:
         settings: the instance.
@@ -72,20 +69,14 @@ class AnswerSide:
         plane: DataPlane | None,
         contexts: list[ssl.SSLContext | None],
     ) -> None:
+        super().__init__(plane, settings.config.max_request_size)
         self._settings = settings
         self._apps = apps
-        self._plane = plane
         self._limit = settings.config.max_request_size
         self._base_environs = [
-            _base_environ(sock, "http" if context is None else "https")
+            base_environ(sock, "http" if context is None else "https")
             for sock, context in zip(sockets, contexts, strict=True)
         ]
-        self._epoll = select.epoll()
-        self._connections: dict[int, Connection] = {}
-        self._waiting: dict[int, Connection | None] = {}  # slot -> who waits; None: the client has gone
-        self._streams: set[int] = set()
-        #: Connections whose answer is sent and whose next request has already arrived.
-        self._ready: list[Connection] = []
         self._access = AccessLog(settings.log_files.access)
         self._counts = [0, 0, 0]
         self._board = plane.board if plane is not None else Board.attach(settings.prefix)
@@ -96,20 +87,27 @@ class AnswerSide:
         self._quick_ns = SPIN_LIMIT_NS
 
     def _collect(self, plane: DataPlane) -> None:
-        client = plane.client
-        for slot in client.answered():
+        for slot in plane.client.answered():
             connection = self._waiting.get(slot)
-            streaming = client.state(slot) == SlotState.STREAMING
             if connection is None:
-                if streaming:
-                    client.read_stream(slot)
+                self._take_back(plane, slot)
+                continue
+            try:
+                if slot in self._streams:
+                    self._pump(connection, slot)
                 else:
-                    self._waiting.pop(slot, None)
-                    client.release(slot)
-            elif slot in self._streams:
-                self._pump(connection, slot)
-            else:
-                self._answer_slot(plane, connection, slot)
+                    self._answer_slot(plane, connection, slot)
+            except Exception:
+                self._request_failed(connection)
+
+    def _take_back(self, plane: DataPlane, slot: int) -> None:
+        """Looks after a slot that nobody waits for any more: it is freed when its worker has ended the request."""
+        client = plane.client
+        if client.state(slot) == SlotState.STREAMING:
+            client.read_stream(slot)
+        else:
+            self._waiting.pop(slot, None)
+            client.release(slot)
 
     def _answer_slot(self, plane: DataPlane, connection: Connection, slot: int) -> None:
         client = plane.client
@@ -124,14 +122,14 @@ class AnswerSide:
             ticket = Ticket()
             ticket.status, ticket.phrase, ticket.headers = answer.status, answer.phrase, answer.headers
             ticket.stream = iter(())
+            response = self._app_response(connection, ticket)
             self._streams.add(slot)
-            self._start_stream(connection, self._app_response(connection, ticket))
-            if connection.fd in self._connections:
-                self._pump(connection, slot)
+            self._start_stream(connection, response)
+            self._pump(connection, slot)
             return
+        ticket = ticket_of(answer, target)
         del self._waiting[slot]
         connection.slot = -1
-        ticket = ticket_of(answer, target)
         if len(ticket.body) <= _SMALL_BODY:
             ticket.body = bytes(ticket.body)
             client.release(slot)
@@ -169,6 +167,7 @@ class AnswerSide:
             body = b""
         lines = self._head_lines(connection, response)
         self._note(connection, status)
+        connection.phase = Phase.SEND
         if len(body) > _SMALL_BODY:
             connection.queue(lines)
             connection.queue(body)
@@ -200,6 +199,7 @@ class AnswerSide:
 
     def _sent(self, connection: Connection) -> None:
         self._release_sent(connection)
+        self._forget_bytes(connection)
         if connection.close_after:
             self._linger(connection)
             return
@@ -214,14 +214,16 @@ class AnswerSide:
     def _continue_sending(self, connection: Connection) -> None:
         if connection.phase == Phase.STREAM:
             if connection.send_queued():
-                self._watch(connection, READ_EVENTS if not connection.half_closed else 0)
-            return
-        self._send(connection)
+                self._watch(connection, self._reading(connection))
+        else:
+            self._send(connection)
+        if connection in self._unsent:
+            self._unsent.note(connection, connection.unsent)
 
-    def _release_sent(self, connection: Connection) -> None:
-        if connection.release_slot >= 0:
-            self._plane.client.release(connection.release_slot)  # type: ignore[union-attr]
-            connection.release_slot = -1
+    @staticmethod
+    def _reading(connection: Connection) -> int:
+        """What to wait for while a request is under way: the client leaves, or sends ahead as much as it may."""
+        return 0 if connection.half_closed or len(connection.buffer) > MAX_AHEAD else READ_EVENTS
 
     def _linger(self, connection: Connection) -> None:
         """Closes so that the answer arrives: closing with unread bytes would make the kernel send RST instead."""
@@ -275,6 +277,8 @@ class AnswerSide:
                 connection.queue(b"0\r\n\r\n")
         if state != SlotState.STREAMING:
             self._send(connection)
+            if connection in self._unsent:
+                self._unsent.note(connection, connection.unsent)
             return
         try:
             sent = connection.send_queued()
@@ -282,10 +286,17 @@ class AnswerSide:
             self._client_gone(connection)
             return
         if not sent:
-            if connection.unsent > MAX_UNSENT_STREAM:
-                self._client_gone(connection)
-            else:
-                self._watch(connection, select.EPOLLOUT)
+            self._watch(connection, select.EPOLLOUT)
+            self._limit_unsent(connection)
+
+    def _limit_unsent(self, connection: Connection) -> None:
+        """Ends the stream of a client that takes too little of it: too little by itself, or the least of too many."""
+        if connection.unsent > MAX_UNSENT_STREAM:
+            self._client_gone(connection)
+            return
+        self._unsent.note(connection, connection.unsent)
+        while self._unsent.is_exceeded:
+            self._client_gone(self._unsent.largest())
 
     # -- errors of the HTTP layer, log and counters
 
@@ -298,10 +309,30 @@ class AnswerSide:
         self._answer_error(
             connection,
             ServerError(bad.message, status=bad.status, type_name="BadRequestException"),
-            {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "QUERY_STRING": "", "SERVER_PROTOCOL": "HTTP/1.1"},
+            NO_REQUEST,
         )
 
-    def _answer_error(self, connection: Connection, error: ServerError, request: Mapping[str, str] = _AS_SENT) -> None:
+    def _request_failed(self, connection: Connection) -> None:
+        """Ends a request that an unexpected exception has come of; call it where that is handled.
+
+        It is answered 500 when nothing of an answer was sent, else its connection is closed.
+        """
+        head = connection.head
+        line = head.line if head is not None else "- - -"
+        log.exception("Unexpected error in request %s, %s", connection.request_id or "-", line)
+        try:
+            if connection.phase in (Phase.HEAD, Phase.BODY, Phase.ANSWER) and not connection.closed:
+                self._forget_slot(connection)
+                self._abandon_slot(connection)
+                connection.request_id = connection.request_id or self._ids.new()
+                connection.arrival_ns = connection.arrival_ns or self._now_ns
+                self._answer_error(connection, InternalServerError(UNEXPECTED), NO_REQUEST)
+                return
+        except Exception:
+            log.exception("Request %s cannot be answered either", connection.request_id)
+        self._client_gone(connection)
+
+    def _answer_error(self, connection: Connection, error: ServerError, request: Mapping[str, str] = AS_SENT) -> None:
         """Answers with an error before any resource is asked; `request` stands in for what is not known of it."""
         environ = self._environ(connection)
         environ.update(request)
@@ -355,96 +386,3 @@ class AnswerSide:
             if count:
                 self._board.words[self._web_row + word] += count
                 self._counts[place] = 0
-
-    # -- the table of connections
-
-    def _watch(self, connection: Connection, events: int) -> None:
-        if connection.events != events:
-            connection.events = events
-            self._epoll.modify(connection.fd, events)
-
-    def _client_gone(self, connection: Connection) -> None:
-        slot = connection.slot
-        if slot >= 0 and slot in self._waiting and self._waiting[slot] is connection:
-            client = self._plane.client  # type: ignore[union-attr]
-            self._waiting[slot] = None
-            self._streams.discard(slot)
-            client.cancel(slot)
-            if connection.target is not None and connection.target.is_continuous:
-                log.info("Connection to client got closed; Removing job: %s", connection.request_id)
-        self._close(connection)
-
-    def _close(self, connection: Connection) -> None:
-        if self._connections.pop(connection.fd, None) is None:
-            return
-        self._abandon_slot(connection)
-        connection.out.clear()
-        self._release_sent(connection)
-        connection.sock.close()
-
-    def _abandon_slot(self, connection: Connection) -> None:
-        """Gives back the slot of a request that will not be submitted any more."""
-        slot = connection.slot
-        if slot >= 0 and slot not in self._waiting:
-            connection.body_room = None
-            connection.slot = -1
-            self._plane.client.abandon(slot)  # type: ignore[union-attr]
-
-
-_NO_INPUT = io.BytesIO(b"")
-
-
-class AppResponse:
-    """What the app has returned, as one object."""
-
-    __slots__ = ("body", "code", "headers", "status")
-
-    def __init__(self) -> None:
-        self.status = "500 "
-        self.code = 500
-        self.headers: list[tuple[str, str]] = []
-        self.body: bytes | memoryview = b""
-
-    def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], None]:
-        """WSGI's start_response."""
-        self.status = status
-        self.code = int(status[:3])
-        self.headers = headers
-        return self._no_write
-
-    @staticmethod
-    def _no_write(_: bytes) -> None:
-        raise NotImplementedError("the write() callable of PEP 3333 is not offered; return an iterable")
-
-
-def call_app(app: WSGIApp, environ: dict[str, Any]) -> AppResponse:
-    """Calls the app and gathers its answer; a single body part is not copied."""
-    response = AppResponse()
-    parts = app(environ, response.start)
-    if type(parts) is list and len(parts) == 1:
-        response.body = parts[0]
-        return response
-    response.body = b"".join(parts)
-    close = getattr(parts, "close", None)
-    if close is not None:
-        close()
-    return response
-
-
-def _base_environ(sock: socket.socket, scheme: str) -> dict[str, Any]:
-    """The WSGI variables that are the same for all requests of a listener."""
-    name = sock.getsockname()
-    server, port = (str(name[0]), str(name[1])) if isinstance(name, tuple) else (str(name), "")
-    return {
-        "wsgi.version": (1, 0),
-        "wsgi.url_scheme": scheme,
-        "wsgi.input": _NO_INPUT,
-        "wsgi.errors": sys.stderr,
-        "wsgi.multithread": False,
-        "wsgi.multiprocess": True,
-        "wsgi.run_once": False,
-        "SCRIPT_NAME": "",
-        "SERVER_NAME": server,
-        "SERVER_PORT": port,
-        ADMITTED_KEY: True,
-    }

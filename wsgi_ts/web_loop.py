@@ -7,7 +7,6 @@ scan for answers, the access log. A tiny thread waits on the segment's doorbell 
 from __future__ import annotations
 
 import contextlib
-import errno
 import gc
 import logging
 import os
@@ -17,15 +16,17 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from wsgi_ts.batcher.layout import SlotState
 from wsgi_ts.connection import Connection, Phase
 from wsgi_ts.dataplane import DataPlane, Ticket
 from wsgi_ts.errors import ServiceUnavailable
 from wsgi_ts.tls import PlainHttp, accept_tls
-from wsgi_ts.web_answers import READ_EVENTS, SPIN_IN_FLIGHT, SPIN_LIMIT_NS, WSGIApp
+from wsgi_ts.web_answers import SPIN_IN_FLIGHT, SPIN_LIMIT_NS
+from wsgi_ts.web_app import AppResponse, WSGIApp
+from wsgi_ts.web_listeners import Listeners
 from wsgi_ts.web_requests import HEAD_LIMIT_S, RequestSide
+from wsgi_ts.web_table import READ_EVENTS
 
 if TYPE_CHECKING:
     from wsgi_ts.rest.apps import WebSettings
@@ -36,9 +37,6 @@ log = logging.getLogger(__name__)
 SILENT_AT_STOP_S = 1.0
 #: For the handshake of a TLS connection and its first request to begin.
 HANDSHAKE_LIMIT_S = 8.0
-#: At most so many connections a turn, so that the web workers share a burst of them.
-ACCEPTS_PER_TURN = 16
-MAX_CONNECTIONS = 10000
 GC_THRESHOLD = 50_000
 _TICK_S = 1.0
 _GONE = select.EPOLLHUP | select.EPOLLERR
@@ -66,14 +64,10 @@ class WebLoop(RequestSide):
         on_tick: Callable[[], bool],
     ) -> None:
         super().__init__(settings, apps, sockets, plane, contexts, kinds)
-        self._sockets = sockets
         self._contexts = contexts
         self._on_tick = on_tick
-        self._listeners = {sock.fileno(): number for number, sock in enumerate(sockets)}
+        self._listeners = Listeners(sockets, self._epoll)
         self._own_fds = {self._wake_fd, signal_fd}
-        for sock in sockets:
-            sock.setblocking(False)
-            self._epoll.register(sock.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
         for fd in self._own_fds:
             self._epoll.register(fd, select.EPOLLIN)
         if plane is not None:
@@ -94,20 +88,21 @@ class WebLoop(RequestSide):
 
     def _turn(self) -> None:
         plane = self._plane
-        if plane is None or not plane.client.in_flight:
-            events = self._epoll.poll(self._until_tick())
-        else:
-            events = self._spin(plane) or self._sleep(plane)
+        events = self._wait()
         self._now_ns = time.monotonic_ns()
         self._refresh()
+        to_accept = []
         for fd, event in events:
             connection = self._connections.get(fd)
             if connection is not None:
                 self._on_event(connection, event)
-            elif fd in self._listeners:
-                self._accept(fd)
             elif fd in self._own_fds:
                 _empty(fd)
+            else:
+                to_accept.append(fd)
+        # Last: a new connection may get the descriptor of one that was closed, and must not get its events, too.
+        for fd in to_accept:
+            self._accept(fd)
         if plane is not None:
             plane.client.publish()
             if plane.client.in_flight:
@@ -120,6 +115,13 @@ class WebLoop(RequestSide):
         if self._now_ns >= self._next_tick:
             self._tick()
 
+    def _wait(self) -> list[tuple[int, int]]:
+        """Waits for events, for answers, or for the next tick."""
+        plane = self._plane
+        if self._unread or plane is None or not plane.client.in_flight:
+            return self._epoll.poll(self._until_tick())
+        return self._spin(plane) or self._sleep(plane)
+
     def _refresh(self) -> None:
         """Takes in what the supervisor has published since the last turn: routes, and keys."""
         if self._plane is not None:
@@ -129,17 +131,32 @@ class WebLoop(RequestSide):
                 gate.refresh(self._now_ns)
 
     def _go_on(self) -> None:
-        """Sends what the pool's threads have answered, and reads requests that came behind an answered one."""
-        while self._finished_calls:
-            connection, response = self._finished_calls.popleft()
-            if self._connections.get(connection.fd) is connection:
-                self._respond(connection, response)
+        """Sends what threads have answered, and reads what lies there without epoll's telling of it."""
+        while (call := self._calls.take()) is not None:
+            self._attend(call[0], self._send_called, call[1])
         while self._ready:
-            connection = self._ready.pop()
-            try:
-                self._read_requests(connection)
-            except OSError:
-                self._client_gone(connection)
+            self._attend(self._ready.pop(), self._read_requests)
+        unread, self._unread = self._unread, []
+        for connection in unread:
+            self._attend(connection, self._receive_direct)
+
+    def _attend(self, connection: Connection, action: Callable[..., None], *arguments: Any) -> None:
+        """Does something for one connection; whatever goes wrong costs its request and no other."""
+        if connection.closed:
+            return
+        try:
+            action(connection, *arguments)
+        except PlainHttp:
+            self._refuse_plain(connection)
+        except OSError:
+            self._client_gone(connection)
+        except Exception:
+            self._request_failed(connection)
+
+    def _send_called(self, connection: Connection, result: AppResponse | Exception) -> None:
+        if isinstance(result, Exception):
+            raise result
+        self._respond(connection, result)
 
     def _spin(self, plane: DataPlane) -> list[tuple[int, int]] | None:
         """Looks for events and answers for a moment instead of sleeping; None when it is better to sleep.
@@ -161,22 +178,13 @@ class WebLoop(RequestSide):
 
     def _sleep(self, plane: DataPlane) -> list[tuple[int, int]]:
         plane.bell.fall_asleep()
-        news = plane.client.answered() and self._any_news()
-        events: list[tuple[int, int]] = self._epoll.poll(0 if news else self._until_tick())
+        events: list[tuple[int, int]] = self._epoll.poll(0 if plane.client.answered() else self._until_tick())
         plane.bell.wake_up()
         return events
 
     def _until_tick(self) -> float:
-        """Seconds to the next tick."""
-        return max(0.0, (self._next_tick - time.monotonic_ns()) / 1e9)
-
-    def _any_news(self) -> bool:
-        """Whether an answered slot needs the loop: streams that are being pumped only do when they have chunks."""
-        client = self._plane.client  # type: ignore[union-attr]
-        return any(
-            slot not in self._streams or client.state(slot) != SlotState.STREAMING or client.stream_waits(slot)
-            for slot in client.answered()
-        )
+        """Seconds to the next tick; none where there is something to do."""
+        return 0.0 if self._unread else max(0.0, (self._next_tick - time.monotonic_ns()) / 1e9)
 
     def _listen_to_bell(self, plane: DataPlane) -> None:
         """The tiny thread: waits on the segment's semaphore and wakes the loop."""
@@ -188,21 +196,21 @@ class WebLoop(RequestSide):
         self._next_tick = self._now_ns + int(_TICK_S * 1e9)
         if not self._on_tick():
             self._stopping = True
+        self._listeners.resume()
         now = time.monotonic()
         for connection in [c for c in self._connections.values() if c.limit_at]:
             if now > connection.limit_at:
-                self._give_up(connection)
+                self._attend(connection, self._give_up)
             elif connection.phase == Phase.ANSWER:
                 self._limit_answer(connection, int(connection.limit_at * 1e9))
 
     def _drain(self) -> None:
         """Stops accepting once the backlog is taken; answers what is under way, with 503 what is not done in time."""
         self._stopping = True
-        for fd, number in self._listeners.items():
-            while self._accept(fd):
+        for sock in self._listeners.sockets:
+            while self._accept(sock.fileno()):
                 pass
-            self._epoll.unregister(fd)
-            self._sockets[number].close()
+        self._listeners.close()
         now = time.monotonic()
         stop_at, silent_until = now + self._settings.config.graceful_timeout, now + SILENT_AT_STOP_S
         while self._connections and time.monotonic() < stop_at:
@@ -215,42 +223,37 @@ class WebLoop(RequestSide):
             self._turn()
         for connection in list(self._connections.values()):
             if connection.phase == Phase.ANSWER and connection.target is not None:
-                self._waiting[connection.slot] = None
-                connection.slot = -1
-                self._answer_now(connection, Ticket(ServiceUnavailable("The server is stopping.")))
+                self._forget_slot(connection)
+                self._attend(connection, self._answer_now, Ticket(ServiceUnavailable("The server is stopping.")))
+
+    def _close(self, connection: Connection) -> None:
+        super()._close(connection)
+        if self._listeners.is_paused and not self._stopping:
+            self._listeners.resume()
 
     def _accept(self, fd: int) -> bool:
-        listener = self._listeners[fd]
-        for _ in range(ACCEPTS_PER_TURN):
+        """Takes new connections from a listening socket; False when none was waiting."""
+        number = self._listeners.number(fd)
+        if number is None:
+            return False
+        before = len(self._connections)
+        for sock, peer in self._listeners.accept(number, before):
+            self._welcome(sock, peer, number)
+        return len(self._connections) > before
+
+    def _welcome(self, sock: socket.socket, peer: str, listener: int) -> None:
+        context, limit_s = self._contexts[listener], HEAD_LIMIT_S
+        if context is not None:
             try:
-                sock, address = self._sockets[listener].accept()
-            except BlockingIOError:
-                return False
-            except OSError as error:
-                if error.errno not in (errno.ECONNABORTED, errno.EINTR):
-                    log.warning("Cannot accept a connection: %s", error)
-                    time.sleep(0.05)  # out of descriptors: do not spin on the listener
-                return False
-            if len(self._connections) >= MAX_CONNECTIONS:
+                sock, limit_s = accept_tls(context, sock), HANDSHAKE_LIMIT_S
+            except (OSError, PlainHttp):  # gone again already
                 sock.close()
-                continue
-            sock.setblocking(False)
-            if sock.family != socket.AF_UNIX:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            peer = f"/{address[0]}:{address[1]}" if isinstance(address, tuple) and address else "/unix"
-            context, limit_s = self._contexts[listener], HEAD_LIMIT_S
-            if context is not None:
-                try:
-                    sock, limit_s = accept_tls(context, sock), HANDSHAKE_LIMIT_S
-                except (OSError, PlainHttp):  # gone again already
-                    sock.close()
-                    continue
-            connection = Connection(sock, peer, listener)
-            connection.limit_at = time.monotonic() + limit_s
-            connection.events = READ_EVENTS
-            self._connections[connection.fd] = connection
-            self._epoll.register(connection.fd, READ_EVENTS)
-        return True
+                return
+        connection = Connection(sock, peer, listener)
+        connection.limit_at = time.monotonic() + limit_s
+        connection.events = READ_EVENTS
+        self._connections[connection.fd] = connection
+        self._epoll.register(connection.fd, READ_EVENTS)
 
     def _on_event(self, connection: Connection, event: int) -> None:
         try:
@@ -266,6 +269,8 @@ class WebLoop(RequestSide):
             self._refuse_plain(connection)
         except OSError:
             self._client_gone(connection)
+        except Exception:
+            self._request_failed(connection)
 
 
 def _has_unread(sock: socket.socket) -> bool:

@@ -9,24 +9,26 @@ from __future__ import annotations
 import io
 import logging
 import os
-import select
 import socket
 import ssl
 import time
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from wsgi_ts.batcher.layout import TOO_LATE
 from wsgi_ts.batcher.shared_memory import SharedMemoryFull
-from wsgi_ts.connection import DIRECT_BODY_BYTES, MAX_AHEAD, RECEIVE_BYTES, Connection, Phase
+from wsgi_ts.connection import DIRECT_BODY_BYTES, RECEIVE_BYTES, TURN_BYTES, Connection, Phase
 from wsgi_ts.dataplane import DataPlane, Target, Ticket
 from wsgi_ts.errors import OutOfResources, RequestTimeout, ServiceUnavailable
 from wsgi_ts.form_field import is_form
 from wsgi_ts.gate import Gate
 from wsgi_ts.http_request import BadHead, ChunkedBody, Head, check_partial_head, parse_head
+from wsgi_ts.rest.management import may_wait
 from wsgi_ts.tls import TlsSocket
-from wsgi_ts.web_answers import READ_EVENTS, AnswerSide, AppResponse, WSGIApp, call_app
+from wsgi_ts.web_answers import AS_SENT, NO_REQUEST, AnswerSide
+from wsgi_ts.web_app import WSGIApp, call_app
+from wsgi_ts.web_calls import CallThreads
+from wsgi_ts.web_table import READ_EVENTS
 
 if TYPE_CHECKING:
     from wsgi_ts.rest.apps import WebSettings
@@ -37,10 +39,11 @@ HEAD_LIMIT_S = 10.0
 BODY_LIMIT_S = 60.0
 #: What must come of a body within that time for the next as much: 100 bytes a second.
 LEAST_BODY_BYTES = 6000
-POOL_THREADS = 8
 #: Answers' own limits are looked at no more often than this.
 SHORTEST_TICK_NS = 10_000_000
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+#: A beginning of a head up to this is not counted: a connection takes as much by itself.
+_LEAST_COUNTED = 1024
 _LINE_ENDS = b"\r\n"
 
 
@@ -68,9 +71,8 @@ class RequestSide(AnswerSide):
         self._gates = [
             Gate(each, config, run_dir, self._board) if Gate.needed(each, config) else None for each in kinds
         ]
-        self._pool: ThreadPoolExecutor | None = None
-        self._finished_calls: deque[tuple[Connection, AppResponse]] = deque()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._calls = CallThreads(lambda: os.eventfd_write(self._wake_fd, 1))
         self._stopping = False
         self._next_tick = 0
 
@@ -94,8 +96,9 @@ class RequestSide(AnswerSide):
                 self._close(connection)
         else:
             connection.buffer += data
-            if len(connection.buffer) > MAX_AHEAD:
-                self._watch(connection, connection.events & ~select.EPOLLIN)
+            self._received.note(connection, len(connection.buffer))
+            # Where all together have sent too much ahead, this one sends no more until it is answered.
+            self._watch(connection, 0 if self._received.is_exceeded else self._reading(connection))
 
     def _end_of_stream(self, connection: Connection) -> None:
         """The client has sent all it will. It may have closed, or only its sending half."""
@@ -121,9 +124,7 @@ class RequestSide(AnswerSide):
             self._refuse(connection, BadHead(408, "The request did not arrive in time."))
         elif connection.phase == Phase.ANSWER and connection.target is not None:
             # What has not begun will not be, since the slot is cancelled; what runs is answered to nobody.
-            slot, connection.slot = connection.slot, -1
-            self._waiting[slot] = None
-            self._plane.client.cancel(slot)  # type: ignore[union-attr]
+            self._forget_slot(connection)
             self._answer_now(connection, Ticket(RequestTimeout(TOO_LATE)))
         elif connection.phase in (Phase.ANSWER, Phase.STREAM):
             connection.limit_at = 0.0
@@ -132,7 +133,7 @@ class RequestSide(AnswerSide):
 
     def _read_requests(self, connection: Connection) -> None:
         """Reads as many requests as can be answered now (one at a time: pipelined answers keep their order)."""
-        while connection.buffer and connection.phase == Phase.HEAD and connection.fd in self._connections:
+        while connection.buffer and connection.phase == Phase.HEAD and not connection.closed:
             buffer = connection.buffer
             if buffer[0] in _LINE_ENDS:
                 buffer = connection.buffer = buffer.lstrip(b"\r\n")
@@ -147,6 +148,8 @@ class RequestSide(AnswerSide):
                 self._refuse(connection, bad)
                 return
             connection.buffer = buffer[end:]
+            if self._received.total:
+                self._received.note(connection, 0)
             self._begin(connection, head)
 
     def _check_partial_head(self, connection: Connection, buffer: bytes) -> None:
@@ -156,6 +159,23 @@ class RequestSide(AnswerSide):
             self._refuse(connection, bad)
             return
         connection.limit_at = min(connection.limit_at, time.monotonic() + HEAD_LIMIT_S)
+        if len(buffer) > _LEAST_COUNTED:
+            self._hold(connection, len(buffer), NO_REQUEST)
+
+    def _hold(self, connection: Connection, held: int, request: Mapping[str, str] = AS_SENT) -> None:
+        """Notes that so many bytes of a request that is not complete lie in memory; refuses it if that is too much."""
+        self._received.note(connection, held)
+        if self._received.is_exceeded:
+            self._unavailable(connection, "Too many bytes of incomplete requests have been received. ", request)
+
+    def _unavailable(self, connection: Connection, what: str, request: Mapping[str, str] = AS_SENT) -> None:
+        """Answers a request that the server could take at another time, and ends the connection."""
+        self._abandon_slot(connection)
+        connection.close_after = True
+        connection.request_id = connection.request_id or self._ids.new()
+        connection.arrival_ns = connection.arrival_ns or self._now_ns
+        error = ServiceUnavailable(what + "Please try again in a few seconds.")
+        self._answer_error(connection, error, request)
 
     def _begin(self, connection: Connection, head: Head) -> None:
         connection.head = head
@@ -175,47 +195,63 @@ class RequestSide(AnswerSide):
         target = plane.routes.target_of(head) if plane is not None else None
         connection.target = target
         if target is None:
-            self._begin_plain(connection, head)
+            self._begin_body(connection, head)
         elif target.error is not None:
             if target.reads_form and is_form(head.content_type):
-                self._begin_plain(connection, head)
+                self._begin_body(connection, head)
             else:
                 self._answer_now(connection, Ticket(target.error))
         else:
             self._begin_prediction(connection, head, target)
 
     def _begin_prediction(self, connection: Connection, head: Head, target: Target) -> None:
-        client = self._plane.client  # type: ignore[union-attr]
-        slot = client.take()
-        if slot is None:
-            self._answer_now(connection, Ticket(ServiceUnavailable.no_worker(target.model_name, target.version)))
-            return
-        connection.slot = slot
         length = head.content_length
         buffer = connection.buffer
-        if head.chunked:
-            self._expect_body(connection, head)
-            connection.chunked = ChunkedBody(head, self._limit)
-            self._more_body(connection, b"", first=buffer)
-        elif length <= len(buffer):
-            connection.buffer = buffer[length:]
-            self._submit(connection, buffer[:length], length)
-        elif length > DIRECT_BODY_BYTES:
-            try:
-                room = client.body_room(slot, length)
-            except SharedMemoryFull as full:
-                self._no_memory(connection, full)
-                return
-            room[: len(buffer)] = buffer
-            connection.buffer = b""
-            connection.body_room = room
-            connection.body_have = len(buffer)
-            self._expect_body(connection, head)
-            self._receive_direct(connection)
-        else:
-            connection.body = bytearray(buffer)
-            connection.buffer = b""
-            self._expect_body(connection, head)
+        if not head.chunked and length <= len(buffer):
+            if self._take_slot(connection, target):
+                connection.buffer = buffer[length:]
+                self._submit(connection, buffer[:length], length)
+        elif head.chunked or length <= DIRECT_BODY_BYTES:
+            self._begin_body(connection, head)
+        elif self._receiving >= self._most_receiving:
+            self._unavailable(connection, "Too many request bodies are being received. ")
+        elif self._take_slot(connection, target):
+            self._begin_direct(connection, head)
+
+    def _take_slot(self, connection: Connection, target: Target) -> bool:
+        """Takes a slot for a prediction; False where there is none for its model, which is answered."""
+        slot = self._plane.client.take(target.model)  # type: ignore[union-attr]
+        if slot is None:
+            self._answer_now(connection, Ticket(ServiceUnavailable.no_slot(target.model_name, target.version)))
+            return False
+        connection.slot = slot
+        return True
+
+    def _begin_direct(self, connection: Connection, head: Head) -> None:
+        """Has the body received straight into the slot."""
+        buffer = connection.buffer
+        connection.body = connection.chunked = None
+        connection.body_have = len(buffer)
+        try:
+            room = self._body_room(connection)
+        except SharedMemoryFull as full:
+            self._no_memory(connection, full)
+            return
+        self._receiving += 1
+        room[: len(buffer)] = buffer
+        connection.buffer = b""
+        self._expect_body(connection, head)
+        self._receive_direct(connection)
+
+    def _body_room(self, connection: Connection) -> memoryview:
+        """Gives the connection room in its slot for what may come next of its body.
+
+        Raises:
+            SharedMemoryFull: /dev/shm is full.
+        """
+        client = self._plane.client  # type: ignore[union-attr]
+        room = connection.body_room = client.body_room(connection.slot, connection.next_room)
+        return room
 
     def _expect_body(self, connection: Connection, head: Head) -> None:
         connection.phase = Phase.BODY
@@ -226,10 +262,20 @@ class RequestSide(AnswerSide):
 
     def _receive_direct(self, connection: Connection) -> None:
         """Receives body bytes straight into the slot: exactly the missing ones, so the next request's stay queued."""
-        room = connection.body_room
-        if room is None:
+        room, head = connection.body_room, connection.head
+        if room is None or head is None:
             return
-        while connection.body_have < len(room):
+        stop_at = connection.body_have + TURN_BYTES
+        while connection.body_have < head.content_length:
+            if connection.body_have >= stop_at:
+                self._note_unread(connection)
+                return
+            if connection.body_have == len(room):
+                try:
+                    room = self._body_room(connection)
+                except SharedMemoryFull as full:
+                    self._no_memory(connection, full)
+                    return
             try:
                 count = connection.sock.recv_into(room[connection.body_have :])
             except BlockingIOError:
@@ -238,10 +284,15 @@ class RequestSide(AnswerSide):
                 self._end_of_stream(connection)
                 return
             connection.body_have += count
-        connection.body_room = None
+        self._end_receiving(connection)
         if isinstance(connection.sock, TlsSocket):
             connection.buffer = connection.sock.take_pending()
-        self._submit(connection, None, len(room))
+        self._submit(connection, None, head.content_length)
+
+    def _note_unread(self, connection: Connection) -> None:
+        """Has the next turn go on where TLS has decrypted bytes already; of all others epoll tells."""
+        if isinstance(connection.sock, TlsSocket) and connection.sock.pending():
+            self._unread.append(connection)
 
     def _more_body(self, connection: Connection, data: bytes, first: bytes = b"") -> None:
         head = connection.head
@@ -259,6 +310,8 @@ class RequestSide(AnswerSide):
         if len(body) == head.content_length:
             connection.buffer = data[missing:]
             self._body_complete(connection, bytes(body))
+        else:
+            self._hold(connection, len(body))
 
     def _more_chunks(self, connection: Connection, chunked: ChunkedBody, data: bytes) -> None:
         try:
@@ -271,12 +324,24 @@ class RequestSide(AnswerSide):
         elif chunked.complete:
             connection.buffer = chunked.rest
             self._body_complete(connection, bytes(chunked.data))
+        else:
+            self._hold(connection, len(chunked.data))
 
     def _body_complete(self, connection: Connection, body: bytes) -> None:
-        if connection.slot >= 0:
-            self._submit(connection, body, len(body))
-        else:
+        """Goes on with a request whose body was received into the process's memory."""
+        connection.body = connection.chunked = None
+        target, head, plane = connection.target, connection.head, self._plane
+        if target is None:
             self._call_app(connection, body)
+            return
+        if plane is None or head is None:
+            raise RuntimeError("a prediction without a data plane")
+        if target.reads_form:
+            target = connection.target = plane.routes.form_target(head.content_type, body)
+        if target.error is not None:
+            self._answer_now(connection, Ticket(target.error))
+        elif self._take_slot(connection, target):
+            self._submit(connection, body, len(body))
 
     def _submit(self, connection: Connection, body: bytes | None, length: int) -> None:
         plane, target, head = self._plane, connection.target, connection.head
@@ -306,6 +371,8 @@ class RequestSide(AnswerSide):
             self._no_memory(connection, full)
             return
         connection.phase = Phase.ANSWER
+        if self._received.total:
+            self._received.note(connection, 0)
         connection.limit_at = 0.0
         if target.client_timeout_ms:
             self._limit_answer(connection, connection.arrival_ns + target.client_timeout_ms * 1_000_000)
@@ -323,7 +390,8 @@ class RequestSide(AnswerSide):
         self._abandon_slot(connection)
         self._answer_now(connection, Ticket(OutOfResources("Not enough shared memory for the request")))
 
-    def _begin_plain(self, connection: Connection, head: Head) -> None:
+    def _begin_body(self, connection: Connection, head: Head) -> None:
+        """Has a body received into the process's memory; a slot is taken when it is complete, if it takes one."""
         buffer = connection.buffer
         if head.chunked:
             self._expect_body(connection, head)
@@ -331,30 +399,13 @@ class RequestSide(AnswerSide):
             self._more_body(connection, b"", first=buffer)
         elif head.content_length <= len(buffer):
             connection.buffer = buffer[head.content_length :]
-            self._call_app(connection, buffer[: head.content_length])
+            self._body_complete(connection, buffer[: head.content_length])
         else:
             connection.body = bytearray(buffer)
             connection.buffer = b""
             self._expect_body(connection, head)
 
-    def _begin_form_prediction(self, connection: Connection, head: Head, body: bytes) -> None:
-        """Goes on with a prediction whose model stood in its form."""
-        plane = self._plane
-        if plane is None:
-            raise RuntimeError("a prediction without a data plane")
-        target = connection.target = plane.routes.form_target(head.content_type, body)
-        slot = plane.client.take() if target.error is None else None
-        if slot is None:
-            error = target.error or ServiceUnavailable.no_worker(target.model_name, target.version)
-            self._answer_now(connection, Ticket(error))
-            return
-        connection.slot = slot
-        self._submit(connection, body, len(body))
-
     def _call_app(self, connection: Connection, body: bytes) -> None:
-        if connection.target is not None and connection.head is not None:
-            self._begin_form_prediction(connection, connection.head, body)
-            return
         environ = self._environ(connection)
         environ["wsgi.input"] = io.BytesIO(body)
         environ["wsgi_ts.plane"] = self._plane
@@ -364,12 +415,6 @@ class RequestSide(AnswerSide):
         if not self._blocking[connection.listener]:
             self._respond(connection, call_app(app, environ))
             return
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(POOL_THREADS, thread_name_prefix="management")
         connection.phase = Phase.ANSWER
         connection.limit_at = 0.0
-        self._pool.submit(self._call_in_pool, connection, app, environ)
-
-    def _call_in_pool(self, connection: Connection, app: WSGIApp, environ: dict[str, Any]) -> None:
-        self._finished_calls.append((connection, call_app(app, environ)))
-        os.eventfd_write(self._wake_fd, 1)
+        self._calls.submit(connection, app, environ, waits=may_wait(environ))

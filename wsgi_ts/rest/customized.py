@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from wsgi_ts.rest.apps import WebSettings
 
 #: Describe requests under way at a time: more than the management API has threads.
-_SLOTS = 16
+_SLOTS = 64
 #: The head of a request that came without one, over gRPC.
 NO_HEAD = b"GET / HTTP/1.1\r\n\r\n"
 #: TorchServe's text, spelling included.

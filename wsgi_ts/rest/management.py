@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import falcon
@@ -229,6 +230,18 @@ def add_routes(app: falcon.App[Any, Any], settings: WebSettings, control: Contro
     app.add_route("/v1/models/{model}", KServeReadiness(control))
     app.add_route("/workflows", workflows)
     app.add_route("/workflows/{workflow_name}", workflows, suffix="one")
+
+
+def may_wait(environ: Mapping[str, Any]) -> bool:
+    """Whether a call may last as long as a model takes to load, to end or to answer.
+
+    Args:
+        environ: the request, as WSGI has it; of the management API or of one that shares its address.
+    """
+    path = environ["PATH_INFO"].rstrip("/")
+    if environ["REQUEST_METHOD"] in ("POST", "PUT", "DELETE"):
+        return path.startswith("/models") and not path.endswith("/set-default")
+    return "customized" in environ["QUERY_STRING"]
 
 
 def write_answer(resp: falcon.Response, answer: dict[str, Any]) -> None:

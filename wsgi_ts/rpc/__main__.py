@@ -14,7 +14,7 @@ from pathlib import Path
 from wsgi_ts.config import Config
 from wsgi_ts.log import setup_logging
 from wsgi_ts.log_plan import LogPlan
-from wsgi_ts.process import die_with_parent, enable_fault_traces, set_process_title
+from wsgi_ts.process import die_with_parent, enable_fault_traces, raise_open_files_limit, set_process_title
 from wsgi_ts.rpc.server import Settings, credentials, serve
 
 log = logging.getLogger("wsgi_ts.rpc")
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until it is told to stop; returns the exit code."""
     die_with_parent()
     enable_fault_traces()
+    raise_open_files_limit()
     options = _parse_arguments(arguments)
     config = Config.from_json(options.config_json.read_text())
     log_files = setup_logging(LogPlan.read(options.run_dir / "logging.json"))

@@ -1,7 +1,7 @@
 """The management API: REST's operations and texts over gRPC (contract §6.2).
 
 The supervisor decides everything about models; here is only how gRPC says arguments and answers. Calls to it block, so
-they run in a few threads.
+they run in threads: those that wait for models to load or to end in other ones than those that are answered at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from wsgi_ts.rest.customized import HandlerDescriptions
 
 NAME = f"{messages.MANAGEMENT}.ManagementAPIsService"
-_THREADS = 8
+_QUICK_THREADS = 8
+_WAITING_THREADS = 32
 #: Longest wait for the supervisor in calls that load and stop nothing, in seconds.
 _QUICK_CALL_S = 60.0
 _MAX_LIST = 100
@@ -43,7 +44,8 @@ class Management:
         self._settings = settings
         self._control = control
         self._may_change = settings.config.enable_model_api
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="management")
+        self._quick = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="management")
+        self._waiting = ThreadPoolExecutor(_WAITING_THREADS, thread_name_prefix="management-waiting")
         self._descriptions: HandlerDescriptions | None = None
 
     def service(self, calls: Calls) -> grpc.GenericRpcHandler:
@@ -77,7 +79,7 @@ class Management:
         if asks_handler:
             (description,) = answer["body"]
             loop = asyncio.get_running_loop()
-            said = await loop.run_in_executor(self._pool, self._ask_handler, description)
+            said = await loop.run_in_executor(self._waiting, self._ask_handler, description)
             if said is not None:
                 description["customizedMetadata"] = said
         return _json(answer)
@@ -138,10 +140,10 @@ class Management:
         return _status(await self.ask("unregister_model", model_name=request.model_name, version=version))
 
     async def ask(self, operation: str, timeout_s: float | None = None, **arguments: Any) -> Any:
-        """Asks the supervisor; see `ControlPlane.call`."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._pool, lambda: self._control.call(operation, timeout_s=timeout_s, **arguments)
+        """Asks the supervisor; see `ControlPlane.call`. Without a `timeout_s` the call may last as long as it likes."""
+        pool = self._waiting if timeout_s is None else self._quick
+        return await asyncio.get_running_loop().run_in_executor(
+            pool, lambda: self._control.call(operation, timeout_s=timeout_s, **arguments)
         )
 
     def _ask_handler(self, description: dict[str, Any]) -> dict[str, Any] | None:

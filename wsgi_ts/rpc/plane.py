@@ -19,11 +19,16 @@ from wsgi_ts.batcher.layout import SlotState
 from wsgi_ts.batcher.shared_memory import SharedMemoryFull
 from wsgi_ts.dataplane import DataPlane, RoutingTable, Target, ticket_of
 from wsgi_ts.errors import InternalServerError, OutOfResources, PayloadTooLarge, RequestTimeout, ServiceUnavailable
+from wsgi_ts.ledger import Ledger
 
 log = logging.getLogger(__name__)
 
 #: What an answer may have waiting for its client before the client counts as gone.
 MAX_UNSENT = 16 * 1024 * 1024
+#: What all answers may have waiting for their clients together; the one with most of it ends then.
+MAX_UNSENT_OF_ALL = 128 * 1024 * 1024
+#: What a client learns of a call that a defect of the server has ended.
+_UNEXPECTED = "Internal server error; the server's log names this request by its id."
 #: A body above this is written where it belongs, part by part; a smaller one is joined first.
 _DIRECT_BODY_BYTES = layout.REQUEST_INLINE_BYTES
 _BELL_WAIT_S = 1.0
@@ -61,7 +66,8 @@ class Call:
         while True:
             while self._parts:
                 part = self._parts.popleft()
-                self._unsent -= len(part)
+                if self._unsent:
+                    self._hold(-len(part))
                 yield part
             if self._error is not None:
                 raise self._error
@@ -89,18 +95,32 @@ class Call:
     def close(self) -> None:
         """Nobody waits for it any more: what has not begun is never run, and its place is freed."""
         self._plane.forget(self)
+        self._plane.unsent.note(self, 0)
 
     @property
     def is_over(self) -> bool:
         """Whether nothing more will come."""
         return self._ended or self._error is not None
 
+    def answer(self, part: bytes) -> None:
+        """Adds the one part of an answer that is not streamed; it does not count as unsent."""
+        self._parts.append(part)
+
     def add(self, parts: Sequence[bytes]) -> bool:
-        """Adds what has come; False when the client takes too little of it."""
+        """Adds what has come of a stream; False when the client takes too little of it."""
         self._parts.extend(parts)
-        self._unsent += sum(map(len, parts))
+        self._hold(sum(map(len, parts)))
         self._wake()
         return self._unsent <= MAX_UNSENT
+
+    def _hold(self, more: int) -> None:
+        self._unsent += more
+        self._plane.unsent.note(self, self._unsent)
+
+    def drop(self) -> None:
+        """Forgets what the client has not taken."""
+        self._parts.clear()
+        self._hold(-self._unsent)
 
     def end(self, error: Exception | None = None) -> None:
         """Says that nothing more comes, and why if that is not as it should be."""
@@ -121,6 +141,7 @@ class AsyncPlane:
         loop: the event loop.
 
     Attributes:
+        unsent: what the calls have waiting for their clients.
         most_response_bytes: of an answer to a call that takes only one.
     """
 
@@ -130,6 +151,7 @@ class AsyncPlane:
         self._loop = loop
         self._limit = plane.config.max_request_size
         self.most_response_bytes = plane.config.max_response_size
+        self.unsent: Ledger[Call] = Ledger(MAX_UNSENT_OF_ALL)
         #: Who waits for a slot; None where nobody does any more, so that `_collect` gives it back.
         self._waiting: dict[int, Call | None] = {}
         self._streams: set[int] = set()
@@ -164,9 +186,9 @@ class AsyncPlane:
         sequence = b""
         if target.has_sequences:
             sequence, head = plane.sequence_of(head)
-        slot = client.take()
+        slot = client.take(target.model)
         if slot is None:
-            raise ServiceUnavailable.no_worker(target.model_name, target.version)
+            raise ServiceUnavailable.no_slot(target.model_name, target.version)
         request_id = plane.ids.new()
         try:
             body = None
@@ -246,11 +268,20 @@ class AsyncPlane:
         for slot in client.answered():
             call = self._waiting.get(slot)
             if call is not None:
-                self._take_answer(call, slot)
+                self._attend(call, slot)
             elif client.state(slot) == SlotState.STREAMING:
                 client.read_stream(slot)
             else:
                 self._release(slot)
+
+    def _attend(self, call: Call, slot: int) -> None:
+        """Takes what has come for a call; whatever goes wrong costs this call and no other."""
+        try:
+            self._take_answer(call, slot)
+        except Exception:
+            log.exception("Unexpected error in request %s", call.request_id)
+            self.forget(call)
+            call.end(InternalServerError(_UNEXPECTED))
 
     def _take_answer(self, call: Call, slot: int) -> None:
         if call.timer is not None:
@@ -261,7 +292,7 @@ class AsyncPlane:
             if not answer.streamed:
                 ticket = ticket_of(answer, call.target)
                 if ticket.error is None:
-                    call.add([bytes(ticket.body)])
+                    call.answer(bytes(ticket.body))
                 call.slot = -1
                 self._release(slot)
                 call.end(ticket.error)
@@ -278,8 +309,16 @@ class AsyncPlane:
             self._release(slot)
             call.end(InternalServerError("Prediction failed") if state == SlotState.FAILED else None)
         elif not keeps_up:
-            call.end(PayloadTooLarge(f"More than {MAX_UNSENT} bytes of the answer wait for the client"))
-            self.forget(call)
+            self._cut_off(call, f"More than {MAX_UNSENT} bytes of the answer wait for the client")
+        while self.unsent.is_exceeded:
+            slowest = self.unsent.largest()
+            self._cut_off(slowest, "Too many bytes of answers wait for their clients, most of them for this one")
+
+    def _cut_off(self, call: Call, reason: str) -> None:
+        """Ends the answer of a client that takes too little of it, and drops what it has not taken."""
+        call.drop()
+        call.end(PayloadTooLarge(reason))
+        self.forget(call)
 
     def _release(self, slot: int) -> None:
         self._streams.discard(slot)
