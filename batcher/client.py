@@ -21,7 +21,7 @@ from wsgi_ts.batcher.segment import Segment
 log = logging.getLogger(__name__)
 
 #: How many slots a model may have for each one that is free (see `SlotClient.take`).
-MOST_PER_FREE_SLOT = 8
+MOST_PER_FREE_SLOT = 16
 _STATE_MASK = 0xFF
 _GENERATION_SHIFT = 8
 _SLOT_WORDS = layout.SLOT_BYTES // layout.WORD
@@ -92,18 +92,19 @@ class SlotClient:
     def take(self, model: int = 0) -> int | None:
         """A free slot, marked WRITING; None when all are in use, or too many of them by this model.
 
-        A model may have at most `MOST_PER_FREE_SLOT` times as many slots as are free. So a model that is alone gets
-        nearly all of them, and one whose requests pile up, or leave slowly, always leaves some to the others.
+        A model may have at most `MOST_PER_FREE_SLOT` times as many slots as stay free but for one, which is for models
+        that have none. So a model that is alone gets nearly all of them, and one whose requests pile up, or leave
+        slowly, always leaves some to the others.
 
         Args:
             model: the index of the model version that the request is for.
         """
-        free = self._free
-        if self._held[model] >= MOST_PER_FREE_SLOT * len(free):
+        free, held = self._free, self._held[model]
+        if not free or (held and held >= MOST_PER_FREE_SLOT * (len(free) - 1)):
             return None
         slot = free.pop()
         self._model_of[slot] = model
-        self._held[model] += 1
+        self._held[model] = held + 1
         self._warm -= self._request_reserved[slot] + self._other_held[slot]
         if slot >= self._highest:
             self._highest = slot + 1

@@ -93,7 +93,13 @@ class Watched:
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     store = tmp_path_factory.mktemp("store")
     archive(store, "echo", TELL)
-    config = {"max_request_size": str(MAX_BODY), "max_response_size": str(1 << 20), "job_queue_size": "1000"}
+    config = {
+        "max_request_size": str(MAX_BODY),
+        "max_response_size": str(1 << 20),
+        "job_queue_size": "1000",
+        # A case is cut at up to CUT_EVERYWHERE places at once, each a request of the same model.
+        "slots_per_worker": "512",
+    }
     with ServerProcess(store=store, config=config) as server:
         reply = server.register("echo.mar", batch_size=8)
         assert reply.status == 200, reply.text

@@ -1,0 +1,304 @@
+"""The loop of a web worker by itself: real sockets, and an app of the test's own in place of Falcon's."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import select
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from support.eventually import eventually
+
+from wsgi_ts.batcher.board import Board
+from wsgi_ts.batcher.shared_memory import unlink_prefix
+from wsgi_ts.config import Config
+from wsgi_ts.connection import TURN_BYTES, Connection, Phase
+from wsgi_ts.http_request import Head
+from wsgi_ts.ledger import Ledger
+from wsgi_ts.log import LineLog
+from wsgi_ts.rest.responses import UNEXPECTED
+from wsgi_ts.web_loop import WebLoop
+
+KEEP_ALIVE = "GET {} HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """Answers with the path; `/raise` raises what Falcon would have caught, `/body` gives the body back."""
+    error = environ.get("wsgi_ts.error")
+    if error is not None:
+        body = error.message.encode()
+        start_response(f"{error.status} Error", [("content-length", str(len(body)))])
+        return [body]
+    if environ["PATH_INFO"] == "/raise":
+        raise KeyError("a defect")
+    body = environ["PATH_INFO"].encode()
+    start_response("200 OK", [("content-length", str(len(body)))])
+    return [body]
+
+
+class Served:
+    """A loop and its listening socket; `kinds` decides whether the app is called on the loop or on a thread."""
+
+    def __init__(self, prefix: str, kinds: tuple[str, ...]) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = self.listener.getsockname()
+        self.signals, self._stop = os.pipe()
+        settings: Any = SimpleNamespace(
+            config=Config(), run_dir=Path("/nonexistent"), prefix=prefix, log_files=SimpleNamespace(access=LineLog("x"))
+        )
+        self.loop = WebLoop(settings, [app], [self.listener], None, [None], [kinds], self.signals, lambda: True)
+
+    def ask(self, path: str) -> bytes:
+        """Sends one request; returns all that comes until the server closes."""
+        with socket.create_connection(self.address, timeout=5) as sock:
+            sock.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+            return read_all(sock)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Runs the loop in a thread."""
+        alive = True
+        thread = threading.Thread(target=self.loop.run, args=(lambda: alive,))
+        thread.start()
+        try:
+            yield
+            assert thread.is_alive(), "the loop has ended"
+        finally:
+            alive = False
+            os.write(self._stop, b"x")
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def read_all(sock: socket.socket) -> bytes:
+    received = b""
+    while data := sock.recv(65536):
+        received += data
+    return received
+
+
+@pytest.fixture
+def served(request: pytest.FixtureRequest) -> Iterator[Served]:
+    prefix, threshold = f"wsgi-ts-{uuid.uuid4().hex}", gc.get_threshold()
+    Board.create(prefix)
+    yield Served(prefix, getattr(request, "param", ("inference",)))
+    # What the loop sets for a process that is all its own.
+    gc.unfreeze()
+    gc.set_threshold(*threshold)
+    unlink_prefix(prefix)
+
+
+@pytest.mark.parametrize("served", [("inference",), ("metrics",)], indirect=True, ids=["on the loop", "on a thread"])
+def test_an_exception_costs_one_request(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    with served.running(), socket.create_connection(served.address, timeout=5) as bystander:
+        bystander.sendall(KEEP_ALIVE.format("/before").encode())
+        assert bystander.recv(65536).endswith(b"/before")
+        answer = served.ask("/raise")
+        assert answer.startswith(b"HTTP/1.1 500 ")
+        assert b"connection: close\r\n" in answer
+        assert answer.endswith(UNEXPECTED.encode())
+        bystander.sendall(KEEP_ALIVE.format("/after").encode())
+        assert bystander.recv(65536).endswith(b"/after")
+    (record,) = [each for each in caplog.records if each.levelno >= logging.ERROR]
+    assert "GET /raise HTTP/1.1" in record.getMessage()
+    assert record.exc_info is not None
+    assert record.exc_info[0] is KeyError
+    board = Board.attach(served.loop._board.prefix)
+    assert board.words[board.control_web_row + 2] == 1  # 5xx
+    board.close()
+
+
+def test_an_exception_in_the_reading_of_a_request_costs_one_request(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(raw: bytes) -> Head:
+        if b"/broken" in raw:
+            raise ZeroDivisionError
+        return Head(raw)
+
+    monkeypatch.setattr("wsgi_ts.web_requests.parse_head", broken)
+    with served.running():
+        assert served.ask("/broken").startswith(b"HTTP/1.1 500 ")
+        assert served.ask("/whole").endswith(b"/whole")
+
+
+def test_an_exception_after_the_first_byte_closes_the_connection(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(connection: Connection) -> None:
+        raise ZeroDivisionError
+
+    with served.running():
+        with monkeypatch.context() as patch:
+            patch.setattr(served.loop, "_sent", fail)
+            answer = served.ask("/once")
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.count(b"HTTP/1.1") == 1
+        assert served.ask("/again").endswith(b"/again")
+
+
+def pair(loop: WebLoop) -> tuple[Connection, socket.socket]:
+    """A connection in the loop's table, and its client's end."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    loop._welcome(ours, "/unix", 0)
+    return loop._connections[ours.fileno()], theirs
+
+
+def test_a_connection_is_not_taken_for_another_that_has_its_descriptor(served: Served) -> None:
+    loop = served.loop
+    first, client = pair(loop)
+    loop._close(first)
+    client.close()
+    second, client = pair(loop)
+    assert second.fd == first.fd
+    first.buffer = KEEP_ALIVE.format("/late").encode()
+    loop._ready.append(first)
+    loop._go_on()
+    loop._close(first)
+    assert loop._connections[second.fd] is second
+    assert not second.closed
+    client.sendall(KEEP_ALIVE.format("/mine").encode())
+    loop._turn()
+    assert client.recv(65536).endswith(b"/mine")
+    client.close()
+
+
+def test_a_new_connection_does_not_get_the_events_of_the_one_before(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = served.loop
+    first, client = pair(loop)
+    fd, listening = first.fd, served.listener.fileno()
+    with socket.create_connection(served.address, timeout=5) as waiting:
+        events = [(fd, select.EPOLLHUP), (listening, select.EPOLLIN), (fd, select.EPOLLHUP)]
+        monkeypatch.setattr(loop, "_wait", lambda: events)
+        loop._turn()
+        assert first.closed
+        assert fd in loop._connections
+        monkeypatch.undo()
+        waiting.sendall(KEEP_ALIVE.format("/mine").encode())
+        loop._turn()
+        assert waiting.recv(65536).endswith(b"/mine")
+    client.close()
+
+
+# Amounts
+
+
+class Endless:
+    """A socket that takes, and gives, whatever is asked for; counts it."""
+
+    def __init__(self) -> None:
+        self.moved = 0
+
+    def fileno(self) -> int:
+        return 99
+
+    def send(self, data: bytes) -> int:
+        self.moved += len(data)
+        return len(data)
+
+    def sendmsg(self, buffers: list[bytes]) -> int:
+        return sum(map(self.send, buffers))
+
+    def recv_into(self, buffer: memoryview) -> int:
+        self.moved += len(buffer)
+        return len(buffer)
+
+
+@pytest.mark.parametrize("parts", [1, 500], ids=["one part", "many parts"])
+def test_a_connection_sends_about_a_megabyte_in_a_turn(parts: int) -> None:
+    sock: Any = Endless()
+    connection = Connection(sock, "", 0)
+    size = 20 * TURN_BYTES
+    for _ in range(parts):
+        connection.queue(bytes(size // parts))
+    turns = 1
+    while not connection.send_queued():
+        assert sock.moved <= 3 * TURN_BYTES * turns
+        turns += 1
+    assert connection.unsent == 0
+    assert sock.moved == size // parts * parts
+    assert turns >= 7
+
+
+def test_a_connection_receives_about_a_megabyte_in_a_turn(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = memoryview(bytearray(8 * TURN_BYTES))
+    submitted: list[int] = []
+    client = SimpleNamespace(body_room=lambda slot, length: memory[:length], in_flight=0)
+    monkeypatch.setattr(served.loop, "_plane", SimpleNamespace(client=client))
+    monkeypatch.setattr(served.loop, "_submit", lambda connection, body, length: submitted.append(length))
+    sock: Any = Endless()
+    connection = Connection(sock, "", 0)
+    head = Head(b"POST /predictions/m HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(memory))
+    connection.head = head
+    served.loop._begin_direct(connection, head)
+    turns = 1
+    while not submitted:
+        assert sock.moved <= 2 * TURN_BYTES * turns
+        served.loop._receive_direct(connection)
+        turns += 1
+    assert turns >= 4
+    assert submitted == [len(memory)]
+    assert sock.moved == len(memory)
+    assert served.loop._receiving == 0
+
+
+def test_of_too_much_unsent_the_slowest_readers_stream_ends(served: Served) -> None:
+    loop = served.loop
+    loop._unsent = Ledger(1000)
+    slow, slow_client = pair(loop)
+    fast, fast_client = pair(loop)
+    for connection, size in ((slow, 900), (fast, 200)):
+        connection.phase = Phase.STREAM
+        connection.queue(bytes(size))
+        loop._limit_unsent(connection)
+    assert slow.closed
+    assert not fast.closed
+    assert loop._unsent.total == 200
+    loop._close(fast)
+    assert loop._unsent.total == 0
+    slow_client.close()
+    fast_client.close()
+
+
+def test_incomplete_bodies_have_one_limit_together(served: Served) -> None:
+    served.loop._received = Ledger(10_000)
+    head = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"1770\r\n" + bytes(6000) + b"\r\n"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(served.running())
+        first, second = (stack.enter_context(socket.create_connection(served.address, timeout=5)) for _ in range(2))
+        first.sendall(head + chunk)
+        served.ask("/ping")  # the loop has read what was sent before
+        second.sendall(head + chunk)
+        refused = second.recv(65536)
+        assert refused.startswith(b"HTTP/1.1 503 ")
+        assert b"Too many bytes of incomplete requests" in refused
+        first.sendall(b"0\r\n\r\n")
+        assert first.recv(65536).endswith(b"/a")
+        eventually(lambda: served.loop._received.total == 0, within=5)
+
+
+def test_what_is_sent_ahead_of_an_answer_stays_limited_while_that_is_streamed(served: Served) -> None:
+    connection, client = pair(served.loop)
+    client.settimeout(5)
+    connection.phase = Phase.STREAM
+    client.setblocking(False)
+    for _ in range(20):
+        with contextlib.suppress(BlockingIOError):
+            client.send(bytes(65536))
+        served.loop._turn()
+        served.loop._continue_sending(connection)
+    assert len(connection.buffer) <= 3 * 65536
+    client.close()
