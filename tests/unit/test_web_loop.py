@@ -57,6 +57,16 @@ class Served:
         )
         self.loop = WebLoop(settings, [app], [self.listener], None, [None], [kinds], self.signals, lambda: True)
 
+    def close(self) -> None:
+        """Gives back what the loop of a process keeps until that ends."""
+        for connection in list(self.loop._connections.values()):
+            self.loop._close(connection)
+        self.listener.close()
+        self.loop._board.close()
+        self.loop._epoll.close()
+        for fd in (self.signals, self._stop, self.loop._wake_fd):
+            os.close(fd)
+
     def ask(self, path: str) -> bytes:
         """Sends one request; returns all that comes until the server closes."""
         with socket.create_connection(self.address, timeout=5) as sock:
@@ -89,8 +99,10 @@ def read_all(sock: socket.socket) -> bytes:
 @pytest.fixture
 def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     prefix, threshold = f"wsgi-ts-{uuid.uuid4().hex}", gc.get_threshold()
-    Board.create(prefix)
-    yield Served(prefix, getattr(request, "param", ("inference",)))
+    Board.create(prefix).close()
+    each = Served(prefix, getattr(request, "param", ("inference",)))
+    yield each
+    each.close()
     # What the loop sets for a process that is all its own.
     gc.unfreeze()
     gc.set_threshold(*threshold)
