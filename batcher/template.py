@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from wsgi_ts.batcher.group import group_name
 from wsgi_ts.batcher.mailbox import mailbox_name
@@ -40,6 +41,7 @@ from wsgi_ts.batcher.worker_output import WorkerOutput
 from wsgi_ts.batcher.worker_process import Entry, Order, Spawned, load_entry, spawn
 from wsgi_ts.channel import Channel, ChannelClosed
 from wsgi_ts.log import LogFiles, setup_logging
+from wsgi_ts.log_output import flush_outputs
 from wsgi_ts.log_plan import LogPlan
 from wsgi_ts.metrics.reported import ModelMetrics
 from wsgi_ts.process import die_with_parent, set_process_title
@@ -297,7 +299,7 @@ def _import_beforehand(name: str) -> str | None:
     return None
 
 
-def main() -> int:
+def main() -> NoReturn:
     """Entry of the worker template."""
     # The channel tells if the batcher is gone already.
     die_with_parent(os.getppid())
@@ -321,8 +323,10 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     Template(Channel(socket.socket(fileno=args.fd)), logs, metrics, entry, missing).run()
-    return 0
+    # The interpreter would take half a second to give torch back, and the stop of the server waits for it.
+    flush_outputs()
+    os._exit(0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -179,10 +179,13 @@ class WorkerPool:
 
     def on_template_lost(self, now: float) -> list[Action]:
         """The template's channel is closed: it is dead, and all its workers with it."""
-        stable = self._template_ready and now - self._template_ready_at >= TEMPLATE_STABLE_S
-        self._template_failures = 0 if stable else self._template_failures + 1
+        if self._template_ready:
+            # It was of use, and so will the next be: no loop, however often it is killed.
+            stable = now - self._template_ready_at >= TEMPLATE_STABLE_S
+            self._template_failures = 0 if stable else min(self._template_failures, 1)
+        self._template_failures += 1
         self._template_ready = False
-        delay = 0 if stable or self._template_failures == 1 else backoff_s(self._template_failures - 1)
+        delay = 0 if self._template_failures == 1 else backoff_s(self._template_failures - 1)
         self._template_deadline = now + delay
         logger.error("The worker template died; starting another in %d seconds.", delay)
         for worker in [each for each in self._workers.values() if each.phase in HAS_PROCESS]:

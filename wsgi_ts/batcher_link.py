@@ -18,10 +18,10 @@ from wsgi_ts.process import (
     INSTANCE_VARIABLE,
     Child,
     ProcessIdentity,
-    RestartBackoff,
     processes_mapping,
     python_command,
 )
+from wsgi_ts.restart_backoff import RestartBackoff
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ class BatcherLink:
         restart_at: monotonic time of the next start; infinity while it runs.
         lives: tells whether it has worked at least once.
         is_warm: its worker template was ready at least once.
+        came_up: this life has said that it serves.
     """
 
     def __init__(self, index: int, device: str, prefix: str) -> None:
@@ -56,6 +57,7 @@ class BatcherLink:
         self.restart_at = float("inf")
         self.lives = FirstLives(self.name)
         self.is_warm = False
+        self.came_up = False
         self._prefix = prefix
         self._backoff = RestartBackoff()
         self._outbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
@@ -147,10 +149,11 @@ class BatcherLink:
         self.channel = None
         self.segments = set()
         self._died_at = now
-        delay = self._backoff.on_death(now)
+        delay = self._backoff.on_death(now, came_up=self.came_up)
         self.restart_at = now + delay
+        self.came_up = False
         if self._backoff.is_looping:
-            log.error("%s dies again and again; the next start is in %g s", self.name, delay)
+            log.error("%s dies again and again before it is up; the next start is in %g s", self.name, delay)
         return reason
 
     def workers_are_gone(self, now: float) -> bool:

@@ -155,6 +155,7 @@ class BatcherTier:
     def _take(self, link: BatcherLink, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "started":
+            link.came_up = True
             log.info("%s started", link.name)
         elif kind == "template_ready":
             self._template_is_ready(link, event["missing"])

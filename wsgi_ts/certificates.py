@@ -25,7 +25,8 @@ from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from wsgi_ts.config import Config
-from wsgi_ts.tls import default_security_level, memory_file, server_context
+from wsgi_ts.memory_file import memory_file
+from wsgi_ts.tls import default_security_level, server_context
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ def _check_with_openssl(material: Material, source: str, level: int | None) -> N
 
 def _openssl_error(material: Material, level: int | None) -> ssl.SSLError | None:
     """Why OpenSSL does not serve it at a security level; None where it does."""
-    fd = memory_file(material.to_pem())
+    fd = memory_file("tls", material.to_pem())
     try:
         server_context(fd, level)
     except ssl.SSLError as error:

@@ -1,7 +1,7 @@
 """The command lines: `torchserve`, as TorchServe has it, and `wsgi-ts` with what TorchServe lacks.
 
-The launcher reads and checks the whole configuration, so that a mistake is reported where it was made, writes
-it as JSON for the server process and starts that. It imports nothing heavy: it has to be gone in a moment.
+The launcher reads and checks the whole configuration, so that a mistake is reported where it was made, and starts the
+server's guard (`guard`), or becomes it in the foreground. It imports nothing heavy: it has to be gone in a moment.
 """
 
 from __future__ import annotations
@@ -11,19 +11,25 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from wsgi_ts import TORCHSERVE_VERSION, __version__
 from wsgi_ts.config import Config, ConfigError, default_run_dir
 from wsgi_ts.config_sources import CommandLine, load_config
-from wsgi_ts.pid_file import SERVER_MODULE, PidFile, ServerHandle, parse_pid, recorded_pid
+from wsgi_ts.guard_protocol import FORWARDED
+from wsgi_ts.memory_file import memory_file
+from wsgi_ts.pid_file import (
+    GUARD_MODULE,
+    SERVER_MODULE,
+    PidFile,
+    ServerHandle,
+    parse_pid,
+    pid_file_path,
+    recorded_pid,
+)
 
-_PID_FILE = ".model_server.pid"
 _STOP_LIMIT_S = 60.0
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def torchserve(arguments: Sequence[str] | None = None) -> int:
@@ -67,11 +73,6 @@ def wsgi_ts(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
-
-
-def pid_file_path() -> Path:
-    """Where TorchServe keeps the pid of the server."""
-    return Path(tempfile.gettempdir()) / _PID_FILE
 
 
 def _add_start_flags(parser: argparse.ArgumentParser) -> None:
@@ -140,17 +141,15 @@ def _command_line(options: argparse.Namespace) -> CommandLine:
 
 
 def _start(command_line: CommandLine, *, wait: bool) -> int:
-    """Starts a server; with `wait` stays until it has exited, and returns its status."""
+    """Starts a server; with `wait` this process becomes its guard and does not return."""
     if command_line.run_dir is not None:
         # An instance beside the one that the pid file names; the server locks its run directory.
-        return _Launch(load_config(command_line, os.environ), wait).finish()
+        return _launch(load_config(command_line, os.environ), None, wait=wait)
     with PidFile(pid_file_path()) as pid_file:
         if _running_server(pid_file, default_run_dir()):
             print("TorchServe is already running, please use torchserve --stop to stop TorchServe.")
             return 1
-        launch = _Launch(load_config(command_line, os.environ), wait)
-        pid_file.write(launch.pid)
-    return launch.finish()
+        return _launch(load_config(command_line, os.environ), pid_file, wait=wait)
 
 
 def _running_server(pid_file: PidFile, run_dir: Path) -> bool:
@@ -166,70 +165,47 @@ def _running_server(pid_file: PidFile, run_dir: Path) -> bool:
     return False
 
 
-class _Launch:
-    """A server process just started; in the foreground, signals to the launcher go on to it."""
-
-    def __init__(self, config: Config, wait: bool) -> None:
-        self._wait = wait
-        self._early: list[int] = []
-        self._process: subprocess.Popen[bytes] | None = None
-        for warning in config.warnings:
-            print(f"Warning: {warning}", file=sys.stderr)
+def _launch(config: Config, pid_file: PidFile | None, *, wait: bool) -> int:
+    """Starts the server's guard, in the background or in the place of this process; the status is 0."""
+    for warning in config.warnings:
+        print(f"Warning: {warning}", file=sys.stderr)
+    # What was printed so far comes before what the server prints.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The configuration may hold passwords: it never lies in a file that has a name.
+    config_fd = memory_file("config", config.to_json().encode())
+    # A signal that comes too early waits until the guard can pass it on.
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {*FORWARDED, signal.SIGHUP})
+    try:
         if wait:
-            for signum in _FORWARDED:
-                # One that is ignored (nohup, a shell's background job) stays so.
-                if signal.getsignal(signum) is not signal.SIG_IGN:
-                    signal.signal(signum, self._forward)
-        # What was printed so far comes before what the server prints.
-        sys.stdout.flush()
-        self._process = _spawn_server(config)
-        self.pid = self._process.pid
-        for early in self._early:
-            self._process.send_signal(early)
-
-    def finish(self) -> int:
-        """The launcher's exit status: at once 0, or in the foreground the server's when it has exited."""
-        if not self._wait or self._process is None:
-            return 0
-        status = self._process.wait()
-        # A shell's convention for a process that a signal has ended.
-        return status if status >= 0 else 128 - status
-
-    def _forward(self, signum: int, _frame: FrameType | None) -> None:
-        # A terminal that is closed (SIGHUP) wants the server to stop.
-        wanted = int(signal.SIGTERM) if signum == signal.SIGHUP else signum
-        if self._process is None:
-            self._early.append(wanted)
-        else:
-            self._process.send_signal(wanted)
-
-
-def _spawn_server(config: Config) -> subprocess.Popen[bytes]:
-    """Starts the server process with the configuration in a private file, which the server takes over."""
-    try:
-        fd, path = tempfile.mkstemp(prefix="wsgi-ts-config-", suffix=".json", dir=config.temp_dir)
-    except OSError as error:
-        reason = f"directory for temporary files {config.temp_dir}: cannot be written: {error.strerror}"
-        raise ConfigError(f"{reason}; change its permissions, or set TEMP to another") from None
-    try:
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(config.to_json())
-        return subprocess.Popen(
-            [
-                *_python_command(),
-                "-m",
-                SERVER_MODULE,
-                "--config-json",
-                path,
-                "--run-dir",
-                str(config.run_dir),
-            ],
+            flags = ["--foreground"]
+            if pid_file is not None:
+                pid_file.write(os.getpid())
+                flags += ["--pid-file-fd", str(pid_file.hand_down())]
+            os.set_inheritable(config_fd, True)
+            command = _guard_command(config, config_fd, flags)
+            os.execv(command[0], command)
+        process = subprocess.Popen(
+            _guard_command(config, config_fd, []),
             stdin=subprocess.DEVNULL,
+            pass_fds=(config_fd,),
             start_new_session=True,
         )
-    except BaseException:
-        os.unlink(path)
-        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        os.close(config_fd)
+    if pid_file is not None:
+        pid_file.write(process.pid)
+    return 0
+
+
+def _guard_command(config: Config, config_fd: int, flags: Sequence[str]) -> list[str]:
+    arguments = ["--config-fd", str(config_fd), "--run-dir", str(config.run_dir), *flags]
+    return [*_python_command(), "-m", GUARD_MODULE, *arguments, "--", *_supervisor_command()]
+
+
+def _supervisor_command() -> list[str]:
+    return [*_python_command(), "-m", SERVER_MODULE]
 
 
 def _python_command() -> list[str]:

@@ -1,6 +1,7 @@
 """The listening sockets: bound once by the supervisor, handed down to gunicorn by descriptor (gRPC's only held).
 
-So a gunicorn that is started again refuses nobody, and a port that is taken is an error before anything runs.
+So a gunicorn that is started again refuses nobody, and a port that is taken is an error before anything runs. The guard
+keeps them, too, under the names that `kept_as` gives: nor does a supervisor that is started again refuse anybody.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import errno
 import os
 import socket
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from wsgi_ts.address import Address
@@ -33,6 +35,11 @@ class BoundListener:
     sock: socket.socket
 
     @property
+    def kept_as(self) -> str:
+        """Its name among what the guard keeps."""
+        return kept_name(self.kinds, self.address)
+
+    @property
     def argument(self) -> str:
         """Its form on gunicorn's command line."""
         return f"{'+'.join(self.kinds)}={self.sock.fileno()}"
@@ -51,8 +58,17 @@ class BoundListener:
                 os.unlink(self.address.path)
 
 
-def bind_all(config: Config) -> list[BoundListener]:
+def kept_name(kinds: tuple[str, ...], address: Address) -> str:
+    """What the guard keeps the socket of an address under; the same when the kernel has chosen the port."""
+    return f"{address.scheme} {'+'.join(kinds)}"
+
+
+def bind_all(config: Config, kept: Mapping[str, int]) -> list[BoundListener]:
     """Binds the addresses of all APIs; inference comes first.
+
+    Args:
+        config: the configuration.
+        kept: descriptors of sockets that an earlier supervisor has bound, by `kept_as`.
 
     Raises:
         BindError: one cannot be bound; none stays bound then.
@@ -64,18 +80,23 @@ def bind_all(config: Config) -> list[BoundListener]:
     with contextlib.ExitStack() as on_error:
         for address, kinds in kinds_of.items():
             key = f"{kinds[0]}_address"
-            listener = BoundListener(tuple(kinds), address, _bind(address, key, key))
+            sock = _kept_socket(tuple(kinds), address, kept) or _bind(address, key, key)
+            listener = BoundListener(tuple(kinds), address, sock)
             on_error.callback(listener.close)
             bound.append(listener)
         on_error.pop_all()
     return bound
 
 
-def hold_grpc_ports(config: Config) -> list[BoundListener]:
+def hold_grpc_ports(config: Config, kept: Mapping[str, int]) -> list[BoundListener]:
     """Binds the ports of the gRPC APIs without listening; inference comes first.
 
     gRPC cannot take a socket over: its process binds the port once more, beside this socket, which keeps everybody else
     away, also while that process is being started again.
+
+    Args:
+        config: the configuration.
+        kept: see `bind_all`.
 
     Raises:
         BindError: one cannot be bound; none stays bound then.
@@ -83,7 +104,9 @@ def hold_grpc_ports(config: Config) -> list[BoundListener]:
     held: list[BoundListener] = []
     with contextlib.ExitStack() as on_error:
         for kind, address in config.grpc_addresses.items():
-            sock = _bind(address, f"grpc_{kind}_address", f"grpc_{kind}_port", listen=False)
+            sock = _kept_socket((kind,), address, kept) or _bind(
+                address, f"grpc_{kind}_address", f"grpc_{kind}_port", listen=False
+            )
             # From now on only a socket with SO_REUSEPORT, of the same user, is let in.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -92,6 +115,13 @@ def hold_grpc_ports(config: Config) -> list[BoundListener]:
             held.append(listener)
         on_error.pop_all()
     return held
+
+
+def _kept_socket(kinds: tuple[str, ...], address: Address, kept: Mapping[str, int]) -> socket.socket | None:
+    fd = kept.get(kept_name(kinds, address), -1)
+    # A Unix socket without its name can be reached by nobody.
+    is_lost = address.scheme == "unix" and not os.path.exists(address.path)
+    return None if fd < 0 or is_lost else socket.socket(fileno=fd)
 
 
 def bind_problem(address: Address, address_key: str, port_key: str) -> str | None:

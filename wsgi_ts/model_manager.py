@@ -348,7 +348,7 @@ class ModelManager:
             model, wanted = self._preparer.prepare(
                 directory, arguments, handler=handler, runtime=runtime, recorded=recorded
             )
-            model.loaded_at_startup = arguments is None and recorded is None
+            model.loaded_at_startup = recorded.at_startup if recorded is not None else arguments is None
             self._registry.add(model)
         except BaseException:
             if model is not None:

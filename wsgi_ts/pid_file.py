@@ -10,20 +10,48 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import logging
 import os
 import signal
+import tempfile
 from pathlib import Path
 from types import TracebackType
 
 from wsgi_ts.config import ConfigError
 from wsgi_ts.process import boot_id, start_time
 
+GUARD_MODULE = "wsgi_ts.guard"
 SERVER_MODULE = "wsgi_ts.server"
-#: What marks a server in a command line: ours, and TorchServe's own, which uses the same pid file.
-SERVER_MARKS = (SERVER_MODULE, "org.pytorch.serve.ModelServer")
+#: What marks a server in a command line: a guard, a server of a version that had none, and TorchServe's own, which uses
+#: the same pid file.
+SERVER_MARKS = (GUARD_MODULE, SERVER_MODULE, "org.pytorch.serve.ModelServer")
+_PID_FILE = ".model_server.pid"
 #: Linux gives no higher pid.
 _MAX_PID = 2**22
 _OPEN_FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+log = logging.getLogger(__name__)
+
+
+def pid_file_path() -> Path:
+    """Where TorchServe keeps the pid of the server."""
+    return Path(tempfile.gettempdir()) / _PID_FILE
+
+
+def remove_pid_file(pid: int) -> None:
+    """Removes the pid file if it names the process `pid`."""
+    path = pid_file_path()
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            ours = file.read(64).strip() == str(pid).encode()
+        if ours:
+            path.unlink()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.warning("pid file %s: %s", path, error)
 
 
 def read_record(run_dir: Path) -> dict[str, object]:
@@ -146,6 +174,11 @@ class PidFile:
         """Puts a pid in the place of what the file said."""
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, str(pid).encode(), 0)
+
+    def hand_down(self) -> int:
+        """The locked file's descriptor, for a program that this process becomes: it closes it when it is known."""
+        os.set_inheritable(self._fd, True)
+        return self._fd
 
     def clear(self) -> None:
         """Empties the file; it is removed at the end of the block."""

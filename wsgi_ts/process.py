@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -331,33 +330,3 @@ def python_command(module: str, *arguments: str) -> list[str]:
     in_source_tree = Path(__file__).resolve().parent.parent == Path.cwd()
     safe = sys.version_info >= (3, 11) and not in_source_tree
     return [sys.executable, *(["-P"] if safe else []), "-m", module, *arguments]
-
-
-class RestartBackoff:
-    """How long to wait before a child that has died is started again; never gives up.
-
-    The first deaths of a minute cost up to a second each; from the fifth on it is a loop, and slows down.
-    """
-
-    _FIRST_DELAYS_S = (0.0, 0.1, 0.3, 1.0)
-    _WINDOW_S = 60.0
-    _LONGEST_S = 30.0
-
-    def __init__(self) -> None:
-        """Nothing has died yet."""
-        self._deaths: deque[float] = deque()
-
-    def on_death(self, now: float) -> float:
-        """Counts a death at the monotonic time `now`; returns the seconds until the next start."""
-        while self._deaths and now - self._deaths[0] > self._WINDOW_S:
-            self._deaths.popleft()
-        self._deaths.append(now)
-        recent = len(self._deaths)
-        if recent <= len(self._FIRST_DELAYS_S):
-            return self._FIRST_DELAYS_S[recent - 1]
-        return float(min(self._LONGEST_S, 5.0 * 2 ** min(recent - len(self._FIRST_DELAYS_S) - 1, 3)))
-
-    @property
-    def is_looping(self) -> bool:
-        """Whether it has died so often that something is wrong with it."""
-        return len(self._deaths) > len(self._FIRST_DELAYS_S)

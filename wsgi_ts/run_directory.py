@@ -1,5 +1,6 @@
 """The run directory: one per running instance, locked for its life, with a record of all that it makes.
 
+The supervisor takes the lock and its guard keeps it: it is held as long as one of them lives.
 `record.json` names the start of every shared-memory name and every child, and is written before they exist.
 Whoever locks the directory next finds there what a killed instance has left, and removes that and no more.
 """
@@ -41,9 +42,9 @@ class AlreadyRunning(RunDirectoryError):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What an instance has written down of itself."""
+    """What an instance has written down of itself; `owner` is the process that a user starts and stops."""
 
-    supervisor: ProcessIdentity | None
+    owner: ProcessIdentity | None
     boot: str
     prefix: str | None
     children: tuple[ProcessIdentity, ...]
@@ -64,7 +65,7 @@ class Record:
         children = fields.get("children")
         found = [_identity(child) for child in children] if isinstance(children, list) else []
         return cls(
-            supervisor=_identity(fields),
+            owner=_identity(fields),
             boot=str(fields.get("boot_id")),
             prefix=prefix if isinstance(prefix, str) and _PREFIX.fullmatch(prefix) else None,
             children=tuple(identity for identity in found if identity is not None),
@@ -79,24 +80,34 @@ class RunDirectory:
         prefix: what the names of all shared memory and semaphores of this instance start with.
     """
 
-    def __init__(self, path: Path, lock_fd: int) -> None:
+    def __init__(self, path: Path, lock_fd: int, owner_pid: int | None = None) -> None:
         """Takes over a lock that is held; use `acquire`."""
         self.path = path
         self.prefix = f"wsgi-ts-{secrets.token_hex(16)}"
-        self._lock_fd = lock_fd
+        self.lock_fd = lock_fd
+        self._owner_pid = owner_pid or os.getpid()
         self._children: dict[int, tuple[ProcessIdentity, str]] = {}
+        own = ProcessIdentity.of(os.getpid())
+        if owner_pid is not None and own is not None:
+            self._children[own.pid] = own, "supervisor"
 
     @classmethod
-    def acquire(cls, path: Path) -> RunDirectory:
+    def acquire(cls, path: Path, *, lock_fd: int | None = None, owner_pid: int | None = None) -> RunDirectory:
         """Makes and locks the directory, removes what a dead instance left there, and writes the new record.
+
+        Args:
+            path: the directory.
+            lock_fd: the lock, where the guard holds it since an earlier supervisor took it.
+            owner_pid: the guard; None: there is none.
 
         Raises:
             AlreadyRunning: another instance holds it.
             RunDirectoryError: it cannot be made or is not ours, or a process of the last instance lives on.
         """
         _make_private(path)
-        fd = _lock(path)
-        directory = cls(path, fd)
+        held = lock_fd is not None and is_lock_of(path, lock_fd)
+        fd = lock_fd if held and lock_fd is not None else _lock(path)
+        directory = cls(path, fd, owner_pid)
         try:
             directory._remove_leftovers()
             directory.models.mkdir(mode=0o700)
@@ -149,26 +160,54 @@ class RunDirectory:
         if self._children.pop(pid, None) is not None:
             self._update_record()
 
-    def release(self) -> None:
-        """Removes all shared-memory names of the instance and all in the directory, and unlocks it."""
+    @classmethod
+    def clear(cls, path: Path, lock_fd: int, owner_pid: int, *, for_good: bool) -> None:
+        """Removes what a dead supervisor has left, on behalf of its guard.
+
+        Args:
+            path: the directory.
+            lock_fd: its lock.
+            owner_pid: the guard.
+            for_good: also the directory itself; else its record names the guard, until another supervisor comes.
+
+        Raises:
+            RunDirectoryError: a process of the dead instance cannot be ended.
+            OSError: something cannot be removed.
+        """
+        directory = cls(path, lock_fd, owner_pid)
+        directory._remove_leftovers()
+        directory.release(for_good=for_good)
+
+    def release(self, *, for_good: bool = True) -> None:
+        """Removes all shared-memory names of the instance and all in the directory, and unlocks it.
+
+        Args:
+            for_good: False: the guard goes on, so that the lock stays, and a record that names it.
+        """
         unlink_prefix(self.prefix)
         self._remove_files()
+        if not for_good:
+            self.prefix = ""
+            self._children.clear()
+            self._write_record()
+            return
         # Still locked: whoever waits for this very file finds, once it has the lock, that it has no name.
         (self.path / "lock").unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
-        os.close(self._lock_fd)
+        os.close(self.lock_fd)
 
     def _remove_leftovers(self) -> None:
         record = Record.read(self.path / "record.json")
         if record is not None:
             if record.boot == boot_id():
                 self._end_processes(record)
-            removed = unlink_prefix(record.prefix) if record.prefix else []
-            log.info(
-                "Removed what an instance that did not stop properly has left: %d shared-memory names",
-                len(removed),
-            )
+            if record.prefix:
+                removed = unlink_prefix(record.prefix)
+                log.info(
+                    "Removed what an instance that did not stop properly has left: %d shared-memory names",
+                    len(removed),
+                )
         self._remove_files()
 
     def _end_processes(self, record: Record) -> None:
@@ -202,10 +241,10 @@ class RunDirectory:
             log.warning("%s cannot be written: %s", self.path / "record.json", error.strerror)
 
     def _write_record(self) -> None:
-        own = ProcessIdentity.of(os.getpid())
+        owner = ProcessIdentity.of(self._owner_pid)
         record: dict[str, Any] = {
-            "pid": os.getpid(),
-            "start_time": own.start_time if own is not None else 0,
+            "pid": self._owner_pid,
+            "start_time": owner.start_time if owner is not None else 0,
             "boot_id": boot_id(),
             "prefix": self.prefix,
             "children": [
@@ -239,6 +278,13 @@ def _make_private(path: Path) -> None:
     path.chmod(0o700)
 
 
+def is_lock_of(path: Path, fd: int) -> bool:
+    """Whether a descriptor is that of a run directory's lock file."""
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(path / "lock"), os.fstat(fd))
+    return False
+
+
 def _lock(path: Path) -> int:
     lock = path / "lock"
     while True:
@@ -248,13 +294,12 @@ def _lock(path: Path) -> int:
         except BlockingIOError:
             os.close(fd)
             record = Record.read(path / "record.json")
-            pid = record.supervisor.pid if record is not None and record.supervisor is not None else "unknown"
+            pid = record.owner.pid if record is not None and record.owner is not None else "unknown"
             raise AlreadyRunning(
                 f"already running, pid {pid} (run directory {path}); stop it, or start with another --run-dir"
             ) from None
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(lock), os.fstat(fd)):
-                return fd
+        if is_lock_of(path, fd):
+            return fd
         # An instance that was stopping removed the file between our open and our lock.
         os.close(fd)
 

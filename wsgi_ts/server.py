@@ -29,25 +29,28 @@ from wsgi_ts.config_dump import configuration_lines
 from wsgi_ts.control_operations import ControlOperations
 from wsgi_ts.control_server import ControlServer
 from wsgi_ts.gpu.devices import gpu_count
+from wsgi_ts.guard_link import GuardLink
+from wsgi_ts.guard_protocol import FORWARDED, LOCK, MODELS
 from wsgi_ts.listeners import BindError, bind_all, hold_grpc_ports
 from wsgi_ts.log import LogFiles
 from wsgi_ts.log_plan import LogPlan
 from wsgi_ts.log_text import safe_text
 from wsgi_ts.main_loop import MainLoop
+from wsgi_ts.memory_file import read_memory_file
 from wsgi_ts.metrics.keeper import MetricsKeeper
 from wsgi_ts.model_manager import ModelManager
-from wsgi_ts.process import Child, enable_fault_traces
+from wsgi_ts.pid_file import remove_pid_file
+from wsgi_ts.process import Child, die_with_parent, enable_fault_traces
 from wsgi_ts.publisher import Publisher
 from wsgi_ts.registry import ModelVersion, Registry
 from wsgi_ts.run_directory import RunDirectory, RunDirectoryError
-from wsgi_ts.snapshots import RecordedModel, SnapshotError, SnapshotWriter, recorded_models
+from wsgi_ts.snapshots import SnapshotError, SnapshotWriter
 from wsgi_ts.start_checks import (
     StartError,
     check_interpreter,
     check_model_store,
     check_run_directory,
     check_shared_memory,
-    remove_pid_file,
     warn_of_any_url,
 )
 from wsgi_ts.start_steps import (
@@ -58,7 +61,7 @@ from wsgi_ts.start_steps import (
     start_log_rotation,
     write_for_children,
 )
-from wsgi_ts.startup_models import StartupModels
+from wsgi_ts.startup_models import ModelsToStart, StartupModels, models_to_start
 from wsgi_ts.web_tier import WebProcess, WebTier
 
 # Not __name__: this module is run as __main__.
@@ -78,16 +81,20 @@ _IGNORED_SIGNALS = (signal.SIGHUP, signal.SIGALRM, signal.SIGWINCH, signal.SIGTT
 class Supervisor:
     """One instance from start to stop: `run` is all of its life."""
 
-    def __init__(self, config: Config, run_dir: Path, log_plan: LogPlan, log_files: LogFiles) -> None:
+    def __init__(
+        self, config: Config, guard: GuardLink, run_dir: Path, log_plan: LogPlan, log_files: LogFiles
+    ) -> None:
         """Makes nothing yet.
 
         Args:
             config: the configuration.
+            guard: the process that has started this one, and starts the next when it dies.
             run_dir: the run directory.
             log_plan: how the instance logs.
             log_files: the open log files.
         """
         self._config = config
+        self._guard = guard
         self._run_dir_path = run_dir
         self._log_plan = log_plan
         self._log_files = log_files
@@ -96,6 +103,7 @@ class Supervisor:
         self._stop_requests = 0
         self._next_look = 0.0
         self._models_registered = False
+        self._came_up = False
         self._announced = False
         self._exit_code = 0
         self._failure = ""
@@ -116,7 +124,8 @@ class Supervisor:
             if self._failure:
                 raise StartError(self._failure)
             self._drain()
-        remove_pid_file()
+        if not self._exit_code:
+            remove_pid_file(self._guard.pid or os.getpid())
         log.info("Torchserve stopped.")
         return self._exit_code
 
@@ -129,11 +138,14 @@ class Supervisor:
         self._install_signals()
         check_run_directory(self._run_dir_path)
         try:
-            recorded = recorded_models(config)
+            models = models_to_start(config, self._guard.kept_json(MODELS))
         except SnapshotError as error:
             raise StartError(str(error)) from error
-        self._dir = RunDirectory.acquire(self._run_dir_path)
-        stack.callback(self._dir.release)
+        self._dir = RunDirectory.acquire(
+            self._run_dir_path, lock_fd=self._guard.kept.get(LOCK), owner_pid=self._guard.pid
+        )
+        self._guard.keep(LOCK, self._dir.lock_fd)
+        stack.callback(lambda: self._dir.release(for_good=not self._is_followed))
         gpus = gpu_count(config.number_of_gpu)
         for line in configuration_lines(config, gpus):
             log.info("%s", line)
@@ -144,10 +156,12 @@ class Supervisor:
         check_model_store(config)
         check_interpreter(config)
         warn_of_any_url(config)
-        self._listeners = bind_all(config)
+        self._listeners = bind_all(config, self._guard.kept)
         stack.callback(self._close_listeners)
-        self._grpc_ports = hold_grpc_ports(config)
+        self._grpc_ports = hold_grpc_ports(config, self._guard.kept)
         stack.callback(self._release_grpc_ports)
+        for listener in (*self._listeners, *self._grpc_ports):
+            self._guard.keep(listener.kept_as, listener.sock.fileno())
         tls_fd = open_certificates(config, stack)
         write_for_children(config, self._log_plan, self._dir)
         self._board = make_board(self._dir.prefix, len(devices), stack)
@@ -156,16 +170,18 @@ class Supervisor:
         )
         self._publisher = Publisher(self._registry, self._board, self._dir)
         self._publisher.routes()
-        self._keys = make_keys(config, self._publisher.tokens, stack)
+        self._keys = make_keys(config, self._publisher.tokens, self._guard, stack)
         self._put_together(devices, tls_fd)
-        self._start_all(recorded, stack)
+        self._start_all(models, stack)
 
     def _put_together(self, devices: Sequence[str], tls_fd: int) -> None:
         """Makes the parts that serve, of which nothing runs yet."""
         config = self._config
         gpus = len(devices) - 1
         self._metrics = MetricsKeeper(config, self._board, self._registry, self._log_files, gpus)
-        self._snapshots = SnapshotWriter(config, self._registry)
+        self._snapshots = SnapshotWriter(
+            config, self._registry, lambda models: self._guard.keep_json(MODELS, models)
+        )
         self._manager = ModelManager(
             config,
             self._registry,
@@ -211,7 +227,7 @@ class Supervisor:
         )
         self._control = ControlServer(self._dir.control_socket, operations.table())
 
-    def _start_all(self, recorded: Sequence[RecordedModel], stack: contextlib.ExitStack) -> None:
+    def _start_all(self, first: ModelsToStart, stack: contextlib.ExitStack) -> None:
         """Starts threads and processes, and the registering of the models."""
         try:
             self._control.start()
@@ -226,7 +242,7 @@ class Supervisor:
             self._web.start()
         except (OSError, RuntimeError) as error:
             raise StartError(f"a process or thread cannot be started: {error}") from error
-        models = StartupModels(self._config, recorded, self._registry, self._manager, self._snapshots)
+        models = StartupModels(self._config, first, self._registry, self._manager, self._snapshots)
         threading.Thread(
             target=models.register,
             args=(lambda: self._loop.post(self._on_models_registered),),
@@ -243,6 +259,8 @@ class Supervisor:
         signal.signal(signal.SIGUSR2, lambda *_: self._loop.post(self._dump_state))
         for number in (*_IGNORED_SIGNALS, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1)):
             signal.signal(number, _ignore)
+        # The guard has them wait until now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
 
     def _on_models_registered(self) -> None:
         self._models_registered = True
@@ -250,6 +268,9 @@ class Supervisor:
 
     def _announce(self) -> None:
         """Says that the server has started, once, when it takes requests and its models are registered."""
+        if self._web.is_ready and not self._came_up:
+            self._came_up = True
+            self._guard.say_came_up()
         if self._announced or not self._models_registered or not self._web.is_ready:
             return
         # What is to be imported once for all workers is a part of the start; what takes its time otherwise is not.
@@ -321,10 +342,15 @@ class Supervisor:
                 **{"+".join(each.kinds): str(each.address) for each in self._listeners},
                 **{f"gRPC {each.kinds[0]}": str(each.address) for each in self._grpc_ports},
             },
-            "processes": [each.describe() for each in self._running()],
+            "processes": [*self._own_rows(), *(each.describe() for each in self._running())],
             "segments": self._batchers.segments.describe(),
             **self._manager.status(),
         }
+
+    def _own_rows(self) -> list[dict[str, Any]]:
+        own = {"role": "supervisor", "pid": os.getpid(), "state": "running", "starts": self._guard.life}
+        guard = {"role": "guard", "pid": self._guard.pid, "state": "running", "starts": 1}
+        return [guard, own] if self._guard.pid is not None else [own]
 
     # Stop
 
@@ -332,6 +358,12 @@ class Supervisor:
         """Ends the instance, since one of its processes has never worked and never will."""
         self._failure = self._failure or reason
         self._request_stop(1)
+
+    @property
+    def _is_followed(self) -> bool:
+        """Whether the guard starts another supervisor when this one ends now."""
+        asked_for = bool(self._stop_requests) and not self._exit_code
+        return self._guard.pid is not None and not asked_for and (self._came_up or self._guard.life > 1)
 
     def _request_stop(self, count: int) -> None:
         self._stop_requests += count
@@ -343,7 +375,12 @@ class Supervisor:
             self._registry.draining = True
             self._publisher.routes()
             self._registry.changed.notify_all()
-        self._close_listeners()
+        if not self._is_followed:
+            # Those who come from now on are refused, by the guard's copies of the sockets, too.
+            for listener in (*self._listeners, *self._grpc_ports):
+                self._guard.drop(listener.kept_as)
+            self._guard.say_stopping()
+            self._close_listeners()
         self._web.stop()
         limit_s = self._config.graceful_timeout + _WEB_MARGIN_S
         self._wait_for(self._web.processes, limit_s, lambda child: child.send_signal(signal.SIGQUIT))
@@ -407,20 +444,33 @@ def _ignore(number: int, frame: Any) -> None:
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m wsgi_ts.server", description=__doc__)
-    parser.add_argument("--config-json", type=Path, required=True, help="read once, then removed")
-    parser.add_argument("--run-dir", type=Path, help="default: the one in the configuration")
+    add = parser.add_argument
+    add("--config-fd", type=int, required=True, help="a file in memory with the configuration")
+    add("--run-dir", type=Path, help="default: the one in the configuration")
+    add("--guard-fd", type=int, default=-1, help="socket to the guard, which gives this and what follows")
+    add("--guard-pid", type=int)
+    add("--life", type=int, default=1, help="how many supervisors it has started")
+    add("--last-end", default="", help="how the last one ended")
+    add("--kept", type=_kept, action="append", default=[], help="what earlier ones had it keep: NAME=FD")
     return parser.parse_args(arguments)
+
+
+def _kept(text: str) -> tuple[str, int]:
+    name, _, fd = text.rpartition("=")
+    return name, int(fd)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one instance; returns its exit code."""
     enable_fault_traces()
     options = _parse_arguments(arguments)
+    die_with_parent(options.guard_pid)
+    os.set_inheritable(options.config_fd, False)
+    guard = GuardLink(options.guard_fd, options.guard_pid, options.life, dict(options.kept))
     try:
-        config = Config.from_json(options.config_json.read_text(encoding="utf-8"))
-        options.config_json.unlink()
+        config = Config.from_json(read_memory_file(options.config_fd).decode())
     except (OSError, ConfigError) as error:
-        print(f"{options.config_json}: {error}", file=sys.stderr)
+        print(f"the configuration as the launcher has written it: {error}", file=sys.stderr)
         return 1
     try:
         log_plan, log_files = open_logs(config)
@@ -428,7 +478,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr, flush=True)
         return 1
     try:
-        return Supervisor(config, options.run_dir or config.run_dir, log_plan, log_files).run()
+        if options.life > 1:
+            log.warning("Supervisor %d of this server; the one before has ended: %s", options.life, options.last_end)
+        return Supervisor(config, guard, options.run_dir or config.run_dir, log_plan, log_files).run()
     except (StartError, RunDirectoryError, BindError) as error:
         log.error("%s", error)
         print(safe_text(str(error)), file=sys.stderr, flush=True)

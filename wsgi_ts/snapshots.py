@@ -36,9 +36,15 @@ KEPT_FILES = 100
 
 Occasion = Literal["startup", "snapshot", "shutdown"]
 _FILE_NAME = re.compile(r"([0-9]{17})-(startup|snapshot|shutdown)\.cfg")
+_AT_STARTUP = "atStartup"
 _STAMP = "%Y%m%d%H%M%S%f"
 #: What only our snapshots say of a model.
-_OURS: Mapping[str, Callable[[Any], Any]] = {"directory": to_text, "handler": to_text, "downloaded": to_boolean}
+_OURS: Mapping[str, Callable[[Any], Any]] = {
+    "directory": to_text,
+    "handler": to_text,
+    "downloaded": to_boolean,
+    _AT_STARTUP: to_boolean,
+}
 #: Numbers of a recorded model: JSON key, field, least value.
 _NUMBERS = (
     ("minWorkers", "min_workers", 0),
@@ -71,6 +77,7 @@ class RecordedModel:
         downloaded: whether the archive was fetched for it, and goes with it when it is unregistered.
         handler: the handler that was given in place of the manifest's.
         runtime: `python` or `python3`.
+        at_startup: the configuration named it; only in the record that the guard keeps.
         min_workers: wanted workers; then the other numbers, delays in milliseconds and time-outs in seconds.
     """
 
@@ -82,6 +89,7 @@ class RecordedModel:
     downloaded: bool = False
     handler: str | None = None
     runtime: str | None = None
+    at_startup: bool = False
     min_workers: int | None = None
     max_workers: int | None = None
     batch_size: int | None = None
@@ -145,6 +153,7 @@ class RecordedModel:
             downloaded=ours.get("downloaded", False),
             handler=ours.get("handler"),
             runtime=known_runtime(entry.get("runtimeType")),
+            at_startup=ours.get(_AT_STARTUP, False),
             # TorchServe records numbers as they were given, such as a delay of -10000 ms for "do not wait".
             **{field: max(least, entry[key]) for key, field, least in _NUMBERS if key in entry},
         )
@@ -171,7 +180,7 @@ def recorded_models(config: Config) -> list[RecordedModel]:
             raise SnapshotError(f"{file}: a snapshot without the key model_snapshot; remove it, or start with --ncs")
         return []
     try:
-        found = _parse(snapshot)
+        found = parse_models(snapshot)
     except ValueError as error:
         raise SnapshotError(f"InvalidSnapshotException: {config.config_file}: model_snapshot: {error}") from None
     for model in found:
@@ -184,7 +193,12 @@ def recorded_models(config: Config) -> list[RecordedModel]:
     return found
 
 
-def _parse(snapshot: Mapping[str, Any]) -> list[RecordedModel]:
+def parse_models(snapshot: Mapping[str, Any]) -> list[RecordedModel]:
+    """The models of a snapshot, or of the record that the guard keeps.
+
+    Raises:
+        ValueError: something in it makes no sense.
+    """
     models = snapshot.get("models", {})
     if not isinstance(models, dict):
         raise ValueError("models is not an object")
@@ -206,14 +220,18 @@ def _is_in_store(path: Path, model_store: Path | None) -> bool:
 
 
 class SnapshotWriter:
-    """Writes the snapshots of one instance; each call may come from another thread."""
+    """Writes the snapshots of one instance, and what its guard knows of it; each call may come from another thread."""
 
-    def __init__(self, config: Config, registry: Registry) -> None:
+    def __init__(
+        self, config: Config, registry: Registry, remember: Callable[[dict[str, Any]], None] = lambda models: None
+    ) -> None:
         """Writes nothing yet.
 
         Args:
-            config: the configuration; with `no_config_snapshots` nothing is ever written.
+            config: the configuration; with `no_config_snapshots` no file is ever written.
             registry: the models.
+            remember: called with the models after each change, with and without snapshots: a supervisor that follows
+                this one has to go on with them. `started` there tells whether all models of the start are among them.
         """
         self._config = config
         self._registry = registry
@@ -221,13 +239,23 @@ class SnapshotWriter:
         self._lock = threading.Lock()
         self._enabled = False
         self._not_restored: dict[tuple[str, str], RecordedModel] = {}
+        self._remember = remember
+        self._started = False
 
     def keep(self, model: RecordedModel) -> None:
-        """Has a model that could not be restored stay in the snapshots, until it is registered."""
-        self._not_restored[model.name, model.version] = model
+        """Has a model that is not restored (yet) stay in the snapshots, until it is registered."""
+        with self._lock:
+            self._not_restored[model.name, model.version] = model
+
+    def restored(self, model: RecordedModel) -> None:
+        """A model was restored: whether it is in the snapshots is from now on the registry's affair."""
+        with self._lock:
+            self._not_restored.pop((model.name, model.version), None)
 
     def start(self) -> None:
         """Writes the startup snapshot; from now on operations are recorded, unless this very file cannot be written."""
+        self._started = True
+        self._tell_guard()
         if self._config.no_config_snapshots:
             return
         try:
@@ -251,6 +279,7 @@ class SnapshotWriter:
         Raises:
             SnapshotNotWritten: the disk is full, or its like.
         """
+        self._tell_guard()
         if not self._enabled:
             return
         try:
@@ -269,6 +298,16 @@ class SnapshotWriter:
             self._write("shutdown")
         except OSError as error:
             log.error("The shutdown snapshot cannot be written: %s: %s", self._directory, error.strerror)
+
+    def _tell_guard(self) -> None:
+        with self._lock:
+            models, _ = self._models()
+            with self._registry.changed:
+                at_startup = [each for each in self._registry.all_versions() if each.loaded_at_startup]
+            for each in at_startup:
+                if each.version in models.get(each.name, {}):
+                    models[each.name][each.version][_AT_STARTUP] = True
+            self._remember({"models": models, "started": self._started})
 
     def _write(self, occasion: Occasion) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""What the supervisor checks before it starts anything, and the launcher's pid file, which it removes at its end."""
+"""What the supervisor checks before it starts anything."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import wsgi_ts
@@ -18,7 +17,6 @@ from wsgi_ts.model_preparation import interpreter
 
 log = logging.getLogger(__name__)
 
-_PID_FILE = ".model_server.pid"
 #: How long another interpreter may take to import what a model worker needs, in seconds.
 _INTERPRETER_LIMIT_S = 120.0
 #: Half of what a process can address: segments of web workers that have died are there for a moment longer.
@@ -134,18 +132,3 @@ def warn_of_any_url(config: Config) -> None:
             "Models can be registered from any URL: allowed_urls is not set. Set it to the addresses that you trust, "
             "for example https://models\\.example\\.org/.*"
         )
-
-
-def remove_pid_file() -> None:
-    """Removes the launcher's pid file if it names this process."""
-    path = Path(tempfile.gettempdir()) / _PID_FILE
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file:
-            ours = file.read(64).strip() == str(os.getpid()).encode()
-        if ours:
-            path.unlink()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        log.warning("pid file %s: %s", path, error)

@@ -17,13 +17,15 @@ from wsgi_ts.batcher.board import Board, batcher_bell_name
 from wsgi_ts.batcher.doorbell import Doorbell
 from wsgi_ts.batcher.shared_memory import SharedMemoryFull
 from wsgi_ts.config import Config
+from wsgi_ts.guard_link import GuardLink
+from wsgi_ts.guard_protocol import TOKENS
 from wsgi_ts.log import LogFiles, setup_logging
 from wsgi_ts.log_config import LogConfigError, load_plan
 from wsgi_ts.log_plan import LogPlan
 from wsgi_ts.log_rotation import LogRotation
+from wsgi_ts.memory_file import memory_file
 from wsgi_ts.run_directory import RunDirectory
 from wsgi_ts.start_checks import StartError
-from wsgi_ts.tls import memory_file
 from wsgi_ts.tokens import KeyFileError, KeyRing
 
 log = logging.getLogger(__name__)
@@ -83,19 +85,22 @@ def open_certificates(config: Config, stack: ExitStack) -> int:
     from wsgi_ts.certificates import CertificateError, load_material
 
     try:
-        fd = memory_file(load_material(config).to_pem())
+        fd = memory_file("tls", load_material(config).to_pem())
     except CertificateError as error:
         raise StartError(str(error)) from error
     stack.callback(os.close, fd)
     return fd
 
 
-def make_keys(config: Config, publish: Callable[[dict[str, Any]], None], stack: ExitStack) -> KeyRing | None:
+def make_keys(
+    config: Config, publish: Callable[[dict[str, Any]], None], guard: GuardLink, stack: ExitStack
+) -> KeyRing | None:
     """Makes the tokens and the file that clients take them from; None where requests need no tokens.
 
     Args:
         config: the configuration.
         publish: see `KeyRing`.
+        guard: keeps them for the supervisor after this one, so that clients need no new ones.
         stack: removes the file.
 
     Raises:
@@ -103,10 +108,10 @@ def make_keys(config: Config, publish: Callable[[dict[str, Any]], None], stack: 
     """
     if not config.token_authorization:
         return None
-    keys = KeyRing(Path.cwd(), config.token_expiration_min, publish)
+    keys = KeyRing(Path.cwd(), config.token_expiration_min, publish, lambda kept: guard.keep_json(TOKENS, kept))
     stack.callback(keys.remove)
     try:
-        keys.create()
+        keys.create(guard.kept_json(TOKENS))
     except KeyFileError as error:
         raise StartError(str(error)) from error
     return keys

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import socket
 import ssl
 from collections.abc import Iterable
@@ -120,10 +119,3 @@ def default_security_level() -> int:
 def accept_tls(context: ssl.SSLContext, sock: socket.socket) -> socket.socket:
     """Makes an accepted, non-blocking socket a TLS connection; nothing is read or written yet."""
     return context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
-
-
-def memory_file(data: bytes) -> int:
-    """A descriptor of a file in memory, without a name, that a child can inherit; the caller closes it."""
-    fd = os.memfd_create("wsgi-ts-tls", os.MFD_CLOEXEC)
-    os.write(fd, data)
-    return fd

@@ -16,7 +16,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,11 @@ class Key:
     monotonic_end: float | None = None
 
     @classmethod
+    def from_kept(cls, fields: Mapping[str, Any]) -> Key:
+        """The key that `dataclasses.asdict` gave these fields of."""
+        return cls(fields["text"], fields["wall_end"], fields["monotonic_end"])
+
+    @classmethod
     def new(cls, lifetime_s: float | None) -> Key:
         """A fresh key that lasts `lifetime_s` seconds, None for ever."""
         text = secrets.token_urlsafe(_KEY_BYTES)
@@ -78,25 +83,39 @@ class KeyRing:
         lifetime_min: minutes that a management or inference key lasts.
         publish: called with what other processes check tokens by; returns when they can see it, or raises
             KeyFileError.
+        keep: called with what `create` has to be given after the supervisor's death; the guard alone sees it.
     """
 
-    def __init__(self, folder: Path, lifetime_min: float, publish: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        lifetime_min: float,
+        publish: Callable[[dict[str, Any]], None],
+        keep: Callable[[dict[str, Any]], None] = lambda kept: None,
+    ) -> None:
         self.path = folder / KEY_FILE
         self._lifetime_s = lifetime_min * 60
         self._publish = publish
+        self._keep = keep
         self._lock = threading.Lock()
         self._keys: dict[str, Key] = {}
         self._written: os.stat_result | None = None
 
-    def create(self) -> None:
+    def create(self, kept: Mapping[str, Any] | None = None) -> None:
         """Makes all keys, writes the file and publishes.
+
+        Args:
+            kept: those of a supervisor that has died, which clients hold.
 
         Raises:
             KeyFileError: the file cannot be written.
         """
         with self._lock:
             scopes = {MANAGEMENT: self._lifetime_s, INFERENCE: self._lifetime_s, API: None}
-            self._replace({scope: Key.new(lifetime_s) for scope, lifetime_s in scopes.items()})
+            if kept is None:
+                self._replace({scope: Key.new(lifetime_s) for scope, lifetime_s in scopes.items()})
+            else:
+                self._replace({scope: Key.from_kept(kept["keys"][scope]) for scope in scopes})
         self._warn_of_open_folder()
 
     def renew(self, scope: str) -> None:
@@ -145,6 +164,9 @@ class KeyRing:
             ) from error
         self._written = written
         self._keys = keys
+        file_id = [written.st_dev, written.st_ino]
+        fields = {scope: asdict(key) for scope, key in keys.items()}
+        self._keep({"path": str(self.path), "file": file_id, "keys": fields})
 
     def _publish_all(self, keys: Mapping[str, Key]) -> None:
         self._publish({scope: key.to_public() for scope, key in keys.items()})
@@ -155,3 +177,16 @@ class KeyRing:
             log.warning(
                 "Everybody may write to %s and so put another %s there: chmod o-w it", self.path.parent, KEY_FILE
             )
+
+
+def remove_kept_key_file(kept: Mapping[str, Any]) -> None:
+    """Removes the key file of a supervisor that has died, unless it is another instance's by now.
+
+    Args:
+        kept: what its `KeyRing` gave to `keep`.
+    """
+    path = Path(kept["path"])
+    with contextlib.suppress(FileNotFoundError):
+        status = path.lstat()
+        if [status.st_dev, status.st_ino] == kept["file"]:
+            path.unlink()

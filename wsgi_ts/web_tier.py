@@ -17,8 +17,9 @@ from wsgi_ts.child_output import FirstLives
 from wsgi_ts.config import Config
 from wsgi_ts.listeners import BoundListener
 from wsgi_ts.main_loop import MainLoop
-from wsgi_ts.process import INSTANCE_VARIABLE, Child, RestartBackoff, python_command
+from wsgi_ts.process import INSTANCE_VARIABLE, Child, python_command
 from wsgi_ts.registry import Registry
+from wsgi_ts.restart_backoff import RestartBackoff
 from wsgi_ts.run_directory import RunDirectory
 
 log = logging.getLogger(__name__)
@@ -131,10 +132,10 @@ class WebProcess(ABC):
         self.child.close()
         self.child = None
         self._close_ready_fd()
-        delay = self._backoff.on_death(now)
+        delay = self._backoff.on_death(now, came_up=self._booted >= self._workers)
         self.restart_at = now + delay
         if self._backoff.is_looping:
-            log.error("%s dies again and again; the next start is in %g s", self.name, delay)
+            log.error("%s dies again and again before it is up; the next start is in %g s", self.name, delay)
         return reason
 
     def describe(self) -> dict[str, Any]:

@@ -188,7 +188,7 @@ def test_the_log_at_info_names_no_shared_memory(server: ServerProcess) -> None:
 def test_the_password_of_the_key_store_stays_with_the_supervisor(server: ServerProcess) -> None:
     roles = set()
     for process in server.processes():
-        if process.role not in ("launcher", "supervisor"):
+        if process.role not in ("guard", "supervisor"):
             roles.add(process.role)
             assert b"env secret" not in Path(f"/proc/{process.pid}/environ").read_bytes(), process.role
     assert {"web-worker", "batcher", "model-worker"} <= roles

@@ -59,8 +59,9 @@ def marked(marker: str) -> list[psutil.Process]:
 def server_processes(marker: str) -> list[Member]:
     """The processes of one server, each with its role.
 
-    Roles: launcher, supervisor, inference-arbiter, web-worker, management-arbiter, management-worker, grpc-server,
-    batcher, template, model-worker, other (children of those).
+    Roles: guard (the process that the test has started), guard-fork (while that cleans up), supervisor,
+    inference-arbiter, web-worker, management-arbiter, management-worker, grpc-server, batcher, template, model-worker,
+    other (children of those).
     """
     rows: dict[int, tuple[int, str]] = {}
     for process in marked(marker):
@@ -91,8 +92,10 @@ _CHILD_ROLES = {
 def _role(command: str, parent: str) -> str:
     if parent in _CHILD_ROLES:
         return _CHILD_ROLES[parent]
-    if parent in ("outside", "launcher"):
-        return "launcher" if "wsgi_ts.cli" in command else "supervisor"
+    if "wsgi_ts.guard" in command or "wsgi_ts.cli" in command:
+        return "guard" if parent == "outside" else "guard-fork"
+    if parent in ("guard", "outside") and "wsgi_ts.server" in command:
+        return "supervisor"
     if parent == "supervisor":
         if "batcher" in command:
             return "batcher"

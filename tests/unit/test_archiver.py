@@ -310,7 +310,9 @@ def test_failure_while_writing_leaves_the_old_archive(work: Path, monkeypatch: p
 def test_interrupted_run_leaves_nothing(work: Path, stop_signal: signal.Signals) -> None:
     """The run is stopped while it packs a file."""
     script = (
-        "import sys, time\n"
+        "import signal, sys, time\n"
+        # A background job of a shell begins with SIGINT ignored, and leaves it so.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from wsgi_ts import archive_writer, archiver\n"
         "def slow(*arguments):\n"
         "    print('packing', flush=True)\n"

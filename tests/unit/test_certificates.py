@@ -23,9 +23,10 @@ from cryptography.x509.oid import NameOID
 from wsgi_ts.address import Address
 from wsgi_ts.certificates import CertificateError, Material, load_material, self_signed
 from wsgi_ts.config import Config
+from wsgi_ts.memory_file import memory_file
 from wsgi_ts.start_checks import StartError
 from wsgi_ts.start_steps import open_certificates
-from wsgi_ts.tls import memory_file, server_context
+from wsgi_ts.tls import server_context
 
 PLAIN = serialization.NoEncryption()
 
@@ -53,7 +54,7 @@ def keystore(folder: Path, material: Material, password: bytes) -> Path:
 
 def serves(material: Material) -> bool:
     """Whether OpenSSL takes it."""
-    fd = memory_file(material.to_pem())
+    fd = memory_file("tls", material.to_pem())
     try:
         return isinstance(server_context(fd), ssl.SSLContext)
     finally:
@@ -173,7 +174,7 @@ def test_security_levels_above_the_default(tmp_path: Path, caplog: pytest.LogCap
     assert "is below" not in caplog.text
     for level in range(6):
         made = load_material(Config(tls_security_level=level))
-        fd = memory_file(made.to_pem())
+        fd = memory_file("tls", made.to_pem())
         try:
             assert server_context(fd, level).security_level == level
         finally:
@@ -183,7 +184,7 @@ def test_security_levels_above_the_default(tmp_path: Path, caplog: pytest.LogCap
 
 def test_the_security_level_changes_no_cipher_below_3() -> None:
     """Only the strength is another: the list of ciphers stays Python's."""
-    fd = memory_file(self_signed([]).to_pem())
+    fd = memory_file("tls", self_signed([]).to_pem())
     try:
         usual, same = server_context(fd), server_context(fd, 2)
         assert same.get_ciphers() == usual.get_ciphers()

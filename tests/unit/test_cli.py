@@ -1,7 +1,7 @@
 """The launcher, with real processes: pid file, running check, foreground, stop; and doctor and status.
 
-Where a test needs no model server but only a process that the launcher has started, the interpreter is given
-a small program (`RECORDER`) whose command line is otherwise exactly the server's.
+Where a test needs no model server but only a process that the launcher has started, a small program (`RECORDER`) stands
+for the supervisor; the guard between them is the real one.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
 import pytest
 from support.eventually import eventually
 
@@ -47,11 +48,11 @@ RECORDER = """
 import os, signal, sys
 for number, status in ((signal.SIGTERM, 5), (signal.SIGINT, 6)):
     signal.signal(number, lambda *_, status=status: os._exit(status))
-path = sys.argv[sys.argv.index("--config-json") + 1]
-mode = oct(os.stat(path).st_mode & 0o777)
-os.rename(path, "taken.json")
+signal.pthread_sigmask(signal.SIG_SETMASK, ())
+config = open(f"/proc/self/fd/{sys.argv[sys.argv.index('--config-fd') + 1]}").read()
+open("taken.json", "w").write(config)
 open("server.pid", "w").write(str(os.getpid()))
-print("server up", mode, os.getsid(0) == os.getpid(), os.getcwd(), flush=True)
+print("server up", os.getsid(0) == os.getpid(), os.getcwd(), flush=True)
 while True:
     signal.pause()
 """
@@ -61,7 +62,7 @@ import signal, sys
 from wsgi_ts import cli
 for number in (signal.SIGINT, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)  # a background job of a shell inherits them ignored
-cli._python_command = lambda: [sys.executable, "-c", {RECORDER!r}]
+cli._supervisor_command = lambda: [sys.executable, "-c", {RECORDER!r}]
 sys.exit(cli.torchserve())
 """
 
@@ -203,10 +204,13 @@ def test_start_returns_at_once(place: Path) -> None:
     with start(place, "--start", "--ncs", "--model-store", "store", "--models", "a=b.mar", "c.mar") as launcher:
         assert launcher.wait(60) == 0
         assert launcher.stdout is not None
-        # The server writes to the launcher's output, is a session of its own, and got a private file.
-        assert launcher.stdout.readline() == f"server up 0o600 True {place}\n"
+        # The server writes to the launcher's output, and is a session of its own.
+        assert launcher.stdout.readline() == f"server up True {place}\n"
         pid = int((place / ".model_server.pid").read_text())
-        assert pid == int((place / "server.pid").read_text())
+        guard, supervisor = psutil.Process(pid), psutil.Process(int((place / "server.pid").read_text()))
+        assert "wsgi_ts.guard" in guard.cmdline()
+        assert os.getsid(pid) == pid
+        assert supervisor.ppid() == pid
         config = Config.from_json((place / "taken.json").read_text())
         assert config.load_models == (("a", "b.mar"), (None, "c.mar"))
         assert config.no_config_snapshots
@@ -240,6 +244,8 @@ def test_foreground_forwards_signals(place: Path, sent: signal.Signals, status: 
     with start(place, "--start", "--foreground", "--model-store", "store") as launcher:
         assert launcher.stdout is not None
         assert launcher.stdout.readline().startswith("server up")
+        # The launcher has become the guard.
+        assert (place / ".model_server.pid").read_text() == str(launcher.pid)
         launcher.send_signal(sent)
         assert launcher.wait(60) == status
 

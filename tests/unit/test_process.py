@@ -15,7 +15,6 @@ from wsgi_ts.process import (
     PARENT_PID_VARIABLE,
     Child,
     ProcessIdentity,
-    RestartBackoff,
     exit_reason,
     processes_of_instance,
     python_command,
@@ -170,31 +169,6 @@ def test_many_signals_at_once_do_no_harm(children: list[Child], count: int) -> N
     child.send_signal(signal.SIGCONT)
     assert child.wait(10.0) == "exit code 0"
     os.close(read)
-
-
-class TestRestartBackoff:
-    def test_first_death_restarts_at_once(self) -> None:
-        assert RestartBackoff().on_death(100.0) == 0.0
-
-    def test_first_four_deaths_cost_a_second_at_most(self) -> None:
-        backoff = RestartBackoff()
-        assert all(backoff.on_death(100.0 + nth) <= 1.0 for nth in range(4))
-        assert not backoff.is_looping
-
-    def test_a_loop_slows_down_and_never_gives_up(self) -> None:
-        backoff = RestartBackoff()
-        delays = [backoff.on_death(100.0 + nth) for nth in range(30)]
-        assert backoff.is_looping
-        assert delays[4] == 5.0
-        assert delays == sorted(delays)
-        assert delays[-1] == 30.0
-
-    def test_old_deaths_are_forgotten(self) -> None:
-        backoff = RestartBackoff()
-        for nth in range(10):
-            backoff.on_death(float(nth))
-        assert backoff.on_death(1000.0) == 0.0
-        assert not backoff.is_looping
 
 
 def test_wait_until_gone_has_a_limit(children: list[Child]) -> None:

@@ -31,7 +31,7 @@ def orphan() -> Iterator[Child]:
 def dead_instance(path: Path, **changes: object) -> str:
     """Makes the directory of an instance that was killed; returns its prefix."""
     directory = RunDirectory.acquire(path)
-    os.close(directory._lock_fd)
+    os.close(directory.lock_fd)
     record = json.loads((path / "record.json").read_text())
     write_json(path / "record.json", record | changes)
     return directory.prefix

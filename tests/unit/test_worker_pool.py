@@ -378,18 +378,21 @@ def test_the_template_takes_its_workers_along_and_they_come_back_at_once() -> No
     assert [(start.worker_id, start.start_count) for start in starts] == [(9000, 2), (9001, 2)]
 
 
-def test_a_template_that_keeps_dying_is_slowed_down() -> None:
-    driver = Driver()
+@pytest.mark.parametrize(("comes_up", "expected"), [(False, [0, 1, 1, 2, 3, 5]), (True, [0, 1, 1, 1, 1, 1])])
+def test_a_template_that_keeps_dying_before_it_is_up_is_slowed_down(comes_up: bool, expected: list[int]) -> None:
+    driver = Driver(template_is_ready=comes_up)
     delays = []
-    for _ in range(5):
+    for _ in range(6):
         driver.actions = driver.pool.on_template_lost(driver.now)
         lost_at = driver.now
         if not driver.has(StartTemplate):
             driver.wait(driver.pool.next_wake_at - driver.now)
         assert driver.has(StartTemplate)
         delays.append(driver.now - lost_at)
-        driver.event("template_ready")
-    assert delays == [0, 1, 1, 2, 3]
+        if comes_up:
+            driver.event("template_ready")
+    assert delays == expected
+    driver.event("template_ready")
     driver.wait(100)
     driver.actions = driver.pool.on_template_lost(driver.now)
     assert driver.has(StartTemplate)
