@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -180,6 +180,12 @@ class ModelManager:
         model, wanted = self._add(directory, None, recorded.handler, recorded.runtime, recorded)
         with self._version_locks.hold((model.name, model.version)):
             self._start_registered(model, wanted, synchronous=False)
+
+    def expect(self, recorded: Sequence[RecordedModel]) -> None:
+        """Has the data path know which versions are about to be restored; an empty list when they are."""
+        with self._registry.changed:
+            self._registry.expect((each.name, each.version, each.is_default) for each in recorded)
+            self._publish()
 
     def scale(
         self,

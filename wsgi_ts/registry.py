@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -153,6 +153,7 @@ class Registry:
         self.draining = False
         self._models: dict[str, dict[str, ModelVersion]] = {}
         self._defaults: dict[str, str] = {}
+        self._expected: dict[str, dict[str, bool]] = {}
         self._next_worker_id = first_worker_id
         self._next_group_id = first_group_id
         # Indexes come back at the end: each rests as long as possible before another model gets it.
@@ -215,6 +216,17 @@ class Registry:
             self.check_absent(model.name, model.version)
             self._models.setdefault(model.name, {})[model.version] = model
             self._defaults.setdefault(model.name, model.version)
+
+    def expect(self, versions: Iterable[tuple[str, str, bool]]) -> None:
+        """Has the data path know of versions that are about to be restored: it answers 503 for them, and not 404.
+
+        Args:
+            versions: name, version, and whether it was the default one; those of an earlier call are forgotten.
+        """
+        with self.changed:
+            self._expected = {}
+            for name, version, is_default in versions:
+                self._expected.setdefault(name, {})[version] = is_default
 
     def get(self, name: str, version: str | None = None) -> ModelVersion:
         """A version of a model; the default one where none is named.
@@ -365,7 +377,10 @@ class Registry:
                 "epoch": epoch,
                 "healthy": self.is_healthy(now),
                 "draining": self.draining,
-                "models": {name: self._model_routes(name) for name in self._models if self._is_routed(name)},
+                "models": {
+                    **{name: _expected_routes(versions) for name, versions in self._expected.items()},
+                    **{name: self._model_routes(name) for name in self._models if self._is_routed(name)},
+                },
             }
 
     def _is_routed(self, name: str) -> bool:
@@ -376,21 +391,32 @@ class Registry:
             "default": self._defaults[name],
             "startup": any(model.loaded_at_startup for model in self._models[name].values()),
             "versions": {
-                version: {
-                    "index": model.spec.index,
-                    "batchers": {str(batcher): count for batcher, count in _worker_counts(model)},
-                    "client_timeout_ms": model.spec.client_timeout_ms,
-                    "continuous": model.spec.continuous_batching,
-                    "sequences": model.spec.sequence_batching,
-                    "loaded": any(worker.is_ready for worker in model.workers.values()),
-                }
-                for version, model in self._models[name].items()
-                if not model.unloading
+                **_expected_routes(self._expected.get(name, {}))["versions"],
+                **{
+                    version: {
+                        "index": model.spec.index,
+                        "batchers": {str(batcher): count for batcher, count in _worker_counts(model)},
+                        "client_timeout_ms": model.spec.client_timeout_ms,
+                        "continuous": model.spec.continuous_batching,
+                        "sequences": model.spec.sequence_batching,
+                        "loaded": any(worker.is_ready for worker in model.workers.values()),
+                    }
+                    for version, model in self._models[name].items()
+                    if not model.unloading
+                },
             },
         }
 
     def _routing_state(self, model: ModelVersion) -> tuple[set[int], bool]:
         return set(model.accepted_in), any(worker.is_ready for worker in model.workers.values())
+
+
+def _expected_routes(versions: Mapping[str, bool]) -> dict[str, Any]:
+    """The routes of versions without a worker; which of them was the default one is said by True."""
+    nowhere: dict[str, Any] = {"index": 0, "batchers": {}, "client_timeout_ms": 0}
+    nowhere |= {"continuous": False, "sequences": False, "loaded": False}
+    default = next((version for version, is_default in versions.items() if is_default), next(iter(versions), ""))
+    return {"default": default, "startup": False, "versions": dict.fromkeys(versions, nowhere)}
 
 
 def _worker_counts(model: ModelVersion) -> Iterator[tuple[int, int]]:

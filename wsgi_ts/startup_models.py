@@ -119,6 +119,7 @@ class StartupModels:
         # What is recorded from now on holds all of them, whether their turn has come or not.
         for model in recorded:
             self._snapshots.keep(model)
+        self._manager.expect(recorded)
         for model in recorded:
             if self._registry.draining:
                 return
@@ -130,3 +131,4 @@ class StartupModels:
                 log.exception("Error while registering model. Details: %s %s", model.name, model.version)
             else:
                 self._snapshots.restored(model)
+        self._manager.expect(())

@@ -54,7 +54,10 @@ class Outcome:
 class Load:
     """Clients that send checked requests until told to stop; a context manager."""
 
-    def __init__(self, server: ServerProcess, model: str = "ledger", clients: int = 8, seed: int = 1) -> None:
+    def __init__(
+        self, server: ServerProcess, model: str = "ledger", clients: int = 8, seed: int = 1, hang_s: float = HANG_S
+    ) -> None:
+        self._hang_s = hang_s
         self.outcomes: list[Outcome] = []
         self._server = server
         self._model = model
@@ -110,7 +113,7 @@ class Load:
         connection.close()
 
     def _connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self._server.ports["inference"], timeout=HANG_S)
+        return http.client.HTTPConnection("127.0.0.1", self._server.ports["inference"], timeout=self._hang_s)
 
     def _note(self, nonce: str, result: str, status: int, sent_at: float) -> None:
         self.outcomes.append(Outcome(nonce, result, status, sent_at, time.monotonic()))

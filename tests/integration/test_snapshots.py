@@ -146,7 +146,7 @@ def test_a_plain_restart_brings_everything_back(server: ServerProcess) -> None:
     assert f"Restoring 4 model versions from the snapshot {newest}" in server.output()
     # Killed, it writes no shutdown snapshot: the last operation's one counts.
     manage(server, "PUT", "/models/echo/1.0?min_worker=1&max_worker=1&synchronous=true")
-    kill(server, "supervisor")
+    kill(server, "guard")
     server.stop()
     server.start()
     assert described(server, "echo/1.0")["minWorkers"] == 1
