@@ -61,6 +61,7 @@ class Guard:
         self._listen_for_signals()
         while True:
             status = self._one_life()
+            _reap_orphans()
             if self._stop_wanted or not self._ever_came_up or status == 0:
                 break
             delay_s = self._backoff.on_death(time.monotonic(), came_up=self._came_up)
@@ -239,6 +240,15 @@ class Guard:
             _say(f"Cleaning up: {type(error).__name__}: {error}")
         finally:
             os._exit(status)
+
+
+def _reap_orphans() -> None:
+    """As the first process of a container a guard inherits what a dead supervisor's processes leave."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return
 
 
 def _nothing(number: int, frame: object) -> None:

@@ -133,6 +133,20 @@ class TestRoutes:
             },
         }
 
+    def test_versions_to_be_restored_are_known_and_have_no_worker(self, registry: Registry) -> None:
+        registry.expect([("m", "2.0", True), ("m", "1.0", False), ("n", "1.0", True)])
+        routes = registry.routes(1, 0.0)["models"]
+        assert {name: model["default"] for name, model in routes.items()} == {"m": "2.0", "n": "1.0"}
+        assert routes["m"]["versions"].keys() == {"1.0", "2.0"}
+        assert all(each["batchers"] == {} for model in routes.values() for each in model["versions"].values())
+        model = add(registry, "m", "2.0", workers=1)
+        registry.apply_report(0, report(model, 9000, "ready"))
+        versions = registry.routes(2, 0.0)["models"]["m"]["versions"]
+        assert (versions["2.0"]["batchers"], versions["1.0"]["batchers"]) == ({"0": 1}, {})
+        registry.expect([])
+        assert registry.routes(3, 0.0)["models"].keys() == {"m"}
+        assert registry.routes(3, 0.0)["models"]["m"]["versions"].keys() == {"2.0"}
+
     def test_a_batcher_gets_requests_once_it_knows_the_model(self, registry: Registry) -> None:
         model = add(registry, "m", workers=2)
         entry = registry.routes(1, 0.0)["models"]["m"]["versions"]["1.0"]
