@@ -331,7 +331,7 @@ class Supervisor:
         return {
             "version": __version__,
             "torchserve_version": TORCHSERVE_VERSION,
-            "pid": os.getpid(),
+            "pid": self._guard.pid or os.getpid(),
             "uptime_s": int(time.monotonic() - self._started_at),
             "run_dir": str(self._dir.path),
             "prefix": self._dir.prefix,

@@ -11,6 +11,7 @@ from typing import Any
 
 from wsgi_ts.controlplane import ControlPlane, NotReachable
 from wsgi_ts.errors import ServerError
+from wsgi_ts.pid_file import is_recorded, recorded_pid
 
 #: Exit status where nothing runs, as init scripts have it.
 EXIT_NOT_RUNNING = 3
@@ -25,12 +26,16 @@ def print_status(run_dir: Path, *, as_json: bool) -> int:
         as_json: as one JSON object instead of tables.
 
     Returns:
-        The exit status: 0, 3 if nothing runs there, 1 if the supervisor refused.
+        The exit status: 0, 3 if nothing runs there, 1 if the supervisor refused or does not run at the moment.
     """
     try:
         with closing(ControlPlane(run_dir)) as supervisor:
             state = supervisor.call("status", timeout_s=ANSWER_LIMIT_S)
     except NotReachable:
+        pid = recorded_pid(run_dir)
+        if pid is not None and is_recorded(pid, run_dir):
+            print(f"Process {pid} starts the server, or is about to do it again; ask in a moment.", file=sys.stderr)
+            return 1
         print(f"Not running: nothing answers in {run_dir}.", file=sys.stderr)
         return EXIT_NOT_RUNNING
     except ServerError as error:

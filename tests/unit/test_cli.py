@@ -451,6 +451,13 @@ def test_status_where_nothing_runs(place: Path, capsys: pytest.CaptureFixture[st
     assert "Not running" in capsys.readouterr().err
 
 
+def test_status_while_the_guard_starts_the_supervisor_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = {"pid": os.getpid(), "start_time": start_time(os.getpid()), "boot_id": boot_id()}
+    (place / "record.json").write_text(json.dumps(record))
+    assert cli.wsgi_ts(["status", "--run-dir", str(place)]) == 1
+    assert f"Process {os.getpid()} starts the server" in capsys.readouterr().err
+
+
 def test_status_shows_nested_objects() -> None:
     lines = list(format_state({"a_b": [], "models": {"m": {"versions": ["1.0", "2.0"], "set": {"x": 1}}}}))
     assert lines == ["a b  -", "", "models", "  name  versions  set", "  m     1.0, 2.0  x=1"]
