@@ -7,6 +7,8 @@ and runs a server for it until that is stopped.
 from __future__ import annotations
 
 import argparse
+import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,12 +18,13 @@ from typing import Any
 import yaml
 
 from wsgi_ts.archiver import ArchiverError, ModelArchiveRequest, create_model_archive
-from wsgi_ts.cli import torchserve
 from wsgi_ts.gpu.devices import gpu_count
+from wsgi_ts.process import python_command
 
 ENGINES = ("vllm", "trt_llm")
 #: How long one answer may take before a worker that is asked to leave is killed, in seconds.
 _RESPONSE_TIMEOUT_S = 1200
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,10 +46,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
             command = ["--start", "--foreground", "--ncs", "--model-store", str(store)]
             if options.disable_token_auth:
                 command.append("--disable-token-auth")
-            return torchserve([*command, "--models", f"{options.model_name}={model}"])
+            return _serve([*command, "--models", f"{options.model_name}={model}"])
     except (ArchiverError, OSError) as error:
         print(f"The model cannot be prepared: {error}", file=sys.stderr)
         return 1
+
+
+def _serve(arguments: Sequence[str]) -> int:
+    """Runs `torchserve` until the server has ended, passing on what signals say; returns its exit status.
+
+    A process of its own, since `torchserve` becomes the server's guard and would not come back here.
+    """
+    # No signal of the terminal reaches it twice.
+    command = python_command("wsgi_ts.cli", *arguments)
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+    for number in _FORWARDED:
+        # One that is ignored (nohup, a shell's background job) stays so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda sent, _: process.send_signal(sent))
+    signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+    status = process.wait()
+    return status if status >= 0 else 128 - status
 
 
 def parser() -> argparse.ArgumentParser:
