@@ -48,7 +48,10 @@ job_queue_size=200
 model_store=$$HOME$$/model-store
 ```
 
-* The syntax is that of Java's properties files: `key=value`, `#` comments, backslash escapes.
+* The syntax is that of Java's properties files: `key=value`, `#` comments, backslash escapes; a backslash at the end of
+  a line continues it. Files are UTF-8.
+* `models` and `model_snapshot` are JSON, as TorchServe reads it: single quotes, names without quotes and comments pass,
+  and `"3"` or `3.0` is 3. A value that is no number, or a key that stands twice, stops the start.
 * `$$NAME$$` stands for the environment variable `NAME`; the server does not start when it is not set.
 * The file is the first of: the environment variable `TS_CONFIG_FILE`, `--ts-config`, the newest snapshot in
   `logs/config` (not with `--ncs`), `config.properties` in the current directory.
@@ -95,7 +98,8 @@ handler:              # whatever the server does not know is for the handler:
 torch-model-archiver --model-name m --version 1.0 --handler handler.py --config-file model-config.yaml
 ```
 
-A value of the wrong type is warned of in the log, and the default holds. Which word counts:
+A number or boolean in quotes is one (`"16"`, `16.0`). Any other value of the wrong type is warned of in the log, and
+the default holds. Which word counts:
 
 * batch size and batch delay: register call before model-config.yaml before the `models` key before 1 and 100 ms;
 * response and startup time-out: model-config.yaml (once there is one its own default of 120 s counts, too) before the
@@ -107,7 +111,7 @@ A value of the wrong type is warned of in the log, and the default holds. Which 
 * job queue: model-config.yaml before `job_queue_size`;
 * everything else: model-config.yaml.
 
-The `models` key gives defaults by name and version, on one line:
+The `models` key gives defaults by name and version, on one line or with a backslash at the end of each:
 
 ```properties
 models={"m": {"1.0": {"minWorkers": 2, "maxWorkers": 4, "batchSize": 8, "maxBatchDelay": 50, "responseTimeout": 60}}}
