@@ -348,6 +348,9 @@ def effective_settings(
     given = arguments or RegisterArguments()
     defaults = config.model_defaults(name, version)
     minimum, maximum, warnings = _worker_limits(config, yaml, arguments, defaults, gpus or cores)
+    if version not in config.models.get(name, {version: {}}):
+        spoken_of = ", ".join(config.models[name]) or "none"
+        warnings += (f"The key models says nothing of version {version}; its versions of this model: {spoken_of}",)
     said = yaml or ModelYaml()
     return EffectiveSettings(
         batch_size=_first(

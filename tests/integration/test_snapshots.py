@@ -231,7 +231,7 @@ def test_a_damaged_snapshot_stops_the_start_and_says_why(server: ServerProcess) 
     for damaged, reason in (
         (text[: text.index("echo.mar")], "not valid JSON"),
         (text.replace("echo.mar", "../echo.mar"), "marName is not allowed: ../echo.mar"),
-        (text.replace('minWorkers"\\: 0', 'minWorkers"\\: -1'), "minWorkers is not a whole number of at least 0"),
+        (text.replace('minWorkers"\\: 0', 'minWorkers"\\: "all"'), "minWorkers: 'all' is not a whole number"),
         ("inference_address=http://127.0.0.1:1\n", "a snapshot without the key model_snapshot"),
     ):
         newest.write_text(damaged)

@@ -30,7 +30,7 @@ from wsgi_ts.config_sources import CommandLine, load_config
 from wsgi_ts.conversion import to_boolean, to_text, to_whole_number
 from wsgi_ts.handlers.loader import load_entry
 from wsgi_ts.lenient_json import parse_lenient
-from wsgi_ts.model_config import parse_model_yaml
+from wsgi_ts.model_config import effective_settings, parse_model_yaml
 from wsgi_ts.snapshots import SnapshotError, recorded_models
 
 # Archives
@@ -153,6 +153,16 @@ def test_values_that_cannot_be_meant(directory: Path, line: str, message: str) -
 def test_settings_of_models_that_nobody_reads(directory: Path, line: str, message: str) -> None:
     where = "config.properties:1: key models: model 'm', version '1.0': "
     assert any(warning == where + message for warning in load(line).warnings)
+
+
+def test_settings_of_another_version_are_told() -> None:
+    """An archive of version 1 does not get what is said of version 1.0."""
+    config = Config(models={"m": {"1.0": {"batchSize": 4}}})
+    chosen = [effective_settings(config, None, None, "m", version, cores=1) for version in ("1.0", "1")]
+    assert [each.batch_size for each in chosen] == [4, 1]
+    warning = "The key models says nothing of version 1; its versions of this model: 1.0"
+    assert [each.warnings for each in chosen] == [(), (warning,)]
+    assert effective_settings(config, None, None, "other", "1", cores=1).warnings == ()
 
 
 # Snapshots
