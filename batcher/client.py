@@ -128,6 +128,10 @@ class SlotClient:
             self._request_reserved[slot] = have + more
         return self._buffer[start : start + length]
 
+    def body_reserved(self, slot: int) -> int:
+        """How many body bytes the slot has room for already, from requests before this one."""
+        return self._request_reserved[slot]
+
     def submit(
         self,
         slot: int,

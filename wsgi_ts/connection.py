@@ -125,12 +125,15 @@ class Connection:
             return self.chunked.received
         return self.body_have if self.body is None else len(self.body)
 
-    @property
-    def next_room(self) -> int:
-        """How many bytes of the body to have room for next: what has come decides, not what is announced."""
+    def next_room(self, reserved: int) -> int:
+        """How many bytes of the body to have room for next: what has come decides, not what is announced.
+
+        Args:
+            reserved: how many the slot has room for already.
+        """
         have = self.body_have
         length = self.head.content_length if self.head is not None else 0
-        return min(length, have + min(max(have, _SMALLEST_ROOM), TURN_BYTES))
+        return min(length, max(reserved, have + min(max(have, _SMALLEST_ROOM), TURN_BYTES)))
 
     def next_request(self) -> None:
         """Forgets the answered request; the connection waits for the next head."""

@@ -198,8 +198,10 @@ class AnswerSide(ConnectionTable):
         self._watch(connection, select.EPOLLOUT)
 
     def _sent(self, connection: Connection) -> None:
-        self._release_sent(connection)
-        self._forget_bytes(connection)
+        if connection.release_slot >= 0:
+            self._release_sent(connection)
+        if self._received.total:
+            self._received.note(connection, 0)
         if connection.close_after:
             self._linger(connection)
             return

@@ -249,8 +249,8 @@ class RequestSide(AnswerSide):
         Raises:
             SharedMemoryFull: /dev/shm is full.
         """
-        client = self._plane.client  # type: ignore[union-attr]
-        room = connection.body_room = client.body_room(connection.slot, connection.next_room)
+        client, slot = self._plane.client, connection.slot  # type: ignore[union-attr]
+        room = connection.body_room = client.body_room(slot, connection.next_room(client.body_reserved(slot)))
         return room
 
     def _expect_body(self, connection: Connection, head: Head) -> None:
@@ -277,7 +277,7 @@ class RequestSide(AnswerSide):
                     self._no_memory(connection, full)
                     return
             try:
-                count = connection.sock.recv_into(room[connection.body_have :])
+                count = connection.sock.recv_into(room[connection.body_have : stop_at])
             except BlockingIOError:
                 return
             if not count:
@@ -342,6 +342,7 @@ class RequestSide(AnswerSide):
             self._answer_now(connection, Ticket(target.error))
         elif self._take_slot(connection, target):
             self._submit(connection, body, len(body))
+            self._received.note(connection, 0)
 
     def _submit(self, connection: Connection, body: bytes | None, length: int) -> None:
         plane, target, head = self._plane, connection.target, connection.head
@@ -371,8 +372,6 @@ class RequestSide(AnswerSide):
             self._no_memory(connection, full)
             return
         connection.phase = Phase.ANSWER
-        if self._received.total:
-            self._received.note(connection, 0)
         connection.limit_at = 0.0
         if target.client_timeout_ms:
             self._limit_answer(connection, connection.arrival_ns + target.client_timeout_ms * 1_000_000)

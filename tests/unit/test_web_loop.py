@@ -244,10 +244,15 @@ def test_a_connection_sends_about_a_megabyte_in_a_turn(parts: int) -> None:
     assert turns >= 7
 
 
-def test_a_connection_receives_about_a_megabyte_in_a_turn(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reserved", [0, 8 * TURN_BYTES], ids=["a new slot", "a slot with room"])
+def test_a_connection_receives_about_a_megabyte_in_a_turn(
+    served: Served, monkeypatch: pytest.MonkeyPatch, reserved: int
+) -> None:
     memory = memoryview(bytearray(8 * TURN_BYTES))
     submitted: list[int] = []
-    client = SimpleNamespace(body_room=lambda slot, length: memory[:length], in_flight=0)
+    client = SimpleNamespace(
+        body_room=lambda slot, length: memory[:length], body_reserved=lambda slot: reserved, in_flight=0
+    )
     monkeypatch.setattr(served.loop, "_plane", SimpleNamespace(client=client))
     monkeypatch.setattr(served.loop, "_submit", lambda connection, body, length: submitted.append(length))
     sock: Any = Endless()
