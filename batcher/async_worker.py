@@ -20,7 +20,7 @@ from wsgi_ts.batcher import layout
 from wsgi_ts.batcher.doorbell import Doorbell
 from wsgi_ts.batcher.layout import SlotState
 from wsgi_ts.batcher.mailbox import WorkerMailbox
-from wsgi_ts.batcher.worker import ModelWorker
+from wsgi_ts.batcher.worker import IDLE_S, ModelWorker
 from wsgi_ts.batcher.worker_slots import Place, WorkerSlots, pieces_of
 from wsgi_ts.handlers.context import StreamClosed
 from wsgi_ts.handlers.results import Answer
@@ -31,8 +31,6 @@ from wsgi_ts.messages import ModelSpec
 LOOK_S = 0.02
 #: The same while chunks wait.
 CLOGGED_S = 0.002
-#: The same while nothing is under way: segments of web workers that have died are let go then.
-IDLE_S = 1.0
 #: Chunks of one stream that may wait for its client, in bytes, where the handler does not wait for room itself.
 MOST_WAITING = 64 * 1024 * 1024
 
@@ -43,6 +41,7 @@ class AsyncWorker(ModelWorker):
     def __init__(self, spec: ModelSpec, prefix: str, mailbox: WorkerMailbox, batcher_bell: Doorbell) -> None:
         super().__init__(spec, prefix, mailbox, batcher_bell)
         self._number = 0
+        self._seen = 0  # the number that the thread has told of
         self._running: set[Exchange] = set()
         self._ended: list[Exchange] = []
         self._fault: BaseException | None = None
@@ -77,14 +76,10 @@ class AsyncWorker(ModelWorker):
 
     def _watch_mailbox(self, loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
         """Body of the thread that waits for the doorbell."""
-        mailbox, bell, seen = self._mailbox, self._mailbox.bell, 0
+        mailbox, bell = self._mailbox, self._mailbox.bell
         while not mailbox.stopping:
-            bell.fall_asleep()
-            if mailbox.posted() == seen and not mailbox.stopping:
-                bell.sleep(IDLE_S)
-            bell.wake_up()
-            if mailbox.posted() != seen or mailbox.stopping:
-                seen = mailbox.posted()
+            if bell.wait(lambda: mailbox.posted() != self._seen or mailbox.stopping):
+                self._seen = mailbox.posted()
                 with contextlib.suppress(RuntimeError):  # the loop is closed: the process is about to end
                     loop.call_soon_threadsafe(news.set)
 

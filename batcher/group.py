@@ -10,8 +10,8 @@ and an outcome. Every word has one writer. Waits are limited and look at state a
 
 from __future__ import annotations
 
+import math
 import os
-import time
 from collections.abc import Callable
 
 from wsgi_ts.batcher import layout
@@ -106,24 +106,9 @@ class _Member:
         """Says how loading went: 200, 500 or 507."""
         self._words[self._row + RankWord.LOADED] = status
 
-    def _wait(self, is_over: Callable[[], bool], limit_s: float | None = None) -> bool:
-        """Waits until `is_over`, and says whether it is: looks for a moment, then sleeps until the bell rings."""
-        now = time.monotonic_ns()
-        limit_ns = None if limit_s is None else now + int(limit_s * 1e9)
-        look_until = now + LOOK_NS
-        while not is_over():
-            now = time.monotonic_ns()
-            if limit_ns is not None and now >= limit_ns:
-                return False
-            if now < look_until:
-                os.sched_yield()
-                continue
-            self._bell.fall_asleep()
-            if not is_over():
-                self._bell.sleep(1.0 if limit_ns is None else (limit_ns - now) / 1e9)
-                look_until = time.monotonic_ns() + LOOK_NS
-            self._bell.wake_up()
-        return True
+    def _wait(self, is_over: Callable[[], bool], limit_s: float = math.inf) -> bool:
+        """Waits until `is_over`, and says whether it is."""
+        return self._bell.wait(is_over, limit_s, spin_ns=LOOK_NS)
 
 
 class GroupLeader(_Member):
@@ -156,11 +141,11 @@ class GroupLeader(_Member):
         for _, bell in self._others:
             bell.ring()
 
-    def outcomes(self, limit_s: float | None = None) -> list[int] | None:
+    def outcomes(self, limit_s: float = math.inf) -> list[int] | None:
         """Waits until the others are done with the last message.
 
         Args:
-            limit_s: how long to wait; None for as long as it takes.
+            limit_s: how long to wait, in seconds.
 
         Returns:
             What each of them says of it; None when they were not done in time.

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import gc
 import json
+import math
 import os
 import sys
 from array import array
@@ -49,7 +50,7 @@ class LeaderWorker(ModelWorker):
     def _write_answers(self, service: Service, places: list[Place], answers: list[Answer], ended: int) -> None:
         assert self._group is not None
         self._group.ended()
-        outcomes = self._group.outcomes(DISAGREEMENT_LIMIT_S if service.raised else None)
+        outcomes = self._group.outcomes(DISAGREEMENT_LIMIT_S if service.raised else math.inf)
         if outcomes is None or any(outcome != service.raised for outcome in outcomes):
             print("The ranks of the group disagree about a batch: the group is started again.", file=sys.stderr)
             service.must_restart = True

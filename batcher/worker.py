@@ -11,7 +11,6 @@ import argparse
 import ctypes
 import gc
 import json
-import os
 import socket
 import sys
 import time
@@ -38,6 +37,8 @@ from wsgi_ts.process import enable_fault_traces, set_process_title
 SOON_NS = 500_000
 LOOK_NS = 200_000
 FEW = 2
+#: Where nothing comes for so long, segments of web workers that have died are let go (seconds).
+IDLE_S = 1.0
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_HEAP_BLOCK = 32 * 1024 * 1024
 _KEPT_HEAP_BYTES = 64 * 1024 * 1024
@@ -112,31 +113,14 @@ class ModelWorker:
         mailbox = self._mailbox
         bell = mailbox.bell
         idle_since = time.monotonic_ns()
-        if self._last_wait_ns < SOON_NS and self._last_count <= FEW:
-            self._look_for(number, idle_since + LOOK_NS)
-        while mailbox.posted() < number:
-            if mailbox.stopping:
-                return False
-            bell.fall_asleep()
-            if mailbox.posted() < number and not mailbox.stopping:
-                bell.sleep(1.0)
-                if mailbox.posted() < number:
-                    self._slots.forget_dead()
-            bell.wake_up()
+        # Where the last batch came soon and was small, a few clients wait for each other answer, and being woken would
+        # be half of their time. Under more load the core is better left to those who make the next batch.
+        spin_ns = LOOK_NS if self._last_wait_ns < SOON_NS and self._last_count <= FEW else 0
+        while not bell.wait(lambda: mailbox.posted() >= number or mailbox.stopping, IDLE_S, spin_ns=spin_ns):
+            self._slots.forget_dead()
+            spin_ns = 0
         self._last_wait_ns = time.monotonic_ns() - idle_since
-        return True
-
-    def _look_for(self, number: int, stop_at: int) -> None:
-        """Looks actively for the next batch; others that want the core get it.
-
-        Done where the last batch came soon and was small: a few clients wait for each other answer, and being woken
-        would be half of their time. Under more load the core is better left to those who make the next batch.
-        """
-        mailbox, clock = self._mailbox, time.monotonic_ns
-        now = clock()
-        while mailbox.posted() < number and now < stop_at:
-            os.sched_yield()
-            now = clock()
+        return mailbox.posted() >= number
 
     def _serve_continuously(self, service: Service) -> None:
         """As `serve`, in steps: new requests join between two of them, and each leaves when it has ended."""
@@ -206,7 +190,7 @@ class ModelWorker:
         return places, requests
 
     def _ring_owners(self, entries: list[int]) -> None:
-        for index in {entry >> 32 for entry in entries}:
+        for index in {layout.split_mail_entry(entry)[0] for entry in entries}:
             self._slots.ring(index)
 
     def _run_batch(self, service: Service, entries: list[int]) -> None:
