@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 #: How many slots a model may have for each one that is free (see `SlotClient.take`).
 MOST_PER_FREE_SLOT = 16
-_STATE_MASK = 0xFF
-_GENERATION_SHIFT = 8
+_STATE_MASK = layout.STATE_MASK
+_GENERATION_SHIFT = layout.GENERATION_SHIFT
 _SLOT_WORDS = layout.SLOT_BYTES // layout.WORD
 _STREAM_PLACE = layout.STREAM_WORDS // layout.WORD
 

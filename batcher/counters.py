@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 
 from wsgi_ts.batcher import layout
+from wsgi_ts.batcher.job import Job
 from wsgi_ts.batcher.layout import ModelWord
 
 
@@ -28,17 +30,14 @@ class ModelCounters:
         """Sets a gauge, one of ModelWord."""
         self._words[self._row + word] = value
 
-    def handed_over(self, arrivals_ns: list[int], named_ns: list[int], now: float) -> None:
+    def handed_over(self, jobs: Sequence[Job], now: float) -> None:
         """Counts how long the requests of a batch have waited.
 
         Args:
-            arrivals_ns: when each of them arrived; not empty.
-            named_ns: the same of those that named the version.
+            jobs: the requests; not empty.
             now: monotonic seconds.
         """
-        now_ns = int(now * 1e9)
-        self._add_times(ModelWord.QUEUE_US, ModelWord.QUEUE_US_NAMED, arrivals_ns, named_ns, now_ns)
-        self._count_times(ModelWord.QUEUE_BUCKETS, arrivals_ns, now_ns)
+        self._count_times(ModelWord.QUEUE_US, ModelWord.QUEUE_US_NAMED, ModelWord.QUEUE_BUCKETS, jobs, int(now * 1e9))
 
     def begun(self, handover_s: float) -> None:
         """Counts how long an idle worker took to find a batch that was handed to it."""
@@ -47,12 +46,11 @@ class ModelCounters:
         words[row + ModelWord.HANDOVER_US] += handover_us
         words[row + ModelWord.HANDOVER_BUCKETS + bisect_left(layout.TIME_BUCKETS_US, handover_us)] += 1
 
-    def answered(self, arrivals_ns: list[int], named_ns: list[int], ended_at: float, service_s: float) -> None:
+    def answered(self, jobs: Sequence[Job], ended_at: float, service_s: float) -> None:
         """Counts a finished batch: its size, its service time, and each request's time from arrival to answer.
 
         Args:
-            arrivals_ns: as for `handed_over`.
-            named_ns: as for `handed_over`.
+            jobs: the requests; not empty.
             ended_at: monotonic seconds.
             service_s: how long the handler took, in seconds.
         """
@@ -61,32 +59,32 @@ class ModelCounters:
         words[row + ModelWord.BATCHES] += 1
         words[row + ModelWord.SERVICE_US] += service_us
         words[row + ModelWord.SERVICE_BUCKETS + bisect_left(layout.TIME_BUCKETS_US, service_us)] += 1
-        words[row + ModelWord.BATCH_BUCKETS + bisect_left(layout.BATCH_SIZES, len(arrivals_ns))] += 1
-        ended_ns = int(ended_at * 1e9)
-        self._add_times(ModelWord.LATENCY_US, ModelWord.LATENCY_US_NAMED, arrivals_ns, named_ns, ended_ns)
-        self._count_times(ModelWord.LATENCY_BUCKETS, arrivals_ns, ended_ns)
+        words[row + ModelWord.BATCH_BUCKETS + bisect_left(layout.BATCH_SIZES, len(jobs))] += 1
+        latency, buckets = (ModelWord.LATENCY_US, ModelWord.LATENCY_US_NAMED), ModelWord.LATENCY_BUCKETS
+        self._count_times(*latency, buckets, jobs, int(ended_at * 1e9))
 
     def clear_gauges(self) -> None:
         """Zeroes what describes the present, when the model is unloaded; counters stay."""
         for word in (ModelWord.READY_WORKERS, ModelWord.OUTSTANDING, ModelWord.QUEUED):
             self.show(word, 0)
 
-    def _add_times(self, word: int, named_word: int, since_ns: list[int], named_ns: list[int], until_ns: int) -> None:
+    def _count_times(self, word: int, named_word: int, bucket: int, jobs: Sequence[Job], until_ns: int) -> None:
+        """Adds the times from the jobs' arrivals on to two sums, by whether they named the version, and a histogram."""
         words, row = self._words, self._row
-        total_ns = until_ns * len(since_ns) - sum(since_ns)
-        if named_ns:
-            named_total_ns = until_ns * len(named_ns) - sum(named_ns)
-            words[row + named_word] += max(0, named_total_ns) // 1000
-            total_ns -= named_total_ns
+        arrivals = [job.arrived_ns for job in jobs]
+        named = [job.arrived_ns for job in jobs if job.named]
+        total_ns = until_ns * len(arrivals) - sum(arrivals)
+        if named:
+            named_ns = until_ns * len(named) - sum(named)
+            words[row + named_word] += max(0, named_ns) // 1000
+            total_ns -= named_ns
         words[row + word] += max(0, total_ns) // 1000
-
-    def _count_times(self, first_word: int, since_ns: list[int], until_ns: int) -> None:
-        """Adds times to a histogram; those of a batch mostly fall into one bucket, and are then counted at once."""
-        words, first, bounds = self._words, self._row + first_word, layout.TIME_BUCKETS_US
-        shortest = bisect_left(bounds, (until_ns - max(since_ns)) // 1000)
-        longest = bisect_left(bounds, (until_ns - min(since_ns)) // 1000)
+        # Those of a batch mostly fall into one bucket, and are then counted at once.
+        first, bounds = row + bucket, layout.TIME_BUCKETS_US
+        shortest = bisect_left(bounds, (until_ns - max(arrivals)) // 1000)
+        longest = bisect_left(bounds, (until_ns - min(arrivals)) // 1000)
         if shortest == longest:
-            words[first + shortest] += len(since_ns)
+            words[first + shortest] += len(arrivals)
             return
-        for moment in since_ns:
+        for moment in arrivals:
             words[first + bisect_left(bounds, (until_ns - moment) // 1000)] += 1

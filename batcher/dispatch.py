@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Protocol
 
 from wsgi_ts.batcher.counters import ModelCounters
+from wsgi_ts.batcher.job import Job
 from wsgi_ts.batcher.job_queue import JobQueue, TicketQueue
 from wsgi_ts.batcher.layout import MAIL_PLACES
 from wsgi_ts.batcher.policy import NONE, BatchPolicy, make_policy
-from wsgi_ts.batcher.sequences import Sequence, SequenceQueue
+from wsgi_ts.batcher.sequences import SequenceQueue
 from wsgi_ts.messages import ModelSpec
 
 #: A worker gets its next batch while one runs only where batches are this short (seconds): the hand-over matters
@@ -59,44 +59,31 @@ class Mailbox(Protocol):
 class Batch:
     """Jobs that were handed to a worker together.
 
-    `answered` is True once all of them were seen to have their answers, which is before the worker reports the end.
+    Of a continuous batch, this is what was handed over at once; `jobs` loses those that have ended.
 
     Args:
         number: the mailbox's number of it.
         jobs: the jobs.
         posted_at: when it was handed over (monotonic seconds).
-        arrivals_ns: when each of the jobs arrived.
-        named_ns: the same of those that named the model's version.
         alone: whether the worker had nothing else to do.
 
-    Of a continuous batch, this is what was handed over at once: `jobs` and `arrivals_ns` lose those that have ended,
-    which their slots' generations tell. `sequences` are those of the jobs, where the model has sequences.
+    Attributes:
+        revoked: whether the worker was told not to begin it.
     """
 
-    __slots__ = (
-        *("alone", "answered", "arrivals_ns", "generations", "jobs"),
-        *("named_ns", "number", "posted_at", "revoked", "sequences"),
-    )
+    __slots__ = ("alone", "jobs", "number", "posted_at", "revoked")
 
-    def __init__(
-        self,
-        number: int,
-        jobs: list[int],
-        posted_at: float,
-        arrivals_ns: list[int],
-        named_ns: list[int],
-        alone: bool,
-    ) -> None:
+    def __init__(self, number: int, jobs: list[Job], posted_at: float, alone: bool) -> None:
         self.number = number
         self.jobs = jobs
         self.posted_at = posted_at
-        self.arrivals_ns = arrivals_ns
-        self.named_ns = named_ns
         self.alone = alone
         self.revoked = False
-        self.answered = False
-        self.generations: list[int] = []
-        self.sequences: list[Sequence] = []
+
+    @property
+    def is_answered(self) -> bool:
+        """True if every job has its answer; the worker reports the end of the batch a moment later."""
+        return not any(job.is_with_worker for job in self.jobs)
 
 
 class WorkerSeat:
@@ -133,32 +120,23 @@ class ModelQueue:
     Args:
         spec: the model version.
         counters: its words on the board.
-        is_answered: whether all jobs of a batch have their answers; asked for models with job tickets only.
-        ids_of: the ids of a job's sequence and request; asked for models with sequences only.
 
     Attributes:
         sequences: the jobs by sequence, where the model has sequences; it is `jobs`, too.
         joins_steps: whether new jobs join those that are under way: a continuous batch, or an asynchronous handler.
     """
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        counters: ModelCounters,
-        is_answered: Callable[[Batch], bool] = lambda batch: False,
-        ids_of: Callable[[int], tuple[str, str]] = lambda job: ("", ""),
-    ) -> None:
+    def __init__(self, spec: ModelSpec, counters: ModelCounters) -> None:
         self.spec = spec
         self.counters = counters
         self.seats: list[WorkerSeat] = []
-        self._is_answered = is_answered
         # Each ticket is one worker's: what was let in together goes to as many workers.
         self.batch_size = 1 if spec.use_job_ticket else largest_batch(spec)
         self.joins_steps = spec.continuous_batching or spec.async_communication
         self.sequences: SequenceQueue | None = None
         if spec.sequence_batching:
             self.batch_size = largest_batch(spec)
-            self.jobs: JobQueue = SequenceQueue(spec, ids_of, lambda: self.workers)
+            self.jobs: JobQueue = SequenceQueue(spec, lambda: self.workers)
             self.sequences = self.jobs
             self.policy: BatchPolicy = make_policy(NONE, 0.0)
         elif spec.use_job_ticket:
@@ -185,14 +163,11 @@ class ModelQueue:
 
     def free_workers(self) -> int:
         """Workers with nothing to do, or about to say so: a client that has its answer may come back before that."""
-        free = 0
-        for seat in self.seats:
-            if seat.leaving or seat.killed:
-                continue
-            for batch in seat.batches:
-                batch.answered = batch.answered or self._is_answered(batch)
-            free += all(batch.answered for batch in seat.batches)
-        return free
+        return sum(
+            all(batch.is_answered for batch in seat.batches)
+            for seat in self.seats
+            if not seat.leaving and not seat.killed
+        )
 
     def prefetch_seat(self) -> WorkerSeat | None:
         """A busy worker whose second mailbox place may take a full batch now."""
@@ -212,7 +187,7 @@ class ModelQueue:
         share = -(-len(self.jobs) // len(roomy))
         return seat, min(share, self._room(seat))
 
-    def take_sequences(self) -> tuple[WorkerSeat, list[tuple[int, Sequence]]] | None:
+    def take_sequences(self) -> tuple[WorkerSeat, list[Job]] | None:
         """The worker that has waited longest of those for which there are jobs of sequences, and these jobs."""
         if self.sequences is None:
             return None

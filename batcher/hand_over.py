@@ -6,15 +6,14 @@ Which batch goes to whom is decided in `dispatch.py`, when it goes in `policy.py
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from wsgi_ts.batcher.dispatch import Batch, ModelQueue, WorkerSeat
-from wsgi_ts.batcher.job_queue import SEGMENT_SHIFT, SLOT_MASK
+from wsgi_ts.batcher.job import Job
 from wsgi_ts.batcher.layout import WORKER_DIED, BatcherWord, MailWord, ModelWord, SlotState
 from wsgi_ts.batcher.mailbox import BatcherMailbox
-from wsgi_ts.batcher.sequences import Sequence
-from wsgi_ts.batcher.sources import Sources
+from wsgi_ts.batcher.sources import Sources, end_unbegun
 
 logger = logging.getLogger("wsgi_ts.batcher")
 
@@ -24,7 +23,6 @@ MOST_HAND_OVERS = 3
 #: have waited behind another one for almost as long.
 UNTAKEN_MARGIN_S = 1.0
 _GIVEN_UP = f"{WORKER_DIED} {MOST_HAND_OVERS} workers ended before they had read this request: it is not tried again."
-_NO_SEQUENCES: Mapping[int, Sequence] = {}
 
 
 class HandOver:
@@ -47,21 +45,13 @@ class HandOver:
         self.busy: list[WorkerSeat] = []
         self.streaming: list[WorkerSeat] = []
         self._sources = sources
-        self._attached = sources.attached
         self._words = words
         self._row = row
         self._notify = notify
 
     # -- to the worker and back
 
-    def post(
-        self,
-        queue: ModelQueue,
-        seat: WorkerSeat,
-        jobs: list[int],
-        now: float,
-        sequences: Mapping[int, Sequence] = _NO_SEQUENCES,
-    ) -> None:
+    def post(self, queue: ModelQueue, seat: WorkerSeat, jobs: list[Job], now: float) -> None:
         """Hands jobs to a worker; those whose client has gone or that are too late are answered instead.
 
         Args:
@@ -69,50 +59,32 @@ class HandOver:
             seat: the worker; its mailbox has a free place.
             jobs: the jobs, taken from the queue.
             now: monotonic seconds.
-            sequences: the jobs' sequences, where the model has sequences.
         """
-        attached = self._attached
-        if self._sources.suspects:
-            jobs = self._suspect_alone(queue, jobs, now)
         oldest_ns = queue.oldest_in_time_ns(now)
-        batch = []
-        arrivals: list[int] = []
-        named: list[int] = []
-        for job in jobs:
-            source = attached[job >> SEGMENT_SHIFT]
-            segment = source.segment
-            slot = job & SLOT_MASK
-            arrived_ns = segment.arrival_ns(slot)
-            if segment.cancels[slot] or arrived_ns < oldest_ns:
-                self._sources.end_unbegun(job, oldest_ns, queue.counters)
+        batch: list[Job] = []
+        entries: list[int] = []
+        for place, job in enumerate(jobs):
+            if job.deliveries and batch:
+                queue.jobs.put_back(jobs[place:])  # it may have ended its worker: it goes alone from now on
+                break
+            if job.is_over(oldest_ns):
+                end_unbegun(job, oldest_ns, queue.counters)
                 if queue.sequences is not None:
-                    queue.sequences.ended(sequences[job], now)
+                    queue.sequences.ended(job, now)
                 continue
-            source.in_mailboxes += 1
+            job.source.in_mailboxes += 1
             batch.append(job)
-            arrivals.append(arrived_ns)
-            if segment.names_version(slot):
-                named.append(arrived_ns)
+            entries.append(job.entry)
+            if job.deliveries:
+                queue.jobs.put_back(jobs[place + 1 :])
+                break
         if not batch:
             return
         alone = not seat.batches
         if alone:
             (self.streaming if queue.joins_steps else self.busy).append(seat)
-        generations = [self._sources.generation(job) for job in batch] if queue.joins_steps else []
-        seat.batches.append(Batch(seat.mailbox.post(batch), batch, now, arrivals, named, alone))
-        seat.batches[-1].generations = generations
-        if sequences:
-            seat.batches[-1].sequences = [sequences[job] for job in batch]
-        queue.counters.handed_over(arrivals, named, now)
-
-    def _suspect_alone(self, queue: ModelQueue, jobs: list[int], now: float) -> list[int]:
-        """The first of the jobs: up to one that may have ended its worker, or that one alone. The rest waits again."""
-        for place, job in enumerate(jobs):
-            if self._sources.is_suspect(job):
-                count = max(place, 1)
-                queue.jobs.put_back(jobs[count:], now)
-                return jobs[:count]
-        return jobs
+        seat.batches.append(Batch(seat.mailbox.post(entries), batch, now, alone))
+        queue.counters.handed_over(batch, now)
 
     def complete(self, queue: ModelQueue, seat: WorkerSeat, now: float) -> None:
         """Takes note of the batches that a worker has finished."""
@@ -123,16 +95,16 @@ class HandOver:
             batch = seat.batches.pop(0)
             self._sources.leave_mailbox(batch.jobs)
             if queue.sequences is not None:
-                for sequence in batch.sequences:
-                    queue.sequences.ended(sequence, now)
+                for job in batch.jobs:
+                    queue.sequences.ended(job, now)
             if batch.revoked:
-                self._requeue(queue, self._unbegun(batch), now)
+                self._requeue(queue, self._unbegun(batch))
                 continue
             service_s = words[MailWord.SERVICE_NS] / 1e9
             queue.note_service(service_s)
             queue.policy.on_batch(len(batch.jobs), service_s)
             queue.policy.on_answered(min(now, ended_at), len(batch.jobs))
-            queue.counters.answered(batch.arrivals_ns, batch.named_ns, min(now, ended_at), service_s)
+            queue.counters.answered(batch.jobs, min(now, ended_at), service_s)
             if batch.alone and batch.number == done:
                 handover_s = words[MailWord.START_NS] / 1e9 - batch.posted_at
                 queue.counters.begun(handover_s)
@@ -146,29 +118,23 @@ class HandOver:
         """Takes note of the requests of a continuous batch that a worker has ended."""
         mailbox: BatcherMailbox = seat.mailbox  # type: ignore[assignment]
         seat.noted = seat.news  # read before the slots: what ends after that is news again
-        arrivals: list[int] = []
-        named: list[int] = []
-        has_ended = self._sources.has_ended
+        ended: list[Job] = []
         for batch in tuple(seat.batches):
-            ended = [place for place, job in enumerate(batch.jobs) if has_ended(job, batch.generations[place])]
-            for place in reversed(ended):
-                arrived_ns = batch.arrivals_ns.pop(place)
-                batch.generations.pop(place)
-                self._sources.leave_mailbox([batch.jobs.pop(place)])
-                if queue.sequences is not None:
-                    queue.sequences.ended(batch.sequences.pop(place), now)
-                arrivals.append(arrived_ns)
-                if arrived_ns in batch.named_ns:
-                    batch.named_ns.remove(arrived_ns)
-                    named.append(arrived_ns)
-            if not batch.jobs:
+            under_way: list[Job] = []
+            for job in batch.jobs:
+                (under_way if job.is_with_worker else ended).append(job)
+            batch.jobs = under_way
+            if not under_way:
                 seat.batches.remove(batch)
+        self._sources.leave_mailbox(ended)
         if queue.sequences is not None:
+            for job in ended:
+                queue.sequences.ended(job, now)
             self._sources.refuse(queue.sequences.end_marked(mailbox.take_ended()))
-        if arrivals:
+        if ended:
             seat.idle_since = now
             service_s = mailbox.words[MailWord.SERVICE_NS] / 1e9
-            queue.counters.answered(arrivals, named, now, service_s)
+            queue.counters.answered(ended, now, service_s)
             queue.counters.show(ModelWord.OUTSTANDING, queue.outstanding)
         if not seat.batches:
             self.streaming.remove(seat)
@@ -176,7 +142,7 @@ class HandOver:
     def _show_last_batch(self, batch: Batch, handover_s: float, now: float) -> None:
         """Puts the times of a finished batch on the board, for the gauges that show the last one."""
         words, row = self._words, self._row
-        waited_us = int(batch.posted_at * 1e6) - batch.arrivals_ns[0] // 1000
+        waited_us = int(batch.posted_at * 1e6) - batch.jobs[0].arrived_ns // 1000
         words[row + BatcherWord.LAST_QUEUE_US] = max(0, waited_us)
         words[row + BatcherWord.LAST_HANDOVER_US] = max(0, int(handover_s * 1e6))
         words[row + BatcherWord.LAST_BATCH_NS] = int(now * 1e9)
@@ -198,7 +164,7 @@ class HandOver:
             if running_s > queue.spec.response_timeout_s:
                 self._kill(seat)
             elif len(seat.batches) > 1 and running_s > queue.overdue_after() and queue.idle_seat() is not None:
-                self._take_back(queue, seat, now)
+                self._take_back(queue, seat)
 
     def _watch_untaken(self, queue: ModelQueue, seat: WorkerSeat, now: float) -> None:
         """Looks at a worker that runs nothing: one that does not take what it has been given hangs (or is stopped)."""
@@ -213,7 +179,7 @@ class HandOver:
         seat.killed = True
         self._notify(("kill_worker", seat.worker_id, seat.start_count))
 
-    def _take_back(self, queue: ModelQueue, seat: WorkerSeat, now: float) -> None:
+    def _take_back(self, queue: ModelQueue, seat: WorkerSeat) -> None:
         """Gives the batch that waits behind a slow one to an idle worker instead."""
         batch = seat.batches[-1]
         if batch.revoked:
@@ -221,24 +187,19 @@ class HandOver:
         batch.revoked = True
         if seat.mailbox.revoke(batch.number):
             # The worker will skip it; its place stays taken until it has said so.
-            self._requeue(queue, self._unbegun(batch), now)
+            self._requeue(queue, self._unbegun(batch))
             self._sources.leave_mailbox(batch.jobs)
-            batch.jobs, batch.arrivals_ns = [], []
+            batch.jobs = []
 
-    def _unbegun(self, batch: Batch) -> list[int]:
+    def _unbegun(self, batch: Batch) -> list[Job]:
         """The jobs of a batch that no handler has seen."""
-        return [
-            job
-            for job, arrived_ns in zip(batch.jobs, batch.arrivals_ns, strict=True)
-            if self._sources.state_of(job, arrived_ns) == SlotState.CLAIMED
-            and not self._attached[job >> SEGMENT_SHIFT].retired
-        ]
+        return [job for job in batch.jobs if job.state == SlotState.CLAIMED and not job.source.retired]
 
-    def _requeue(self, queue: ModelQueue, unbegun: list[int], now: float) -> None:
+    def _requeue(self, queue: ModelQueue, unbegun: list[Job]) -> None:
         """Puts jobs that no handler has seen back at the head of the queue."""
         # What a sequence's worker knew of it is gone with the worker: there is no other to go on with.
         if queue.accepting and queue.sequences is None:
-            queue.jobs.put_back(unbegun, now)
+            queue.jobs.put_back(unbegun)
         else:
             self._sources.refuse(unbegun)
 
@@ -261,39 +222,37 @@ class HandOver:
         # What lay behind that batch has nothing to do with the worker's death.
         suspected = seat.mailbox.done + 1
         for batch in reversed(seat.batches):
-            self._settle_batch(queue, batch, batch.number <= suspected, oom, now)
+            self._settle_batch(queue, batch, batch.number <= suspected, oom)
         seat.batches.clear()
 
-    def _settle_batch(self, queue: ModelQueue | None, batch: Batch, suspected: bool, oom: bool, now: float) -> None:
-        for job, arrived_ns in zip(batch.jobs, batch.arrivals_ns, strict=True):
-            source = self._attached.get(job >> SEGMENT_SHIFT)
-            if source is None:
-                continue
-            source.touched = True  # the worker may have answered and not rung
-            if self._sources.state_of(job, arrived_ns) in (SlotState.RUNNING, SlotState.STREAMING):
-                self._sources.fail(job, 507 if oom else 500, WORKER_DIED)
+    def _settle_batch(self, queue: ModelQueue | None, batch: Batch, suspected: bool, oom: bool) -> None:
+        for job in batch.jobs:
+            job.source.touched = True  # the worker may have answered and not rung
+            if job.state in (SlotState.RUNNING, SlotState.STREAMING):
+                job.fail(507 if oom else 500, WORKER_DIED)
                 if queue is not None:
                     queue.counters.add(ModelWord.FAILED)
         if queue is not None:
             unbegun = self._unbegun(batch)
             if suspected and queue.sequences is None:
                 unbegun = [job for job in unbegun if not self._give_up(queue, job, oom)]
-            self._requeue(queue, unbegun, now)
+            self._requeue(queue, unbegun)
         self._sources.leave_mailbox(batch.jobs)
 
-    def _give_up(self, queue: ModelQueue, job: int, oom: bool) -> bool:
+    def _give_up(self, queue: ModelQueue, job: Job, oom: bool) -> bool:
         """Answers a job that was handed over often enough to workers that ended before they began it, if it was."""
-        if self._sources.suspect(job) < MOST_HAND_OVERS:
+        job.deliveries += 1
+        if job.deliveries < MOST_HAND_OVERS:
             return False
         status = 507 if oom else 500
         logger.error(
             "Model %s %s: request %s is answered %d, since %d workers ended before they had read it",
             queue.spec.name,
             queue.spec.version,
-            self._sources.ids_of(job)[1],
+            job.ids[1],
             status,
             MOST_HAND_OVERS,
         )
-        self._sources.fail(job, status, _GIVEN_UP)
+        job.fail(status, _GIVEN_UP)
         queue.counters.add(ModelWord.FAILED)
         return True

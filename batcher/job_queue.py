@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
-#: A job is `segment index << 32 | slot`; beside it stands when it came (monotonic seconds).
-SEGMENT_SHIFT = 32
-SLOT_MASK = (1 << SEGMENT_SHIFT) - 1
+from wsgi_ts.batcher.job import Job
 
 
 class JobQueue:
@@ -19,7 +17,7 @@ class JobQueue:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._jobs: deque[tuple[int, float]] = deque()
+        self._jobs: deque[Job] = deque()
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -30,29 +28,30 @@ class JobQueue:
     @property
     def oldest_at(self) -> float:
         """When the first job came; only while there is one."""
-        return self._jobs[0][1]
+        return self._jobs[0].came_at
 
-    def offer(self, job: int, now: float) -> bool:
+    def offer(self, job: Job) -> bool:
         """Adds a job at the end; False when the queue is full."""
         if len(self._jobs) >= self.capacity:
             return False
-        self._jobs.append((job, now))
+        self._jobs.append(job)
         return True
 
-    def put_back(self, jobs: Iterable[int], now: float) -> None:
+    def put_back(self, jobs: Iterable[Job]) -> None:
         """Puts jobs that were taken but never begun at the head, in their order; never refused."""
-        self._jobs.extendleft([(job, now) for job in reversed(list(jobs))])
+        self._jobs.extendleft(reversed(list(jobs)))
 
-    def take(self, count: int) -> list[int]:
+    def take(self, count: int) -> list[Job]:
         """Removes the first `count` jobs, or all if there are fewer."""
         popleft = self._jobs.popleft
-        return [popleft()[0] for _ in range(min(count, len(self._jobs)))]
+        return [popleft() for _ in range(min(count, len(self._jobs)))]
 
-    def drop(self, unwanted: Callable[[int, float], bool]) -> list[int]:
-        """Removes and returns the jobs for which `unwanted(job, came_at)` holds."""
-        dropped = [job for job, came_at in self._jobs if unwanted(job, came_at)]
+    def drop(self, unwanted: Callable[[Job], bool]) -> list[Job]:
+        """Removes and returns the jobs for which `unwanted` holds."""
+        dropped = [job for job in self._jobs if unwanted(job)]
         if dropped:
-            self._jobs = deque(entry for entry in self._jobs if not unwanted(*entry))
+            gone = set(dropped)
+            self._jobs = deque(job for job in self._jobs if job not in gone)
         return dropped
 
 
@@ -68,6 +67,6 @@ class TicketQueue(JobQueue):
         super().__init__(capacity)
         self._free_workers = free_workers
 
-    def offer(self, job: int, now: float) -> bool:
+    def offer(self, job: Job) -> bool:
         """Adds a job if a worker is free that no waiting job will get; False otherwise."""
-        return len(self) < self._free_workers() and super().offer(job, now)
+        return len(self) < self._free_workers() and super().offer(job)

@@ -13,7 +13,8 @@ Board, one per server, made by the supervisor::
 Segment, one per producer (a web worker), made by it::
 
     page 0          header words (see SegmentWord)
-    rings           one per batcher: tail line, head line, `slots` entries of two words
+    rings           one per batcher: tail line, 2 x `slots` entries of two words; the tail is the only shared position:
+                    a batcher begins behind it, and finds what came before by a scan of the states
     states          `slots` words: generation << 8 | SlotState
     cancels         `slots` words: 1 when the client has gone (writer: the web worker)
     slots           `slots` x SLOT_BYTES: request header, response header, inline request and response data
@@ -21,7 +22,7 @@ Segment, one per producer (a web worker), made by it::
 
 Mailbox, one per life of a model worker, made by its batcher::
 
-    header words (see MailWord) | 2 places x (count word + `capacity` entries of segment << 32 | slot)
+    header words (see MailWord) | 2 places x (count word + `capacity` entries, see `mail_entry`)
     | ring of MAIL_MARKS marks of sequences that the handler has ended
 
 Group board, one per life of a model worker that spans several processes, made by its batcher::
@@ -41,7 +42,7 @@ import struct
 from typing import Final
 
 MAGIC = 0x7773_6769_2D74_7331
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 WORD = 8
 PAGE = 4096
 LINE_WORDS = 8
@@ -148,7 +149,7 @@ class SlotState:
     FREE: Final = 0  # web worker
     WRITING: Final = 1  # web worker: head or body still arriving
     SENDING: Final = 2  # web worker: the answer is on its way to the client
-    READY: Final = 3  # batcher: in its submission ring
+    READY: Final = 3  # batcher: in its submission ring, or found by a scan
     CLAIMED: Final = 4  # batcher or the model worker it was handed to: in the job queue or in a mailbox
     RUNNING: Final = 5  # model worker; the batcher once that worker is known to be dead
     STREAMING: Final = 6  # as RUNNING, with chunks of the answer to fetch
@@ -156,8 +157,9 @@ class SlotState:
     FAILED: Final = 8  # web worker: the slot holds an error's status and text
 
 
-#: The bits of a state word that hold the state.
+#: The bits of a state word that hold the state; the slot's generation lies above them.
 STATE_MASK = 0xFF
+GENERATION_SHIFT = 8
 #: States from here on concern the web worker: one comparison finds the slots it must look at.
 FIRST_ANSWERED = SlotState.STREAMING
 
@@ -222,6 +224,7 @@ RING_MODEL_SHIFT = 20
 RING_GENERATION_SHIFT = 32
 RING_SLOT_MASK = (1 << RING_MODEL_SHIFT) - 1
 RING_MODEL_MASK = (1 << (RING_GENERATION_SHIFT - RING_MODEL_SHIFT)) - 1
+RING_GENERATION_MASK = (1 << (WORD * 8 - RING_GENERATION_SHIFT)) - 1
 #: Word 1: microseconds since the answer before it on the same connection, NOT_RETURNING for a connection's first.
 NOT_RETURNING = (1 << 64) - 1
 
@@ -245,8 +248,28 @@ class MailWord:
 
 MAIL_WORDS = 16
 MAIL_PLACES = 2
+_MAIL_SEGMENT_SHIFT = 32
+_MAIL_SLOT_MASK = (1 << _MAIL_SEGMENT_SHIFT) - 1
 #: Sequences whose end a model worker can tell before its batcher has looked; of more it is told later.
 MAIL_MARKS = 512
+
+
+def mail_entry(segment: int, slot: int) -> int:
+    """A request as a mailbox, or a group's message, names it.
+
+    The generation is not in it: a slot that was handed over changes hands again only when its worker has answered it,
+    is dead, or has been told not to begin it.
+
+    Args:
+        segment: the segment's number.
+        slot: the slot's.
+    """
+    return segment << _MAIL_SEGMENT_SHIFT | slot
+
+
+def split_mail_entry(entry: int) -> tuple[int, int]:
+    """The numbers of segment and slot that `mail_entry` has put together."""
+    return entry >> _MAIL_SEGMENT_SHIFT, entry & _MAIL_SLOT_MASK
 
 
 class GroupWord:
@@ -289,7 +312,8 @@ class SegmentLayout:
         max_response_bytes: largest response body.
 
     Attributes:
-        ring_bytes: one submission ring: tail line, head line, two words per slot.
+        ring_entries: entries of a submission ring (see `ring.py` for why so many).
+        ring_bytes: one submission ring: tail line, two words per entry.
         states: offset of the state words.
         cancels: offset of the cancel words.
         first_slot: offset of slot 0, page-aligned.
@@ -305,7 +329,8 @@ class SegmentLayout:
         self.rings = rings
         self.max_request_bytes = max_request_bytes
         self.max_response_bytes = max_response_bytes
-        self.ring_bytes = (2 * LINE_WORDS + 2 * slots) * WORD
+        self.ring_entries = 2 * slots
+        self.ring_bytes = (LINE_WORDS + 2 * self.ring_entries) * WORD
         self.states = PAGE + rings * self.ring_bytes
         self.cancels = self.states + slots * WORD
         self.first_slot = _round_up(self.cancels + slots * WORD)

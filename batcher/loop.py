@@ -20,11 +20,11 @@ from wsgi_ts.batcher.board import Board
 from wsgi_ts.batcher.counters import ModelCounters
 from wsgi_ts.batcher.dispatch import ModelQueue
 from wsgi_ts.batcher.hand_over import HandOver
-from wsgi_ts.batcher.job_queue import SEGMENT_SHIFT
-from wsgi_ts.batcher.layout import STATE_MASK, BatcherWord, ModelWord, News, SlotState
+from wsgi_ts.batcher.job import Job
+from wsgi_ts.batcher.layout import GENERATION_SHIFT, STATE_MASK, BatcherWord, ModelWord, News, SlotState
+from wsgi_ts.batcher.ring import RingDamaged
 from wsgi_ts.batcher.roster import Roster
-from wsgi_ts.batcher.segment import Segment
-from wsgi_ts.batcher.sources import NO_WORKER, Source, Sources
+from wsgi_ts.batcher.sources import NO_WORKER, Source, Sources, end_unbegun
 
 _CLAIM = SlotState.CLAIMED - SlotState.READY
 #: Longest sleep of the loop; also the period of the work that no event announces (deadlines, heartbeat).
@@ -53,7 +53,7 @@ class BatcherLoop:
         self._bell = board.batcher_bell(index)
         self._row = board.batcher_row(index)
         self._queues: dict[int, ModelQueue] = {}
-        self._sources = Sources(index, self._queues, notify)
+        self._sources = Sources(index, self._queues, self._counters, notify)
         self._attached = self._sources.attached
         self._hand_over = HandOver(self._sources, board.words, self._row, notify)
         self._busy, self._streaming = self._hand_over.busy, self._hand_over.streaming
@@ -143,13 +143,10 @@ class BatcherLoop:
         if self._something_waits():
             return
         wanted = self._wanted_news()
-        self._bell.fall_asleep(wanted)
-        if not self._something_waits():
-            limit = self._wake_at - time.monotonic()
-            if not wanted & News.SUBMISSION:
-                limit = min(limit, UNANNOUNCED_S)
-            self._bell.sleep(max(0.0, limit))
-        self._bell.wake_up()
+        limit_s = self._wake_at - time.monotonic()
+        if not wanted & News.SUBMISSION:
+            limit_s = min(limit_s, UNANNOUNCED_S)
+        self._bell.wait(self._something_waits, limit_s, wanted=wanted)
 
     def _wanted_news(self) -> int:
         """For what to be woken.
@@ -180,43 +177,41 @@ class BatcherLoop:
     # -- submission rings
 
     def _drain(self, source: Source, now: float) -> None:
-        segment = source.segment
-        states = segment.states
+        states = source.segment.states
         arrivals: dict[int, list[int]] = {}
-        entries = source.ring.pop_all()
+        try:
+            entries = source.ring.pop_all()
+        except RingDamaged as damage:
+            self._sources.find_again(source, damage)
+            return
         for place in range(0, len(entries), 2):
             entry = entries[place]
             slot = entry & layout.RING_SLOT_MASK
             word = states[slot]
             if (
                 word & STATE_MASK != SlotState.READY
-                or (word >> 8) & 0xFFFFFFFF != entry >> layout.RING_GENERATION_SHIFT
+                or (word >> GENERATION_SHIFT) & layout.RING_GENERATION_MASK != entry >> layout.RING_GENERATION_SHIFT
             ):
-                continue
+                continue  # a scan has found it before
             model = entry >> layout.RING_MODEL_SHIFT & layout.RING_MODEL_MASK
+            job = source.job(slot, word, now)
             queue = self._queues.get(model)
             if queue is None and self._sources.adopting(now):
-                states[slot] = word + _CLAIM
-                self._sources.add_orphan(model, segment.index << SEGMENT_SHIFT | slot)
-                self._count_request(segment, slot, model)
+                self._sources.add_orphan(model, job)
                 continue
-            if queue is None or not queue.accepting or not queue.jobs.offer(segment.index << SEGMENT_SHIFT | slot, now):
-                segment.fail(slot, NO_WORKER, "")
-                source.touched = True
-                self._counters(model).add(ModelWord.REFUSED)
-                self._count_request(segment, slot, model)
+            if queue is None or not queue.accepting or not queue.jobs.offer(job):
+                self._refuse(model, job)
                 continue
             states[slot] = word + _CLAIM
             tally = arrivals.get(model)
             if tally is None:
                 tally = arrivals[model] = [0, 0, 0, 0]
             tally[0] += 1
-            tally[3] += segment.names_version(slot)
+            tally[3] += job.named
             idle_us = entries[place + 1]
             if idle_us != layout.NOT_RETURNING:
                 tally[1] += idle_us
                 tally[2] += 1
-        source.ring.commit()
         for model, (count, idle_us, returning, named) in arrivals.items():
             queue = self._queues[model]
             queue.policy.on_arrival(now, count, idle_us / 1e6, returning)
@@ -224,10 +219,12 @@ class BatcherLoop:
             queue.counters.add(ModelWord.REQUESTS_NAMED, named)
             queue.counters.show(ModelWord.OUTSTANDING, queue.outstanding)
 
-    def _count_request(self, segment: Segment, slot: int, model: int) -> None:
-        """Counts a request that does not go into a queue, at least not yet."""
-        word = ModelWord.REQUESTS_NAMED if segment.names_version(slot) else ModelWord.REQUESTS
-        self._counters(model).add(word)
+    def _refuse(self, model: int, job: Job) -> None:
+        """Answers a request for which there is no worker, or no room in the queue."""
+        job.fail(NO_WORKER, "")
+        counters = self._counters(model)
+        counters.add(ModelWord.REFUSED)
+        counters.add(ModelWord.REQUESTS_NAMED if job.named else ModelWord.REQUESTS)
 
     def _counters(self, model: int) -> ModelCounters:
         return ModelCounters(self._words, self._board.model_row(self._index, model))
@@ -260,8 +257,7 @@ class BatcherLoop:
     def _dispatch_sequences(self, queue: ModelQueue, now: float) -> None:
         taken = queue.take_sequences()
         while taken is not None:
-            seat, jobs = taken
-            self._hand_over.post(queue, seat, [job for job, _ in jobs], now, dict(jobs))
+            self._hand_over.post(queue, *taken, now)
             taken = queue.take_sequences()
 
     # -- what no event announces
@@ -271,7 +267,6 @@ class BatcherLoop:
         now_ns = time.monotonic_ns()
         self._words[self._row + BatcherWord.HEARTBEAT_NS] = now_ns
         self._sources.refuse_orphans(now)
-        self._sources.forget_suspects()
         for queue in self._queues.values():
             self._expire(queue, now)
             self._hand_over.watch(queue, now_ns, now)
@@ -282,7 +277,7 @@ class BatcherLoop:
     def _expire(self, queue: ModelQueue, now: float) -> None:
         """Answers queued jobs whose client has gone or whose own deadline has passed; they are never run."""
         oldest_ns = queue.oldest_in_time_ns(now)
-        for job in queue.jobs.drop(lambda job, _: self._sources.is_over(job, oldest_ns)):
-            self._sources.end_unbegun(job, oldest_ns, queue.counters)
+        for job in queue.jobs.drop(lambda job: job.is_over(oldest_ns)):
+            end_unbegun(job, oldest_ns, queue.counters)
         if queue.sequences is not None:
             self._sources.refuse(queue.sequences.expire(now))

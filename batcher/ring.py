@@ -1,8 +1,13 @@
 """The submission ring: slot numbers from one producer (a web worker) to one consumer (a batcher).
 
-Each side owns one word: the producer the tail, the consumer the head. The ring has as many entries as the segment has
-slots, so it can never be full. An entry names slot, model and generation; the consumer still looks at the slot's state
-word, so a stale entry is skipped, never obeyed.
+The tail, which the producer writes, is the only position in shared memory. A consumer begins where the tail stands when
+it attaches, and finds what was submitted before by a scan of the slots' states (`sources.Sources`): so nothing depends
+on how far a consumer that was killed had come. An entry names slot, model and generation; the consumer still looks at
+the slot's state word, so an entry that the scan has been quicker than is skipped, never obeyed.
+
+The ring has twice as many entries as the segment has slots, so that it is never overrun. From a consumer's first look
+on, a slot has one unread entry at most: it is pushed again only after the consumer has read the last one. Before it, a
+slot may have two: one that was pushed and not published when the scan found the slot, and the next request's.
 """
 
 from __future__ import annotations
@@ -11,15 +16,17 @@ from wsgi_ts.batcher import layout
 from wsgi_ts.batcher.segment import Segment
 
 
+class RingDamaged(Exception):
+    """The tail is where no producer can have put it: something has written over shared memory."""
+
+
 class _Ring:
     def __init__(self, segment: Segment, batcher: int) -> None:
         start = segment.layout.ring(batcher)
-        slots = segment.layout.slots
-        lines = layout.LINE_WORDS
+        entries = segment.layout.ring_entries
         self._tail_word = segment.memory.words(start, 1)
-        self._head_word = segment.memory.words(start + lines * layout.WORD, 1)
-        self._entries = segment.memory.words(start + 2 * lines * layout.WORD, 2 * slots)
-        self._mask = slots - 1
+        self._entries = segment.memory.words(start + layout.LINE_WORDS * layout.WORD, 2 * entries)
+        self._mask = entries - 1
 
 
 class RingProducer(_Ring):
@@ -34,7 +41,9 @@ class RingProducer(_Ring):
         """Adds an entry that the consumer does not see yet."""
         place = (self._tail & self._mask) * 2
         self._entries[place] = (
-            slot | model << layout.RING_MODEL_SHIFT | (generation & 0xFFFFFFFF) << layout.RING_GENERATION_SHIFT
+            slot
+            | model << layout.RING_MODEL_SHIFT
+            | (generation & layout.RING_GENERATION_MASK) << layout.RING_GENERATION_SHIFT
         )
         self._entries[place + 1] = idle_us
         self._tail += 1
@@ -53,23 +62,26 @@ class RingProducer(_Ring):
 
 
 class RingConsumer(_Ring):
-    """The batcher's side; its head is kept in shared memory, so a new batcher goes on where the old one stopped."""
+    """The batcher's side. It begins behind what is there: look at the slots' states after making one."""
 
     def __init__(self, segment: Segment, batcher: int) -> None:
         super().__init__(segment, batcher)
-        self._head = self._head_word[0]
+        self._head = self._tail_word[0]
 
     @property
     def waiting(self) -> int:
-        """Entries not yet popped (0 for a damaged tail)."""
-        count: int = self._tail_word[0] - self._head
-        return count if 0 <= count <= self._mask + 1 else 0
+        """Entries not yet popped; any other number than 0 is a reason to call `pop_all`."""
+        return self._tail_word[0] - self._head
 
     def pop_all(self) -> list[int]:
-        """All new entries as a flat list of word 0, word 1, word 0, …; they count as taken when `commit` is called."""
+        """All new entries as a flat list: word 0 and word 1 of each.
+
+        Raises:
+            RingDamaged: there cannot be so many; `skip_all`, and look at the slots' states.
+        """
         count = self.waiting
-        if count == 0:
-            return []
+        if not 0 <= count <= self._mask + 1:
+            raise RingDamaged(f"{count} entries in a ring of {self._mask + 1}")
         first = self._head & self._mask
         room = self._mask + 1 - first
         self._head += count
@@ -77,6 +89,6 @@ class RingConsumer(_Ring):
             return self._entries[2 * first : 2 * (first + count)].tolist()
         return self._entries[2 * first :].tolist() + self._entries[: 2 * (count - room)].tolist()
 
-    def commit(self) -> None:
-        """Writes the head: what was popped is now the consumer's."""
-        self._head_word[0] = self._head
+    def skip_all(self) -> None:
+        """Begins anew behind what is there."""
+        self._head = self._tail_word[0]

@@ -58,9 +58,7 @@ class Roster:
     def load_model(self, spec: ModelSpec) -> None:
         """Opens the queue of a model version, with the jobs that were found before it was known."""
         if spec.index not in self._queues:
-            queue = self._queues[spec.index] = ModelQueue(
-                spec, self._counters_of(spec.index), self._sources.is_answered, self._sources.ids_of
-            )
+            queue = self._queues[spec.index] = ModelQueue(spec, self._counters_of(spec.index))
             self._sources.take_in_orphans(queue, time.monotonic())
 
     def unload_model(self, index: int) -> None:

@@ -14,6 +14,7 @@ from wsgi_ts.batcher.shared_memory import SharedMemory
 
 #: In the third word of a request's header, whose upper half holds the flags.
 _VERSION_NAMED = RequestFlag.VERSION_NAMED << 32
+_SLOT_WORDS = layout.SLOT_BYTES // layout.WORD
 
 
 def segment_name(prefix: str, index: int) -> str:
@@ -96,12 +97,12 @@ class Segment:
 
     def arrival_ns(self, slot: int) -> int:
         """When the slot's request arrived: the first word of its header."""
-        return self._slot_words[slot * (layout.SLOT_BYTES // layout.WORD)]
+        return self._slot_words[slot * _SLOT_WORDS]
 
-    def names_version(self, slot: int) -> bool:
-        """Whether the slot's request named the model's version: a flag in the third word of its header."""
-        words_per_slot = layout.SLOT_BYTES // layout.WORD
-        return bool(self._slot_words[slot * words_per_slot + 2] & _VERSION_NAMED)
+    def arrival(self, slot: int) -> tuple[int, bool]:
+        """When the slot's request arrived, and whether it named the model's version: a flag in the third word."""
+        words, start = self._slot_words, slot * _SLOT_WORDS
+        return words[start], bool(words[start + 2] & _VERSION_NAMED)
 
     def ids(self, slot: int) -> tuple[str, str]:
         """The ids of the slot's sequence ("" where its model has none) and of its request."""

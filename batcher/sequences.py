@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from itertools import islice
 
+from wsgi_ts.batcher.job import Job
 from wsgi_ts.batcher.job_queue import JobQueue
 from wsgi_ts.messages import ModelSpec
 
@@ -27,7 +28,7 @@ class Sequence:
         key: its id.
         worker: the worker that has it; None while it waits for one.
         running: whether a request of it is with the worker.
-        jobs: those that wait, each with when it came.
+        jobs: those that wait.
         created_at: monotonic seconds.
         active_at: when a request of it last came or ended.
     """
@@ -38,7 +39,7 @@ class Sequence:
         self.key = key
         self.worker: int | None = None
         self.running = False
-        self.jobs: deque[tuple[int, float]] = deque()
+        self.jobs: deque[Job] = deque()
         self.created_at = self.active_at = now
 
     def __repr__(self) -> str:
@@ -50,15 +51,11 @@ class SequenceQueue(JobQueue):
 
     Args:
         spec: the model version: its limits.
-        ids_of: the ids of the sequence and of the request that a job is.
         workers_here: how many workers take jobs from this queue now; more may have other devices.
     """
 
-    def __init__(
-        self, spec: ModelSpec, ids_of: Callable[[int], tuple[str, str]], workers_here: Callable[[], int]
-    ) -> None:
+    def __init__(self, spec: ModelSpec, workers_here: Callable[[], int]) -> None:
         super().__init__(spec.max_sequences * spec.max_sequence_queue)
-        self._ids_of = ids_of
         self._most_sequences = spec.max_sequences
         self._most_waiting = spec.max_sequence_queue
         self._workers_here = workers_here
@@ -78,16 +75,17 @@ class SequenceQueue(JobQueue):
     @property
     def oldest_at(self) -> float:
         """When the first of the waiting jobs came; only while there is one."""
-        return min(each.jobs[0][1] for each in self._live.values() if each.jobs)
+        return min(each.jobs[0].came_at for each in self._live.values() if each.jobs)
 
     @property
     def sequences(self) -> int:
         """How many are live."""
         return len(self._live)
 
-    def offer(self, job: int, now: float) -> bool:
+    def offer(self, job: Job) -> bool:
         """Adds a job to its sequence; False where that has as many waiting as it may, or would be one too many."""
-        key, request_id = self._ids_of(job)
+        key, request_id = job.ids
+        now = job.came_at
         sequence = self._live.get(key)
         if sequence is not None and self._is_over(sequence, now) and not sequence.jobs:
             self._remove(sequence)
@@ -98,37 +96,38 @@ class SequenceQueue(JobQueue):
                 return False
         elif len(sequence.jobs) >= self._most_waiting:
             return False
-        sequence.jobs.append((job, now))
+        sequence.jobs.append(job)
         sequence.active_at = now
         self._waiting += 1
         return True
 
-    def put_back(self, jobs: Iterable[int], now: float) -> None:
-        """Takes in jobs that came before the batcher knew their model; never refused."""
+    def put_back(self, jobs: Iterable[Job]) -> None:
+        """Takes in jobs that an earlier batcher had let in; never refused."""
         for job in jobs:
-            key, _ = self._ids_of(job)
-            sequence = self._live.get(key) or self._add(key, now)
-            sequence.jobs.append((job, now))
+            key, _ = job.ids
+            sequence = self._live.get(key) or self._add(key, job.came_at)
+            sequence.jobs.append(job)
             self._waiting += 1
 
-    def take(self, count: int) -> list[int]:
+    def take(self, count: int) -> list[Job]:
         """Removes the first `count` waiting jobs, whatever their sequences."""
-        waiting = sorted((came_at, job) for each in self._live.values() for job, came_at in each.jobs)
-        chosen = {job for _, job in waiting[:count]}
-        return self.drop(lambda job, _: job in chosen)
+        waiting = sorted((job for each in self._live.values() for job in each.jobs), key=_came_at)
+        chosen = set(waiting[:count])
+        return self.drop(lambda job: job in chosen)
 
-    def drop(self, unwanted: Callable[[int, float], bool]) -> list[int]:
-        """Removes and returns the waiting jobs for which `unwanted(job, came_at)` holds."""
+    def drop(self, unwanted: Callable[[Job], bool]) -> list[Job]:
+        """Removes and returns the waiting jobs for which `unwanted` holds."""
         dropped = []
         for sequence in self._live.values():
-            out = [job for job, came_at in sequence.jobs if unwanted(job, came_at)]
+            out = [job for job in sequence.jobs if unwanted(job)]
             if out:
-                sequence.jobs = deque(entry for entry in sequence.jobs if not unwanted(*entry))
+                gone = set(out)
+                sequence.jobs = deque(job for job in sequence.jobs if job not in gone)
                 dropped += out
         self._waiting -= len(dropped)
         return dropped
 
-    def take_for(self, worker: int, count: int) -> list[tuple[int, Sequence]]:
+    def take_for(self, worker: int, count: int) -> list[Job]:
         """Removes the jobs that a worker is to get now: of each of its sequences the next one, the oldest jobs first.
 
         It also gets its share of the sequences that wait for a worker.
@@ -144,26 +143,28 @@ class SequenceQueue(JobQueue):
         ready = sorted((each for each in mine if each.jobs and not each.running), key=_first_came)
         taken = []
         for sequence in ready[:count]:
-            job, _ = sequence.jobs.popleft()
+            job = sequence.jobs.popleft()
+            job.sequence = sequence
             sequence.running = True
-            taken.append((job, sequence))
+            taken.append(job)
         self._waiting -= len(taken)
         return taken
 
-    def ended(self, sequence: Sequence, now: float) -> None:
+    def ended(self, job: Job, now: float) -> None:
         """A job that `take_for` has given out has its answer."""
-        sequence.running = False
-        sequence.active_at = now
+        if job.sequence is not None:
+            job.sequence.running = False
+            job.sequence.active_at = now
 
-    def expire(self, now: float) -> list[int]:
+    def expire(self, now: float) -> list[Job]:
         """Ends the sequences whose time is over; returns the jobs that wait in them, to be refused."""
         return self._end([each for each in self._live.values() if self._is_over(each, now)])
 
-    def end_those_of(self, worker: int) -> list[int]:
+    def end_those_of(self, worker: int) -> list[Job]:
         """Ends the sequences of a worker that is gone, or is to go; returns the jobs that wait in them."""
         return self._end([each for each in self._live.values() if each.worker == worker])
 
-    def end_marked(self, marks: Iterable[int]) -> list[int]:
+    def end_marked(self, marks: Iterable[int]) -> list[Job]:
         """Ends the sequences that the handler has ended, named by `mark_of`; returns the jobs that wait in them."""
         wanted = set(marks)
         return self._end([each for each in self._live.values() if mark_of(each.key) in wanted]) if wanted else []
@@ -191,10 +192,10 @@ class SequenceQueue(JobQueue):
             return True
         return not sequence.jobs and not sequence.running and now - sequence.active_at > self._max_idle_s
 
-    def _end(self, sequences: list[Sequence]) -> list[int]:
-        waiting = []
+    def _end(self, sequences: list[Sequence]) -> list[Job]:
+        waiting: list[Job] = []
         for sequence in sequences:
-            waiting += [job for job, _ in sequence.jobs]
+            waiting += sequence.jobs
             self._remove(sequence)
         self._waiting -= len(waiting)
         return waiting
@@ -210,4 +211,8 @@ def mark_of(key: str) -> int:
 
 
 def _first_came(sequence: Sequence) -> float:
-    return sequence.jobs[0][1]
+    return sequence.jobs[0].came_at
+
+
+def _came_at(job: Job) -> float:
+    return job.came_at

@@ -1,24 +1,23 @@
-"""The segments that a batcher has attached, and what of them is in its hands.
+"""The segments that a batcher has attached, and the jobs that were found in them before their models were known.
 
-`Sources` is where a job (`segment index << 32 | slot`) is looked up and where it is answered if no model worker does.
 A segment comes with the web worker that made it and is retired with it; its memory stays attached for as long as a
-model worker may still have a slot of it. A batcher that takes the place of a dead one finds jobs in a segment before it
-is told of their models: these are the orphans, which wait here.
+model worker may still have a slot of it. What a dead batcher has left in a segment is found by one scan of its slots'
+states. A batcher that takes the place of a dead one does so before it is told of the models: the jobs wait here.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from wsgi_ts.batcher import layout
 from wsgi_ts.batcher.counters import ModelCounters
-from wsgi_ts.batcher.dispatch import Batch, ModelQueue
-from wsgi_ts.batcher.job_queue import SEGMENT_SHIFT, SLOT_MASK
-from wsgi_ts.batcher.layout import STATE_MASK, WORKER_DIED, ModelWord, SlotState
-from wsgi_ts.batcher.ring import RingConsumer
+from wsgi_ts.batcher.dispatch import ModelQueue
+from wsgi_ts.batcher.job import Job
+from wsgi_ts.batcher.layout import GENERATION_SHIFT, STATE_MASK, WORKER_DIED, ModelWord, SlotState
+from wsgi_ts.batcher.ring import RingConsumer, RingDamaged
 from wsgi_ts.batcher.segment import Segment
 
 logger = logging.getLogger("wsgi_ts.batcher")
@@ -27,7 +26,8 @@ logger = logging.getLogger("wsgi_ts.batcher")
 NO_WORKER = 503
 #: How long a new batcher keeps jobs of models it has not been told of yet.
 ADOPTION_S = 5.0
-_WITH_WORKER = (SlotState.CLAIMED, SlotState.RUNNING, SlotState.STREAMING)
+#: States in which a batcher may have left a slot when it was killed; READY ones it had not even seen.
+_LEFT_BEHIND = (SlotState.READY, SlotState.CLAIMED, SlotState.RUNNING, SlotState.STREAMING)
 
 
 class Source:
@@ -35,7 +35,7 @@ class Source:
 
     Attributes:
         segment: the segment.
-        ring: its submission ring for this batcher.
+        ring: its submission ring for this batcher; what was submitted before is for a scan to find.
         bell: wakes its web worker.
         retired: whether its web worker is dead; then nothing more comes from it.
         in_mailboxes: how many of its slots model workers may still write to.
@@ -50,6 +50,37 @@ class Source:
         self.in_mailboxes = 0
         self.touched = False
 
+    def job(self, slot: int, word: int, now: float) -> Job:
+        """The job in a slot.
+
+        Args:
+            slot: the slot.
+            word: its state word.
+            now: monotonic seconds.
+        """
+        arrived_ns, named = self.segment.arrival(slot)
+        return Job(self, slot, word >> GENERATION_SHIFT, arrived_ns, named, now)
+
+
+class _Found(NamedTuple):
+    """A job that a scan has found."""
+
+    job: Job
+    model: int
+    state: int
+    has_sequence: bool
+
+
+class _Orphan(NamedTuple):
+    """A job, whose slot is CLAIMED, of a model that is not known yet.
+
+    `accepted` is True where the batcher before this one had let it into its queue.
+    """
+
+    job: Job
+    model: int
+    accepted: bool
+
 
 class Sources:
     """The attached segments of one batcher.
@@ -57,22 +88,26 @@ class Sources:
     Args:
         batcher: its number.
         queues: its models' queues by model index; jobs that were found in a segment go there.
+        counters_of: a model's counters by its index.
         notify: called with ("segment_attached" | "segment_retired", index).
 
     Attributes:
         attached: the segments by their index.
-        suspects: jobs whose worker ended before it began them: their slot's generation, and how often that was so.
     """
 
     def __init__(
-        self, batcher: int, queues: Mapping[int, ModelQueue], notify: Callable[[tuple[Any, ...]], None]
+        self,
+        batcher: int,
+        queues: Mapping[int, ModelQueue],
+        counters_of: Callable[[int], ModelCounters],
+        notify: Callable[[tuple[Any, ...]], None],
     ) -> None:
         self.attached: dict[int, Source] = {}
-        self.suspects: dict[int, tuple[int, int]] = {}
         self._batcher = batcher
         self._queues = queues
+        self._counters_of = counters_of
         self._notify = notify
-        self._orphans: list[tuple[int, int]] = []  # model index and job
+        self._orphans: list[_Orphan] = []
         self._adopt_until = time.monotonic() + ADOPTION_S
 
     # -- segments come and go
@@ -86,37 +121,58 @@ class Sources:
         """
         if index not in self.attached:
             try:
-                segment = Segment.attach(prefix, index)
+                source = Source(Segment.attach(prefix, index), self._batcher, prefix)
             except (FileNotFoundError, ValueError) as error:
                 logger.error("Segment %d cannot be attached: %s", index, error)
             else:
-                source = self.attached[index] = Source(segment, self._batcher, prefix)
+                self.attached[index] = source
                 self._adopt(source)
         self._notify(("segment_attached", index))
 
     def _adopt(self, source: Source) -> None:
-        """Sorts out what an earlier batcher left in a segment: claimed jobs are queued again, begun ones fail."""
+        """Sorts out what an earlier batcher left in a segment: what no worker has begun is queued, begun ones fail."""
         now = time.monotonic()
+        for job, model, state, has_sequence in self._scan(source, now):
+            if state == SlotState.READY:
+                self.add_orphan(model, job)
+            elif state == SlotState.CLAIMED and has_sequence:
+                # Its sequence's worker has died with the batcher, and what it knew with it.
+                job.fail(NO_WORKER, "")
+            elif state == SlotState.CLAIMED:
+                self._orphans.append(_Orphan(job, model, accepted=True))
+            else:
+                job.fail(500, WORKER_DIED)
+        self._take_in_all(now)
+
+    def _scan(self, source: Source, now: float) -> Iterator[_Found]:
+        """The slots of a segment that an earlier batcher of this number has left behind, in no order.
+
+        The ring's head is where its tail was before the scan. What is published after that and is found READY here
+        becomes CLAIMED, and its entry is skipped later; what becomes READY behind the scan's back is published later.
+        """
         segment = source.segment
         for slot, word in enumerate(segment.states):
             state = word & STATE_MASK
-            if state not in _WITH_WORKER:
+            if state not in _LEFT_BEHIND:
                 continue
             request = layout.REQUEST.unpack_from(segment.buffer, segment.layout.slot(slot))
-            model, batcher, has_sequence = request[2], request[7], request[9] > 0
-            if batcher != self._batcher:
-                continue
-            if state == SlotState.CLAIMED and has_sequence:
-                # Its sequence's worker has died with the batcher, and what it knew with it.
-                segment.fail(slot, NO_WORKER, "")
-                source.touched = True
-            elif state == SlotState.CLAIMED:
-                self.add_orphan(model, segment.index << SEGMENT_SHIFT | slot)
-            else:
-                segment.fail(slot, 500, WORKER_DIED)
-                source.touched = True
+            if request[7] == self._batcher:
+                yield _Found(source.job(slot, word, now), request[2], state, request[9] > 0)
+
+    def find_again(self, source: Source, damage: RingDamaged) -> None:
+        """Finds by a scan what was submitted, where the ring does not tell any more."""
+        logger.error("The ring of segment %d is damaged: %s; a scan finds its requests", source.segment.index, damage)
+        source.ring.skip_all()
+        now = time.monotonic()
+        for job, model, state, _ in self._scan(source, now):
+            if state == SlotState.READY:
+                self.add_orphan(model, job)
+        self._take_in_all(now)
+
+    def _take_in_all(self, now: float) -> None:
         for queue in self._queues.values():
             self.take_in_orphans(queue, now)
+        self.refuse_orphans(now)
 
     def retire(self, index: int) -> None:
         """Gives up a segment whose web worker is dead: what is queued is dropped, what runs finishes for nobody."""
@@ -128,19 +184,19 @@ class Sources:
         # Nobody reads these answers any more: a handler that streams one is told so, as of a client that has gone.
         for slot in range(len(source.segment.cancels)):
             source.segment.cancels[slot] = 1
-        self._orphans = [(model, job) for model, job in self._orphans if job >> SEGMENT_SHIFT != index]
+        self._orphans = [orphan for orphan in self._orphans if orphan.job.source is not source]
         for queue in self._queues.values():
-            queue.jobs.drop(lambda job, _: job >> SEGMENT_SHIFT == index)
+            queue.jobs.drop(lambda job: job.source is source)
         if source.in_mailboxes == 0:
             self._drop(source)
 
-    def leave_mailbox(self, jobs: Iterable[int]) -> None:
+    def leave_mailbox(self, jobs: Iterable[Job]) -> None:
         """Takes note that no model worker can write to these jobs' slots any more."""
         for job in jobs:
-            source = self.attached[job >> SEGMENT_SHIFT]
+            source = job.source
             source.in_mailboxes -= 1
             if source.retired and source.in_mailboxes == 0:
-                self._drop(source)
+                self._drop(self.attached[source.segment.index])
 
     def _drop(self, source: Source) -> None:
         index = source.segment.index
@@ -154,60 +210,6 @@ class Sources:
         """Whether a retired segment waits for model workers."""
         return any(source.retired for source in self.attached.values())
 
-    # -- jobs whose models are not known yet
-
-    def adopting(self, now: float) -> bool:
-        """Whether jobs of unknown models are still kept, because this batcher is new."""
-        return now < self._adopt_until
-
-    def add_orphan(self, model: int, job: int) -> None:
-        """Keeps a job, whose slot is CLAIMED, until its model is known."""
-        self._orphans.append((model, job))
-
-    def take_in_orphans(self, queue: ModelQueue, now: float) -> None:
-        """Puts the jobs that were kept for a model at the head of its queue."""
-        index = queue.spec.index
-        queue.jobs.put_back([job for model, job in self._orphans if model == index], now)
-        self._orphans = [(model, job) for model, job in self._orphans if model != index]
-
-    def refuse_orphans(self, now: float) -> None:
-        """Answers the jobs whose models have not come in time."""
-        if self._orphans and not self.adopting(now):
-            self.refuse([job for _, job in self._orphans])
-            self._orphans.clear()
-
-    # -- jobs that no model worker answers
-
-    def refuse(self, jobs: Iterable[int]) -> None:
-        """Answers jobs for which there is no worker, or none any more."""
-        for job in jobs:
-            self.fail(job, NO_WORKER, "")
-
-    def end_unbegun(self, job: int, oldest_ns: int, counters: ModelCounters) -> None:
-        """Answers a job that is not to be run any more: it is too late, or its client has gone.
-
-        Args:
-            job: the job; no worker has begun it.
-            oldest_ns: what arrived before this monotonic time is too late.
-            counters: its model's, which tell the two apart.
-        """
-        source = self.attached[job >> SEGMENT_SHIFT]
-        slot = job & SLOT_MASK
-        # Looked at first: the web worker gives up a request that is too late as it does one whose client has gone.
-        if source.segment.arrival_ns(slot) < oldest_ns:
-            source.segment.fail_late(slot)
-            counters.add(ModelWord.EXPIRED)
-        else:
-            source.segment.fail_cancelled(slot)
-            counters.add(ModelWord.CANCELLED)
-        source.touched = True
-
-    def fail(self, job: int, status: int, text: str) -> None:
-        """Answers a job with an error."""
-        source = self.attached[job >> SEGMENT_SHIFT]
-        source.segment.fail(job & SLOT_MASK, status, text)
-        source.touched = True
-
     def ring_touched(self) -> None:
         """Wakes the web workers for which there are answers."""
         for source in self.attached.values():
@@ -215,67 +217,66 @@ class Sources:
                 source.touched = False
                 source.bell.ring()
 
-    # -- jobs that may have ended their worker
+    # -- jobs whose models are not known yet
 
-    def suspect(self, job: int) -> int:
-        """Takes note that a worker ended with this job in its hands, unbegun; returns how often that was so by now."""
-        generation = self.generation(job)
-        known, count = self.suspects.get(job, (generation, 0))
-        count = count + 1 if known == generation else 1
-        self.suspects[job] = generation, count
-        return count
+    def adopting(self, now: float) -> bool:
+        """Whether jobs of unknown models are still kept, because this batcher is new."""
+        return now < self._adopt_until
 
-    def is_suspect(self, job: int) -> bool:
-        """Whether a worker has ended with this job in its hands, unbegun."""
-        noted = self.suspects.get(job)
-        return noted is not None and noted[0] == self.generation(job)
+    def add_orphan(self, model: int, job: Job) -> None:
+        """Takes a READY job over and keeps it until its model is known."""
+        job.claim()
+        self._counters_of(model).add(ModelWord.REQUESTS_NAMED if job.named else ModelWord.REQUESTS)
+        self._orphans.append(_Orphan(job, model, accepted=False))
 
-    def forget_suspects(self) -> None:
-        """Drops the notes of jobs that have been answered by now."""
-        for job, (generation, _) in tuple(self.suspects.items()):
-            if job >> SEGMENT_SHIFT not in self.attached or self.has_ended(job, generation):
-                del self.suspects[job]
+    def take_in_orphans(self, queue: ModelQueue, now: float) -> None:
+        """Queues the jobs that were kept for a model, in the order in which they arrived.
 
-    # -- what the slots say
-
-    def is_over(self, job: int, oldest_ns: int) -> bool:
-        """Whether a queued job is not to be run any more: its client has gone, or it arrived before `oldest_ns`."""
-        segment, slot = self.attached[job >> SEGMENT_SHIFT].segment, job & SLOT_MASK
-        return bool(segment.cancels[slot]) or segment.arrival_ns(slot) < oldest_ns
-
-    def state_of(self, job: int, arrived_ns: int) -> int:
-        """The SlotState of a job that was handed over; FREE when its slot has the next request, or is gone.
-
-        A worker's answers are seen before it says that its batch is done. When it dies in between, the slots of that
-        batch may be with another worker already.
-
-        Args:
-            job: the job.
-            arrived_ns: when it arrived, which tells it from the requests before and after it in the same slot.
+        Those that an earlier batcher had let in come first, and are never refused.
         """
-        source = self.attached.get(job >> SEGMENT_SHIFT)
-        if source is None:
-            return SlotState.FREE
-        slot = job & SLOT_MASK
-        state = source.segment.states[slot] & STATE_MASK
-        return state if source.segment.arrival_ns(slot) == arrived_ns else SlotState.FREE
+        index = queue.spec.index
+        mine = sorted((orphan for orphan in self._orphans if orphan.model == index), key=_arrived_ns)
+        if not mine:
+            return
+        self._orphans = [orphan for orphan in self._orphans if orphan.model != index]
+        for orphan in mine:
+            orphan.job.came_at = now
+        queue.jobs.put_back([orphan.job for orphan in mine if orphan.accepted])
+        for orphan in mine:
+            if not orphan.accepted and not (queue.accepting and queue.jobs.offer(orphan.job)):
+                orphan.job.fail(NO_WORKER, "")
+                queue.counters.add(ModelWord.REFUSED)
 
-    def is_answered(self, batch: Batch) -> bool:
-        """Whether nobody works on any job of a batch any more, whatever its worker has said so far."""
-        return not any(
-            self.state_of(job, arrived_ns) in _WITH_WORKER
-            for job, arrived_ns in zip(batch.jobs, batch.arrivals_ns, strict=True)
-        )
+    def refuse_orphans(self, now: float) -> None:
+        """Answers the jobs whose models have not come in time."""
+        if self._orphans and not self.adopting(now):
+            self.refuse(orphan.job for orphan in self._orphans)
+            self._orphans.clear()
 
-    def generation(self, job: int) -> int:
-        """The generation of a job's slot (README, rule 5)."""
-        return self.attached[job >> SEGMENT_SHIFT].segment.states[job & SLOT_MASK] >> 8
+    # -- jobs that no model worker answers
 
-    def has_ended(self, job: int, generation: int) -> bool:
-        """Whether a job that was handed over has its answer; its slot may have the next request by now."""
-        word = self.attached[job >> SEGMENT_SHIFT].segment.states[job & SLOT_MASK]
-        return word >> 8 != generation or word & STATE_MASK not in _WITH_WORKER
+    def refuse(self, jobs: Iterable[Job]) -> None:
+        """Answers jobs for which there is no worker, or none any more."""
+        for job in jobs:
+            job.fail(NO_WORKER, "")
 
-    def ids_of(self, job: int) -> tuple[str, str]:
-        """The ids of a job's sequence ("" where its model has none) and of its request."""
-        return self.attached[job >> SEGMENT_SHIFT].segment.ids(job & SLOT_MASK)
+
+def end_unbegun(job: Job, oldest_ns: int, counters: ModelCounters) -> None:
+    """Answers a job that is not to be run any more: it is too late, or its client has gone.
+
+    Args:
+        job: the job; no worker has begun it.
+        oldest_ns: what arrived before this monotonic time is too late.
+        counters: its model's, which tell the two apart.
+    """
+    # Looked at first: the web worker gives up a request that is too late as it does one whose client has gone.
+    if job.arrived_ns < oldest_ns:
+        job.fail_late()
+        counters.add(ModelWord.EXPIRED)
+    else:
+        job.fail_cancelled()
+        counters.add(ModelWord.CANCELLED)
+
+
+def _arrived_ns(orphan: _Orphan) -> int:
+    return orphan.job.arrived_ns

@@ -28,7 +28,6 @@ _OPAQUE_TYPES = frozenset((b"", b"application/octet-stream"))
 #: Flags that make no difference to what the handler sees.
 _FREE_FLAGS = RequestFlag.BODY_OUTSIDE | RequestFlag.HEAD_OUTSIDE | RequestFlag.VERSION_NAMED
 _PLAIN_EXTRA = {"url_path": "", "explain": "False"}
-_SLOT_MASK = 0xFFFFFFFF
 _STATE = 0xFF
 _NO_STATE = ~_STATE
 #: How long a streaming handler waits at a time while its client's web worker has not yet fetched the last chunks.
@@ -52,7 +51,7 @@ class Place:
     @property
     def entry(self) -> int:
         """The request as a mailbox names it."""
-        return self.segment.index << 32 | self.slot
+        return layout.mail_entry(self.segment.index, self.slot)
 
     @property
     def state(self) -> int:
@@ -86,9 +85,9 @@ class WorkerSlots:
 
     def place(self, entry: int) -> Place | None:
         """The place that a mailbox names; None when its web worker has died and taken the memory along."""
-        index = entry >> 32
+        index, slot = layout.split_mail_entry(entry)
         segment = self._segments.get(index) or self._attach(index)
-        return None if segment is None else Place(segment, entry & _SLOT_MASK)
+        return None if segment is None else Place(segment, slot)
 
     def ring(self, segment_index: int) -> None:
         """Wakes the web worker that owns a segment."""

@@ -6,6 +6,7 @@ those of the rules in batcher/README.md.
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -83,12 +84,27 @@ class Bench:
         assert slot is not None
         self.arrived_ns += 1
         arrived_ns = self.arrived_ns
-        self.client.submit(
-            slot, MODEL, 0, REQUEST_ID, HEAD, b"", b"", body, len(body), 0, arrived_ns, layout.NOT_RETURNING, sequence
-        )
+        self.push(slot, arrived_ns, body, sequence)
         self.client.publish()
         self.turn()
         return slot
+
+    def push(self, slot: int, arrived_ns: int, body: bytes = b"x", sequence: bytes = b"", batcher: int = 0) -> None:
+        """The web worker submits a request that it has not yet published."""
+        ids = REQUEST_ID, HEAD, b"", b""
+        self.client.submit(
+            slot, MODEL, batcher, *ids, body, len(body), 0, arrived_ns, layout.NOT_RETURNING, sequence
+        )
+
+    def take_all(self) -> list[int]:
+        """All free slots, none of which has been submitted."""
+        return list(iter(self.client.take, None))
+
+    def replace_loop(self) -> None:
+        """The batcher is killed, and the next one takes its place."""
+        self.loop = self.new_loop()
+        self.loop.command("load_model", self.spec)
+        self.turn()
 
     def state(self, slot: int) -> int:
         return self.client.state(slot)
@@ -230,7 +246,8 @@ def test_rule_3_what_lies_behind_the_batch_of_a_dead_worker_is_no_suspect(bench:
     running, behind = bench.submit(), bench.submit()
     assert (bench.begin(worker, 1), worker.posted()) == ([running], 2)
     bench.lose_worker(WORKER, ours)
-    assert (bench.state(behind), bench.loop._sources.suspects) == (SlotState.CLAIMED, {})
+    (job,) = bench.loop._queues[MODEL].jobs.take(1)
+    assert (job.slot, job.state, job.deliveries) == (behind, SlotState.CLAIMED, 0)
 
 
 def test_rule_3_holds_for_a_hand_over_that_joins_a_continuous_batch(prefix: str) -> None:
@@ -254,7 +271,6 @@ def test_the_next_request_in_the_slot_of_a_suspect_is_none(prefix: str) -> None:
     bench.turn()
     assert bench.status(slot) == 499
     bench.client.release(slot)
-    bench.loop._sources.suspects[1 << 32 | slot] = (bench.segment.states[slot] >> 8, 2)  # not looked at again yet
     slots = [bench.submit(), bench.submit()]
     assert slot in slots
     _, worker = bench.add_worker(9001)
@@ -283,18 +299,27 @@ def test_a_worker_that_dies_after_its_answer_harms_no_next_request_in_the_same_s
     assert others.posted == 1, "handed over twice"
 
 
-def test_the_notes_about_a_request_go_with_its_answer(bench: Bench) -> None:
-    slot = bench.submit()
+def test_requests_of_one_slot_are_told_apart_by_generation_though_they_arrived_at_one_time(bench: Bench) -> None:
     ours, worker = bench.add_worker()
-    worker.begin(1, 1)
-    bench.lose_worker(WORKER, ours)
-    _, worker = bench.add_worker(9001)
-    assert len(bench.loop._sources.suspects) == 1
-    bench.finish(worker, 1, bench.begin(worker, 1))
-    bench.client.release(slot)
-    bench.loop._next_tick = 0.0
+    first = bench.client.take()
+    assert first is not None
+    bench.push(first, 7)
+    bench.client.publish()
     bench.turn()
-    assert not bench.loop._sources.suspects
+    assert bench.begin(worker, 1) == [first]
+    bench.segment.fail(first, 418, "answered")  # the batch is not done yet
+    bench.client.release(first)
+    again = bench.client.take()
+    assert again == first
+    bench.push(again, 7)  # in the same turn of the web worker's loop: of the same time
+    bench.client.publish()
+    bench.turn()
+    assert bench.state(again) == SlotState.CLAIMED
+    bench.lose_worker(WORKER, ours)
+    others, successor = bench.add_worker(9001)
+    assert bench.begin(successor, 1) == [again]
+    bench.finish(successor, 1, [again])
+    assert others.posted == 1, "handed over twice"
 
 
 def test_a_worker_that_does_not_take_its_batch_is_reported(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,6 +398,110 @@ def test_the_next_batcher_finds_what_the_last_one_left(bench: Bench) -> None:
     assert bench.begin(successor, 1) == [claimed]
     bench.finish(successor, 1, [claimed])
     assert bench.begin(successor, 2) == [ready]
+
+
+def test_the_next_batcher_of_an_overloaded_one_answers_all(prefix: str) -> None:
+    bench = Bench(prefix, job_queue_size=11)
+    slots = [bench.submit() for _ in range(16)]
+    refused = [slot for slot in slots if bench.state(slot) == SlotState.FAILED]
+    assert len(refused) == 5
+    for slot in refused:
+        bench.client.release(slot)
+    # The batcher is killed; the same five slots are submitted again. 21 entries were pushed by now, for 16 slots.
+    for arrived_ns, slot in enumerate(bench.take_all(), 100):
+        bench.push(slot, arrived_ns)
+    bench.client.publish()
+    assert bench.client._rings[0]._tail == 21
+    bench.replace_loop()
+    # What the first batcher had let in waits again, in order; for the rest the queue has no room.
+    assert [bench.status(slot) for slot in refused] == [503] * 5
+    _, worker = bench.add_worker()
+    for number, slot in enumerate(slots[:11], 1):
+        assert bench.begin(worker, number) == [slot]
+        bench.finish(worker, number, [slot])
+    for slot in slots:
+        bench.client.release(slot)
+    after = bench.submit()
+    assert bench.begin(worker, 12) == [after]
+
+
+@pytest.mark.parametrize("is_published", [False, True])
+def test_a_request_that_the_scan_finds_is_queued_once(bench: Bench, is_published: bool) -> None:
+    slot, later = bench.client.take(), bench.client.take()
+    assert slot is not None
+    assert later is not None
+    bench.push(slot, 1)
+    if is_published:
+        bench.client.publish()
+    bench.replace_loop()
+    assert (bench.state(slot), bench.state(later)) == (SlotState.CLAIMED, SlotState.WRITING)
+    bench.push(later, 2)
+    bench.client.publish()
+    _, worker = bench.add_worker()
+    for number, each in enumerate([slot, later], 1):
+        assert bench.begin(worker, number) == [each]
+        bench.finish(worker, number, [each])
+    assert worker.posted() == 2
+    row = bench.board.model_row(0, MODEL)
+    assert bench.board.words[row + ModelWord.REQUESTS] == 2
+
+
+def test_requests_that_the_scan_finds_are_queued_as_they_arrived(prefix: str) -> None:
+    bench = Bench(prefix, batch_size=16)
+    slots = bench.take_all()
+    for number, slot in enumerate(slots):
+        bench.push(slot, 1000 - number)
+    bench.client.publish()
+    gone = slots[3]
+    bench.client.cancel(gone)
+    bench.replace_loop()
+    _, worker = bench.add_worker()
+    assert bench.begin(worker, 1) == [slot for slot in reversed(slots) if slot != gone]
+    assert bench.status(gone) == 499
+
+
+def test_the_scan_leaves_other_batchers_requests_alone(bench: Bench) -> None:
+    ours, other = bench.client.take(), bench.client.take()
+    assert ours is not None
+    assert other is not None
+    bench.push(ours, 1)
+    bench.push(other, 2, batcher=0)
+    start = bench.segment.layout.slot(other)
+    fields = list(layout.REQUEST.unpack_from(bench.segment.buffer, start))
+    fields[7] = 1
+    layout.REQUEST.pack_into(bench.segment.buffer, start, *fields)
+    bench.replace_loop()
+    assert (bench.state(ours), bench.state(other)) == (SlotState.CLAIMED, SlotState.READY)
+
+
+def test_a_ring_is_not_overrun_by_requests_that_the_scan_was_quicker_than(bench: Bench) -> None:
+    slots = bench.take_all()
+    for slot in slots:
+        bench.push(slot, 1)
+    bench.loop = bench.new_loop()  # which finds them all before they are published
+    bench.loop._carry_out["attach_segment"](bench.prefix, 1)
+    bench.loop._commands.clear()
+    bench.loop._sources.refuse_orphans(math.inf)
+    for slot in slots:
+        assert bench.status(slot) == 503
+        bench.client.release(slot)
+    again = bench.take_all()
+    for slot in again:
+        bench.push(slot, 2)
+    bench.client.publish()
+    bench.loop.command("load_model", bench.spec)
+    bench.turn()
+    assert [bench.state(slot) for slot in again] == [SlotState.CLAIMED] * 16
+
+
+def test_what_a_damaged_ring_does_not_tell_is_found_by_a_scan(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    slot = bench.client.take()
+    assert slot is not None
+    bench.push(slot, 1)
+    bench.client._rings[0]._tail_word[0] = 10_000
+    bench.turn()
+    assert bench.state(slot) == SlotState.CLAIMED
+    assert "The ring of segment 1 is damaged: 10000 entries in a ring of 32" in caplog.text
 
 
 def test_a_retired_segment_is_let_go_when_nothing_runs_into_it(bench: Bench) -> None:

@@ -8,15 +8,17 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from support.jobs import Jobs
 
+from wsgi_ts.batcher.job import Job
 from wsgi_ts.batcher.sequences import Sequence, SequenceQueue, mark_of
 from wsgi_ts.messages import ModelSpec
 
 SEQUENCES, WAITING, WORKERS, IDLE_S, AGE_S = 4, 3, 2, 5.0, 30.0
 
 
-def make_queue(keys: dict[int, str], **fields: int) -> SequenceQueue:
-    """A queue whose jobs belong to the sequences that `keys` names."""
+def make_queue(**fields: int) -> SequenceQueue:
+    """A queue of sequences."""
     values = {
         "sequence_max_idle_ms": int(IDLE_S * 1000),
         "sequence_timeout_ms": int(AGE_S * 1000),
@@ -27,7 +29,11 @@ def make_queue(keys: dict[int, str], **fields: int) -> SequenceQueue:
         **fields,
     }
     spec = ModelSpec(0, "m", "1", "/m", "h", None, sequence_batching=True, **values)  # type: ignore[arg-type]
-    return SequenceQueue(spec, lambda job: (keys[job], f"request-{job}"), lambda: WORKERS)
+    return SequenceQueue(spec, lambda: WORKERS)
+
+
+def numbers(jobs: list[Job]) -> list[int]:
+    return [job.slot for job in jobs]
 
 
 class SequencesMachine(RuleBasedStateMachine):
@@ -36,10 +42,11 @@ class SequencesMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.keys: dict[int, str] = {}
-        self.queue = make_queue(self.keys)
+        self.jobs = Jobs()
+        self.queue = make_queue()
         self.now = 0.0
         self.waiting: dict[str, list[int]] = defaultdict(list)
-        self.running: list[tuple[int, int, Sequence]] = []  # worker, job, sequence
+        self.running: list[tuple[int, Job, Sequence]] = []  # worker, job, sequence
         self.home: dict[int, int] = {}  # id() of a sequence that is kept alive below -> its worker
         self.kept: list[Sequence] = []
 
@@ -48,7 +55,7 @@ class SequencesMachine(RuleBasedStateMachine):
         job = len(self.keys)
         self.keys[job] = key
         full = len(self.waiting[key]) >= WAITING
-        if self.queue.offer(job, self.now):
+        if self.queue.offer(self.jobs.job(job, self.now, key)):
             assert not full
             self.waiting[key].append(job)
 
@@ -56,9 +63,11 @@ class SequencesMachine(RuleBasedStateMachine):
     def poll(self, worker: int, count: int) -> None:
         taken = self.queue.take_for(worker, count)
         assert len(taken) <= count
-        assert len({id(sequence) for _, sequence in taken}) == len(taken)
-        for job, sequence in taken:
-            assert self.waiting[self.keys[job]].pop(0) == job
+        assert len({id(job.sequence) for job in taken}) == len(taken)
+        for job in taken:
+            sequence = job.sequence
+            assert sequence is not None
+            assert self.waiting[self.keys[job.slot]].pop(0) == job.slot
             assert not any(sequence is other for _, _, other in self.running)
             assert self.home.setdefault(id(sequence), worker) == worker
             self.kept.append(sequence)
@@ -67,8 +76,8 @@ class SequencesMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 9))
     def answer(self, which: int) -> None:
         if which < len(self.running):
-            _, _, sequence = self.running.pop(which)
-            self.queue.ended(sequence, self.now)
+            _, job, _ = self.running.pop(which)
+            self.queue.ended(job, self.now)
 
     @rule(seconds=st.sampled_from([0.1, 1.0, IDLE_S + 0.1]))
     def wait(self, seconds: float) -> None:
@@ -87,12 +96,12 @@ class SequencesMachine(RuleBasedStateMachine):
 
     @rule(key=st.sampled_from("abcdef"))
     def leave(self, key: str) -> None:
-        gone = self.queue.drop(lambda job, _: self.keys[job] == key)
-        assert sorted(gone) == self.waiting[key]
+        gone = self.queue.drop(lambda job: self.keys[job.slot] == key)
+        assert sorted(numbers(gone)) == self.waiting[key]
         self.waiting[key] = []
 
-    def refused(self, jobs: list[int]) -> None:
-        for job in jobs:
+    def refused(self, jobs: list[Job]) -> None:
+        for job in numbers(jobs):
             self.waiting[self.keys[job]].remove(job)
 
     @invariant()
@@ -103,7 +112,7 @@ class SequencesMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         waiting = sorted(job for jobs in self.waiting.values() for job in jobs)
-        assert sorted(self.queue.take(len(self.queue))) == waiting
+        assert sorted(numbers(self.queue.take(len(self.queue)))) == waiting
         assert len(self.queue) == 0
 
 
@@ -112,54 +121,52 @@ TestSequences = SequencesMachine.TestCase
 
 
 def test_workers_share_new_sequences_and_keep_them() -> None:
-    keys = dict(enumerate("abcd" * 2))
-    queue = make_queue(keys)
-    assert all(queue.offer(job, job) for job in keys)
+    jobs, queue = Jobs(), make_queue()
+    assert all(queue.offer(jobs.job(number, number, key)) for number, key in enumerate("abcd" * 2))
     first, second = queue.take_for(1, 8), queue.take_for(2, 8)
-    # Half of those that wait, then half of the rest: max(1, pending / maxWorkers), contract §3.8.
-    assert [[job for job, _ in taken] for taken in (first, second)] == [[0, 1], [2]]
-    for _, sequence in first + second:
-        queue.ended(sequence, 9.0)
-    assert [job for job, _ in queue.take_for(2, 8)] == [3, 6]
-    assert [job for job, _ in queue.take_for(1, 8)] == [4, 5]
+    # Half of those that wait, then half of the rest: max(1, pending / maxWorkers).
+    assert [numbers(taken) for taken in (first, second)] == [[0, 1], [2]]
+    for job in first + second:
+        queue.ended(job, 9.0)
+    assert numbers(queue.take_for(2, 8)) == [3, 6]
+    assert numbers(queue.take_for(1, 8)) == [4, 5]
 
 
 def test_a_worker_has_no_more_than_its_share() -> None:
-    keys = dict(enumerate("abcd"))
-    queue = make_queue(keys, max_workers=1)
-    for job in keys:
-        queue.offer(job, 0.0)
-    assert [job for job, _ in queue.take_for(1, 8)] == [0, 1]
+    jobs, queue = Jobs(), make_queue(max_workers=1)
+    for number, key in enumerate("abcd"):
+        queue.offer(jobs.job(number, 0.0, key))
+    assert numbers(queue.take_for(1, 8)) == [0, 1]
     assert queue.take_for(1, 8) == []
     assert len(queue.end_those_of(1)) == 0
-    assert [job for job, _ in queue.take_for(3, 8)] == [2, 3]
+    assert numbers(queue.take_for(3, 8)) == [2, 3]
 
 
 def test_limits_and_ends(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    keys = {0: "a", 1: "a", 2: "b", 3: "a", 4: "b"}
-    queue = make_queue(keys, max_sequences=1, max_sequence_queue=2)
-    assert [queue.offer(job, 0.0) for job in range(4)] == [True, True, False, False]
+    jobs, queue = Jobs(), make_queue(max_sequences=1, max_sequence_queue=2)
+    taken_in = [queue.offer(jobs.job(number, 0.0, key)) for number, key in enumerate("aaba")]
+    assert taken_in == [True, True, False, False]
     assert "added jobGroup for sequenceId:a" in caplog.text
     assert "Skip the requestId: request-2 for sequence: b due to exceeding maxNumSequence: 1" in caplog.text
     for _ in range(2):
-        ((_, sequence),) = queue.take_for(1, 4)
-        queue.ended(sequence, 1.0)
-    assert not queue.offer(4, IDLE_S + 0.9)
+        (job,) = queue.take_for(1, 4)
+        queue.ended(job, 1.0)
+    assert not queue.offer(jobs.job(4, IDLE_S + 0.9, "b"))
     # Expired, though nobody has looked since.
-    assert queue.offer(4, IDLE_S + 1.1)
+    assert queue.offer(jobs.job(4, IDLE_S + 1.1, "b"))
     assert "Clean jobGroup: a" in caplog.text
 
 
 def test_age_ends_a_sequence_that_is_busy() -> None:
-    keys = dict.fromkeys(range(4), "a")
-    queue = make_queue(keys)
-    queue.offer(0, 0.0)
-    queue.offer(1, 0.0)
-    ((_, old),) = queue.take_for(1, 4)
+    jobs, queue = Jobs(), make_queue()
+    queue.offer(jobs.job(0, 0.0, "a"))
+    queue.offer(jobs.job(1, 0.0, "a"))
+    (old,) = queue.take_for(1, 4)
     assert queue.expire(AGE_S - 1) == []
-    assert queue.expire(AGE_S + 1) == [1]
-    assert queue.offer(2, AGE_S + 2)
-    ((job, new),) = queue.take_for(2, 4)
+    assert numbers(queue.expire(AGE_S + 1)) == [1]
+    assert queue.offer(jobs.job(2, AGE_S + 2, "a"))
+    (new,) = queue.take_for(2, 4)
     queue.ended(old, AGE_S + 3)
-    assert (job, new.worker, new.running) == (2, 2, True)
+    assert new.sequence is not None
+    assert (new.slot, new.sequence.worker, new.sequence.running) == (2, 2, True)

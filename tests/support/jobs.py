@@ -1,0 +1,56 @@
+"""Jobs for tests of what holds them: their slots lie in plain memory."""
+
+from __future__ import annotations
+
+from array import array
+
+from wsgi_ts.batcher.job import Job
+from wsgi_ts.batcher.layout import GENERATION_SHIFT, SlotState
+
+SLOTS = 1 << 16
+
+
+class Slots:
+    """The words of a segment, and the ids of its requests."""
+
+    index = 1
+
+    def __init__(self) -> None:
+        self.states = memoryview(array("Q", bytes(8 * SLOTS)))
+        self.cancels = memoryview(array("Q", bytes(8 * SLOTS)))
+        self.keys: dict[int, str] = {}
+
+    def fail(self, slot: int, status: int, message: str) -> None:
+        self.states[slot] = self.states[slot] & ~0xFF | SlotState.FAILED
+
+    def fail_cancelled(self, slot: int) -> None:
+        self.fail(slot, 499, "")
+
+    def fail_late(self, slot: int) -> None:
+        self.fail(slot, 408, "")
+
+    def ids(self, slot: int) -> tuple[str, str]:
+        return self.keys.get(slot, ""), f"request-{slot}"
+
+
+class Jobs:
+    """Makes jobs whose slot is their number."""
+
+    def __init__(self) -> None:
+        self.segment = Slots()
+        self.retired = self.touched = False
+        self.in_mailboxes = 0
+
+    def job(self, number: int, came_at: float = 0.0, key: str = "") -> Job:
+        """A CLAIMED job of generation 1, of the sequence `key`."""
+        self.segment.keys[number] = key
+        self.segment.states[number] = 1 << GENERATION_SHIFT | SlotState.CLAIMED
+        return Job(self, number, 1, 0, False, came_at)
+
+    def answer(self, job: Job) -> None:
+        """Its slot is DONE."""
+        self.segment.states[job.slot] = job.generation << GENERATION_SHIFT | SlotState.DONE
+
+    def take_again(self, job: Job) -> None:
+        """Its slot has the next request, which a worker has."""
+        self.segment.states[job.slot] = job.generation + 1 << GENERATION_SHIFT | SlotState.CLAIMED
