@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -165,8 +166,19 @@ def _running_server(pid_file: PidFile, run_dir: Path) -> bool:
     return False
 
 
+def _check_temp_dir(config: Config) -> None:
+    """Raises ConfigError where archives could not be opened: here, where a start in the background can still say so."""
+    try:
+        with tempfile.TemporaryFile(dir=config.temp_dir):
+            return
+    except OSError as error:
+        reason = f"directory for temporary files {config.temp_dir}: cannot be written: {error.strerror}"
+        raise ConfigError(f"{reason}; change its permissions, or set TEMP to another") from None
+
+
 def _launch(config: Config, pid_file: PidFile | None, *, wait: bool) -> int:
     """Starts the server's guard, in the background or in the place of this process; the status is 0."""
+    _check_temp_dir(config)
     for warning in config.warnings:
         print(f"Warning: {warning}", file=sys.stderr)
     # What was printed so far comes before what the server prints.

@@ -618,7 +618,7 @@ def test_addresses_that_are_wrong_are_told_by_the_key_to_correct() -> None:
     """A name that nobody knows is no port in use."""
     wrong = Config(grpc_management_address="nobody.invalid", grpc_inference_port=0)
     with pytest.raises(BindError) as caught:
-        hold_grpc_ports(wrong)
+        hold_grpc_ports(wrong, {})
     said = str(caught.value)
     assert said.startswith("Failed to bind to address: grpc://nobody.invalid:7071 (grpc_management_address): ")
     assert said.endswith("; correct grpc_management_address")
