@@ -16,7 +16,13 @@ from wsgi_ts.handlers.context import Context
 from wsgi_ts.handlers.library_names import AOT_LIBRARY, AOT_PACKAGE, ONNX_OPTIONS, ONNX_SESSION
 from wsgi_ts.handlers.loader import import_from, list_classes_from_module
 from wsgi_ts.handlers.metrics import SAMPLE_INTERVAL_S
-from wsgi_ts.handlers.utils import PredictionException, PT2Backend, check_valid_pt2_backend, load_label_mapping
+from wsgi_ts.handlers.utils import (
+    PredictionException,
+    PT2Backend,
+    check_valid_pt2_backend,
+    content_of,
+    load_label_mapping,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -208,6 +214,8 @@ class BaseHandler:
 
     def preprocess(self, data: Any) -> Any:
         """Turns the rows of a batch into the model's input: a tensor on the model's device."""
+        if isinstance(data, list):
+            data = [content_of(row) for row in data]
         return torch.as_tensor(data, device=self.device)
 
     def inference(self, data: Any, *args: Any, **kwargs: Any) -> Any:
@@ -304,7 +312,7 @@ class BaseHandler:
         inputs: Any = None
         target: Any = 0
         if isinstance(raw_data[0], dict):
-            inputs = raw_data[0].get("data") or raw_data[0].get("body")
+            inputs = content_of(raw_data[0])
             target = _as_target(raw_data[0].get("target"))
         # Looked up by name: a handler may get it from a mixin that comes after this class.
         get_insights = getattr(self, "get_insights", None)

@@ -12,7 +12,7 @@ from typing import Any
 
 from wsgi_ts.handlers.context import Context
 from wsgi_ts.handlers.results import WRONG_LENGTH, BatchFailure
-from wsgi_ts.handlers.utils import PredictionException
+from wsgi_ts.handlers.utils import PredictionException, content_of
 
 #: numpy's name of each data type of the Open Inference Protocol.
 _NUMPY_TYPES = {
@@ -89,7 +89,7 @@ class BodyEnvelope(BaseEnvelope):
 
     def parse_input(self, data: list[dict[str, Any]]) -> list[Any]:
         """The body, or the field `data`, of each request."""
-        return [_body(row) for row in data]
+        return [content_of(row) for row in data]
 
     def format_output(self, data: list[Any]) -> list[Any]:
         """The results as they are."""
@@ -142,42 +142,45 @@ class KServev2Envelope(BaseEnvelope):
     def __init__(self, handle_fn: Callable[[Any, Any], Any]) -> None:
         super().__init__(handle_fn)
         self._request_ids: list[Any] = []
+        self._input_names: list[list[str]] = []
 
     def parse_input(self, data: list[dict[str, Any]]) -> list[Any]:
-        """The tensors of all requests in one list: text as it is, numbers as nested lists of the given shape.
+        """The tensors of all requests in one list, each a row as the request has it, with its `data` unpacked.
+
+        `data` becomes nested lists of the given shape, and of BYTES the one text, or a list of them where there are
+        more.
 
         Raises:
             PredictionException: a body is not such JSON (400).
         """
         self._request_ids = [_json_object(row).get("id") for row in data]
-        batches = [[_tensor(tensor) for tensor in _field(row, "inputs")] for row in data]
+        batches = [[_tensor(position, tensor) for position, tensor in enumerate(_field(row, "inputs"))] for row in data]
+        self._input_names = [[tensor["name"] for tensor in batch] for batch in batches]
         self._rows_per_request = [len(batch) for batch in batches]
         return [tensor for batch in batches for tensor in batch]
 
     def format_output(self, data: list[Any]) -> list[dict[str, Any]]:
-        """One answer per request, with one output tensor per result, flattened; a lone request gets all."""
+        """One answer per request, with one output tensor per result, flattened, named as the input it is for.
+
+        A lone request gets all results; those beyond its inputs are named by their number.
+        """
         context = self.context
         if context is None:
             raise RuntimeError("format_output is called by handle, after the context is known")
         manifest_model = (context.manifest or {}).get("model", {})
         return [
             {
-                "id": self._request_ids[row] or context.get_request_id(row),
+                "id": _given_id(self._request_ids[row]) or context.get_request_id(row),
                 "model_name": manifest_model.get("modelName", context.model_name),
                 "model_version": manifest_model.get("modelVersion"),
-                "outputs": [_output(position, result) for position, result in enumerate(results)],
+                "outputs": _outputs(self._input_names[row], results),
             }
             for row, results in enumerate(self._per_request(data))
         ]
 
 
-def _body(row: dict[str, Any]) -> Any:
-    data = row.get("data")
-    return row.get("body") if data is None else data
-
-
 def _json_object(row: dict[str, Any]) -> dict[str, Any]:
-    body = _body(row)
+    body = content_of(row)
     if isinstance(body, (bytes, bytearray, str)):
         try:
             body = json.loads(body)
@@ -213,28 +216,41 @@ def _readable(result: Any) -> Any:
     return bytes(result).decode("utf-8") if isinstance(result, (bytes, bytearray)) else result
 
 
-def _tensor(tensor: Any) -> Any:
+def _given_id(value: Any) -> Any:
+    """The request's own id; None for blanks."""
+    return value.strip() and value if isinstance(value, str) else value
+
+
+def _tensor(position: int, tensor: Any) -> dict[str, Any]:
     try:
         kind, values = tensor["datatype"], tensor["data"]
         if kind == "BYTES":
-            return list(values) if isinstance(values, list) and len(values) > 1 else values[0]
-        # Imported here: only this envelope needs numpy.
-        import numpy
+            unpacked = list(values) if isinstance(values, list) and len(values) > 1 else values[0]
+        else:
+            # Imported here: only this envelope needs numpy.
+            import numpy
 
-        return numpy.array(values, dtype=_NUMPY_TYPES[kind]).reshape(tensor["shape"]).tolist()
+            unpacked = numpy.array(values, dtype=_NUMPY_TYPES[kind]).reshape(tensor["shape"]).tolist()
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise PredictionException(
             f'An element of "inputs" is no tensor with datatype, shape and data: {error}', 400
         ) from error
+    return {**tensor, "name": str(tensor.get("name", f"input-{position}")), "data": unpacked}
 
 
-def _output(position: int, result: Any) -> dict[str, Any]:
+def _outputs(names: list[str], results: list[Any]) -> list[dict[str, Any]]:
+    more = (f"predict-{position}" for position in range(len(names), len(results)))
+    return [_output(name, result) for name, result in zip([*names, *more], results, strict=False)]
+
+
+def _output(name: str, result: Any) -> dict[str, Any]:
+    if isinstance(result, (str, bytes, bytearray)):
+        return {"name": name, "shape": [1], "datatype": "BYTES", "data": [_readable(result)]}
     import numpy
 
-    if isinstance(result, (str, bytes, bytearray, dict)):
-        text = _readable(result) if not isinstance(result, dict) else json.dumps(result)
-        return {"name": f"predict-{position}", "shape": [1], "datatype": "BYTES", "data": [text]}
     values = numpy.asarray(result).flatten()
     kind = _PROTOCOL_TYPES.get(values.dtype.name, "BYTES")
-    data = [str(value) for value in values] if kind == "BYTES" else values.tolist()
-    return {"name": f"predict-{position}", "shape": [len(data)], "datatype": kind, "data": data}
+    data = values.tolist()
+    if kind == "BYTES" and values.dtype.kind != "O":
+        data = [each if isinstance(each, str) else str(_readable(each)) for each in data]
+    return {"name": name, "shape": [len(data)], "datatype": kind, "data": data}

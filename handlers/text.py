@@ -20,7 +20,7 @@ from wsgi_ts.handlers.text_utils import (
     load_vocabulary,
     ngrams_iterator,
 )
-from wsgi_ts.handlers.utils import CLEANUP_REGEX, PredictionException, map_class_to_label
+from wsgi_ts.handlers.utils import CLEANUP_REGEX, PredictionException, content_of, map_class_to_label
 
 #: Where the vocabulary is looked for in the model's folder, unless the manifest's `sourceVocab` names a file.
 VOCABULARY_FILES = ("source_vocab.pt", "source_vocab.json", "source_vocab.txt")
@@ -138,14 +138,14 @@ class TextClassifier(TextHandler):
             torch.tensor(offsets, dtype=torch.long, device=self.device),
         )
 
-    def _words(self, row: dict[str, Any]) -> list[str]:
-        text = row.get("data")
-        if text is None:
-            text = row.get("body")
+    def _words(self, row: Any) -> list[str]:
+        text = content_of(row)
         if isinstance(text, (bytes, bytearray)):
             text = text.decode("utf-8", "replace")
         if not isinstance(text, str):
-            raise PredictionException("Send the text as the body, or in the form field data.", 400)
+            raise PredictionException(
+                "Send the text as the body, or in the form field data; one in each instance or input.", 400
+            )
         text = self._expand_contractions(self._remove_html_tags(text).lower())
         return self._tokenize(self._remove_punctuation(self._remove_accented_characters(text)))
 

@@ -14,7 +14,7 @@ from wsgi_ts.handlers.base import BaseHandler
 from wsgi_ts.handlers.context import Context
 from wsgi_ts.handlers.library_names import TRT_CACHE, TRT_LLM, TRT_SAMPLING
 from wsgi_ts.handlers.results import send_intermediate_predict_response
-from wsgi_ts.handlers.utils import PredictionException, path_in_archive
+from wsgi_ts.handlers.utils import PredictionException, content_of, path_in_archive
 
 
 class TRTLLMHandler(BaseHandler):
@@ -103,7 +103,7 @@ class TRTLLMHandler(BaseHandler):
 
 def _fields(row: Mapping[str, Any]) -> dict[str, Any]:
     """The request's JSON object, which the server may have decoded."""
-    body = row.get("data", row.get("body"))
+    body = row if "prompt" in row else content_of(row)  # as an envelope hands it over, or the server
     if isinstance(body, (bytes, bytearray, memoryview, str)):
         try:
             body = json.loads(bytes(body) if isinstance(body, memoryview) else body)

@@ -10,7 +10,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, TypeVar, cast
 
@@ -125,6 +125,18 @@ def map_class_to_label(
         labels = [str(index) if mapping is None else mapping[str(index)] for index in classes]
         rows.append(dict(zip(labels, row, strict=False)))
     return rows
+
+
+def content_of(row: Any) -> Any:
+    """What a request brought: `data` or `body` of its row. What an envelope has unwrapped stays as it is.
+
+    Args:
+        row: an element of a handler's `data`.
+    """
+    if not isinstance(row, Mapping):
+        return row
+    data = row.get("data")
+    return row.get("body") if data is None else data
 
 
 def path_in_archive(model_dir: str, name: str) -> str:

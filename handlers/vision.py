@@ -13,6 +13,7 @@ from wsgi_ts.handlers.base import BaseHandler
 from wsgi_ts.handlers.context import Context
 from wsgi_ts.handlers.extras import import_extra
 from wsgi_ts.handlers.library_names import INTEGRATED_GRADIENTS, MAX_IMAGE_PIXELS, OPEN_IMAGE
+from wsgi_ts.handlers.utils import PredictionException, content_of
 
 
 class VisionHandler(BaseHandler, ABC):
@@ -37,21 +38,30 @@ class VisionHandler(BaseHandler, ABC):
             setattr(import_extra("PIL.Image", type(self).__name__), MAX_IMAGE_PIXELS, None)
 
     def preprocess(self, data: list[dict[str, Any]]) -> torch.Tensor:
-        """Stacks the images of a batch: `data` or `body` as base64 text, an image file, or numbers."""
+        """Stacks the images of a batch: `data` or `body` as base64 text, an image file, or numbers.
+
+        Raises:
+            PredictionException: 400, a row has none of these.
+        """
         return torch.stack([self._image(row) for row in data]).to(self.device)
 
-    def _image(self, row: dict[str, Any]) -> torch.Tensor:
+    def _image(self, row: Any) -> torch.Tensor:
         image = self._content(row)
         if isinstance(image, (bytes, bytearray)):
             opened = OPEN_IMAGE.load(type(self).__name__)(io.BytesIO(image))
             return self.image_processing(opened)
-        return torch.FloatTensor(image)
+        try:
+            return torch.FloatTensor(image)
+        except (TypeError, ValueError) as error:
+            raise PredictionException(
+                "Send the image as the body or in the form field data, as a file, base64 text or nested lists of "
+                f"numbers; one in each instance or input: {error}",
+                400,
+            ) from error
 
-    def _content(self, row: dict[str, Any]) -> Any:
-        """`data` or `body` of a row; base64 text decoded."""
-        image = row.get("data")
-        if image is None:
-            image = row.get("body")
+    def _content(self, row: Any) -> Any:
+        """`data` or `body` of a row, or what an envelope made of it; base64 text decoded."""
+        image = content_of(row)
         return base64.b64decode(image) if isinstance(image, str) else image
 
     def get_insights(self, tensor_data: torch.Tensor, _: Any, target: Any = 0) -> Any:

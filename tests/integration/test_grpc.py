@@ -397,7 +397,7 @@ def test_a_tensor_through_the_envelope_of_the_protocol(server: ServerProcess, cl
     def handle(data, context):
         if data is None:
             return None
-        return [[each * 2 for each in row] for row in data]
+        return [[each * 2 for each in row["data"]] for row in data]
     """
     archive(server.store, "enveloped", doubled, manifest_overrides={"envelope": "kservev2"})
     assert server.register("enveloped.mar").status == 200
@@ -406,7 +406,7 @@ def test_a_tensor_through_the_envelope_of_the_protocol(server: ServerProcess, cl
     answer = client.open_inference.ModelInfer(infer, timeout=30)
     assert (answer.id, answer.model_name, answer.model_version) == ("9", "enveloped", "1.0")
     (output,) = answer.outputs
-    assert (output.name, output.datatype, list(output.shape)) == ("predict-0", "INT64", [2])
+    assert (output.name, output.datatype, list(output.shape)) == ("x", "INT64", [2])
     assert list(output.contents.int64_contents) == [2, 4]
     del infer.inputs[:]
     numbers = range(100_000)

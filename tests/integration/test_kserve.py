@@ -29,7 +29,25 @@ import numpy
 def handle(data, context):
     if data is None:
         return None
-    return [numpy.array(row, dtype="float32") if isinstance(row, list) and row[:1] == [0.5] else row for row in data]
+    values = [row["data"] for row in data]
+    return [numpy.array(each, dtype="float32") if each == [0.5, 0.25] else each for each in values]
+"""
+
+#: As the first handler of TorchServe's tutorials: the likeliest digit.
+DIGITS = """
+from ts.torch_handler.image_classifier import ImageClassifier
+
+class Digits(ImageClassifier):
+    def postprocess(self, data):
+        return data.argmax(1).tolist()
+"""
+#: Its model: the digit is how bright the picture is.
+BRIGHTNESS = """
+import torch
+
+class Net(torch.nn.Module):
+    def forward(self, images):
+        return -(torch.arange(10.0) - 10 * images.mean(dim=(1, 2, 3))[:, None]).abs()
 """
 
 TOO_FEW = """
@@ -56,10 +74,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     for name, (source, envelope) in MODELS.items():
         yaml = batched if name in ("few", "tensors_batch") else None
         archive(store, name, source, config_yaml=yaml, manifest_overrides={"envelope": envelope})
+    overrides = {"envelope": "kservev2", "modelFile": "model.py"}
+    archive(store, "mnist", DIGITS, files={"model.py": BRIGHTNESS}, manifest_overrides=overrides)
     archive(store, "batch", ROWS, config_yaml=batched, manifest_overrides={"envelope": "kserve"})
     environment = {"TS_OPEN_INFERENCE_PROTOCOL": "oip"}
     with ServerProcess(store=store, environment=environment) as running:
-        for name in (*MODELS, "batch"):
+        for name in (*MODELS, "batch", "mnist"):
             reply = running.register(f"{name}.mar")
             assert reply.status == 200, reply.text
         yield running
@@ -147,7 +167,7 @@ def test_v2_datatypes(
     body = {"id": "mine", "inputs": [tensor(kind, shape, data)]}
     reply = post(server, "/v2/models/tensors/infer", body)
     assert reply.status == 200, reply.text
-    outputs = [{"name": "predict-0", "shape": [len(out)], "datatype": out_kind, "data": out}]
+    outputs = [{"name": "input", "shape": [len(out)], "datatype": out_kind, "data": out}]
     assert reply.json() == {"id": "mine", "model_name": "tensors", "model_version": "1.0", "outputs": outputs}
 
 
@@ -155,7 +175,20 @@ def test_v2_without_an_id_has_the_request_s(server: ServerProcess) -> None:
     inputs = [tensor("INT8", [1], [1]), tensor("BYTES", [1], ["x"])]
     reply = post(server, "/v2/models/tensors/explain", {"inputs": inputs})
     assert reply.json()["id"] == reply.headers["x-request-id"]
-    assert [each["name"] for each in reply.json()["outputs"]] == ["predict-0", "predict-1"]
+    assert [each["name"] for each in reply.json()["outputs"]] == ["input", "input"]
+
+
+def test_v2_numbers_into_an_image_handler(server: ServerProcess) -> None:
+    pixels = {"name": "input-0", "shape": [1, 28, 28], "datatype": "FP32", "data": [0.1] * 784}
+    reply = post(server, "/v2/models/mnist/infer", {"inputs": [pixels]})
+    assert reply.status == 200, reply.text
+    assert reply.json()["outputs"] == [{"name": "input-0", "shape": [1], "datatype": "INT64", "data": [1]}]
+    reply = post(server, "/v2/models/mnist/explain", {"inputs": [pixels]})
+    assert reply.status == 200, reply.text
+    (explained,) = reply.json()["outputs"]
+    # How much each pixel speaks for class 0: 28 times 28 times a 784th of -10 times a tenth.
+    assert (explained["name"], explained["shape"], explained["datatype"]) == ("input-0", [784], "FP64")
+    assert sum(explained["data"]) == pytest.approx(-1, abs=1e-3)
 
 
 def test_v2_batch_of_several_requests(server: ServerProcess) -> None:

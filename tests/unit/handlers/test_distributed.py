@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from wsgi_ts.handlers.context import Context
+from wsgi_ts.handlers.distributed.caches import put_in_place
 from wsgi_ts.handlers.distributed.deepspeed import BaseDeepSpeedHandler, get_ds_engine
 from wsgi_ts.handlers.distributed.pipeline import get_pipeline_driver
 from wsgi_ts.handlers.distributed.pippy import BasePippyHandler
@@ -23,6 +24,7 @@ from wsgi_ts.handlers.distributed.rows import merge_rows, split_rows
 from wsgi_ts.handlers.distributed.stages import Stage, find_cut
 from wsgi_ts.handlers.distributed.tensor_parallel import parallelize
 from wsgi_ts.handlers.distributed.transfer import (
+    CachePlace,
     Failure,
     Output,
     form_of,
@@ -218,6 +220,44 @@ def test_caches_live_as_long_as_their_handle() -> None:
     gc.collect()
     driver(ids=torch.tensor([[1]]), past_key_values=other.past_key_values)
     assert len(driver._caches) == 1
+
+
+class Renaming(Remembering):
+    """The same in the manner of newer versions of transformers; a tuple if asked for."""
+
+    def forward(self, ids: torch.Tensor, cache: Any = None, use_cache: bool = False, as_tuple: bool = False) -> Any:  # type: ignore[override]
+        output = super().forward(ids, cache, use_cache)
+        fields = {"length": output.length, "cache": output.past_key_values}
+        return tuple(fields.values()) if as_tuple else Output(fields)
+
+
+@pytest.mark.parametrize("model", [Remembering, Renaming])
+def test_a_cache_is_known_by_what_it_is(model: type[nn.Module]) -> None:
+    driver = get_pipeline_driver(model(), 1, context(parallelType="pp"))
+    lengths = []
+    given: dict[str, Any] = {"use_cache": True}
+    for name in ("past_key_values", "cache", "past_key_values"):
+        output = driver(ids=torch.tensor([[1, 2]]), **given)
+        assert output.past_key_values is output.cache is output["cache"] is output["past_key_values"] is output[1]
+        lengths.append(output.length)
+        given = {name: output[name]}
+    assert lengths == [2, 4, 6]
+    for name in ("past_key_values", "cache"):
+        with pytest.raises(TypeError, match=f"{name} must be what an earlier call"):
+            driver(ids=torch.tensor([[4]]), **{name: ((),)})
+
+
+def test_a_cache_in_a_tuple_is_one_too() -> None:
+    driver = get_pipeline_driver(Renaming(), 1, context(parallelType="pp"))
+    _, cache = driver(ids=torch.tensor([[1, 2, 3]]), use_cache=True, as_tuple=True)
+    assert driver(ids=torch.tensor([[4]]), cache=cache, as_tuple=True)[0] == 4
+
+
+def test_a_cache_travels_as_its_place() -> None:
+    value = (torch.ones(1), [{"cache": CachePlace()}])
+    tensors = pack(value)[1]
+    arrived = unpack(form_of(to_bytes(*pack(value)))[0], iter(tensors))
+    assert put_in_place(arrived, lambda each: isinstance(each, CachePlace), "mine")[1] == [{"cache": "mine"}]
 
 
 def test_a_model_without_generate_says_so() -> None:

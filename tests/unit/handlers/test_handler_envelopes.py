@@ -54,6 +54,11 @@ def test_kserve_v1(explain: str, key: str) -> None:
     assert KServeEnvelope(echo).handle([row], make_context(explain=explain)) == [{key: [1, 2]}]
 
 
+def values(data: Any, context: Any) -> Any:
+    """A handler that answers with what it is given to work on."""
+    return [row["data"] for row in data]
+
+
 def test_kserve_v2() -> None:
     body = {
         "id": "mine",
@@ -63,19 +68,41 @@ def test_kserve_v2() -> None:
             {"name": "c", "datatype": "FP32", "shape": [2], "data": [0.5, 1]},
         ],
     }
-    (answer,) = KServev2Envelope(echo).handle([{"body": body}], make_context())
+    (answer,) = KServev2Envelope(values).handle([{"body": body}], make_context())
     assert answer == {
         "id": "mine",
         "model_name": "mn",
         "model_version": "2.0",
         "outputs": [
-            {"name": "predict-0", "shape": [1], "datatype": "BYTES", "data": ["text"]},
-            {"name": "predict-1", "shape": [4], "datatype": "INT64", "data": [1, 2, 3, 4]},
-            {"name": "predict-2", "shape": [2], "datatype": "FP64", "data": [0.5, 1.0]},
+            {"name": "a", "shape": [1], "datatype": "BYTES", "data": ["text"]},
+            {"name": "b", "shape": [4], "datatype": "INT64", "data": [1, 2, 3, 4]},
+            {"name": "c", "shape": [2], "datatype": "FP64", "data": [0.5, 1.0]},
         ],
     }
     del body["id"]
-    assert KServev2Envelope(echo).handle([{"body": body}], make_context())[0]["id"] == "rid"
+    assert KServev2Envelope(values).handle([{"body": body}], make_context())[0]["id"] == "rid"
+
+
+def test_kserve_v2_rows_are_the_tensors_as_they_came() -> None:
+    tensor = {"name": "a", "datatype": "FP32", "shape": [1, 2], "data": [1, 2], "target": 1}
+    assert KServev2Envelope(echo).parse_input([{"body": {"inputs": [tensor]}}]) == [{**tensor, "data": [[1.0, 2.0]]}]
+
+
+@pytest.mark.parametrize(
+    ("results", "outputs"),
+    [
+        (["a\0", b"\xc3\xbc"], [("a", "BYTES", ["a\0"]), ("b", "BYTES", ["ü"])]),
+        ([{"x": 1}, [{"y": 2}, {}]], [("a", "BYTES", [{"x": 1}]), ("b", "BYTES", [{"y": 2}, {}])]),
+        ([[], ["x", "y"]], [("a", "FP64", []), ("b", "BYTES", ["x", "y"])]),
+        ([1, True, 2.5], [("a", "INT64", [1]), ("b", "BOOL", [True]), ("predict-2", "FP64", [2.5])]),
+        ([7], [("a", "INT64", [7])]),
+    ],
+)
+def test_kserve_v2_names_results_as_their_inputs(results: list[Any], outputs: list[tuple[str, str, Any]]) -> None:
+    inputs = [{"name": name, "datatype": "INT64", "shape": [1], "data": [1]} for name in "ab"]
+    (answer,) = KServev2Envelope(lambda data, context: results).handle([{"body": {"inputs": inputs}}], make_context())
+    assert [(each["name"], each["datatype"], each["data"]) for each in answer["outputs"]] == outputs
+    assert [each["shape"] for each in answer["outputs"]] == [[len(data)] for _, _, data in outputs]
 
 
 def test_kserve_answers_each_request_of_a_batch() -> None:
@@ -85,7 +112,7 @@ def test_kserve_answers_each_request_of_a_batch() -> None:
     assert KServeEnvelope(echo).handle(rows, context) == [{"predictions": [1, 2]}, {"explanations": [3]}]
     tensors = [{"name": "x", "datatype": "BYTES", "shape": [2], "data": ["a", "b"]}]
     rows = [{"body": {"inputs": tensors}}, {"body": {"id": "mine", "inputs": []}}]
-    first, second = KServev2Envelope(echo).handle(rows, context)
+    first, second = KServev2Envelope(values).handle(rows, context)
     assert (first["id"], first["outputs"][0]["data"]) == ("r0", ["a", "b"])
     assert (second["id"], second["outputs"]) == ("mine", [])
 
