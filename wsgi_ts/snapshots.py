@@ -138,6 +138,8 @@ class RecordedModel:
         archive = entry.get("marName")
         if archive is None:
             raise ValueError(f"{where}: no marName")
+        # TorchServe records the empty text for a folder that was registered with a slash at the end.
+        archive = archive or name
         try:
             for what, word in (("Model name", name), ("Model version", version), ("marName", archive)):
                 check_name(what, word)

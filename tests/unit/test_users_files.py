@@ -118,10 +118,11 @@ def load(data: str | bytes) -> Config:
 
 @pytest.fixture
 def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working directory with a model store that has `m.mar`."""
+    """An empty working directory with a model store that has `m.mar` and a folder `m`."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "m.mar").touch()
+    (tmp_path / "store" / "m").mkdir()
     return tmp_path
 
 

@@ -209,6 +209,11 @@ SNAPSHOTS: list[tuple[str, str, dict[str, Any]]] = [
         {"maxBatchDelay": 0},
     ),
     (
+        "a folder by a path with a slash at its end",
+        _snapshot('"defaultVersion":true,"marName":"",' + _PLAIN),
+        {"marName": "m"},
+    ),
+    (
         "a runtime in capitals, nulls",
         _snapshot(f'"defaultVersion":true,"marName":"m.mar","runtimeType":"PYTHON3","responseTimeout":null,{_PLAIN}'),
         {"runtimeType": "python3"},
