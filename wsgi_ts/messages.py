@@ -14,7 +14,7 @@ class ModelSpec:
     The supervisor makes it from the archive, the model-config.yaml and the register call; it travels as JSON.
     `ranks` is the number of processes on this machine of a model that torchrun starts (pp, tp, pptp), else 0;
     `torchrun` then holds the fields of TorchrunOptions. Times carry their unit in the name. `index` is the version's
-    number on the data path (0..1023), never reused while a request of the old owner can still be under way.
+    number on the data path (below MAX_MODELS), never reused while a request of the old owner can still be under way.
     """
 
     index: int

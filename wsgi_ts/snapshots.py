@@ -1,7 +1,7 @@
 """Snapshots: the settings and the models of an instance in one file, from which it can be started again.
 
 Files lie in `{log directory}/config` and are named `yyyyMMddHHmmssSSS-{startup|snapshot|shutdown}.cfg`: a
-config.properties with the key `model_snapshot`, as TorchServe writes it (contract 10.5). A start without a
+config.properties with the key `model_snapshot`, as TorchServe writes it. A start without a
 configuration file takes the newest. A file appears whole or not at all; only its owner can read it, for settings may
 hold passwords.
 """

@@ -1,4 +1,4 @@
-"""Token authorization, the supervisor's side: the keys, and the file that clients take them from (contract §12.2).
+"""Token authorization, the supervisor's side: the keys, and the file that clients take them from.
 
 No other process ever holds a key. What the others check tokens by are the keys' SHA-256 sums: a key is 256 random
 bits, so its sum tells nothing that could be sent as a token.

@@ -433,6 +433,7 @@ def test_register_without_url(supervisor: SupervisorSocket, web: falcon.testing.
         '{"url": "a.mar", "batch_size": "4", "synchronous": "False"}',
         "{'url': 'a.mar', batch_size: 4, synchronous: false}",
         "{url= a.mar; 'batch_size' => 4.0, synchronous: FALSE,} # by hand",
+        "{url:a.mar,batch_size:4 ,synchronous:false,ignored:'a,b:c'}",
         '\ufeff {"url": "a.mar", "batch_size": 4.0, "synchronous": false, "unknown": {"x": []}}',
     ],
 )

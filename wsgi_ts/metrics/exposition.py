@@ -1,4 +1,4 @@
-"""How metrics are written: Prometheus' text format and the lines of the metrics logs (TorchServe contract §5.4)."""
+"""How metrics are written: Prometheus' text format and the lines of the metrics logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CPU, memory and disk of this machine, as TorchServe's system metrics count them (contract §5.3, §5.6)."""
+"""CPU, memory and disk of this machine, as TorchServe's system metrics count them."""
 
 from __future__ import annotations
 

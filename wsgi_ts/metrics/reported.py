@@ -1,4 +1,4 @@
-"""What handlers report: lines on a model worker's stdout, checked against metrics.yaml and summed (contract §5.5).
+"""What handlers report: lines on a model worker's stdout, checked against metrics.yaml and summed.
 
 The worker template, which reads the workers' output, has a `ModelMetrics`. Where metrics go to the logs it gives the
 lines for model_metrics.log. Where they go to Prometheus it sums values up, and hands over what came since the last

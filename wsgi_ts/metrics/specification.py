@@ -1,4 +1,4 @@
-"""metrics.yaml: which metrics there are, with the type, unit and dimensions of each (TorchServe contract §5.3)."""
+"""metrics.yaml: which metrics there are, with the type, unit and dimensions of each."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The open inference protocol (KServe v2) besides `infer` and `explain`, which are predictions like others.
 
-Only with `ts_open_inference_protocol` (contract §3.9). TorchServe answers `/v2`, the two health paths and
+Only with `ts_open_inference_protocol`. TorchServe answers `/v2`, the two health paths and
 501 for versions; `/v2/models/{model}` and its `ready` are what KServe's clients ask besides.
 """
 

@@ -1,4 +1,4 @@
-"""The metrics API: `/metrics` in Prometheus' text format (TorchServe contract §5.1).
+"""The metrics API: `/metrics` in Prometheus' text format.
 
 The supervisor has the numbers and writes the text (`wsgi_ts.metrics.keeper`). In the default mode (`metrics_mode=log`)
 the metrics go to the log files, and this answer is empty.
