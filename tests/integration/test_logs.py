@@ -105,14 +105,14 @@ def test_a_prediction_makes_one_line_in_the_access_log_and_no_other(server: Serv
         # Metrics come by the second and not by the request.
         return [line for line in lines if " TS_METRICS - " not in line and " MODEL_METRICS - " not in line]
 
+    seen = server.log("access_log.log").count("/predictions/echo")
     assert server.predict("echo", b"x").status == 200
     before = others()
-    seen = server.log("access_log.log").count("/predictions/echo")
     with server.raw() as connection:
         for _ in range(50):
             connection.send(b"POST /predictions/echo HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx")
             assert connection.read_answer()[0].startswith(b"HTTP/1.1 200")
-    eventually(lambda: server.log("access_log.log").count("/predictions/echo") == seen + 50, within=5)
+    eventually(lambda: server.log("access_log.log").count("/predictions/echo") == seen + 51, within=5)
     assert others() == before
     last = server.log("access_log.log").splitlines()[-1]
     assert re.fullmatch(r'\S{23} - /127\.0\.0\.1:\d+ "POST /predictions/echo HTTP/1\.1" 200 \d+', last)
