@@ -107,7 +107,10 @@ class Config:
     # Threads and processes
     web_workers: int = setting(integer(1, 1024), 2, "gunicorn workers of the inference API", ours=True)
     slots_per_worker: int = setting(
-        integer(16, 65536), 1024, "requests that one web worker can have under way", ours=True
+        integer(16, 65536),
+        1024,
+        "requests that one web worker can have under way; one model leaves some to the others",
+        ours=True,
     )
     shm_warm_bytes: int = setting(
         integer(0, 2**40, "bytes"), 0, "shared memory kept for large bodies; 0: chosen", ours=True

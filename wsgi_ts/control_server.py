@@ -117,7 +117,11 @@ class ControlServer:
                 continue
             with self._lock:
                 self._connections.add(sock)
-            threading.Thread(target=self._serve, args=(sock,), name="control", daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, args=(sock,), name="control", daemon=True).start()
+            except RuntimeError as error:  # no further thread can be had now
+                log.error("Control socket: a connection is closed unheard: %s", error)
+                self._forget(sock)
 
     def _serve(self, sock: socket.socket) -> None:
         try:
@@ -133,11 +137,16 @@ class ControlServer:
             return
         except ValueError as error:
             log.warning("Control socket: process %d sent no JSON: %s", _peer(sock).pid, error)
+        except Exception:
+            log.exception("Control socket: a connection is closed after an unexpected error")
         finally:
-            with self._lock:
-                self._connections.discard(sock)
-            sock.close()
-            self._free.release()
+            self._forget(sock)
+
+    def _forget(self, sock: socket.socket) -> None:
+        with self._lock:
+            self._connections.discard(sock)
+        sock.close()
+        self._free.release()
 
     def _answer(self, peer: Peer, request: dict[str, Any]) -> dict[str, Any]:
         name = request.pop("op", None)

@@ -117,6 +117,7 @@ class RoutingTable:
         self._path = run_dir / ROUTES_FILE
         self._board = board
         self._epoch = -1
+        self._unread_epoch = -1
         self._models: dict[str, Any] = {}
         self.healthy = True
         self.draining = False
@@ -128,7 +129,11 @@ class RoutingTable:
             return
         try:
             table = json.loads(self._path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except OSError as error:
+            # The routes that are known stay, and this is tried again; a process may be out of descriptors for a while.
+            if not isinstance(error, FileNotFoundError) and self._unread_epoch != epoch:
+                self._unread_epoch = epoch
+                log.error("%s cannot be read: %s; requests go where they went before", self._path, error.strerror)
             return
         self._epoch = epoch
         self._models = table["models"]

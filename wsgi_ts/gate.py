@@ -95,7 +95,7 @@ class TokenTable:
             epoch = self._words[layout.BOARD_TOKEN_EPOCH]
             try:
                 self._keys = json.loads(self._path.read_text(encoding="utf-8"))
-            except FileNotFoundError:  # nothing is published (any more): no token counts
+            except OSError:  # nothing is published (any more), or it cannot be read now: no token counts
                 self._keys = {}
                 return True
             self._epoch = epoch

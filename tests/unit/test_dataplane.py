@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import uuid
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from wsgi_ts.batcher.layout import RequestFlag
-from wsgi_ts.dataplane import RequestIds, header_value, prediction_parts
+from wsgi_ts.dataplane import ROUTES_FILE, RequestIds, RoutingTable, header_value, prediction_parts
 from wsgi_ts.errors import ResourceNotFound
 
 PATH, EXPLAIN, QUERY = RequestFlag.URL_PATH, RequestFlag.EXPLAIN, RequestFlag.QUERY_ROW
@@ -61,3 +65,26 @@ def test_a_header_is_found_by_its_name_in_any_case() -> None:
     head = b"POST /x HTTP/1.1\r\nHost: a\r\nTS_Request_Sequence_Id:  s 1\t\r\nts_request_sequence_id_2: no\r\n\r\n"
     assert header_value(head, b"ts_request_sequence_id") == b"s 1"
     assert header_value(head, b"post /x http/1.1") == header_value(head, b"other") == b""
+
+
+def test_routes_that_cannot_be_read_leave_those_that_are_known(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process may be out of descriptors when something new is published; it must go on, and try again."""
+    board: Any = SimpleNamespace(epoch=1)
+    table = RoutingTable(tmp_path, board)
+    routes = tmp_path / ROUTES_FILE
+    routes.write_text(json.dumps({"models": {}, "healthy": False, "draining": False}))
+    table.refresh()
+    assert not table.healthy
+    board.epoch = 2
+    routes.unlink()
+    routes.mkdir()
+    table.refresh()
+    table.refresh()
+    assert not table.healthy
+    assert len(caplog.records) == 1
+    routes.rmdir()
+    routes.write_text(json.dumps({"models": {}, "healthy": True, "draining": False}))
+    table.refresh()
+    assert table.healthy
