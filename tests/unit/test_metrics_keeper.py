@@ -30,6 +30,7 @@ from wsgi_ts.log import LogFiles
 from wsgi_ts.metrics import keeper
 from wsgi_ts.metrics.board_metrics import BoardMetrics, CountedModel
 from wsgi_ts.metrics.exposition import Family, Histogram, java_double, render, server_line
+from wsgi_ts.metrics.host import MEASURES
 from wsgi_ts.metrics.keeper import MetricsKeeper
 from wsgi_ts.metrics.reported import MAX_METRICS, MAX_SERIES, ModelMetrics, ReportedMetrics, parse_line
 from wsgi_ts.metrics.specification import (
@@ -359,6 +360,27 @@ def test_the_system_is_measured_before_anybody_can_ask() -> None:
     system.stop()
     (values,) = found
     assert values.keys() >= {"CPUUtilization", "MemoryUsed", "DiskUsage"}
+
+
+def test_a_system_that_cannot_be_measured_does_not_stop_the_start(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> float:
+        raise OSError("no /proc")
+
+    monkeypatch.setitem(MEASURES, "MemoryUsed", fail)
+    system = SystemMetrics(
+        interval_s=60.0,
+        gpus=0,
+        hostname="h",
+        command="",
+        home=None,
+        worker_pids=lambda: [],
+        publish=lambda values: None,
+    )
+    system.start()
+    system.stop()
+    assert "The system metrics cannot be measured; tried again in 60 s" in caplog.text
 
 
 # The keeper

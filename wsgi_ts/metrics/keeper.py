@@ -71,6 +71,7 @@ class MetricsKeeper:
         self._specs = dict(specification.server) if specification is not None else {}
         self._reported = ReportedMetrics(specification)
         self._board = BoardMetrics(board, gpus + 1, self._hostname)
+        # Never closed: somebody may ask for the metrics until the very end.
         self._bells = [board.batcher_bell(index) for index in range(gpus + 1)]
         self._system_values: dict[str, Values] = {}
         self._logged: dict[str, Values] = {}
@@ -106,8 +107,6 @@ class MetricsKeeper:
             if self._mode != PROMETHEUS_MODE:
                 writer.join(LOG_INTERVAL_S)
                 self._log_changes()
-            for bell in self._bells:
-                bell.close()
 
     def text(self, names: Collection[str] = ()) -> str:
         """What `/metrics` answers.

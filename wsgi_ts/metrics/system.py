@@ -71,7 +71,7 @@ class SystemMetrics:
     def start(self) -> None:
         """Begins; what needs no other program is measured before this returns, so that whoever asks first finds it."""
         if not self._command:
-            self._publish(self._measure_host())
+            self._publish_from(self._measure_host)
         is_complete = not self._command and self._gpus == 0
         wait_s = self._interval_s if is_complete else 0.0
         threading.Thread(target=self._run, args=(wait_s,), name="system metrics", daemon=True).start()
@@ -87,11 +87,13 @@ class SystemMetrics:
     def _run(self, wait_s: float) -> None:
         while not self._stopped.wait(wait_s):
             wait_s = self._interval_s
-            try:
-                values = self._ask_command() if self._command else self._measure()
-                self._publish(values)
-            except Exception:
-                log.exception("The system metrics cannot be measured; tried again in %g s", self._interval_s)
+            self._publish_from(self._ask_command if self._command else self._measure)
+
+    def _publish_from(self, measure: Callable[[], dict[str, Values]]) -> None:
+        try:
+            self._publish(measure())
+        except Exception:
+            log.exception("The system metrics cannot be measured; tried again in %g s", self._interval_s)
 
     def _measure_host(self) -> dict[str, Values]:
         host = (HOST_LEVEL, self._hostname)
