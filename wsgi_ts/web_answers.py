@@ -290,6 +290,8 @@ class AnswerSide(ConnectionTable):
         if not sent:
             self._watch(connection, select.EPOLLOUT)
             self._limit_unsent(connection)
+        elif connection in self._unsent:
+            self._unsent.note(connection, 0)
 
     def _limit_unsent(self, connection: Connection) -> None:
         """Ends the stream of a client that takes too little of it: too little by itself, or the least of too many."""

@@ -100,6 +100,7 @@ class Listeners:
         self._numbers.clear()
         for sock in self.sockets:
             sock.close()
+        self.sockets = []
 
     def _pause(self, reason: str) -> None:
         self._unwatch()

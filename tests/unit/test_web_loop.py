@@ -158,6 +158,26 @@ def test_an_exception_after_the_first_byte_closes_the_connection(
         assert served.ask("/again").endswith(b"/again")
 
 
+def test_a_stop_that_takes_longer_than_a_tick_answers_what_is_under_way(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsgi_ts.web_loop._TICK_S", 0.02)
+    loop = served.loop
+    _, client = pair(loop)
+    client.sendall(b"GET /late HTTP/1.1\r\n")
+    thread = threading.Thread(target=loop._drain)
+    thread.start()
+    with contextlib.suppress(TimeoutError):
+        client.settimeout(0.3)
+        client.recv(1)
+    client.settimeout(5)
+    client.sendall(b"Host: x\r\n\r\n")
+    assert read_all(client).endswith(b"/late")
+    client.close()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def pair(loop: WebLoop) -> tuple[Connection, socket.socket]:
     """A connection in the loop's table, and its client's end."""
     ours, theirs = socket.socketpair()
