@@ -67,14 +67,15 @@ class HandOver:
             if job.deliveries and batch:
                 queue.jobs.put_back(jobs[place:])  # it may have ended its worker: it goes alone from now on
                 break
-            if job.is_over(oldest_ns):
+            source, slot = job.source, job.slot
+            if job.arrived_ns < oldest_ns or source.segment.cancels[slot]:
                 end_unbegun(job, oldest_ns, queue.counters)
                 if queue.sequences is not None:
                     queue.sequences.ended(job, now)
                 continue
-            job.source.in_mailboxes += 1
+            source.in_mailboxes += 1
             batch.append(job)
-            entries.append(job.entry)
+            entries.append(source.mail_base | slot)
             if job.deliveries:
                 queue.jobs.put_back(jobs[place + 1 :])
                 break

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from wsgi_ts.batcher import layout
 from wsgi_ts.batcher.layout import GENERATION_SHIFT, STATE_MASK, SlotState
 
 if TYPE_CHECKING:
@@ -49,6 +48,7 @@ class SlotTable(Protocol):
 class JobSource(Protocol):
     """What a job needs to know of where it came from (see `sources.Source`)."""
 
+    mail_base: int
     retired: bool
     in_mailboxes: int
     touched: bool
@@ -93,11 +93,6 @@ class Job:
 
     def __repr__(self) -> str:
         return f"<Job segment {self.source.segment.index} slot {self.slot} generation {self.generation}>"
-
-    @property
-    def entry(self) -> int:
-        """The job as a mailbox names it."""
-        return layout.mail_entry(self.source.segment.index, self.slot)
 
     @property
     def state(self) -> int:

@@ -177,7 +177,7 @@ class BatcherLoop:
     # -- submission rings
 
     def _drain(self, source: Source, now: float) -> None:
-        states = source.segment.states
+        states, take_in = source.segment.states, source.segment.job
         arrivals: dict[int, list[int]] = {}
         try:
             entries = source.ring.pop_all()
@@ -194,7 +194,7 @@ class BatcherLoop:
             ):
                 continue  # a scan has found it before
             model = entry >> layout.RING_MODEL_SHIFT & layout.RING_MODEL_MASK
-            job = source.job(slot, word, now)
+            job = take_in(source, slot, word, now)
             queue = self._queues.get(model)
             if queue is None and self._sources.adopting(now):
                 self._sources.add_orphan(model, job)

@@ -9,6 +9,7 @@ import os
 
 from wsgi_ts.batcher import layout
 from wsgi_ts.batcher.doorbell import Doorbell
+from wsgi_ts.batcher.job import Job, JobSource
 from wsgi_ts.batcher.layout import RequestFlag, SegmentLayout, SegmentWord
 from wsgi_ts.batcher.shared_memory import SharedMemory
 
@@ -99,10 +100,18 @@ class Segment:
         """When the slot's request arrived: the first word of its header."""
         return self._slot_words[slot * _SLOT_WORDS]
 
-    def arrival(self, slot: int) -> tuple[int, bool]:
-        """When the slot's request arrived, and whether it named the model's version: a flag in the third word."""
+    def job(self, source: JobSource, slot: int, word: int, now: float) -> Job:
+        """The job in a slot; whether it names the model's version is a flag in the third word of its header.
+
+        Args:
+            source: what its batcher knows of this segment.
+            slot: the slot.
+            word: its state word.
+            now: monotonic seconds.
+        """
         words, start = self._slot_words, slot * _SLOT_WORDS
-        return words[start], bool(words[start + 2] & _VERSION_NAMED)
+        named = words[start + 2] & _VERSION_NAMED != 0
+        return Job(source, slot, word >> layout.GENERATION_SHIFT, words[start], named, now)
 
     def ids(self, slot: int) -> tuple[str, str]:
         """The ids of the slot's sequence ("" where its model has none) and of its request."""

@@ -16,7 +16,7 @@ from wsgi_ts.batcher import layout
 from wsgi_ts.batcher.counters import ModelCounters
 from wsgi_ts.batcher.dispatch import ModelQueue
 from wsgi_ts.batcher.job import Job
-from wsgi_ts.batcher.layout import GENERATION_SHIFT, STATE_MASK, WORKER_DIED, ModelWord, SlotState
+from wsgi_ts.batcher.layout import STATE_MASK, WORKER_DIED, ModelWord, SlotState
 from wsgi_ts.batcher.ring import RingConsumer, RingDamaged
 from wsgi_ts.batcher.segment import Segment
 
@@ -35,6 +35,7 @@ class Source:
 
     Attributes:
         segment: the segment.
+        mail_base: what a mailbox calls slot 0 of it; slot n is `mail_base | n`.
         ring: its submission ring for this batcher; what was submitted before is for a scan to find.
         bell: wakes its web worker.
         retired: whether its web worker is dead; then nothing more comes from it.
@@ -44,22 +45,12 @@ class Source:
 
     def __init__(self, segment: Segment, batcher: int, prefix: str) -> None:
         self.segment = segment
+        self.mail_base = layout.mail_entry(segment.index, 0)
         self.ring = RingConsumer(segment, batcher)
         self.bell = segment.bell(prefix)
         self.retired = False
         self.in_mailboxes = 0
         self.touched = False
-
-    def job(self, slot: int, word: int, now: float) -> Job:
-        """The job in a slot.
-
-        Args:
-            slot: the slot.
-            word: its state word.
-            now: monotonic seconds.
-        """
-        arrived_ns, named = self.segment.arrival(slot)
-        return Job(self, slot, word >> GENERATION_SHIFT, arrived_ns, named, now)
 
 
 class _Found(NamedTuple):
@@ -157,7 +148,7 @@ class Sources:
                 continue
             request = layout.REQUEST.unpack_from(segment.buffer, segment.layout.slot(slot))
             if request[7] == self._batcher:
-                yield _Found(source.job(slot, word, now), request[2], state, request[9] > 0)
+                yield _Found(segment.job(source, slot, word, now), request[2], state, request[9] > 0)
 
     def find_again(self, source: Source, damage: RingDamaged) -> None:
         """Finds by a scan what was submitted, where the ring does not tell any more."""

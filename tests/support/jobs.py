@@ -38,6 +38,7 @@ class Jobs:
 
     def __init__(self) -> None:
         self.segment = Slots()
+        self.mail_base = 1 << 32
         self.retired = self.touched = False
         self.in_mailboxes = 0
 
