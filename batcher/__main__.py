@@ -129,7 +129,12 @@ class Batcher:
 
     def _from_supervisor(self) -> None:
         for message in self._supervisor.receive_ready():
-            getattr(self, f"_on_{message['op']}")(message)
+            operation = message.get("op")
+            take = getattr(self, f"_on_{operation}", None)
+            if take is None:
+                logger.error("Unknown operation %r from the supervisor: its version does not fit ours", operation)
+            else:
+                take(message)
 
     def _on_attach_segment(self, message: dict[str, Any]) -> None:
         self._loop.command("attach_segment", self._options.prefix, message["index"])
@@ -179,6 +184,10 @@ class Batcher:
                     self._carry_out(self._pool.worker_released(worker_id, start_count, now))
                 case ("kill_worker", worker_id, start_count):
                     self._carry_out(self._pool.worker_timed_out(worker_id, start_count, now))
+                case ("model_unloaded", _):
+                    continue  # the pool tells of it, when the last worker's process is gone
+                case unknown:
+                    raise ValueError(f"the loop's notice {unknown}")
 
     # -- the worker template
 
@@ -196,7 +205,7 @@ class Batcher:
             self._carry_out(self._pool.on_template_lost(time.monotonic()))
             return
         for event in events:
-            if event["event"] == "metrics":
+            if event.get("event") == "metrics":
                 self._supervisor.send(event)
             else:
                 if event["event"] == "template_ready":

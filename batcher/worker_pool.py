@@ -159,10 +159,13 @@ class WorkerPool:
     # What happened
 
     def on_template_event(self, event: Mapping[str, Any], now: float) -> list[Action]:
-        """Takes one frame of the worker template: `template_ready`, `started`, `loaded` or `exit`."""
-        kind = event["event"]
+        """Takes one frame of the worker template: `template_ready`, `started`, `progress`, `loaded` or `exit`."""
+        kind = event.get("event")
         if kind == "template_ready":
             self._template_is_ready(now)
+            return self._take_actions()
+        if kind not in ("started", "progress", "loaded", "exit"):
+            logger.error("Unknown event %r from the worker template: its version does not fit ours", kind)
             return self._take_actions()
         worker = self._workers.get(event["worker_id"])
         if worker is not None and worker.start_count == event["start_count"] and worker.phase in HAS_PROCESS:

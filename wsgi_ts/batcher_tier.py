@@ -153,7 +153,7 @@ class BatcherTier:
             self._take(link, event)
 
     def _take(self, link: BatcherLink, event: dict[str, Any]) -> None:
-        kind = event["event"]
+        kind = event.get("event")
         if kind == "started":
             link.came_up = True
             log.info("%s started", link.name)
@@ -178,6 +178,8 @@ class BatcherTier:
             self._metrics.take_updates(event["updates"])
         elif kind == "model_unloaded":
             self._manager.model_unloaded(link.index, event["model_index"])
+        else:
+            log.error("Unknown event %r from %s: its version does not fit ours", kind, link.name)
 
     def _template_is_ready(self, link: BatcherLink, missing: dict[str, str]) -> None:
         """A module that cannot be imported stops the start; later it is one that was there and is not any more."""

@@ -10,7 +10,15 @@ from collections.abc import Iterator, Mapping
 
 from wsgi_ts.config import ConfigError
 from wsgi_ts.config_sources import CommandLine, load_config
-from wsgi_ts.machine_checks import Finding, check_cores, check_gpus, check_open_files, check_python
+from wsgi_ts.machine_checks import (
+    Finding,
+    check_clock,
+    check_cores,
+    check_gpus,
+    check_machine,
+    check_open_files,
+    check_python,
+)
 
 
 def run_doctor(command_line: CommandLine, environ: Mapping[str, str]) -> int:
@@ -32,8 +40,10 @@ def run_doctor(command_line: CommandLine, environ: Mapping[str, str]) -> int:
 
 def examine(command_line: CommandLine, environ: Mapping[str, str]) -> Iterator[Finding]:
     """All findings; without a usable configuration only those that do not depend on it."""
+    yield from check_machine()
     found = list(check_python())
     yield from found
+    yield from check_clock()
     try:
         config = load_config(command_line, environ)
     except ConfigError as error:

@@ -9,11 +9,13 @@ import resource
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from wsgi_ts.batcher.machine import machine_problem
 from wsgi_ts.config import Config
 
 _TORCH_FLOOR = (2, 6)
@@ -33,6 +35,25 @@ class Finding:
     def __str__(self) -> str:
         """The line as it is printed."""
         return f"{self.level:<4}  {self.subject:<18}  {self.text}"
+
+
+def check_machine() -> Iterator[Finding]:
+    """The processor, whose memory order the data path relies on."""
+    problem = machine_problem()
+    if problem is not None:
+        yield Finding("FAIL", "processor", problem)
+    else:
+        yield Finding("OK", "processor", platform.machine())
+
+
+def check_clock() -> Iterator[Finding]:
+    """Whether Python's own waits with a limit (threads, locks, queues) follow the monotonic clock."""
+    if sys.version_info < (3, 11) or not sysconfig.get_config_var("HAVE_SEM_CLOCKWAIT"):
+        text = (
+            "this Python's waits follow the wall clock: one that is set back delays metrics and management calls by as "
+            "much; use Python 3.11 or newer that was built with glibc 2.30 or newer"
+        )
+        yield Finding("WARN", "clock", text)
 
 
 def check_python() -> Iterator[Finding]:

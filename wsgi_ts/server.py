@@ -48,6 +48,7 @@ from wsgi_ts.snapshots import SnapshotError, SnapshotWriter
 from wsgi_ts.start_checks import (
     StartError,
     check_interpreter,
+    check_machine,
     check_model_store,
     check_run_directory,
     check_shared_memory,
@@ -136,6 +137,7 @@ class Supervisor:
         config = self._config
         stack.callback(self._loop.close)
         self._install_signals()
+        check_machine()
         check_run_directory(self._run_dir_path)
         try:
             models = models_to_start(config, self._guard.kept_json(MODELS))

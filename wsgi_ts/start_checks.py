@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import wsgi_ts
+from wsgi_ts.batcher.machine import machine_problem
 from wsgi_ts.batcher.shared_memory import free_bytes
 from wsgi_ts.batcher.shared_memory_plan import address_bytes, start_bytes
 from wsgi_ts.config import DEFAULT_ALLOWED_URLS, Config
@@ -28,6 +29,17 @@ _CAN_RUN_WORKERS = (
 
 class StartError(Exception):
     """The instance cannot start; the message says why and what to do, on one line."""
+
+
+def check_machine() -> None:
+    """Makes sure that the data path is safe on this processor.
+
+    Raises:
+        StartError: it is not.
+    """
+    problem = machine_problem()
+    if problem is not None:
+        raise StartError(problem)
 
 
 def check_addressable(config: Config, batchers: int) -> None:
