@@ -30,8 +30,10 @@ _FREE_FLAGS = RequestFlag.BODY_OUTSIDE | RequestFlag.HEAD_OUTSIDE | RequestFlag.
 _PLAIN_EXTRA = {"url_path": "", "explain": "False"}
 _STATE = 0xFF
 _NO_STATE = ~_STATE
-#: How long a streaming handler waits at a time while its client's web worker has not yet fetched the last chunks.
+#: How long a streaming handler waits at a time while its client's web worker has not yet fetched the last chunks: at
+#: first, and at most, where a client reads slowly.
 _STREAM_WAIT_S = 0.0005
+_LONGEST_STREAM_WAIT_S = 0.008
 #: A chunk in a stream's ring has its length before it; the largest fills half the ring.
 _RECORD_HEAD = 4
 _PIECE_BYTES = layout.STREAM_RING_BYTES // 2
@@ -246,12 +248,18 @@ class WorkerSlots:
     def _push(self, place: Place, body: Body) -> None:
         """Puts a chunk into the stream's ring, in pieces where it is larger than the ring."""
         segment, slot = place.segment, place.slot
+        is_told = False
         for piece in pieces_of(body):
+            wait_s = _STREAM_WAIT_S
             while not self.try_push(place, piece):
                 if segment.cancels[slot] or not _exists(self._prefix, segment.index):
                     raise StreamClosed("the client has closed the connection")
-                self._bells[segment.index].ring()
-                time.sleep(_STREAM_WAIT_S)
+                if not is_told:  # once: that the ring is still full is no news to its reader
+                    self._bells[segment.index].ring()
+                    is_told = True
+                time.sleep(wait_s)
+                wait_s = min(2 * wait_s, _LONGEST_STREAM_WAIT_S)
+            is_told = False
         if segment.cancels[slot]:
             raise StreamClosed("the client has closed the connection")
 

@@ -1,0 +1,54 @@
+"""A model worker's side of the segments."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from wsgi_ts.batcher import layout, worker_slots
+from wsgi_ts.batcher.layout import SegmentLayout, SlotState
+from wsgi_ts.batcher.segment import Segment
+from wsgi_ts.batcher.shared_memory import unlink_prefix
+from wsgi_ts.batcher.worker_slots import WorkerSlots
+
+
+@pytest.fixture
+def prefix() -> Iterator[str]:
+    name = f"wsgi-ts-{uuid.uuid4().hex}"
+    yield name
+    unlink_prefix(name)
+
+
+def test_a_stream_that_waits_for_room_rings_once_for_what_it_has_put(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment = Segment.create(prefix, 1, SegmentLayout(16, 1, 100_000, 100_000))
+    segment.states[3] = 1 << 8 | SlotState.RUNNING
+    slots = WorkerSlots(prefix, decode_input_request=True)
+    place = slots.place(layout.mail_entry(1, 3))
+    assert place is not None
+    rings: list[int] = []
+
+    class Bell:
+        def ring(self) -> None:
+            rings.append(1)
+
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 20:  # now the client reads
+            words = segment.memory.words(segment.layout.slot(3) + layout.STREAM_WORDS, 2)
+            words[1] = words[0]
+
+    bells: dict[int, Any] = slots._bells
+    bells[1] = Bell()
+    monkeypatch.setattr(worker_slots.time, "sleep", wait)
+    # Two pieces, of which the second has no room until the first is read.
+    slots.send_chunk(place, 1, 200, "", [], bytes(layout.STREAM_RING_BYTES))
+    assert len(waits) == 20
+    assert len(rings) == 2  # that there is a first piece, and that all is there
+    assert max(waits) <= 0.008
