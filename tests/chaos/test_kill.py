@@ -13,6 +13,7 @@ from support import faults
 from support.archives import archive
 from support.eventually import eventually
 from support.server import ServerProcess
+from support.slots import slots_in_use
 
 from chaos.load import Load, check, ledger_server
 
@@ -92,6 +93,24 @@ def test_requests_that_wait_survive_the_death_of_the_batcher(tmp_path: Path) -> 
         # The one that the stopped worker had begun is lost; the queued ones are not.
         assert load.count("err") <= 1, load.summary
         check(load, tmp_path, allowed_statuses={500, 507})
+
+
+def test_a_batcher_that_is_killed_in_overload_leaves_nothing_waiting(tmp_path: Path) -> None:
+    """Refused requests free their slots, which are submitted again while there is no batcher to take them."""
+    config = {"job_queue_size": "4", "slots_per_worker": "16"}
+    with ledger_server(tmp_path, config=config) as server:
+        server.register("ledger.mar", initial_workers=1, batch_size=1)
+        with Load(server, clients=24) as load:
+            for _ in range(3):
+                refused = load.count("err")
+                eventually(lambda: load.count("err") > refused + 50, within=20, what="refusals")  # noqa: B023
+                faults.kill(server, "batcher")
+                killed_at = time.monotonic()
+                eventually(partial(answered_since, load, killed_at), within=15, what="answers by the next batcher")
+        check(load, tmp_path, allowed_statuses={500, 503, 507})
+        assert load.count("closed") == 0, load.summary
+        eventually(lambda: not slots_in_use(server.prefix), within=5, what="all slots free")
+        assert answers(server, 3)
 
 
 def test_a_stop_answers_what_was_accepted(tmp_path: Path) -> None:
