@@ -7,7 +7,7 @@ from array import array
 from wsgi_ts.batcher.job import Job
 from wsgi_ts.batcher.layout import GENERATION_SHIFT, SlotState
 
-SLOTS = 1 << 16
+SLOTS = 1 << 12
 
 
 class Slots:

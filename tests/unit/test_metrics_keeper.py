@@ -17,12 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from support.eventually import eventually
+from support.jobs import Jobs
 
 import wsgi_ts.handlers
 from wsgi_ts.batcher import layout
 from wsgi_ts.batcher.board import Board, batcher_bell_name
 from wsgi_ts.batcher.counters import ModelCounters
 from wsgi_ts.batcher.doorbell import Doorbell
+from wsgi_ts.batcher.job import Job
 from wsgi_ts.batcher.layout import BatcherWord, ModelWord, WebWord
 from wsgi_ts.config import Config
 from wsgi_ts.gpu.devices import gpu_loads
@@ -303,11 +305,11 @@ def test_counters_of_a_batch(waits: list[tuple[int, bool]]) -> None:
     words = memoryview(bytearray(layout.MODEL_WORDS * layout.WORD)).cast("Q")
     counters = ModelCounters(words, 0)
     now_us = 10**9
-    arrivals = [(now_us - wait_us) * 1000 for wait_us, _ in waits]
-    named = [arrival for arrival, (_, is_named) in zip(arrivals, waits, strict=True) if is_named]
-    counters.handed_over(arrivals, named, now_us / 1e6)
+    source = Jobs()
+    jobs = [Job(source, 0, 1, (now_us - wait_us) * 1000, is_named, 0.0) for wait_us, is_named in waits]
+    counters.handed_over(jobs, now_us / 1e6)
     counters.begun(0.0003)
-    counters.answered(arrivals, named, now_us / 1e6, 0.002)
+    counters.answered(jobs, now_us / 1e6, 0.002)
     for first in (ModelWord.QUEUE_BUCKETS, ModelWord.LATENCY_BUCKETS):
         expected = [0] * (len(layout.TIME_BUCKETS_US) + 1)
         for wait_us, _ in waits:
