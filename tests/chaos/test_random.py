@@ -41,6 +41,7 @@ def test_after_many_kills_every_process_is_back_and_a_stop_leaves_nothing(tmp_pa
                 victims = [each for each in server.processes() if each.role not in ("guard", "guard-fork")]
                 # A supervisor that is killed again and again while it is all that runs is a loop, which slows down.
                 if len(victims) > 1:
+                    server.note_prefix()
                     victim = chance.choice(victims)
                     victim.kill()
                     killed[victim.role] += 1

@@ -162,6 +162,7 @@ class ServerProcess:
             self._control = None
         if self._process is None:
             return []
+        self.note_prefix()
         process, self._process = self._process, None
         process.send_signal(number)
         try:
@@ -244,6 +245,12 @@ class ServerProcess:
         prefix: str = self.record["prefix"]
         return prefix
 
+    def note_prefix(self) -> None:
+        """Has the names of the present supervisor looked for at the end: each that the guard starts has others."""
+        with contextlib.suppress(OSError, ValueError):
+            if prefix := self.prefix:
+                self._prefixes.add(prefix)
+
     def output(self) -> str:
         """What the launcher and the server printed so far."""
         path = self.home / "output.log"
@@ -273,6 +280,7 @@ class ServerProcess:
         return True
 
     def _kill_all(self) -> None:
+        self.note_prefix()
         for process in self.processes():
             process.kill()
         if self._process is not None:
