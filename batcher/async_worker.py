@@ -31,8 +31,25 @@ from wsgi_ts.messages import ModelSpec
 LOOK_S = 0.02
 #: The same while chunks wait.
 CLOGGED_S = 0.002
-#: Chunks of one stream that may wait for its client, in bytes, where the handler does not wait for room itself.
+#: Bytes of all streams together that may wait for their clients, where handlers do not wait for room themselves.
 MOST_WAITING = 64 * 1024 * 1024
+
+
+class Backlog:
+    """How much waits for clients that read too slowly, over all streams of a worker; any thread may change it.
+
+    Attributes:
+        held: bytes that wait now.
+    """
+
+    def __init__(self) -> None:
+        self.held = 0
+        self._lock = threading.Lock()
+
+    def add(self, count: int) -> None:
+        """Notes that so many bytes more wait, or fewer where it is negative."""
+        with self._lock:
+            self.held += count
 
 
 class AsyncWorker(ModelWorker):
@@ -43,6 +60,7 @@ class AsyncWorker(ModelWorker):
         self._number = 0
         self._seen = 0  # the number that the thread has told of
         self._running: set[Exchange] = set()
+        self._backlog = Backlog()
         self._ended: list[Exchange] = []
         self._fault: BaseException | None = None
 
@@ -92,7 +110,7 @@ class AsyncWorker(ModelWorker):
             self._started_ns = time.monotonic_ns()
             places, requests = self._accept(entries)
             for place, request in zip(places, requests, strict=True):
-                exchange = Exchange(self._slots, place, self._started_ns)
+                exchange = Exchange(self._slots, place, self._started_ns, self._backlog)
                 self._running.add(exchange)
                 exchange.task = asyncio.create_task(self._answer(service, exchange, request))
             if len(places) < len(entries):
@@ -143,19 +161,21 @@ class Exchange:
         slots: the worker's segments.
         place: where the request lies.
         started_ns: monotonic time at which it was taken over.
+        backlog: counts what waits here with what waits in the worker's other exchanges.
 
     Attributes:
         task: its task.
         has_begun: whether the task has run: one that is cancelled before that would end without a word.
     """
 
-    def __init__(self, slots: WorkerSlots, place: Place, started_ns: int) -> None:
+    def __init__(self, slots: WorkerSlots, place: Place, started_ns: int, backlog: Backlog) -> None:
         self.place = place
         self.started_ns = started_ns
         self.task: asyncio.Task[None] | None = None
         self.has_begun = False
         self._slots = slots
         self._lock = threading.Lock()
+        self._backlog = backlog
         self._waiting: deque[bytes] = deque()
         self._has_ended = False
         self._is_cancelled = False
@@ -187,19 +207,20 @@ class Exchange:
         Raises:
             StreamClosed: the client has gone, or the request has ended.
             SharedMemoryFull: /dev/shm has no room for the stream's ring.
-            BufferError: too much waits for a client that reads too slowly.
+            BufferError: chunks of this answer wait already, and with those of others they are too many.
         """
         with self._lock:
             if self._has_ended or self.place.is_cancelled:
                 raise StreamClosed("the client has closed the connection, or has its whole answer")
             if not self.place.streamed:
                 self._slots.open_stream(self.place, self.started_ns, status, phrase, headers)
-            if sum(map(len, self._waiting)) > MOST_WAITING:
+            # A stream whose client keeps up is not refused for what others leave unread.
+            if self._waiting and self._backlog.held > MOST_WAITING:
                 raise BufferError(
-                    f"More than {MOST_WAITING >> 20} MiB of this answer wait for a client that reads too slowly: "
-                    "await send_intermediate_predict_response(…), which ends when there is room."
+                    f"More than {MOST_WAITING >> 20} MiB of answers wait for clients that read too slowly, this one's "
+                    "among them: await send_intermediate_predict_response(…), which ends when there is room."
                 )
-            self._waiting.extend(pieces_of(body))
+            self._keep(body)
         self.flush()
         return Room(self)
 
@@ -208,12 +229,17 @@ class Exchange:
         with self._lock:
             place, waiting, before = self.place, self._waiting, len(self._waiting)
             while waiting and not self._has_ended and self._slots.try_push(place, waiting[0]):
-                waiting.popleft()
+                self._backlog.add(-len(waiting.popleft()))
             if len(waiting) < before:
                 if place.state == SlotState.RUNNING:
                     place.set_state(SlotState.STREAMING)
                 self._slots.ring(place.segment.index)
             return not waiting
+
+    def _keep(self, body: bytes | bytearray | memoryview) -> None:
+        pieces = list(pieces_of(body))
+        self._waiting.extend(pieces)
+        self._backlog.add(sum(map(len, pieces)))
 
     async def room(self) -> None:
         """Waits until nothing waits any more, or the client has gone."""
@@ -226,12 +252,14 @@ class Exchange:
         try:
             if place.streamed and not answer.error:
                 with self._lock:
-                    self._waiting.extend(pieces_of(answer.body))
+                    self._keep(answer.body)
                 await self.room()
         except asyncio.CancelledError:
             answer = answer._replace(error=True)
         with self._lock:
             self._has_ended = True
+            self._backlog.add(-sum(map(len, self._waiting)))
+            self._waiting.clear()
             if place.is_cancelled:
                 place.segment.fail_cancelled(place.slot)
             elif place.streamed:
