@@ -364,7 +364,7 @@ class Supervisor:
     @property
     def _is_followed(self) -> bool:
         """Whether the guard starts another supervisor when this one ends now."""
-        asked_for = bool(self._stop_requests) and not self._exit_code
+        asked_for = bool(self._stop_requests) and not self._exit_code and not self._failure
         return self._guard.pid is not None and not asked_for and (self._came_up or self._guard.life > 1)
 
     def _request_stop(self, count: int) -> None:

@@ -38,6 +38,7 @@ def test_after_many_kills_every_process_is_back_and_a_stop_leaves_nothing(tmp_pa
         with Load(server, clients=4, hang_s=BACK_S) as load:
             eventually(lambda: load.count("ok") > 50, within=20, what="load under way")
             while killed.total() < KILLS:
+                assert server.returncode is None, server.output()[-3000:]
                 victims = [each for each in server.processes() if each.role not in ("guard", "guard-fork")]
                 # A supervisor that is killed again and again while it is all that runs is a loop, which slows down.
                 if len(victims) > 1:
