@@ -189,7 +189,6 @@ class BatcherTier:
                 f"preload_modules: {name} cannot be imported ({reason}); correct the name, install it for "
                 f"{sys.executable}, or take it out of the key"
             )
-            return
         link.is_warm = True
         self._on_ready()
 

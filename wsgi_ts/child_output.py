@@ -86,6 +86,7 @@ class FirstLives:
 
     Attributes:
         has_worked: whether it has worked at least once.
+        gives_up: whether one that never works is given up; not where it worked under the supervisor before this one.
     """
 
     #: So many lives may end before one has worked: a child may be killed by accident, and a fault repeats itself.
@@ -94,6 +95,7 @@ class FirstLives:
     def __init__(self, name: str) -> None:
         """Args: name: of the child, for people."""
         self.has_worked = False
+        self.gives_up = True
         self._name = name
         self._failed = 0
         self._relay: StderrRelay | None = None
@@ -116,7 +118,7 @@ class FirstLives:
         Returns:
             Why the child cannot be started, on one line; None where it may be tried again.
         """
-        if self.has_worked:
+        if self.has_worked or not self.gives_up:
             return None
         self._failed += 1
         if self._failed < self.ALLOWED:

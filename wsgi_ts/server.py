@@ -239,6 +239,8 @@ class Supervisor:
         stack.enter_context(self._metrics.running())
         stack.callback(self._kill_children)
         start_log_rotation(self._log_files, lambda: self._loop.post(self._reopen_logs), stack)
+        for each in self._running():
+            each.lives.gives_up = self._guard.life == 1
         try:
             self._batchers.start()
             self._web.start()
@@ -270,6 +272,8 @@ class Supervisor:
 
     def _announce(self) -> None:
         """Says that the server has started, once, when it takes requests and its models are registered."""
+        if self._failure:
+            return
         if self._web.is_ready and not self._came_up:
             self._came_up = True
             self._guard.say_came_up()
@@ -357,14 +361,19 @@ class Supervisor:
     # Stop
 
     def _fail(self, reason: str) -> None:
-        """Ends the instance, since one of its processes has never worked and never will."""
+        """Ends the instance at its start, since one of its processes has never worked and never will."""
+        if self._guard.life > 1:
+            # The configuration is the one with which the supervisor before has served.
+            log.error("%s", reason)
+            return
         self._failure = self._failure or reason
+        self._guard.say_stopping()
         self._request_stop(1)
 
     @property
     def _is_followed(self) -> bool:
         """Whether the guard starts another supervisor when this one ends now."""
-        asked_for = bool(self._stop_requests) and not self._exit_code and not self._failure
+        asked_for = bool(self._stop_requests) and not self._exit_code
         return self._guard.pid is not None and not asked_for and (self._came_up or self._guard.life > 1)
 
     def _request_stop(self, count: int) -> None:

@@ -19,6 +19,7 @@ from support.processes import shared_memory
 from support.server import ServerProcess
 
 from chaos.load import Load, check, ledger_server
+from wsgi_ts.child_output import FirstLives
 
 pytestmark = pytest.mark.chaos
 
@@ -136,3 +137,17 @@ def test_a_killed_guard_takes_everything_along_and_the_next_start_cleans_up(tmp_
         assert server.prefix != prefix
         assert not shared_memory(prefix)
         assert server.register("ledger.mar").status == 200
+
+
+def test_a_supervisor_that_follows_gives_up_no_child_that_is_killed_before_it_has_worked(server: ServerProcess) -> None:
+    """At a first start such ends would stop the server: there the configuration may be what is wrong."""
+    headers = token(server, "inference")
+    guard = faults.one(server, "guard").pid
+    faults.kill(server, "supervisor")
+    for _ in range(FirstLives.ALLOWED):
+        eventually(lambda: server.processes("batcher"), within=BACK_S, what="a batcher")
+        faults.kill(server, "batcher")
+    supervisor = faults.one(server, "supervisor").pid
+    assert statuses_until_answered(server, headers) <= {500, 503, 507}
+    assert faults.one(server, "guard").pid == guard
+    assert faults.one(server, "supervisor").pid == supervisor
