@@ -92,7 +92,7 @@ lint: $(DEV) ## style, types and import directions
 
 test: lint ## lint, then every test that this machine can run
 	@echo "==> pytest, $(TEST_JOBS) tests at a time"
-	@$(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadgroup --no-loadscope-reorder \
+	@$(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder \
 	  --max-worker-restart 0 --durations 60 --durations-min 2 $(PYTEST_ARGS)
 
 fuzz: lint ## requests mutated at random against the running server, a quarter of an hour of them

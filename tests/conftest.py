@@ -11,42 +11,35 @@ import pytest
 from support.archives import archive
 from support.server import ServerProcess
 
-#: Modules and groups that take longest: what begins last should be short. The others follow as they are collected.
+#: Modules that take longest: what begins last should be short. The others follow as they are collected.
 _LONGEST_FIRST = (
-    "tutorial digits",
+    "integration/test_example_pages.py",
+    "integration/test_large_models.py",
     "chaos/test_kill.py",
     "integration/test_data_path.py",
-    "tutorial encoder",
-    "tutorial densenet161",
-    "tutorial large_models",
-    "integration/test_large_models.py",
-    "unit/handlers/test_handler_base.py",
+    "integration/test_tutorials.py",
     "integration/test_groups.py",
+    "chaos/test_random.py",
+    "chaos/test_supervisor.py",
+    "integration/test_input_corpus.py",
+    "integration/test_tutorial_encoder.py",
     "integration/test_snapshots.py",
     "integration/test_metrics.py",
     "integration/test_environments.py",
     "integration/test_grpc_server.py",
     "unit/handlers/test_distributed_ranks.py",
+    "unit/handlers/test_handler_base.py",
+    "unit/handlers/test_transformers_versions.py",
     "integration/test_logs.py",
-    "integration/test_input_corpus.py",
 )
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps a module's tests in one process (`--dist loadgroup`), so that a server they share starts once."""
+    """Puts the longest modules first; a module's tests run in one process, so that a server they share starts once."""
     root = Path(__file__).parent
-    places = {name: place for place, name in enumerate(_LONGEST_FIRST)}
-    order = {}
-    for item in items:
-        mark = item.get_closest_marker("xdist_group")
-        if mark is None:
-            group = item.path.relative_to(root).as_posix()
-            item.add_marker(pytest.mark.xdist_group(group))
-        else:
-            group = mark.args[0]
-        order[item] = places.get(group, len(places))
-    items.sort(key=lambda item: order[item])
+    places = {root / name: place for place, name in enumerate(_LONGEST_FIRST)}
+    assert all(path.exists() for path in places), "a module of _LONGEST_FIRST has another name by now"
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 @pytest.fixture

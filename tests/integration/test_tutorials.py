@@ -8,8 +8,6 @@ where a tutorial starts one per core of a large machine.
 from __future__ import annotations
 
 import json
-import re
-import shutil
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -33,10 +31,6 @@ PREDICT = "curl http://localhost:8080/predictions/mnist -T ./Docker/mnist_images
 
 
 # Handwritten digits: register, describe, scale, unregister, upgrade
-
-
-#: What shares a server, or what the examples make: in one process.
-in_group = pytest.mark.xdist_group
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +72,10 @@ def mnist(digits: Terminal) -> Iterator[Terminal]:
     digits.type("curl -X DELETE http://localhost:8081/models/mnist/1.0")
 
 
-@in_group("tutorial digits")
 def test_ping(digits: Terminal) -> None:
     assert json.loads(digits.type("curl http://localhost:8080/ping")) == {"status": "Healthy"}
 
 
-@in_group("tutorial digits")
 def test_every_digit_is_read(mnist: Terminal) -> None:
     assert mnist.type(PREDICT) == "0"
     read = [
@@ -94,7 +86,6 @@ def test_every_digit_is_read(mnist: Terminal) -> None:
     assert sum(answer == str(digit) for digit, answer in enumerate(read)) >= 8, read
 
 
-@in_group("tutorial digits")
 def test_list_and_describe(mnist: Terminal) -> None:
     url = "/home/model-server/model-store/mnist.mar"
     listed = json.loads(mnist.type("curl http://localhost:8081/models"))
@@ -117,7 +108,6 @@ def test_list_and_describe(mnist: Terminal) -> None:
     assert worker.keys() >= {"id", "startTime", "status", "memoryUsage", "pid", "gpu", "gpuUsage"}
 
 
-@in_group("tutorial digits")
 def test_scaling(mnist: Terminal) -> None:
     answer = json.loads(mnist.type('curl -X PUT "http://localhost:8081/models/mnist?min_worker=3"'))
     assert answer == {"status": "Processing worker updates..."}
@@ -125,7 +115,6 @@ def test_scaling(mnist: Terminal) -> None:
     assert mnist.type(PREDICT) == "0"
 
 
-@in_group("tutorial digits")
 def test_upgrade_by_registering_again(mnist: Terminal) -> None:
     answer = json.loads(mnist.type("curl -X DELETE http://localhost:8081/models/mnist"))
     assert answer == {"status": 'Model "mnist" unregistered'}
@@ -134,7 +123,6 @@ def test_upgrade_by_registering_again(mnist: Terminal) -> None:
     assert mnist.type(PREDICT) == "0"
 
 
-@in_group("tutorial digits")
 def test_upgrade_by_version_fails_no_request(mnist: Terminal) -> None:
     image = (mnist.home / "Docker" / "mnist_images" / "0.png").read_bytes()
     statuses: list[int] = []
@@ -167,7 +155,6 @@ def test_upgrade_by_version_fails_no_request(mnist: Terminal) -> None:
 # Handlers from the same tutorial, on the same server
 
 
-@in_group("tutorial digits")
 def test_handler_template(digits: Terminal) -> None:
     digits.make("handler_template/make_model.py", "template")
     digits.copy(EXAMPLES / "handler_template" / "handler.py", "template/handler.py")
@@ -181,7 +168,6 @@ def test_handler_template(digits: Terminal) -> None:
     digits.type("curl -X DELETE http://localhost:8081/models/template")
 
 
-@in_group("tutorial digits")
 def test_device_of_the_multi_gpu_handler(digits: Terminal) -> None:
     snippet = (PRINTED / "multi_gpu_handler.txt").read_text()
     answering = "\n    def handle(self, data, context):\n        return [str(self.device) for _ in data]\n"
@@ -194,7 +180,6 @@ def test_device_of_the_multi_gpu_handler(digits: Terminal) -> None:
     digits.type("curl -X DELETE http://localhost:8081/models/multi")
 
 
-@in_group("tutorial digits")
 def test_micro_batching(digits: Terminal) -> None:
     example = EXAMPLES / "micro_batching"
     digits.type(
@@ -209,149 +194,6 @@ def test_micro_batching(digits: Terminal) -> None:
     assert len(answers) == 10
     assert len(set(answers)) >= 8, answers
     digits.type("curl -X DELETE http://localhost:8081/models/pieces")
-
-
-# A sentence encoder from Hugging Face
-
-
-@pytest.fixture(scope="module")
-def encoder() -> Iterator[Terminal]:
-    """The model's folder as printed, archived both ways, and the printed configuration. No server yet."""
-    with Terminal() as terminal:
-        terminal.make("huggingface_embedding/make_model.py", "bge-large-zh")
-        text = (PRINTED / "torchserve.config").read_text(encoding="utf-8")
-        text = text.replace("default_workers_per_model=32", "default_workers_per_model=1")
-        terminal.write("torchserve.config", text + "disable_token_authorization=true\n")
-        (terminal.home / "model-store").mkdir()
-        terminal.type(
-            "torch-model-archiver -f --model-name bge_large_zh --version 1.0 "
-            "--serialized-file bge-large-zh/pytorch_model.bin --handler bge-large-zh/handler.py "
-            '--extra-files "bge-large-zh/" '
-        )
-        terminal.type("mv bge_large_zh.mar model-store/")
-        terminal.type(
-            "torch-model-archiver -f --model-name=bge_large_zh --version=1.0 "
-            "--serialized-file=bge-large-zh/pytorch_model.bin --handler=bge-large-zh/handler.py "
-            '--extra-files="bge-large-zh/" --archive-format=no-archive --export-path=no-archive'
-        )
-        terminal.type("""echo '{"input":"教练, 我想打篮球."}' > note.txt""")
-        yield terminal
-
-
-ENCODE_FILE = "curl -X POST  http://localhost:8080/predictions/bge_large_zh -T note.txt"
-ENCODE_TEXT = (
-    "curl -X POST --header 'Content-Type: application/json'  http://localhost:8080/predictions/bge_large_zh "
-    """--data-raw '{"input":"如何使用torchserve部署模型"}'"""
-)
-#: Printed with 1000 for 10, and with its first words twice: curl would ask a host named curl as well.
-ENCODE_FIVE = (
-    "for i in $(seq 10); do curl -X POST --header 'Content-Type: application/json'  "
-    "http://localhost:8080/predictions/bge_large_zh "
-    """--data-raw '{"input":["教练, 我想打篮球.", "如何使用torchserve部署模型", "怎么训练bert模型", """
-    """"怎么使用tensorflow训练bert模型", "怎么使用tfserving部署bert模型"]}'; done"""
-)
-
-
-def vectors(text: str, count: int) -> list[list[float]]:
-    """An answer of the encoder, checked for its form."""
-    answer: list[list[float]] = json.loads(text)
-    assert len(answer) == count
-    for vector in answer:
-        assert sum(number * number for number in vector) == pytest.approx(1, abs=1e-3)
-    return answer
-
-
-@in_group("tutorial encoder")
-@pytest.mark.slow
-def test_encoder_from_an_archive_and_from_a_folder(encoder: Terminal) -> None:
-    answers = []
-    for models in (
-        "--model-store=model-store/ --models bge_large_zh=bge_large_zh.mar",
-        "--model-store=no-archive --models bge_large_zh=bge_large_zh",
-    ):
-        encoder.start_server(f"torchserve --start --ncs {models} --ts-config=torchserve.config")
-        encoder.wait_for_workers("bge_large_zh")
-        answers.append((vectors(encoder.type(ENCODE_FILE), 1), vectors(encoder.type(ENCODE_TEXT), 1)))
-        one_after_another = encoder.type(ENCODE_FIVE).replace("][", "]\n\n[")
-        assert [len(vectors(answer, 5)) for answer in one_after_another.split("\n\n")] == [5] * 10
-        listed = json.loads(encoder.type('curl "http://localhost:8081/models"'))
-        assert listed == {"models": [{"modelName": "bge_large_zh", "modelUrl": models.rpartition("=")[2]}]}
-        described = json.loads(encoder.type("curl -X OPTIONS http://localhost:8080"))
-        assert described["openapi"] == "3.0.1"
-        assert described["info"]["title"] == "TorchServe APIs"
-        assert described["paths"]["/predictions/{model_name}"]["post"]["operationId"] == "predictions"
-        encoder.type("torchserve --stop")
-        encoder.wait_for_end()
-    assert answers[0] == answers[1]
-
-
-# Images with a bundled handler
-
-
-@in_group("tutorial densenet161")
-@pytest.mark.slow
-def test_densenet161() -> None:
-    with Terminal() as terminal:
-        terminal.configure()
-        terminal.make("densenet161/make_files.py")
-        terminal.copy(EXAMPLES / "densenet161" / "model.py", "serve/examples/image_classifier/densenet_161/model.py")
-        terminal.copy(terminal.home / "index_to_name.json", "serve/examples/image_classifier/index_to_name.json")
-        terminal.type("mkdir model_store")
-        terminal.type(
-            "torch-model-archiver --model-name densenet161 --version 1.0 "
-            "--model-file ./serve/examples/image_classifier/densenet_161/model.py "
-            "--serialized-file densenet161-8d451a50.pth --export-path model_store "
-            "--extra-files ./serve/examples/image_classifier/index_to_name.json --handler image_classifier"
-        )
-        assert terminal.type("ls model_store/") == "densenet161.mar\n"
-        terminal.start_server("torchserve --start --ncs --model-store model_store --models densenet161.mar")
-        terminal.wait_for_workers("densenet161")
-        answer = json.loads(terminal.type("curl http://127.0.0.1:8080/predictions/densenet161 -T kitten_small.jpg"))
-        labels = set(json.loads((terminal.home / "index_to_name.json").read_text()).values())
-        assert len(answer) == 5
-        assert answer.keys() <= labels
-        likelihoods = list(answer.values())
-        assert likelihoods == sorted(likelihoods, reverse=True)
-        assert all(0 < likelihood < 1 for likelihood in likelihoods)
-        assert (terminal.home / "logs" / "access_log.log").read_text().count("/predictions/densenet161") == 1
-
-
-# The examples' own pages
-
-
-PAGES = sorted(str(page.parent.relative_to(EXAMPLES)) for page in EXAMPLES.glob("*/**/README.md"))
-
-
-def group_of(page: str) -> str:
-    """Pages whose commands make the same models, in one process: they are made once there."""
-    shared = {"huggingface_embedding": "encoder", "mnist": "digits", "micro_batching": "digits"}
-    return f"tutorial {shared.get(page, page)}"
-
-
-def commands_of(page: Path) -> list[str]:
-    """The lines of a page's bash blocks, without downloads and comments; blocks marked sh need what is not here."""
-    blocks = re.findall(r"^```bash\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.splitlines()]
-    return [line for line in lines if "https://" not in line and not line.startswith("#")]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param(name, marks=in_group(group_of(name))) for name in PAGES])
-def test_commands_of_an_example(name: str) -> None:
-    with Terminal() as terminal:
-        terminal.configure()
-        shutil.copytree(EXAMPLES, terminal.home / "examples", ignore=shutil.ignore_patterns("__pycache__"))
-        for config in EXAMPLES.rglob("*.config"):
-            terminal.write(f"examples/{config.relative_to(EXAMPLES)}", config.read_text())
-        terminal.write(".curlrc", "fail-with-body\n")
-        for command in commands_of(EXAMPLES / name / "README.md"):
-            if not command.startswith("torchserve --start"):
-                terminal.type(command)
-                continue
-            terminal.start_server(command)
-            at_start = re.search(r"--models (\w+)", command)
-            if at_start is not None:
-                terminal.wait_for_workers(at_start.group(1))
 
 
 # Files that are printed and not served

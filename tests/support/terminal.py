@@ -107,8 +107,10 @@ class Terminal:
         if copy.exists():
             shutil.copytree(copy, folder, dirs_exist_ok=True)
             return ""
-        before = set(folder.iterdir()) if folder.exists() else set()
+        before = set(folder.iterdir()) if folder.is_dir() else set()
         text = self._run(command, status)
+        if not folder.is_dir():  # a script that makes one file
+            return text
         copy.mkdir(parents=True)
         for path in set(folder.iterdir()) - before:
             (shutil.copytree if path.is_dir() else shutil.copy)(path, copy / path.name)
