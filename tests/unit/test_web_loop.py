@@ -335,6 +335,7 @@ def test_what_is_sent_ahead_of_an_answer_stays_limited_while_that_is_streamed(se
     for _ in range(20):
         with contextlib.suppress(BlockingIOError):
             client.send(bytes(65536))
+        served.loop._next_tick = 0  # a turn that waits for nothing
         served.loop._turn()
         served.loop._continue_sending(connection)
     assert len(connection.buffer) <= 3 * 65536
