@@ -281,7 +281,7 @@ def test_a_log4j2_xml_reaches_every_process(start_server: Start, store: Path, tm
     eventually(lambda: "MODEL_LOG - to stderr" in ts_log.read_text(), within=5)
     assert "MODEL_LOG - to stdout" not in ts_log.read_text()  # below WARN
     assert ts_log.read_text().count("left out, has no counterpart here: <socket> appender 'logstash' (line 23)") == 1
-    assert "requests" not in server.output()
+    assert "/predictions/talks" not in server.output()
     assert sorted(path.name for path in where.iterdir()) == ["requests.log", "ts_log.log"]
 
 
