@@ -47,7 +47,6 @@ log = logging.getLogger(__name__)
 
 ROUTES_FILE = "routes.json"
 _MOST_WARM_BYTES = 256 * 1024 * 1024
-_CLIENT_GONE = 499
 
 
 @dataclass(frozen=True, slots=True)
