@@ -88,7 +88,7 @@ lint: $(DEV) ## style, types and import directions
 	@echo "==> mypy --strict"
 	@$(BIN)/mypy -p wsgi_ts
 	@echo "==> lint-imports"
-	@$(BIN)/lint-imports
+	@PYTHONPATH=wsgi_ts/ts_shim $(BIN)/lint-imports
 
 test: lint ## lint, then every test that this machine can run
 	@echo "==> pytest, $(TEST_JOBS) tests at a time"

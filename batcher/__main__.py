@@ -22,13 +22,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from wsgi_ts.batcher.board import Board
-from wsgi_ts.batcher.dispatch import largest_batch
-from wsgi_ts.batcher.layout import BatcherWord
-from wsgi_ts.batcher.loop import BatcherLoop
-from wsgi_ts.batcher.mailbox import BatcherMailbox, mailbox_name
-from wsgi_ts.batcher.shared_memory import SharedMemoryFull
-from wsgi_ts.batcher.worker_actions import (
+from wsgi_ts.batcher.pool.actions import (
     Action,
     KillWorker,
     ModelUnloaded,
@@ -39,15 +33,21 @@ from wsgi_ts.batcher.worker_actions import (
     WorkerGone,
     WorkerReady,
 )
-from wsgi_ts.batcher.worker_environment import worker_environment
-from wsgi_ts.batcher.worker_pool import WorkerPool
-from wsgi_ts.channel import Channel, ChannelClosed
-from wsgi_ts.config import Config
-from wsgi_ts.log import STDERR_VARIABLE, LogFiles, logged_stderr, setup_logging
-from wsgi_ts.log_output import flush_outputs
-from wsgi_ts.log_plan import LogPlan
+from wsgi_ts.batcher.pool.pool import WorkerPool
+from wsgi_ts.batcher.scheduler.dispatch import largest_batch
+from wsgi_ts.batcher.scheduler.loop import BatcherLoop
+from wsgi_ts.batcher.shm.board import Board
+from wsgi_ts.batcher.shm.layout import BatcherWord
+from wsgi_ts.batcher.shm.mailbox import BatcherMailbox, mailbox_name
+from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
+from wsgi_ts.batcher.spawn.environment import worker_environment
+from wsgi_ts.control.channel import Channel, ChannelClosed
+from wsgi_ts.logs.output import flush_outputs
+from wsgi_ts.logs.plan import LogPlan
+from wsgi_ts.logs.setup import STDERR_VARIABLE, LogFiles, logged_stderr, setup_logging
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.process import die_with_parent, python_command, set_process_title
+from wsgi_ts.settings.config import Config
 
 logger = logging.getLogger("wsgi_ts.batcher")
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wsgi_ts.handlers.context import Context
-from wsgi_ts.handlers.metrics_store import MetricsStore
-from wsgi_ts.handlers.utils import get_yaml_config
+from wsgi_ts.handlers.metrics.store import MetricsStore
+from wsgi_ts.handlers.serving.context import Context
+from wsgi_ts.handlers.toolkit.utils import get_yaml_config
 
 
 class MockContext(Context):

@@ -1,5 +1,5 @@
 """The command line."""
 
-from wsgi_ts.archiver_api import ModelArgParser as ArgParser
+from wsgi_ts.archiver.torchserve_api import ModelArgParser as ArgParser
 
 __all__ = ["ArgParser"]

@@ -1,5 +1,5 @@
 """The archiver and its configuration."""
 
-from wsgi_ts.archiver_api import ModelArchiver
+from wsgi_ts.archiver.torchserve_api import ModelArchiver
 
 __all__ = ["ModelArchiver"]

@@ -1,5 +1,5 @@
 """The configuration of the archiver."""
 
-from wsgi_ts.archiver_api import ModelArchiverConfig
+from wsgi_ts.archiver.torchserve_api import ModelArchiverConfig
 
 __all__ = ["ModelArchiverConfig"]

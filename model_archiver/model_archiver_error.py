@@ -1,5 +1,5 @@
 """The error of the archiver."""
 
-from wsgi_ts.archive_writer import ArchiverError as ModelArchiverError
+from wsgi_ts.archiver.writer import ArchiverError as ModelArchiverError
 
 __all__ = ["ModelArchiverError"]

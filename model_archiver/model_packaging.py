@@ -2,8 +2,8 @@
 
 import sys
 
-from wsgi_ts.archiver import main
-from wsgi_ts.archiver_api import generate_model_archive, package_model
+from wsgi_ts.archiver.pack import main
+from wsgi_ts.archiver.torchserve_api import generate_model_archive, package_model
 
 __all__ = ["generate_model_archive", "package_model"]
 

@@ -1,5 +1,5 @@
 """The error of the archiver."""
 
-from wsgi_ts.archive_writer import ArchiverError as WorkflowArchiverError
+from wsgi_ts.archiver.writer import ArchiverError as WorkflowArchiverError
 
 __all__ = ["WorkflowArchiverError"]

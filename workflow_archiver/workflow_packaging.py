@@ -2,8 +2,8 @@
 
 import sys
 
-from wsgi_ts.archiver import workflow_main
-from wsgi_ts.archiver_api import generate_workflow_archive, package_workflow
+from wsgi_ts.archiver.pack import workflow_main
+from wsgi_ts.archiver.torchserve_api import generate_workflow_archive, package_workflow
 
 __all__ = ["generate_workflow_archive", "package_workflow"]
 

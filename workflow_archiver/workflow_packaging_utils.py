@@ -1,5 +1,5 @@
 """The steps of packaging."""
 
-from wsgi_ts.archiver_api import WorkflowExportUtils
+from wsgi_ts.archiver.torchserve_api import WorkflowExportUtils
 
 __all__ = ["WorkflowExportUtils"]

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from wsgi_ts.archiver import ArchiverError, ModelArchiveRequest, create_model_archive
+from wsgi_ts.archiver.pack import ArchiverError, ModelArchiveRequest, create_model_archive
 from wsgi_ts.gpu.devices import gpu_count
 from wsgi_ts.process import python_command
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 def shim_path() -> str:
     """The folder that makes `import ts.…` work when it is on `sys.path`."""
-    return str(Path(__file__).absolute().parent / "handlers" / "ts_shim")
+    return str(Path(__file__).absolute().parent / "ts_shim")
 
 
 if __name__ == "__main__":

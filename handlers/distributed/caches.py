@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from wsgi_ts.handlers.distributed.transfer import Output
-from wsgi_ts.handlers.library_names import CACHE_NAMES, DYNAMIC_CACHE
+from wsgi_ts.handlers.toolkit.library_names import CACHE_NAMES, DYNAMIC_CACHE
 
 #: Who needs transformers, for messages.
 _PURPOSE = "A model in stages that keeps keys and values"

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from wsgi_ts.handlers.context import Context
 from wsgi_ts.handlers.distributed.ranks import DistributedHandler, rank_device, section
-from wsgi_ts.handlers.library_names import (
+from wsgi_ts.handlers.serving.context import Context
+from wsgi_ts.handlers.toolkit.library_names import (
     COMPATIBLE_OPERATORS,
     DEEPSPEED_INFERENCE,
     DEEPSPEED_JOIN,

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 import torch.distributed as dist
 
-from wsgi_ts.handlers.context import Context
 from wsgi_ts.handlers.distributed.caches import (
     PipelineCache,
     cache_parameter,
@@ -56,7 +55,8 @@ from wsgi_ts.handlers.distributed.transfer import (
     to_bytes,
     unpack,
 )
-from wsgi_ts.handlers.library_names import CACHE_NAMES, ROW_INPUTS
+from wsgi_ts.handlers.serving.context import Context
+from wsgi_ts.handlers.toolkit.library_names import CACHE_NAMES, ROW_INPUTS
 
 logger = logging.getLogger(__name__)
 

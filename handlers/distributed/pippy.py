@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from wsgi_ts.handlers.context import Context
 from wsgi_ts.handlers.distributed.ranks import DistributedHandler, join_process_group, rank_device
+from wsgi_ts.handlers.serving.context import Context
 
 
 class BasePippyHandler(DistributedHandler):

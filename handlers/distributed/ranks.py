@@ -9,8 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from wsgi_ts.handlers.base import BaseHandler
-from wsgi_ts.handlers.context import Context
+from wsgi_ts.handlers.bundled.base import BaseHandler
+from wsgi_ts.handlers.serving.context import Context
 
 #: How long one exchange between ranks may take, in seconds, where `pippy: rpc_timeout` does not say.
 DEFAULT_TIMEOUT_S = 1800

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from wsgi_ts.handlers.library_names import ROW_INPUTS, SHARED_INPUTS
+from wsgi_ts.handlers.toolkit.library_names import ROW_INPUTS, SHARED_INPUTS
 
 
 def split_rows(

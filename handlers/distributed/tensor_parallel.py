@@ -16,8 +16,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 
-from wsgi_ts.handlers.context import Context
 from wsgi_ts.handlers.distributed.ranks import DistributedHandler, join_process_group, parallel_sizes, rank_device
+from wsgi_ts.handlers.serving.context import Context
 
 #: Names of the matrices of blocks in the manner of Llama, as transformers and as Meta spell them: those whose outputs
 #: are shared out, and those that sum up what these gave.

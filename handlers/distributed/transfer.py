@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from wsgi_ts.handlers.library_names import CACHE_NAMES
+from wsgi_ts.handlers.toolkit.library_names import CACHE_NAMES
 
 #: Contents of tensors up to this size travel together with their form.
 TOLD_BYTES = 32768

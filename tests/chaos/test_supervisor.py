@@ -19,7 +19,7 @@ from support.processes import shared_memory
 from support.server import ServerProcess
 
 from chaos.load import Load, check, ledger_server
-from wsgi_ts.child_output import FirstLives
+from wsgi_ts.supervisor.child_output import FirstLives
 
 pytestmark = pytest.mark.chaos
 

@@ -204,7 +204,7 @@ GTHREAD = """
 import os
 from pathlib import Path
 from types import SimpleNamespace
-from wsgi_ts.config import Config
+from wsgi_ts.settings.config import Config
 from wsgi_ts.rest.apps import build_app
 run_dir = Path(os.environ["RUN_DIR"])
 settings = SimpleNamespace(

@@ -18,7 +18,7 @@ from support.eventually import eventually
 from support.server import REPOSITORY, ServerProcess
 
 from wsgi_ts.errors import ModelFailed
-from wsgi_ts.model_environment import ModelEnvironments, environment_key
+from wsgi_ts.models.environment import ModelEnvironments, environment_key
 
 TELLS = """
 import json, sys

@@ -163,7 +163,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) 
 @pytest.fixture(scope="module")
 def expected(demo: Path, environment: dict[str, str]) -> dict[str, list[dict[str, Any]]]:
     """The answers of each model in one process."""
-    shim = REPOSITORY / "handlers" / "ts_shim"
+    shim = REPOSITORY / "wsgi_ts" / "ts_shim"
     paths = {"PYTHONPATH": f"{environment['PYTHONPATH']}:{shim}:{EXAMPLES}"}
     folders = json.dumps({kind: str(demo / kind) for kind in set(SERVED.values())})
     text = run([sys.executable, "-c", REFERENCE, json.dumps(PROMPTS), folders], environment | paths)

@@ -209,7 +209,7 @@ def test_sigusr1_opens_the_files_again_in_every_process(server: ServerProcess) -
     server.request("management", "GET", "/models")
     assert server.request("management", "PUT", "/models/echo?min_worker=2&synchronous=true").status == 200  # batcher
     supervisor.kill(signal.SIGUSR2)  # its state goes to the log
-    wait_for(server, "ts_log.log", "wsgi_ts.server - State: ")
+    wait_for(server, "ts_log.log", "wsgi_ts.supervisor - State: ")
     wait_for(server, "ts_log.log", "State change null -> WORKER_STARTED")
     wait_for(server, "model_log.log", "to stdout")
     wait_for(server, "access_log.log", "GET /models ")

@@ -14,12 +14,12 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from support.archives import archive
 from support.server import ServerProcess
 
-from wsgi_ts import model_preparation
-from wsgi_ts.config import Config
 from wsgi_ts.messages import WorkerReport
-from wsgi_ts.model_description import describe_worker
-from wsgi_ts.registry import ModelWorker
+from wsgi_ts.models import preparation as model_preparation
+from wsgi_ts.models.description import describe_worker
+from wsgi_ts.models.registry import ModelWorker
 from wsgi_ts.rest import management, openapi, schemas
+from wsgi_ts.settings.config import Config
 
 APIS = ("inference", "management", "metrics")
 #: TorchServe's paths and the names of their operations.

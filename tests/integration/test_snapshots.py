@@ -15,7 +15,7 @@ from support.eventually import eventually
 from support.faults import kill
 from support.server import ServerProcess
 
-from wsgi_ts.properties import parse_properties
+from wsgi_ts.settings.properties import parse_properties
 
 NAME = re.compile(r"[0-9]{17}-(startup|snapshot|shutdown)\.cfg")
 CONFIGURED = "batchSize: 4\nmaxBatchDelay: 7\n"

@@ -11,8 +11,8 @@ from support.eventually import eventually
 from support.processes import shared_memory
 from support.server import REPOSITORY, ServerProcess
 
-from wsgi_ts.batcher.shared_memory_plan import start_bytes
-from wsgi_ts.config import Config
+from wsgi_ts.instance.shared_memory import start_bytes
+from wsgi_ts.settings.config import Config
 
 #: Ends each process that is started with one of our modules, before it does anything.
 BREAK = """
@@ -24,13 +24,13 @@ if {module!r} in sys.orig_argv:
 #: Has the web workers of gunicorn fail, not gunicorn itself.
 BREAK_WORKERS = """
 import sys
-if "wsgi_ts.gunicorn_app" in sys.orig_argv:
-    import wsgi_ts.dataplane
+if "wsgi_ts.web" in sys.orig_argv:
+    import wsgi_ts.dataplane.plane
 
     def fail(*_):
         raise OSError(12, "Cannot allocate memory")
 
-    wsgi_ts.dataplane.DataPlane.__init__ = fail
+    wsgi_ts.dataplane.plane.DataPlane.__init__ = fail
 """
 
 

@@ -50,7 +50,7 @@ import json, os, sys
 from pathlib import Path
 from types import SimpleNamespace
 from falcon import testing
-from wsgi_ts.config import Config
+from wsgi_ts.settings.config import Config
 from wsgi_ts.rest.apps import build_app
 
 run_dir, prefix, key, other = sys.argv[1:]

@@ -19,9 +19,9 @@ import yaml
 from support.eventually import eventually
 from support.terminal import EXAMPLES, Terminal
 
-from wsgi_ts.archive import load_model_yaml
-from wsgi_ts.config_sources import CommandLine, load_config
-from wsgi_ts.model_config import parse_model_yaml
+from wsgi_ts.archive.model_directory import load_model_yaml
+from wsgi_ts.models.model_yaml import parse_model_yaml
+from wsgi_ts.settings.sources import CommandLine, load_config
 
 PRINTED = Path(__file__).with_name("tutorials")
 #: What tutorials that are older than TorchServe 0.11.1 leave out, as it was the default then.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from array import array
 
-from wsgi_ts.batcher.job import Job
-from wsgi_ts.batcher.layout import GENERATION_SHIFT, SlotState
+from wsgi_ts.batcher.scheduler.job import Job
+from wsgi_ts.batcher.shm.layout import GENERATION_SHIFT, SlotState
 
 SLOTS = 1 << 12
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from wsgi_ts.log import LogFiles, detach_logging, setup_logging
-from wsgi_ts.log_output import write_in_background
-from wsgi_ts.log_plan import LogPlan, default_plan
+from wsgi_ts.logs.output import write_in_background
+from wsgi_ts.logs.plan import LogPlan, default_plan
+from wsgi_ts.logs.setup import LogFiles, detach_logging, setup_logging
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.archive import (
+from wsgi_ts.archive.model_directory import (
     ModelDirectory,
     open_archive,
 )

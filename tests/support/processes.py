@@ -94,7 +94,7 @@ def _role(command: str, parent: str) -> str:
         return _CHILD_ROLES[parent]
     if "wsgi_ts.guard" in command or "wsgi_ts.cli" in command:
         return "guard" if parent == "outside" else "guard-fork"
-    if parent in ("guard", "outside") and "wsgi_ts.server" in command:
+    if parent in ("guard", "outside") and "wsgi_ts.supervisor" in command:
         return "supervisor"
     if parent == "supervisor":
         if "batcher" in command:

@@ -21,7 +21,7 @@ from typing import Any
 from support import http
 from support.eventually import eventually
 from support.processes import MARKER, Member, server_processes, shared_memory
-from wsgi_ts.controlplane import ControlPlane
+from wsgi_ts.control.client import ControlPlane
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 90.0
@@ -29,7 +29,7 @@ STOP_LIMIT_S = 20.0
 APIS = ("inference", "management", "metrics")
 GRPC_APIS = ("grpc_inference", "grpc_management")
 
-_LAUNCH = "import sys; from wsgi_ts.cli import torchserve; sys.exit(torchserve())"
+_LAUNCH = "import sys; from wsgi_ts.cli.commands import torchserve; sys.exit(torchserve())"
 
 
 class ServerProcess:

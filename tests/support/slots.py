@@ -6,8 +6,8 @@ import re
 from collections import Counter
 
 from support.processes import shared_memory
-from wsgi_ts.batcher.layout import SlotState
-from wsgi_ts.batcher.segment import Segment
+from wsgi_ts.batcher.shm.layout import SlotState
+from wsgi_ts.batcher.shm.segment import Segment
 
 _STATES = {value: name for name, value in vars(SlotState).items() if name.isupper()}
 

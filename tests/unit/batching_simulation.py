@@ -12,7 +12,7 @@ import random
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from wsgi_ts.batcher.policy import BatchPolicy
+from wsgi_ts.batcher.scheduler.policy import BatchPolicy
 
 #: From the end of a batch until the client's next request can be there, besides its thinking time.
 NETWORK_S = 0.0002

@@ -13,9 +13,9 @@ import threading
 import time
 from pathlib import Path
 
-from wsgi_ts.batcher.mailbox import mailbox_name
-from wsgi_ts.batcher.shared_memory import SharedMemory, unlink
-from wsgi_ts.channel import Channel
+from wsgi_ts.batcher.shm.mailbox import mailbox_name
+from wsgi_ts.batcher.shm.shared_memory import SharedMemory, unlink
+from wsgi_ts.control.channel import Channel
 from wsgi_ts.messages import ModelSpec
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]

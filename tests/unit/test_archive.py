@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support.model_archives import HANDLER, MANIFEST, MANIFEST_MEMBER, Place, mar, with_model, write_tar
 
-from wsgi_ts.archive import (
+from wsgi_ts.archive.model_directory import (
     check_name,
     load_model_yaml,
     open_archive,

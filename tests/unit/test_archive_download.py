@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from support.model_archives import Place, mar
 
-from wsgi_ts.archive import (
+from wsgi_ts.archive.model_directory import (
     ArchiveLimits,
     DownloadRules,
     ModelDirectory,
@@ -209,7 +209,7 @@ def test_private_addresses_get_no_byte(
     def connected(*arguments: object, **options: object) -> None:
         raise AssertionError("connected")
 
-    monkeypatch.setattr("wsgi_ts.archive_download.socket.create_connection", connected)
+    monkeypatch.setattr("wsgi_ts.archive.download.socket.create_connection", connected)
     port = origin.server.server_address[1]
     rules = DownloadRules(allow_private=False)
     place.refuse(f"http://{host}:{port}/m.mar", DownloadFailed, rules=rules)
@@ -226,7 +226,7 @@ def test_name_is_resolved_once(place: Place, origin: Origin, monkeypatch: pytest
 
     real = socket.getaddrinfo
     monkeypatch.setattr(
-        "wsgi_ts.archive_download.socket.getaddrinfo",
+        "wsgi_ts.archive.download.socket.getaddrinfo",
         lambda host, port, *args, **options: (
             resolve(host, port) if host == "models.test" else real(host, port, *args, **options)
         ),
@@ -298,7 +298,7 @@ def test_store_without_hard_links(place: Place, origin: Origin, monkeypatch: pyt
     def no_links(*arguments: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr("wsgi_ts.archive_download.os.link", no_links)
+    monkeypatch.setattr("wsgi_ts.archive.download.os.link", no_links)
     url = origin.answer("/m.mar", archive_bytes(place.root))
     assert place.open(url).downloaded == place.store / "m.mar"
     assert [path.name for path in place.store.iterdir()] == ["m.mar"]
@@ -312,7 +312,7 @@ def test_wrong_pattern_is_named() -> None:
 def test_a_long_download_says_how_far_it_is(
     place: Place, origin: Origin, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("wsgi_ts.archive_download._PROGRESS_S", 0.0)
+    monkeypatch.setattr("wsgi_ts.archive.download._PROGRESS_S", 0.0)
     caplog.set_level("INFO")
     body = mar(place.root / "m.mar").read_bytes()
     place.open(origin.answer("/m.mar?signature=secret", body))

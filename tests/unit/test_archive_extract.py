@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.model_archives import HANDLER, MANIFEST_MEMBER, Place, Raw, mar, raw_zip, write_tar
 
-from wsgi_ts.archive import (
+from wsgi_ts.archive.extract import extract_archive
+from wsgi_ts.archive.model_directory import (
     ArchiveLimits,
 )
-from wsgi_ts.archive_extract import extract_archive
 from wsgi_ts.errors import (
     InternalServerError,
     OutOfResources,
@@ -182,14 +182,14 @@ def test_bytes_are_counted_although_the_header_lies(place: Place) -> None:
 def test_full_disk(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     mar(place.store / "a.mar")
     usage = type("Usage", (), {"free": 10})
-    monkeypatch.setattr("wsgi_ts.archive_entries.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("wsgi_ts.archive.entries.shutil.disk_usage", lambda path: usage)
     assert place.refuse("a.mar", OutOfResources) == "Not enough disk space to extract the model archive."
     monkeypatch.undo()
 
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("wsgi_ts.archive_entries._write_all", full)
+    monkeypatch.setattr("wsgi_ts.archive.entries._write_all", full)
     assert place.refuse("a.mar", OutOfResources) == "Not enough disk space to extract the model archive."
 
 
@@ -240,7 +240,7 @@ def test_unreadable_archive(place: Place, monkeypatch: pytest.MonkeyPatch) -> No
     def broken(*arguments: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("wsgi_ts.archive.extract_archive", broken)
+    monkeypatch.setattr("wsgi_ts.archive.model_directory.extract_archive", broken)
     assert place.refuse("a.mar", InternalServerError) == "Failed to save model: a.mar"
 
 

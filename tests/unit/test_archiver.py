@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from wsgi_ts import archive_writer, archiver
-from wsgi_ts.archive import open_archive
-from wsgi_ts.archive_writer import ArchiverError, Progress
+from wsgi_ts.archive.model_directory import open_archive
+from wsgi_ts.archiver import pack as archiver
+from wsgi_ts.archiver import writer as archive_writer
+from wsgi_ts.archiver.writer import ArchiverError, Progress
 
 
 @pytest.fixture
@@ -313,12 +314,12 @@ def test_interrupted_run_leaves_nothing(work: Path, stop_signal: signal.Signals)
         "import signal, sys, time\n"
         # A background job of a shell begins with SIGINT ignored, and leaves it so.
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from wsgi_ts import archive_writer, archiver\n"
+        "from wsgi_ts.archiver import pack, writer\n"
         "def slow(*arguments):\n"
         "    print('packing', flush=True)\n"
         "    time.sleep(30)\n"
-        "archive_writer._copy = slow\n"
-        "sys.exit(archiver.main(sys.argv[1:]))\n"
+        "writer._copy = slow\n"
+        "sys.exit(pack.main(sys.argv[1:]))\n"
     )
     arguments = [
         "--model-name",
@@ -330,7 +331,7 @@ def test_interrupted_run_leaves_nothing(work: Path, stop_signal: signal.Signals)
         "--extra-files",
         "model.py",
     ]
-    environment = {**os.environ, "PYTHONPATH": str(Path(archiver.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(archiver.__file__).parents[2])}
     with subprocess.Popen(
         [sys.executable, "-c", script, *arguments], stdout=subprocess.PIPE, cwd=work, env=environment
     ) as process:
@@ -361,7 +362,7 @@ class Terminal(io.StringIO):
 
 def test_progress_on_a_terminal_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("wsgi_ts.archive_writer.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("wsgi_ts.archiver.writer.time.monotonic", lambda: clock[0])
     stream = Terminal()
     progress = Progress(100_000_000, stream)
     for _ in range(2):
@@ -375,7 +376,7 @@ def test_progress_on_a_terminal_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_progress_elsewhere_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("wsgi_ts.archive_writer.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("wsgi_ts.archiver.writer.time.monotonic", lambda: clock[0])
     stream = io.StringIO()
     progress = Progress(100_000_000, stream)
     for second in range(8):

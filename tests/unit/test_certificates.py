@@ -20,13 +20,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import NameOID
 
-from wsgi_ts.address import Address
-from wsgi_ts.certificates import CertificateError, Material, load_material, self_signed
-from wsgi_ts.config import Config
-from wsgi_ts.memory_file import memory_file
-from wsgi_ts.start_checks import StartError
-from wsgi_ts.start_steps import open_certificates
-from wsgi_ts.tls import server_context
+from wsgi_ts.checks.start import StartError
+from wsgi_ts.control.memory_file import memory_file
+from wsgi_ts.security.certificates import CertificateError, Material, load_material, self_signed
+from wsgi_ts.security.tls import server_context
+from wsgi_ts.settings.address import Address
+from wsgi_ts.settings.config import Config
+from wsgi_ts.supervisor.start import open_certificates
 
 PLAIN = serialization.NoEncryption()
 

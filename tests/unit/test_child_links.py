@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.batcher_link import BatcherLink
-from wsgi_ts.child_output import FirstLives
 from wsgi_ts.process import Child
-from wsgi_ts.web_tier import Gunicorn
+from wsgi_ts.supervisor.batcher_process import BatcherLink
+from wsgi_ts.supervisor.child_output import FirstLives
+from wsgi_ts.supervisor.servers import Gunicorn
 
 
 def refuse(*_: Any, **__: Any) -> None:
@@ -27,7 +27,7 @@ def open_descriptors() -> set[str]:
 
 
 def test_a_batcher_that_cannot_be_started_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsgi_ts.batcher_link.Child", refuse)
+    monkeypatch.setattr("wsgi_ts.supervisor.batcher_process.Child", refuse)
     link = BatcherLink(0, "cpu", "wsgi-ts-none")
     before, threads = open_descriptors(), threading.active_count()
     with pytest.raises(OSError, match="temporarily"):
@@ -43,7 +43,7 @@ def test_a_batcher_that_cannot_be_started_is_tried_again(tmp_path: Path, monkeyp
 
 
 def test_a_gunicorn_that_cannot_be_started_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsgi_ts.web_tier.Child", refuse)
+    monkeypatch.setattr("wsgi_ts.supervisor.servers.Child", refuse)
     web = Gunicorn("inference", [], 1)
     before, threads = open_descriptors(), threading.active_count()
     with pytest.raises(OSError, match="temporarily"):
@@ -122,9 +122,9 @@ def test_a_child_that_has_worked_once_is_started_for_ever() -> None:
 
 LOGGING = """
 import logging, os, subprocess, sys
-from wsgi_ts.log import logged_stderr, setup_logging
-from wsgi_ts.log_plan import LogPlan
-handlers = {"c": {"()": "wsgi_ts.log.ConsoleHandler", "target": "stderr"}}
+from wsgi_ts.logs.setup import logged_stderr, setup_logging
+from wsgi_ts.logs.plan import LogPlan
+handlers = {"c": {"()": "wsgi_ts.logs.setup.ConsoleHandler", "target": "stderr"}}
 setup_logging(LogPlan({"version": 1, "handlers": handlers, "root": {"level": "INFO", "handlers": ["c"]}}))
 print("said", file=sys.stderr, flush=True)
 logging.getLogger("x").error("logged")
@@ -146,7 +146,7 @@ def test_what_a_child_logs_to_stderr_does_not_go_through_the_supervisor(capfd: p
 def test_a_server_without_a_stderr_starts_children_all_the_same() -> None:
     code = """
 import os, sys
-from wsgi_ts.child_output import FirstLives
+from wsgi_ts.supervisor.child_output import FirstLives
 os.close(2)
 relay = FirstLives("child").relay()
 sys.exit(0 if relay.server_fds == () and relay.environ == {} else 3)

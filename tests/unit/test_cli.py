@@ -23,23 +23,24 @@ import psutil
 import pytest
 from support.eventually import eventually
 
-from wsgi_ts import cli, start_checks
-from wsgi_ts.batcher.shared_memory_plan import start_bytes
-from wsgi_ts.certificates import self_signed
-from wsgi_ts.channel import Channel
-from wsgi_ts.config import Config
-from wsgi_ts.config_sources import CommandLine, load_config
-from wsgi_ts.configuration_checks import check_addresses, check_leftovers, check_shared_memory
-from wsgi_ts.controlplane import ControlPlane, NotReachable
-from wsgi_ts.doctor import examine
+from wsgi_ts.checks import start as start_checks
+from wsgi_ts.checks.configuration import check_addresses, check_leftovers, check_shared_memory
+from wsgi_ts.checks.machine import Finding
+from wsgi_ts.checks.start import StartError
+from wsgi_ts.cli import commands as cli
+from wsgi_ts.cli.doctor import examine
+from wsgi_ts.cli.status import format_state, print_status
+from wsgi_ts.control.channel import Channel
+from wsgi_ts.control.client import ControlPlane, NotReachable
 from wsgi_ts.errors import ModelNotFound, ServerError
-from wsgi_ts.listeners import BindError, hold_grpc_ports
-from wsgi_ts.machine_checks import Finding
-from wsgi_ts.pid_file import PidFile, ServerHandle, is_server, parse_pid
+from wsgi_ts.instance.listeners import BindError, hold_grpc_ports
+from wsgi_ts.instance.pid_file import PidFile, ServerHandle, is_server, parse_pid
+from wsgi_ts.instance.shared_memory import start_bytes
 from wsgi_ts.process import boot_id, start_time
-from wsgi_ts.start_checks import StartError
-from wsgi_ts.start_steps import open_certificates
-from wsgi_ts.status import format_state, print_status
+from wsgi_ts.security.certificates import self_signed
+from wsgi_ts.settings.config import Config
+from wsgi_ts.settings.sources import CommandLine, load_config
+from wsgi_ts.supervisor.start import open_certificates
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -59,7 +60,7 @@ while True:
 
 LAUNCHER = f"""
 import signal, sys
-from wsgi_ts import cli
+from wsgi_ts.cli import commands as cli
 for number in (signal.SIGINT, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)  # a background job of a shell inherits them ignored
 cli._supervisor_command = lambda: [sys.executable, "-c", {RECORDER!r}]
@@ -122,7 +123,7 @@ def marked_process(*arguments: str) -> subprocess.Popen[str]:
 @pytest.fixture
 def server(place: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that looks like a server, named in the pid file."""
-    process = marked_process("wsgi_ts.server")
+    process = marked_process("wsgi_ts.supervisor")
     (place / ".model_server.pid").write_text(str(process.pid))
     with process:
         yield process
@@ -132,7 +133,7 @@ def server(place: Path) -> Iterator[subprocess.Popen[str]]:
 @pytest.fixture
 def stranger(place: Path) -> Iterator[subprocess.Popen[str]]:
     """A process of somebody else, whose pid stands in the pid file."""
-    process = marked_process("not-wsgi_ts.server")
+    process = marked_process("not-wsgi_ts.supervisor")
     (place / ".model_server.pid").write_text(str(process.pid))
     with process:
         yield process
@@ -180,7 +181,7 @@ def test_stop_without_a_server(place: Path) -> None:
 
 def test_the_launcher_imports_nothing_heavy(place: Path) -> None:
     code = (
-        "import sys, wsgi_ts.cli; "
+        "import sys, wsgi_ts.cli.commands; "
         "heavy = {'torch', 'yaml', 'falcon', 'gunicorn', 'numpy', 'psutil', 'asyncio'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )
@@ -286,7 +287,7 @@ def test_orphan_pid_files(place: Path, capsys: pytest.CaptureFixture[str], conte
 
 
 def test_orphan_pid_of_a_dead_process(place: Path) -> None:
-    with marked_process("wsgi_ts.server") as process:
+    with marked_process("wsgi_ts.supervisor") as process:
         process.kill()
     (place / ".model_server.pid").write_text(str(process.pid))
     assert torchserve(place, "--model-store", "no")[1].splitlines() == [
@@ -297,7 +298,7 @@ def test_orphan_pid_of_a_dead_process(place: Path) -> None:
 
 
 def test_a_zombie_does_not_run(place: Path) -> None:
-    with marked_process("wsgi_ts.server") as process:
+    with marked_process("wsgi_ts.supervisor") as process:
         process.kill()
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert not is_server(process.pid, place)
@@ -356,7 +357,7 @@ def test_running_server_is_found_by_its_record(place: Path, stranger: subprocess
 def test_stop_takes_too_long(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(cli, "_STOP_LIMIT_S", 0.05)
     code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); signal.pause()"
-    command = [sys.executable, "-c", code, "wsgi_ts.server"]
+    command = [sys.executable, "-c", code, "wsgi_ts.supervisor"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "up\n"
@@ -466,7 +467,7 @@ def test_status_shows_nested_objects() -> None:
 def test_stop_by_run_dir(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.wsgi_ts(["stop", "--run-dir", str(place)]) == 0
     assert "Not running" in capsys.readouterr().out
-    with marked_process("wsgi_ts.server") as process:
+    with marked_process("wsgi_ts.supervisor") as process:
         (place / "record.json").write_text(json.dumps({"pid": process.pid}))
         # There is no control socket yet: the signal must do.
         assert cli.wsgi_ts(["stop", "--run-dir", str(place)]) == 0
@@ -639,7 +640,7 @@ def test_doctor_warns_of_a_certificate_as_the_start_does(place: Path) -> None:
 
 
 def test_doctor_finds_what_a_dead_instance_left(place: Path) -> None:
-    with marked_process("wsgi_ts.server") as process:
+    with marked_process("wsgi_ts.supervisor") as process:
         process.kill()
     prefix = f"wsgi-ts-test-{process.pid}"
     record = {"pid": process.pid, "start_time": 1, "boot_id": boot_id(), "prefix": prefix}

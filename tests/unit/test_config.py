@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from wsgi_ts.address import Address, parse_address
-from wsgi_ts.batcher.shared_memory_plan import segment_layout, start_bytes
-from wsgi_ts.config import Config, ConfigError, all_settings, env_variable, property_settings
-from wsgi_ts.config_sources import CommandLine, load_config
-from wsgi_ts.model_config import ModelYaml, RegisterArguments, effective_settings, parse_model_yaml, yaml_keys
-from wsgi_ts.properties import PropertiesError, parse_properties, substitute_variables
+from wsgi_ts.instance.shared_memory import segment_layout, start_bytes
+from wsgi_ts.models.model_yaml import ModelYaml, RegisterArguments, effective_settings, parse_model_yaml, yaml_keys
+from wsgi_ts.settings.address import Address, parse_address
+from wsgi_ts.settings.config import Config, ConfigError, all_settings, env_variable, property_settings
+from wsgi_ts.settings.properties import PropertiesError, parse_properties, substitute_variables
+from wsgi_ts.settings.sources import CommandLine, load_config
 
 
 @pytest.fixture

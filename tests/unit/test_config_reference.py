@@ -9,10 +9,10 @@ from pathlib import Path
 
 import yaml
 
-from wsgi_ts.config import property_settings
-from wsgi_ts.config_reference import page
-from wsgi_ts.config_sources import CommandLine, load_config
-from wsgi_ts.model_config import TorchrunOptions, parse_model_yaml, yaml_keys
+from wsgi_ts.cli.config_reference import page
+from wsgi_ts.models.model_yaml import TorchrunOptions, parse_model_yaml, yaml_keys
+from wsgi_ts.settings.config import property_settings
+from wsgi_ts.settings.sources import CommandLine, load_config
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 
@@ -22,11 +22,11 @@ def fenced(language: str) -> list[str]:
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert PAGE.read_text() == page(), "run: python -m wsgi_ts.config_reference > docs/configuration.md"
+    assert PAGE.read_text() == page(), "run: python -m wsgi_ts.cli.config_reference > docs/configuration.md"
 
 
 def test_the_command_prints_the_page() -> None:
-    printed = subprocess.run([sys.executable, "-m", "wsgi_ts.config_reference"], capture_output=True, check=True)
+    printed = subprocess.run([sys.executable, "-m", "wsgi_ts.cli.config_reference"], capture_output=True, check=True)
     assert printed.stdout.decode() == page()
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.control_server import ControlServer, Peer
-from wsgi_ts.controlplane import CONTROL_SOCKET, ControlPlane
+from wsgi_ts.control.client import CONTROL_SOCKET, ControlPlane
+from wsgi_ts.control.server import ControlServer, Peer
 from wsgi_ts.errors import ServiceUnavailable
 
 

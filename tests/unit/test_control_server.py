@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.control_server import ControlServer, Operation, Peer
-from wsgi_ts.controlplane import ControlPlane
+from wsgi_ts.control.client import ControlPlane
+from wsgi_ts.control.server import ControlServer, Operation, Peer
 from wsgi_ts.errors import ServerError
 
 

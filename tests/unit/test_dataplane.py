@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.batcher.layout import RequestFlag
-from wsgi_ts.dataplane import ROUTES_FILE, RequestIds, RoutingTable, header_value, prediction_parts
+from wsgi_ts.batcher.shm.layout import RequestFlag
+from wsgi_ts.dataplane.plane import ROUTES_FILE, RequestIds, RoutingTable, header_value, prediction_parts
 from wsgi_ts.errors import ResourceNotFound
 
 PATH, EXPLAIN, QUERY = RequestFlag.URL_PATH, RequestFlag.EXPLAIN, RequestFlag.QUERY_ROW

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgi_ts.form_field import form_field, is_form
+from wsgi_ts.http.form_field import form_field, is_form
 
 FORM = b"application/x-www-form-urlencoded"
 PARTS = b"multipart/form-data; boundary=X"

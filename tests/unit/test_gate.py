@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from wsgi_ts import gate as gate_module
-from wsgi_ts.address import Address
-from wsgi_ts.batcher.board import Board
-from wsgi_ts.config import Config
+from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.errors import HostNotAllowed, InvalidKey
-from wsgi_ts.gate import Gate, TokenTable, scope_of
-from wsgi_ts.http_request import Head
-from wsgi_ts.run_directory import write_json
-from wsgi_ts.tokens import API, INFERENCE, MANAGEMENT, KeyFileError, KeyRing
+from wsgi_ts.http.head import Head
+from wsgi_ts.instance.run_directory import write_json
+from wsgi_ts.security import access as gate_module
+from wsgi_ts.security.access import Gate, TokenTable, scope_of
+from wsgi_ts.security.tokens import API, INFERENCE, MANAGEMENT, KeyFileError, KeyRing
+from wsgi_ts.settings.address import Address
+from wsgi_ts.settings.config import Config
 
 ON = Config(disable_token_authorization=False)
 PREFIX = f"wsgi-ts-{'0' * 24}{os.getpid():08x}"

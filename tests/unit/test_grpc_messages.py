@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from support.server import REPOSITORY
 
 from wsgi_ts import errors
-from wsgi_ts.batcher.fields import pack_fields, unpack_fields
-from wsgi_ts.certificates import self_signed
+from wsgi_ts.batcher.shm.fields import pack_fields, unpack_fields
 from wsgi_ts.errors import ServerError
 from wsgi_ts.rpc import messages
 from wsgi_ts.rpc.calls import _remote
 from wsgi_ts.rpc.codes import Failure, code_of, inference_failure, management_failure
 from wsgi_ts.rpc.open_inference import infer_body, infer_response
 from wsgi_ts.rpc.server import _PEM_KEY, credentials
+from wsgi_ts.security.certificates import self_signed
 
 PROTOS = REPOSITORY / "wsgi_ts" / "rpc" / "protos"
 _TYPES = descriptor_pb2.FieldDescriptorProto.Type
@@ -132,8 +132,9 @@ def test_services_are_those_of_the_contract() -> None:
 
 
 def test_no_other_process_loads_grpc() -> None:
-    web = "wsgi_ts.gunicorn_app, wsgi_ts.web_worker, wsgi_ts.rest.inference, wsgi_ts.rest.customized"
-    others = "wsgi_ts.cli, wsgi_ts.server, wsgi_ts.batcher.__main__, wsgi_ts.batcher.worker"
+    web = "wsgi_ts.web.gunicorn_app, wsgi_ts.web.worker, wsgi_ts.rest.inference, wsgi_ts.rest.customized"
+    others = "wsgi_ts.cli.commands, wsgi_ts.supervisor.supervisor"
+    others += ", wsgi_ts.batcher.__main__, wsgi_ts.batcher.worker.main"
     code = f"import sys; import {web}, {others}; print('grpc' in sys.modules)"
     asked = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert asked.stdout.strip() == "False"

@@ -14,17 +14,17 @@ import psutil
 import pytest
 from support.eventually import eventually
 
-from wsgi_ts.guard_link import GuardLink
-from wsgi_ts.memory_file import memory_file, read_memory_file
+from wsgi_ts.control.memory_file import memory_file, read_memory_file
+from wsgi_ts.guard.link import GuardLink
+from wsgi_ts.instance.run_directory import RunDirectory
 from wsgi_ts.process import boot_id
-from wsgi_ts.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 
 #: What every stand-in begins with: `guard` is the link, `life` counts from 1, `note` appends a line to a file.
 SUPERVISOR = """
 import argparse, os, signal, sys, time
-from wsgi_ts.guard_link import GuardLink
+from wsgi_ts.guard.link import GuardLink
 from wsgi_ts.process import die_with_parent
 
 parser = argparse.ArgumentParser()
@@ -199,8 +199,8 @@ def test_a_guard_that_is_told_to_stop_while_it_waits_removes_what_is_left(place:
     """The supervisor dies four times after it came up, so that the guard waits for a second."""
     code = """
 from pathlib import Path
-from wsgi_ts.batcher.doorbell import Doorbell
-from wsgi_ts.run_directory import RunDirectory
+from wsgi_ts.batcher.shm.doorbell import Doorbell
+from wsgi_ts.instance.run_directory import RunDirectory
 directory = RunDirectory.acquire(Path(options.run_dir), lock_fd=kept.get("lock"), owner_pid=options.guard_pid)
 guard.keep("lock", directory.lock_fd)
 Doorbell.create(directory.prefix + "-b0")
@@ -234,11 +234,12 @@ def test_everything_ends_with_the_guard(place: Place) -> None:
 
 def test_the_guard_is_small(place: Place) -> None:
     """Its fork that cleans up has to load more: none of that stays."""
-    code = "import sys; import wsgi_ts.guard; print(*sorted(set(sys.modules) - set(sys.stdlib_module_names)))"
+    code = "import sys; import wsgi_ts.guard.guard; print(*sorted(set(sys.modules) - set(sys.stdlib_module_names)))"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     ours = {name for name in done.stdout.split() if name.startswith("wsgi_ts")}
-    assert ours == {"wsgi_ts", "wsgi_ts.guard", "wsgi_ts.guard_protocol", "wsgi_ts.restart_backoff"}
+    modules = ("guard", "guard.guard", "guard.protocol", "restart_backoff")
+    assert ours == {"wsgi_ts", *(f"wsgi_ts.{name}" for name in modules)}
     assert not {"numpy", "yaml", "falcon", "cryptography", "psutil", "posix_ipc"} & set(done.stdout.split())
     guard = place.start("guard.say_came_up(); die() if life == 1 else wait()")
     place.await_note("2 waits")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsgi_ts.http_request import BadHead, ChunkedBody, parse_head
+from wsgi_ts.http.head import BadHead, ChunkedBody, parse_head
 
 GOOD = b"POST /predictions/m?x=1 HTTP/1.1\r\nHost: a\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\n"
 CHUNKED = b"POST /p HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"

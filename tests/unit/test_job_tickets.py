@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from support.jobs import Jobs
 
-from wsgi_ts.batcher.dispatch import Batch, ModelQueue, WorkerSeat
-from wsgi_ts.batcher.job import Job
+from wsgi_ts.batcher.scheduler.dispatch import Batch, ModelQueue, WorkerSeat
+from wsgi_ts.batcher.scheduler.job import Job
 from wsgi_ts.messages import ModelSpec
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wsgi_ts.ledger import Ledger
+from wsgi_ts.dataplane.ledger import Ledger
 
 
 def test_all_together_have_one_limit_and_the_largest_is_known() -> None:

@@ -19,8 +19,8 @@ from support.processes import MARKER, server_processes
 from support.server import REPOSITORY, free_ports
 
 from wsgi_ts.llm_launcher import main, model_config, parser, write_model
-from wsgi_ts.model_config import parse_model_yaml
-from wsgi_ts.model_parallel import check_parallel
+from wsgi_ts.models.model_yaml import parse_model_yaml
+from wsgi_ts.models.parallel import check_parallel
 
 
 def config_of(*flags: str, gpus: int = 0) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from support.logs import logging_to
 
-from wsgi_ts.access_log import AccessLog
-from wsgi_ts.http_request import parse_head
-from wsgi_ts.log import detach_logging, timestamp
-from wsgi_ts.log_output import BackgroundWriter, LogFile, Output
-from wsgi_ts.log_plan import LogPlan, default_plan
-from wsgi_ts.log_text import mask_secrets, safe_target, safe_text
+from wsgi_ts.http.head import parse_head
+from wsgi_ts.logs.access import AccessLog
+from wsgi_ts.logs.output import BackgroundWriter, LogFile, Output
+from wsgi_ts.logs.plan import LogPlan, default_plan
+from wsgi_ts.logs.setup import detach_logging, timestamp
+from wsgi_ts.logs.text import mask_secrets, safe_target, safe_text
 
 FILES = ["access_log.log", "model_log.log", "model_metrics.log", "ts_log.log", "ts_metrics.log"]
 
@@ -170,7 +170,7 @@ def test_a_fork_writes_its_own_lines_and_not_those_of_its_parent(tmp_path: Path)
         files.model.write(["parent"])
         pid = os.fork()
         if pid == 0:
-            from wsgi_ts.log_output import flush_outputs
+            from wsgi_ts.logs.output import flush_outputs
 
             files.model.write(["child"])
             flush_outputs()
@@ -211,7 +211,7 @@ def test_a_model_worker_finds_logging_as_in_a_fresh_interpreter(tmp_path: Path) 
         assert logging.getLogger().level == logging.WARNING
         logger = logging.getLogger("ACCESS_LOG")
         assert (logger.handlers, logger.level, logger.propagate) == ([], logging.NOTSET, True)
-        logging.getLogger("wsgi_ts.handlers.base").debug("not for the server's log")
+        logging.getLogger("wsgi_ts.handlers.bundled.base").debug("not for the server's log")
     assert (tmp_path / "ts_log.log").read_text() == ""
 
 

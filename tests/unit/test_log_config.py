@@ -11,8 +11,9 @@ import pytest
 from support.log4j2 import LOG4J2
 from support.logs import logging_to
 
-from wsgi_ts.log_config import LogConfigError, load_plan, log4j_file, substitute
-from wsgi_ts.log_plan import LogPlan
+from wsgi_ts.logs.notation import LogConfigError, substitute
+from wsgi_ts.logs.plan import LogPlan
+from wsgi_ts.logs.user_config import load_plan, log4j_file
 
 
 def plan_of(folder: Path, text: str, name: str = "logging.yaml", **environ: str) -> LogPlan:

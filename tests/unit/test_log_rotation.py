@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from support.eventually import eventually
 
-from wsgi_ts.log_output import LogFile
-from wsgi_ts.log_rotation import LogRotation, Rotation
+from wsgi_ts.logs.output import LogFile
+from wsgi_ts.logs.rotation import LogRotation, Rotation
 
 NOON = time.mktime((2026, 11, 21, 12, 0, 0, 0, 0, -1))
 DAY_S = 86400.0
@@ -147,7 +147,7 @@ def test_a_folder_that_cannot_be_written_is_left_alone_for_a_while(tmp_path: Pat
 WRITER = """
 import signal, sys, time
 from pathlib import Path
-from wsgi_ts.log_output import LogFile
+from wsgi_ts.logs.output import LogFile
 file = LogFile(Path(sys.argv[1]))
 signal.signal(signal.SIGUSR1, lambda *_: file.reopen())
 print("up", flush=True)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from wsgi_ts.batcher.machine import machine_problem
+from wsgi_ts.batcher.shm.machine import machine_problem
 
-PROGRAM = "import sys; from wsgi_ts.cli import wsgi_ts; sys.exit(wsgi_ts(sys.argv[1:]))"
+PROGRAM = "import sys; from wsgi_ts.cli.commands import wsgi_ts; sys.exit(wsgi_ts(sys.argv[1:]))"
 
 
 def run_as_i686(folder: Path, command: str) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from wsgi_ts.errors import BadRequest, ServiceUnavailable
-from wsgi_ts.main_loop import MainLoop
+from wsgi_ts.supervisor.loop import MainLoop
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ class TestCall:
         assert found == ["told"]
 
     def test_a_loop_that_does_not_turn_is_busy(self, loop: MainLoop, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("wsgi_ts.main_loop._CALL_LIMIT_S", 0.01)
+        monkeypatch.setattr("wsgi_ts.supervisor.loop._CALL_LIMIT_S", 0.01)
         with pytest.raises(ServiceUnavailable):
             loop.call(lambda: None)
 

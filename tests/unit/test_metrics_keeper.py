@@ -20,20 +20,16 @@ from support.eventually import eventually
 from support.jobs import Jobs
 
 import wsgi_ts.handlers
-from wsgi_ts.batcher import layout
-from wsgi_ts.batcher.board import Board, batcher_bell_name
-from wsgi_ts.batcher.counters import ModelCounters
-from wsgi_ts.batcher.doorbell import Doorbell
-from wsgi_ts.batcher.job import Job
-from wsgi_ts.batcher.layout import BatcherWord, ModelWord, WebWord
-from wsgi_ts.config import Config
+from wsgi_ts.batcher.scheduler.counters import ModelCounters
+from wsgi_ts.batcher.scheduler.job import Job
+from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm.board import Board, batcher_bell_name
+from wsgi_ts.batcher.shm.doorbell import Doorbell
+from wsgi_ts.batcher.shm.layout import BatcherWord, ModelWord, WebWord
 from wsgi_ts.gpu.devices import gpu_loads
-from wsgi_ts.log import LogFiles
-from wsgi_ts.metrics import keeper
-from wsgi_ts.metrics.board_metrics import BoardMetrics, CountedModel
+from wsgi_ts.logs.setup import LogFiles
 from wsgi_ts.metrics.exposition import Family, Histogram, java_double, render, server_line
 from wsgi_ts.metrics.host import MEASURES
-from wsgi_ts.metrics.keeper import MetricsKeeper
 from wsgi_ts.metrics.reported import MAX_METRICS, MAX_SERIES, ModelMetrics, ReportedMetrics, parse_line
 from wsgi_ts.metrics.specification import (
     MetricsConfigError,
@@ -41,8 +37,12 @@ from wsgi_ts.metrics.specification import (
     built_in_specification,
     load_specification,
 )
-from wsgi_ts.metrics.system import SystemMetrics
-from wsgi_ts.registry import Registry
+from wsgi_ts.models.registry import Registry
+from wsgi_ts.settings.config import Config
+from wsgi_ts.supervisor.metrics import keeper
+from wsgi_ts.supervisor.metrics.board import BoardMetrics, CountedModel
+from wsgi_ts.supervisor.metrics.keeper import MetricsKeeper
+from wsgi_ts.supervisor.metrics.system import SystemMetrics
 
 # metrics.yaml
 
@@ -477,7 +477,7 @@ def test_gpus_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_ts_collects_memory_of_processes() -> None:
-    shim = Path(wsgi_ts.handlers.__path__[0]) / "ts_shim"
+    shim = Path(wsgi_ts.__path__[0]) / "ts_shim"
     program = (
         "import io, os; from ts.metrics import process_memory_metric, system_metrics\n"
         "system_metrics.collect_all(system_metrics, 0)\n"

@@ -7,7 +7,7 @@ from batching_simulation import Load, Model, Outcome, Simulation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsgi_ts.batcher.policy import (
+from wsgi_ts.batcher.scheduler.policy import (
     AdaptivePolicy,
     BatchCost,
     FixedPolicy,

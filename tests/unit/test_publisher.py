@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from wsgi_ts.batcher import layout
-from wsgi_ts.batcher.board import Board
-from wsgi_ts.publisher import Publisher
-from wsgi_ts.registry import Registry
-from wsgi_ts.run_directory import RunDirectory
-from wsgi_ts.tokens import KeyFileError
+from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm.board import Board
+from wsgi_ts.instance.run_directory import RunDirectory
+from wsgi_ts.models.registry import Registry
+from wsgi_ts.security.tokens import KeyFileError
+from wsgi_ts.supervisor.publisher import Publisher
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from wsgi_ts.archive import Manifest, ModelDirectory
-from wsgi_ts.batcher.layout import MAX_MODELS
+from wsgi_ts.archive.model_directory import Manifest, ModelDirectory
+from wsgi_ts.batcher.shm.layout import MAX_MODELS
 from wsgi_ts.errors import (
     ConflictStatus,
     InvalidModelVersion,
@@ -15,7 +15,7 @@ from wsgi_ts.errors import (
 )
 from wsgi_ts.gpu.assign import place
 from wsgi_ts.messages import ModelSpec, WorkerReport
-from wsgi_ts.registry import ModelVersion, ModelWorker, Registry
+from wsgi_ts.models.registry import ModelVersion, ModelWorker, Registry
 
 
 @pytest.fixture

@@ -17,9 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.eventually import eventually
 
-from wsgi_ts.channel import Channel, ChannelClosed
-from wsgi_ts.config import Config
-from wsgi_ts.controlplane import ControlPlane
+from wsgi_ts.control.channel import Channel, ChannelClosed
+from wsgi_ts.control.client import ControlPlane
 from wsgi_ts.errors import (
     BadRequest,
     ModelNotFound,
@@ -30,6 +29,7 @@ from wsgi_ts.errors import (
 from wsgi_ts.rest import management, openapi
 from wsgi_ts.rest.apps import KINDS, build_app
 from wsgi_ts.rest.responses import BASE_HEADERS, encode_json, from_http_error
+from wsgi_ts.settings.config import Config
 
 Answer = dict[str, Any]
 

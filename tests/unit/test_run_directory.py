@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from wsgi_ts.batcher.shared_memory import SHM_DIRECTORY, SharedMemory, unlink_prefix
+from wsgi_ts.batcher.shm.shared_memory import SHM_DIRECTORY, SharedMemory, unlink_prefix
+from wsgi_ts.instance.run_directory import AlreadyRunning, Record, RunDirectory, RunDirectoryError, write_json
 from wsgi_ts.process import Child, boot_id
-from wsgi_ts.run_directory import AlreadyRunning, Record, RunDirectory, RunDirectoryError, write_json
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_start_kills_unrecorded_processes_that_hold_the_old_memory(path: Path) -
     name = f"{prefix}-b0-w9000-1"
     SharedMemory(name, 4096, create=True).close()
     code = (
-        "import sys, time; from wsgi_ts.batcher.shared_memory import SharedMemory; "
+        "import sys, time; from wsgi_ts.batcher.shm.shared_memory import SharedMemory; "
         f"memory = SharedMemory({name!r}); print(1, flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsgi_ts.segment_table import SegmentEntry, SegmentTable
+from wsgi_ts.supervisor.segment_table import SegmentEntry, SegmentTable
 
 
 class Calls:

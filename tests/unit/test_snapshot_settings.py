@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.config import Config, property_settings
-from wsgi_ts.properties import format_property, parse_properties
-from wsgi_ts.snapshots import given_settings, recorded_models
+from wsgi_ts.models.snapshots import given_settings, recorded_models
+from wsgi_ts.settings.config import Config, property_settings
+from wsgi_ts.settings.properties import format_property, parse_properties
 
 #: Texts of which every kind of value takes at least two.
 _TEXTS = (

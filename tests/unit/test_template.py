@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.channel import Channel
-from wsgi_ts.log_plan import default_plan
+from wsgi_ts.control.channel import Channel
+from wsgi_ts.logs.plan import default_plan
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.process import start_time
 

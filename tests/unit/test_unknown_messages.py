@@ -8,8 +8,8 @@ from typing import Any, cast
 import pytest
 
 from wsgi_ts.batcher.__main__ import Batcher
-from wsgi_ts.batcher.worker_pool import WorkerPool
-from wsgi_ts.batcher_tier import BatcherTier
+from wsgi_ts.batcher.pool.pool import WorkerPool
+from wsgi_ts.supervisor.batchers import BatcherTier
 
 
 class FakeChannel:

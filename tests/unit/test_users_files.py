@@ -24,14 +24,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.model_archives import Place
 
-from wsgi_ts.archive import known_runtime, load_model_yaml, open_archive
-from wsgi_ts.config import Config, ConfigError
-from wsgi_ts.config_sources import CommandLine, load_config
-from wsgi_ts.conversion import to_boolean, to_text, to_whole_number
-from wsgi_ts.handlers.loader import load_entry
-from wsgi_ts.lenient_json import parse_lenient
-from wsgi_ts.model_config import effective_settings, parse_model_yaml
-from wsgi_ts.snapshots import SnapshotError, recorded_models
+from wsgi_ts.archive.model_directory import known_runtime, load_model_yaml, open_archive
+from wsgi_ts.handlers.serving.loader import load_entry
+from wsgi_ts.models.model_yaml import effective_settings, parse_model_yaml
+from wsgi_ts.models.snapshots import SnapshotError, recorded_models
+from wsgi_ts.settings.config import Config, ConfigError
+from wsgi_ts.settings.conversion import to_boolean, to_text, to_whole_number
+from wsgi_ts.settings.lenient_json import parse_lenient
+from wsgi_ts.settings.sources import CommandLine, load_config
 
 # Archives
 

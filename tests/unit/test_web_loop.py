@@ -18,15 +18,15 @@ from typing import Any
 import pytest
 from support.eventually import eventually
 
-from wsgi_ts.batcher.board import Board
-from wsgi_ts.batcher.shared_memory import unlink_prefix
-from wsgi_ts.config import Config
-from wsgi_ts.connection import TURN_BYTES, Connection, Phase
-from wsgi_ts.http_request import Head
-from wsgi_ts.ledger import Ledger
-from wsgi_ts.log import LineLog
+from wsgi_ts.batcher.shm.board import Board
+from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
+from wsgi_ts.dataplane.ledger import Ledger
+from wsgi_ts.http.head import Head
+from wsgi_ts.logs.setup import LineLog
 from wsgi_ts.rest.responses import UNEXPECTED
-from wsgi_ts.web_loop import WebLoop
+from wsgi_ts.settings.config import Config
+from wsgi_ts.web.connection import TURN_BYTES, Connection, Phase
+from wsgi_ts.web.loop import WebLoop
 
 KEEP_ALIVE = "GET {} HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -137,7 +137,7 @@ def test_an_exception_in_the_reading_of_a_request_costs_one_request(
             raise ZeroDivisionError
         return Head(raw)
 
-    monkeypatch.setattr("wsgi_ts.web_requests.parse_head", broken)
+    monkeypatch.setattr("wsgi_ts.web.requests.parse_head", broken)
     with served.running():
         assert served.ask("/broken").startswith(b"HTTP/1.1 500 ")
         assert served.ask("/whole").endswith(b"/whole")
@@ -161,7 +161,7 @@ def test_an_exception_after_the_first_byte_closes_the_connection(
 def test_a_stop_that_takes_longer_than_a_tick_answers_what_is_under_way(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsgi_ts.web_loop._TICK_S", 0.02)
+    monkeypatch.setattr("wsgi_ts.web.loop._TICK_S", 0.02)
     loop = served.loop
     _, client = pair(loop)
     client.sendall(b"GET /late HTTP/1.1\r\n")

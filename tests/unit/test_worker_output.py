@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.logs import logging_to
 
-from wsgi_ts.batcher.worker_output import (
+from wsgi_ts.batcher.template.output import (
     LAST_LINES,
     MAX_LINE_BYTES,
     LineSplitter,
     RateLimit,
     WorkerOutput,
 )
-from wsgi_ts.log import LogFiles
+from wsgi_ts.logs.setup import LogFiles
 from wsgi_ts.metrics.reported import ModelMetrics
 
 

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from wsgi_ts.batcher.worker_actions import (
+from wsgi_ts.batcher.pool.actions import (
     Action,
     Cause,
     KillWorker,
@@ -23,8 +23,8 @@ from wsgi_ts.batcher.worker_actions import (
     WorkerGone,
     WorkerReady,
 )
-from wsgi_ts.batcher.worker_life import BACKOFF_S, STABLE_S
-from wsgi_ts.batcher.worker_pool import EXIT_GRACE_S, KILL_REPEAT_S, TEMPLATE_TIMEOUT_S, WorkerPool
+from wsgi_ts.batcher.pool.life import BACKOFF_S, STABLE_S
+from wsgi_ts.batcher.pool.pool import EXIT_GRACE_S, KILL_REPEAT_S, TEMPLATE_TIMEOUT_S, WorkerPool
 from wsgi_ts.messages import ModelSpec, WorkerReport
 
 

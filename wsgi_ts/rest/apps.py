@@ -7,44 +7,23 @@ A resource with `on_request` takes every method; otherwise a method without its 
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import falcon
 from falcon.routing import CompiledRouter
 
-from wsgi_ts.config import Config
-from wsgi_ts.controlplane import ControlPlane
+from wsgi_ts.control.client import ControlPlane
 from wsgi_ts.errors import MethodNotAllowed
 from wsgi_ts.rest import management, metrics, openapi, tokens
 from wsgi_ts.rest.responses import RequestIdHeader, install_error_handlers, response_type, write_json
+from wsgi_ts.settings.config import Config
 
 if TYPE_CHECKING:
-    from wsgi_ts.log import LogFiles
+    from wsgi_ts.instance.instance import Instance
     from wsgi_ts.rest.responses import Response
 
 #: The interfaces an app can carry. One app carries several when their addresses are equal.
 KINDS = ("inference", "management", "metrics")
-
-
-class WebSettings(Protocol):
-    """What the apps need to know of the instance they belong to."""
-
-    @property
-    def config(self) -> Config:
-        """The configuration."""
-
-    @property
-    def run_dir(self) -> Path:
-        """The run directory, with the control socket."""
-
-    @property
-    def prefix(self) -> str:
-        """The prefix of the instance's shared-memory names."""
-
-    @property
-    def log_files(self) -> LogFiles:
-        """The log files of this process."""
 
 
 class Router(CompiledRouter):
@@ -85,13 +64,13 @@ class ApiDescription:
 
 
 def build_app(
-    kinds: Collection[str], settings: WebSettings, control: ControlPlane | None = None
+    kinds: Collection[str], instance: Instance, control: ControlPlane | None = None
 ) -> falcon.App[falcon.Request, Response]:
     """The WSGI app of one listener.
 
     Args:
         kinds: which of `KINDS` the listener serves; several when they share an address.
-        settings: the instance.
+        instance: the instance.
         control: calls to the supervisor, closed by the caller; by default the app has its own for life.
 
     Raises:
@@ -100,35 +79,37 @@ def build_app(
     unknown = set(kinds) - set(KINDS)
     if unknown or not kinds:
         raise ValueError(f"an app needs one or more of {', '.join(KINDS)}; got {sorted(kinds)}")
-    if "inference" in kinds and "management" in kinds and settings.config.enable_metrics_api:
+    if "inference" in kinds and "management" in kinds and instance.config.enable_metrics_api:
         # One address for both answers /metrics too, besides the metrics API's own listener.
         kinds = {*kinds, "metrics"}
     middleware: list[Any] = [RequestIdHeader()]
-    if settings.config.token_authorization and {"inference", "management"} & set(kinds):
-        middleware.append(tokens.TokenCheck(kinds, settings))
+    if instance.config.token_authorization and {"inference", "management"} & set(kinds):
+        middleware.append(tokens.TokenCheck(kinds, instance))
     app = falcon.App(
-        response_type=response_type(cors_headers(settings.config)),
+        response_type=response_type(cors_headers(instance.config)),
         middleware=middleware,
         router=Router(),
     )
     # A prediction has no content type unless its handler sets one.
     app.resp_options.default_media_type = None  # type: ignore[assignment]
     install_error_handlers(app)
-    description = ApiDescription(openapi.document(kinds, settings.config))
+    description = ApiDescription(openapi.document(kinds, instance.config))
     app.add_route("/", description, suffix="root")
     app.add_route("/api-description", description)
     if "inference" in kinds:
         # Brings the data plane with it, which only a process that serves predictions loads.
-        from wsgi_ts.rest import inference
+        from wsgi_ts.rest import inference, kserve
 
-        inference.add_routes(app, settings)
+        predictions = inference.add_routes(app, instance)
+        if instance.config.ts_open_inference_protocol:
+            kserve.add_routes(app, predictions)
     if "management" in kinds:
-        control = control or ControlPlane(settings.run_dir)
-        management.add_routes(app, settings, control)
-        if settings.config.token_authorization:
+        control = control or ControlPlane(instance.run_dir)
+        management.add_routes(app, instance, control)
+        if instance.config.token_authorization:
             tokens.add_routes(app, control)
     if "metrics" in kinds:
-        metrics.add_routes(app, settings.config.metrics_mode, control or ControlPlane(settings.run_dir))
+        metrics.add_routes(app, instance.config.metrics_mode, control or ControlPlane(instance.run_dir))
     return app
 
 

@@ -12,13 +12,13 @@ import uuid
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from wsgi_ts.batcher.layout import WORKER_DIED, RequestFlag
-from wsgi_ts.batcher.shared_memory import SharedMemoryFull
-from wsgi_ts.dataplane import BlockingPlane, DataPlane, Ticket
+from wsgi_ts.batcher.shm.layout import WORKER_DIED, RequestFlag
+from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
+from wsgi_ts.dataplane.plane import BlockingPlane, DataPlane, Ticket
 from wsgi_ts.errors import InternalServerError, OutOfResources, RequestTimeout, ServerError, ServiceUnavailable
 
 if TYPE_CHECKING:
-    from wsgi_ts.rest.apps import WebSettings
+    from wsgi_ts.instance.instance import Instance
 
 #: Describe requests under way at a time: more than the management API has threads.
 _SLOTS = 64
@@ -31,13 +31,13 @@ _FAILED = "Failed to get customized model matadata."
 class HandlerDescriptions:
     """Asks handlers to describe their models; any thread may."""
 
-    def __init__(self, settings: WebSettings) -> None:
+    def __init__(self, instance: Instance) -> None:
         """Takes no memory yet.
 
         Args:
-            settings: the instance.
+            instance: the instance.
         """
-        self._settings = settings
+        self._instance = instance
         self._lock = threading.Lock()
         self._planes: tuple[DataPlane, BlockingPlane] | None = None
 
@@ -73,10 +73,10 @@ class HandlerDescriptions:
     def _open(self) -> tuple[DataPlane, BlockingPlane]:
         with self._lock:
             if self._planes is None:
-                settings = self._settings
-                config = replace(settings.config, slots_per_worker=_SLOTS)
+                instance = self._instance
+                config = replace(instance.config, slots_per_worker=_SLOTS)
                 try:
-                    plane = DataPlane(config, settings.run_dir, settings.prefix)
+                    plane = DataPlane(config, instance.run_dir, instance.prefix)
                 except SharedMemoryFull as full:
                     raise OutOfResources("Not enough shared memory for the request") from full
                 self._planes = plane, BlockingPlane(plane)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import falcon
 
-from wsgi_ts.dataplane import BlockingPlane, DataPlane, Ticket
+from wsgi_ts.dataplane.plane import BlockingPlane, DataPlane, Ticket
 from wsgi_ts.errors import PayloadTooLarge, ResourceNotFound, ServiceUnavailable, WorkflowNotFound
-from wsgi_ts.form_field import is_form
-from wsgi_ts.rest import kserve, openapi
+from wsgi_ts.http.form_field import is_form
+from wsgi_ts.rest import openapi
 from wsgi_ts.rest.responses import REQUEST_ID_KEY, Response, head_of, write_error, write_json
 
 if TYPE_CHECKING:
-    from wsgi_ts.rest.apps import WebSettings
+    from wsgi_ts.instance.instance import Instance
 
 TICKET_KEY = "wsgi_ts.ticket"
 PLANE_KEY = "wsgi_ts.plane"
@@ -44,8 +44,8 @@ _ROUTES = (
 class Predictions:
     """Every route that runs a model."""
 
-    def __init__(self, settings: WebSettings) -> None:
-        self._settings = settings
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
         self._plane: DataPlane | None = None
         self._blocking: BlockingPlane | None = None
         self._lock = threading.Lock()
@@ -90,7 +90,7 @@ class Predictions:
         target = plane.routes.target(req.env["PATH_INFO"], req.query_string)
         if target is None:
             raise ResourceNotFound()
-        limit = self._settings.config.max_request_size
+        limit = self._instance.config.max_request_size
         if (req.content_length or 0) > limit:
             raise PayloadTooLarge("")
         # `wsgi.input` ends where the body ends under gunicorn, chunked bodies included.
@@ -105,8 +105,8 @@ class Predictions:
     def _planes(self) -> tuple[DataPlane, BlockingPlane]:
         with self._lock:
             if self._plane is None or self._blocking is None:
-                settings = self._settings
-                self._plane = DataPlane(settings.config, settings.run_dir, settings.prefix)
+                instance = self._instance
+                self._plane = DataPlane(instance.config, instance.run_dir, instance.prefix)
                 self._blocking = BlockingPlane(self._plane)
             return self._plane, self._blocking
 
@@ -134,12 +134,11 @@ class Workflows:
         raise WorkflowNotFound(f"Workflow not found: {workflow}")
 
 
-def add_routes(app: falcon.App[Any, Any], settings: WebSettings) -> None:
-    """Adds the inference API's routes to an app."""
-    predictions = Predictions(settings)
+def add_routes(app: falcon.App[Any, Any], instance: Instance) -> Predictions:
+    """Adds the inference API's routes to an app; returns the resource that runs models."""
+    predictions = Predictions(instance)
     for route in _ROUTES:
         app.add_route(route, predictions)
-    if settings.config.ts_open_inference_protocol:
-        kserve.add_routes(app, predictions)
     app.add_route("/ping", Ping(predictions))
     app.add_route("/wfpredict/{workflow}", Workflows())
+    return predictions

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import falcon
 
-from wsgi_ts.controlplane import ControlPlane
-from wsgi_ts.conversion import to_boolean, to_text, to_whole_number
+from wsgi_ts.control.client import ControlPlane
 from wsgi_ts.errors import BadRequest, MethodNotAllowed, PayloadTooLarge, WorkflowNotFound
-from wsgi_ts.lenient_json import parse_lenient
 from wsgi_ts.rest import openapi
 from wsgi_ts.rest.responses import JSON_TYPE, REQUEST_ID_KEY, head_of, write_json
+from wsgi_ts.settings.conversion import to_boolean, to_text, to_whole_number
+from wsgi_ts.settings.lenient_json import parse_lenient
 
 if TYPE_CHECKING:
-    from wsgi_ts.rest.apps import WebSettings
+    from wsgi_ts.instance.instance import Instance
     from wsgi_ts.rest.customized import HandlerDescriptions
 
 #: Longest JSON body of a register call, in bytes; it holds a dozen short arguments.
@@ -89,11 +89,11 @@ class Models:
 class Model:
     """`/models/{model}[/{version}]`: describe, scale, unregister."""
 
-    def __init__(self, control: ControlPlane, settings: WebSettings) -> None:
+    def __init__(self, control: ControlPlane, instance: Instance) -> None:
         """Keeps the way to the supervisor, and the instance for questions to handlers."""
         self._control = control
-        self._may_change = settings.config.enable_model_api
-        self._settings = settings
+        self._may_change = instance.config.enable_model_api
+        self._instance = instance
         self._descriptions: HandlerDescriptions | None = None
         self._lock = threading.Lock()
 
@@ -155,7 +155,7 @@ class Model:
             if self._descriptions is None:
                 from wsgi_ts.rest.customized import HandlerDescriptions
 
-                self._descriptions = HandlerDescriptions(self._settings)
+                self._descriptions = HandlerDescriptions(self._instance)
             return self._descriptions
 
     def _describe(self, model: str, version: str | None) -> dict[str, Any]:
@@ -212,16 +212,16 @@ class Workflows:
         raise WorkflowNotFound(f"Workflow not found: {workflow_name}")
 
 
-def add_routes(app: falcon.App[Any, Any], settings: WebSettings, control: ControlPlane) -> None:
+def add_routes(app: falcon.App[Any, Any], instance: Instance, control: ControlPlane) -> None:
     """Gives `app` the management routes.
 
     Args:
         app: the app of a management (or combined) listener.
-        settings: the instance.
+        instance: the instance.
         control: calls to its supervisor.
     """
-    may_change = settings.config.enable_model_api
-    one_model = Model(control, settings)
+    may_change = instance.config.enable_model_api
+    one_model = Model(control, instance)
     workflows = Workflows()
     app.add_route("/models", Models(control, may_change=may_change))
     app.add_route("/models/{model}", one_model)

@@ -1,7 +1,7 @@
 """The metrics API: `/metrics` in Prometheus' text format.
 
-The supervisor has the numbers and writes the text (`wsgi_ts.metrics.keeper`). In the default mode (`metrics_mode=log`)
-the metrics go to the log files, and this answer is empty.
+The supervisor has the numbers and writes the text (`wsgi_ts.supervisor.metrics.keeper`). In the default mode
+(`metrics_mode=log`) the metrics go to the log files, and this answer is empty.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 import falcon
 
-from wsgi_ts.controlplane import ControlPlane
+from wsgi_ts.control.client import ControlPlane
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from wsgi_ts import TORCHSERVE_VERSION
-from wsgi_ts.config import Config
 from wsgi_ts.rest import schemas
 from wsgi_ts.rest.schemas import Schema
+from wsgi_ts.settings.config import Config
 
 INFO = {
     "title": "TorchServe APIs",

@@ -7,7 +7,7 @@ from typing import Any
 
 Schema = dict[str, Any]
 
-#: What `wsgi_ts.model_preparation` allows, which no web worker loads.
+#: What `wsgi_ts.models.preparation` allows, which no web worker loads.
 RUNTIMES = ("python", "python3", "LSP")
 MAX_WORKERS = 1024
 MAX_BATCH_SIZE = 65536

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import falcon
 
-from wsgi_ts.batcher.board import Board
-from wsgi_ts.controlplane import ControlPlane
+from wsgi_ts.batcher.shm.board import Board
+from wsgi_ts.control.client import ControlPlane
 from wsgi_ts.errors import InvalidKey
-from wsgi_ts.gate import Gate
 from wsgi_ts.rest.responses import JSON_TYPE
-from wsgi_ts.tokens import INFERENCE, MANAGEMENT
+from wsgi_ts.security.access import Gate
+from wsgi_ts.security.tokens import INFERENCE, MANAGEMENT
 
 if TYPE_CHECKING:
-    from wsgi_ts.rest.apps import WebSettings
+    from wsgi_ts.instance.instance import Instance
 
 #: In the environ where the server has checked the token before it called the app.
 ADMITTED_KEY = "wsgi_ts.admitted"
@@ -43,10 +43,10 @@ class Tokens:
 class TokenCheck:
     """Falcon middleware: refuses requests without a token where the WSGI server has not done so."""
 
-    def __init__(self, kinds: Collection[str], settings: WebSettings) -> None:
+    def __init__(self, kinds: Collection[str], instance: Instance) -> None:
         """Opens nothing yet: the process that answers maps the board, and may be a fork of this one."""
         self._kinds = tuple(kinds)
-        self._settings = settings
+        self._instance = instance
         self._gate: Gate | None = None
         self._lock = threading.Lock()
 
@@ -62,8 +62,8 @@ class TokenCheck:
     def _open_gate(self) -> Gate:
         with self._lock:
             if self._gate is None:
-                settings = self._settings
-                self._gate = Gate(self._kinds, settings.config, settings.run_dir, Board.attach(settings.prefix))
+                instance = self._instance
+                self._gate = Gate(self._kinds, instance.config, instance.run_dir, Board.attach(instance.prefix))
             return self._gate
 
 

@@ -11,11 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsgi_ts.config import Config
-from wsgi_ts.log import setup_logging
-from wsgi_ts.log_plan import LogPlan
+from wsgi_ts.instance.instance import Instance
+from wsgi_ts.logs.plan import LogPlan
+from wsgi_ts.logs.setup import setup_logging
 from wsgi_ts.process import die_with_parent, enable_fault_traces, raise_open_files_limit, set_process_title
-from wsgi_ts.rpc.server import Settings, credentials, serve
+from wsgi_ts.rpc.server import credentials, serve
+from wsgi_ts.settings.config import Config
 
 log = logging.getLogger("wsgi_ts.rpc")
 
@@ -48,11 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Opened anew: the descriptor's position is shared with other processes.
         tls = credentials(Path(f"/proc/self/fd/{options.tls_fd}").read_bytes())
         os.close(options.tls_fd)
-    settings = Settings(config, options.run_dir, options.prefix, log_files)
+    instance = Instance(config, options.run_dir, options.prefix, log_files)
     # What is there now stays, so the collector need not look after it again and again.
     gc.freeze()
     try:
-        asyncio.run(serve(settings, (options.inference, options.management), tls, options.ready_fd))
+        asyncio.run(serve(instance, (options.inference, options.management), tls, options.ready_fd))
     except OSError as error:
         log.error("%s", error)
         # The supervisor keeps the last lines on stderr of a process that never worked.

@@ -13,10 +13,10 @@ from urllib.parse import unquote
 import grpc
 from grpc import StatusCode, aio
 
-from wsgi_ts.access_log import AccessLog
 from wsgi_ts.errors import InvalidKey, ServerError
-from wsgi_ts.gate import TokenTable
+from wsgi_ts.logs.access import AccessLog
 from wsgi_ts.rpc.codes import Failure
+from wsgi_ts.security.access import TokenTable
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Calls:
     """The calls of one port.
 
     Args:
-        scope: whose token they take (`wsgi_ts.tokens`).
+        scope: whose token they take (`wsgi_ts.security.tokens`).
         tokens: the keys; None where calls need no token.
         access: the access log.
         failure_of: how an error is said on this port.

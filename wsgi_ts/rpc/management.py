@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from grpc import StatusCode, aio
 
-from wsgi_ts.controlplane import ControlPlane
+from wsgi_ts.control.client import ControlPlane
 from wsgi_ts.errors import BadRequest, ModelNotFound, ModelVersionNotFound, ServerError, ServiceUnavailable
 from wsgi_ts.rpc import messages
 from wsgi_ts.rpc.calls import Calls
 from wsgi_ts.rpc.codes import Failure, inference_failure
 
 if TYPE_CHECKING:
-    from wsgi_ts.rest.apps import WebSettings
+    from wsgi_ts.instance.instance import Instance
     from wsgi_ts.rest.customized import HandlerDescriptions
 
 NAME = f"{messages.MANAGEMENT}.ManagementAPIsService"
@@ -36,14 +36,14 @@ class Management:
     """The methods of the service.
 
     Args:
-        settings: the instance.
+        instance: the instance.
         control: calls to its supervisor.
     """
 
-    def __init__(self, settings: WebSettings, control: ControlPlane) -> None:
-        self._settings = settings
+    def __init__(self, instance: Instance, control: ControlPlane) -> None:
+        self._instance = instance
         self._control = control
-        self._may_change = settings.config.enable_model_api
+        self._may_change = instance.config.enable_model_api
         self._quick = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="management")
         self._waiting = ThreadPoolExecutor(_WAITING_THREADS, thread_name_prefix="management-waiting")
         self._descriptions: HandlerDescriptions | None = None
@@ -151,7 +151,7 @@ class Management:
         if self._descriptions is None:  # two of them would do no harm
             from wsgi_ts.rest.customized import HandlerDescriptions
 
-            self._descriptions = HandlerDescriptions(self._settings)
+            self._descriptions = HandlerDescriptions(self._instance)
         name, version = description["modelName"], description["modelVersion"]
         try:
             return self._descriptions.ask(name, version, description["responseTimeout"])

@@ -14,12 +14,12 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
-from wsgi_ts.batcher import layout
-from wsgi_ts.batcher.layout import SlotState
-from wsgi_ts.batcher.shared_memory import SharedMemoryFull
-from wsgi_ts.dataplane import DataPlane, RoutingTable, Target, ticket_of
+from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm.layout import SlotState
+from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
+from wsgi_ts.dataplane.ledger import Ledger
+from wsgi_ts.dataplane.plane import DataPlane, RoutingTable, Target, ticket_of
 from wsgi_ts.errors import InternalServerError, OutOfResources, PayloadTooLarge, RequestTimeout, ServiceUnavailable
-from wsgi_ts.ledger import Ledger
 
 log = logging.getLogger(__name__)
 

@@ -7,25 +7,23 @@ import logging
 import os
 import re
 import signal
-from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 from grpc import aio
 
-from wsgi_ts.access_log import AccessLog
-from wsgi_ts.config import Config
-from wsgi_ts.controlplane import ControlPlane
-from wsgi_ts.dataplane import DataPlane
-from wsgi_ts.gate import TokenTable
-from wsgi_ts.log import LogFiles
+from wsgi_ts.control.client import ControlPlane
+from wsgi_ts.dataplane.plane import DataPlane
+from wsgi_ts.instance.instance import Instance
+from wsgi_ts.logs.access import AccessLog
 from wsgi_ts.rpc.calls import Calls
 from wsgi_ts.rpc.codes import inference_failure, management_failure
 from wsgi_ts.rpc.inference import Inference
 from wsgi_ts.rpc.management import Management
 from wsgi_ts.rpc.open_inference import OpenInference
 from wsgi_ts.rpc.plane import AsyncPlane
-from wsgi_ts.tokens import INFERENCE, MANAGEMENT
+from wsgi_ts.security.access import TokenTable
+from wsgi_ts.security.tokens import INFERENCE, MANAGEMENT
+from wsgi_ts.settings.config import Config
 
 log = logging.getLogger(__name__)
 
@@ -37,23 +35,6 @@ _INT32_MAX = 2**31 - 1
 _PEM_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PRIVATE KEY-----\n?", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the process knows of the instance it belongs to.
-
-    Attributes:
-        config: the configuration.
-        run_dir: the run directory, with control.sock and routes.json.
-        prefix: the start of all shared-memory names of the instance.
-        log_files: the log files of this process.
-    """
-
-    config: Config
-    run_dir: Path
-    prefix: str
-    log_files: LogFiles
-
-
 def credentials(pem: bytes) -> grpc.ServerCredentials:
     """The TLS credentials in a PEM text that holds the key and then the certificates."""
     key = _PEM_KEY.search(pem)
@@ -63,12 +44,12 @@ def credentials(pem: bytes) -> grpc.ServerCredentials:
 
 
 async def serve(
-    settings: Settings, addresses: tuple[str, str], tls: grpc.ServerCredentials | None, ready_fd: int
+    instance: Instance, addresses: tuple[str, str], tls: grpc.ServerCredentials | None, ready_fd: int
 ) -> None:
     """Serves until a signal says stop, then ends what is under way.
 
     Args:
-        settings: the instance.
+        instance: the instance.
         addresses: `host:port` of the inference and of the management API.
         tls: what they are served with; None for plain text.
         ready_fd: gets a byte when calls are taken, and then one each second; -1 for none.
@@ -77,17 +58,17 @@ async def serve(
         OSError: a port cannot be listened on, or there is no shared memory.
     """
     loop = asyncio.get_running_loop()
-    config = settings.config
+    config = instance.config
     stop: asyncio.Queue[float] = asyncio.Queue()
     loop.add_signal_handler(signal.SIGTERM, stop.put_nowait, float(config.graceful_timeout))
     loop.add_signal_handler(signal.SIGQUIT, stop.put_nowait, 0.0)
-    loop.add_signal_handler(signal.SIGUSR1, settings.log_files.reopen)
-    plane = DataPlane(config, settings.run_dir, settings.prefix)
-    access = AccessLog(settings.log_files.access)
-    tokens = TokenTable(settings.run_dir, plane.board) if config.token_authorization else None
+    loop.add_signal_handler(signal.SIGUSR1, instance.log_files.reopen)
+    plane = DataPlane(config, instance.run_dir, instance.prefix)
+    access = AccessLog(instance.log_files.access)
+    tokens = TokenTable(instance.run_dir, plane.board) if config.token_authorization else None
     calls = Calls(INFERENCE, tokens, access, inference_failure)
     async_plane = AsyncPlane(plane, loop)
-    management = Management(settings, ControlPlane(settings.run_dir))
+    management = Management(instance, ControlPlane(instance.run_dir))
     services = [Inference(async_plane, config).service(calls)]
     if config.ts_open_inference_protocol:
         services.append(OpenInference(async_plane, management).service(calls))
@@ -114,7 +95,7 @@ def _server(
         "grpc.max_send_message_length": -1,
         "grpc.max_connection_age_ms": ages_ms[0],
         "grpc.max_connection_age_grace_ms": ages_ms[1],
-        # The supervisor holds the port: it is bound beside it (`wsgi_ts.listeners`).
+        # The supervisor holds the port: it is bound beside it (`wsgi_ts.instance.listeners`).
         "grpc.so_reuseport": 1,
         # A burst waits until the loop comes to it; by default gRPC cancels calls from the 1000th on.
         "grpc.server.max_pending_requests": MAX_CALLS,

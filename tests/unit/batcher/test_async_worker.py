@@ -8,13 +8,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from wsgi_ts.batcher import async_worker, layout
-from wsgi_ts.batcher.async_worker import Backlog, Exchange
-from wsgi_ts.batcher.layout import STREAM_RING_BYTES, SegmentLayout, SlotState
-from wsgi_ts.batcher.segment import Segment
-from wsgi_ts.batcher.shared_memory import unlink_prefix
-from wsgi_ts.batcher.worker_slots import WorkerSlots
-from wsgi_ts.handlers.results import Answer
+from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm.layout import STREAM_RING_BYTES, SegmentLayout, SlotState
+from wsgi_ts.batcher.shm.segment import Segment
+from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
+from wsgi_ts.batcher.worker import async_worker
+from wsgi_ts.batcher.worker.async_worker import Backlog, Exchange
+from wsgi_ts.batcher.worker.slots import WorkerSlots
+from wsgi_ts.handlers.serving.results import Answer
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.batcher import semaphore
-from wsgi_ts.batcher.doorbell import Doorbell
-from wsgi_ts.batcher.shared_memory import unlink_prefix
+from wsgi_ts.batcher.shm import semaphore
+from wsgi_ts.batcher.shm.doorbell import Doorbell
+from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
 
 #: Far more than any wait below, and less than a test may take.
 STEP_S = 30
@@ -44,7 +44,7 @@ int sem_clockwait(sem_t *sem, clockid_t clock, const struct timespec *until) {
 WAITER = """
 import sys, time
 from array import array
-from wsgi_ts.batcher.doorbell import Doorbell
+from wsgi_ts.batcher.shm.doorbell import Doorbell
 began = time.monotonic()
 assert not Doorbell(sys.argv[1], memoryview(array("Q", [0])), 0).wait(lambda: False, 0.05)
 print(time.monotonic() - began)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.batcher.group_agent import torchrun_arguments
-from wsgi_ts.model_config import TorchrunOptions
+from wsgi_ts.batcher.group.agent import torchrun_arguments
+from wsgi_ts.models.model_yaml import TorchrunOptions
 
 
 def words(**options: Any) -> dict[str, str]:

@@ -14,16 +14,15 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.batcher import layout
-from wsgi_ts.batcher.board import Board, batcher_bell_name
-from wsgi_ts.batcher.client import SlotClient
-from wsgi_ts.batcher.doorbell import Doorbell
-from wsgi_ts.batcher.layout import MailWord, ModelWord, SegmentLayout, SlotState
-from wsgi_ts.batcher.loop import BatcherLoop
-from wsgi_ts.batcher.mailbox import BatcherMailbox, WorkerMailbox, mailbox_name
-from wsgi_ts.batcher.segment import Segment
-from wsgi_ts.batcher.sequences import mark_of
-from wsgi_ts.batcher.shared_memory import unlink_prefix
+from wsgi_ts.batcher.scheduler.loop import BatcherLoop
+from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm.board import Board, batcher_bell_name
+from wsgi_ts.batcher.shm.client import SlotClient
+from wsgi_ts.batcher.shm.doorbell import Doorbell
+from wsgi_ts.batcher.shm.layout import MailWord, ModelWord, SegmentLayout, SlotState, mark_of
+from wsgi_ts.batcher.shm.mailbox import BatcherMailbox, WorkerMailbox, mailbox_name
+from wsgi_ts.batcher.shm.segment import Segment
+from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
 from wsgi_ts.messages import ModelSpec
 
 HEAD = b"POST /predictions/m HTTP/1.1\r\n\r\n"
@@ -329,7 +328,7 @@ def test_requests_of_one_slot_are_told_apart_by_generation_though_they_arrived_a
 
 
 def test_a_worker_that_does_not_take_its_batch_is_reported(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsgi_ts.batcher.hand_over.UNTAKEN_MARGIN_S", -1.0)
+    monkeypatch.setattr("wsgi_ts.batcher.scheduler.hand_over.UNTAKEN_MARGIN_S", -1.0)
     bench = Bench(prefix, response_timeout_s=0.0)
     bench.add_worker()
     bench.submit()
@@ -533,7 +532,7 @@ def test_an_unloaded_model_answers_what_is_queued(bench: Bench) -> None:
 def test_an_unloaded_model_serves_what_is_queued_before_its_worker_leaves(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsgi_ts.batcher.roster.LAST_ARRIVALS_S", 0.0)
+    monkeypatch.setattr("wsgi_ts.batcher.scheduler.roster.LAST_ARRIVALS_S", 0.0)
     _, worker = bench.add_worker()
     slots = [bench.submit(), bench.submit()]
     bench.begin(worker, 1)

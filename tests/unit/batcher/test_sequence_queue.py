@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from support.jobs import Jobs
 
-from wsgi_ts.batcher.job import Job
-from wsgi_ts.batcher.sequences import Sequence, SequenceQueue, mark_of
+from wsgi_ts.batcher.scheduler.job import Job, Sequence
+from wsgi_ts.batcher.scheduler.sequences import SequenceQueue
+from wsgi_ts.batcher.shm.layout import mark_of
 from wsgi_ts.messages import ModelSpec
 
 SEQUENCES, WAITING, WORKERS, IDLE_S, AGE_S = 4, 3, 2, 5.0, 30.0

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from wsgi_ts.batcher import layout
-from wsgi_ts.batcher.board import Board, batcher_bell_name
-from wsgi_ts.batcher.client import SlotClient
-from wsgi_ts.batcher.doorbell import Doorbell
-from wsgi_ts.batcher.layout import ResponseFlag, SegmentLayout, SlotState
-from wsgi_ts.batcher.segment import Segment
-from wsgi_ts.batcher.shared_memory import unlink_prefix
+from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm.board import Board, batcher_bell_name
+from wsgi_ts.batcher.shm.client import SlotClient
+from wsgi_ts.batcher.shm.doorbell import Doorbell
+from wsgi_ts.batcher.shm.layout import ResponseFlag, SegmentLayout, SlotState
+from wsgi_ts.batcher.shm.segment import Segment
+from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
 
 SLOTS = 64
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.batcher import layout, worker_slots
-from wsgi_ts.batcher.layout import SegmentLayout, SlotState
-from wsgi_ts.batcher.segment import Segment
-from wsgi_ts.batcher.shared_memory import unlink_prefix
-from wsgi_ts.batcher.worker_slots import WorkerSlots
+from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm.layout import SegmentLayout, SlotState
+from wsgi_ts.batcher.shm.segment import Segment
+from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
+from wsgi_ts.batcher.worker import slots as worker_slots
+from wsgi_ts.batcher.worker.slots import WorkerSlots
 
 
 @pytest.fixture

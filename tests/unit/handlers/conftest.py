@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.handlers.service import Service
+from wsgi_ts.handlers.serving.service import Service
 from wsgi_ts.messages import ModelSpec
 
 LoadModel = Callable[..., Service]

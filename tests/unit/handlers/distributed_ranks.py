@@ -20,9 +20,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
-from wsgi_ts.handlers.context import Context
 from wsgi_ts.handlers.distributed.pipeline import get_pipeline_driver
 from wsgi_ts.handlers.distributed.tensor_parallel import get_tensor_parallel_model
+from wsgi_ts.handlers.serving.context import Context
 from wsgi_ts.process import die_with_parent
 
 #: Seconds that a case may take; then its ranks are ended by a signal.

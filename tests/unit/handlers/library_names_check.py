@@ -12,8 +12,8 @@ import os
 import sys
 from typing import Any
 
-from wsgi_ts.handlers import library_names
-from wsgi_ts.handlers.library_names import CACHE_NAMES, ROW_INPUTS, LibraryName
+from wsgi_ts.handlers.toolkit import library_names
+from wsgi_ts.handlers.toolkit.library_names import CACHE_NAMES, ROW_INPUTS, LibraryName
 
 
 def fault_of(name: LibraryName) -> str | None:

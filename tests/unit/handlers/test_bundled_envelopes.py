@@ -12,8 +12,9 @@ import pytest
 import support.torchvision_cpu.sitecustomize  # noqa: F401  lets an ill-matched torchvision be imported
 from PIL import Image
 
-from wsgi_ts.handlers import densenet
-from wsgi_ts.handlers.service import Request, Service
+from wsgi_ts.handlers.bundled import densenet
+from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.service import Service
 
 CLASSIFIER = """
 import torch

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import nn
 
-from wsgi_ts.handlers.context import Context
 from wsgi_ts.handlers.distributed.caches import put_in_place
 from wsgi_ts.handlers.distributed.deepspeed import BaseDeepSpeedHandler, get_ds_engine
 from wsgi_ts.handlers.distributed.pipeline import get_pipeline_driver
@@ -33,6 +32,7 @@ from wsgi_ts.handlers.distributed.transfer import (
     to_bytes,
     unpack,
 )
+from wsgi_ts.handlers.serving.context import Context
 
 CPU = torch.device("cpu")
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.handlers.context import StreamClosed
-from wsgi_ts.handlers.metrics import Sample
-from wsgi_ts.handlers.results import Answer
-from wsgi_ts.handlers.service import Request, Service
+from wsgi_ts.handlers.metrics.cache import Sample
+from wsgi_ts.handlers.serving.context import StreamClosed
+from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.results import Answer
+from wsgi_ts.handlers.serving.service import Service
 
 LoadModel = Callable[..., Service]
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from wsgi_ts.handlers.base import BaseHandler, _compile_options
-from wsgi_ts.handlers.service import LoadError, Request, Service
+from wsgi_ts.handlers.bundled.base import BaseHandler, _compile_options
+from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.service import LoadError, Service
 from wsgi_ts.handlers.testing import MockContext
 
 LoadModel = Callable[..., Service]
@@ -177,7 +178,7 @@ def test_the_profiler_runs_around_the_phases(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("ENABLE_TORCH_PROFILER", "1")
-    monkeypatch.setattr("wsgi_ts.handlers.base.PROFILER_FOLDER", str(tmp_path))
+    monkeypatch.setattr("wsgi_ts.handlers.bundled.base.PROFILER_FOLDER", str(tmp_path))
     caplog.set_level("INFO")
     handler = Recorder()
     handler.manifest = {"model": {"modelName": "m"}}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from wsgi_ts.handlers.context import Context, RequestProcessor
-from wsgi_ts.handlers.inputs import LazyHeaders
+from wsgi_ts.handlers.serving.context import Context, RequestProcessor
+from wsgi_ts.handlers.serving.inputs import LazyHeaders
 
 PUBLIC_NAMES = [
     "cl_socket",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsgi_ts.handlers.dali import DALIImageClassifier, get_dali_pipeline
+from wsgi_ts.handlers.bundled.dali import DALIImageClassifier, get_dali_pipeline
 from wsgi_ts.handlers.testing import MockContext
 
 

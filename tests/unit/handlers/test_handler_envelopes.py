@@ -8,10 +8,16 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.handlers.context import Context
-from wsgi_ts.handlers.envelopes import BaseEnvelope, BodyEnvelope, JSONEnvelope, KServeEnvelope, KServev2Envelope
-from wsgi_ts.handlers.results import BatchFailure
-from wsgi_ts.handlers.utils import PredictionException
+from wsgi_ts.handlers.serving.context import Context
+from wsgi_ts.handlers.serving.envelopes import (
+    BaseEnvelope,
+    BodyEnvelope,
+    JSONEnvelope,
+    KServeEnvelope,
+    KServev2Envelope,
+)
+from wsgi_ts.handlers.serving.results import BatchFailure
+from wsgi_ts.handlers.toolkit.utils import PredictionException
 
 
 def make_context(**headers: str) -> Context:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsgi_ts.handlers.inputs import MAX_FIELDS, BadInput, LazyHeaders, build_row
+from wsgi_ts.handlers.serving.inputs import MAX_FIELDS, BadInput, LazyHeaders, build_row
 
 FORM = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data; boundary=xyz"

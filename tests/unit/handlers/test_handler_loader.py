@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.handlers.loader import Entry, list_classes_from_module, load_entry
+from wsgi_ts.handlers.serving.loader import Entry, list_classes_from_module, load_entry
 
 pytestmark = pytest.mark.usefixtures("imports")
 

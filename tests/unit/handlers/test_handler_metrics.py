@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.handlers.metrics import (
+from wsgi_ts.handlers.metrics.cache import (
     MAX_SAMPLES,
     CachingMetric,
     Dimension,
@@ -22,7 +22,7 @@ from wsgi_ts.handlers.metrics import (
     MetricTypes,
     Sample,
 )
-from wsgi_ts.handlers.metrics_store import Metric, MetricEncoder, MetricsStore, emit_metrics
+from wsgi_ts.handlers.metrics.store import Metric, MetricEncoder, MetricsStore, emit_metrics
 
 MODEL = (("ModelName", "m"), ("Level", "Model"))
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.handlers.base import BaseHandler
-from wsgi_ts.handlers.micro_batching import MicroBatching
+from wsgi_ts.handlers.bundled.base import BaseHandler
+from wsgi_ts.handlers.bundled.micro_batching import MicroBatching
 from wsgi_ts.handlers.testing import MockContext
 
 

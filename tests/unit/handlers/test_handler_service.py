@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.handlers.context import StreamClosed
-from wsgi_ts.handlers.metrics import Sample
-from wsgi_ts.handlers.results import Answer
-from wsgi_ts.handlers.service import LoadError, Request, Service, shim_path
+from wsgi_ts.handlers.metrics.cache import Sample
+from wsgi_ts.handlers.serving.context import StreamClosed
+from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.results import Answer
+from wsgi_ts.handlers.serving.service import LoadError, Service, shim_path
 
 LoadModel = Callable[..., Service]
 
@@ -428,7 +429,7 @@ def test_the_models_folder_comes_first_and_the_shim_second(load_model: LoadModel
 
 def test_the_service_does_not_import_torch() -> None:
     code = (
-        "import sys, wsgi_ts.handlers.service, wsgi_ts.handlers.inputs, wsgi_ts.handlers.loader; "
+        "import sys; from wsgi_ts.handlers.serving import inputs, loader, service; "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

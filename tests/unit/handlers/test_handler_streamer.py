@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from wsgi_ts.handlers.hf_batch_streamer import TextIteratorStreamerBatch
+from wsgi_ts.handlers.toolkit.hf_batch_streamer import TextIteratorStreamerBatch
 
 WORDS = ["<pad>", "the", "cat", "dog", "sat"]
 

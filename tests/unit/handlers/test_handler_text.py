@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from wsgi_ts.handlers.bundled.text import TextClassifier
 from wsgi_ts.handlers.testing import MockContext
-from wsgi_ts.handlers.text import TextClassifier
-from wsgi_ts.handlers.text_utils import (
+from wsgi_ts.handlers.toolkit.text_utils import (
     CONTRACTION_MAP,
     Vocabulary,
     expand_contractions,
@@ -21,7 +21,7 @@ from wsgi_ts.handlers.text_utils import (
     load_vocabulary,
     ngrams_iterator,
 )
-from wsgi_ts.handlers.utils import PredictionException
+from wsgi_ts.handlers.toolkit.utils import PredictionException
 
 WORDS = ["<unk>", "good", "bad", "very", "very good"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.handlers.metrics import MetricsCache
-from wsgi_ts.handlers.utils import (
+from wsgi_ts.handlers.metrics.cache import MetricsCache
+from wsgi_ts.handlers.toolkit.utils import (
     PredictionException,
     deprecated,
     import_class,

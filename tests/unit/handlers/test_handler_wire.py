@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from support.eventually import eventually
 
-from wsgi_ts.handlers.context import Context
-from wsgi_ts.handlers.socket_worker import TorchModelServiceWorker
-from wsgi_ts.handlers.wire import (
+from wsgi_ts.handlers.serving.context import Context
+from wsgi_ts.handlers.torchserve.socket_worker import TorchModelServiceWorker
+from wsgi_ts.handlers.torchserve.wire import (
     create_load_model_response,
     create_predict_response,
     encode_response_headers,
@@ -164,7 +164,8 @@ def test_a_worker_needs_an_address(tmp_path: Path) -> None:
 def worker(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], socket.socket]]:
     (tmp_path / "handler.py").write_text(HANDLER)
     path = tmp_path / "s"
-    command = [sys.executable, "-m", "wsgi_ts.handlers.socket_worker", "--sock-type", "unix", "--sock-name", str(path)]
+    module = "wsgi_ts.handlers.torchserve.socket_worker"
+    command = [sys.executable, "-m", module, "--sock-type", "unix", "--sock-name", str(path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from wsgi_ts.handlers.service import shim_path
+from wsgi_ts.handlers.serving.service import shim_path
 
 CHECK = """
 import importlib, sys
@@ -26,8 +26,8 @@ from ts.utils.util import PredictionException
 from ts.arg_parser import ArgParser
 assert ArgParser.extract_args(["--start", "--models", "a=b.mar"]).models == ["a=b.mar"]
 assert ArgParser.model_service_worker_args().parse_args(["--sock-type", "tcp", "--port", "1"]).port == "1"
-import ts.service, ts.version, wsgi_ts.handlers.context
-assert Context is wsgi_ts.handlers.context.Context
+import ts.service, ts.version, wsgi_ts.handlers.serving.context
+assert Context is wsgi_ts.handlers.serving.context.Context
 assert issubclass(ImageClassifier, BaseHandler)
 assert ts.service.PredictionException is PredictionException
 assert ts.version.__version__ == "0.12.0"

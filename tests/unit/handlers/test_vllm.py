@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.handlers import vllm
-from wsgi_ts.handlers.context import Context, StreamClosed
-from wsgi_ts.handlers.metrics import MetricsCache
+from wsgi_ts.handlers.bundled import vllm
+from wsgi_ts.handlers.metrics.cache import MetricsCache
+from wsgi_ts.handlers.serving.context import Context, StreamClosed
 
 
 def context_of(model_dir: Path, **section: Any) -> Context:

@@ -1,4 +1,4 @@
-"""Stand-in for TensorRT-LLM's LLM interface: what `wsgi_ts.handlers.trt_llm` uses of it, under the same names."""
+"""Stand-in for TensorRT-LLM's LLM interface: what the bundled `trt_llm` handler uses of it, under the same names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stand-in for vLLM: what `wsgi_ts.handlers.vllm` uses of version 0.33, under the same names."""
+"""Stand-in for vLLM: what `wsgi_ts.handlers.bundled.vllm` uses of version 0.33, under the same names."""
 
 from __future__ import annotations
 

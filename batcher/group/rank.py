@@ -1,0 +1,213 @@
+"""One rank of a group: a model worker that spans several processes, each started by torchrun.
+
+Rank 0 is a model worker like any other: it takes batches from the mailbox and answers. Under `tp` and `pptp` it first
+tells the others which slots the batch has; they read the same slots and call the handler with the same rows, and what
+they return is dropped. Under `pp` only rank 0's handler is called; the others do what its pipeline tells them.
+
+Ranks that disagree about a batch (one raises, another does not) can no longer be trusted to work in step: the batch
+is answered with an error and the group ends, to be started again. The same holds for a rank that dies: the group's
+agent then ends all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import math
+import os
+import sys
+from array import array
+from collections.abc import Sequence
+
+from wsgi_ts.batcher.shm.board import Board
+from wsgi_ts.batcher.shm.group_board import GroupBoard, GroupFollower, GroupLeader, GroupStopped
+from wsgi_ts.batcher.shm.mailbox import WorkerMailbox, mailbox_name
+from wsgi_ts.batcher.spawn.environment import export_python_path, limit_threads
+from wsgi_ts.batcher.worker.slots import Place, WorkerSlots
+from wsgi_ts.batcher.worker.worker import ModelWorker, print_metrics
+from wsgi_ts.handlers.serving.context import StreamClosed
+from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.results import PREDICTION_FAILED, Answer, error_answer
+from wsgi_ts.handlers.serving.service import LoadError, Service, configure_logging
+from wsgi_ts.messages import ModelSpec
+from wsgi_ts.process import die_with_parent, enable_fault_traces, set_process_title
+
+#: The parallel type under which only rank 0 gets requests.
+PIPELINE = "pp"
+#: A rank that raised waits so long for the others to end the batch too, in seconds; after that they are out of step.
+DISAGREEMENT_LIMIT_S = 5.0
+
+
+class LeaderWorker(ModelWorker):
+    """Rank 0 of a group whose ranks all get the requests."""
+
+    def _predict(self, service: Service, places: list[Place], requests: list[Request]) -> None:
+        assert self._group is not None
+        self._group.tell(array("Q", [place.entry for place in places]).tobytes())
+        super()._predict(service, places, requests)
+
+    def _write_answers(self, service: Service, places: list[Place], answers: list[Answer], ended: int) -> None:
+        assert self._group is not None
+        self._group.ended()
+        outcomes = self._group.outcomes(DISAGREEMENT_LIMIT_S if service.raised else math.inf)
+        if outcomes is None or any(outcome != service.raised for outcome in outcomes):
+            print("The ranks of the group disagree about a batch: the group is started again.", file=sys.stderr)
+            service.must_restart = True
+            if not service.raised:
+                answers = [error_answer(503, PREDICTION_FAILED)] * len(places)
+        super()._write_answers(service, places, answers, ended)
+
+    def _send_chunk(self, index: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes) -> None:
+        # The other ranks do not hear that a client has gone, and go on: this one has to keep in step with them.
+        with contextlib.suppress(StreamClosed):
+            super()._send_chunk(index, status, phrase, headers, body)
+
+
+class FollowerWorker:
+    """Every other rank."""
+
+    def __init__(self, spec: ModelSpec, prefix: str, group: GroupFollower) -> None:
+        self._spec = spec
+        self._group = group
+        self._slots = WorkerSlots(prefix, spec.decode_input_request)
+        self._service: Service | None = None
+        self._under_way: dict[str, Request] = {}  # of a continuous batch: those of its last step, by id
+
+    def load(self, gpu_id: int | None) -> None:
+        """Imports and initialises the handler (see `Service.load` for what it raises)."""
+        self._service = Service.load(self._spec, gpu_id, _send_nothing, metrics_sink=print_metrics, group=self._group)
+
+    def serve(self) -> None:
+        """Takes part in what rank 0 tells, until it says stop.
+
+        Raises:
+            RuntimeError: the ranks are out of step.
+            BaseException: what this rank's part of a pipeline raised.
+        """
+        service = self._service
+        if service is None:
+            raise RuntimeError("serve() before load()")
+        while True:
+            try:
+                message = self._group.hear()
+            except GroupStopped:
+                return
+            if self._spec.parallel_type == PIPELINE:
+                self._follow(message)
+            else:
+                self._take_part(service, message)
+
+    def close(self) -> None:
+        """Ends what the handler's service keeps."""
+        if self._service is not None:
+            self._service.close()
+
+    def _follow(self, message: bytes) -> None:
+        if self._group.follow is None:
+            raise RuntimeError("rank 0 runs a pipeline, but this rank's handler has made none: get_pipeline_driver")
+        self._group.follow(message)
+        self._group.done(0)
+
+    def _take_part(self, service: Service, message: bytes) -> None:
+        places = [self._slots.place(entry) for entry in array("Q", message)]
+        requests = [self._read(place) for place in places if place is not None]
+        if len(requests) == len(places):
+            service.predict(requests)
+        self._group.done(int(service.raised))
+        if service.raised and not self._group.leader_ends(DISAGREEMENT_LIMIT_S):
+            raise RuntimeError("this rank has failed, and the others have not ended the batch: the group ends")
+        if self._spec.continuous_batching and not any(request.is_describe for request in requests):
+            self._under_way = {request.request_id: request for request in requests}
+
+    def _read(self, place: Place) -> Request:
+        """The request as rank 0's handler gets it: what goes on in a continuous batch comes back as an empty row."""
+        known = self._under_way.get(place.segment.ids(place.slot)[1])
+        if known is None:
+            return self._slots.read(place)
+        known.row = {}
+        return known
+
+
+def _send_nothing(index: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes) -> None:
+    """Takes the place of streaming: rank 0 alone sends."""
+
+
+def _end_process_group() -> None:
+    """Lets go of torch's connections to the other ranks, which are leaving too."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def lead(spec: ModelSpec, args: argparse.Namespace, name: str) -> int:
+    """The life of rank 0; returns its exit code."""
+    group = GroupLeader(GroupBoard(name))
+    kind = ModelWorker if spec.parallel_type == PIPELINE else LeaderWorker
+    bell = Board.attach(args.prefix).batcher_bell(args.batcher_index)
+    worker = kind(spec, args.prefix, WorkerMailbox(name), bell, group)
+    if not _load(worker, group, args.gpu_id):
+        return 1
+    worker.serve()
+    worker.close()
+    if worker.must_restart:
+        return 1
+    group.stop()
+    _end_process_group()
+    return 0
+
+
+def follow(spec: ModelSpec, args: argparse.Namespace, name: str, rank: int) -> int:
+    """The life of every other rank; returns its exit code."""
+    group = GroupFollower(GroupBoard(name), rank)
+    worker = FollowerWorker(spec, args.prefix, group)
+    if not _load(worker, group, args.gpu_id):
+        return 1
+    worker.serve()
+    worker.close()
+    _end_process_group()
+    return 0
+
+
+def _load(worker: ModelWorker | FollowerWorker, group: GroupLeader | GroupFollower, gpu_id: int | None) -> bool:
+    """Loads the handler and says on the group's board how that went."""
+    try:
+        worker.load(gpu_id)
+    except LoadError as error:
+        group.report_loaded(error.status)
+        return False
+    except BaseException:  # the handler's traceback has been printed by Service.load
+        print(f"Backend worker process died. (rank {group.rank})", file=sys.stderr, flush=True)
+        group.report_loaded(500)
+        return False
+    gc.collect()
+    gc.freeze()
+    group.report_loaded(200)
+    return True
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Entry of one rank; returns its exit code.
+
+    Args:
+        words: its arguments; None: those of the process.
+    """
+    die_with_parent(os.getppid())
+    parser = argparse.ArgumentParser(prog="python -m wsgi_ts.batcher.group.rank")
+    parser.add_argument("--spec-json", required=True)
+    parser.add_argument("--worker-id", type=int, required=True)
+    parser.add_argument("--start-count", type=int, required=True)
+    parser.add_argument("--gpu-id", type=int)
+    parser.add_argument("--prefix", required=True)
+    parser.add_argument("--batcher-index", type=int, required=True)
+    args = parser.parse_args(words)
+    spec = ModelSpec.from_dict(json.loads(args.spec_json))
+    rank = int(os.environ["LOCAL_RANK"])
+    enable_fault_traces()
+    set_process_title(f"wsgi-ts: rank {rank} of {args.worker_id} {spec.name} {spec.version}")
+    configure_logging()
+    limit_threads(int(os.environ["OMP_NUM_THREADS"]))
+    export_python_path(spec)
+    name = mailbox_name(args.prefix, args.batcher_index, args.worker_id, args.start_count)
+    return follow(spec, args, name, rank) if rank else lead(spec, args, name)

@@ -1,0 +1,167 @@
+"""One model worker as its batcher's pool knows it: its record, its log lines, what its exit means."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import math
+from dataclasses import dataclass, field
+
+from wsgi_ts.batcher.pool.actions import Cause
+from wsgi_ts.batcher.spawn.exit import EXIT_CODE_OUT_OF_MEMORY
+from wsgi_ts.messages import ModelSpec, WorkerReport
+
+#: Seconds before the n-th restart in a row of failures; the last one repeats. TorchServe's sequence.
+BACKOFF_S = (1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987, 1597)
+#: A worker that was ready for so many seconds before it failed is started again without waiting.
+STABLE_S = 10.0
+HTTP_OK = 200
+HTTP_ERROR = 500
+HTTP_OUT_OF_MEMORY = 507
+
+# TorchServe's logger: people and tools search for its lines.
+_logger = logging.getLogger("org.pytorch.serve.wlm.WorkerThread")
+
+
+class Phase(enum.Enum):
+    """Where a worker is in its life (drawn in `worker_pool`)."""
+
+    WAITING = "waiting"
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    RELEASING = "releasing"
+    ENDING = "ending"
+    BACKOFF = "backoff"
+    FAILED = "failed"
+
+
+#: The phases in which a process exists, or has been asked for.
+HAS_PROCESS = frozenset((Phase.STARTING, Phase.LOADING, Phase.READY, Phase.RELEASING, Phase.ENDING))
+BEFORE_READY = frozenset((Phase.STARTING, Phase.LOADING))
+
+
+@dataclass(slots=True)
+class Model:
+    """A model version that this batcher runs."""
+
+    spec: ModelSpec
+    removed: bool = False
+    #: Batches and loads without an answer since the last load that succeeded; for the log.
+    timeouts_in_a_row: int = 0
+
+
+@dataclass(slots=True)
+class Worker:
+    """A model worker: what is wanted of it, and its present life (numbered by `start_count`)."""
+
+    worker_id: int
+    model: Model
+    gpu_id: int | None
+    #: The only GPUs it may see; None: all.
+    devices: list[int] | None
+    started_at_ms: int
+    wanted: bool = True
+    phase: Phase = Phase.WAITING
+    #: When the phase has lasted too long, monotonic seconds.
+    deadline: float = math.inf
+    start_count: int = 0
+    pid: int = -1
+    #: When this life had loaded its model, monotonic seconds.
+    ready_at: float = math.inf
+    load_status: int = 0
+    load_ms: int = 0
+    #: This life was asked to go while it had done nothing wrong.
+    stopping: bool = False
+    #: This life got SIGKILL from us, so that SIGKILL does not mean "out of memory".
+    killed: bool = False
+    #: How far the loading of a worker of several ranks has come, for people.
+    progress: str = ""
+    #: What this life did wrong, as far as it is known before its exit.
+    fault: str = ""
+    #: Failures in a row, and when (monotonic seconds) the first of them was.
+    failures: int = 0
+    recovering_since: float | None = None
+    #: How the last life ended.
+    exit_reason: str = ""
+    last_lines: list[str] = field(default_factory=list)
+    #: TorchServe's name of the state, for the log.
+    log_state: str = "null"
+
+    @property
+    def model_index(self) -> int:
+        """The number of the worker's model on the data path."""
+        return self.model.spec.index
+
+    @property
+    def thread_name(self) -> str:
+        """The name TorchServe's log gives to a worker."""
+        return f"W-{self.worker_id}-{self.model.spec.name}_{self.model.spec.version}"
+
+    def begin(self, phase: Phase, deadline: float = math.inf) -> None:
+        """Enters a phase that may last until `deadline`."""
+        self.phase, self.deadline = phase, deadline
+
+    def log(self, level: int, text: str, *args: object, cause: str | None = None) -> None:
+        """Logs a line under the worker's name; `cause` gets a line of its own below it, as an exception does."""
+        if _logger.isEnabledFor(level):
+            record = _logger.makeRecord(_logger.name, level, __file__, 0, text, args, None)
+            record.threadName = self.thread_name
+            record.exc_text = cause
+            _logger.handle(record)
+
+    def log_change(self, state: str) -> None:
+        """Logs a change of state, in TorchServe's words."""
+        self.log(logging.DEBUG, "%s State change %s -> %s", self.thread_name, self.log_state, state)
+        self.log_state = state
+
+    def report(self, state: str | None = None) -> WorkerReport:
+        """The worker's state for the supervisor; `state` overrides the phase's name."""
+        shown = Phase.STARTING if self.phase is Phase.WAITING else self.phase
+        return WorkerReport(
+            worker_id=self.worker_id,
+            model_index=self.model_index,
+            state=state or shown.value,
+            pid=self.pid,
+            gpu_id=self.gpu_id,
+            progress=self.progress,
+            started_at_ms=self.started_at_ms,
+            load_status=self.load_status,
+            load_ms=self.load_ms,
+            restarts=max(self.start_count - 1, 0),
+            recovering_since=self.recovering_since or 0.0,
+            exit_reason=self.exit_reason,
+            last_lines=self.last_lines,
+        )
+
+
+def restart_delay_s(worker: Worker, now: float) -> int:
+    """Seconds to wait before a worker that has just failed (`failures` times in a row) is started again."""
+    was_stable = now - worker.ready_at >= STABLE_S
+    return 0 if was_stable else backoff_s(worker.failures)
+
+
+def backoff_s(failures: int) -> int:
+    """Seconds to wait after the n-th failure in a row (from 1)."""
+    return BACKOFF_S[min(failures, len(BACKOFF_S)) - 1]
+
+
+def judge_exit(worker: Worker, code: int | None, signal: str | None) -> tuple[Cause, str]:
+    """What the exit of a worker's process means, and a sentence about it.
+
+    Args:
+        worker: the worker, its record as it was before the exit.
+        code: the exit code, None where a signal ended it.
+        signal: the signal's name, None where it exited. Both are None where there never was a process.
+    """
+    if code is None and signal is None:
+        return "died", "the process could not be started"
+    how = f"killed by {signal}" if signal else f"exit code {code}"
+    left_when_asked = worker.phase is Phase.ENDING or code == 0
+    if worker.stopping and not worker.fault and left_when_asked:
+        return "stopped", how
+    unasked_kill = signal == "SIGKILL" and not worker.killed
+    failed_load = bool(worker.fault) and worker.load_status == HTTP_OUT_OF_MEMORY
+    if code == EXIT_CODE_OUT_OF_MEMORY or unasked_kill or failed_load:
+        return "oom", f"{worker.fault or 'out of memory'} ({how})"
+    return "died", worker.fault or how

@@ -1,0 +1,90 @@
+"""The words of one model version on the board, as its batcher writes them. Pure: a view of memory is passed in."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+
+from wsgi_ts.batcher.scheduler.job import Job
+from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm.layout import ModelWord
+
+
+class ModelCounters:
+    """Counters and gauges of one model version on one batcher, which is their only writer.
+
+    Args:
+        words: the board's words.
+        row: the first word of this model version's row.
+    """
+
+    def __init__(self, words: memoryview, row: int) -> None:
+        self._words = words
+        self._row = row
+
+    def add(self, word: int, amount: int = 1) -> None:
+        """Counts up one ModelWord."""
+        self._words[self._row + word] += amount
+
+    def show(self, word: int, value: int) -> None:
+        """Sets a gauge, one of ModelWord."""
+        self._words[self._row + word] = value
+
+    def handed_over(self, jobs: Sequence[Job], now: float) -> None:
+        """Counts how long the requests of a batch have waited.
+
+        Args:
+            jobs: the requests; not empty.
+            now: monotonic seconds.
+        """
+        self._count_times(ModelWord.QUEUE_US, ModelWord.QUEUE_US_NAMED, ModelWord.QUEUE_BUCKETS, jobs, int(now * 1e9))
+
+    def begun(self, handover_s: float) -> None:
+        """Counts how long an idle worker took to find a batch that was handed to it."""
+        words, row = self._words, self._row
+        handover_us = max(0, int(handover_s * 1e6))
+        words[row + ModelWord.HANDOVER_US] += handover_us
+        words[row + ModelWord.HANDOVER_BUCKETS + bisect_left(layout.TIME_BUCKETS_US, handover_us)] += 1
+
+    def answered(self, jobs: Sequence[Job], ended_at: float, service_s: float) -> None:
+        """Counts a finished batch: its size, its service time, and each request's time from arrival to answer.
+
+        Args:
+            jobs: the requests; not empty.
+            ended_at: monotonic seconds.
+            service_s: how long the handler took, in seconds.
+        """
+        words, row = self._words, self._row
+        service_us = int(service_s * 1e6)
+        words[row + ModelWord.BATCHES] += 1
+        words[row + ModelWord.SERVICE_US] += service_us
+        words[row + ModelWord.SERVICE_BUCKETS + bisect_left(layout.TIME_BUCKETS_US, service_us)] += 1
+        words[row + ModelWord.BATCH_BUCKETS + bisect_left(layout.BATCH_SIZES, len(jobs))] += 1
+        latency, buckets = (ModelWord.LATENCY_US, ModelWord.LATENCY_US_NAMED), ModelWord.LATENCY_BUCKETS
+        self._count_times(*latency, buckets, jobs, int(ended_at * 1e9))
+
+    def clear_gauges(self) -> None:
+        """Zeroes what describes the present, when the model is unloaded; counters stay."""
+        for word in (ModelWord.READY_WORKERS, ModelWord.OUTSTANDING, ModelWord.QUEUED):
+            self.show(word, 0)
+
+    def _count_times(self, word: int, named_word: int, bucket: int, jobs: Sequence[Job], until_ns: int) -> None:
+        """Adds the times from the jobs' arrivals on to two sums, by whether they named the version, and a histogram."""
+        words, row = self._words, self._row
+        arrivals = [job.arrived_ns for job in jobs]
+        named = [job.arrived_ns for job in jobs if job.named]
+        total_ns = until_ns * len(arrivals) - sum(arrivals)
+        if named:
+            named_ns = until_ns * len(named) - sum(named)
+            words[row + named_word] += max(0, named_ns) // 1000
+            total_ns -= named_ns
+        words[row + word] += max(0, total_ns) // 1000
+        # Those of a batch mostly fall into one bucket, and are then counted at once.
+        first, bounds = row + bucket, layout.TIME_BUCKETS_US
+        shortest = bisect_left(bounds, (until_ns - max(arrivals)) // 1000)
+        longest = bisect_left(bounds, (until_ns - min(arrivals)) // 1000)
+        if shortest == longest:
+            words[first + shortest] += len(arrivals)
+            return
+        for moment in arrivals:
+            words[first + bisect_left(bounds, (until_ns - moment) // 1000)] += 1

@@ -1,0 +1,342 @@
+"""The web side of a segment: take a slot, write a request, push it, find the answer, give the slot back.
+
+One `SlotClient` belongs to one thread (the loop of a web worker). Where requests come from several threads
+(`dataplane.BlockingPlane`), its owner holds a lock around each call.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable
+
+import numpy as np
+
+from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm.board import Board
+from wsgi_ts.batcher.shm.layout import RequestFlag, ResponseFlag, SlotState
+from wsgi_ts.batcher.shm.ring import RingProducer
+from wsgi_ts.batcher.shm.segment import Segment
+
+log = logging.getLogger(__name__)
+
+#: How many slots a model may have for each one that is free (see `SlotClient.take`).
+MOST_PER_FREE_SLOT = 16
+_STATE_MASK = layout.STATE_MASK
+_GENERATION_SHIFT = layout.GENERATION_SHIFT
+_SLOT_WORDS = layout.SLOT_BYTES // layout.WORD
+_STREAM_PLACE = layout.STREAM_WORDS // layout.WORD
+
+
+class SlotAnswer:
+    """A finished request's answer as it lies in the slot.
+
+    `headers` are the handler's own, `body` is a view into shared memory that is valid until the slot is released.
+    `error` is True when `body` is an error's text.
+    """
+
+    __slots__ = ("body", "error", "headers", "phrase", "status", "streamed")
+
+    def __init__(self, status: int, phrase: str, headers: list[tuple[str, str]], body: memoryview, error: bool) -> None:
+        self.status = status
+        self.phrase = phrase
+        self.headers = headers
+        self.body = body
+        self.error = error
+        self.streamed = False
+
+
+class SlotClient:
+    """The producer of one segment.
+
+    Args:
+        segment: the segment this process has made.
+        board: the instance's board.
+        batchers: the number of batchers.
+        warm_bytes: reserved payload memory that free slots may keep; beyond it a slot's pages go back at release.
+    """
+
+    def __init__(self, segment: Segment, board: Board, batchers: int, warm_bytes: int) -> None:
+        self.segment = segment
+        self._layout = segment.layout
+        self._buffer = segment.buffer
+        self._states = segment.states
+        self._cancels = segment.cancels
+        # The low byte of each state word, as one array: the scan for answers is a single comparison.
+        low_byte = 0 if sys.byteorder == "little" else layout.WORD - 1
+        self._scan = np.frombuffer(segment.states, dtype=np.uint8)[low_byte :: layout.WORD]
+        self._rings = [RingProducer(segment, index) for index in range(batchers)]
+        self._bells = [board.batcher_bell(index) for index in range(batchers)]
+        slots = self._layout.slots
+        self._generations = [0] * slots
+        self._request_reserved = [0] * slots
+        self._bases = [self._layout.slot(index) for index in range(slots)]
+        self._free = list(range(slots - 1, -1, -1))
+        self._highest = 0
+        self._warm_limit = warm_bytes
+        self._warm = 0
+        self._other_held = [0] * slots
+        #: Where each slot's stream words (tail, head) lie among all words of the slots.
+        self._slot_words = segment.memory.words(self._layout.first_slot, slots * layout.SLOT_BYTES // layout.WORD)
+        #: Slots of which only chunks, or the end, are news: streams that are being read, and what nobody waits for.
+        self._quiet: set[int] = set()
+        self._model_of = [0] * slots
+        self._held = [0] * layout.MAX_MODELS
+        self.in_flight = 0
+
+    @property
+    def capacity(self) -> int:
+        """Number of slots."""
+        return self._layout.slots
+
+    def take(self, model: int = 0) -> int | None:
+        """A free slot, marked WRITING; None when all are in use, or too many of them by this model.
+
+        A model may have at most `MOST_PER_FREE_SLOT` times as many slots as stay free but for one, which is for models
+        that have none. So a model that is alone gets nearly all of them, and one whose requests pile up, or leave
+        slowly, always leaves some to the others.
+
+        Args:
+            model: the index of the model version that the request is for.
+        """
+        free, held = self._free, self._held[model]
+        if not free or (held and held >= MOST_PER_FREE_SLOT * (len(free) - 1)):
+            return None
+        slot = free.pop()
+        self._model_of[slot] = model
+        self._held[model] = held + 1
+        self._warm -= self._request_reserved[slot] + self._other_held[slot]
+        if slot >= self._highest:
+            self._highest = slot + 1
+        generation = self._generations[slot] = self._generations[slot] + 1
+        self._cancels[slot] = 0
+        self._states[slot] = generation << _GENERATION_SHIFT | SlotState.WRITING
+        return slot
+
+    def body_room(self, slot: int, length: int) -> memoryview:
+        """Reserves room for `length` body bytes outside the slot and returns exactly that view.
+
+        Raises:
+            SharedMemoryFull: /dev/shm is full.
+        """
+        start = self._layout.request_payload(slot) + layout.HEAD_ROOM
+        have = self._request_reserved[slot]
+        if length > have:
+            more = (length - have + layout.PAGE - 1) // layout.PAGE * layout.PAGE
+            self.segment.memory.reserve(start + have, more)
+            self.segment.memory.populate(start + have, more)
+            self._request_reserved[slot] = have + more
+        return self._buffer[start : start + length]
+
+    def body_reserved(self, slot: int) -> int:
+        """How many body bytes the slot has room for already, from requests before this one."""
+        return self._request_reserved[slot]
+
+    def submit(
+        self,
+        slot: int,
+        model: int,
+        batcher: int,
+        request_id: bytes,
+        head: bytes,
+        url_path: bytes,
+        content_type: bytes,
+        body: bytes | None,
+        body_bytes: int,
+        flags: int,
+        arrival_ns: int,
+        idle_us: int,
+        sequence: bytes = b"",
+    ) -> None:
+        """Writes the request into its slot and pushes it; the batcher sees it after `publish`.
+
+        Args:
+            slot: from `take`.
+            model: the model version's index.
+            batcher: the batcher that gets it.
+            request_id: 36 ASCII characters.
+            head: the request's head as received.
+            url_path: what stands behind the version in the path.
+            content_type: the content type as sent, empty for none.
+            body: a small body; None when it was received into `body_room`.
+            body_bytes: the body's length.
+            flags: RequestFlag bits.
+            arrival_ns: monotonic time of the request's first byte.
+            idle_us: microseconds since the answer before on this connection, NOT_RETURNING for its first request.
+            sequence: the id of its sequence, empty for a model without sequences.
+
+        Raises:
+            SharedMemoryFull: the request does not fit inline and /dev/shm is full; the slot is still WRITING.
+        """
+        inline = len(head) + len(url_path) + len(content_type) + len(sequence)
+        if body is None:
+            flags |= RequestFlag.BODY_OUTSIDE
+            body = b""
+        elif inline + body_bytes > layout.REQUEST_INLINE_BYTES:
+            self.body_room(slot, body_bytes)[:] = body
+            flags |= RequestFlag.BODY_OUTSIDE
+            body = b""
+        head_bytes = len(head)
+        path_bytes, type_bytes, sequence_bytes = len(url_path), len(content_type), len(sequence)
+        if inline + len(body) > layout.REQUEST_INLINE_BYTES:
+            self._write_head_outside(slot, head + url_path + content_type + sequence)
+            flags |= RequestFlag.HEAD_OUTSIDE
+            head = url_path = content_type = sequence = b""
+        header = layout.REQUEST.pack(
+            *(arrival_ns, body_bytes, model, flags, head_bytes, path_bytes, type_bytes, batcher, request_id),
+            sequence_bytes,
+        )
+        data = b"".join((header, head, url_path, content_type, sequence, body))
+        base = self._bases[slot]
+        self._buffer[base : base + len(data)] = data
+        generation = self._generations[slot]
+        self._states[slot] = generation << _GENERATION_SHIFT | SlotState.READY
+        self._rings[batcher].push(slot, model, generation, idle_us)
+        self.in_flight += 1
+
+    def publish(self) -> None:
+        """Shows the batchers what was submitted since the last call; wakes those that sleep."""
+        for ring, bell in zip(self._rings, self._bells, strict=True):
+            if ring.publish():
+                bell.ring(layout.News.SUBMISSION)
+
+    def unpublished(self, batcher: int) -> int:
+        """How many requests were submitted to a batcher since the last `publish`."""
+        return self._rings[batcher].unpublished
+
+    def answered(self) -> list[int]:
+        """Slots with news: an answer, the beginning of one, or chunks of a stream to take (one vectorised scan).
+
+        A stream that is being read, or that nobody waits for, and that has nothing to take is none: its handler may be
+        silent for as long as it likes.
+        """
+        if not self.in_flight:
+            return []
+        found: list[int] = (self._scan[: self._highest] >= layout.FIRST_ANSWERED).nonzero()[0].tolist()
+        if found and self._quiet:
+            return [slot for slot in found if slot not in self._quiet or self._has_moved(slot)]
+        return found
+
+    def _has_moved(self, slot: int) -> bool:
+        """Whether a stream has chunks to take, or has ended."""
+        if self._states[slot] & _STATE_MASK != SlotState.STREAMING:
+            return True
+        place = slot * _SLOT_WORDS + _STREAM_PLACE
+        return bool(self._slot_words[place] != self._slot_words[place + 1])
+
+    def state(self, slot: int) -> int:
+        """The slot's SlotState."""
+        return self._states[slot] & _STATE_MASK
+
+    def answer(self, slot: int) -> SlotAnswer:
+        """Reads the answer (or, for a STREAMING slot, the status and headers of what is being streamed).
+
+        From now on only the chunks of a streamed answer, and its end, are news (see `answered`).
+        """
+        base = self._bases[slot]
+        buffer = self._buffer
+        _, _, length, status, flags, phrase_bytes, header_bytes = layout.RESPONSE.unpack_from(
+            buffer, base + layout.RESPONSE_HEADER
+        )
+        start = base + layout.RESPONSE_INLINE
+        phrase = ""
+        headers: list[tuple[str, str]] = []
+        if phrase_bytes or header_bytes:
+            end = start + phrase_bytes + header_bytes
+            text = bytes(buffer[start:end]).decode("latin-1")
+            phrase = text[:phrase_bytes]
+            headers = _parse_headers(text[phrase_bytes:])
+            start = end
+        if flags & ResponseFlag.BODY_OUTSIDE:
+            start = self._layout.response_payload(slot)
+            self._other_held[slot] = max(self._other_held[slot], length)
+        error = self._states[slot] & _STATE_MASK == SlotState.FAILED
+        answer = SlotAnswer(status, phrase, headers, buffer[start : start + length], error)
+        if flags & ResponseFlag.STREAMED:
+            answer.streamed = True
+            self._quiet.add(slot)
+            self._other_held[slot] = max(self._other_held[slot], layout.STREAM_RING_BYTES)
+        return answer
+
+    def keep_for_sending(self, slot: int) -> None:
+        """Marks an answered slot whose body is still being sent: `answered` leaves it out from now on."""
+        self._states[slot] = self._generations[slot] << _GENERATION_SHIFT | SlotState.SENDING
+
+    def read_stream(self, slot: int) -> list[bytes]:
+        """Takes all chunks that lie in a streamed answer's ring and makes room for more."""
+        words, place = self._slot_words, slot * _SLOT_WORDS + _STREAM_PLACE
+        tail, head = words[place], words[place + 1]
+        start = self._layout.response_payload(slot)
+        ring = self._buffer[start : start + layout.STREAM_RING_BYTES]
+        chunks = []
+        while head < tail:
+            length = int.from_bytes(_ring_read(ring, head, 4), "little")
+            chunks.append(_ring_read(ring, head + 4, length))
+            head += 4 + length
+        words[place + 1] = head
+        return chunks
+
+    def cancel(self, slot: int) -> None:
+        """Tells batcher and model worker that nobody waits for this slot any more."""
+        self._cancels[slot] = 1
+        self._quiet.add(slot)
+
+    def abandon(self, slot: int) -> None:
+        """Gives back a slot that was taken but never submitted."""
+        self.in_flight += 1
+        self.release(slot)
+
+    def release(self, slot: int) -> None:
+        """Gives an answered slot back; beyond the warm budget its payload pages are freed."""
+        self.in_flight -= 1
+        self._held[self._model_of[slot]] -= 1
+        if self._quiet:
+            self._quiet.discard(slot)
+        held = self._request_reserved[slot] + self._other_held[slot]
+        if held:
+            if self._warm + held > self._warm_limit:
+                self._give_back(slot)
+            else:
+                self._warm += held
+        self._states[slot] = self._generations[slot] << _GENERATION_SHIFT
+        self._free.append(slot)
+
+    def _give_back(self, slot: int) -> None:
+        memory = self.segment.memory
+        try:
+            memory.give_back(self._layout.request_payload(slot), self._layout.payload_stride)
+        except OSError as error:  # the pages stay for the next request in this slot
+            log.warning("Shared memory of slot %d is kept: %s", slot, error)
+            self._warm += self._request_reserved[slot] + self._other_held[slot]
+            return
+        self._request_reserved[slot] = self._other_held[slot] = 0
+
+    def _write_head_outside(self, slot: int, head: bytes) -> None:
+        if len(head) > layout.HEAD_ROOM:
+            raise ValueError(f"request head of {len(head)} bytes")
+        start = self._layout.request_payload(slot)
+        self.segment.memory.reserve(start, layout.HEAD_ROOM)
+        self._other_held[slot] = max(self._other_held[slot], layout.HEAD_ROOM)
+        self._buffer[start : start + len(head)] = head
+
+
+def _ring_read(ring: memoryview, position: int, length: int) -> bytes:
+    first = position % len(ring)
+    room = len(ring) - first
+    if length <= room:
+        return bytes(ring[first : first + length])
+    return bytes(ring[first:]) + bytes(ring[: length - room])
+
+
+def _parse_headers(block: str) -> list[tuple[str, str]]:
+    headers = []
+    for line in block.split("\n"):
+        if line:
+            name, _, value = line.partition(":")
+            headers.append((name, value))
+    return headers
+
+
+def encode_headers(headers: Iterable[tuple[str, str]]) -> bytes:
+    """The form in which a handler's response headers lie in a slot (names and values hold no line breaks)."""
+    return "".join(f"{name}:{value}\n" for name, value in headers).encode("latin-1")

@@ -1,0 +1,373 @@
+"""The bytes of shared memory: every offset, size and word of the server is derived here and nowhere else.
+
+Three kinds of object exist; all words are native 64-bit integers, written with one aligned store.
+
+Board, one per server, made by the supervisor::
+
+    word 0 magic | 1 layout version | 2 epoch of routes.json | 3 ..15 unused
+    batcher rows    MAX_BATCHERS x BATCHER_WORDS      asleep, heartbeat (ns), lives, times of the last batch
+    web rows        (MAX_WEB_ROWS + 1) x WEB_WORDS    counters of a web worker (one writer: the owner of the segment);
+                                                      the last row is the web worker's that has no segment
+    model rows      MAX_BATCHERS x MAX_MODELS x MODEL_WORDS   counters of a model version on a batcher (writer: it)
+
+Segment, one per producer (a web worker), made by it::
+
+    page 0          header words (see SegmentWord)
+    rings           one per batcher: tail line, 2 x `slots` entries of two words; the tail is the only shared position:
+                    a batcher begins behind it, and finds what came before by a scan of the states
+    states          `slots` words: generation << 8 | SlotState
+    cancels         `slots` words: 1 when the client has gone (writer: the web worker)
+    slots           `slots` x SLOT_BYTES: request header, response header, inline request and response data
+    payloads        `slots` x (request range + response range), sparse: pages exist only where reserved
+
+Mailbox, one per life of a model worker, made by its batcher::
+
+    header words (see MailWord) | 2 places x (count word + `capacity` entries, see `mail_entry`)
+    | ring of MAIL_MARKS marks of sequences that the handler has ended
+
+Group board, one per life of a model worker that spans several processes, made by its batcher::
+
+    header words (see GroupWord) | one line of words per rank (see RankWord) | the message
+
+A segment is valid if and only if word 0 holds MAGIC (written last by its creator) and word 1 the layout version.
+Nothing in these objects survives the server: after a crash they are removed, never repaired.
+
+Names of words, states and flags are class constants, not enums: an enum member costs a slow lookup at every use, and
+these are used for every request.
+"""
+
+from __future__ import annotations
+
+import struct
+from hashlib import blake2b
+from typing import Final
+
+MAGIC = 0x7773_6769_2D74_7331
+LAYOUT_VERSION = 2
+WORD = 8
+PAGE = 4096
+LINE_WORDS = 8
+
+MAX_BATCHERS = 32
+MAX_MODELS = 256
+MAX_WEB_ROWS = 64
+
+BATCHER_WORDS = 16
+WEB_WORDS = 16
+MODEL_WORDS = 96
+
+BOARD_EPOCH = 2
+BOARD_TOKEN_EPOCH = 3
+BOARD_BATCHERS = 16
+BOARD_WEB = BOARD_BATCHERS + MAX_BATCHERS * BATCHER_WORDS
+BOARD_MODELS = BOARD_WEB + (MAX_WEB_ROWS + 1) * WEB_WORDS
+BOARD_BYTES = (BOARD_MODELS + MAX_BATCHERS * MAX_MODELS * MODEL_WORDS) * WORD
+
+
+class BatcherWord:
+    """Words of a batcher's row on the board; written by the batcher alone."""
+
+    ASLEEP: Final = 0
+    HEARTBEAT_NS: Final = 1
+    LIVES: Final = 2
+    LAST_BATCH_NS: Final = 3  # when the last batch was found finished (monotonic)
+    LAST_QUEUE_US: Final = 4  # how long the oldest request of that batch had waited
+    LAST_HANDOVER_US: Final = 5  # how long a model worker took to begin it
+
+
+class News:
+    """What a sleeping batcher can want to be woken for; bits of its ASLEEP word."""
+
+    SUBMISSION: Final = 1  # rung by web workers
+    COMPLETION: Final = 2  # rung by model workers
+
+
+class WebWord:
+    """Counters of a web worker's row on the board."""
+
+    RESPONSES_2XX: Final = 0
+    RESPONSES_4XX: Final = 1
+    RESPONSES_5XX: Final = 2
+
+
+class ModelWord:
+    """Words of a model version on the board (one row per batcher); written by that batcher alone.
+
+    READY_WORKERS and OUTSTANDING are gauges that web workers read to choose a device; QUEUED is one, too; the rest are
+    counters. Those whose name ends in _NAMED count the requests that named the model's version, the same words
+    without it those that did not. A word whose name ends in BUCKETS is the first of a histogram's counts: one word per
+    bound of TIME_BUCKETS_US (of BATCH_BUCKETS: BATCH_SIZES), and one for what lies above.
+    """
+
+    READY_WORKERS: Final = 0
+    OUTSTANDING: Final = 1
+    QUEUED: Final = 2
+    REQUESTS: Final = 3
+    LATENCY_US: Final = 4
+    QUEUE_US: Final = 5
+    BATCHES: Final = 6
+    SERVICE_US: Final = 7
+    FAILED: Final = 8
+    CANCELLED: Final = 9
+    EXPIRED: Final = 10
+    REFUSED: Final = 11
+    REQUESTS_NAMED: Final = 12
+    LATENCY_US_NAMED: Final = 13
+    QUEUE_US_NAMED: Final = 14
+    HANDOVER_US: Final = 15
+    LATENCY_BUCKETS: Final = 16
+    QUEUE_BUCKETS: Final = 32
+    SERVICE_BUCKETS: Final = 48
+    HANDOVER_BUCKETS: Final = 64
+    BATCH_BUCKETS: Final = 80
+
+
+#: Upper bounds, in microseconds, of the histograms of times.
+TIME_BUCKETS_US = (
+    *(50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000),
+    *(100_000, 250_000, 500_000, 1_000_000, 10_000_000),
+)
+#: Upper bounds of the histogram of requests per batch.
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class SegmentWord:
+    """Header words of a segment, all written by its creator."""
+
+    MAGIC: Final = 0
+    VERSION: Final = 1
+    OWNER_PID: Final = 2
+    SLOTS: Final = 3
+    RINGS: Final = 4
+    REQUEST_RANGE: Final = 5
+    RESPONSE_RANGE: Final = 6
+    ASLEEP: Final = 8
+
+
+class SlotState:
+    """Where a slot stands; the low byte of its state word. The comment says who may write the next state."""
+
+    FREE: Final = 0  # web worker
+    WRITING: Final = 1  # web worker: head or body still arriving
+    SENDING: Final = 2  # web worker: the answer is on its way to the client
+    READY: Final = 3  # batcher: in its submission ring, or found by a scan
+    CLAIMED: Final = 4  # batcher or the model worker it was handed to: in the job queue or in a mailbox
+    RUNNING: Final = 5  # model worker; the batcher once that worker is known to be dead
+    STREAMING: Final = 6  # as RUNNING, with chunks of the answer to fetch
+    DONE: Final = 7  # web worker: the answer is in the slot
+    FAILED: Final = 8  # web worker: the slot holds an error's status and text
+
+
+#: The bits of a state word that hold the state; the slot's generation lies above them.
+STATE_MASK = 0xFF
+GENERATION_SHIFT = 8
+#: States from here on concern the web worker: one comparison finds the slots it must look at.
+FIRST_ANSWERED = SlotState.STREAMING
+
+SLOT_BYTES = PAGE
+SLOT_WORDS = SLOT_BYTES // WORD
+#: A slot: request header (72 bytes) and inline request data behind it, response header (40) and inline response data
+#: behind it, two words for streams at the end. Header and data are contiguous so that one copy writes both.
+REQUEST_INLINE = 72
+REQUEST_INLINE_BYTES = 2048
+RESPONSE_HEADER = REQUEST_INLINE + REQUEST_INLINE_BYTES
+RESPONSE_INLINE = RESPONSE_HEADER + 40
+STREAM_WORDS = SLOT_BYTES - 2 * WORD
+RESPONSE_INLINE_BYTES = STREAM_WORDS - RESPONSE_INLINE
+#: A body outside the slot starts here in the request range; a head that is not inline stands before it, with the path's
+#: rest, the content type and the sequence's id behind it: room for the largest head twice.
+HEAD_ROOM = 28672
+#: The part of the response range that carries the chunks of a streamed answer.
+STREAM_RING_BYTES = 262144
+
+
+class RequestFlag:
+    """Bits of a request header's flags."""
+
+    EXPLAIN: Final = 1
+    DESCRIBE: Final = 2
+    BODY_OUTSIDE: Final = 4
+    HEAD_OUTSIDE: Final = 8  # with the path's rest and the content type
+    #: Query parameters become fields of the handler's row.
+    QUERY_ROW: Final = 16
+    #: The handler is told the rest of the path as header `url_path`.
+    URL_PATH: Final = 32
+    #: The path named the model's version; for the metrics, which tell such requests from the others.
+    VERSION_NAMED: Final = 64
+    #: The body is a list of named values (see `fields.py`), each a key of the handler's row.
+    FIELDS: Final = 128
+
+
+#: Text of a request whose worker died while it ran; its status is 500, or 507 when the worker ran out of memory.
+WORKER_DIED = "Worker died."
+#: Text of a request that was not answered in time; its status is 408.
+TOO_LATE = "The request was not answered within the model's clientTimeoutInMills"
+
+
+class ResponseFlag:
+    """Bits of a response header's flags."""
+
+    BODY_OUTSIDE: Final = 1
+    STREAMED: Final = 2
+
+
+#: Request header: arrival (ns), body bytes, model index, flags, head bytes, url_path bytes, content-type bytes,
+#: batcher, request id (36 ASCII characters), bytes of the sequence's id (0: the model has no sequences). Behind it lie
+#: head, url_path, content type, sequence's id and body.
+REQUEST = struct.Struct("<QQIIIHHH36sH")
+#: Response header: start of service (ns), end of service (ns), body bytes, status, flags, phrase bytes, header bytes.
+RESPONSE = struct.Struct("<QQQHHII4x")
+
+#: Before each field of a body of named values: bytes of its name, bytes of its value.
+FIELD = struct.Struct("<II")
+
+#: Entry of a submission ring, word 0: slot | model index << 20 | low 32 bits of the generation << 32.
+RING_MODEL_SHIFT = 20
+RING_GENERATION_SHIFT = 32
+RING_SLOT_MASK = (1 << RING_MODEL_SHIFT) - 1
+RING_MODEL_MASK = (1 << (RING_GENERATION_SHIFT - RING_MODEL_SHIFT)) - 1
+RING_GENERATION_MASK = (1 << (WORD * 8 - RING_GENERATION_SHIFT)) - 1
+#: Word 1: microseconds since the answer before it on the same connection, NOT_RETURNING for a connection's first.
+NOT_RETURNING = (1 << 64) - 1
+
+
+class MailWord:
+    """Header words of a mailbox; the comment names the one writer."""
+
+    ASLEEP: Final = 0  # model worker
+    STARTED: Final = 1  # model worker: number of the batch it has begun
+    DONE: Final = 2  # model worker: number of the batch it has answered
+    START_NS: Final = 3  # model worker: when that batch was begun
+    SERVICE_NS: Final = 4  # model worker: how long the last answered batch took
+    FINISHED: Final = 5  # model worker: how many requests of its continuous batch have ended
+    POSTED: Final = 8  # batcher: number of the last batch put into a place
+    REVOKED: Final = 9  # batcher: this batch is not to be begun
+    STOP: Final = 10  # batcher: 1 = leave when nothing is posted
+    CAPACITY: Final = 11  # batcher: entries per place
+    ENDED: Final = 6  # model worker: how many sequences its handler has ended; their marks lie behind the places
+    ENDED_SEEN: Final = 12  # batcher: how many of those it has read
+
+
+MAIL_WORDS = 16
+MAIL_PLACES = 2
+_MAIL_SEGMENT_SHIFT = 32
+_MAIL_SLOT_MASK = (1 << _MAIL_SEGMENT_SHIFT) - 1
+#: Sequences whose end a model worker can tell before its batcher has looked; of more it is told later.
+MAIL_MARKS = 512
+
+
+def mail_entry(segment: int, slot: int) -> int:
+    """A request as a mailbox, or a group's message, names it.
+
+    The generation is not in it: a slot that was handed over changes hands again only when its worker has answered it,
+    is dead, or has been told not to begin it.
+
+    Args:
+        segment: the segment's number.
+        slot: the slot's.
+    """
+    return segment << _MAIL_SEGMENT_SHIFT | slot
+
+
+def split_mail_entry(entry: int) -> tuple[int, int]:
+    """The numbers of segment and slot that `mail_entry` has put together."""
+    return entry >> _MAIL_SEGMENT_SHIFT, entry & _MAIL_SLOT_MASK
+
+
+class GroupWord:
+    """Header words of a group board; written by rank 0 but for RANKS."""
+
+    NUMBER: Final = 0  # of the last message
+    LENGTH: Final = 1  # of that message, in bytes
+    STOP: Final = 2  # 1 = leave
+    RANKS: Final = 3  # written by the batcher
+
+
+class RankWord:
+    """Words of one rank on a group board; written by that rank."""
+
+    ASLEEP: Final = 0
+    LOADED: Final = 1  # 0 until its model is loaded, then an HTTP-like status
+    DONE: Final = 2  # number of the message it has done its part of
+    OUTCOME: Final = 3  # of that part
+    PID: Final = 4  # 0 until its process has attached the board
+
+
+GROUP_WORDS = 8
+RANK_WORDS = 8
+#: Largest message of a group: slot numbers of a batch, or the shapes of a pipeline's inputs.
+GROUP_MESSAGE_BYTES = 65536
+
+
+def group_bytes(ranks: int) -> int:
+    """Size of the board of a group."""
+    return (GROUP_WORDS + ranks * RANK_WORDS) * WORD + GROUP_MESSAGE_BYTES
+
+
+class SegmentLayout:
+    """Offsets and sizes, in bytes, of one segment's parts.
+
+    Args:
+        slots: number of slots, a power of two, at most 2**20.
+        rings: number of submission rings (batchers).
+        max_request_bytes: largest request body.
+        max_response_bytes: largest response body.
+
+    Attributes:
+        ring_entries: entries of a submission ring (see `ring.py` for why so many).
+        ring_bytes: one submission ring: tail line, two words per entry.
+        states: offset of the state words.
+        cancels: offset of the cancel words.
+        first_slot: offset of slot 0, page-aligned.
+        reserved_bytes: what is reserved at start: everything before the payload ranges.
+        request_range: address range of a slot's request outside the slot.
+        response_range: address range of a slot's response outside the slot.
+        payload_stride: from one slot's payload range to the next one's.
+        total_bytes: size of the object; most of it never has pages.
+    """
+
+    def __init__(self, slots: int, rings: int, max_request_bytes: int, max_response_bytes: int) -> None:
+        self.slots = slots
+        self.rings = rings
+        self.max_request_bytes = max_request_bytes
+        self.max_response_bytes = max_response_bytes
+        self.ring_entries = 2 * slots
+        self.ring_bytes = (LINE_WORDS + 2 * self.ring_entries) * WORD
+        self.states = PAGE + rings * self.ring_bytes
+        self.cancels = self.states + slots * WORD
+        self.first_slot = _round_up(self.cancels + slots * WORD)
+        self.reserved_bytes = self.first_slot + slots * SLOT_BYTES
+        self.request_range = _round_up(HEAD_ROOM + max_request_bytes)
+        self.response_range = _round_up(max(max_response_bytes, STREAM_RING_BYTES))
+        self.payload_stride = self.request_range + self.response_range
+        self.total_bytes = self.reserved_bytes + slots * self.payload_stride
+
+    def ring(self, batcher: int) -> int:
+        """Offset of the submission ring for a batcher."""
+        return PAGE + batcher * self.ring_bytes
+
+    def slot(self, index: int) -> int:
+        """Offset of a slot."""
+        return self.first_slot + index * SLOT_BYTES
+
+    def request_payload(self, index: int) -> int:
+        """Offset of a slot's request range."""
+        return self.reserved_bytes + index * self.payload_stride
+
+    def response_payload(self, index: int) -> int:
+        """Offset of a slot's response range."""
+        return self.reserved_bytes + index * self.payload_stride + self.request_range
+
+
+def mailbox_bytes(capacity: int) -> int:
+    """Size of a mailbox whose places hold `capacity` entries."""
+    return _round_up((MAIL_WORDS + MAIL_PLACES * (1 + capacity) + MAIL_MARKS) * WORD)
+
+
+def _round_up(size: int) -> int:
+    return (size + PAGE - 1) // PAGE * PAGE
+
+
+def mark_of(key: str) -> int:
+    """A sequence's id as one word, for the way from the model worker to the batcher."""
+    return int.from_bytes(blake2b(key.encode("latin-1", "replace"), digest_size=8).digest(), "little")

@@ -1,0 +1,203 @@
+"""The mailbox: how a batcher hands batches to one life of a model worker, and learns that they are done.
+
+Two places, so that the next batch can lie ready while one runs. Batches are numbered from 1; batch n lies in place
+n % 2. A batch counts as given to the handler from the moment the worker stores its number in STARTED; until then the
+batcher can take it back (`revoke`). Both sides store their word and then look at the other's, with a barrier between
+(Dekker), so a revoked batch is never begun unseen: the worker skips it and stores it as DONE.
+
+In a continuous batch a batch of the mailbox is only a hand-over: it is DONE as soon as the worker has taken its
+requests over, and FINISHED counts those that have ended since.
+"""
+
+from __future__ import annotations
+
+import threading
+from array import array
+
+from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm.doorbell import Doorbell
+from wsgi_ts.batcher.shm.group_board import GroupBoard
+from wsgi_ts.batcher.shm.layout import MailWord
+from wsgi_ts.batcher.shm.shared_memory import SharedMemory, unlink
+
+
+def mailbox_name(prefix: str, batcher: int, worker_id: int, start_count: int) -> str:
+    """Name of the mailbox (and its doorbell) of one life of a model worker."""
+    return f"{prefix}-b{batcher}-w{worker_id}-{start_count}"
+
+
+class _Mailbox:
+    def __init__(self, memory: SharedMemory, capacity: int) -> None:
+        self._memory = memory
+        self.capacity = capacity
+        self._marks = layout.MAIL_WORDS + layout.MAIL_PLACES * (1 + capacity)
+        self.words = memory.words(0, self._marks + layout.MAIL_MARKS)
+        self._barrier = threading.Lock()
+
+    def _place(self, number: int) -> int:
+        return layout.MAIL_WORDS + number % layout.MAIL_PLACES * (1 + self.capacity)
+
+    def close(self) -> None:
+        """Closes the descriptor."""
+        self._memory.close()
+
+
+class BatcherMailbox(_Mailbox):
+    """The batcher's side; it makes the mailbox and removes it, and the board of the worker's ranks if it has any.
+
+    Args:
+        name: see `mailbox_name`.
+        capacity: requests of a batch at most.
+        ranks: processes of the worker; 0 for a worker that is one process.
+
+    Raises:
+        SharedMemoryFull: no room; nothing is left behind.
+    """
+
+    def __init__(self, name: str, capacity: int, ranks: int = 0) -> None:
+        size = layout.mailbox_bytes(capacity)
+        super().__init__(SharedMemory(name, size, reserve=size, create=True), capacity)
+        self.name = name
+        self.words[MailWord.CAPACITY] = capacity
+        Doorbell.create(name)
+        self.bell = Doorbell(name, self.words, MailWord.ASLEEP)
+        self.posted = 0
+        self._group: GroupBoard | None = None
+        self._other_bells: list[Doorbell] = []
+        if ranks:
+            try:
+                self._group = GroupBoard(name, ranks, create=True)
+            except OSError:
+                self.remove()
+                raise
+            self._other_bells = [self._group.bell(rank) for rank in range(1, ranks)]
+
+    def post(self, entries: list[int]) -> int:
+        """Hands over a batch; returns its number. At most MAIL_PLACES batches may be unfinished."""
+        number = self.posted + 1
+        place = self._place(number)
+        words = self.words
+        words[place] = len(entries)
+        words[place + 1 : place + 1 + len(entries)] = memoryview(array("Q", entries))
+        self.posted = number
+        words[MailWord.POSTED] = number
+        self.bell.ring()
+        for bell in self._other_bells:  # rank 0 will have something for them: they wake up while it does
+            bell.ring()
+        return number
+
+    @property
+    def started(self) -> int:
+        """Number of the last batch the worker has begun."""
+        return self.words[MailWord.STARTED]
+
+    @property
+    def done(self) -> int:
+        """Number of the last batch the worker has answered (or skipped)."""
+        return self.words[MailWord.DONE]
+
+    @property
+    def finished(self) -> int:
+        """How many requests of a continuous batch have ended."""
+        return self.words[MailWord.FINISHED]
+
+    @property
+    def ended(self) -> int:
+        """How many sequences the handler has ended."""
+        return self.words[MailWord.ENDED]
+
+    def take_ended(self) -> list[int]:
+        """The marks of the sequences that the handler has ended since the last call."""
+        words = self.words
+        seen, ended = words[MailWord.ENDED_SEEN], words[MailWord.ENDED]
+        marks = [words[self._marks + number % layout.MAIL_MARKS] for number in range(seen, ended)]
+        words[MailWord.ENDED_SEEN] = ended
+        return marks
+
+    def revoke(self, number: int) -> bool:
+        """Takes a batch back; True if the worker had not begun it and now never will."""
+        self.words[MailWord.REVOKED] = number
+        with self._barrier:
+            pass
+        return self.words[MailWord.STARTED] < number
+
+    def stop(self) -> None:
+        """Asks the worker to leave after what was posted."""
+        self.words[MailWord.STOP] = 1
+        self.bell.force()
+
+    def remove(self) -> None:
+        """Closes the mailbox and unlinks its names."""
+        for bell in (self.bell, *self._other_bells):
+            bell.close()
+        self.close()
+        unlink(self.name)
+        Doorbell.unlink(self.name)
+        if self._group is not None:
+            self._group.remove()
+
+
+class WorkerMailbox(_Mailbox):
+    """The model worker's side."""
+
+    def __init__(self, name: str) -> None:
+        memory = SharedMemory(name)
+        capacity = memory.words(0, layout.MAIL_WORDS)[MailWord.CAPACITY]
+        super().__init__(memory, capacity)
+        self.bell = Doorbell(name, self.words, MailWord.ASLEEP)
+
+    @property
+    def stopping(self) -> bool:
+        """True once the batcher asked the worker to leave."""
+        return bool(self.words[MailWord.STOP])
+
+    def posted(self) -> int:
+        """Number of the last batch handed over."""
+        return self.words[MailWord.POSTED]
+
+    def begin(self, number: int, now_ns: int) -> list[int] | None:
+        """Marks a batch as begun and returns its entries; None when the batcher has taken it back."""
+        words = self.words
+        words[MailWord.START_NS] = now_ns
+        words[MailWord.STARTED] = number
+        with self._barrier:
+            pass
+        if words[MailWord.REVOKED] == number:
+            return None
+        place = self._place(number)
+        count = words[place]
+        return words[place + 1 : place + 1 + count].tolist()
+
+    def finish(self, number: int, service_ns: int) -> None:
+        """Marks a batch as answered (or skipped)."""
+        self.words[MailWord.SERVICE_NS] = service_ns
+        self.words[MailWord.DONE] = number
+
+    def take_over(self, number: int) -> list[int]:
+        """The entries of a batch whose requests join a continuous batch; its place is free again."""
+        entries = self.begin(number, 0)
+        self.words[MailWord.DONE] = number
+        return [] if entries is None else entries
+
+    def begin_step(self, now_ns: int) -> None:
+        """Says since when the handler runs for a step of a continuous batch."""
+        self.words[MailWord.START_NS] = now_ns
+
+    def end_step(self, service_ns: int) -> None:
+        """Says that the handler has returned."""
+        self.words[MailWord.SERVICE_NS] = service_ns
+        self.words[MailWord.START_NS] = 0
+
+    def add_finished(self, count: int) -> None:
+        """Counts requests of a continuous batch that have ended; their slots say how."""
+        self.words[MailWord.FINISHED] += count
+
+    def put_ended(self, marks: list[int]) -> list[int]:
+        """Tells of sequences that the handler has ended; returns those for which there is no room yet."""
+        words = self.words
+        ended = words[MailWord.ENDED]
+        room = layout.MAIL_MARKS - (ended - words[MailWord.ENDED_SEEN])
+        for number, mark in enumerate(marks[:room], ended):
+            words[self._marks + number % layout.MAIL_MARKS] = mark
+        words[MailWord.ENDED] = ended + min(room, len(marks))
+        return marks[room:]

@@ -1,0 +1,328 @@
+"""The worker template: a warm process with torch (`preload_modules`) imported, of which model workers are forks.
+
+Runs as `python -m wsgi_ts.batcher.template`, a child of its batcher and the parent of all the batcher's model
+workers, which it starts in milliseconds, kills and reaps, and whose output it writes to the model's logs. One
+thread, one selector; CUDA is never initialised here, since a fork of an initialised process cannot use it.
+
+Frames (`wsgi_ts.control.channel`) from the batcher: `start`, `kill`, `reopen_logs`. Frames to it: `template_ready`,
+`metrics`, and for each life of a worker `started`, `loaded` at most once, `exit` last. A start that fails is an `exit`
+with pid -1. The end of the channel ends the template, and the end of the template ends the workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import importlib
+import logging
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+from wsgi_ts.batcher.shm.group_board import group_name
+from wsgi_ts.batcher.shm.mailbox import mailbox_name
+from wsgi_ts.batcher.spawn.exit import (
+    WORKER_VARIABLE,
+    exit_fields,
+    kill_descendants,
+    kill_leftovers,
+    worker_mark,
+)
+from wsgi_ts.batcher.spawn.process import Entry, Order, Spawned, load_entry, spawn
+from wsgi_ts.batcher.template.output import WorkerOutput
+from wsgi_ts.control.channel import Channel, ChannelClosed
+from wsgi_ts.logs.output import flush_outputs
+from wsgi_ts.logs.plan import LogPlan
+from wsgi_ts.logs.setup import LogFiles, setup_logging
+from wsgi_ts.metrics.reported import ModelMetrics
+from wsgi_ts.process import die_with_parent, set_process_title
+
+log = logging.getLogger(__name__)
+
+DEFAULT_ENTRY = "wsgi_ts.batcher.worker.main:run"
+#: What every worker needs: loaded once here, shared by all forks.
+_WARM_MODULES = ("numpy.random", "wsgi_ts.handlers.serving.service")
+#: What most handlers that use torch import besides.
+_TORCH_HANDLERS = "wsgi_ts.handlers.bundled.base"
+#: A worker sends one frame, a group one for each rank more; what comes beyond that at once is nonsense.
+_MOST_STATUS_FRAMES = 256
+#: How much of a dead worker's unread output is still read.
+_FINAL_READS = 16
+_PR_SET_CHILD_SUBREAPER = 36
+#: Time between two hand-overs of metrics, in seconds.
+_HAND_OVER_S = 0.2
+
+
+@dataclass(slots=True)
+class _Life:
+    """One running model worker."""
+
+    order: Order
+    process: Spawned
+    output: WorkerOutput
+    open_fds: set[int] = field(default_factory=set)
+
+    @property
+    def key(self) -> dict[str, int]:
+        return {"worker_id": self.order.worker_id, "start_count": self.order.start_count}
+
+    def marks(self) -> tuple[bytes, ...]:
+        """What only the processes of this life have in their environment or among their mappings."""
+        order = self.order
+        mailbox = mailbox_name(order.prefix, order.batcher_index, order.worker_id, order.start_count)
+        mark = worker_mark(order.prefix, order.worker_id, order.start_count)
+        mapped = [f"{name}{end}".encode() for name in (mailbox, group_name(mailbox)) for end in ("\n", " (deleted)")]
+        return f"{WORKER_VARIABLE}={mark}\0".encode(), *mapped
+
+
+class Template:
+    """The loop of a worker template.
+
+    Args:
+        batcher: the channel to the batcher.
+        logs: where the workers' output goes.
+        metrics: takes the metrics that workers report.
+        entry: what a forked worker runs.
+        missing: why modules that were to be imported for the workers could not be, by name.
+    """
+
+    def __init__(
+        self,
+        batcher: Channel,
+        logs: LogFiles,
+        metrics: ModelMetrics,
+        entry: Entry,
+        missing: Mapping[str, str] | None = None,
+    ) -> None:
+        self._batcher = batcher
+        self._logs = logs
+        self._metrics = metrics
+        self._next_hand_over = 0.0
+        self._entry = entry
+        self._missing = dict(missing or {})
+        self._lives: dict[int, _Life] = {}
+        self._stopping = False
+        self._selector = selectors.DefaultSelector()
+        self._signals, self._signals_in = socket.socketpair()
+
+    def run(self) -> None:
+        """Serves until the batcher is gone or SIGTERM comes; then ends all workers."""
+        self._listen_for_signals()
+        self._watch(self._signals.fileno(), self._on_signals)
+        self._watch(self._batcher.fileno(), self._on_batcher)
+        try:
+            self._batcher.send({"event": "template_ready", "missing": self._missing})
+            while not self._stopping:
+                wait_s = max(0.0, self._next_hand_over - time.monotonic()) if self._metrics.has_updates else None
+                for key, _ in self._selector.select(wait_s):
+                    key.data()
+                self._hand_over_metrics()
+        except ChannelClosed:
+            log.debug("The batcher is gone.")
+        finally:
+            kill_descendants()
+            for life in self._lives.values():
+                self._close(life)
+            self._selector.close()
+
+    def _listen_for_signals(self) -> None:
+        """SIGCHLD and SIGTERM become bytes on a socket that the selector watches."""
+        self._signals.setblocking(False)
+        self._signals_in.setblocking(False)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, lambda _number, _frame: None)
+            signal.siginterrupt(number, False)
+        for ignored in (signal.SIGINT, signal.SIGUSR1):
+            signal.signal(ignored, signal.SIG_IGN)
+        signal.set_wakeup_fd(self._signals_in.fileno(), warn_on_full_buffer=False)
+
+    def _on_signals(self) -> None:
+        numbers = self._signals.recv(4096)
+        if signal.SIGTERM in numbers:
+            self._stopping = True
+        # Also when the byte of a SIGCHLD was lost among many others: any signal reaps.
+        self._reap()
+
+    def _hand_over_metrics(self) -> None:
+        """Sends what workers have reported since the last time, a few times a second at most."""
+        now = time.monotonic()
+        if self._metrics.has_updates and now >= self._next_hand_over:
+            self._next_hand_over = now + _HAND_OVER_S
+            self._batcher.send({"event": "metrics", "updates": self._metrics.take_updates()})
+
+    def _on_batcher(self) -> None:
+        for message in self._batcher.receive_ready():
+            operation = message.get("op")
+            if operation == "start":
+                self._start(Order.from_dict(message))
+            elif operation == "kill":
+                self._kill(message["worker_id"], message["start_count"])
+            elif operation == "reopen_logs":
+                self._logs.reopen()
+            else:
+                log.error("Unknown operation %r from the batcher: its version does not fit ours", operation)
+
+    def _start(self, order: Order) -> None:
+        key = {"worker_id": order.worker_id, "start_count": order.start_count}
+        try:
+            process = spawn(order, self._entry)
+        except OSError as error:
+            text = f"Cannot start model worker {order.worker_id}: {error}"
+            log.error(text)
+            self._batcher.send({"event": "exit", **key, "pid": -1, "code": None, "signal": None, "last_lines": [text]})
+            return
+        life = _Life(order, process, WorkerOutput(order.thread_name, self._logs, self._metrics, time.monotonic()))
+        self._lives[process.pid] = life
+        life.open_fds |= {process.stdout, process.stderr, process.status.fileno()}
+        self._watch(process.stdout, lambda: self._on_output(life, process.stdout, "stdout"))
+        self._watch(process.stderr, lambda: self._on_output(life, process.stderr, "stderr"))
+        self._watch(process.status.fileno(), lambda: self._on_status(life))
+        self._batcher.send({"event": "started", **key, "pid": process.pid})
+
+    def _kill(self, worker_id: int, start_count: int) -> None:
+        for pid, life in self._lives.items():
+            if (life.order.worker_id, life.order.start_count) == (worker_id, start_count):
+                # The group does not exist yet in the first moments after the fork.
+                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+
+    def _on_output(self, life: _Life, fd: int, stream: str) -> None:
+        if fd in life.open_fds and not life.output.read(fd, stream, time.monotonic()):
+            self._forget(life, fd)
+
+    def _on_status(self, life: _Life) -> None:
+        status = life.process.status
+        fd = status.fileno()
+        if fd not in life.open_fds:
+            return
+        try:
+            messages = status.receive_ready()
+        except (ChannelClosed, ValueError):
+            self._forget(life, fd)
+            return
+        # The worker runs user code, which may write anything here: pass on what makes sense, once.
+        for message in messages[:_MOST_STATUS_FRAMES]:
+            if message.get("event") == "progress" and life.order.spec.ranks:
+                self._batcher.send({"event": "progress", **life.key, "text": str(message.get("text", ""))})
+            if message.get("event") == "loaded" and isinstance(message.get("status"), int):
+                self._forget(life, fd)
+                text, load_ms = str(message.get("message", "")), message.get("load_ms")
+                loaded = {"status": message["status"], "message": text}
+                loaded["load_ms"] = load_ms if isinstance(load_ms, int) else 0
+                self._batcher.send({"event": "loaded", **life.key, **loaded})
+                return
+
+    def _reap(self) -> None:
+        """Sees to every child that has ended: workers, and orphans of their handlers."""
+        while True:
+            try:
+                ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if ended is None:
+                return
+            life = self._lives.get(ended.si_pid)
+            if life is not None:
+                # Before it is reaped: until then nobody else can get its pid.
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(ended.si_pid, signal.SIGKILL)
+                kill_leftovers(ended.si_pid, life.marks(), self._lives.keys() - {ended.si_pid})
+            _, status = os.waitpid(ended.si_pid, 0)
+            if life is not None:
+                self._ended(life, status)
+
+    def _ended(self, life: _Life, status: int) -> None:
+        pid = life.process.pid
+        del self._lives[pid]
+        self._on_status(life)
+        for fd, stream in ((life.process.stdout, "stdout"), (life.process.stderr, "stderr")):
+            for _ in range(_FINAL_READS):
+                if fd in life.open_fds and not life.output.read(fd, stream, time.monotonic()):
+                    self._forget(life, fd)
+        life.output.finish()
+        self._close(life)
+        code, signal_name = exit_fields(status)
+        exit_event = {"event": "exit", **life.key, "pid": pid, "code": code, "signal": signal_name}
+        self._batcher.send({**exit_event, "last_lines": list(life.output.last_lines)})
+
+    def _watch(self, fd: int, callback: Callable[[], None]) -> None:
+        self._selector.register(fd, selectors.EVENT_READ, callback)
+
+    def _forget(self, life: _Life, fd: int) -> None:
+        life.open_fds.discard(fd)
+        self._selector.unregister(fd)
+
+    def _close(self, life: _Life) -> None:
+        for fd in list(life.open_fds):
+            self._forget(life, fd)
+        os.close(life.process.stdout)
+        os.close(life.process.stderr)
+        life.process.status.close()
+
+
+def warm_up(preload: Sequence[str]) -> dict[str, str]:
+    """Imports what handlers need; without torch the server still runs handlers that do not use it.
+
+    Args:
+        preload: the modules that the configuration names.
+
+    Returns:
+        Why those of `preload` that cannot be imported cannot be, by name; torch, which is the default, is left out.
+    """
+    missing = {}
+    for name in (*_WARM_MODULES, *preload):
+        reason = _import_beforehand(name)
+        if reason is not None and name in preload and name != "torch":
+            missing[name] = reason
+    if "torch" in sys.modules:
+        _import_beforehand(_TORCH_HANDLERS)
+    return missing
+
+
+def _import_beforehand(name: str) -> str | None:
+    """Imports a module; returns None, or why it cannot be."""
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # a module may raise whatever it likes; its workers will say more
+        log.warning("The worker template cannot import %s (%s): handlers that need it will fail", name, error)
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
+
+
+def main() -> NoReturn:
+    """Entry of the worker template."""
+    # The channel tells if the batcher is gone already.
+    die_with_parent(os.getppid())
+    parser = argparse.ArgumentParser(prog="python -m wsgi_ts.batcher.template")
+    parser.add_argument("--fd", type=int, required=True, help="socket to the batcher")
+    parser.add_argument("--log-plan", type=Path, required=True)
+    parser.add_argument("--device", default="cpu", help="for the process title")
+    parser.add_argument("--entry", default=DEFAULT_ENTRY, help="module:function that a forked worker runs")
+    parser.add_argument("--preload", action="append", default=[], help="a module to import; may be repeated")
+    parser.add_argument("--metrics-mode", default="log")
+    parser.add_argument("--metrics-config", type=Path, help="metrics.yaml; the built-in one if not given")
+    parser.add_argument("--metrics-auto-detect", action="store_true")
+    args = parser.parse_args()
+    logs = setup_logging(LogPlan.read(args.log_plan))
+    set_process_title(f"wsgi-ts: worker template {args.device}")
+    # Orphans of handlers come to us, so that they can be found.
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    missing = warm_up(args.preload)
+    entry = load_entry(args.entry)
+    metrics = ModelMetrics.load(args.metrics_config, args.metrics_mode, args.metrics_auto_detect)
+    gc.collect()
+    gc.freeze()
+    Template(Channel(socket.socket(fileno=args.fd)), logs, metrics, entry, missing).run()
+    # The interpreter would take half a second to give torch back, and the stop of the server waits for it.
+    flush_outputs()
+    os._exit(0)

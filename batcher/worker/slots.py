@@ -1,0 +1,351 @@
+"""A model worker's side of the segments: reads requests out of slots, writes answers and stream chunks into them.
+
+A slot's state word is written after everything else, so what another process sees is complete whatever becomes of
+this one. Payloads are read and written in place; nothing is sent.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm.client import encode_headers
+from wsgi_ts.batcher.shm.doorbell import Doorbell
+from wsgi_ts.batcher.shm.fields import unpack_fields
+from wsgi_ts.batcher.shm.layout import RequestFlag, ResponseFlag, SlotState
+from wsgi_ts.batcher.shm.segment import Segment, segment_name
+from wsgi_ts.batcher.shm.shared_memory import SHM_DIRECTORY, SharedMemoryFull
+from wsgi_ts.handlers.serving.context import StreamClosed
+from wsgi_ts.handlers.serving.inputs import BadInput, LazyHeaders, build_row
+from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.results import Body
+from wsgi_ts.handlers.serving.service import Answer
+
+#: Content types whose body is given to the handler as it is.
+_OPAQUE_TYPES = frozenset((b"", b"application/octet-stream"))
+#: Flags that make no difference to what the handler sees.
+_FREE_FLAGS = RequestFlag.BODY_OUTSIDE | RequestFlag.HEAD_OUTSIDE | RequestFlag.VERSION_NAMED
+_PLAIN_EXTRA = {"url_path": "", "explain": "False"}
+_STATE = 0xFF
+_NO_STATE = ~_STATE
+#: How long a streaming handler waits at a time while its client's web worker has not yet fetched the last chunks: at
+#: first, and at most, where a client reads slowly.
+_STREAM_WAIT_S = 0.0005
+_LONGEST_STREAM_WAIT_S = 0.008
+#: A chunk in a stream's ring has its length before it; the largest fills half the ring.
+_RECORD_HEAD = 4
+_PIECE_BYTES = layout.STREAM_RING_BYTES // 2
+_FULL = "Not enough shared memory for the response"
+
+
+class Place:
+    """Where one request lies, and whether its answer is being streamed."""
+
+    __slots__ = ("segment", "slot", "streamed")
+
+    def __init__(self, segment: Segment, slot: int) -> None:
+        self.segment = segment
+        self.slot = slot
+        self.streamed = False
+
+    @property
+    def entry(self) -> int:
+        """The request as a mailbox names it."""
+        return layout.mail_entry(self.segment.index, self.slot)
+
+    @property
+    def state(self) -> int:
+        """The slot's SlotState."""
+        return self.segment.states[self.slot] & _STATE
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the client has gone."""
+        return bool(self.segment.cancels[self.slot])
+
+    def set_state(self, state: int) -> None:
+        """Stores a SlotState; everything else about the slot has been written before."""
+        states = self.segment.states
+        states[self.slot] = states[self.slot] & _NO_STATE | state
+
+
+class WorkerSlots:
+    """The segments that a model worker has attached, and what it does with their slots.
+
+    Args:
+        prefix: the instance's name prefix.
+        decode_input_request: whether handlers get text and JSON decoded.
+    """
+
+    def __init__(self, prefix: str, decode_input_request: bool) -> None:
+        self._prefix = prefix
+        self._decode = decode_input_request
+        self._segments: dict[int, Segment] = {}
+        self._bells: dict[int, Doorbell] = {}
+
+    def place(self, entry: int) -> Place | None:
+        """The place that a mailbox names; None when its web worker has died and taken the memory along."""
+        index, slot = layout.split_mail_entry(entry)
+        segment = self._segments.get(index) or self._attach(index)
+        return None if segment is None else Place(segment, slot)
+
+    def ring(self, segment_index: int) -> None:
+        """Wakes the web worker that owns a segment."""
+        bell = self._bells.get(segment_index)
+        if bell is not None:
+            bell.ring()
+
+    def forget_dead(self) -> None:
+        """Lets go of segments whose owner has died: their names are gone, the pages go with the last mapping."""
+        for index in [index for index in self._segments if not _exists(self._prefix, index)]:
+            self._segments.pop(index).close()
+            self._bells.pop(index).close()
+
+    def accept(self, entries: list[int], oldest_ns: int) -> tuple[list[Place], list[Request]]:
+        """Reads the requests of a batch; those that are not to be run are answered here.
+
+        Args:
+            entries: as a mailbox names them.
+            oldest_ns: requests that arrived before this monotonic time are too late; 0 for no limit.
+
+        Returns:
+            The places and the requests to run, in the same order. Their state is still CLAIMED.
+        """
+        places: list[Place] = []
+        requests: list[Request] = []
+        for entry in entries:
+            place = self.place(entry)
+            if place is None or place.state != SlotState.CLAIMED:
+                continue
+            segment, slot = place.segment, place.slot
+            if segment.cancels[slot]:
+                segment.fail_cancelled(slot)
+            elif segment.arrival_ns(slot) < oldest_ns:
+                segment.fail_late(slot)
+            else:
+                try:
+                    requests.append(self.read(place))
+                except BadInput as error:
+                    segment.fail(slot, 400, str(error))
+                else:
+                    places.append(place)
+        return places, requests
+
+    def read(self, place: Place) -> Request:
+        """The request in a slot.
+
+        Raises:
+            BadInput: its body is not what its content type says.
+        """
+        segment, slot = place.segment, place.slot
+        base = segment.layout.slot(slot)
+        buffer = segment.buffer
+        _, body_bytes, _, flags, head_bytes, path_bytes, type_bytes, _, request_id, sequence_bytes = (
+            layout.REQUEST.unpack_from(buffer, base)
+        )
+        start = base + layout.REQUEST_INLINE
+        if flags & RequestFlag.HEAD_OUTSIDE:  # and so is the body, if there is one
+            start = segment.layout.request_payload(slot)
+        head = bytes(buffer[start : start + head_bytes])
+        start += head_bytes
+        url_path = str(buffer[start : start + path_bytes], "utf-8", "replace") if path_bytes else ""
+        start += path_bytes
+        content_type = bytes(buffer[start : start + type_bytes])
+        start += type_bytes + sequence_bytes
+        if flags & RequestFlag.BODY_OUTSIDE:
+            start = segment.layout.request_payload(slot) + layout.HEAD_ROOM
+        body = buffer[start : start + body_bytes]
+        if content_type in _OPAQUE_TYPES and flags & ~_FREE_FLAGS == RequestFlag.URL_PATH and not url_path:
+            # The common case, without anything to decode: the headers are read if the handler asks for them.
+            row: dict[str, Any] = {"body": bytearray(body)}
+            return Request(str(request_id, "ascii"), row, LazyHeaders(head, _PLAIN_EXTRA))
+        if flags & RequestFlag.DESCRIBE:
+            return Request(str(request_id, "ascii"), {}, LazyHeaders(head, {"describe": "True"}, {}), is_describe=True)
+        if flags & RequestFlag.FIELDS:
+            fields = unpack_fields(body)
+            headers = LazyHeaders(head, {}, dict.fromkeys(fields, ""))
+            return Request(str(request_id, "ascii"), fields, headers)
+        query = ""
+        if flags & RequestFlag.QUERY_ROW:
+            query = head.split(b"\r\n", 1)[0].partition(b"?")[2].rsplit(b" ", 1)[0].decode("latin-1")
+        extra = {"url_path": url_path} if flags & RequestFlag.URL_PATH else {}
+        extra["explain"] = "True" if flags & RequestFlag.EXPLAIN else "False"
+        types: dict[str, str] = {}
+        declared = content_type.decode("latin-1") if content_type else None
+        row = build_row(declared, body, decode=self._decode, query=query, types=types)
+        return Request(str(request_id, "ascii"), row, LazyHeaders(head, extra, types))
+
+    def send_chunk(
+        self, place: Place, started: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes
+    ) -> None:
+        """Sends one chunk of a streamed answer; the first one sends status and headers.
+
+        Args:
+            place: the request.
+            started: monotonic time at which its batch was begun, in ns.
+            status: HTTP status.
+            phrase: reason phrase.
+            headers: the handler's headers.
+            body: the chunk.
+
+        Raises:
+            StreamClosed: the client has gone.
+            SharedMemoryFull: /dev/shm has no room for the stream's ring.
+        """
+        self._put_chunk(place, started, status, phrase, headers, body)
+        self._bells[place.segment.index].ring()
+
+    def send_part(self, place: Place, answer: Answer, started: int) -> bool:
+        """Sends an answer that is to go on as a chunk, without waking anybody yet.
+
+        Args:
+            place: the request.
+            answer: what the handler returned for it in this step.
+            started: monotonic time at which the step was begun, in ns.
+
+        Returns:
+            False if the request has ended with it after all: its client has gone, or there is no memory.
+        """
+        try:
+            self._put_chunk(place, started, answer.status, answer.phrase, answer.headers, answer.body)
+        except StreamClosed:
+            place.segment.fail_cancelled(place.slot)
+        except SharedMemoryFull as full:
+            print(f"{full}", file=sys.stderr)
+            place.segment.fail(place.slot, 507, _FULL)
+        else:
+            return True
+        return False
+
+    def _put_chunk(
+        self, place: Place, started: int, status: int, phrase: str, headers: list[tuple[str, str]], body: Body
+    ) -> None:
+        if not place.streamed:
+            self.open_stream(place, started, status, phrase, headers)
+            self._push(place, body)
+            place.set_state(SlotState.STREAMING)
+        else:
+            self._push(place, body)
+
+    def open_stream(self, place: Place, started: int, status: int, phrase: str, headers: list[tuple[str, str]]) -> None:
+        """Writes the head of a streamed answer; once the first chunk is in its ring, the state may say STREAMING.
+
+        Raises:
+            SharedMemoryFull: as for `send_chunk`.
+        """
+        segment, slot = place.segment, place.slot
+        segment.memory.reserve(segment.layout.response_payload(slot), layout.STREAM_RING_BYTES)
+        words = segment.memory.words(segment.layout.slot(slot) + layout.STREAM_WORDS, 2)
+        words[0] = words[1] = 0
+        meta = phrase.encode("latin-1") + encode_headers(headers)
+        lengths = len(phrase), len(meta) - len(phrase)
+        header = layout.RESPONSE.pack(started, 0, 0, status, ResponseFlag.STREAMED, *lengths)
+        segment.write_response(slot, header, meta, b"")
+        place.streamed = True
+
+    def _push(self, place: Place, body: Body) -> None:
+        """Puts a chunk into the stream's ring, in pieces where it is larger than the ring."""
+        segment, slot = place.segment, place.slot
+        is_told = False
+        for piece in pieces_of(body):
+            wait_s = _STREAM_WAIT_S
+            while not self.try_push(place, piece):
+                if segment.cancels[slot] or not _exists(self._prefix, segment.index):
+                    raise StreamClosed("the client has closed the connection")
+                if not is_told:  # once: that the ring is still full is no news to its reader
+                    self._bells[segment.index].ring()
+                    is_told = True
+                time.sleep(wait_s)
+                wait_s = min(2 * wait_s, _LONGEST_STREAM_WAIT_S)
+            is_told = False
+        if segment.cancels[slot]:
+            raise StreamClosed("the client has closed the connection")
+
+    def try_push(self, place: Place, piece: bytes) -> bool:
+        """Puts one of `pieces_of` a chunk into the stream's ring; False while there is no room for it."""
+        segment, slot = place.segment, place.slot
+        words = segment.memory.words(segment.layout.slot(slot) + layout.STREAM_WORDS, 2)
+        if words[0] + _RECORD_HEAD + len(piece) - words[1] > layout.STREAM_RING_BYTES:
+            return False
+        start = segment.layout.response_payload(slot)
+        ring = segment.buffer[start : start + layout.STREAM_RING_BYTES]
+        _ring_write(ring, words[0], len(piece).to_bytes(_RECORD_HEAD, "little") + piece)
+        words[0] += _RECORD_HEAD + len(piece)
+        return True
+
+    def write(self, place: Place, answer: Answer, started: int, ended: int) -> None:
+        """Writes an answer, or ends the stream that it is the last chunk of.
+
+        Args:
+            place: the request.
+            answer: its answer.
+            started: monotonic time at which its batch was begun, in ns.
+            ended: and at which the handler returned.
+        """
+        status, phrase, headers, body, error = answer
+        segment, slot = place.segment, place.slot
+        if place.streamed:
+            self._end_stream(place, answer)
+            return
+        meta = phrase.encode("latin-1") + encode_headers(headers) if phrase or headers else b""
+        if len(meta) > layout.RESPONSE_INLINE_BYTES:
+            status, phrase, meta, body, error = 500, "", b"", b"The handler's response headers are too large", True
+        if error:
+            body = body[: layout.RESPONSE_INLINE_BYTES]
+        flags, length = 0, len(body)
+        if len(meta) + length > layout.RESPONSE_INLINE_BYTES:
+            start = segment.layout.response_payload(slot)
+            try:
+                segment.memory.reserve(start, length)
+            except SharedMemoryFull as full:
+                print(f"{full}", file=sys.stderr)
+                segment.fail(slot, 507, _FULL)
+                return
+            segment.buffer[start : start + length] = body
+            body, flags = b"", ResponseFlag.BODY_OUTSIDE
+        header = layout.RESPONSE.pack(started, ended, length, status, flags, len(phrase), len(meta) - len(phrase))
+        segment.write_response(slot, header, meta, body)
+        place.set_state(SlotState.FAILED if error else SlotState.DONE)
+
+    def _end_stream(self, place: Place, answer: Answer) -> None:
+        """The final result is the last chunk; an error ends the stream unfinished."""
+        state = SlotState.FAILED if answer.error else SlotState.DONE
+        if not answer.error:
+            try:
+                self._push(place, answer.body)
+            except StreamClosed:
+                state = SlotState.FAILED
+        place.set_state(state)
+
+    def _attach(self, index: int) -> Segment | None:
+        try:
+            segment = Segment.attach(self._prefix, index)
+            self._bells[index] = segment.bell(self._prefix)
+        except FileNotFoundError:
+            return None
+        self._segments[index] = segment
+        self.forget_dead()
+        return segment
+
+
+def pieces_of(body: Body) -> Iterator[bytes]:
+    """A chunk in pieces that fit into a stream's ring; an empty one is one empty piece."""
+    for offset in range(0, max(len(body), 1), _PIECE_BYTES):
+        yield bytes(body[offset : offset + _PIECE_BYTES])
+
+
+def _exists(prefix: str, index: int) -> bool:
+    return (SHM_DIRECTORY / segment_name(prefix, index)).exists()
+
+
+def _ring_write(ring: memoryview, position: int, data: bytes) -> None:
+    first = position % len(ring)
+    room = len(ring) - first
+    if len(data) <= room:
+        ring[first : first + len(data)] = data
+    else:
+        ring[first:] = data[:room]
+        ring[: len(data) - room] = data[room:]

@@ -1,0 +1,217 @@
+"""A model worker: loads one handler, then takes batches from its mailbox and writes answers into the slots.
+
+This is the only module of the data path that imports `handlers`. The handler is user code: it may raise, exit, print
+or hang; what is in shared memory stays consistent because a slot's state word is written after everything else.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm.doorbell import Doorbell
+from wsgi_ts.batcher.shm.group_board import GroupLeader
+from wsgi_ts.batcher.shm.layout import SlotState, mark_of
+from wsgi_ts.batcher.shm.mailbox import WorkerMailbox
+from wsgi_ts.batcher.worker.continuous import UnderWay, ended_sequences, is_part
+from wsgi_ts.batcher.worker.slots import Place, WorkerSlots
+from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.service import Answer, Service
+from wsgi_ts.messages import ModelSpec
+
+#: A worker whose last batch came within SOON_NS and held at most FEW requests looks actively for
+#: the next one, for LOOK_NS, before it sleeps.
+SOON_NS = 500_000
+LOOK_NS = 200_000
+FEW = 2
+#: Where nothing comes for so long, segments of web workers that have died are let go (seconds).
+IDLE_S = 1.0
+
+
+class ModelWorker:
+    """Serves the batches of one mailbox with one loaded handler."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        prefix: str,
+        mailbox: WorkerMailbox,
+        batcher_bell: Doorbell,
+        group: GroupLeader | None = None,
+    ) -> None:
+        self._spec = spec
+        self._group = group
+        self._mailbox = mailbox
+        self._batcher_bell = batcher_bell
+        self._slots = WorkerSlots(prefix, spec.decode_input_request)
+        self._places: list[Place] = []
+        self._under_way = UnderWay()
+        self._in_step = False
+        self._ended_marks: list[int] = []  # marks of sequences of whose end the batcher has not been told
+        self._service: Service | None = None
+        self._started_ns = 0
+        self._last_wait_ns = SOON_NS
+        self._last_count = 0
+
+    @property
+    def must_restart(self) -> bool:
+        """True once the handler's device is broken, so that a new process is needed."""
+        return self._service is not None and self._service.must_restart
+
+    def load(self, gpu_id: int | None) -> None:
+        """Imports and initialises the handler (see `Service.load` for what it raises)."""
+        self._service = Service.load(
+            self._spec, gpu_id, self._send_chunk, metrics_sink=print_metrics, group=self._group
+        )
+
+    def close(self) -> None:
+        """Ends what the handler's service keeps."""
+        if self._service is not None:
+            self._service.close()
+
+    def serve(self) -> None:
+        """Takes batches until the mailbox says stop, or the handler has broken its device for good."""
+        mailbox = self._mailbox
+        service = self._service
+        if service is None:
+            raise RuntimeError("serve() before load()")
+        if self._spec.continuous_batching:
+            self._serve_continuously(service)
+            return
+        number = 0
+        while not service.must_restart:
+            if not self._wait_for(number + 1):
+                return
+            number += 1
+            started = time.monotonic_ns()
+            entries = mailbox.begin(number, started)
+            if entries is not None:
+                self._started_ns = started
+                self._last_count = len(entries)
+                self._run_batch(service, entries)
+            mailbox.finish(number, time.monotonic_ns() - started)
+            self._batcher_bell.ring(layout.News.COMPLETION)
+
+    def _wait_for(self, number: int) -> bool:
+        """Waits until a batch is posted; False when there will be none."""
+        mailbox = self._mailbox
+        bell = mailbox.bell
+        idle_since = time.monotonic_ns()
+        # Where the last batch came soon and was small, a few clients wait for each other answer, and being woken would
+        # be half of their time. Under more load the core is better left to those who make the next batch.
+        spin_ns = LOOK_NS if self._last_wait_ns < SOON_NS and self._last_count <= FEW else 0
+        while not bell.wait(lambda: mailbox.posted() >= number or mailbox.stopping, IDLE_S, spin_ns=spin_ns):
+            self._slots.forget_dead()
+            spin_ns = 0
+        self._last_wait_ns = time.monotonic_ns() - idle_since
+        return mailbox.posted() >= number
+
+    def _serve_continuously(self, service: Service) -> None:
+        """As `serve`, in steps: new requests join between two of them, and each leaves when it has ended."""
+        mailbox, under_way = self._mailbox, self._under_way
+        number = 0
+        while not service.must_restart:
+            if not under_way.places and not self._wait_for(number + 1):
+                return
+            before, finished = number, 0
+            while mailbox.posted() > number:
+                number += 1
+                finished += self._let_join(service, mailbox.take_over(number))
+            finished += self._drop_gone()
+            if under_way.places and not service.must_restart:
+                finished += self._step(service)
+            self._ended_marks = mailbox.put_ended(self._ended_marks)
+            mailbox.add_finished(finished)
+            if finished or number > before:
+                self._batcher_bell.ring(layout.News.COMPLETION)
+
+    def _let_join(self, service: Service, entries: list[int]) -> int:
+        """Lets new requests join the continuous batch; returns how many ended at once."""
+        self._started_ns = time.monotonic_ns()
+        self._last_count = len(entries)
+        joined = 0
+        for place, request in zip(*self._accept(entries), strict=True):
+            if request.is_describe:  # always by itself, and answered at once
+                self._call(service, [place], [request])
+            else:
+                self._under_way.join(place, request)
+                joined += 1
+        self._ring_owners(entries)
+        return len(entries) - joined
+
+    def _drop_gone(self) -> int:
+        """Lets go of the requests whose client has gone; returns how many."""
+        gone = self._under_way.drop_gone()
+        for place in gone:
+            place.segment.fail_cancelled(place.slot)
+        self._ring_owners([place.entry for place in gone])
+        return len(gone)
+
+    def _step(self, service: Service) -> int:
+        """One call of the handler with all requests under way; returns how many have ended with it."""
+        under_way = self._under_way
+        places = under_way.places
+        self._in_step = True
+        self._call(service, places, under_way.requests)
+        self._in_step = False
+        self._ring_owners([place.entry for place in places])
+        return under_way.end_step()
+
+    def _call(self, service: Service, places: list[Place], requests: list[Request]) -> None:
+        """Calls the handler with its own limit of time."""
+        self._started_ns = time.monotonic_ns()
+        self._mailbox.begin_step(self._started_ns)
+        self._predict(service, places, requests)
+        self._mailbox.end_step(time.monotonic_ns() - self._started_ns)
+
+    def _accept(self, entries: list[int]) -> tuple[list[Place], list[Request]]:
+        """The requests to run of those that were handed over; from now on they are RUNNING."""
+        limit_ms = self._spec.client_timeout_ms
+        oldest_ns = self._started_ns - limit_ms * 1_000_000 if limit_ms else 0
+        places, requests = self._slots.accept(entries, oldest_ns)
+        for place in places:
+            place.set_state(SlotState.RUNNING)
+        return places, requests
+
+    def _ring_owners(self, entries: list[int]) -> None:
+        for index in {layout.split_mail_entry(entry)[0] for entry in entries}:
+            self._slots.ring(index)
+
+    def _run_batch(self, service: Service, entries: list[int]) -> None:
+        places, requests = self._accept(entries)
+        if any(request.is_describe for request in requests):
+            # A handler answers a describe request with one element, whatever else is in its batch.
+            for place, request in zip(places, requests, strict=True):
+                self._predict(service, [place], [request])
+        elif requests:
+            self._predict(service, places, requests)
+        self._ring_owners(entries)
+
+    def _predict(self, service: Service, places: list[Place], requests: list[Request]) -> None:
+        """Calls the handler and writes the answers."""
+        self._places = places
+        answers = service.predict(requests)
+        self._write_answers(service, places, answers, time.monotonic_ns())
+
+    def _write_answers(self, service: Service, places: list[Place], answers: list[Answer], ended: int) -> None:
+        if self._in_step and self._spec.sequence_batching:
+            header = service.context.header_key_sequence_end
+            self._ended_marks += [mark_of(key) for key in ended_sequences(answers, header)]
+        for place, answer in zip(places, answers, strict=True):
+            if self._in_step and is_part(answer):
+                if self._slots.send_part(place, answer, self._started_ns):
+                    self._under_way.stay(place)
+            else:
+                self._slots.write(place, answer, self._started_ns, ended)
+
+    def _send_chunk(self, index: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes) -> None:
+        """Sends a chunk of the answer to one row of the present batch (called from inside the handler)."""
+        self._slots.send_chunk(self._places[index], self._started_ns, status, phrase, headers, body)
+
+
+def print_metrics(samples: list[Any]) -> None:
+    """Hands the handler's metrics over as lines on stdout, one write for all of them."""
+    sys.stdout.write("".join(f"[METRICS]{sample}\n" for sample in samples))
+    sys.stdout.flush()

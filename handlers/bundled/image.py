@@ -1,0 +1,135 @@
+"""The bundled image handlers: classification, segmentation, object detection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from wsgi_ts.handlers.bundled.vision import VisionHandler
+from wsgi_ts.handlers.toolkit.library_names import CENTER_CROP, COMPOSE, NORMALIZE, RESIZE, TO_TENSOR
+from wsgi_ts.handlers.toolkit.utils import map_class_to_label
+
+#: Mean and deviation of ImageNet's colours, which the usual pretrained models expect.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
+
+
+def imagenet_processing(purpose: str) -> Any:
+    """The transform of the pretrained models: 256 pixels, the 224 in the middle, ImageNet's colours.
+
+    Args:
+        purpose: the handler that needs it, for the message where torchvision is missing.
+
+    Raises:
+        ImportError: torchvision is missing.
+    """
+    steps = [
+        RESIZE.load(purpose)(256),
+        CENTER_CROP.load(purpose)(224),
+        TO_TENSOR.load(purpose)(),
+        NORMALIZE.load(purpose)(mean=IMAGENET_MEAN, std=IMAGENET_DEVIATION),
+    ]
+    return COMPOSE.load(purpose)(steps)
+
+
+def _in_colour(image: Any) -> Any:
+    """The image in three colours: a grey one, or one with transparency, fits none of these models."""
+    return image.convert("RGB")
+
+
+class ImageClassifier(VisionHandler):
+    """Answers each image with its most likely classes and their probabilities."""
+
+    topk = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._transform: Any = None
+
+    def image_processing(self, image: Any) -> torch.Tensor:
+        """Scales, crops and normalises one image."""
+        if self._transform is None:
+            self._transform = imagenet_processing(type(self).__name__)
+        tensor: torch.Tensor = self._transform(_in_colour(image))
+        return tensor
+
+    def set_max_result_classes(self, topk: int) -> None:
+        """Sets how many classes an answer has."""
+        self.topk = topk
+
+    def get_max_result_classes(self) -> int:
+        """How many classes an answer has."""
+        return self.topk
+
+    def postprocess(self, data: torch.Tensor) -> list[dict[str, float]]:
+        """One dict label -> probability per image."""
+        probabilities = torch.nn.functional.softmax(data, dim=1)
+        values, classes = torch.topk(probabilities, min(self.topk, probabilities.shape[1]), dim=1)
+        return map_class_to_label(values.tolist(), self.mapping, classes.tolist())
+
+
+class ImageSegmenter(VisionHandler):
+    """Answers each image with the likeliest class and its probability at every pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._transform: Any = None
+
+    def image_processing(self, image: Any) -> torch.Tensor:
+        """Scales, crops and normalises one image."""
+        if self._transform is None:
+            self._transform = imagenet_processing(type(self).__name__)
+        tensor: torch.Tensor = self._transform(_in_colour(image))
+        return tensor
+
+    def postprocess(self, data: Any) -> list[Any]:
+        """Per image nested lists [height][width][class, probability]."""
+        output = data["out"] if isinstance(data, dict) else data
+        values, classes = torch.max(torch.nn.functional.softmax(output, dim=1), dim=1)
+        answers: list[Any] = torch.stack([classes.type(values.dtype), values], dim=3).tolist()
+        return answers
+
+
+class ObjectDetector(VisionHandler):
+    """Answers each image with the objects found: label, box and score."""
+
+    threshold = 0.5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._transform: Any = None
+
+    def image_processing(self, image: Any) -> torch.Tensor:
+        """Turns one image into a tensor, without scaling."""
+        if self._transform is None:
+            self._transform = TO_TENSOR.load(type(self).__name__)()
+        tensor: torch.Tensor = self._transform(_in_colour(image))
+        return tensor
+
+    def preprocess(self, data: list[dict[str, Any]]) -> Any:
+        """One tensor of all images; a list of them where their sizes differ, which detection models take, too."""
+        images = [self._image(row).to(self.device) for row in data]
+        return torch.stack(images) if len({image.shape for image in images}) == 1 else images
+
+    def inference(self, data: Any, *args: Any, **kwargs: Any) -> Any:
+        """Runs the model on one tensor or a list of them."""
+        if isinstance(data, torch.Tensor):
+            return super().inference(data, *args, **kwargs)
+        with torch.inference_mode():
+            return self.model(data, *args, **kwargs)
+
+    def postprocess(self, data: list[dict[str, torch.Tensor]]) -> list[list[dict[str, Any]]]:
+        """Per image one dict per object above the threshold, likeliest first."""
+        return [self._objects(found) for found in data]
+
+    def _objects(self, found: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
+        keep = found["scores"] > self.threshold
+        boxes = found["boxes"][keep].tolist()
+        labels = found["labels"][keep].tolist()
+        scores = found["scores"][keep].tolist()
+        objects = []
+        for box, label, score in zip(boxes, labels, scores, strict=True):
+            name = str(label) if self.mapping is None else self.mapping[str(label)]
+            objects.append({name: box, "score": score})
+        return objects

@@ -1,0 +1,114 @@
+"""Large language models run by TensorRT-LLM, through its LLM interface (contract §8.5).
+
+Needs `asyncCommunication: true`, so that the engine gets requests while others run.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from wsgi_ts.handlers.bundled.base import BaseHandler
+from wsgi_ts.handlers.serving.context import Context
+from wsgi_ts.handlers.serving.results import send_intermediate_predict_response
+from wsgi_ts.handlers.toolkit.library_names import TRT_CACHE, TRT_LLM, TRT_SAMPLING
+from wsgi_ts.handlers.toolkit.utils import PredictionException, content_of, path_in_archive
+
+
+class TRTLLMHandler(BaseHandler):
+    """Answers `{"prompt": …, "streaming": …, …}` with the generated text; the other fields are sampling parameters.
+
+    The section `handler` of the model's YAML has `engine_dir` (a folder of the archive with an engine or a checkpoint,
+    or a name on the Hugging Face hub), `tokenizer_dir` (unset: the engine's), `kv_cache_config`, the fields of
+    `tensorrt_llm.llmapi.KvCacheConfig`, and `trt_llm_engine_config`, further arguments of `tensorrt_llm.LLM`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.engine: Any = None
+
+    def initialize(self, context: Context) -> None:
+        """Starts the engine.
+
+        Raises:
+            ImportError: tensorrt_llm is not installed.
+            ValueError: the model's YAML names no engine.
+        """
+        self.context = context
+        self.manifest = context.manifest
+        self.model_yaml_config = context.model_yaml_config
+        self.engine = self.make_engine(context)
+        self.initialized = True
+
+    def make_engine(self, context: Context) -> Any:
+        """A `tensorrt_llm.LLM`, made as the model's YAML says."""
+        engine = TRT_LLM.load("The handler trt_llm_handler")
+        section = context.model_yaml_config.get("handler") or {}
+        named = section.get("engine_dir")
+        if not named:
+            raise ValueError("model-config.yaml names no engine: add handler.engine_dir")
+        model_dir = context.system_properties["model_dir"]
+        arguments = dict(section.get("trt_llm_engine_config") or {})
+        if section.get("tokenizer_dir"):
+            arguments["tokenizer"] = path_in_archive(model_dir, section["tokenizer_dir"])
+        if section.get("kv_cache_config"):
+            settings = TRT_CACHE.load("The handler trt_llm_handler")
+            arguments["kv_cache_config"] = settings(**section["kv_cache_config"])
+        return engine(model=path_in_archive(model_dir, named), **arguments)
+
+    async def handle(self, data: Any, context: Context) -> list[Any]:
+        """Answers one request.
+
+        Raises:
+            PredictionException: 400, the body is not such JSON, or has a sampling parameter that does not exist.
+        """
+        started_at = time.perf_counter()
+        request = _fields(data[0])
+        streaming = bool(request.pop("streaming", False))
+        prompt = request.pop("prompt", None)
+        if not isinstance(prompt, str):
+            raise PredictionException('The request needs a field "prompt" with a text', 400)
+        result = await self._generate(prompt, self._sampling(request), streaming, context)
+        self._record_handler_time(context, started_at)
+        return [result]
+
+    def _sampling(self, parameters: dict[str, Any]) -> Any:
+        parameters_of = TRT_SAMPLING.load("The handler trt_llm_handler")
+        try:
+            return parameters_of(**parameters)
+        except (TypeError, ValueError) as error:
+            raise PredictionException(f"Wrong sampling parameters: {error}", 400) from error
+
+    async def _generate(self, prompt: str, sampling: Any, streaming: bool, context: Context) -> str:
+        """The text; of a stream, nothing is left to answer with."""
+        generation = self.engine.generate_async(prompt, sampling_params=sampling, streaming=streaming)
+        sent, text, has_ended = 0, "", False
+        try:
+            async for output in generation:
+                text = output.outputs[0].text
+                if streaming and len(text) > sent:
+                    chunk = json.dumps({"text": text[sent:]})
+                    sent = len(text)
+                    room = send_intermediate_predict_response([chunk], context.request_ids, "", 200, context)
+                    if room is not None:
+                        await room
+            has_ended = True
+        finally:
+            if not has_ended:
+                generation.abort()
+        return "" if streaming else text
+
+
+def _fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The request's JSON object, which the server may have decoded."""
+    body = row if "prompt" in row else content_of(row)  # as an envelope hands it over, or the server
+    if isinstance(body, (bytes, bytearray, memoryview, str)):
+        try:
+            body = json.loads(bytes(body) if isinstance(body, memoryview) else body)
+        except ValueError as error:
+            raise PredictionException(f"The body is not JSON: {error}", 400) from error
+    if not isinstance(body, dict):
+        raise PredictionException("The body should be a JSON object", 400)
+    return dict(body)

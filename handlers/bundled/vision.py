@@ -1,0 +1,79 @@
+"""The handler to derive from for images: from base64 text, image files or number lists to one tensor."""
+
+from __future__ import annotations
+
+import base64
+import io
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+
+from wsgi_ts.handlers.bundled.base import BaseHandler
+from wsgi_ts.handlers.serving.context import Context
+from wsgi_ts.handlers.toolkit.extras import import_extra
+from wsgi_ts.handlers.toolkit.library_names import INTEGRATED_GRADIENTS, MAX_IMAGE_PIXELS, OPEN_IMAGE
+from wsgi_ts.handlers.toolkit.utils import PredictionException, content_of
+
+
+class VisionHandler(BaseHandler, ABC):
+    """Base of the image handlers. A derived class defines `image_processing`, from PIL image to tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._attribution: Any = None
+
+    @abstractmethod
+    def image_processing(self, image: Any) -> torch.Tensor:
+        """Turns one PIL image into the model's input tensor."""
+
+    def initialize(self, context: Context) -> None:
+        """Loads the model; lifts Pillow's limit for huge images where the server says so.
+
+        Raises:
+            ImportError: Pillow is missing.
+        """
+        super().initialize(context)
+        if not context.system_properties.get("limit_max_image_pixels", True):
+            setattr(import_extra("PIL.Image", type(self).__name__), MAX_IMAGE_PIXELS, None)
+
+    def preprocess(self, data: list[dict[str, Any]]) -> torch.Tensor:
+        """Stacks the images of a batch: `data` or `body` as base64 text, an image file, or numbers.
+
+        Raises:
+            PredictionException: 400, a row has none of these.
+        """
+        return torch.stack([self._image(row) for row in data]).to(self.device)
+
+    def _image(self, row: Any) -> torch.Tensor:
+        image = self._content(row)
+        if isinstance(image, (bytes, bytearray)):
+            opened = OPEN_IMAGE.load(type(self).__name__)(io.BytesIO(image))
+            return self.image_processing(opened)
+        try:
+            return torch.FloatTensor(image)
+        except (TypeError, ValueError) as error:
+            raise PredictionException(
+                "Send the image as the body or in the form field data, as a file, base64 text or nested lists of "
+                f"numbers; one in each instance or input: {error}",
+                400,
+            ) from error
+
+    def _content(self, row: Any) -> Any:
+        """`data` or `body` of a row, or what an envelope made of it; base64 text decoded."""
+        image = content_of(row)
+        return base64.b64decode(image) if isinstance(image, str) else image
+
+    def get_insights(self, tensor_data: torch.Tensor, _: Any, target: Any = 0) -> Any:
+        """Integrated gradients of a prediction, as nested lists of the images' shape.
+
+        Args:
+            tensor_data: what `preprocess` returned.
+            target: the class to explain.
+
+        Raises:
+            PredictionException: 501, captum is missing.
+        """
+        if self._attribution is None:
+            self._attribution = INTEGRATED_GRADIENTS.load_for_explanation()(self.model)
+        return self._attribution.attribute(tensor_data, target=target, n_steps=15).tolist()

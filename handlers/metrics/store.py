@@ -1,0 +1,195 @@
+"""TorchServe's older way to record metrics: a store of `Metric` objects, written out by `emit_metrics`."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from wsgi_ts.handlers.metrics.cache import UNITS, Dimension
+
+
+class Metric:
+    """One value with its unit, dimensions and request.
+
+    Args:
+        name: of the metric.
+        value: the first value.
+        unit: "ms", "count", "MB", … or any other text.
+        dimensions: what the value belongs to.
+        request_id: the request, or several joined by commas.
+        metric_method: "counter" where values add up, else the last one counts.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        value: float,
+        unit: str,
+        dimensions: list[Dimension],
+        request_id: str | None = None,
+        metric_method: str | None = None,
+    ) -> None:
+        self.name = name
+        self.value = value
+        self.unit = UNITS.get(unit, unit)
+        self.dimensions = dimensions
+        self.request_id = request_id
+        self.metric_method = metric_method
+
+    def __str__(self) -> str:
+        dimensions = ",".join(map(str, self.dimensions))
+        tail = f",{self.request_id}" if self.request_id else ""
+        place = f"hostname:{socket.gethostname()},{int(time.time())}"
+        return f"{self.name}.{self.unit}:{self.value}|#{dimensions}|#{place}{tail}"
+
+    def update(self, value: float) -> None:
+        """Adds to a counter, replaces any other value."""
+        self.value = self.value + value if self.metric_method == "counter" else value
+
+    def reset(self) -> None:
+        """Sets the value to 0."""
+        self.value = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The metric, ready for JSON through `MetricEncoder`."""
+        return {
+            "MetricName": self.name,
+            "Value": self.value,
+            "Unit": self.unit,
+            "Dimensions": self.dimensions,
+            "Timestamp": int(time.time()),
+            "HostName": socket.gethostname(),
+            "RequestId": self.request_id,
+        }
+
+
+class MetricEncoder(json.JSONEncoder):
+    """Makes JSON of metrics and dimensions."""
+
+    def default(self, o: Any) -> Any:
+        """The dict that stands for a metric or dimension."""
+        return o.to_dict() if isinstance(o, (Metric, Dimension)) else super().default(o)
+
+
+class MetricsStore:
+    """Collects the metrics of one batch.
+
+    Args:
+        request_ids: row -> request id, or None outside a request.
+        model_name: value of the dimension ModelName.
+    """
+
+    def __init__(self, request_ids: dict[int, str] | None, model_name: str) -> None:
+        self.request_ids = request_ids
+        self.model_name = model_name
+        self.store: list[Metric] = []
+        self.cache: dict[str, Metric] = {}
+
+    def add_metric(
+        self,
+        name: str,
+        value: float,
+        unit: str,
+        idx: int | None = None,
+        dimensions: list[Dimension] | None = None,
+    ) -> None:
+        """Records a value.
+
+        Args:
+            name: of the metric.
+            value: the number, in `unit`.
+            unit: "ms", "count", "MB", … or any other text.
+            idx: row of the batch, None for all rows.
+            dimensions: more dimensions than model and level.
+        """
+        self._add_or_update(name, value, self._request_id(idx), unit, None, dimensions)
+
+    def add_counter(
+        self, name: str, value: float, idx: int | None = None, dimensions: list[Dimension] | None = None
+    ) -> None:
+        """Adds to a counter."""
+        self._add_or_update(name, value, self._request_id(idx), "count", "counter", dimensions)
+
+    def add_time(
+        self,
+        name: str,
+        value: float,
+        idx: int | None = None,
+        unit: str = "ms",
+        dimensions: list[Dimension] | None = None,
+    ) -> None:
+        """Records a duration in "ms" or "s".
+
+        Raises:
+            ValueError: another unit.
+        """
+        if unit not in ("ms", "s"):
+            raise ValueError(f"the unit for a timed metric should be one of ms and s, not {unit}")
+        self.add_metric(name, value, unit, idx, dimensions)
+
+    def add_size(
+        self,
+        name: str,
+        value: float,
+        idx: int | None = None,
+        unit: str = "MB",
+        dimensions: list[Dimension] | None = None,
+    ) -> None:
+        """Records a size in "MB", "kB", "GB" or "B".
+
+        Raises:
+            ValueError: another unit.
+        """
+        if unit not in ("MB", "kB", "GB", "B"):
+            raise ValueError(f"the unit for a size metric should be one of MB, kB, GB and B, not {unit}")
+        self.add_metric(name, value, unit, idx, dimensions)
+
+    def add_percent(
+        self, name: str, value: float, idx: int | None = None, dimensions: list[Dimension] | None = None
+    ) -> None:
+        """Records a share in percent."""
+        self.add_metric(name, value, "percent", idx, dimensions)
+
+    def add_error(self, name: str, value: Any, dimensions: list[Dimension] | None = None) -> None:
+        """Records an error; it belongs to no request."""
+        self._add_or_update(name, value, None, "", None, dimensions)
+
+    def _request_id(self, idx: int | None) -> str | None:
+        if self.request_ids is None:
+            return None
+        if idx is not None and idx in self.request_ids:
+            return self.request_ids[idx]
+        return ",".join(self.request_ids.values())
+
+    def _add_or_update(
+        self,
+        name: str,
+        value: float,
+        request_id: str | None,
+        unit: str,
+        method: str | None,
+        dimensions: list[Dimension] | None,
+    ) -> None:
+        if dimensions is not None and not isinstance(dimensions, list):
+            raise ValueError("Please provide a list of dimensions")
+        defaults = [Dimension("Level", "Error")]
+        if request_id is not None:
+            defaults = [Dimension("ModelName", self.model_name), Dimension("Level", "Model")]
+        all_dimensions = [*(dimensions or ()), *defaults]
+        key = "-".join([name, unit, str(request_id), *map(str, all_dimensions)])
+        metric = self.cache.get(key)
+        if metric is None:
+            metric = Metric(name, value, unit, all_dimensions, request_id, method)
+            self.cache[key] = metric
+            self.store.append(metric)
+        else:
+            metric.update(value)
+
+
+def emit_metrics(metrics: Iterable[Metric]) -> None:
+    """Writes metrics to stdout in the text form of TorchServe's workers, one a line."""
+    for metric in metrics:
+        print(f"[METRICS]{metric}", flush=True)

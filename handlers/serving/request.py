@@ -1,0 +1,17 @@
+"""One request, as a handler's service takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(slots=True)
+class Request:
+    """One request of a batch, as the handler will see it."""
+
+    request_id: str
+    row: dict[str, Any]
+    headers: Mapping[str, Any]
+    is_describe: bool = False

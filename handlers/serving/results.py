@@ -1,0 +1,165 @@
+"""From what a handler returned for one row to the answer of its request, or to a chunk of a streamed one."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import sys
+from collections.abc import Awaitable
+from typing import Any, NamedTuple
+
+from wsgi_ts.handlers.serving.context import STREAM_NEXT, Context, RequestProcessor, StreamClosed
+from wsgi_ts.handlers.toolkit.utils import PredictionException
+
+logger = logging.getLogger(__name__)
+
+PREDICTION_FAILED = "Prediction failed"
+OUT_OF_RESOURCES = "Out of resources"
+INVALID_OUTPUT = "Invalid model predict output"
+WRONG_LENGTH = "number of batch response mismatched"
+UNSUPPORTED_OUTPUT = "Unsupported model output data type."
+INVALID_RESPONSE = "Invalid response from handler"
+RESPONSE_TOO_LARGE = "Response is larger than max_response_size"
+
+_JSON = json.JSONEncoder(indent=2)
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
+#: Set by the server alone: a handler's own value would break the framing of the answer.
+_FRAMING_HEADERS = frozenset(
+    ("content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "trailer", "te")
+)
+#: These statuses forbid a body, so a body would be read as the start of the next answer.
+BODYLESS_STATUSES = frozenset((204, 205, 304))
+
+Headers = list[tuple[str, str]]
+Body = bytes | bytearray | memoryview
+
+
+class Answer(NamedTuple):
+    """The answer to one request. Where `error` is true, `body` is the message text of a JSON error answer."""
+
+    status: int
+    phrase: str
+    headers: Headers
+    body: Body
+    error: bool = False
+
+
+class BatchFailure(Exception):
+    """What the handler returned fails the whole batch, as in TorchServe.
+
+    Args:
+        message: TorchServe's text; the status is 503.
+        reason: what was wrong, for the log.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(reason)
+        self.message = message
+
+
+def send_intermediate_predict_response(
+    ret: list[Any], req_id_map: dict[int, str], message: str, code: int, context: Context | None = None
+) -> Awaitable[None] | None:
+    """Sends one chunk of each row's answer; the elements that `handle` returns are the last chunks.
+
+    Args:
+        ret: one result per row.
+        req_id_map: row -> request id of the rows to send.
+        message: sent as the chunk where there is no result.
+        code: 200, or the status that the answers are to have.
+        context: the handler's context.
+
+    Returns:
+        With `asyncCommunication` something that may be awaited: it ends when the client has room for more chunks.
+
+    Raises:
+        ValueError: without a context there is nothing to send through.
+        PredictionException: a result cannot be encoded, or status or headers are invalid.
+        StreamClosed: all clients of the batch have gone, so that there is nothing left to do.
+    """
+    if context is None or context.cl_socket is None:
+        raise ValueError("send_intermediate_predict_response needs the context that handle(data, context) was given")
+    sent: Awaitable[None] | None = None
+    for row in req_id_map:
+        if row in context._closed:
+            continue
+        result = message if ret is None or ret[row] is None else ret[row]
+        try:
+            body = encode(result)
+        except BatchFailure:
+            body = None
+        if body is None:
+            raise PredictionException(UNSUPPORTED_OUTPUT, 503)
+        answer = row_answer(context.request_processor[row], body)
+        if answer.error or not is_status(code):
+            raise PredictionException(INVALID_RESPONSE, 500)
+        status = answer.status if code == 200 else code
+        headers = [*answer.headers, (STREAM_NEXT, "true")]
+        try:
+            sent = context.cl_socket(row, status, answer.phrase, headers, bytes(body))
+        except StreamClosed:
+            # One client that hangs up is no reason to stop for the others of its batch.
+            context._closed.add(row)
+            if context._closed.issuperset(context.request_ids):
+                raise
+    return sent
+
+
+def error_answer(status: int, message: str) -> Answer:
+    """An error answer with this text as its message."""
+    return Answer(status, "", [], message.encode("utf-8", "replace"), True)
+
+
+def row_answer(processor: RequestProcessor, body: Body) -> Answer:
+    """The answer with the status and headers that the handler set, or the error for broken ones."""
+    status = processor.get_response_status_code()
+    phrase = processor.get_response_status_phrase()
+    phrase = "" if phrase is None else phrase
+    if not is_status(status) or not _is_value(phrase) or (status in BODYLESS_STATUSES and len(body)):
+        logger.error("The handler set an invalid status: %.100r %.100r.", status, phrase)
+        return error_answer(500, INVALID_RESPONSE)
+    headers: Headers = []
+    for name, value in processor.get_response_headers().items():
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name) or not _is_value(value):
+            logger.error("The handler set an invalid header: %.100r: %.100r.", name, value)
+            return error_answer(500, INVALID_RESPONSE)
+        if name.lower() not in _FRAMING_HEADERS:
+            headers.append((name, value))
+    return Answer(status, phrase, headers, body)
+
+
+def is_status(status: Any) -> bool:
+    """Whether this is the status of a whole answer: an int of three digits, no 1xx."""
+    return type(status) is int and 200 <= status <= 999
+
+
+def _is_value(value: Any) -> bool:
+    return isinstance(value, str) and _HEADER_VALUE.fullmatch(value) is not None
+
+
+def encode(result: Any) -> Body | None:
+    """A handler's result as bytes; None where this result is to blame (circular, too deep, lone surrogate).
+
+    Raises:
+        BatchFailure: a type that JSON has no form for.
+    """
+    if isinstance(result, (bytes, bytearray)):
+        return result
+    try:
+        if isinstance(result, str):
+            return result.encode("utf-8")
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(result, torch.Tensor):
+            buffer = io.BytesIO()
+            torch.save(result, buffer)
+            return buffer.getbuffer()
+        return _JSON.encode(result).encode("ascii")
+    except TypeError as error:
+        logger.warning("Unable to serialize model output: %s", error)
+        raise BatchFailure(UNSUPPORTED_OUTPUT, f"unable to serialize model output: {error}") from error
+    except (ValueError, RecursionError) as error:
+        logger.warning("Unable to serialize model output: %s", error)
+        return None

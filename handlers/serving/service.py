@@ -1,0 +1,364 @@
+"""Runs a model's handler: loads it once, then turns each batch of requests into as many answers.
+
+Whatever a handler does in `predict` (raise, exit, recurse, return rubbish, set a broken header) ends as an
+error answer: of the whole batch where TorchServe says so, else of the one request. The worker lives on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wsgi_ts.handlers.metrics.cache import (
+    SAMPLE_INTERVAL_S,
+    GeneralMetricsCacheError,
+    MetricsCache,
+    MetricTypes,
+    Sample,
+)
+from wsgi_ts.handlers.serving import loader
+from wsgi_ts.handlers.serving.context import Context, Group, SendChunk, StreamClosed
+from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.results import (
+    BODYLESS_STATUSES,
+    INVALID_OUTPUT,
+    OUT_OF_RESOURCES,
+    PREDICTION_FAILED,
+    RESPONSE_TOO_LARGE,
+    UNSUPPORTED_OUTPUT,
+    WRONG_LENGTH,
+    Answer,
+    BatchFailure,
+    encode,
+    error_answer,
+    is_status,
+    row_answer,
+)
+from wsgi_ts.handlers.serving.warm_up import warm_up
+from wsgi_ts.handlers.toolkit.utils import PredictionException
+from wsgi_ts.messages import ModelSpec
+from wsgi_ts.ts_path import shim_path
+
+__all__ = ["PREDICTION_METRIC", "Answer", "LoadError", "Service", "configure_logging", "shim_path"]
+
+logger = logging.getLogger(__name__)
+
+MetricsSink = Callable[[list[Sample]], None]
+
+#: Name of the metric that successful batches record.
+PREDICTION_METRIC = "PredictionTime"
+
+
+def configure_logging() -> None:
+    """Sends the handler's log records to stdout, the bare message a line, as TorchServe's workers do."""
+    logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
+
+
+class LoadError(Exception):
+    """The model could not be loaded, and TorchServe has a status for it.
+
+    Args:
+        status: 507 when memory ran out, 500 for another RuntimeError of the handler.
+        message: TorchServe's text.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class Service:
+    """A loaded handler and its context.
+
+    Attributes:
+        context: what the handler is given at every call.
+        must_restart: true once the CUDA context is broken for good, so that every later call would fail: the
+            worker is to be replaced after this batch.
+        raised: whether the handler, or what it returned, failed the whole of the last batch.
+    """
+
+    def __init__(
+        self,
+        entry: loader.Entry,
+        context: Context,
+        *,
+        max_response_bytes: int = 6553500,
+        metrics_sink: MetricsSink | None = None,
+    ) -> None:
+        self.context = context
+        self.must_restart = False
+        self.raised = False
+        self._handle = entry.handle
+        self._max_response_bytes = max_response_bytes
+        self._metrics_sink = metrics_sink
+        self._event_loop: asyncio.AbstractEventLoop | None = None
+        self._next_prediction_time = 0.0
+
+    @classmethod
+    def load(
+        cls,
+        spec: ModelSpec,
+        gpu_id: int | None,
+        send_chunk: SendChunk | None,
+        metrics_sink: MetricsSink | None = None,
+        group: Group | None = None,
+    ) -> Service:
+        """Imports the handler from the model's folder and initialises it.
+
+        Puts the model's folder and the `ts` compatibility package at the head of `sys.path`.
+
+        Args:
+            spec: the model version.
+            gpu_id: GPU to use, None for CPU.
+            send_chunk: called for each chunk of a streamed answer.
+            metrics_sink: called once per batch with the metrics recorded since the last call.
+            group: this process's rank, where the model spans several processes.
+
+        Raises:
+            LoadError: memory ran out, or the handler raised a RuntimeError.
+            BaseException: anything else the handler raises, after its traceback went to stderr.
+        """
+        _prepend_paths([spec.model_dir, shim_path()])
+        metrics = MetricsCache(spec.metrics_config, spec.name)
+        context = Context(
+            model_name=spec.name,
+            model_dir=spec.model_dir,
+            manifest=spec.manifest,
+            batch_size=spec.batch_size,
+            gpu=gpu_id,
+            limit_max_image_pixels=spec.limit_max_image_pixels,
+            metrics=metrics,
+        )
+        context.cl_socket = send_chunk
+        if group is not None:
+            context.group = group
+        context._weights_only = spec.weights_only
+        _initialize_metrics(metrics)
+        try:
+            context.model_yaml_config = _read_model_config(spec)
+            entry = loader.load_entry(spec.handler, spec.model_dir, spec.envelope)
+            service = cls(entry, context, max_response_bytes=spec.max_response_bytes, metrics_sink=metrics_sink)
+            service._settle(entry.initialize(context))
+        except BaseException as error:
+            _print_traceback(error)
+            if isinstance(error, MemoryError):
+                raise LoadError(507, "System out of memory") from error
+            if isinstance(error, RuntimeError):
+                if "CUDA" in _text_of(error):
+                    raise LoadError(507, "System out of memory") from error
+                raise LoadError(500, "Unknown exception") from error
+            raise
+        # The other ranks of a group are not there to take part, and an async handler has no batch to run.
+        if group is None and not spec.async_communication:
+            warm_up(service.context, service.predict, spec)
+        service._hand_over_metrics()
+        return service
+
+    def predict(self, requests: list[Request]) -> list[Answer]:
+        """Runs the handler on one batch.
+
+        Returns:
+            One answer per request, in order; never raises for what the handler did.
+        """
+        context = self.context
+        request_ids = {row: request.request_id for row, request in enumerate(requests)}
+        context._begin_batch(request_ids, [request.headers for request in requests])
+        if isinstance(context.metrics, MetricsCache):
+            context.metrics.set_request_ids(request_ids)
+        began = time.monotonic()
+        self.raised = False
+        try:
+            results = self._handle([request.row for request in requests], context)
+            if type(results) is not list:
+                results = self._settle(results)
+            answers = self._answers(context, results, requests)
+            if began >= self._next_prediction_time:
+                self._record_prediction_time(context, began)
+        except BaseException as error:
+            self.raised = True
+            answers = self._failed(error) * len(requests)
+        if self._metrics_sink is not None:
+            self._hand_over_metrics()
+        return answers
+
+    def _record_prediction_time(self, context: Context, began: float) -> None:
+        """Records how long a batch took; of those that begin within SAMPLE_INTERVAL_S, the first one's."""
+        self._next_prediction_time = began + SAMPLE_INTERVAL_S
+        metrics = context.metrics
+        if isinstance(metrics, MetricsCache):
+            elapsed_ms = round((time.monotonic() - began) * 1000, 2)
+            metrics.add_metric(PREDICTION_METRIC, elapsed_ms, "ms", metric_type=MetricTypes.GAUGE)
+
+    async def answer(self, request: Request, send_chunk: SendChunk) -> Answer:
+        """Runs an async handler on one request, with a context of its own, beside others that run at the same time.
+
+        Args:
+            request: the request.
+            send_chunk: called for each chunk of its answer, if that is streamed.
+
+        Returns:
+            Its answer; never raises for what the handler did.
+        """
+        metrics = self.context.metrics
+        if isinstance(metrics, MetricsCache):
+            metrics = metrics.for_request(request.request_id)
+        context = self.context._for_request(request.request_id, request.headers, send_chunk, metrics)
+        began = time.monotonic()
+        try:
+            results = self._handle([request.row], context)
+            if inspect.isawaitable(results):
+                results = await results
+            [answer] = self._answers(context, list(results) if isinstance(results, list) else results, [request])
+            if began >= self._next_prediction_time:
+                self._record_prediction_time(context, began)
+        except (asyncio.CancelledError, StreamClosed):
+            # As a rule its client has gone: nothing to log, and nobody who reads this.
+            answer = error_answer(503, PREDICTION_FAILED)
+        except BaseException as error:
+            [answer] = self._failed(error)
+        if self._metrics_sink is not None:
+            self._hand_over_metrics()
+        return answer
+
+    @property
+    def event_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop on which an async handler runs, from its initialisation on; made when first asked for."""
+        if self._event_loop is None:
+            self._event_loop = asyncio.new_event_loop()
+        return self._event_loop
+
+    def close(self) -> None:
+        """Gives back what serving took: the event loop of an async handler. The last call."""
+        if self._event_loop is not None:
+            self._event_loop.close()
+            self._event_loop = None
+
+    def _settle(self, results: Any) -> Any:
+        """Awaits the coroutine of an async handler; a list subclass becomes a list; all else stays."""
+        if inspect.iscoroutine(results):
+            results = self.event_loop.run_until_complete(results)
+        return list(results) if isinstance(results, list) else results
+
+    def _answers(self, context: Context, results: Any, requests: list[Request]) -> list[Answer]:
+        """One answer per result.
+
+        Raises:
+            BatchFailure: not a list of that length, or an element that cannot be sent.
+        """
+        if type(results) is not list:
+            raise BatchFailure(INVALID_OUTPUT, f"the handler returned a {type(results).__name__}, not a list")
+        if len(results) != len(requests):
+            raise BatchFailure(WRONG_LENGTH, f"the handler returned {len(results)} results for {len(requests)} rows")
+        if context.stopping_criteria and not any(request.is_describe for request in requests):
+            context._mark_streams(results)
+        processors = context._processors
+        limit = self._max_response_bytes
+        answers = []
+        for row, result in enumerate(results):
+            kind = type(result)
+            body = result if kind is bytes or kind is bytearray else encode(result)
+            if body is None:
+                answers.append(error_answer(503, UNSUPPORTED_OUTPUT))
+            elif len(body) > limit:
+                answers.append(error_answer(500, RESPONSE_TOO_LARGE))
+            elif processors is None:
+                answers.append(Answer(200, "", [], body))
+            else:
+                answers.append(row_answer(processors[row], body))
+        return answers
+
+    def _failed(self, error: BaseException) -> list[Answer]:
+        """The one answer for all rows of a failed batch."""
+        if isinstance(error, BatchFailure):
+            logger.warning("Model %s: %s.", self.context.model_name, error)
+            return [error_answer(503, error.message)]
+        _log_failure(error)
+        if isinstance(error, PredictionException):
+            status = error.error_code if is_status(error.error_code) else 500
+            return [error_answer(500 if status in BODYLESS_STATUSES else status, str(error.message))]
+        if isinstance(error, MemoryError):
+            return [error_answer(507, OUT_OF_RESOURCES)]
+        if "CUDA" in _text_of(error):
+            self.must_restart = self.must_restart or not _cuda_works()
+            return [error_answer(507, OUT_OF_RESOURCES)]
+        return [error_answer(503, PREDICTION_FAILED)]
+
+    def _hand_over_metrics(self) -> None:
+        metrics = self.context.metrics
+        if isinstance(metrics, MetricsCache):
+            samples = metrics.take_samples()
+            if samples and self._metrics_sink is not None:
+                self._metrics_sink(samples)
+
+
+def _initialize_metrics(metrics: MetricsCache) -> None:
+    """Makes the metrics of metrics.yaml; with a broken file, which the server has told of, there are none."""
+    if metrics.config_file_path is None:
+        return
+    try:
+        metrics.initialize_cache()
+    except GeneralMetricsCacheError as error:
+        logger.warning("No metrics are known from metrics_config: %s", error)
+
+
+def _read_model_config(spec: ModelSpec) -> dict[str, Any]:
+    """The model's YAML file, {} where it has none or the file is empty."""
+    if not spec.config_file:
+        return {}
+    path = Path(spec.model_dir) / spec.config_file
+    with path.open(encoding="utf-8") as file:
+        config = yaml.safe_load(file)
+    return config if isinstance(config, dict) else {}
+
+
+def _prepend_paths(folders: list[str]) -> None:
+    sys.path[:] = folders + [folder for folder in sys.path if folder not in folders]
+
+
+def _print_traceback(error: BaseException) -> None:
+    """Writes the traceback to stderr, each line by itself: the worker's log takes one line a record."""
+    for block in traceback.format_exception(type(error), error, error.__traceback__):
+        for line in block.rstrip("\n").split("\n"):
+            print(line, file=sys.stderr)
+    sys.stderr.flush()
+
+
+def _log_failure(error: BaseException) -> None:
+    """Logs the traceback of a failed batch. The exception is user code, too: its own text may raise."""
+    try:
+        logger.warning("Invoking custom service failed.", exc_info=error)
+    except BaseException as second:
+        print(
+            f"Invoking custom service failed: {type(error).__name__}, {type(second).__name__} when logged",
+            file=sys.stderr,
+        )
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as second:
+        return f"{type(error).__name__} whose text raised {type(second).__name__}"
+
+
+def _cuda_works() -> bool:
+    """Whether this process can still compute on its GPU: after a device-side assert it cannot."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return True
+    try:
+        torch.cuda.synchronize()
+        return float(torch.ones(1, device="cuda").add_(1).item()) == 2.0
+    except BaseException as error:
+        # An allocation that fails for lack of memory leaves the context intact.
+        return type(error).__name__ == "OutOfMemoryError"

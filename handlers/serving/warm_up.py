@@ -1,0 +1,73 @@
+"""Requests that a model runs before it is asked: `handler: warm_up: [sample.jpg]` in its model-config.yaml.
+
+The first batches of a model are slow: kernels are compiled, memory is allocated, caches are cold. Files of the archive
+that are run as requests while the model loads take that from the first clients.
+"""
+
+from __future__ import annotations
+
+import logging
+import mimetypes
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from wsgi_ts.handlers.serving.context import Context
+from wsgi_ts.handlers.serving.inputs import BadInput, build_row
+from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.results import Answer
+from wsgi_ts.messages import ModelSpec
+
+logger = logging.getLogger(__name__)
+
+
+def warm_up_files(config: Mapping[str, Any], model_dir: str) -> list[Path]:
+    """The files that a model-config.yaml names, those that are not there left out with a warning.
+
+    Args:
+        config: the content of the model-config.yaml.
+        model_dir: the model's folder; a file outside of it does not count.
+    """
+    section = config.get("handler")
+    names = section.get("warm_up") if isinstance(section, dict) else None
+    if names is None:
+        return []
+    folder = Path(model_dir).resolve()
+    found = []
+    for name in names if isinstance(names, list) else [names]:
+        path = (folder / str(name)).resolve()
+        if path.is_file() and path.is_relative_to(folder):
+            found.append(path)
+        else:
+            logger.warning("handler.warm_up: there is no file %s in the archive", name)
+    return found
+
+
+def warm_up(context: Context, predict: Callable[[list[Request]], list[Answer]], spec: ModelSpec) -> None:
+    """Runs the warm-up files as requests, one after the other; one that fails is told of and changes nothing.
+
+    The content type is that of the file's suffix, so that a handler gets what a client's request would give it.
+
+    Args:
+        context: the handler's.
+        predict: runs a batch.
+        spec: the model version.
+    """
+    send_chunk, context.cl_socket = context.cl_socket, lambda *_: None
+    try:
+        for path in warm_up_files(context.model_yaml_config, spec.model_dir):
+            content_type = mimetypes.guess_type(path.name)[0]
+            try:
+                row = build_row(content_type, memoryview(path.read_bytes()), decode=spec.decode_input_request)
+            except BadInput as error:
+                logger.warning("handler.warm_up: %s cannot be read as %s: %s", path.name, content_type, error)
+                continue
+            (answer,) = predict([Request("warm-up", row, {})])
+            if answer.error:
+                logger.warning(
+                    "The warm-up with %s failed: %s", path.name, bytes(answer.body).decode("utf-8", "replace")
+                )
+            else:
+                logger.info("Warmed up with %s", path.name)
+    finally:
+        context.cl_socket = send_chunk

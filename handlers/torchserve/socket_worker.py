@@ -1,0 +1,235 @@
+"""A model worker on a socket that speaks TorchServe's frames: `python -m ts.model_service_worker`.
+
+wsgi-ts starts none of these; they are for tools and tests that talk to TorchServe's workers. One worker accepts one
+connection, loads one model when told so, and ends when the connection does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from wsgi_ts.handlers.serving.inputs import BadInput
+from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.results import Answer
+from wsgi_ts.handlers.serving.service import LoadError, Service, configure_logging
+from wsgi_ts.handlers.torchserve.model_loader import ModelLoaderFactory
+from wsgi_ts.handlers.torchserve.wire import Row, create_load_model_response, predict_frame, retrieve_msg
+
+logger = logging.getLogger(__name__)
+
+#: How long a worker waits for its connection, in seconds.
+ACCEPT_LIMIT_S = 30
+
+
+class TorchModelServiceWorker:
+    """A worker; `run_server` serves one connection.
+
+    Args:
+        s_type: "unix" or "tcp".
+        s_name: path of the unix socket; a file that is there already is removed.
+        host_addr: address to listen on for tcp, by default 127.0.0.1.
+        port_num: port for tcp.
+        metrics_config: path of the metrics configuration, None for the built-in one.
+        async_comm: not supported.
+
+    Raises:
+        ValueError: socket type, path or port is missing or wrong.
+        RuntimeError: the path of the unix socket cannot be freed.
+        NotImplementedError: `async_comm` is set.
+    """
+
+    def __init__(
+        self,
+        s_type: str | None = None,
+        s_name: str | None = None,
+        host_addr: str | None = None,
+        port_num: int | str | None = None,
+        metrics_config: str | None = None,
+        async_comm: bool = False,
+    ) -> None:
+        if async_comm:
+            raise NotImplementedError("this worker has no asynchronous communication")
+        self.sock_type = s_type
+        self.metrics_config = metrics_config
+        self.service: Service | None = None
+        self._connection: socket.socket | None = None
+        self._request_ids: list[str] = []
+        if s_type == "unix":
+            if s_name is None:
+                raise ValueError("Incomplete data provided. Model worker expects socket name")
+            self.sock_name = s_name
+            self._address: Any = s_name
+            try:
+                with contextlib.suppress(FileNotFoundError):
+                    os.remove(s_name)
+            except OSError as error:
+                raise RuntimeError(f"socket already in use: {s_name}.") from error
+        elif s_type == "tcp":
+            if port_num is None:
+                raise ValueError("Wrong data provided. Model worker expects port number")
+            self.sock_name = host_addr or "127.0.0.1"
+            self._address = (self.sock_name, int(port_num))
+        else:
+            raise ValueError("Incomplete data provided. Model worker expects socket type, unix or tcp")
+        self.sock = socket.socket(socket.AF_UNIX if s_type == "unix" else socket.AF_INET, socket.SOCK_STREAM)
+
+    def run_server(self) -> None:
+        """Listens, says so on stdout, and serves the first connection until it ends.
+
+        Raises:
+            TimeoutError: nobody connected within `ACCEPT_LIMIT_S`.
+            OSError: the address cannot be listened on.
+        """
+        with contextlib.ExitStack() as cleaning:
+            cleaning.callback(self._close)
+            self.sock.bind(self._address)
+            self.sock.listen(1)
+            self.sock.settimeout(ACCEPT_LIMIT_S)
+            print(f"Listening on port: {self._address}", f"[PID]{os.getpid()}", sep="\n")
+            print("Torch worker started.", f"Python runtime: {platform.python_version()}", sep="\n", flush=True)
+            try:
+                connection, _ = self.sock.accept()
+            except TimeoutError:
+                logger.error("Backend worker did not receive connection in: %d", ACCEPT_LIMIT_S)
+                raise
+            with connection:
+                connection.setblocking(True)
+                print(f"Connection accepted: {self._address}.", flush=True)
+                self.handle_connection(connection)
+
+    def _close(self) -> None:
+        self.sock.close()
+        if self.service is not None:
+            self.service.close()
+        if self.sock_type == "unix":
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(self.sock_name)
+
+    def handle_connection(self, cl_socket: socket.socket) -> None:
+        """Carries out commands until the connection ends, or a load fails with a status.
+
+        Raises:
+            ValueError: an unknown command, or a batch before the model was loaded.
+            BaseException: what a handler's initialisation raised.
+        """
+        self._connection = cl_socket
+        while True:
+            try:
+                command, message = retrieve_msg(cl_socket)
+            except ConnectionError:
+                logger.info("Frontend disconnected.")
+                return
+            except BadInput as error:
+                raise ValueError(str(error)) from error
+            if command == b"L":
+                service, text, code = self.load_model(message)
+                cl_socket.sendall(create_load_model_response(code, text))
+                if service is None:
+                    return
+                self.service = service
+            elif command == b"I" and self.service is not None:
+                cl_socket.sendall(self._predict(self.service, message))
+            else:
+                raise ValueError(f"Received unknown command: {command!r}")
+
+    def load_model(self, load_model_request: dict[str, Any]) -> tuple[Service | None, str, int]:
+        """Loads the model that a load command names.
+
+        Returns:
+            The service or None, a text, and TorchServe's status: 200, 500 or 507.
+        """
+        name = load_model_request["modelName"].decode()
+        batch_size = int(load_model_request.get("batchSize") or 1)
+        gpu = load_model_request.get("gpu")
+        envelope = load_model_request.get("envelope")
+        print(f"model_name: {name}, batchSize: {batch_size}", flush=True)
+        try:
+            service = ModelLoaderFactory.get_model_loader().load(
+                name,
+                load_model_request["modelPath"].decode(),
+                load_model_request["handler"].decode(),
+                None if gpu is None else int(gpu),
+                batch_size,
+                envelope.decode() if envelope else None,
+                load_model_request.get("limitMaxImagePixels", True),
+                metrics_config=self.metrics_config,
+                send_chunk=self._send_chunk,
+            )
+        except LoadError as error:
+            return None, error.message, error.status
+        logger.debug("Model %s loaded.", name)
+        return service, f"loaded model {name}", 200
+
+    def _predict(self, service: Service, message: list[dict[str, Any]]) -> bytes:
+        requests = [_request(fields) for fields in message]
+        for _ in requests:
+            logger.info("Backend received inference at: %d", time.time())
+        self._request_ids = [request.request_id for request in requests]
+        answers = service.predict(requests)
+        if answers and all(answer.error for answer in answers):
+            text = bytes(answers[0].body).decode("utf-8", "replace")
+            answers = [answer._replace(body=b"error") for answer in answers]
+            return predict_frame(answers[0].status, text, map(_row, self._request_ids, answers))
+        return predict_frame(200, "Prediction success", map(_row, self._request_ids, answers))
+
+    def _send_chunk(self, index: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes) -> None:
+        answer = Answer(status, phrase, headers, body)
+        frame = predict_frame(200, "Intermediate Prediction success", [_row(self._request_ids[index], answer)])
+        if self._connection is not None:
+            self._connection.sendall(frame)
+
+
+def _request(fields: dict[str, Any]) -> Request:
+    row = {parameter["name"]: parameter["value"] for parameter in fields["parameters"]}
+    headers: dict[str, Any] = {
+        parameter["name"]: {"content-type": parameter["contentType"]} for parameter in fields["parameters"]
+    }
+    headers |= {pair["name"].decode("latin-1"): pair["value"].decode("latin-1") for pair in fields["headers"]}
+    return Request(fields["requestId"].decode("latin-1"), row, headers)
+
+
+def _row(request_id: str, answer: Answer) -> Row:
+    headers = dict(answer.headers)
+    content_type = next((value for name, value in answer.headers if name.lower() == "content-type"), "")
+    return Row(request_id, content_type, answer.status, answer.phrase, headers, answer.body)
+
+
+def worker_parser() -> argparse.ArgumentParser:
+    """The command line of a worker on a socket."""
+    parser = argparse.ArgumentParser(prog="model-server-worker", description="A model worker on a socket")
+    add = parser.add_argument
+    add("--sock-type", required=True, choices=["unix", "tcp"], help="kind of socket to listen on")
+    add("--sock-name", help="path of the unix socket")
+    add("--host", help="address to listen on with tcp; default: 127.0.0.1")
+    add("--port", help="port to listen on with tcp")
+    add("--metrics-config", help="metrics configuration file")
+    add("--async", dest="async_comm", action="store_true", help="asynchronous communication (not supported)")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a worker; returns the exit status."""
+    options = worker_parser().parse_args(arguments)
+    configure_logging()
+    try:
+        worker = TorchModelServiceWorker(
+            options.sock_type, options.sock_name, options.host, options.port, options.metrics_config, options.async_comm
+        )
+        worker.run_server()
+    except Exception:
+        logger.exception("Backend worker process died.")
+        return 1
+    return 0 if worker.service is not None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

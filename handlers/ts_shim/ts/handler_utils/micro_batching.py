@@ -1,5 +1,0 @@
-"""Micro-batching inside a handler."""
-
-from wsgi_ts.handlers.micro_batching import HANDLER_METHODS, MicroBatching
-
-__all__ = ["HANDLER_METHODS", "MicroBatching"]

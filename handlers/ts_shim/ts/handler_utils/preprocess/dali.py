@@ -1,5 +1,0 @@
-"""DALI pipelines."""
-
-from wsgi_ts.handlers.dali import get_dali_pipeline
-
-__all__ = ["get_dali_pipeline"]

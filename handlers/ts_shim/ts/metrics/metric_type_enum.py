@@ -1,5 +1,0 @@
-"""Counter, gauge, histogram."""
-
-from wsgi_ts.handlers.metrics import MetricTypes
-
-__all__ = ["MetricTypes"]

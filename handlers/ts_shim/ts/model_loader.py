@@ -1,5 +1,0 @@
-"""Loading a model without a server."""
-
-from wsgi_ts.handlers.model_loader import ModelLoader, ModelLoaderFactory, TsModelLoader
-
-__all__ = ["ModelLoader", "ModelLoaderFactory", "TsModelLoader"]

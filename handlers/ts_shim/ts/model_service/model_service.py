@@ -1,5 +1,0 @@
-"""The oldest handler classes."""
-
-from wsgi_ts.handlers.model_service import ModelService, SingleNodeService
-
-__all__ = ["ModelService", "SingleNodeService"]

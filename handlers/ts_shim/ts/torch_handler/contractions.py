@@ -1,5 +1,0 @@
-"""Contractions of English."""
-
-from wsgi_ts.handlers.text_utils import CONTRACTION_MAP
-
-__all__ = ["CONTRACTION_MAP"]

@@ -1,7 +1,0 @@
-"""Base of the handlers with a DALI pipeline."""
-
-from wsgi_ts.handlers.dali import DALIHandler
-
-DaliHandler = DALIHandler
-
-__all__ = ["DALIHandler", "DaliHandler"]

@@ -1,5 +1,0 @@
-"""Image classification."""
-
-from wsgi_ts.handlers.image import ImageClassifier
-
-__all__ = ["ImageClassifier"]

@@ -1,5 +1,0 @@
-"""Base of the envelopes."""
-
-from wsgi_ts.handlers.envelopes import BaseEnvelope
-
-__all__ = ["BaseEnvelope"]

@@ -1,5 +1,0 @@
-"""KServe's v1 protocol."""
-
-from wsgi_ts.handlers.envelopes import KServeEnvelope
-
-__all__ = ["KServeEnvelope"]

@@ -1,5 +1,0 @@
-"""Text classification."""
-
-from wsgi_ts.handlers.text import TextClassifier
-
-__all__ = ["TextClassifier"]

@@ -1,5 +1,0 @@
-"""Large language models run by TensorRT-LLM."""
-
-from wsgi_ts.handlers.trt_llm import TRTLLMHandler
-
-__all__ = ["TRTLLMHandler"]

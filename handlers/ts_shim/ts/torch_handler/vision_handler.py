@@ -1,5 +1,0 @@
-"""Base of the image handlers."""
-
-from wsgi_ts.handlers.vision import VisionHandler
-
-__all__ = ["VisionHandler"]

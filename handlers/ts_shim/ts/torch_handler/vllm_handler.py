@@ -1,5 +1,0 @@
-"""Large language models behind OpenAI's interface, run by vLLM."""
-
-from wsgi_ts.handlers.vllm import VLLMHandler
-
-__all__ = ["VLLMHandler"]

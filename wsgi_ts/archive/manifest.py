@@ -1,0 +1,310 @@
+"""MAR-INF/MANIFEST.json and model-config.yaml of a model directory, read with limits and checked.
+
+What they name has to lie inside the model directory.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import stat
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from wsgi_ts.archive.entries import DEFAULT_LIMITS, ArchiveLimits, escape_name
+from wsgi_ts.errors import BadRequest, InvalidModel
+from wsgi_ts.settings.conversion import to_text
+from wsgi_ts.settings.lenient_json import parse_lenient
+
+logger = logging.getLogger(__name__)
+
+#: The runtimes a manifest or a register call may name.
+RUNTIMES = ("python", "python3", "LSP")
+#: Where an archive has its manifest.
+MANIFEST_PATH = PurePosixPath("MAR-INF", "MANIFEST.json")
+
+#: The version where a manifest names none, or there is no manifest.
+DEFAULT_VERSION = "1.0"
+_MAX_JSON_DEPTH = 32
+_MAX_YAML_NODES = 100_000
+_MAX_YAML_DEPTH = 100
+_UNSAFE_NAME = re.compile(r"[\x00-\x1f\x7f/\\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What an archive says of its model; optional files are relative to the model directory.
+
+    `raw` is MANIFEST.json as it stands in the archive, empty where there is none. `model_name` is the name
+    that the register call asked for, where it did.
+    """
+
+    model_name: str
+    model_version: str
+    handler: str | None
+    runtime: str
+    serialized_file: str | None
+    model_file: str | None
+    config_file: str | None
+    requirements_file: str | None
+    raw: dict[str, Any]
+
+
+def parse_manifest(
+    source: Path | dict[str, Any],
+    *,
+    model_name: str | None = None,
+    max_bytes: int = DEFAULT_LIMITS.max_manifest_bytes,
+) -> Manifest:
+    """Check a MANIFEST.json (the file, or its parsed content).
+
+    Args:
+        source: the file or the dictionary.
+        model_name: replaces the manifest's own name.
+        max_bytes: a larger file is refused unread.
+
+    Raises:
+        InvalidModel: with TorchServe's text for what is missing or wrong.
+    """
+    raw = source if isinstance(source, dict) else _read_json(source, max_bytes)
+    model = raw.get("model", {})
+    if model is None:
+        raise InvalidModel("Missing Model entry in manifest file.")
+    if not isinstance(model, dict):
+        raise _unparsable("model is not an object")
+    name = model_name or _text(model, "modelName")
+    version = _text(model, "modelVersion") or DEFAULT_VERSION
+    runtime = known_runtime(raw.get("runtime", RUNTIMES[0]))
+    if not name:
+        raise InvalidModel("Model name is not defined.")
+    if runtime not in RUNTIMES:
+        raise InvalidModel("Runtime is not defined or invalid.")
+    try:
+        check_name("Model name", name)
+        check_name("Model version", version)
+    except BadRequest as error:
+        raise InvalidModel(error.message) from error
+    return Manifest(
+        model_name=name,
+        model_version=version,
+        handler=_text(model, "handler"),
+        runtime=runtime,
+        serialized_file=_text(model, "serializedFile"),
+        model_file=_text(model, "modelFile"),
+        config_file=_text(model, "configFile"),
+        requirements_file=_text(model, "requirementsFile"),
+        raw=raw,
+    )
+
+
+def known_runtime(runtime: Any) -> Any:
+    """The runtime as it is spelt here, where it is one in any case; else what was given."""
+    spelt = {each.lower(): each for each in RUNTIMES}
+    return spelt.get(runtime.lower(), runtime) if isinstance(runtime, str) else runtime
+
+
+def check_name(what: str, name: str) -> None:
+    """Refuse a model name or version that could not be one part of a path: `what` names it in the error.
+
+    Raises:
+        BadRequest: it has a slash, backslash or control character, is "." or "..", or has over 255 bytes.
+    """
+    too_long = len(name.encode("utf-8", "surrogatepass")) > 255
+    if _UNSAFE_NAME.search(name) or name in ("", ".", "..") or too_long:
+        raise BadRequest(
+            f"{what} is not allowed: {escape_name(name)} (at most 255 bytes, no slash, backslash or control "
+            "character)"
+        )
+
+
+def resolve_handler(handler: str, model_dir: Path) -> str:
+    """The handler as it is to be loaded: archives of old packers name the file where it was on their machine.
+
+    To be called for the `handler` of a register call too. A handler that does not exist passes, as with TorchServe:
+    that shows when a worker starts.
+
+    Raises:
+        InvalidModel: a path that leaves the model directory, or a module of Python's own library.
+    """
+    file, colon, function = handler.partition(":")
+    # Modules are imported by the last part of the path: the folders before it count only where they are there.
+    name = os.path.basename(file)
+    if name != file and not _module_is_at(model_dir / file.lstrip("/")) and _module_is_at(model_dir / name):
+        file = name
+    _check_inside("handler", file)
+    module = name.partition(".")[0]
+    folder = (model_dir / file).parent
+    if module in sys.stdlib_module_names and not _module_is_at(folder / module) and not (folder / module).is_dir():
+        raise InvalidModel(
+            f"Handler is not allowed: {escape_name(handler)} (a module of Python, not of the model)"
+        )
+    return f"{file}{colon}{function}"
+
+
+def _module_is_at(path: Path) -> bool:
+    """Whether there is a Python file of that path, `.py` written out or not."""
+    return path.with_name(f"{path.name.removesuffix('.py')}.py").is_file() if path.name else False
+
+
+def read_manifest(directory: Path, model_name: str | None, limits: ArchiveLimits) -> Manifest:
+    """The directory's checked manifest; TorchServe's default one where it has none and a name is given.
+
+    Raises:
+        InvalidModel: it is wrong, names something outside `directory`, or there is no name.
+    """
+    path = directory / MANIFEST_PATH
+    if os.path.lexists(path):
+        manifest = parse_manifest(path, model_name=model_name, max_bytes=limits.max_manifest_bytes)
+        return _with_files_inside(manifest, directory)
+    if not model_name:
+        raise InvalidModel("Model name is not defined.")
+    return Manifest(model_name, DEFAULT_VERSION, None, RUNTIMES[0], None, None, None, None, {})
+
+
+def _with_files_inside(manifest: Manifest, directory: Path) -> Manifest:
+    """The manifest with its files as they are called in `directory`; handlers see them so, too."""
+    entries = {
+        "serializedFile": manifest.serialized_file,
+        "modelFile": manifest.model_file,
+        "configFile": manifest.config_file,
+        "requirementsFile": manifest.requirements_file,
+    }
+    inside = {key: _files_inside(key, value, directory) for key, value in entries.items() if value}
+    changed = {key: value for key, value in inside.items() if value != entries[key]}
+    raw = manifest.raw if not changed else {**manifest.raw, "model": {**manifest.raw["model"], **changed}}
+    return replace(
+        manifest,
+        serialized_file=inside.get("serializedFile", manifest.serialized_file),
+        model_file=inside.get("modelFile", manifest.model_file),
+        config_file=inside.get("configFile", manifest.config_file),
+        requirements_file=inside.get("requirementsFile", manifest.requirements_file),
+        handler=resolve_handler(manifest.handler, directory) if manifest.handler else manifest.handler,
+        raw=raw,
+    )
+
+
+def _files_inside(key: str, value: str, directory: Path) -> str:
+    """The files that an entry names, below `directory`; TorchServe's readers accept a list, comma separated.
+
+    A path of the packer's machine stands for the file of that name in the archive.
+    """
+    found = []
+    for part in value.split(","):
+        path = PurePosixPath(part.strip())
+        is_elsewhere = path.is_absolute() or ".." in path.parts
+        if is_elsewhere and not _UNSAFE_NAME.search(path.name) and (directory / path.name).is_file():
+            found.append(path.name)
+        else:
+            _check_inside(key, part.strip())
+            found.append(part)
+    return ",".join(found)
+
+
+def _check_inside(key: str, value: str) -> None:
+    path = PurePosixPath(value)
+    has_unsafe = "\\" in value or _UNSAFE_NAME.search(value.replace("/", "")) is not None
+    if has_unsafe or path.is_absolute() or ".." in path.parts:
+        raise InvalidModel(f"Manifest entry {key} leaves the model directory: {escape_name(value)}")
+
+
+def _read_json(path: Path, max_bytes: int) -> dict[str, Any]:
+    content = _read_small_file(path, max_bytes)
+    if content is None:
+        raise _unparsable(f"not a file of at most {max_bytes} bytes")
+    try:
+        raw = parse_lenient(content.decode("utf-8"))
+    except ValueError as error:
+        raise _unparsable(str(error)) from error
+    if not isinstance(raw, dict):
+        raise _unparsable("not a JSON object")
+    if _depth_exceeds(raw, _MAX_JSON_DEPTH):
+        raise _unparsable(f"nested deeper than {_MAX_JSON_DEPTH} levels")
+    return raw
+
+
+def _read_small_file(path: Path, max_bytes: int) -> bytes | None:
+    """The bytes of a regular file, None where it is none, unreadable or larger than `max_bytes`."""
+    try:
+        # Without O_NONBLOCK a fifo that poses as the file would hold us up for ever.
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return None
+            content = file.read(max_bytes + 1)
+    except OSError:
+        return None
+    return content if len(content) <= max_bytes else None
+
+
+def _depth_exceeds(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return False
+    children = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_depth_exceeds(child, levels - 1) for child in children)
+
+
+def _text(model: dict[str, Any], key: str) -> str | None:
+    """A text of the manifest; a number is taken as it was written, as TorchServe's parser does."""
+    value = model.get(key)
+    if value is None:
+        return None
+    try:
+        return to_text(value)
+    except ValueError as error:
+        raise _unparsable(f"model.{key}: {error}") from None
+
+
+def _unparsable(reason: str) -> InvalidModel:
+    logger.warning("MAR-INF/MANIFEST.json cannot be used: %s", reason)
+    return InvalidModel("Failed to parse signature.json.")
+
+
+# --- model-config.yaml -------------------------------------------------------------------------------------
+
+
+def load_model_yaml(path: Path, *, max_bytes: int = DEFAULT_LIMITS.max_config_bytes) -> dict[str, Any]:
+    """The settings of a model-config.yaml; empty, with one line in the log, where they cannot be read.
+
+    Only plain data is built. Aliases may not blow the document up to more than 100 000 values.
+    """
+    try:
+        content = _read_small_file(path, max_bytes)
+        if content is None:
+            raise ValueError(f"not a readable file of at most {max_bytes} bytes")
+        loader = yaml.SafeLoader(content)
+        try:
+            node = loader.get_single_node()
+            if node is None:
+                return {}
+            _expanded_nodes(node, {}, 0)
+            settings = loader.construct_document(node)
+        finally:
+            loader.dispose()
+        if not isinstance(settings, dict):
+            raise ValueError("the document is not a mapping of keys to values")
+        return settings
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
+        logger.error("Failed to parse model config file %s: %s", path, error)
+        return {}
+
+
+def _expanded_nodes(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """How many values `node` stands for once every alias is written out."""
+    if depth > _MAX_YAML_DEPTH:
+        raise ValueError(f"nested deeper than {_MAX_YAML_DEPTH} levels, or an alias to itself")
+    if id(node) in known:
+        return known[id(node)]
+    children: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        children = list(node.value)
+    elif isinstance(node, yaml.MappingNode):
+        children = [child for pair in node.value for child in pair]
+    count = 1 + sum(_expanded_nodes(child, known, depth + 1) for child in children)
+    if count > _MAX_YAML_NODES:
+        raise ValueError(f"more than {_MAX_YAML_NODES} values, aliases written out")
+    known[id(node)] = count
+    return count

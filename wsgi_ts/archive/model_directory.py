@@ -1,0 +1,220 @@
+"""From the `url` of a register call to a model directory with a checked manifest.
+
+`open_archive` finds (or downloads) the archive, unpacks it, reads MAR-INF/MANIFEST.json and checks that what
+it names lies inside the model directory. Directories are used where they are. Whatever fails, nothing is left
+behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsgi_ts.archive.download import DEFAULT_ALLOWED_URLS, DownloadRules, fetch_archive, is_fetched
+from wsgi_ts.archive.entries import DEFAULT_LIMITS, ArchiveLimits, escape_name
+from wsgi_ts.archive.extract import extract_archive
+from wsgi_ts.archive.manifest import (
+    MANIFEST_PATH,
+    RUNTIMES,
+    Manifest,
+    check_name,
+    known_runtime,
+    load_model_yaml,
+    parse_manifest,
+    read_manifest,
+    resolve_handler,
+)
+from wsgi_ts.errors import InternalServerError, ModelNotFound
+
+__all__ = [
+    "DEFAULT_ALLOWED_URLS",
+    "DEFAULT_LIMITS",
+    "RUNTIMES",
+    "ArchiveLimits",
+    "DownloadRules",
+    "Manifest",
+    "ModelDirectory",
+    "check_name",
+    "empty_model_directory",
+    "known_runtime",
+    "load_model_yaml",
+    "open_archive",
+    "parse_manifest",
+    "remove_downloaded_archive",
+    "remove_model_directory",
+    "resolve_handler",
+]
+
+logger = logging.getLogger(__name__)
+
+#: What the Finder leaves beside the files.
+_LEFT_BY_MACOS = ("__MACOSX", ".DS_Store")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDirectory:
+    """A model on disk, ready for its workers.
+
+    Args:
+        path: absolute directory with the model's files.
+        manifest: its manifest, or the default one.
+        url: as registered.
+        extracted: whether `path` was made by `open_archive` (and is removed with the model).
+        downloaded: the file that was fetched into the model store for it, if any.
+        archive: the file that `path` was unpacked from, None for a directory that is used in place.
+    """
+
+    path: Path
+    manifest: Manifest
+    url: str
+    extracted: bool
+    downloaded: Path | None = None
+    archive: Path | None = None
+
+
+def open_archive(
+    url: str,
+    model_store: Path | None,
+    models_dir: Path,
+    *,
+    limits: ArchiveLimits = DEFAULT_LIMITS,
+    rules: DownloadRules | None = None,
+    model_name: str | None = None,
+    any_directory: bool = False,
+) -> ModelDirectory:
+    """Find, fetch, unpack and check the model at `url`.
+
+    Args:
+        url: a file name in the model store, a path whose last part is one, a directory, or a URL.
+        model_store: the store, None where none is configured.
+        models_dir: where archives are unpacked, each in a new directory; made if missing.
+        limits: sizes and times that end the attempt.
+        rules: which URLs may be fetched; by default those that TorchServe allows.
+        model_name: the name that the register call gave, in place of the manifest's.
+        any_directory: whether a directory may lie outside of the model store.
+
+    Raises:
+        ModelNotFound: nothing there, or a URL that is not allowed.
+        DownloadFailed: the URL could not be fetched.
+        InvalidModel: the archive or its manifest is wrong, or not safe.
+        BadRequest: `model_name` cannot be part of an address.
+        OutOfResources: the disk is full.
+        InternalServerError: the model store already has a file of that name, or a file operation failed.
+    """
+    if model_name:
+        check_name("Model name", model_name)
+    directory: Path | None = None
+    extracted = False
+    downloaded: Path | None = None
+    try:
+        source, fetched = _locate(url, model_store, rules or DownloadRules(), limits, any_directory)
+        downloaded = source if fetched else None
+        if source.is_dir():
+            directory = _innermost(source.resolve())
+        else:
+            models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory = models_dir.absolute() / uuid.uuid4().hex
+            extracted = True
+            extract_archive(source, directory, limits)
+            directory = _without_top_folder(directory)
+        manifest = read_manifest(directory, model_name, limits)
+    except BaseException as error:
+        if directory is not None and extracted:
+            shutil.rmtree(directory, ignore_errors=True)
+        if downloaded is not None:
+            downloaded.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            logger.error("Failed to open the model archive %s: %s", escape_name(url), error)
+            raise InternalServerError(f"Failed to save model: {url}") from error
+        raise
+    return ModelDirectory(directory, manifest, url, extracted, downloaded, source if extracted else None)
+
+
+def empty_model_directory(models_dir: Path, name: str, version: str, url: str) -> ModelDirectory:
+    """A model directory without any file, as TorchServe makes it of an archive that it cannot read.
+
+    Args:
+        models_dir: where archives are unpacked.
+        name: the model's name.
+        version: its version.
+        url: as registered.
+    """
+    directory = models_dir.absolute() / uuid.uuid4().hex
+    directory.mkdir(mode=0o700, parents=True)
+    manifest = Manifest(name, version, None, RUNTIMES[0], None, None, None, None, {})
+    return ModelDirectory(directory, manifest, url, extracted=True)
+
+
+def remove_model_directory(model: ModelDirectory) -> None:
+    """Delete what `open_archive` unpacked; a directory that was used in place stays."""
+    if model.extracted:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(model.path)
+
+
+def remove_downloaded_archive(model: ModelDirectory) -> None:
+    """Delete the file that was fetched into the model store, so that its URL can be registered again.
+
+    For a successful unregistration only: at shutdown the file stays.
+    """
+    if model.downloaded is not None:
+        model.downloaded.unlink(missing_ok=True)
+
+
+# --- where it is -------------------------------------------------------------------------------------------
+
+
+def _locate(
+    url: str, model_store: Path | None, rules: DownloadRules, limits: ArchiveLimits, any_directory: bool
+) -> tuple[Path, bool]:
+    """The archive file or directory, and whether it was fetched for this call."""
+    if model_store is None:
+        raise ModelNotFound("Model store has not been configured.")
+    if not url:
+        raise ModelNotFound("empty url")
+    fetched = is_fetched(url, rules)
+    if ".." in (url.partition("?")[0] if fetched else url):
+        raise ModelNotFound(f"Relative path is not allowed in url: {url}")
+    if fetched:
+        return fetch_archive(url, model_store, rules, limits), True
+    base_name = os.path.basename(url.rstrip("/"))
+    in_store = os.path.join(model_store, base_name)
+    if base_name not in ("", ".") and os.path.isfile(in_store):
+        return Path(in_store), False
+    # A bare name means the store; only then a directory of that name where the server was started.
+    candidates = [url, in_store] if "/" in url else [in_store, url]
+    for candidate in candidates:
+        if base_name in ("", ".") or not os.path.isdir(candidate):
+            continue
+        if any_directory or candidate == in_store or _is_inside(candidate, model_store):
+            return Path(candidate), False
+    raise ModelNotFound(f"Model not found at: {url}")
+
+
+def _is_inside(path: str, model_store: Path) -> bool:
+    """Whether a path, links followed, lies in the model store."""
+    return Path(path).resolve().is_relative_to(model_store.resolve())
+
+
+def _innermost(directory: Path) -> Path:
+    """Go down into a lone nested directory, as unpacking a tar file by hand leaves one."""
+    entries = [entry for entry in directory.iterdir() if entry.name not in _LEFT_BY_MACOS]
+    if len(entries) == 1 and entries[0].is_dir() and entries[0].name != MANIFEST_PATH.parts[0]:
+        return entries[0].resolve()
+    return directory
+
+
+def _without_top_folder(directory: Path) -> Path:
+    """The unpacked model without the folder that all of it lies in, where it was packed with one."""
+    inner = _innermost(directory)
+    if inner == directory or not (inner / MANIFEST_PATH).is_file():
+        return directory
+    moved = directory.with_name(uuid.uuid4().hex)
+    inner.rename(moved)
+    shutil.rmtree(directory)
+    return moved

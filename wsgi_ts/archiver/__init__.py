@@ -1,0 +1,24 @@
+"""Packing models and workflows: the commands, and the same from a build script.
+
+from wsgi_ts.archiver import ModelArchiveRequest, create_model_archive
+"""
+
+from wsgi_ts.archiver.pack import (
+    ModelArchiveRequest,
+    WorkflowArchiveRequest,
+    create_model_archive,
+    create_workflow_archive,
+    main,
+    workflow_main,
+)
+from wsgi_ts.archiver.writer import ArchiverError
+
+__all__ = [
+    "ArchiverError",
+    "ModelArchiveRequest",
+    "WorkflowArchiveRequest",
+    "create_model_archive",
+    "create_workflow_archive",
+    "main",
+    "workflow_main",
+]

@@ -1,0 +1,358 @@
+"""`torch-model-archiver` and `torch-workflow-archiver`: the same flags, archives, texts and exit codes.
+
+A mistake of the user ends with one message on standard error and exit status 1, wrong flags with status 2.
+From Python: `create_model_archive(ModelArchiveRequest(...))`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from wsgi_ts import TORCHSERVE_VERSION
+from wsgi_ts.archiver.writer import FORMATS, ArchiverError, Contents, write_archive
+
+__all__ = [
+    "ArchiverError",
+    "ModelArchiveRequest",
+    "WorkflowArchiveRequest",
+    "create_model_archive",
+    "create_workflow_archive",
+    "main",
+    "workflow_main",
+]
+
+logger = logging.getLogger(__name__)
+
+#: Handlers that the server brings along; they are named in the manifest and not packed.
+BUNDLED_HANDLERS = (
+    "base_handler",
+    "text_classifier",
+    "image_classifier",
+    "object_detector",
+    "image_segmenter",
+    "dali_image_classifier",
+    "vllm_handler",
+    "trt_llm_handler",
+)
+LSP_HANDLERS = ("BaseHandler", "TorchScriptHandler")
+
+WORKFLOW_ARCHIVER_VERSION = "0.2.15"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-.]*\Z")
+_NAME_RULE = r"^[A-Za-z0-9][A-Za-z0-9_\-.]*$"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelArchiveRequest:
+    """What to archive; the fields are the flags of `torch-model-archiver`.
+
+    `extra_files` is a comma-separated list of files, directories (whose contents are taken) and wildcards.
+    """
+
+    model_name: str
+    version: str
+    handler: str
+    serialized_file: str | None = None
+    model_file: str | None = None
+    extra_files: str | None = None
+    runtime: str = "python"
+    export_path: str = field(default_factory=os.getcwd)
+    archive_format: str = "default"
+    force: bool = False
+    requirements_file: str | None = None
+    config_file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowArchiveRequest:
+    """What to archive; the fields are the flags of `torch-workflow-archiver`."""
+
+    workflow_name: str
+    spec_file: str
+    handler: str | None = None
+    extra_files: str | None = None
+    export_path: str = field(default_factory=os.getcwd)
+    force: bool = False
+
+
+def create_model_archive(request: ModelArchiveRequest, manifest: str | None = None) -> Path:
+    """Write the model archive; returns its path.
+
+    Args:
+        request: what to archive.
+        manifest: text of the MANIFEST.json; made from `request` by default.
+
+    Raises:
+        ArchiverError: with the text for the user; an older archive is then untouched.
+    """
+    if request.archive_format not in FORMATS:
+        raise ArchiverError(
+            f"Unknown archive format {request.archive_format}: use one of {', '.join(FORMATS)}."
+        )
+    check_name("Model", request.model_name)
+    output = output_path(request.export_path, request.model_name + FORMATS[request.archive_format])
+    check_overwrite(output, request.force, "model")
+    contents = Contents(output)
+    for file in (request.model_file, request.serialized_file):
+        if file:
+            contents.add_file(Path(file))
+    handler_file = find_handler_file(request.handler, request.runtime)
+    if handler_file is not None:
+        contents.add_file(handler_file)
+    add_extra_files(contents, request.extra_files)
+    for file in (request.requirements_file, request.config_file):
+        if file:
+            contents.add_file(Path(file))
+    if manifest is None:
+        manifest = json.dumps(model_manifest(request), indent=2)
+    write_archive(contents, {"MAR-INF/MANIFEST.json": manifest}, request.archive_format, request.model_name)
+    logger.info("Successfully exported model %s to file %s", request.model_name, request.export_path)
+    return output
+
+
+def create_workflow_archive(request: WorkflowArchiveRequest, manifest: str | None = None) -> Path:
+    """Write the workflow archive (.war); returns its path.
+
+    Args:
+        request: what to archive.
+        manifest: text of the MANIFEST.json; made from `request` by default.
+
+    Raises:
+        ArchiverError: with the text for the user; an older archive is then untouched.
+    """
+    check_name("Workflow", request.workflow_name)
+    output = output_path(request.export_path, request.workflow_name + ".war")
+    check_overwrite(output, request.force, "workflow")
+    contents = Contents(output)
+    contents.add_file(Path(request.spec_file))
+    if request.handler:
+        contents.add_file(Path(request.handler))
+    add_extra_files(contents, request.extra_files)
+    if manifest is None:
+        manifest = json.dumps(workflow_manifest(request), indent=2)
+    write_archive(contents, {"WAR-INF/MANIFEST.json": manifest}, "default", request.workflow_name)
+    return output
+
+
+def now() -> str:
+    """The time of day in the form of a manifest's `createdOn`."""
+    return datetime.now().strftime("%d/%m/%Y %H:%M:%S")
+
+
+def workflow_manifest(request: WorkflowArchiveRequest) -> dict[str, Any]:
+    """MANIFEST.json of a workflow."""
+    workflow = {"workflowName": request.workflow_name, "specFile": os.path.basename(request.spec_file)}
+    if request.handler:
+        workflow["handler"] = os.path.basename(request.handler)
+    return {"createdOn": now(), "workflow": workflow, "archiverVersion": WORKFLOW_ARCHIVER_VERSION}
+
+
+def model_manifest(request: ModelArchiveRequest) -> dict[str, Any]:
+    """MANIFEST.json in the order of TorchServe's archiver; what was not given is left out."""
+    model = {
+        "modelName": request.model_name,
+        "serializedFile": os.path.basename(request.serialized_file or ""),
+        "handler": os.path.basename(request.handler),
+        "modelFile": os.path.basename(request.model_file or ""),
+        "modelVersion": request.version,
+        "requirementsFile": os.path.basename(request.requirements_file or ""),
+        "configFile": os.path.basename(request.config_file or ""),
+    }
+    return {
+        "createdOn": now(),
+        "runtime": request.runtime,
+        "model": {key: value for key, value in model.items() if value},
+        "archiverVersion": TORCHSERVE_VERSION,
+    }
+
+
+def check_name(kind: str, name: str) -> None:
+    """Refuse a name that the server would refuse.
+
+    Args:
+        kind: "Model" or "Workflow", for the text.
+        name: the name.
+
+    Raises:
+        ArchiverError: it has characters that are not allowed.
+    """
+    if _NAME.match(name) is None:
+        raise ArchiverError(
+            f"{kind} name contains special characters.\n"
+            f"The allowed regular expression filter for {kind.lower()} name is: {_NAME_RULE}"
+        )
+
+
+def output_path(export_path: str, file_name: str) -> Path:
+    """The path of the archive; its directory is made where it is missing.
+
+    Raises:
+        ArchiverError: the directory cannot be made, or is a file.
+    """
+    directory = Path(export_path)
+    if not directory.exists():
+        logger.warning("Export directory (%s) does not exist. Creating...", export_path)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ArchiverError(f"Export directory ({export_path}) cannot be created: {error}") from error
+    if not directory.is_dir():
+        raise ArchiverError(
+            f"Given export-path {export_path} is not a directory. Point to a valid export-path directory."
+        )
+    return directory / file_name
+
+
+def check_overwrite(output: Path, force: bool, kind: str) -> None:
+    """Refuse to overwrite an archive unless `force` is set.
+
+    Raises:
+        ArchiverError: it exists.
+    """
+    if not output.exists():
+        return
+    if not force:
+        raise ArchiverError(
+            f"{output} already exists.\nPlease specify --force/-f option to overwrite the {kind} archive "
+            "output file.\nSee -h/--help for more details."
+        )
+    logger.warning("Overwriting %s ...", output)
+
+
+def find_handler_file(handler: str, runtime: str) -> Path | None:
+    """The file that a handler lives in, None for one that the server brings along."""
+    if handler in (LSP_HANDLERS if runtime == "LSP" else BUNDLED_HANDLERS):
+        return None
+    path = handler.rpartition(":")[0] or handler
+    if runtime == "LSP":
+        suffix = ".dylib" if sys.platform == "darwin" else ".so"
+        return Path(path if suffix in path else path + suffix)
+    return Path(path if path.endswith(".py") else path + ".py")
+
+
+def add_extra_files(contents: Contents, extra_files: str | None) -> None:
+    """Add what a comma-separated list of files, directories and wildcards names.
+
+    Raises:
+        ArchiverError: a file that is no wildcard does not exist.
+    """
+    for given in (extra_files or "").split(","):
+        pattern = given.strip()
+        if not pattern:
+            continue
+        found = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern))
+        if not found and not glob.has_magic(pattern):
+            raise ArchiverError(f"File does not exist: {pattern}")
+        if not found:
+            logger.warning("--extra-files: no file matches %s", pattern)
+        for name in found:
+            path = Path(name)
+            if path.is_dir():
+                contents.add_tree(path)
+            else:
+                contents.add_file(path)
+
+
+# --- command lines -----------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `torch-model-archiver`; returns the exit status.
+
+    Args:
+        arguments: the command line without the program's name, `sys.argv` by default.
+    """
+    options = vars(model_parser().parse_args(arguments))
+    return _run(lambda: create_model_archive(ModelArchiveRequest(**options)))
+
+
+def workflow_main(arguments: Sequence[str] | None = None) -> int:
+    """Run `torch-workflow-archiver`; returns the exit status."""
+    options = vars(workflow_parser().parse_args(arguments))
+    return _run(lambda: create_workflow_archive(WorkflowArchiveRequest(**options)))
+
+
+def _run(create: Callable[[], Path]) -> int:
+    """Run one of the two, with its messages on standard error."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s - %(message)s", force=True)
+    previous = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        create()
+    except ArchiverError as error:
+        logger.error("%s", error)
+        return 1
+    except OSError as error:
+        logger.error("Failed to read the files to archive: %s", error)
+        return 1
+    except KeyboardInterrupt:
+        logger.error("Interrupted: no archive was written.")
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    return 0
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    """Leave through the exits that remove the unfinished file."""
+    sys.exit(128 + signum)
+
+
+def model_parser() -> argparse.ArgumentParser:
+    """The flags of `torch-model-archiver`."""
+    parser = argparse.ArgumentParser(prog="torch-model-archiver", description="Torch Model Archiver Tool")
+    add = parser.add_argument
+    add("--model-name", required=True, help="name of the model; the archive is named MODEL_NAME.mar")
+    add("--serialized-file", help=".pt or .pth file with a state_dict (eager mode) or a TorchScript module")
+    add("--model-file", help="Python file with the one class of the model's architecture (eager mode only)")
+    add("--handler", required=True, help="handler: FILE, FILE:FUNCTION, or the name of a bundled one")
+    add(
+        "--extra-files",
+        help="comma-separated files, directories (their contents are added) and wildcards",
+    )
+    add(
+        "--runtime",
+        default="python",
+        choices=["python", "python3", "LSP"],
+        help="what runs the handler (default: python)",
+    )
+    add("--export-path", default=os.getcwd(), help="directory for the archive (default: the current one)")
+    add(
+        "--archive-format",
+        default="default",
+        choices=["tgz", "no-archive", "zip-store", "default"],
+        help="tgz: MODEL_NAME.tar.gz; no-archive: directory MODEL_NAME; zip-store: MODEL_NAME.mar without "
+        "compression; default: MODEL_NAME.mar",
+    )
+    add("-f", "--force", action="store_true", help="overwrite an existing archive")
+    add("-v", "--version", required=True, help="version of the model")
+    add("-r", "--requirements-file", help="requirements.txt with the Python packages that the model needs")
+    add("-c", "--config-file", help="model-config.yaml with the model's settings")
+    return parser
+
+
+def workflow_parser() -> argparse.ArgumentParser:
+    """The flags of `torch-workflow-archiver`."""
+    parser = argparse.ArgumentParser(prog="torch-workflow-archiver", description="Workflow Archiver Tool")
+    add = parser.add_argument
+    add("--workflow-name", required=True, help="name of the workflow; the archive is named WORKFLOW_NAME.war")
+    add("--spec-file", required=True, help="YAML file with the workflow's models and their graph")
+    add("--handler", help="Python file with the workflow's functions")
+    add(
+        "--extra-files",
+        help="comma-separated files, directories (their contents are added) and wildcards",
+    )
+    add("--export-path", default=os.getcwd(), help="directory for the archive (default: the current one)")
+    add("-f", "--force", action="store_true", help="overwrite an existing archive")
+    return parser

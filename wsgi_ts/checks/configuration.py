@@ -1,0 +1,250 @@
+"""What `wsgi-ts doctor` finds out about a configuration: what the start checks, by the start's own functions."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from wsgi_ts.checks.machine import Finding
+from wsgi_ts.checks.start import (
+    StartError,
+    check_addressable,
+    check_interpreter,
+    check_model_store,
+    check_run_directory,
+)
+from wsgi_ts.gpu.devices import gpu_count
+from wsgi_ts.instance.listeners import bind_problem
+from wsgi_ts.instance.pid_file import is_recorded, read_record, recorded_pid
+from wsgi_ts.instance.shared_memory import start_bytes
+from wsgi_ts.metrics.reported import PROMETHEUS_MODE
+from wsgi_ts.metrics.specification import MetricsConfigError, load_specification
+from wsgi_ts.models.snapshots import SnapshotError, recorded_models
+from wsgi_ts.settings.config import Config, ConfigError
+from wsgi_ts.settings.sources import startup_archives
+
+_SHM = Path("/dev/shm")
+#: How long a module of `preload_modules` may take to be imported, in seconds.
+_IMPORT_LIMIT_S = 120
+
+
+def check_shared_memory(config: Config) -> Iterator[Finding]:
+    """Room in /dev/shm for what the configuration takes at its start."""
+    try:
+        state = os.statvfs(_SHM)
+    except OSError as error:
+        yield Finding("FAIL", "/dev/shm", f"{error.strerror}; mount a tmpfs there")
+        return
+    if not os.access(_SHM, os.W_OK | os.X_OK):
+        yield Finding("FAIL", "/dev/shm", "not writable; its mode should be 1777")
+        return
+    batchers = gpu_count(config.number_of_gpu) + 1
+    try:
+        check_addressable(config, batchers)
+    except StartError as error:
+        yield Finding("FAIL", "/dev/shm", str(error))
+        return
+    needed, free = start_bytes(config, batchers), state.f_bavail * state.f_frsize
+    text = f"{_mib(free)} free, {_mib(needed)} needed"
+    if free < needed:
+        remedy = "start the container with a larger --shm-size, or lower web_workers or slots_per_worker"
+        yield Finding("FAIL", "/dev/shm", f"{text}; {remedy}")
+    elif free < needed + max(config.shm_warm_bytes, 4 * config.max_request_size):
+        yield Finding("WARN", "/dev/shm", f"{text}: little is left for large requests; enlarge it (--shm-size)")
+    else:
+        yield Finding("OK", "/dev/shm", text)
+
+
+def check_addresses(config: Config) -> Iterator[Finding]:
+    """Whether each address can be listened on; an instance of ours that holds it is not an error."""
+    addresses = {f"{api}_address": (f"{api}_address", address) for api, address in config.addresses.items()}
+    if config.is_combined:
+        del addresses["management_address"]
+    grpc = config.grpc_addresses
+    addresses |= {f"grpc_{api}_port": (f"grpc_{api}_address", address) for api, address in grpc.items()}
+    pid = recorded_pid(config.run_dir)
+    running = pid is not None and is_recorded(pid, config.run_dir)
+    for key, (address_key, address) in addresses.items():
+        problem = bind_problem(address, address_key, key)
+        if problem is None:
+            yield Finding("OK", key, f"{address} is free")
+        elif running:
+            yield Finding("OK", key, f"{address} is in use; an instance is running (pid {pid})")
+        else:
+            yield Finding("FAIL", key, f"{address}: {problem}")
+
+
+def check_archives(config: Config) -> Iterator[Finding]:
+    """Whether the archives can be read, and the startup models are among them."""
+    store = config.model_store
+    if store is None:
+        return
+    try:
+        check_model_store(config)
+        archives = startup_archives(store)
+    except (StartError, ConfigError) as error:
+        yield Finding("FAIL", "model store", str(error))
+        return
+    unreadable = [name for name in archives if not os.access(store / name, os.R_OK)]
+    if unreadable:
+        yield Finding("FAIL", "model store", f"not readable: {', '.join(unreadable)}; check their permissions")
+    else:
+        yield Finding("OK", "model store", f"{store}: {len(archives)} archives")
+    for _, url in config.load_models:
+        if "://" not in url and not (store / os.path.basename(url)).exists() and not os.path.isdir(url):
+            yield Finding("WARN", "load_models", f"{url} is not in {store}; this model will not be loaded")
+
+
+def check_certificates(config: Config) -> Iterator[Finding]:
+    """Whether key and certificate can be served, where anything speaks TLS."""
+    if not config.serves_tls:
+        return
+    # Only then: cryptography takes a while to load.
+    from wsgi_ts.security.certificates import CertificateError, load_material
+
+    with _warnings() as warnings:
+        try:
+            load_material(config)
+        except CertificateError as error:
+            yield Finding("FAIL", "certificate", str(error))
+        else:
+            yield Finding("OK", "certificate", "key and certificate can be served")
+    for text in warnings:
+        yield Finding("WARN", "certificate", text)
+
+
+def check_models_interpreter(config: Config) -> Iterator[Finding]:
+    """Whether the interpreter that the key `python` names can run model workers."""
+    try:
+        check_interpreter(config)
+    except StartError as error:
+        yield Finding("FAIL", "model workers", str(error))
+    else:
+        yield Finding("OK", "model workers", config.python)
+
+
+def check_preload_modules(config: Config) -> Iterator[Finding]:
+    """Whether the modules that are to be imported once for all workers can be imported."""
+    for name in config.preload_modules:
+        safe = ["-P"] if sys.version_info >= (3, 11) else []
+        command = [sys.executable, *safe, "-c", f"import {name}"]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_IMPORT_LIMIT_S, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            yield Finding("FAIL", "preload_modules", f"{name} cannot be imported ({error}); take it out of the key")
+            continue
+        if done.returncode == 0:
+            yield Finding("OK", "preload_modules", f"{name} can be imported")
+            continue
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        text = f"{name} cannot be imported ({lines[-1]}); correct the name, install it, or take it out of the key"
+        yield Finding("FAIL", "preload_modules", text)
+
+
+def check_snapshot(config: Config) -> Iterator[Finding]:
+    """Whether the models of the snapshot that the configuration is read from are there."""
+    try:
+        recorded_models(config)
+    except SnapshotError as error:
+        yield Finding("FAIL", "snapshot", str(error))
+
+
+def check_metrics_config(config: Config) -> Iterator[Finding]:
+    """Whether metrics.yaml can be used; a server runs without metrics where it cannot."""
+    try:
+        load_specification(config.metrics_config, for_prometheus=config.metrics_mode == PROMETHEUS_MODE)
+    except MetricsConfigError as error:
+        yield Finding("WARN", "metrics_config", f"{error}; no metrics are recorded")
+
+
+def check_directories(config: Config) -> Iterator[Finding]:
+    """Whether logs, temporary files and the run directory can be written."""
+    try:
+        check_run_directory(config.run_dir)
+    except StartError as error:
+        yield Finding("FAIL", "run directory", str(error))
+    for subject, directory, level in (
+        ("logs", config.log_dir, "WARN"),
+        ("temp", config.temp_dir, "FAIL"),
+        ("run directory", config.run_dir, "FAIL"),
+    ):
+        existing = next(path for path in (directory, *directory.parents) if path.exists())
+        if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+            yield Finding("OK", subject, str(directory))
+        else:
+            text = f"{directory} cannot be written ({existing}); change its owner or choose another"
+            yield Finding("WARN" if level == "WARN" else "FAIL", subject, text)
+
+
+def check_leftovers(config: Config) -> Iterator[Finding]:
+    """What a dead instance has left: the record of the run directory, and shared memory."""
+    record = read_record(config.run_dir)
+    pid, prefix = recorded_pid(config.run_dir), record.get("prefix")
+    if pid is not None and is_recorded(pid, config.run_dir):
+        yield Finding("OK", "left-overs", f"none; an instance is running (pid {pid})")
+        return
+    count = 0
+    if isinstance(prefix, str) and prefix:
+        count = sum(name.removeprefix("sem.").startswith(prefix) for name in _shm_names())
+    if record:
+        text = f"a dead instance (pid {pid}) left {count} shared-memory objects; the next start removes them"
+        yield Finding("WARN", "left-overs", text)
+    else:
+        yield Finding("OK", "left-overs", "none")
+
+
+class _Collector(logging.Handler):
+    """Keeps the messages of warnings."""
+
+    def __init__(self, into: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self._into = into
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keeps one."""
+        self._into.append(record.getMessage())
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """What the start would log as warnings, as lines."""
+    logger, told = logging.getLogger("wsgi_ts"), list[str]()
+    collector, passes_on = _Collector(told), logger.propagate
+    logger.addHandler(collector)
+    logger.propagate = False
+    try:
+        yield told
+    finally:
+        logger.removeHandler(collector)
+        logger.propagate = passes_on
+
+
+def _shm_names() -> list[str]:
+    try:
+        return os.listdir(_SHM)
+    except OSError:
+        return []
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.1f} MiB"
+
+
+#: All of them, in the order of the report.
+CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
+    check_shared_memory,
+    check_addresses,
+    check_archives,
+    check_certificates,
+    check_models_interpreter,
+    check_preload_modules,
+    check_snapshot,
+    check_metrics_config,
+    check_directories,
+    check_leftovers,
+)

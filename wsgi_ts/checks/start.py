@@ -1,0 +1,146 @@
+"""What the supervisor checks before it starts anything."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import wsgi_ts
+from wsgi_ts.batcher.shm.machine import machine_problem
+from wsgi_ts.batcher.shm.shared_memory import free_bytes
+from wsgi_ts.instance.listeners import UNIX_PATH_BYTES
+from wsgi_ts.instance.shared_memory import address_bytes, start_bytes
+from wsgi_ts.models.preparation import interpreter
+from wsgi_ts.settings.config import DEFAULT_ALLOWED_URLS, Config
+
+log = logging.getLogger(__name__)
+
+#: How long another interpreter may take to import what a model worker needs, in seconds.
+_INTERPRETER_LIMIT_S = 120.0
+#: Half of what a process can address: segments of web workers that have died are there for a moment longer.
+_MOST_ADDRESSES = 2**46
+_CAN_RUN_WORKERS = (
+    "import sys; sys.path.append(sys.argv[1]); import wsgi_ts.batcher.worker.main; print(wsgi_ts.__version__)"
+)
+
+
+class StartError(Exception):
+    """The instance cannot start; the message says why and what to do, on one line."""
+
+
+def check_machine() -> None:
+    """Makes sure that the data path is safe on this processor.
+
+    Raises:
+        StartError: it is not.
+    """
+    problem = machine_problem()
+    if problem is not None:
+        raise StartError(problem)
+
+
+def check_addressable(config: Config, batchers: int) -> None:
+    """Makes sure that a batcher can map the segments of all web workers: it alone would find out.
+
+    Raises:
+        StartError: they are too large; the message says what to do.
+    """
+    addresses = address_bytes(config, batchers)
+    if addresses > _MOST_ADDRESSES:
+        raise StartError(
+            f"slots_per_worker={config.slots_per_worker} for {config.web_workers} web workers with "
+            f"max_request_size={config.max_request_size} and max_response_size={config.max_response_size} take "
+            f"{addresses >> 40} TiB of addresses, of which a process has {_MOST_ADDRESSES >> 40}; set one of them lower"
+        )
+
+
+def check_shared_memory(config: Config, batchers: int) -> None:
+    """Makes sure that what every web worker and the gRPC server reserve fits.
+
+    Raises:
+        StartError: it does not; the message says what to do.
+    """
+    check_addressable(config, batchers)
+    needed = start_bytes(config, batchers)
+    try:
+        available = free_bytes()
+    except OSError as error:
+        raise StartError(f"/dev/shm: {error.strerror}; mount a tmpfs there") from error
+    if needed > available:
+        raise StartError(
+            f"/dev/shm is too small: need {needed} bytes, have {available} in /dev/shm: make it larger (docker: "
+            f"--shm-size), or set web_workers (now {config.web_workers}) or slots_per_worker (now "
+            f"{config.slots_per_worker}) lower"
+        )
+
+
+def check_model_store(config: Config) -> None:
+    """Makes sure that the archives can be looked for.
+
+    Raises:
+        StartError: the model store cannot be read.
+    """
+    for key in ("model_store", "workflow_store"):
+        directory = getattr(config, key)
+        if directory is not None and not os.access(directory, os.R_OK | os.X_OK):
+            raise StartError(f"{key} {directory}: cannot be read; check its permissions, or set another")
+
+
+def check_run_directory(path: Path) -> None:
+    """Makes sure that the control socket fits under its path.
+
+    Raises:
+        StartError: the path is too long.
+    """
+    longest = UNIX_PATH_BYTES - len("/control.sock")
+    if len(os.fsencode(path)) > longest:
+        raise StartError(
+            f"run directory {path}: its path is too long for a Unix socket in it (at most {longest} bytes); set "
+            "another --run-dir or a shorter TEMP"
+        )
+
+
+def check_interpreter(config: Config) -> None:
+    """Makes sure that the interpreter that the key `python` names can run model workers.
+
+    Raises:
+        StartError: it cannot; the message says why and what to do.
+    """
+    python = interpreter(config)
+    if python == sys.executable:
+        return
+    home = str(Path(wsgi_ts.__file__).parent.parent)
+    try:
+        asked = subprocess.run(
+            [python, "-c", _CAN_RUN_WORKERS, home],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_INTERPRETER_LIMIT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise StartError(f"python={config.python}: cannot be run: {error}; correct the key or remove it") from error
+    lines = (asked.stdout if asked.returncode == 0 else asked.stderr).decode(errors="replace").strip().splitlines()
+    found = lines[-1] if lines else f"exit code {asked.returncode}"
+    if asked.returncode != 0:
+        raise StartError(
+            f"python={config.python}: cannot run model workers: {found}; install wsgi-ts {wsgi_ts.__version__} there, "
+            "or remove the key"
+        )
+    if found != wsgi_ts.__version__:
+        raise StartError(
+            f"python={config.python}: has wsgi-ts {found}, the server is {wsgi_ts.__version__}; install the same there"
+        )
+
+
+def warn_of_any_url(config: Config) -> None:
+    """Says that models may come from anywhere, where they may."""
+    if config.enable_model_api and config.allowed_urls == DEFAULT_ALLOWED_URLS:
+        log.warning(
+            "Models can be registered from any URL: allowed_urls is not set. Set it to the addresses that you trust, "
+            "for example https://models\\.example\\.org/.*"
+        )

@@ -1,0 +1,65 @@
+"""`wsgi-ts doctor`: whether this machine can run a configuration, and what to do where it cannot.
+
+Starts nothing and changes nothing. Each check yields lines OK, WARN (runs, but not as meant) or FAIL (it
+will not start, or not serve). What the start checks is checked here by the start's own functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from wsgi_ts.checks.machine import (
+    Finding,
+    check_clock,
+    check_cores,
+    check_gpus,
+    check_machine,
+    check_open_files,
+    check_python,
+)
+from wsgi_ts.settings.config import ConfigError
+from wsgi_ts.settings.sources import CommandLine, load_config
+
+
+def run_doctor(command_line: CommandLine, environ: Mapping[str, str]) -> int:
+    """Prints all findings.
+
+    Args:
+        command_line: the flags that `serve` would get.
+        environ: the environment variables.
+
+    Returns:
+        The exit status: 1 if something FAILs, else 0.
+    """
+    failed = False
+    for finding in examine(command_line, environ):
+        print(finding, flush=True)
+        failed = failed or finding.level == "FAIL"
+    return 1 if failed else 0
+
+
+def examine(command_line: CommandLine, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """All findings; without a usable configuration only those that do not depend on it."""
+    yield from check_machine()
+    found = list(check_python())
+    yield from found
+    yield from check_clock()
+    try:
+        config = load_config(command_line, environ)
+    except ConfigError as error:
+        yield Finding("FAIL", "configuration", str(error))
+        yield from check_gpus(environ)
+        return
+    source = f"read from {config.config_file}" if config.config_file else "no file, defaults"
+    yield Finding("OK", "configuration", source)
+    for warning in config.warnings:
+        yield Finding("WARN", "configuration", warning)
+    yield from check_open_files(config)
+    yield from check_cores(config)
+    if all(finding.level != "FAIL" or finding.subject == "torch" for finding in found):
+        # Not before: the start's functions need the packages that were just looked for, but for torch.
+        from wsgi_ts.checks.configuration import CHECKS
+
+        for check in CHECKS:
+            yield from check(config)
+    yield from check_gpus(environ)

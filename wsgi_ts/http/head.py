@@ -1,0 +1,305 @@
+"""HTTP/1.1 request heads: from bytes to what the server needs to know, by httptools (llhttp, strict).
+
+The body is not fed to the parser: the web worker receives it where it belongs. Chunked bodies are the exception.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+import httptools
+
+from wsgi_ts.logs.text import safe_target
+
+#: As TorchServe (Netty): 4096 bytes of request line, 8192 bytes of headers.
+MAX_REQUEST_LINE = 4096
+MAX_HEADER_BYTES = 8192
+MAX_HEADERS = 100
+#: What the framing of a chunked body may take besides as many bytes as twice its content: enough for 65536 chunks of
+#: one byte each.
+MAX_FRAMING_BYTES = 262144
+_REMEMBERED_HEADS = 256
+_LONGEST_REMEMBERED = 1024
+_ABSOLUTE = re.compile(rb"(?i)https?://[^/?]*")
+_BARE_LINE_FEED = re.compile(rb"[^\r]\n")
+
+
+class BadHead(Exception):
+    """The head is not one this server accepts.
+
+    Args:
+        status: 400, 414, 417, 431 or 501.
+        message: for the client.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+class Head:
+    """A parsed request head.
+
+    Attributes:
+        raw: the bytes, with the empty line.
+        method, path, query: `path` is percent-decoded, as WSGI's PATH_INFO (latin-1 of the raw bytes).
+        target: as in the request line.
+        http_1_1: False for HTTP/1.0.
+        keep_alive: the client wants to go on using the connection.
+        content_length: the body's length, 0 for none.
+        chunked: the body comes in chunks.
+        expect_continue: the client waits for "100 Continue".
+        content_type: as sent, empty for none.
+        environ: the WSGI variables that follow from the head alone; copy before use.
+        admitted: the mark of the gate that let this head pass (`wsgi_ts.security.access`), None before.
+        route, route_epoch: what the head means, for the routing table that found out, and its epoch then.
+    """
+
+    __slots__ = (
+        "admitted",
+        "chunked",
+        "content_length",
+        "content_type",
+        "environ",
+        "expect_continue",
+        "http_1_1",
+        "keep_alive",
+        "line",
+        "method",
+        "path",
+        "query",
+        "raw",
+        "route",
+        "route_epoch",
+        "target",
+    )
+
+    def __init__(self, raw: bytes) -> None:
+        collector = _Collector()
+        parser = httptools.HttpRequestParser(collector)
+        try:
+            parser.feed_data(raw)
+        except httptools.HttpParserUpgrade:
+            pass  # no protocol is offered to upgrade to; the request is answered as it stands
+        except httptools.HttpParserError as error:
+            raise BadHead(400, "Invalid HTTP message.") from error
+        version = parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise BadHead(400, "Invalid HTTP message.")
+        self.raw = raw
+        self.admitted: object = None
+        self.route: Any = None
+        self.route_epoch = -1
+        self.http_1_1 = version == "1.1"
+        self.method = parser.get_method().decode("latin-1")
+        self.target = collector.url.decode("latin-1")
+        self.line = f"{self.method} {safe_target(self.target)} HTTP/{version}"
+        # Otherwise RTSP and the like, or more than one space.
+        if not raw.startswith(f"{self.method} {self.target} HTTP/{version}\r\n".encode("latin-1")):
+            raise BadHead(400, "Invalid HTTP message.")
+        self._read_target(collector.url)
+        self._read_headers(collector.headers)
+
+    def _read_target(self, url: bytes) -> None:
+        if not url.startswith(b"/"):
+            url = _ABSOLUTE.sub(b"", url, count=1)
+        path, _, query = url.partition(b"#")[0].partition(b"?")
+        self.path = (unquote_to_bytes(path) if b"%" in path else path or b"/").decode("latin-1")
+        self.query = query.decode("latin-1")
+
+    def _read_headers(self, headers: list[tuple[bytes, bytes]]) -> None:
+        if len(headers) > MAX_HEADERS:
+            raise BadHead(431, "Too many headers.")
+        self.content_length = 0
+        self.chunked = False
+        self.expect_continue = False
+        self.content_type = b""
+        environ: dict[str, Any] = {}
+        for raw_name, raw_value in headers:
+            if b"_" in raw_name:  # it would pass for another header, Content-Length included (as nginx does)
+                continue
+            name = raw_name.decode("latin-1").upper().replace("-", "_")
+            value = raw_value.decode("latin-1").strip(" \t")
+            if name == "CONTENT_LENGTH":
+                self.content_length = int(value)
+                environ[name] = value
+            elif name == "CONTENT_TYPE":
+                if name in environ:
+                    raise BadHead(400, "More than one Content-Type header.")
+                self.content_type = raw_value.strip(b" \t")
+                environ[name] = value
+            elif name == "TRANSFER_ENCODING":
+                if value.lower() != "chunked" or not self.http_1_1 or self.chunked:
+                    raise BadHead(501, "The only transfer coding this server knows is one chunked of HTTP/1.1.")
+                self.chunked = True
+            elif name == "EXPECT":
+                if value.lower() != "100-continue":
+                    raise BadHead(417, "The only expectation this server meets is 100-continue.")
+                self.expect_continue = self.http_1_1
+            else:
+                key = "HTTP_" + name
+                if name == "HOST" and key in environ:
+                    raise BadHead(400, "More than one Host header.")
+                environ[key] = f"{environ[key]},{value}" if key in environ else value
+        self.keep_alive = _wants_keep_alive(environ.get("HTTP_CONNECTION", ""), self.http_1_1)
+        environ["REQUEST_METHOD"] = self.method
+        environ["PATH_INFO"] = self.path
+        environ["QUERY_STRING"] = self.query
+        environ["RAW_URI"] = self.target
+        environ["SERVER_PROTOCOL"] = "HTTP/1.1" if self.http_1_1 else "HTTP/1.0"
+        self.environ = environ
+
+
+def _wants_keep_alive(connection: str, http_1_1: bool) -> bool:
+    """Whether the client wants to go on using the connection (RFC 9112 9.3); no protocol is offered to upgrade to.
+
+    The parser is not asked: it forgets the header when a request without a body is complete.
+    """
+    options = {option.strip().lower() for option in connection.split(",")}
+    return "keep-alive" in options if not http_1_1 else not options & {"close", "upgrade"}
+
+
+class _Collector:
+    """httptools' callbacks."""
+
+    def __init__(self) -> None:
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name, value))
+
+
+@functools.lru_cache(maxsize=_REMEMBERED_HEADS)
+def _remembered(raw: bytes) -> Head:
+    return Head(raw)
+
+
+def parse_head(raw: bytes) -> Head:
+    """Parses a head that ends with its empty line. Short heads are remembered: a client's heads repeat.
+
+    Raises:
+        BadHead: with the status to answer.
+    """
+    if len(raw) <= _LONGEST_REMEMBERED:
+        return _remembered(raw)
+    _check_size(raw)
+    return Head(raw)
+
+
+def check_partial_head(raw: bytes) -> None:
+    """Looks at the first bytes of a head: whether its end is worth waiting for.
+
+    Raises:
+        BadHead: with the status to answer.
+    """
+    if raw[:1].isspace() or b"\0" in raw or _BARE_LINE_FEED.search(raw):
+        raise BadHead(400, "Invalid HTTP message.")
+    _check_size(raw)
+
+
+def _check_size(raw: bytes) -> None:
+    line_end = raw.find(b"\r\n")
+    if line_end > MAX_REQUEST_LINE or (line_end < 0 and len(raw) > MAX_REQUEST_LINE + 1):
+        raise BadHead(414, "The request line is too long.")
+    if line_end >= 0 and len(raw) > line_end + MAX_HEADER_BYTES + len(b"\r\n\r\n"):
+        raise BadHead(431, "The request's headers are too large.")
+
+
+class _Decoded:
+    """httptools' callbacks for a chunked body.
+
+    An object of its own, as one that held its parser could only be freed by the garbage collector, which runs seldom.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.data = bytearray()
+        self.complete = False
+        self.too_large = False
+        self._limit = limit
+
+    def on_body(self, data: bytes) -> None:
+        if len(self.data) + len(data) > self._limit:
+            self.too_large = True
+        elif not self.too_large:
+            self.data += data
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+
+class ChunkedBody:
+    """Decodes a chunked body; feed it what comes behind the head.
+
+    Args:
+        head: the request's head.
+        limit: largest decoded body.
+
+    Attributes:
+        received: bytes that were fed, framing included.
+        rest: bytes behind the body (the next request of a pipelining client).
+    """
+
+    def __init__(self, head: Head, limit: int) -> None:
+        self.rest = b""
+        self._decoded = _Decoded(limit)
+        self.received = 0
+        self._tail = b""
+        # llhttp can only be told of a chunked body by a head; a minimal one of our own keeps its state machine whole.
+        self._parser = httptools.HttpRequestParser(self._decoded)
+        self._parser.feed_data(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+
+    @property
+    def data(self) -> bytearray:
+        """What was decoded so far."""
+        return self._decoded.data
+
+    @property
+    def complete(self) -> bool:
+        """The last chunk and the trailers were read."""
+        return self._decoded.complete
+
+    @property
+    def too_large(self) -> bool:
+        """The limit was passed."""
+        return self._decoded.too_large
+
+    def feed(self, data: bytes) -> None:
+        """Takes the next bytes from the socket.
+
+        Raises:
+            BadHead: they are not a chunked body, or one with more framing than content.
+        """
+        self.received += len(data)
+        # The body ends with an empty line; without one in what was just read, it cannot end there.
+        may_end = b"\n\r\n" in self._tail + data
+        self._tail = (self._tail + data)[-2:]
+        try:
+            if may_end:
+                self._feed_to_end(data)
+            else:
+                self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            raise BadHead(400, "Invalid chunked body.") from error
+        framing = self.received - 2 * len(self.data)
+        if framing > MAX_FRAMING_BYTES and not self.complete and not self.too_large:
+            raise BadHead(400, "The chunked body has more framing than content.")
+
+    def _feed_to_end(self, data: bytes) -> None:
+        # The parser would take pipelined bytes for a message of its own, so the end is found line by line, which is
+        # affordable: only reads that may hold the end come here.
+        start = 0
+        while start < len(data) and not self.complete:
+            newline = data.find(b"\n", start)
+            stop = len(data) if newline < 0 else newline + 1
+            self._parser.feed_data(data[start:stop])
+            start = stop
+        self.rest = data[start:]
+

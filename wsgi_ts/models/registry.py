@@ -1,0 +1,427 @@
+"""The registry: models, versions, the default version, the workers wanted, and what the data path may know.
+
+The supervisor alone writes it. It starts nothing and waits for nothing: `model_manager` carries out operations.
+All methods may be called from any thread; `changed` wakes those who wait for a worker or for a model's end.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from wsgi_ts.archive.model_directory import ModelDirectory
+from wsgi_ts.batcher.shm.layout import MAX_MODELS
+from wsgi_ts.errors import (
+    ConflictStatus,
+    InvalidModelVersion,
+    ModelNotFound,
+    ModelVersionNotFound,
+    OutOfResources,
+)
+from wsgi_ts.gpu.assign import Placement
+from wsgi_ts.messages import ModelSpec, WorkerReport
+from wsgi_ts.models.model_yaml import ModelYaml
+
+#: States of a worker in which it has never been of use yet.
+LOADING_STATES = ("starting", "loading")
+
+
+@dataclass(slots=True)
+class ModelWorker:
+    """One model worker that is wanted. `report` is None until its batcher has said something of it.
+
+    `devices` are the GPUs of a worker that spans several; None where it is not restricted to any.
+
+    `created_at_ms` is in milliseconds since the epoch, for people.
+    """
+
+    worker_id: int
+    batcher: int
+    gpu_id: int | None
+    created_at_ms: int
+    devices: tuple[int, ...] | None = None
+    report: WorkerReport | None = None
+
+    @property
+    def gpus(self) -> tuple[int, ...]:
+        """The GPUs it computes on."""
+        return self.devices or (() if self.gpu_id is None else (self.gpu_id,))
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it takes requests."""
+        return self.report is not None and self.report.state == "ready"
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether its first load is still under way."""
+        report = self.report
+        return report is None or (report.state in LOADING_STATES and report.load_status == 0)
+
+    def is_recovering_too_long(self, limit_s: float, now: float) -> bool:
+        """Whether it has been failing for more than `limit_s` seconds at the monotonic time `now`."""
+        report = self.report
+        if report is None or self.is_ready:
+            return False
+        late = report.recovering_since > 0 and now - report.recovering_since > limit_s
+        return report.state == "failed" or late
+
+
+@dataclass(slots=True)
+class ModelVersion:
+    """One version of a model.
+
+    Attributes:
+        spec: what batchers and workers are told.
+        directory: its files.
+        yaml: its model-config.yaml, None where it has none.
+        placement: where its workers may run.
+        min_workers: workers that are wanted.
+        max_workers: upper limit, shown only.
+        loaded_at_startup: whether the configuration named it.
+        workers: those that are wanted, by id in the order of their start.
+        gpus_given: how many workers were given a GPU so far.
+        loaded_in: batchers that were told of it.
+        accepted_in: batchers that have shown that they know it; requests go to these only.
+        leaving: workers that were told to stop, and have not yet.
+        restarts: how often one of its workers was started again.
+        unloading: it is being unregistered: no requests any more.
+    """
+
+    spec: ModelSpec
+    directory: ModelDirectory
+    yaml: ModelYaml | None
+    placement: Placement
+    min_workers: int = 0
+    max_workers: int = 0
+    loaded_at_startup: bool = False
+    workers: dict[int, ModelWorker] = field(default_factory=dict)
+    gpus_given: int = 0
+    loaded_in: set[int] = field(default_factory=set)
+    accepted_in: set[int] = field(default_factory=set)
+    leaving: dict[int, ModelWorker] = field(default_factory=dict)
+    restarts: int = 0
+    unloading: bool = False
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.spec.name
+
+    @property
+    def version(self) -> str:
+        """The version's name."""
+        return self.spec.version
+
+    def workers_in(self, batcher: int) -> list[ModelWorker]:
+        """The wanted workers of one batcher."""
+        return [worker for worker in self.workers.values() if worker.batcher == batcher]
+
+    def is_healthy(self, now: float) -> bool:
+        """Whether enough workers run, or will soon, at the monotonic time `now`."""
+        limit_s = self.spec.max_retry_timeout_s
+        good = [each for each in self.workers.values() if not each.is_recovering_too_long(limit_s, now)]
+        return len(good) >= self.min_workers
+
+
+class Registry:
+    """All models of one instance.
+
+    Attributes:
+        changed: a condition on the registry's lock; notified after every report of a batcher.
+        draining: the instance is stopping.
+    """
+
+    def __init__(
+        self,
+        first_worker_id: int,
+        clear: Callable[[int], None] = lambda index: None,
+        first_group_id: int = 29500,
+    ) -> None:
+        """An empty registry.
+
+        Args:
+            first_worker_id: the id of the first worker; each one gets the next, and none is used twice.
+            clear: removes what earlier owners of a number have counted under it, before a version gets it.
+            first_group_id: the id of the first worker that spans several processes or GPUs.
+        """
+        self._clear = clear
+        self.changed = threading.Condition(threading.RLock())
+        self.draining = False
+        self._models: dict[str, dict[str, ModelVersion]] = {}
+        self._defaults: dict[str, str] = {}
+        self._expected: dict[str, dict[str, bool]] = {}
+        self._next_worker_id = first_worker_id
+        self._next_group_id = first_group_id
+        # Indexes come back at the end: each rests as long as possible before another model gets it.
+        self._free_indexes = deque(range(MAX_MODELS))
+
+    def allocate_index(self) -> int:
+        """A number on the data path for a new model version.
+
+        Raises:
+            OutOfResources: there are as many versions as the shared memory has rows for.
+        """
+        with self.changed:
+            if not self._free_indexes:
+                raise OutOfResources(f"No more than {MAX_MODELS} model versions can be registered.")
+            index = self._free_indexes.popleft()
+        self._clear(index)
+        return index
+
+    def free_index(self, index: int) -> None:
+        """Takes a number back that nothing on the data path uses any more."""
+        with self.changed:
+            self._free_indexes.append(index)
+
+    def next_worker_id(self, parallel_level: int = 0) -> int:
+        """An id that no worker has had; a worker that spans several processes or GPUs takes as many."""
+        with self.changed:
+            if parallel_level:
+                self._next_group_id += parallel_level
+                return self._next_group_id - parallel_level
+            self._next_worker_id += 1
+            return self._next_worker_id - 1
+
+    def gpu_holders(self) -> dict[int, list[str]]:
+        """For each GPU that has any, its workers, for people."""
+        holders: dict[int, list[str]] = {}
+        with self.changed:
+            for model in self.all_versions():
+                for worker in model.workers.values():
+                    for gpu in worker.gpus:
+                        holders.setdefault(gpu, []).append(f"{model.name} {model.version} worker {worker.worker_id}")
+        return holders
+
+    def check_absent(self, name: str, version: str) -> None:
+        """Makes sure that a version can be added.
+
+        Raises:
+            ConflictStatus: it is there already.
+        """
+        with self.changed:
+            if version in self._models.get(name, {}):
+                raise ConflictStatus(f"Model version {version} is already registered for model {name}")
+
+    def add(self, model: ModelVersion) -> None:
+        """Adds a version; the first one of a model is its default version.
+
+        Raises:
+            ConflictStatus: it is there already.
+        """
+        with self.changed:
+            self.check_absent(model.name, model.version)
+            self._models.setdefault(model.name, {})[model.version] = model
+            self._defaults.setdefault(model.name, model.version)
+
+    def expect(self, versions: Iterable[tuple[str, str, bool]]) -> None:
+        """Has the data path know of versions that are about to be restored: it answers 503 for them, and not 404.
+
+        Args:
+            versions: name, version, and whether it was the default one; those of an earlier call are forgotten.
+        """
+        with self.changed:
+            self._expected = {}
+            for name, version, is_default in versions:
+                self._expected.setdefault(name, {})[version] = is_default
+
+    def get(self, name: str, version: str | None = None) -> ModelVersion:
+        """A version of a model; the default one where none is named.
+
+        Raises:
+            ModelNotFound: no such model.
+            ModelVersionNotFound: no such version.
+        """
+        with self.changed:
+            versions = self.versions_of(name)
+            wanted = self._defaults[name] if version is None else version
+            if wanted not in versions:
+                raise ModelVersionNotFound.named(name, wanted)
+            return versions[wanted]
+
+    def versions_of(self, name: str) -> dict[str, ModelVersion]:
+        """All versions of a model, in the order of their registration.
+
+        Raises:
+            ModelNotFound: no such model.
+        """
+        with self.changed:
+            if name not in self._models:
+                raise ModelNotFound.named(name)
+            return dict(self._models[name])
+
+    def default_versions(self) -> list[ModelVersion]:
+        """The default version of every model, sorted by name."""
+        with self.changed:
+            return [self._models[name][self._defaults[name]] for name in sorted(self._models)]
+
+    def all_versions(self) -> list[ModelVersion]:
+        """Every version of every model."""
+        with self.changed:
+            return [model for versions in self._models.values() for model in versions.values()]
+
+    def set_default(self, name: str, version: str) -> None:
+        """Makes a version the default one.
+
+        Raises:
+            ModelNotFound: no such model.
+            ModelVersionNotFound: no such version.
+        """
+        with self.changed:
+            if version not in self.versions_of(name):
+                raise ModelVersionNotFound(f"Model version {version} does not exist for model {name}")
+            self._defaults[name] = version
+
+    def begin_removal(self, name: str, version: str | None = None) -> ModelVersion:
+        """Takes a version away from the data path; `remove` ends it.
+
+        Raises:
+            ModelNotFound: no such model.
+            ModelVersionNotFound: no such version.
+            InvalidModelVersion: it is the default version, and there are others.
+        """
+        with self.changed:
+            model = self.get(name, version)
+            if len(self._models[name]) > 1 and self._defaults[name] == model.version:
+                raise InvalidModelVersion(f"Cannot remove default version for model {name}")
+            model.unloading = True
+            return model
+
+    def remove(self, model: ModelVersion) -> None:
+        """Forgets a version and gives its number back; nothing happens if it was forgotten before."""
+        with self.changed:
+            versions = self._models.get(model.name, {})
+            if versions.get(model.version) is not model:
+                return
+            del versions[model.version]
+            if not versions:
+                del self._models[model.name]
+                del self._defaults[model.name]
+            elif self._defaults[model.name] == model.version:
+                # Only a failed registration comes here: its model has got a second version meanwhile.
+                self._defaults[model.name] = next(iter(versions))
+            self.free_index(model.spec.index)
+            self.changed.notify_all()
+
+    def pass_on_archive(self, removed: ModelVersion) -> ModelDirectory:
+        """Leaves an archive that was downloaded to another version that was made from it, and goes with it then.
+
+        Args:
+            removed: a version that was forgotten.
+
+        Returns:
+            Its files, without an archive that is still needed: a snapshot is restored from it.
+        """
+        directory = removed.directory
+        with self.changed:
+            for model in self.all_versions():
+                if directory.downloaded is not None and model.directory.archive == directory.downloaded:
+                    model.directory = replace(model.directory, downloaded=directory.downloaded)
+                    return replace(directory, downloaded=None)
+        return directory
+
+    def by_index(self, index: int) -> ModelVersion | None:
+        """The version with a number on the data path."""
+        with self.changed:
+            return next((model for model in self.all_versions() if model.spec.index == index), None)
+
+    def apply_report(self, batcher: int, report: WorkerReport) -> bool:
+        """Notes what a batcher says of a worker; returns whether the data path has to know of it."""
+        with self.changed:
+            model = self.by_index(report.model_index)
+            if model is None:
+                return False
+            known = self._routing_state(model)
+            if report.state == "stopped":
+                model.leaving.pop(report.worker_id, None)
+            worker = model.workers.get(report.worker_id) or model.leaving.get(report.worker_id)
+            if worker is not None:
+                # Without a report its batcher is new, and counts anew.
+                before = worker.report.restarts if worker.report is not None else 0
+                model.restarts += max(0, report.restarts - before)
+                worker.report = report
+            if batcher in model.loaded_in:
+                model.accepted_in.add(batcher)
+            self.changed.notify_all()
+            return self._routing_state(model) != known
+
+    def batcher_lost(self, batcher: int) -> None:
+        """Forgets all that a dead batcher has said; its workers are dead too."""
+        with self.changed:
+            for model in self.all_versions():
+                for worker in model.workers_in(batcher):
+                    worker.report = None
+                gone = [each.worker_id for each in model.leaving.values() if each.batcher == batcher]
+                for worker_id in gone:
+                    del model.leaving[worker_id]
+                if model.unloading:
+                    model.loaded_in.discard(batcher)
+            self.changed.notify_all()
+
+    def is_healthy(self, now: float) -> bool:
+        """Whether every model has the workers it should have at the monotonic time `now`."""
+        return all(model.is_healthy(now) for model in self.default_versions() if not model.unloading)
+
+    def routes(self, epoch: int, now: float) -> dict[str, Any]:
+        """What the data path has to know, as it is published.
+
+        Args:
+            epoch: the number of this publication.
+            now: monotonic seconds.
+        """
+        with self.changed:
+            return {
+                "epoch": epoch,
+                "healthy": self.is_healthy(now),
+                "draining": self.draining,
+                "models": {
+                    **{name: _expected_routes(versions) for name, versions in self._expected.items()},
+                    **{name: self._model_routes(name) for name in self._models if self._is_routed(name)},
+                },
+            }
+
+    def _is_routed(self, name: str) -> bool:
+        return not self._models[name][self._defaults[name]].unloading
+
+    def _model_routes(self, name: str) -> dict[str, Any]:
+        return {
+            "default": self._defaults[name],
+            "startup": any(model.loaded_at_startup for model in self._models[name].values()),
+            "versions": {
+                **_expected_routes(self._expected.get(name, {}))["versions"],
+                **{
+                    version: {
+                        "index": model.spec.index,
+                        "batchers": {str(batcher): count for batcher, count in _worker_counts(model)},
+                        "client_timeout_ms": model.spec.client_timeout_ms,
+                        "continuous": model.spec.continuous_batching,
+                        "sequences": model.spec.sequence_batching,
+                        "loaded": any(worker.is_ready for worker in model.workers.values()),
+                    }
+                    for version, model in self._models[name].items()
+                    if not model.unloading
+                },
+            },
+        }
+
+    def _routing_state(self, model: ModelVersion) -> tuple[set[int], bool]:
+        return set(model.accepted_in), any(worker.is_ready for worker in model.workers.values())
+
+
+def _expected_routes(versions: Mapping[str, bool]) -> dict[str, Any]:
+    """The routes of versions without a worker; which of them was the default one is said by True."""
+    nowhere: dict[str, Any] = {"index": 0, "batchers": {}, "client_timeout_ms": 0}
+    nowhere |= {"continuous": False, "sequences": False, "loaded": False}
+    default = next((version for version, is_default in versions.items() if is_default), next(iter(versions), ""))
+    return {"default": default, "startup": False, "versions": dict.fromkeys(versions, nowhere)}
+
+
+def _worker_counts(model: ModelVersion) -> Iterator[tuple[int, int]]:
+    """How many workers of a version each batcher has, of those batchers that know it."""
+    for batcher in sorted(model.accepted_in):
+        count = len(model.workers_in(batcher))
+        if count:
+            yield batcher, count

@@ -1,0 +1,134 @@
+"""The models that a supervisor starts with: its predecessor's, those of a snapshot, or those of the configuration."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from wsgi_ts.errors import ConflictStatus, ServerError
+from wsgi_ts.models.manager import ModelManager
+from wsgi_ts.models.registry import Registry
+from wsgi_ts.models.snapshots import RecordedModel, SnapshotError, SnapshotWriter, parse_models, recorded_models
+from wsgi_ts.settings.config import Config
+
+# TorchServe's users look for these lines; they are the supervisor's.
+log = logging.getLogger("wsgi_ts.supervisor")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelsToStart:
+    """What is registered first.
+
+    Attributes:
+        recorded: models with the numbers, versions and defaults that they had.
+        source: where these come from, for people; empty: there was nothing to restore from.
+        configured: whether the configuration's models are registered (after the recorded ones).
+    """
+
+    recorded: Sequence[RecordedModel]
+    source: str
+    configured: bool
+
+
+def models_to_start(config: Config, kept: Mapping[str, Any] | None) -> ModelsToStart:
+    """What an instance begins with.
+
+    Args:
+        config: the configuration.
+        kept: what the guard has kept of the models of a supervisor that has died; None for a fresh start. The archives
+            are not looked for: one that has gone meanwhile must not keep the other models away.
+
+    Raises:
+        SnapshotError: the snapshot is damaged, or an archive is missing.
+    """
+    if kept is not None:
+        try:
+            recorded = parse_models(kept)
+        except ValueError as error:
+            raise SnapshotError(f"the models as the last supervisor has left them: {error}") from error
+        unfinished = not kept["started"] and config.model_snapshot is None
+        return ModelsToStart(recorded, "what the last supervisor had", configured=unfinished)
+    recorded = recorded_models(config)
+    if config.model_snapshot is None:
+        return ModelsToStart(recorded, "", configured=True)
+    passed_over = f"; not loading {config.initial_models}" if config.load_models else ""
+    source = f"the snapshot {config.config_file}{passed_over}; start with --ncs to begin without it"
+    return ModelsToStart(recorded, source, configured=False)
+
+
+class StartupModels:
+    """Registers the models of the start, on a thread of its own. One that fails is told in the log and left out.
+
+    Args:
+        config: the configuration.
+        first: the models.
+        registry: tells whether the instance is stopping.
+        manager: registers them.
+        snapshots: begins when they are registered, and keeps those that could not be restored.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        first: ModelsToStart,
+        registry: Registry,
+        manager: ModelManager,
+        snapshots: SnapshotWriter,
+    ) -> None:
+        self._config = config
+        self._first = first
+        self._registry = registry
+        self._manager = manager
+        self._snapshots = snapshots
+
+    def register(self, done: Callable[[], None]) -> None:
+        """Registers them, one after the other; their workers load side by side.
+
+        Args:
+            done: called at the end, unless the instance is stopping by then.
+        """
+        if self._first.source:
+            self._restore()
+        if self._first.configured:
+            self._load()
+        if not self._registry.draining:
+            self._snapshots.start()
+            done()
+
+    def _load(self) -> None:
+        for name, url in self._config.load_models:
+            if self._registry.draining:
+                return
+            try:
+                self._manager.register(url=url, model_name=name, synchronous=False, at_startup=True)
+            except ServerError as error:
+                if self._first.recorded and isinstance(error, ConflictStatus):
+                    # The last supervisor had come to it.
+                    continue
+                log.error("Failed to load model: %s: %s", url if name is None else name, error.message)
+            except Exception:
+                log.exception("Failed to load model: %s", url if name is None else name)
+
+    def _restore(self) -> None:
+        recorded, source = self._first.recorded, self._first.source
+        if not recorded and not self._first.configured:
+            log.warning("Model snapshot is empty. Starting TorchServe without initial models.")
+        log.info("Restoring %d model versions from %s", len(recorded), source)
+        # What is recorded from now on holds all of them, whether their turn has come or not.
+        for model in recorded:
+            self._snapshots.keep(model)
+        self._manager.expect(recorded)
+        for model in recorded:
+            if self._registry.draining:
+                return
+            try:
+                self._manager.restore(model)
+            except ServerError as error:
+                log.error("Error while registering model. Details: %s %s: %s", model.name, model.version, error.message)
+            except Exception:
+                log.exception("Error while registering model. Details: %s %s", model.name, model.version)
+            else:
+                self._snapshots.restored(model)
+        self._manager.expect(())

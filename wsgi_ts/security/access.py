@@ -1,0 +1,210 @@
+"""Who may ask at a listener: the check of tokens (contract §12.2) and, where there are none, of the Host header.
+
+An API on loopback is out of reach of other machines, but not of a web page in a browser on this one whose name is made
+to mean 127.0.0.1 (DNS rebinding). Such requests name the page's host, so the management API without tokens answers
+only requests for this machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+import json
+import re
+import threading
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm.board import Board
+from wsgi_ts.errors import HostNotAllowed, InvalidKey, ServerError
+from wsgi_ts.http.head import Head
+from wsgi_ts.security.tokens import API, INFERENCE, MANAGEMENT
+from wsgi_ts.settings.config import Config
+
+TOKENS_FILE = "tokens.json"
+#: How often the wall clock is looked at, which may have been set.
+_LOOK_EVERY_NS = 1_000_000_000
+_BEARER = re.compile(r"Bearer\s+(\S+)")
+_AUTHORIZATION = re.compile(rb"(?im)^authorization:[^\r\n]*\r\n")
+_PORT = re.compile(r":[0-9]*$")
+_OPEN_PATHS = ("", "/api-description")
+_INFERENCE_ROOTS = ("predictions", "explanations", "ping", "invocations", "wfpredict", "v2", "metrics")
+_MANAGEMENT_ROOTS = ("models", "workflows", "token", "v1")
+
+
+def scope_of(kinds: Collection[str], path: str) -> str | None:
+    """Whose token a path takes; None for the API description, which takes none.
+
+    Where inference and management share an address, everything that is not clearly inference takes the management
+    token.
+
+    Args:
+        kinds: the APIs of the listener.
+        path: the decoded path.
+    """
+    path = path.rstrip("/")
+    if path in _OPEN_PATHS:
+        return None
+    if "management" not in kinds:
+        return INFERENCE
+    if path == "/token":
+        return API
+    return INFERENCE if "inference" in kinds and _is_inference(path.split("/")[1:]) else MANAGEMENT
+
+
+def _is_inference(parts: list[str]) -> bool:
+    root = parts[0]
+    if root in _INFERENCE_ROOTS:
+        return True
+    if root == "models":
+        return len(parts) == 3 and parts[2] == "invoke"
+    if root == "v1":
+        return len(parts) == 3 and parts[1] == "models" and parts[2].endswith((":predict", ":explain"))
+    return root not in _MANAGEMENT_ROOTS and len(parts) in (2, 3) and parts[-1] == "predict"
+
+
+class TokenTable:
+    """A process's copy of what the supervisor published of the keys. Used from any thread.
+
+    Args:
+        run_dir: the run directory.
+        board: tells when there is something newer.
+    """
+
+    def __init__(self, run_dir: Path, board: Board) -> None:
+        self._path = run_dir / TOKENS_FILE
+        self._words = board.words
+        self._lock = threading.Lock()
+        self._keys: dict[str, dict[str, Any]] = {}
+        self._epoch = -1
+
+    @property
+    def is_current(self) -> bool:
+        """Whether nothing newer was published (one load of a shared word)."""
+        return self._words[layout.BOARD_TOKEN_EPOCH] == self._epoch
+
+    def refresh(self) -> bool:
+        """Reads the published file again if there is a newer one; returns whether there was."""
+        if self.is_current:
+            return False
+        with self._lock:
+            epoch = self._words[layout.BOARD_TOKEN_EPOCH]
+            try:
+                self._keys = json.loads(self._path.read_text(encoding="utf-8"))
+            except OSError:  # nothing is published (any more), or it cannot be read now: no token counts
+                self._keys = {}
+                return True
+            self._epoch = epoch
+        return True
+
+    def living(self) -> frozenset[str]:
+        """The scopes whose key has not expired."""
+        return frozenset(scope for scope, key in self._keys.items() if _is_living(key))
+
+    def next_end(self) -> float:
+        """Monotonic time at which the next key expires if the wall clock is not set; infinity for none."""
+        now = time.monotonic()
+        ends = (key["monotonic_end"] for key in self._keys.values() if key["monotonic_end"] is not None)
+        return min((end for end in ends if end > now), default=float("inf"))
+
+    def accepts(self, scope: str, authorization: str) -> bool:
+        """Whether the value of an Authorization header carries the living key of a scope. Call `refresh` first."""
+        match = _BEARER.fullmatch(authorization)
+        key = self._keys.get(scope)
+        if match is None or key is None or not _is_living(key):
+            return False
+        given = hashlib.sha256(match[1].encode("latin-1", "replace")).hexdigest()
+        return hmac.compare_digest(given, key["sha256"])
+
+
+def _is_living(key: Mapping[str, Any]) -> bool:
+    """Whether a published key has not expired, by either clock."""
+    return key["wall_end"] is None or (time.time() < key["wall_end"] and time.monotonic() < key["monotonic_end"])
+
+
+class Gate:
+    """Lets requests of one listener pass, or says why not.
+
+    A head that passed is marked, and a client's heads repeat: the next one worded alike costs two comparisons. Heads
+    with different tokens are different heads. `refresh` takes all marks back when a key was replaced or has expired.
+    """
+
+    def __init__(self, kinds: Collection[str], config: Config, run_dir: Path, board: Board) -> None:
+        """Reads what is published; use `Gate.needed` first.
+
+        Args:
+            kinds: the APIs of the listener.
+            config: the configuration.
+            run_dir: the run directory.
+            board: the instance's board.
+        """
+        self._kinds = frozenset(kinds)
+        self._tokens = TokenTable(run_dir, board) if config.token_authorization else None
+        self._own_name = config.management_address.host.lower()
+        self._mark = object()
+        self._living: frozenset[str] = frozenset()
+        self._look_at_ns = 0
+
+    @staticmethod
+    def needed(kinds: Collection[str], config: Config) -> bool:
+        """Whether a listener refuses anybody: the metrics API never does."""
+        if config.token_authorization:
+            return bool({"inference", "management"} & set(kinds))
+        address = config.management_address
+        return "management" in kinds and address.is_local and address.scheme != "unix"
+
+    def refresh(self, now_ns: int) -> None:
+        """Looks for new and expired keys; call it before a group of requests, with the monotonic time."""
+        tokens = self._tokens
+        if tokens is None or (now_ns < self._look_at_ns and tokens.is_current):
+            return
+        renewed = tokens.refresh()
+        living = tokens.living()
+        if renewed or living != self._living:
+            self._mark = object()
+        self._living = living
+        self._look_at_ns = int(min(now_ns + _LOOK_EVERY_NS, tokens.next_end() * 1e9))
+
+    def has_admitted(self, head: Head) -> bool:
+        """Whether this head has passed under the keys that count now."""
+        return head.admitted is self._mark and (self._tokens is None or self._tokens.is_current)
+
+    def refusal_of(self, head: Head) -> ServerError | None:
+        """Checks a head and marks it if it may pass; else returns what to answer.
+
+        The token of a head that passes is taken out of what handlers get to see of it.
+        """
+        refusal = self.refusal(head.path, head.environ)
+        if refusal is None:
+            if self._tokens is not None:
+                head.raw = _AUTHORIZATION.sub(b"", head.raw)
+            head.admitted = self._mark
+        return refusal
+
+    def refusal(self, path: str, environ: Mapping[str, Any]) -> ServerError | None:
+        """Checks a request by its decoded path and its headers as WSGI variables."""
+        scope = scope_of(self._kinds, path)
+        if scope is None:
+            return None
+        if self._tokens is not None:
+            self.refresh(time.monotonic_ns())
+            if self._tokens.accepts(scope, environ.get("HTTP_AUTHORIZATION", "")):
+                return None
+            return InvalidKey("Authentication" if scope == API else "Authorization")
+        if scope == INFERENCE or self._is_this_machine(environ.get("HTTP_HOST", "")):
+            return None
+        return HostNotAllowed()
+
+    def _is_this_machine(self, host: str) -> bool:
+        """Whether a Host header names this machine; none at all is no browser's request."""
+        name = _PORT.sub("", host).strip("[]").lower()
+        if name in ("", "localhost", self._own_name):
+            return True
+        try:
+            return ipaddress.ip_address(name).is_loopback
+        except ValueError:
+            return False

@@ -1,0 +1,332 @@
+"""The settings table: every key of config.properties with its type, default and meaning, in one dataclass.
+
+The launcher reads file, environment and command line into a `Config` (`wsgi_ts.settings.sources`) and writes it
+as JSON; every other process reads that JSON and nothing else. `Config()` holds all the defaults.
+"""
+
+# ruff: noqa: RUF009 (setting() is dataclasses.field() with a row of the table)
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsgi_ts.logs.text import safe_text
+from wsgi_ts.settings import kinds
+from wsgi_ts.settings.address import Address
+from wsgi_ts.settings.kinds import BOOLEAN, PATH, TEXT, Setting, integer, launch_value, setting
+
+DEFAULT_ALLOWED_URLS = ("file://.*", "http(s)?://.*")
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message says where, what and what to do, on one line."""
+
+    def __init__(self, message: str) -> None:
+        # A value may be anything, line ends included.
+        super().__init__(safe_text(message))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDefaults:
+    """What the `models` key says of one version of one model; None where it says nothing.
+
+    Times are in seconds, `max_batch_delay` in milliseconds.
+    """
+
+    min_workers: int | None = None
+    max_workers: int | None = None
+    batch_size: int | None = None
+    max_batch_delay: int | None = None
+    response_timeout: int | None = None
+    startup_timeout: int | None = None
+    parallel_level: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All settings of one instance; field names are the keys of config.properties."""
+
+    # Addresses and the protocols spoken there
+    inference_address: Address = setting(
+        kinds.address(80, 443), Address("http", "127.0.0.1", 8080), "where predictions are served"
+    )
+    management_address: Address = setting(
+        kinds.address(8081, 8444), Address("http", "127.0.0.1", 8081), "where models are managed"
+    )
+    metrics_address: Address = setting(
+        kinds.address(8082, 8445), Address("http", "127.0.0.1", 8082), "where Prometheus reads metrics"
+    )
+    enable_metrics_api: bool = setting(BOOLEAN, True, "open metrics_address")
+    ts_open_inference_protocol: bool = setting(
+        kinds.OIP, False, "serve the open inference protocol (KServe v2)", env_always=True
+    )
+    grpc_inference_address: str = setting(TEXT, "127.0.0.1", "IP of the inference gRPC server")
+    grpc_management_address: str = setting(TEXT, "127.0.0.1", "IP of the management gRPC server")
+    grpc_inference_port: int = setting(kinds.PORT, 7070, "port of the inference gRPC server")
+    grpc_management_port: int = setting(kinds.PORT, 7071, "port of the management gRPC server")
+    grpc_inference_max_connection_age_ms: int | None = setting(
+        kinds.LONG, None, "life of an inference gRPC connection; unset: no end"
+    )
+    grpc_inference_max_connection_age_grace_ms: int | None = setting(
+        kinds.LONG, None, "time for calls under way on a connection that is renewed"
+    )
+    grpc_management_max_connection_age_ms: int | None = setting(
+        kinds.LONG, None, "life of a management gRPC connection; unset: no end"
+    )
+    grpc_management_max_connection_age_grace_ms: int | None = setting(
+        kinds.LONG, None, "time for calls under way on a connection that is renewed"
+    )
+    enable_grpc_ssl: bool = setting(BOOLEAN, False, "TLS on both gRPC servers")
+    max_request_size: int = setting(kinds.SIZE, 6553500, "largest request body; above: status 413")
+    max_response_size: int = setting(kinds.SIZE, 6553500, "largest answer of a handler to one request")
+    cors_allowed_origin: str = setting(kinds.HEADER_VALUE, "", "Access-Control-Allow-Origin of every answer")
+    cors_allowed_methods: str = setting(kinds.HEADER_VALUE, "", "Access-Control-Allow-Methods of every answer")
+    cors_allowed_headers: str = setting(kinds.HEADER_VALUE, "", "Access-Control-Allow-Headers of every answer")
+
+    # TLS
+    keystore: Path | None = setting(PATH, None, "PKCS12 key store with key and certificate")
+    keystore_pass: str = setting(TEXT, "changeit", "password of the key store")
+    keystore_type: str = setting(TEXT, "PKCS12", "type of the key store")
+    private_key_file: Path | None = setting(PATH, None, "PEM private key")
+    certificate_file: Path | None = setting(PATH, None, "PEM certificate chain")
+    tls_security_level: int | None = setting(
+        integer(0, 5),
+        None,
+        "OpenSSL's security level, 0 to 5; unset: OpenSSL's own; 1 allows keys of 1024 bits",
+        ours=True,
+    )
+
+    # Threads and processes
+    web_workers: int = setting(integer(1, 1024), 2, "gunicorn workers of the inference API", ours=True)
+    slots_per_worker: int = setting(
+        integer(16, 65536),
+        1024,
+        "requests that one web worker can have under way; one model leaves some to the others",
+        ours=True,
+    )
+    shm_warm_bytes: int = setting(
+        integer(0, 2**40, "bytes"), 0, "shared memory kept for large bodies; 0: chosen", ours=True
+    )
+    graceful_timeout: int = setting(
+        integer(0, 86400, "s"), 30, "how long a stop waits for requests under way", ours=True
+    )
+    number_of_netty_threads: int = setting(integer(), 0, "taken as web_workers where that is not given")
+    netty_client_threads: int = setting(integer(), 0, "threads towards the backend", effect="none")
+    use_native_io: bool = setting(BOOLEAN, True, "epoll and Unix sockets", env=False, effect="none")
+    io_ratio: int = setting(integer(1, 100), 50, "Netty's event loop ratio", env=False, effect="none")
+    prefer_direct_buffer: bool = setting(BOOLEAN, False, "Java direct buffers", effect="none")
+
+    # Models and model workers
+    model_store: Path | None = setting(PATH, None, "directory of the model archives")
+    load_models: tuple[tuple[str | None, str], ...] = setting(kinds.MODEL_LIST, (), "models loaded at startup")
+    models: dict[str, Any] = setting(kinds.MODELS, {}, "defaults for named models and versions", env=False)
+    model_snapshot: dict[str, Any] | None = setting(
+        kinds.JSON_OBJECT, None, "recorded state to restore instead of load_models", env=False
+    )
+    workflow_store: Path | None = setting(PATH, None, "directory of the workflow archives; unset: model_store")
+    default_workers_per_model: int = setting(
+        integer(), 0, "workers of a model that says nothing; 0: none, at startup one per GPU or core"
+    )
+    default_response_timeout: int = setting(integer(unit="s"), 120, "longest run of a handler for one batch")
+    default_startup_timeout: int = setting(integer(unit="s"), 120, "longest loading of a model")
+    unregister_model_timeout: int = setting(integer(unit="s"), 120, "wait for the workers of a removed model")
+    job_queue_size: int = setting(integer(1), 100, "requests waiting for one model; above: status 503")
+    number_of_gpu: int | None = setting(integer(), None, "use at most this many GPUs; unset: all")
+    batch_policy: str = setting(
+        kinds.choice("adaptive", "fixed", "none"), "adaptive", "when a batch that is not full goes", ours=True
+    )
+    default_service_handler: str | None = setting(TEXT, None, "handler of archives that name none")
+    service_envelope: str | None = setting(
+        kinds.choice("body", "json", "kserve", "kservev2", or_default=True),
+        None,
+        "request envelope of models whose archive names none",
+    )
+    install_py_dep_per_model: bool = setting(BOOLEAN, False, "install an archive's requirements file at registration")
+    allowed_urls: tuple[str, ...] = setting(
+        kinds.URL_PATTERNS,
+        DEFAULT_ALLOWED_URLS,
+        "URLs that may be registered (the whole URL must match)",
+        env=False,
+    )
+    use_env_allowed_urls: bool = setting(BOOLEAN, False, "take allowed_urls from TS_ALLOWED_URLS", env=False)
+    blacklist_env_vars: str = setting(kinds.REGEX, "", "variables kept from model workers (whole name matches)")
+    limit_max_image_pixels: bool = setting(BOOLEAN, True, "keep Pillow's limit against huge images")
+    decode_input_request: bool = setting(BOOLEAN, True, "give handlers text and JSON decoded")
+    torch_load_weights_only: bool = setting(
+        BOOLEAN, True, "the built-in handlers load weights, never pickled code", ours=True
+    )
+    initial_worker_port: int = setting(integer(0, 10**9), 9000, "id of the first model worker")
+    initial_distribution_port: int = setting(kinds.PORT, 29500, "id of the first model worker that spans several GPUs")
+    python: str = setting(TEXT, sys.executable or "python3", "interpreter of the model workers")
+    preload_modules: tuple[str, ...] = setting(
+        kinds.MODULES,
+        ("torch",),
+        "imported once, before model workers are forked, so that each of them has them; empty: none",
+        ours=True,
+    )
+    cpu_launcher_enable: bool = setting(BOOLEAN, False, "start workers under torch.backends.xeon", effect="none")
+    cpu_launcher_args: str = setting(TEXT, "", "arguments of that launcher", effect="none")
+    ipex_enable: bool = setting(BOOLEAN, False, "told to handlers as TS_IPEX_ENABLE")
+    ipex_gpu_enable: bool = setting(BOOLEAN, False, "told to handlers as TS_IPEX_GPU_ENABLE")
+    debug: bool = setting(BOOLEAN, False, "one worker per startup model, and no time-outs for model workers")
+    ts_header_key_sequence_id: str = setting(
+        kinds.HEADER_NAME, "ts_request_sequence_id", "header: sequence id"
+    )
+    ts_header_key_sequence_start: str = setting(
+        kinds.HEADER_NAME, "ts_request_sequence_start", "header: first request of a sequence"
+    )
+    ts_header_key_sequence_end: str = setting(
+        kinds.HEADER_NAME, "ts_request_sequence_end", "header: last request of a sequence"
+    )
+
+    # Who may do what
+    enable_model_api: bool = setting(BOOLEAN, False, "allow POST /models and DELETE /models/…")
+    disable_token_authorization: bool | None = setting(
+        BOOLEAN, None, "answer without a token; unset: true where every API is bound to this machine only"
+    )
+    token_expiration_min: float = setting(
+        kinds.NUMBER, 60.0, "minutes that a token lasts", env="TS_TOKEN_EXPIRATION_TIME_MIN"
+    )
+
+    # Metrics and logs
+    metrics_mode: str = setting(
+        kinds.choice("log", "prometheus", "legacy", or_default=True), "log", "where metrics go"
+    )
+    metrics_config: Path | None = setting(PATH, None, "metrics.yaml; unset: the built-in one")
+    model_metrics_auto_detect: bool = setting(BOOLEAN, False, "accept metrics that metrics.yaml lacks")
+    disable_system_metrics: bool = setting(BOOLEAN, False, "no CPU, memory, disk and GPU metrics")
+    system_metrics_cmd: str = setting(TEXT, "", "program that prints the system metrics", env=False)
+    metric_time_interval: int = setting(integer(1, unit="s"), 60, "period of the system metrics", env=False)
+    async_logging: bool = setting(BOOLEAN, False, "log lines are written by a thread of their own")
+
+    # The launcher's own
+    enable_envvars_config: bool = setting(BOOLEAN, False, "let TS_… variables set keys", env=False)
+    model_server_home: Path | None = setting(PATH, None, "where the server is installed", env_always=True)
+    cpp_log_config: Path | None = setting(PATH, None, "log configuration of the C++ backend", effect="none")
+    plugins_path: str = setting(TEXT, "", "Java plug-ins", effect="none")
+    vmargs: str = setting(
+        TEXT, "", "arguments of the Java machine; the log configuration they name is read", effect="none"
+    )
+
+    # Not keys: filled in by the launcher
+    config_file: Path | None = launch_value(PATH, None, "the file that was read; none: defaults")
+    initial_models: str = launch_value(TEXT, "", "load_models as the user wrote it")
+    no_config_snapshots: bool = launch_value(BOOLEAN, False, "--no-config-snapshots was given")
+    log_config: Path | None = launch_value(PATH, None, "--log-config, or the file that vmargs name")
+    log_dir: Path = launch_value(PATH, Path("logs"), "LOG_LOCATION, or logs in the current directory")
+    metrics_dir: Path = launch_value(PATH, Path("logs"), "METRICS_LOCATION, or logs in the current directory")
+    temp_dir: Path = launch_value(PATH, Path("/tmp"), "TEMP, or the system's directory for temporary files")
+    run_dir: Path = launch_value(PATH, Path("/tmp/wsgi-ts"), "what belongs to the running instance")
+    warnings: tuple[str, ...] = launch_value(kinds.LINES, (), "what the launcher has warned of already")
+
+    @property
+    def is_combined(self) -> bool:
+        """Whether inference and management share one listener."""
+        return self.inference_address == self.management_address
+
+    @property
+    def token_authorization(self) -> bool:
+        """Whether requests need a token: as `disable_token_authorization` says; unset, if others can reach an API."""
+        if self.disable_token_authorization is not None:
+            return not self.disable_token_authorization
+        everywhere = [*self.addresses.values(), *self.grpc_addresses.values()]
+        return not all(address.is_local for address in everywhere)
+
+    @property
+    def serves_tls(self) -> bool:
+        """Whether any API is served over TLS."""
+        return any(address.is_tls for address in (*self.addresses.values(), *self.grpc_addresses.values()))
+
+    @property
+    def addresses(self) -> dict[str, Address]:
+        """The address of every REST API that is served, by the API's name."""
+        found = {"inference": self.inference_address, "management": self.management_address}
+        return {**found, "metrics": self.metrics_address} if self.enable_metrics_api else found
+
+    @property
+    def grpc_addresses(self) -> dict[str, Address]:
+        """The address of both gRPC APIs, by the API's name."""
+        scheme = "grpcs" if self.enable_grpc_ssl else "grpc"
+        return {
+            "inference": Address(scheme, self.grpc_inference_address.strip("[]"), self.grpc_inference_port),
+            "management": Address(scheme, self.grpc_management_address.strip("[]"), self.grpc_management_port),
+        }
+
+    def model_defaults(self, name: str, version: str) -> ModelDefaults:
+        """What the `models` key says of this version; numbers up to 0 count as unset."""
+        entry = self.models.get(name, {}).get(version, {})
+
+        def positive(key: str) -> int | None:
+            value: int = entry.get(key, 0)
+            return value if value > 0 else None
+
+        return ModelDefaults(
+            min_workers=positive("minWorkers"),
+            max_workers=positive("maxWorkers"),
+            batch_size=positive("batchSize"),
+            max_batch_delay=positive("maxBatchDelay"),
+            response_timeout=positive("responseTimeout"),
+            startup_timeout=positive("startupTimeout"),
+            parallel_level=positive("parallelLevel"),
+        )
+
+    def to_json(self) -> str:
+        """The whole configuration as one JSON object, for the processes of the instance."""
+        rows = {name: row.kind.encode(getattr(self, name)) for name, row in all_settings()}
+        return json.dumps(rows, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        """Reads what `to_json` wrote; keys that are left out have their default.
+
+        Raises:
+            ConfigError: not such an object.
+        """
+        try:
+            rows = json.loads(text)
+            if not isinstance(rows, dict):
+                raise ValueError("not a JSON object")
+            known = dict(all_settings())
+            return cls(**{name: _decode(known[name].kind, value) for name, value in rows.items()})
+        except KeyError as error:
+            raise ConfigError(f"configuration: unknown key {error}") from error
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"configuration: {error}") from error
+
+
+def _decode(kind: kinds.Kind, value: Any) -> Any:
+    return None if value is None else kind.decode(value)
+
+
+def all_settings() -> Iterator[tuple[str, Setting]]:
+    """Every field of Config with its row of the table, in order."""
+    for field in dataclasses.fields(Config):
+        yield field.name, field.metadata["setting"]
+
+
+def property_settings() -> dict[str, Setting]:
+    """The keys of config.properties, in order."""
+    return {name: row for name, row in all_settings() if row.is_key}
+
+
+def env_variable(name: str, row: Setting) -> str | None:
+    """The environment variable that sets a key, None where none may.
+
+    It is `TS_` and the key; a key that begins with `ts_` does not get a second one.
+    """
+    if row.env != "":
+        return row.env
+    return name.upper() if name.startswith("ts_") else f"TS_{name.upper()}"
+
+
+def default_run_dir(temp_dir: Path | None = None) -> Path:
+    """The run directory where none is given: one instance of a user for one directory of temporary files."""
+    return (temp_dir or Path(tempfile.gettempdir())) / f"wsgi-ts-{os.getuid()}"

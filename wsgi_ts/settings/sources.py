@@ -1,0 +1,361 @@
+"""Where settings come from: finds the configuration file, joins it with environment and command line.
+
+What counts where several speak: environment (only if the file says `enable_envvars_config=true`) before
+command line before file before default. Used by the launcher and by `wsgi-ts doctor`; stays light, since
+every command pays for it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsgi_ts.logs.text import safe_text
+from wsgi_ts.settings.address import Address
+from wsgi_ts.settings.config import Config, ConfigError, default_run_dir, env_variable, property_settings
+from wsgi_ts.settings.kinds import BOOLEAN, OIP, Setting, UnclearValue, is_true
+from wsgi_ts.settings.model_entries import ENTRY_KEYS, unknown_settings
+from wsgi_ts.settings.properties import PropertiesError, parse_properties, substitute_variables
+
+_MAX_FILE_BYTES = 16 * 1024 * 1024
+_SNAPSHOT_NAME = re.compile(r"[0-9]{17}-(startup|snapshot|shutdown)\.cfg")
+#: What TorchServe writes into its snapshots besides settings.
+_SNAPSHOT_NOTES = frozenset({"version", "tsConfigFile", "NUM_WORKERS", "number_of_cpu"})
+_ARCHIVE_SUFFIXES = (".mar", ".model", ".tar.gz")
+
+
+@dataclass(frozen=True, slots=True)
+class CommandLine:
+    """What the flags gave; None or False where a flag was not there. `models` as the shell split it."""
+
+    ts_config: str | None = None
+    model_store: str | None = None
+    workflow_store: str | None = None
+    models: tuple[str, ...] | None = None
+    log_config: str | None = None
+    cpp_log_config: str | None = None
+    plugins_path: str | None = None
+    no_config_snapshots: bool = False
+    disable_token_auth: bool = False
+    enable_model_api: bool = False
+    run_dir: str | None = None
+
+    def keys(self) -> dict[str, Given]:
+        """The flags as keys of config.properties."""
+        texts = {
+            ("model_store", "--model-store"): self.model_store,
+            ("workflow_store", "--workflow-store"): self.workflow_store,
+            ("load_models", "--models"): None if self.models is None else ",".join(self.models),
+            ("cpp_log_config", "--cpp-log-config"): self.cpp_log_config,
+            ("plugins_path", "--plugins-path"): self.plugins_path,
+            ("disable_token_authorization", "--disable-token-auth"): "true" if self.disable_token_auth else None,
+            ("enable_model_api", "--enable-model-api"): "true" if self.enable_model_api else None,
+        }
+        return {key: Given(text, flag) for (key, flag), text in texts.items() if text is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The text of one key, and where it stood ("config.properties:12: key max_request_size")."""
+
+    text: str
+    where: str
+
+
+def load_config(command_line: CommandLine, environ: Mapping[str, str]) -> Config:
+    """The configuration of an instance that is to be started.
+
+    Args:
+        command_line: the flags.
+        environ: the environment variables.
+
+    Raises:
+        ConfigError: something in it cannot be used.
+    """
+    warnings: list[str] = []
+    temp_dir = _temp_dir(environ)
+    log_dir = _location(environ, "LOG_LOCATION")
+    log_config = _existing_file("--log-config", command_line.log_config)
+    path = find_config_file(command_line, environ, log_dir)
+    given = _read_file(path, environ, warnings) if path is not None else {}
+    from_file = dict(given)
+    given |= command_line.keys()
+    given |= _from_environment(from_file, environ)
+    _complete_tokens(given, environ)
+    values = _parse_values(given, warnings)
+    values.update(
+        config_file=None if path is None else _absolute(path),
+        no_config_snapshots=command_line.no_config_snapshots,
+        log_config=log_config or _log_config_of_vmargs(values, given),
+        log_dir=log_dir,
+        metrics_dir=_location(environ, "METRICS_LOCATION"),
+        temp_dir=temp_dir,
+        run_dir=default_run_dir(temp_dir) if command_line.run_dir is None else _absolute(command_line.run_dir),
+    )
+    _complete_stores(values, given)
+    _complete_models(values, given)
+    _complete_web_workers(values, warnings)
+    warnings += _without_effect(given)
+    warnings += _unknown_model_settings(values, given)
+    config = Config(**values, warnings=tuple(map(safe_text, warnings)))
+    _check_addresses(config, given)
+    _check_log_config(config, environ)
+    return config
+
+
+def find_config_file(command_line: CommandLine, environ: Mapping[str, str], log_dir: Path) -> str | None:
+    """The file to read: TS_CONFIG_FILE, --ts-config, the newest snapshot, ./config.properties, or none.
+
+    Raises:
+        ConfigError: the file that was named is not there.
+    """
+    named = environ.get("TS_CONFIG_FILE") or command_line.ts_config
+    if named:
+        if not os.path.isfile(named):
+            origin = " (from the environment variable TS_CONFIG_FILE)" if environ.get("TS_CONFIG_FILE") else ""
+            raise ConfigError(f"--ts-config file not found: {named}{origin}")
+        return named
+    if not command_line.no_config_snapshots:
+        snapshots = [name for name in _names_in(log_dir / "config") if _SNAPSHOT_NAME.fullmatch(name)]
+        if snapshots:
+            return str(log_dir / "config" / max(snapshots))
+    return "config.properties" if os.path.isfile("config.properties") else None
+
+
+def startup_archives(model_store: Path) -> list[str]:
+    """What `load_models=all` stands for: the archives and directories of the model store, by name."""
+    return [
+        name
+        for name in sorted(_names_in(model_store))
+        if not name.startswith(".") and (name.endswith(_ARCHIVE_SUFFIXES) or (model_store / name).is_dir())
+    ]
+
+
+def _names_in(directory: Path) -> Iterable[str]:
+    try:
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return ()
+    except OSError as error:
+        raise ConfigError(f"{directory}: cannot be read: {error.strerror}; check its permissions") from None
+
+
+def _absolute(path: str) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(path)))
+
+
+def _temp_dir(environ: Mapping[str, str]) -> Path:
+    temp = environ.get("TEMP")
+    if not temp:
+        return Path(tempfile.gettempdir())
+    if not os.path.isdir(temp):
+        raise ConfigError(f"Invalid temp directory: {temp}, please check TEMP environment variable.")
+    return _absolute(temp)
+
+
+def _location(environ: Mapping[str, str], variable: str) -> Path:
+    return _absolute(environ.get(variable) or "logs")
+
+
+def _existing_file(flag: str, path: str | None) -> Path | None:
+    if path is None:
+        return None
+    if not os.path.isfile(path):
+        raise ConfigError(f"{flag} file not found: {path}")
+    return _absolute(path)
+
+
+def _read_file(path: str, environ: Mapping[str, str], warnings: list[str]) -> dict[str, Given]:
+    """The keys of the file; unknown ones are warned of and left out."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}; check its permissions") from None
+    if len(data) > _MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: larger than {_MAX_FILE_BYTES} bytes; this is no configuration file")
+    try:
+        properties = parse_properties(data)
+    except PropertiesError as error:
+        raise ConfigError(f"{path}:{error.line}: {error}") from None
+    known = property_settings()
+    given: dict[str, Given] = {}
+    for entry in properties:
+        where = f"{path}:{entry.line}: key {entry.key}"
+        if entry.key not in known:
+            if entry.key not in _SNAPSHOT_NOTES:
+                warnings.append(
+                    f"{path}:{entry.line}: unknown key {entry.key!r} is ignored{_nearest(entry.key, known)}"
+                )
+            continue
+        if entry.key in given:
+            warnings.append(f"{where} is given again; this line counts, the one before does not")
+        try:
+            given[entry.key] = Given(substitute_variables(entry.value, environ), where)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}; set it, or change the value") from None
+    return given
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    from difflib import get_close_matches  # only a mistake pays for it
+
+    # Keys of config.properties are in lower case; those of a model are not.
+    spelt = {each.lower(): each for each in known}
+    close = get_close_matches(key.lower(), spelt, n=1)
+    return f"; did you mean {spelt[close[0]]}?" if close else ""
+
+
+def _from_environment(from_file: Mapping[str, Given], environ: Mapping[str, str]) -> dict[str, Given]:
+    def says_true(key: str) -> bool:
+        return key in from_file and is_true(from_file[key].text)
+
+    all_count = says_true("enable_envvars_config")
+    given = {}
+    for name, row in property_settings().items():
+        variable = env_variable(name, row)
+        if variable is not None and variable in environ and (all_count or row.env_always):
+            given[name] = Given(environ[variable], f"environment variable {variable}")
+    if says_true("use_env_allowed_urls") and "TS_ALLOWED_URLS" in environ:
+        given["allowed_urls"] = Given(environ["TS_ALLOWED_URLS"], "environment variable TS_ALLOWED_URLS")
+    return given
+
+
+def _complete_tokens(given: dict[str, Given], environ: Mapping[str, str]) -> None:
+    """Who asks for tokens gets them: the variable also counts without `enable_envvars_config`, if nobody disagrees.
+
+    It cannot switch tokens off so: in TorchServe, where they are on by default, it has no effect then.
+    """
+    key, variable = "disable_token_authorization", "TS_DISABLE_TOKEN_AUTHORIZATION"
+    if key not in given and environ.get(variable, "").strip().lower() == "false":
+        given[key] = Given(environ[variable], f"environment variable {variable}")
+
+
+def _parse_values(given: Mapping[str, Given], warnings: list[str]) -> dict[str, Any]:
+    """The values of the keys that were given; what stops no TorchServe is warned of."""
+    known = property_settings()
+    values: dict[str, Any] = {}
+    for key, source in given.items():
+        kind = known[key].kind
+        # Java keeps blanks at the end of a line, where nobody sees them; no value needs them, and "true " is not true.
+        is_boolean = kind in (BOOLEAN, OIP)
+        text = source.text if is_boolean else source.text.strip()
+        # Nothing is false, too; where our default is neither, TorchServe's is false, so it says nothing.
+        if not text and (not is_boolean or getattr(Config(), key) is None):
+            if not kind.empty_is_unset:
+                warnings.append(f"{source.where}: is empty and taken as not given")
+            continue
+        try:
+            values[key] = kind.parse(text)
+        except UnclearValue as error:
+            if error.instead is not None:
+                values[key] = error.instead
+            warnings.append(f"{source.where}: {error}; {_what_counts(key, error.instead)}")
+        except ValueError as error:
+            raise ConfigError(f"{source.where}: {error}") from None
+    return values
+
+
+def _what_counts(key: str, instead: Any) -> str:
+    if isinstance(instead, bool):
+        return f"taken for {str(instead).lower()}, as in TorchServe"
+    default = getattr(Config(), key)
+    return "taken as not given" if default is None else f"the default is used: {default}"
+
+
+def _complete_stores(values: dict[str, Any], given: Mapping[str, Given]) -> None:
+    if "model_store" not in values:
+        raise ConfigError("Missing mandatory parameter --model-store")
+    values.setdefault("workflow_store", values["model_store"])
+    for key in ("model_store", "workflow_store"):
+        if key in given and not values[key].is_dir():
+            where = given[key].where
+            prefix = where if where.startswith("--") else f"{where}:"
+            raise ConfigError(f"{prefix} directory not found: {given[key].text.strip()}")
+    if "cpp_log_config" in values and not values["cpp_log_config"].is_file():
+        raise ConfigError(f"--cpp-log-config file not found: {given['cpp_log_config'].text.strip()}")
+
+
+def _complete_models(values: dict[str, Any], given: Mapping[str, Given]) -> None:
+    if "load_models" not in values:
+        return
+    values["initial_models"] = given["load_models"].text.strip()
+    if values["initial_models"].lower() == "all":
+        values["load_models"] = tuple((None, name) for name in startup_archives(values["model_store"]))
+
+
+def _complete_web_workers(values: dict[str, Any], warnings: list[str]) -> None:
+    """A file tuned for TorchServe says how many threads accept; here processes do."""
+    threads = values.get("number_of_netty_threads", 0)
+    if threads == 0 or "web_workers" in values:
+        return
+    values["web_workers"] = min(threads, 2 * (os.cpu_count() or 1))
+    warnings.append(
+        f"number_of_netty_threads={threads} taken as web_workers={values['web_workers']} (at most two a core)"
+    )
+
+
+def _without_effect(given: Mapping[str, Given]) -> list[str]:
+    """One warning for the keys that nothing here could obey."""
+    known: dict[str, Setting] = property_settings()
+    none = [key for key in given if known[key].effect == "none" and not _names_log_config(key, given[key])]
+    return [f"no effect in this server, can be removed: {', '.join(none)}"] if none else []
+
+
+def _unknown_model_settings(values: Mapping[str, Any], given: Mapping[str, Given]) -> list[str]:
+    """One warning for each setting in the key `models` that nobody reads."""
+    return [
+        f"{given['models'].where}: model {name!r}, version {version!r}: unknown setting {key!r} is ignored"
+        f"{_nearest(key, ENTRY_KEYS)}"
+        for name, version, key in unknown_settings(values.get("models", {}))
+    ]
+
+
+def _names_log_config(key: str, source: Given) -> bool:
+    return key == "vmargs" and "configurationFile=" in source.text
+
+
+def _log_config_of_vmargs(values: Mapping[str, Any], given: Mapping[str, Given]) -> Path | None:
+    """The log configuration that Java arguments name; `--log-config` goes before it."""
+    if "vmargs" not in values or not _names_log_config("vmargs", given["vmargs"]):
+        return None
+    from wsgi_ts.logs.user_config import log4j_file
+
+    path = log4j_file(values["vmargs"])
+    if path is not None and not path.is_file():
+        raise ConfigError(f"{given['vmargs'].where}: log configuration not found: {path}")
+    return None if path is None else _absolute(os.fspath(path))
+
+
+def _check_log_config(config: Config, environ: Mapping[str, str]) -> None:
+    """Reads the log configuration, so that a mistake in it is told where the server is started."""
+    if config.log_config is None:
+        return
+    from wsgi_ts.logs.notation import LogConfigError
+    from wsgi_ts.logs.user_config import load_plan
+
+    try:
+        load_plan(config.log_dir, config.metrics_dir, config.log_config, environ)
+    except LogConfigError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _check_addresses(config: Config, given: Mapping[str, Given]) -> None:
+    """No two listeners on one address, except inference and management, which then share it."""
+    seen: dict[Address, str] = {}
+    keys = ["inference_address", "management_address"]
+    if config.enable_metrics_api:
+        keys.append("metrics_address")
+    for key in keys:
+        address: Address = getattr(config, key)
+        where = given[key].where if key in given else key
+        other = seen.setdefault(address, key)
+        if key == "metrics_address" != other and (address.port != 0 or address.scheme == "unix"):
+            raise ConfigError(
+                f"{where}: Failed to bind to address: {address}: {other} is the same; give each its own port"
+            )

@@ -1,0 +1,108 @@
+"""What can be asked for over the control socket, but for the operations on models (`model_manager`)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from wsgi_ts.control.server import Operation, Peer
+from wsgi_ts.errors import BadRequest, InternalServerError, ServiceUnavailable
+from wsgi_ts.models.manager import ModelManager
+from wsgi_ts.models.registry import Registry
+from wsgi_ts.security.tokens import INFERENCE, MANAGEMENT, KeyFileError, KeyRing
+from wsgi_ts.supervisor.loop import MainLoop
+from wsgi_ts.supervisor.metrics.keeper import MetricsKeeper
+from wsgi_ts.supervisor.segments import SegmentKeeper
+
+log = logging.getLogger(__name__)
+
+#: How long an answer waits for the batchers to attach a segment, in seconds.
+_ATTACH_LIMIT_S = 30.0
+
+
+class ControlOperations:
+    """The operations by name, each called on the thread of the connection that asks for it."""
+
+    def __init__(
+        self,
+        *,
+        loop: MainLoop,
+        registry: Registry,
+        manager: ModelManager,
+        metrics: MetricsKeeper,
+        segments: SegmentKeeper,
+        keys: KeyRing | None,
+        status: Callable[[], dict[str, Any]],
+        stop: Callable[[int], None],
+    ) -> None:
+        """Puts the parts together.
+
+        Args:
+            loop: the main thread, which owns the segments and knows the status.
+            registry: tells whether the instance is stopping.
+            manager: the operations on models.
+            metrics: the metrics.
+            segments: the segments.
+            keys: the tokens; None where requests need none.
+            status: what `wsgi-ts status` shows; called on the main thread.
+            stop: counts so many requests to stop (two: at once); called on the main thread.
+        """
+        self._loop = loop
+        self._registry = registry
+        self._manager = manager
+        self._metrics = metrics
+        self._segments = segments
+        self._keys = keys
+        self._status = status
+        self._stop = stop
+
+    def table(self) -> dict[str, Operation]:
+        """All operations, for `ControlServer`."""
+        manager = self._manager
+        return {
+            "register_model": Operation(manager.register),
+            "scale_model": Operation(manager.scale),
+            "describe_model": Operation(manager.describe),
+            "list_models": Operation(manager.list_models),
+            "set_default": Operation(manager.set_default),
+            "unregister_model": Operation(manager.unregister),
+            "kserve_ready": Operation(manager.kserve_ready),
+            "metrics": Operation(self._metrics.text),
+            "renew_token": Operation(self._renew_token),
+            "new_segment": Operation(self._new_segment, told_peer=True),
+            "segment_ready": Operation(self._segment_ready, told_peer=True),
+            "status": Operation(lambda: self._loop.call(self._status)),
+            "stop": Operation(self._request_stop, told_peer=True),
+        }
+
+    def _new_segment(self, *, peer: Peer, pid: int) -> Any:
+        if pid != peer.pid:
+            raise BadRequest("A process asks for its own segment only.")
+        if self._registry.draining:
+            raise ServiceUnavailable("The server is stopping.")
+        return self._loop.call(lambda: self._segments.new(peer.pid))
+
+    def _segment_ready(self, *, peer: Peer, index: int) -> Any:
+        attached = threading.Event()
+        self._loop.call(lambda: self._segments.ready(index, peer.pid, attached.set))
+        if not attached.wait(_ATTACH_LIMIT_S):
+            raise InternalServerError("The batchers did not attach the segment in time.")
+        return {}
+
+    def _renew_token(self, *, scope: str) -> Any:
+        if self._keys is None or scope not in (MANAGEMENT, INFERENCE):
+            raise BadRequest("There is no such token.")
+        try:
+            self._keys.renew(scope)
+        except KeyFileError as error:
+            log.error("%s", error)
+            raise InternalServerError("The new token could not be written; the old one still counts.") from error
+        return {}
+
+    def _request_stop(self, *, peer: Peer, fast: bool = False) -> Any:
+        count = 2 if fast else 1
+        log.info("Process %d asks for a stop", peer.pid)
+        self._loop.post(lambda: self._stop(count))
+        return {}

@@ -1,0 +1,71 @@
+"""What the supervisor makes known to the data path: the routes and what tokens are checked by.
+
+Each is a file in the run directory that is replaced in one step, and a word on the board that tells of the new one.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from wsgi_ts.batcher.shm.board import Board
+from wsgi_ts.instance.run_directory import RunDirectory, write_json
+from wsgi_ts.models.registry import Registry
+from wsgi_ts.security.tokens import KeyFileError
+
+log = logging.getLogger(__name__)
+
+
+class Publisher:
+    """Publishes what other processes of the instance have to know. Used from any thread."""
+
+    def __init__(self, registry: Registry, board: Board, directory: RunDirectory) -> None:
+        """Publishes nothing yet.
+
+        Args:
+            registry: where the routes come from.
+            board: the instance's board.
+            directory: the run directory.
+        """
+        self._registry = registry
+        self._board = board
+        self._directory = directory
+        self._epoch = 0
+        # None: the last publication failed.
+        self._published_health: bool | None = None
+
+    def routes(self) -> None:
+        """Makes the registry's present state known; what a full disk prevents is done later."""
+        with self._registry.changed:
+            self._epoch += 1
+            routes = self._registry.routes(self._epoch, time.monotonic())
+            try:
+                write_json(self._directory.routes_file, routes)
+            except OSError as error:
+                self._published_health = None
+                log.error(
+                    "%s cannot be written: %s; requests go where they went before, until there is room",
+                    self._directory.routes_file,
+                    error.strerror,
+                )
+                return
+            self._published_health = routes["healthy"]
+            self._board.bump_epoch()
+
+    def follow(self, now: float) -> None:
+        """Publishes what has changed by itself at the monotonic time `now`: health; to be called once a second."""
+        if self._registry.is_healthy(now) != self._published_health:
+            self.routes()
+
+    def tokens(self, keys: dict[str, Any]) -> None:
+        """Makes known what tokens are checked by; once this returns, nobody accepts what it replaced.
+
+        Raises:
+            KeyFileError: it cannot be made known.
+        """
+        try:
+            write_json(self._directory.tokens_file, keys)
+        except OSError as error:
+            raise KeyFileError(f"{self._directory.tokens_file} cannot be written: {error.strerror}") from error
+        self._board.bump_token_epoch()

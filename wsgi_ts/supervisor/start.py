@@ -1,0 +1,148 @@
+"""Steps of the supervisor's start that make what its processes need: logs, certificates, keys, board.
+
+What a step makes is given back by the `stack` that it is told of, at the end of the instance or of a failed start.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from wsgi_ts.batcher.shm.board import Board, batcher_bell_name
+from wsgi_ts.batcher.shm.doorbell import Doorbell
+from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
+from wsgi_ts.checks.start import StartError
+from wsgi_ts.control.memory_file import memory_file
+from wsgi_ts.guard.link import GuardLink
+from wsgi_ts.guard.protocol import TOKENS
+from wsgi_ts.instance.run_directory import RunDirectory
+from wsgi_ts.logs.notation import LogConfigError
+from wsgi_ts.logs.plan import LogPlan
+from wsgi_ts.logs.rotation import LogRotation
+from wsgi_ts.logs.setup import LogFiles, setup_logging
+from wsgi_ts.logs.user_config import load_plan
+from wsgi_ts.security.tokens import KeyFileError, KeyRing
+from wsgi_ts.settings.config import Config
+
+log = logging.getLogger(__name__)
+
+
+def open_logs(config: Config) -> tuple[LogPlan, LogFiles]:
+    """Begins to log as the configuration says, first of all what the configuration itself is warned of.
+
+    Raises:
+        StartError: the log configuration makes no sense.
+    """
+    try:
+        plan = load_plan(
+            config.log_dir,
+            config.metrics_dir,
+            config.log_config,
+            os.environ,
+            asynchronous=config.async_logging,
+        )
+        files = setup_logging(plan)
+    except (LogConfigError, ValueError) as error:
+        # Of dictConfig's errors the outer one names the handler and the inner one says why.
+        raise StartError(f"{error}: {error.__cause__}" if error.__cause__ else str(error)) from error
+    for warning in config.warnings:
+        log.info("Configuration: %s", warning)
+    if plan.notes:
+        log.warning("%s: left out, has no counterpart here: %s", config.log_config, ", ".join(plan.notes))
+    return plan, files
+
+
+def start_log_rotation(files: LogFiles, reopen: Callable[[], None], stack: ExitStack) -> None:
+    """Rotates the log files from now on.
+
+    Args:
+        files: the open log files.
+        reopen: has every process open its files again; called on the rotation's thread, returns at once.
+        stack: ends it.
+    """
+    began_at = {file.path: file.began_at for file in files.files}
+    rotation = LogRotation(files.rotations, began_at, reopen)
+    rotation.start()
+    stack.callback(rotation.stop)
+
+
+def open_certificates(config: Config, stack: ExitStack) -> int:
+    """Reads and checks what https listeners and gRPC over TLS need, into memory that their processes inherit.
+
+    Returns:
+        The descriptor of that memory; -1 where there are no such listeners.
+
+    Raises:
+        StartError: it cannot be read, or does not fit together.
+    """
+    if not config.serves_tls:
+        return -1
+    # Only then: cryptography takes a while to load.
+    from wsgi_ts.security.certificates import CertificateError, load_material
+
+    try:
+        fd = memory_file("tls", load_material(config).to_pem())
+    except CertificateError as error:
+        raise StartError(str(error)) from error
+    stack.callback(os.close, fd)
+    return fd
+
+
+def make_keys(
+    config: Config, publish: Callable[[dict[str, Any]], None], guard: GuardLink, stack: ExitStack
+) -> KeyRing | None:
+    """Makes the tokens and the file that clients take them from; None where requests need no tokens.
+
+    Args:
+        config: the configuration.
+        publish: see `KeyRing`.
+        guard: keeps them for the supervisor after this one, so that clients need no new ones.
+        stack: removes the file.
+
+    Raises:
+        StartError: the file cannot be written.
+    """
+    if not config.token_authorization:
+        return None
+    keys = KeyRing(Path.cwd(), config.token_expiration_min, publish, lambda kept: guard.keep_json(TOKENS, kept))
+    stack.callback(keys.remove)
+    try:
+        keys.create(guard.kept_json(TOKENS))
+    except KeyFileError as error:
+        raise StartError(str(error)) from error
+    return keys
+
+
+def make_board(prefix: str, batchers: int, stack: ExitStack) -> Board:
+    """Makes the board and the batchers' doorbells; their names go with the run directory.
+
+    Raises:
+        StartError: there is no room in /dev/shm.
+    """
+    try:
+        board = Board.create(prefix)
+    except SharedMemoryFull as error:
+        raise StartError(str(error.strerror)) from error
+    stack.callback(board.close)
+    for index in range(batchers):
+        Doorbell.create(batcher_bell_name(prefix, index))
+    return board
+
+
+def write_for_children(config: Config, log_plan: LogPlan, directory: RunDirectory) -> None:
+    """Writes the configuration and the log plan for the children, without what is for the supervisor alone.
+
+    Raises:
+        StartError: they cannot be written.
+    """
+    try:
+        log_plan.write(directory.log_plan_file)
+        directory.config_file.touch(0o600)
+        directory.config_file.write_text(dataclasses.replace(config, keystore_pass="").to_json())
+    except OSError as error:
+        raise StartError(f"run directory {directory.path}: {error}; make room, or set another --run-dir") from error

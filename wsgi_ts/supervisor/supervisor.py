@@ -1,0 +1,498 @@
+"""`python -m wsgi_ts.supervisor`: the supervisor, which starts, watches and stops all other processes of an instance.
+
+Its main thread owns every child (a child dies with the thread that started it), the batchers' channels and the
+segments' numbers, in one selector loop (`main_loop`, `batcher_tier`, `web_tier`). Operations on models run on the
+threads of the control socket (`control_operations`, `model_manager`); what they need of the main thread is posted to
+it. It never touches what is in a segment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from wsgi_ts import TORCHSERVE_VERSION, __version__
+from wsgi_ts.batcher.shm import layout
+from wsgi_ts.checks.start import (
+    StartError,
+    check_interpreter,
+    check_machine,
+    check_model_store,
+    check_run_directory,
+    check_shared_memory,
+    warn_of_any_url,
+)
+from wsgi_ts.control.memory_file import read_memory_file
+from wsgi_ts.control.server import ControlServer
+from wsgi_ts.gpu.devices import gpu_count
+from wsgi_ts.guard.link import GuardLink
+from wsgi_ts.guard.protocol import FORWARDED, LOCK, MODELS
+from wsgi_ts.instance.listeners import BindError, bind_all, hold_grpc_ports
+from wsgi_ts.instance.pid_file import remove_pid_file
+from wsgi_ts.instance.run_directory import RunDirectory, RunDirectoryError
+from wsgi_ts.logs.plan import LogPlan
+from wsgi_ts.logs.setup import LogFiles
+from wsgi_ts.logs.text import safe_text
+from wsgi_ts.models.manager import ModelManager
+from wsgi_ts.models.registry import ModelVersion, Registry
+from wsgi_ts.models.snapshots import SnapshotError, SnapshotWriter
+from wsgi_ts.models.startup import ModelsToStart, StartupModels, models_to_start
+from wsgi_ts.process import Child, die_with_parent, enable_fault_traces
+from wsgi_ts.settings.config import Config, ConfigError
+from wsgi_ts.supervisor.batcher_process import BatcherLink
+from wsgi_ts.supervisor.batchers import BatcherTier
+from wsgi_ts.supervisor.config_dump import configuration_lines
+from wsgi_ts.supervisor.loop import MainLoop
+from wsgi_ts.supervisor.metrics.keeper import MetricsKeeper
+from wsgi_ts.supervisor.operations import ControlOperations
+from wsgi_ts.supervisor.publisher import Publisher
+from wsgi_ts.supervisor.servers import WebProcess, WebTier
+from wsgi_ts.supervisor.start import (
+    make_board,
+    make_keys,
+    open_certificates,
+    open_logs,
+    start_log_rotation,
+    write_for_children,
+)
+
+# Not __name__: this module is run as __main__.
+log = logging.getLogger("wsgi_ts.supervisor")
+
+#: Longest wait of the loop, in seconds; shorter while something is due.
+_IDLE_WAIT_S = 1.0
+_BUSY_WAIT_S = 0.05
+#: How long gunicorn gets on top of `graceful_timeout`, and a batcher to stop, in seconds.
+_WEB_MARGIN_S = 4.0
+_BATCHER_STOP_S = 3.0
+_FAST_STOP_S = 2.0
+#: Signals that must not end a supervisor; handlers and not SIG_IGN, which the children would inherit.
+_IGNORED_SIGNALS = (signal.SIGHUP, signal.SIGALRM, signal.SIGWINCH, signal.SIGTTIN, signal.SIGTTOU)
+
+
+class Supervisor:
+    """One instance from start to stop: `run` is all of its life."""
+
+    def __init__(
+        self, config: Config, guard: GuardLink, run_dir: Path, log_plan: LogPlan, log_files: LogFiles
+    ) -> None:
+        """Makes nothing yet.
+
+        Args:
+            config: the configuration.
+            guard: the process that has started this one, and starts the next when it dies.
+            run_dir: the run directory.
+            log_plan: how the instance logs.
+            log_files: the open log files.
+        """
+        self._config = config
+        self._guard = guard
+        self._run_dir_path = run_dir
+        self._log_plan = log_plan
+        self._log_files = log_files
+        self._started_at = time.monotonic()
+        self._loop = MainLoop()
+        self._stop_requests = 0
+        self._next_look = 0.0
+        self._models_registered = False
+        self._came_up = False
+        self._announced = False
+        self._exit_code = 0
+        self._failure = ""
+
+    def run(self) -> int:
+        """Starts everything, serves until a signal or an operation says stop, and leaves nothing behind.
+
+        Returns:
+            The exit code.
+
+        Raises:
+            StartError: it cannot start (also RunDirectoryError, BindError); nothing is left behind.
+        """
+        with contextlib.ExitStack() as stack:
+            self._start(stack)
+            while not self._stop_requests:
+                self._turn()
+            if self._failure:
+                raise StartError(self._failure)
+            self._drain()
+        if not self._exit_code:
+            remove_pid_file(self._guard.pid or os.getpid())
+        log.info("Torchserve stopped.")
+        return self._exit_code
+
+    # Start
+
+    def _start(self, stack: contextlib.ExitStack) -> None:
+        """Makes everything in order; `stack` undoes it in reverse."""
+        config = self._config
+        stack.callback(self._loop.close)
+        self._install_signals()
+        check_machine()
+        check_run_directory(self._run_dir_path)
+        try:
+            models = models_to_start(config, self._guard.kept_json(MODELS))
+        except SnapshotError as error:
+            raise StartError(str(error)) from error
+        self._dir = RunDirectory.acquire(
+            self._run_dir_path, lock_fd=self._guard.kept.get(LOCK), owner_pid=self._guard.pid
+        )
+        self._guard.keep(LOCK, self._dir.lock_fd)
+        stack.callback(lambda: self._dir.release(for_good=not self._is_followed))
+        gpus = gpu_count(config.number_of_gpu)
+        for line in configuration_lines(config, gpus):
+            log.info("%s", line)
+        devices = ["cpu", *(f"cuda:{number}" for number in range(gpus))]
+        if len(devices) > layout.MAX_BATCHERS:
+            raise StartError(f"{gpus} GPUs are more than this server handles; set number_of_gpu")
+        check_shared_memory(config, len(devices))
+        check_model_store(config)
+        check_interpreter(config)
+        warn_of_any_url(config)
+        self._listeners = bind_all(config, self._guard.kept)
+        stack.callback(self._close_listeners)
+        self._grpc_ports = hold_grpc_ports(config, self._guard.kept)
+        stack.callback(self._release_grpc_ports)
+        for listener in (*self._listeners, *self._grpc_ports):
+            self._guard.keep(listener.kept_as, listener.sock.fileno())
+        tls_fd = open_certificates(config, stack)
+        write_for_children(config, self._log_plan, self._dir)
+        self._board = make_board(self._dir.prefix, len(devices), stack)
+        self._registry = Registry(
+            config.initial_worker_port, self._board.clear_model, config.initial_distribution_port
+        )
+        self._publisher = Publisher(self._registry, self._board, self._dir)
+        self._publisher.routes()
+        self._keys = make_keys(config, self._publisher.tokens, self._guard, stack)
+        self._put_together(devices, tls_fd)
+        self._start_all(models, stack)
+
+    def _put_together(self, devices: Sequence[str], tls_fd: int) -> None:
+        """Makes the parts that serve, of which nothing runs yet."""
+        config = self._config
+        gpus = len(devices) - 1
+        self._metrics = MetricsKeeper(config, self._board, self._registry, self._log_files, gpus)
+        self._snapshots = SnapshotWriter(
+            config, self._registry, lambda models: self._guard.keep_json(MODELS, models)
+        )
+        self._manager = ModelManager(
+            config,
+            self._registry,
+            self._dir.models,
+            gpus=gpus,
+            send=self._send,
+            publish=self._publisher.routes,
+            queued=self._queued,
+            record=self._snapshots.record,
+        )
+        self._batchers = BatcherTier(
+            devices,
+            loop=self._loop,
+            directory=self._dir,
+            board=self._board,
+            registry=self._registry,
+            manager=self._manager,
+            metrics=self._metrics,
+            publish=self._publisher.routes,
+            on_ready=self._announce,
+            on_failure=self._fail,
+        )
+        self._web = WebTier(
+            config,
+            self._listeners,
+            self._grpc_ports,
+            loop=self._loop,
+            directory=self._dir,
+            registry=self._registry,
+            tls_fd=tls_fd,
+            on_ready=self._announce,
+            on_failure=self._fail,
+        )
+        operations = ControlOperations(
+            loop=self._loop,
+            registry=self._registry,
+            manager=self._manager,
+            metrics=self._metrics,
+            segments=self._batchers.segments,
+            keys=self._keys,
+            status=self._status,
+            stop=self._request_stop,
+        )
+        self._control = ControlServer(self._dir.control_socket, operations.table())
+
+    def _start_all(self, first: ModelsToStart, stack: contextlib.ExitStack) -> None:
+        """Starts threads and processes, and the registering of the models."""
+        try:
+            self._control.start()
+        except OSError as error:
+            raise StartError(f"control socket {self._dir.control_socket}: {error}") from error
+        stack.callback(self._control.stop)
+        stack.enter_context(self._metrics.running())
+        stack.callback(self._kill_children)
+        start_log_rotation(self._log_files, lambda: self._loop.post(self._reopen_logs), stack)
+        for each in self._running():
+            each.lives.gives_up = self._guard.life == 1
+        try:
+            self._batchers.start()
+            self._web.start()
+        except (OSError, RuntimeError) as error:
+            raise StartError(f"a process or thread cannot be started: {error}") from error
+        models = StartupModels(self._config, first, self._registry, self._manager, self._snapshots)
+        threading.Thread(
+            target=models.register,
+            args=(lambda: self._loop.post(self._on_models_registered),),
+            name="startup models",
+            daemon=True,
+        ).start()
+
+    def _install_signals(self) -> None:
+        self._loop.wake_on_signals()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._request_stop(1))
+        signal.signal(signal.SIGQUIT, lambda *_: self._request_stop(2))
+        signal.signal(signal.SIGUSR1, lambda *_: self._loop.post(self._reopen_logs))
+        signal.signal(signal.SIGUSR2, lambda *_: self._loop.post(self._dump_state))
+        for number in (*_IGNORED_SIGNALS, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1)):
+            signal.signal(number, _ignore)
+        # The guard has them wait until now.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
+
+    def _on_models_registered(self) -> None:
+        self._models_registered = True
+        self._announce()
+
+    def _announce(self) -> None:
+        """Says that the server has started, once, when it takes requests and its models are registered."""
+        if self._failure:
+            return
+        if self._web.is_ready and not self._came_up:
+            self._came_up = True
+            self._guard.say_came_up()
+        if self._announced or not self._models_registered or not self._web.is_ready:
+            return
+        # What is to be imported once for all workers is a part of the start; what takes its time otherwise is not.
+        if not self._batchers.is_ready(warm=bool(self._config.preload_modules)):
+            return
+        self._announced = True
+        for listener in (*self._listeners, *self._grpc_ports):
+            log.info("%s API listens on %s", " and ".join(listener.kinds).capitalize(), listener.address)
+            if not listener.address.is_local and not self._config.token_authorization:
+                log.warning(
+                    "disable_token_authorization=true: %s answers everybody who can reach it%s",
+                    listener.address,
+                    "; who manages models runs code here" if "management" in listener.kinds else "",
+                )
+        if self._keys is not None:
+            log.info(
+                'Token authorization is on: requests need "Authorization: Bearer TOKEN" with a token of %s',
+                self._keys.path,
+            )
+        log.info("Model server started.")
+
+    # The loop
+
+    def _turn(self) -> None:
+        restarting = any(each.child is None for each in self._running())
+        wait_s = _BUSY_WAIT_S if restarting or self._registry.draining else _IDLE_WAIT_S
+        if not self._loop.turn(wait_s, self._do_what_is_due):
+            log.error("It failed again and again within a minute: stopping")
+            self._exit_code = 1
+            self._request_stop(1)
+
+    def _do_what_is_due(self, now: float) -> None:
+        if not self._registry.draining:
+            self._batchers.start_again(now)
+            self._web.start_again(now)
+        if now >= self._next_look:
+            self._next_look = now + _IDLE_WAIT_S
+            self._batchers.kill_hung()
+            self._web.kill_hung()
+            self._publisher.follow(now)
+
+    def _send(self, batcher: int, message: dict[str, Any]) -> None:
+        self._batchers.send(batcher, message)
+
+    def _queued(self, model: ModelVersion) -> int:
+        return self._board.queued(model.loaded_in, model.spec.index)
+
+    def _reopen_logs(self) -> None:
+        """Has every process open its log files again: somebody has moved them away."""
+        self._log_files.reopen()
+        self._batchers.send_all({"op": "reopen_logs"})
+        self._web.reopen_logs()
+
+    def _dump_state(self) -> None:
+        log.info("State: %s", self._status())
+
+    def _status(self) -> dict[str, Any]:
+        return {
+            "version": __version__,
+            "torchserve_version": TORCHSERVE_VERSION,
+            "pid": self._guard.pid or os.getpid(),
+            "uptime_s": int(time.monotonic() - self._started_at),
+            "run_dir": str(self._dir.path),
+            "prefix": self._dir.prefix,
+            "started": self._announced,
+            "healthy": self._registry.is_healthy(time.monotonic()),
+            "draining": self._registry.draining,
+            "addresses": {
+                **{"+".join(each.kinds): str(each.address) for each in self._listeners},
+                **{f"gRPC {each.kinds[0]}": str(each.address) for each in self._grpc_ports},
+            },
+            "processes": [*self._own_rows(), *(each.describe() for each in self._running())],
+            "segments": self._batchers.segments.describe(),
+            **self._manager.status(),
+        }
+
+    def _own_rows(self) -> list[dict[str, Any]]:
+        own = {"role": "supervisor", "pid": os.getpid(), "state": "running", "starts": self._guard.life}
+        guard = {"role": "guard", "pid": self._guard.pid, "state": "running", "starts": 1}
+        return [guard, own] if self._guard.pid is not None else [own]
+
+    # Stop
+
+    def _fail(self, reason: str) -> None:
+        """Ends the instance at its start, since one of its processes has never worked and never will."""
+        if self._guard.life > 1:
+            # The configuration is the one with which the supervisor before has served.
+            log.error("%s", reason)
+            return
+        self._failure = self._failure or reason
+        self._guard.say_stopping()
+        self._request_stop(1)
+
+    @property
+    def _is_followed(self) -> bool:
+        """Whether the guard starts another supervisor when this one ends now."""
+        asked_for = bool(self._stop_requests) and not self._exit_code
+        return self._guard.pid is not None and not asked_for and (self._came_up or self._guard.life > 1)
+
+    def _request_stop(self, count: int) -> None:
+        self._stop_requests += count
+
+    def _drain(self) -> None:
+        """Lets requests under way end, then stops web processes and batchers; a second stop request waits no more."""
+        log.info("Stopping: requests under way have %d s", self._config.graceful_timeout)
+        with self._registry.changed:
+            self._registry.draining = True
+            self._publisher.routes()
+            self._registry.changed.notify_all()
+        if not self._is_followed:
+            # Those who come from now on are refused, by the guard's copies of the sockets, too.
+            for listener in (*self._listeners, *self._grpc_ports):
+                self._guard.drop(listener.kept_as)
+            self._guard.say_stopping()
+            self._close_listeners()
+        self._web.stop()
+        limit_s = self._config.graceful_timeout + _WEB_MARGIN_S
+        self._wait_for(self._web.processes, limit_s, lambda child: child.send_signal(signal.SIGQUIT))
+        self._batchers.send_all({"op": "stop", "drain": self._stop_requests < 2})
+        self._wait_for(self._batchers.links, _BATCHER_STOP_S, lambda child: None)
+        self._snapshots.stop()
+
+    def _wait_for(
+        self, running: Sequence[BatcherLink | WebProcess], limit_s: float, hasten: Callable[[Child], None]
+    ) -> None:
+        """Waits for processes to end, and kills those that have not when the time is over.
+
+        Args:
+            running: who was told to stop.
+            limit_s: how long that may take, in seconds; less from a second stop request on.
+            hasten: told to each of them on a second stop request.
+        """
+        deadline = time.monotonic() + limit_s
+        hastened = False
+        while left := [each.child for each in running if each.child is not None]:
+            now = time.monotonic()
+            if self._stop_requests > 1 and not hastened:
+                hastened = True
+                deadline = min(deadline, now + _FAST_STOP_S)
+                for child in left:
+                    hasten(child)
+            if now >= deadline:
+                for child in left:
+                    log.warning("%s (pid %d) did not stop in time and is killed", child.role, child.pid)
+                    child.send_signal(signal.SIGKILL)
+                deadline = now + _FAST_STOP_S
+            self._turn()
+
+    def _kill_children(self) -> None:
+        """Ends what still runs: after a drain nothing, after a failed start or an error everything."""
+        self._registry.draining = True
+        children = [each.child for each in self._running() if each.child is not None]
+        for child in children:
+            child.send_signal(signal.SIGKILL)
+        for child in children:
+            child.wait(_FAST_STOP_S)
+            child.close()
+        self._batchers.wait_for_workers()
+
+    def _running(self) -> list[BatcherLink | WebProcess]:
+        """All that is started and watched."""
+        return [*self._batchers.links, *self._web.processes]
+
+    def _close_listeners(self) -> None:
+        for listener in self._listeners:
+            listener.close()
+
+    def _release_grpc_ports(self) -> None:
+        for port in self._grpc_ports:
+            port.close()
+
+
+def _ignore(number: int, frame: Any) -> None:
+    """A signal that is not for us."""
+
+
+def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m wsgi_ts.supervisor", description=__doc__)
+    add = parser.add_argument
+    add("--config-fd", type=int, required=True, help="a file in memory with the configuration")
+    add("--run-dir", type=Path, help="default: the one in the configuration")
+    add("--guard-fd", type=int, default=-1, help="socket to the guard, which gives this and what follows")
+    add("--guard-pid", type=int)
+    add("--life", type=int, default=1, help="how many supervisors it has started")
+    add("--last-end", default="", help="how the last one ended")
+    add("--kept", type=_kept, action="append", default=[], help="what earlier ones had it keep: NAME=FD")
+    return parser.parse_args(arguments)
+
+
+def _kept(text: str) -> tuple[str, int]:
+    name, _, fd = text.rpartition("=")
+    return name, int(fd)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one instance; returns its exit code."""
+    enable_fault_traces()
+    options = _parse_arguments(arguments)
+    die_with_parent(options.guard_pid)
+    os.set_inheritable(options.config_fd, False)
+    guard = GuardLink(options.guard_fd, options.guard_pid, options.life, dict(options.kept))
+    try:
+        config = Config.from_json(read_memory_file(options.config_fd).decode())
+    except (OSError, ConfigError) as error:
+        print(f"the configuration as the launcher has written it: {error}", file=sys.stderr)
+        return 1
+    try:
+        log_plan, log_files = open_logs(config)
+    except StartError as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
+    try:
+        if options.life > 1:
+            log.warning("Supervisor %d of this server; the one before has ended: %s", options.life, options.last_end)
+        return Supervisor(config, guard, options.run_dir or config.run_dir, log_plan, log_files).run()
+    except (StartError, RunDirectoryError, BindError) as error:
+        log.error("%s", error)
+        print(safe_text(str(error)), file=sys.stderr, flush=True)
+        return 1

@@ -1,0 +1,5 @@
+"""One metric of the cache."""
+
+from wsgi_ts.handlers.metrics.cache import CachingMetric
+
+__all__ = ["CachingMetric"]

@@ -1,0 +1,5 @@
+"""The cache to derive from."""
+
+from wsgi_ts.handlers.metrics.cache import MetricsCache as MetricCacheAbstract
+
+__all__ = ["MetricCacheAbstract"]

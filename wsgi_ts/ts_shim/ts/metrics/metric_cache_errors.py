@@ -1,0 +1,19 @@
+"""Errors of the cache."""
+
+from wsgi_ts.handlers.metrics.cache import (
+    GeneralMetricsCacheError,
+    MetricsCacheIOError,
+    MetricsCacheKeyError,
+    MetricsCachePyYamlError,
+    MetricsCacheTypeError,
+    MetricsCacheValueError,
+)
+
+__all__ = [
+    "GeneralMetricsCacheError",
+    "MetricsCacheIOError",
+    "MetricsCacheKeyError",
+    "MetricsCachePyYamlError",
+    "MetricsCacheTypeError",
+    "MetricsCacheValueError",
+]

@@ -1,0 +1,5 @@
+"""JSON of metrics."""
+
+from wsgi_ts.handlers.metrics.store import MetricEncoder
+
+__all__ = ["MetricEncoder"]

@@ -1,0 +1,5 @@
+"""The older store."""
+
+from wsgi_ts.handlers.metrics.store import MetricsStore
+
+__all__ = ["MetricsStore"]

@@ -1,0 +1,5 @@
+"""The handler to derive from."""
+
+from wsgi_ts.handlers.bundled.base import BaseHandler
+
+__all__ = ["BaseHandler"]

@@ -1,0 +1,5 @@
+"""Contractions of English."""
+
+from wsgi_ts.handlers.toolkit.text_utils import CONTRACTION_MAP
+
+__all__ = ["CONTRACTION_MAP"]

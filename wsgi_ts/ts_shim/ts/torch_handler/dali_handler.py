@@ -1,0 +1,7 @@
+"""Base of the handlers with a DALI pipeline."""
+
+from wsgi_ts.handlers.bundled.dali import DALIHandler
+
+DaliHandler = DALIHandler
+
+__all__ = ["DALIHandler", "DaliHandler"]

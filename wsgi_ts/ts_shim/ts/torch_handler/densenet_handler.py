@@ -1,0 +1,5 @@
+"""Image classification through a function."""
+
+from wsgi_ts.handlers.bundled.densenet import DenseNetHandler, handle
+
+__all__ = ["DenseNetHandler", "handle"]

@@ -1,0 +1,5 @@
+"""Image classification."""
+
+from wsgi_ts.handlers.bundled.image import ImageClassifier
+
+__all__ = ["ImageClassifier"]

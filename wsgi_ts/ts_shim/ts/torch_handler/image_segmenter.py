@@ -1,0 +1,5 @@
+"""Image segmentation."""
+
+from wsgi_ts.handlers.bundled.image import ImageSegmenter
+
+__all__ = ["ImageSegmenter"]

@@ -1,0 +1,5 @@
+"""Object detection."""
+
+from wsgi_ts.handlers.bundled.image import ObjectDetector
+
+__all__ = ["ObjectDetector"]

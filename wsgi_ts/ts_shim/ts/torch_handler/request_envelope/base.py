@@ -1,0 +1,5 @@
+"""Base of the envelopes."""
+
+from wsgi_ts.handlers.serving.envelopes import BaseEnvelope
+
+__all__ = ["BaseEnvelope"]

@@ -1,0 +1,5 @@
+"""Bodies as they are."""
+
+from wsgi_ts.handlers.serving.envelopes import BodyEnvelope
+
+__all__ = ["BodyEnvelope"]

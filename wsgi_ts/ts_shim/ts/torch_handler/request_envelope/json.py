@@ -1,0 +1,5 @@
+"""Instances in, predictions out."""
+
+from wsgi_ts.handlers.serving.envelopes import JSONEnvelope
+
+__all__ = ["JSONEnvelope"]

@@ -1,0 +1,5 @@
+"""KServe's v1 protocol."""
+
+from wsgi_ts.handlers.serving.envelopes import KServeEnvelope
+
+__all__ = ["KServeEnvelope"]

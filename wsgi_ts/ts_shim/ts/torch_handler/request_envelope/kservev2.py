@@ -1,0 +1,5 @@
+"""KServe's v2 protocol."""
+
+from wsgi_ts.handlers.serving.envelopes import KServev2Envelope
+
+__all__ = ["KServev2Envelope"]

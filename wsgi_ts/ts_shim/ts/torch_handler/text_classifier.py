@@ -1,0 +1,5 @@
+"""Text classification."""
+
+from wsgi_ts.handlers.bundled.text import TextClassifier
+
+__all__ = ["TextClassifier"]

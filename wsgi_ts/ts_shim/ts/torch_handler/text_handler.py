@@ -1,0 +1,5 @@
+"""Base of the text handlers."""
+
+from wsgi_ts.handlers.bundled.text import TextHandler
+
+__all__ = ["TextHandler"]

@@ -1,0 +1,25 @@
+"""Labels, class look-up, the exception with a status."""
+
+from wsgi_ts.handlers.serving.loader import list_classes_from_module
+from wsgi_ts.handlers.toolkit.utils import (
+    CLEANUP_REGEX,
+    PredictionException,
+    PT2Backend,
+    check_valid_pt2_backend,
+    deprecated,
+    get_yaml_config,
+    load_label_mapping,
+    map_class_to_label,
+)
+
+__all__ = [
+    "CLEANUP_REGEX",
+    "PT2Backend",
+    "PredictionException",
+    "check_valid_pt2_backend",
+    "deprecated",
+    "get_yaml_config",
+    "list_classes_from_module",
+    "load_label_mapping",
+    "map_class_to_label",
+]
