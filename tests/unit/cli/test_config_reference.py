@@ -14,7 +14,7 @@ from wsgi_ts.models.model_yaml import TorchrunOptions, parse_model_yaml, yaml_ke
 from wsgi_ts.settings.config import property_settings
 from wsgi_ts.settings.sources import CommandLine, load_config
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "configuration.md"
 
 
 def fenced(language: str) -> list[str]:

@@ -19,7 +19,7 @@ from wsgi_ts.guard.link import GuardLink
 from wsgi_ts.instance.run_directory import RunDirectory
 from wsgi_ts.process import boot_id
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 #: What every stand-in begins with: `guard` is the link, `life` counts from 1, `note` appends a line to a file.
 SUPERVISOR = """

@@ -42,7 +42,7 @@ from wsgi_ts.settings.config import Config
 from wsgi_ts.settings.sources import CommandLine, load_config
 from wsgi_ts.supervisor.start import open_certificates
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 #: Takes over the configuration, says that it runs, and exits with 5 on SIGTERM, with 6 on SIGINT.
 RECORDER = """

@@ -484,7 +484,7 @@ def test_ts_collects_memory_of_processes() -> None:
         "assert len(system_metrics.system_metrics) == 7\n"
         "process_memory_metric.check_process_mem_usage(io.StringIO(f'{os.getpid()},x\\n'))\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(shim), str(Path(__file__).parents[2])])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(shim), str(Path(__file__).parents[3])])}
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment, timeout=60
     )
