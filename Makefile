@@ -35,7 +35,7 @@ EXAMPLES  := $(VENV)/.installed-examples
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo demo-stop test test-latest fuzz lint lock bench bench-large clean
+.PHONY: help venv install demo demo-stop format test test-latest fuzz lint lock bench bench-large clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -85,10 +85,16 @@ $(LOCK):
 lint: $(DEV) ## style, types and import directions
 	@echo "==> ruff check"
 	@$(BIN)/ruff check --quiet .
+	@echo "==> ruff format --check"
+	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: make format"; exit 1; }
 	@echo "==> mypy --strict"
 	@$(BIN)/mypy -p wsgi_ts
 	@echo "==> lint-imports"
 	@PYTHONPATH=wsgi_ts/ts_shim $(BIN)/lint-imports
+
+format: $(DEV) ## format all sources
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --quiet --fix .
 
 test: lint ## lint, then every test that this machine can run
 	@echo "==> pytest, $(TEST_JOBS) tests at a time"

@@ -1,6 +1,6 @@
 """Makes the TorchScript model of the handler template: the mean of the numbers of each request.
 
-    python examples/handler_template/make_model.py OUTPUT_FOLDER
+Run: `python examples/handler_template/make_model.py OUTPUT_FOLDER`
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Packing models and workflows: the commands, and the same from a build script.
-
-from wsgi_ts.archiver import ModelArchiveRequest, create_model_archive
-"""
+"""Packing models and workflows: the commands, and `create_model_archive` for build scripts."""
 
 from wsgi_ts.archiver.pack import (
     ModelArchiveRequest,
