@@ -198,7 +198,6 @@ class ServiceUnavailable(ServerError):
             "maxSequenceJobQueueSize"
         )
 
-
     @classmethod
     def no_slot(cls, model_name: str, version: str | None) -> ServiceUnavailable:
         """The model has workers, but the process that took the request has no slot left for it; ours, not TorchServe's.

@@ -156,4 +156,3 @@ def register_model_with_params(
     except urllib.error.HTTPError as error:
         with error:
             return Reply(error.code, error.read().decode())
-

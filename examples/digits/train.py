@@ -24,9 +24,7 @@ BATCH = 32
 ENLARGED = 16
 
 
-def train(
-    images: torch.Tensor, digits: torch.Tensor, test_images: torch.Tensor, test_digits: torch.Tensor
-) -> DigitNet:
+def train(images: torch.Tensor, digits: torch.Tensor, test_images: torch.Tensor, test_digits: torch.Tensor) -> DigitNet:
     """Trains a network and prints how it gets on."""
     torch.manual_seed(0)
     network = DigitNet()

@@ -23,7 +23,7 @@ from support.server import ServerProcess
 SIZES = (0, 1, 100, 1900, 2047, 2048, 2049, 4096, 4097, 16384, 70000)
 HANG_S = 15.0
 
-HANDLER = '''
+HANDLER = """
 import hashlib, os, time
 
 class Ledger:
@@ -37,7 +37,7 @@ class Ledger:
             os.write(self.ledger, body[:32] + b"\\n")
         time.sleep(0.001)
         return [body[:32] + hashlib.sha256(body).digest() for body in bodies]
-'''
+"""
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,10 @@ def test_a_process_is_killed_under_load(role: str, tmp_path: Path) -> None:
                 faults.kill(server, role)
                 killed_at = time.monotonic()
                 eventually(
-                    lambda: len(server.processes("model-worker")) == workers
-                    and {each.role for each in server.processes()} == before,
+                    lambda: (
+                        len(server.processes("model-worker")) == workers
+                        and {each.role for each in server.processes()} == before
+                    ),
                     within=RECOVERY_S[role],
                     what=f"capacity after the death of a {role}",
                 )
@@ -83,9 +85,7 @@ def test_requests_that_wait_survive_the_death_of_the_batcher(tmp_path: Path) -> 
     with ledger_server(tmp_path) as server:
         server.register("ledger.mar", initial_workers=1)
         with faults.paused(server, "model-worker"), Load(server, clients=4) as load:
-            eventually(
-                lambda: server.control.call("status") is not None, within=5, what="the supervisor's status"
-            )
+            eventually(lambda: server.control.call("status") is not None, within=5, what="the supervisor's status")
             time.sleep(0.3)
             faults.kill(server, "batcher")
             eventually(lambda: load.count("ok") > 20, within=15, what="answers by the next batcher")

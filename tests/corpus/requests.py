@@ -283,9 +283,7 @@ _ask("HEAD of an unknown model", request(method="HEAD", target="/predictions/nop
 _ask("GET with a body", with_length(HIDDEN, method="GET"), 200, body=HIDDEN)
 _ask("OPTIONS of a model", request(method="OPTIONS"), 200)
 _add("OPTIONS *", request(method="OPTIONS", target="*"), 404)
-CASES.append(
-    Case("OPTIONS /", request(method="OPTIONS", target="/"), frozenset({200}), frozenset({200}))
-)
+CASES.append(Case("OPTIONS /", request(method="OPTIONS", target="/"), frozenset({200}), frozenset({200})))
 _add("CONNECT to an authority", request(method="CONNECT", target="x:80"), 400, 404, 405)
 for _method in ("get", "Post", "BREW", "X" * 1024, "GE T", "", "G\0T", "WEBSOCKET"):
     _add(f"method {_method[:20]!r}", request(method=_method), 400)
@@ -315,7 +313,7 @@ def part(headers: str, value: bytes) -> bytes:
 FIELD = part('Content-Disposition: form-data; name="body"', b"abc")
 END = b"--b--\r\n"
 NAMED = 'Content-Disposition: form-data; name="body"'
-TYPED = f"{NAMED}; filename=\"f\"\r\nContent-Type: "
+TYPED = f'{NAMED}; filename="f"\r\nContent-Type: '
 for _name, _line_, _body, _statuses in (
     ("good", BOUNDARY, FIELD + END, (200,)),
     ("no boundary", "Content-Type: multipart/form-data", FIELD + END, (400,)),

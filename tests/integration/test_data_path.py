@@ -54,8 +54,10 @@ def test_a_full_queue_is_refused_at_once_and_takes_requests_again(gate: ServerPr
         eventually(lambda: seen(tmp_path) == ["wait-0"], within=5)
         queued = [pool.submit(gate.predict, "gate", f"wait-{number}") for number in range(1, 5)]
         eventually(
-            lambda: gate.request("management", "GET", "/models/gate").json()[0]["jobQueueStatus"]
-            == {"remainingCapacity": 0, "pendingRequests": 4},
+            lambda: (
+                gate.request("management", "GET", "/models/gate").json()[0]["jobQueueStatus"]
+                == {"remainingCapacity": 0, "pendingRequests": 4}
+            ),
             within=5,
         )
         refused = gate.predict("gate", "one too many")
@@ -68,9 +70,7 @@ def test_a_full_queue_is_refused_at_once_and_takes_requests_again(gate: ServerPr
 
 
 @pytest.mark.parametrize("hard", [False, True], ids=["FIN", "RST"])
-def test_the_queued_request_of_a_client_that_left_is_not_run(
-    gate: ServerProcess, tmp_path: Path, hard: bool
-) -> None:
+def test_the_queued_request_of_a_client_that_left_is_not_run(gate: ServerProcess, tmp_path: Path, hard: bool) -> None:
     gate.register("gate.mar")
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(gate.predict, "gate", "wait-0")
@@ -78,16 +78,18 @@ def test_the_queued_request_of_a_client_that_left_is_not_run(
         leaver = socket.create_connection(("127.0.0.1", gate.ports["inference"]))
         leaver.sendall(b"POST /predictions/gate HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\nleaver")
         eventually(
-            lambda: gate.request("management", "GET", "/models/gate").json()[0]["jobQueueStatus"]["pendingRequests"]
-            == 1,
+            lambda: (
+                gate.request("management", "GET", "/models/gate").json()[0]["jobQueueStatus"]["pendingRequests"] == 1
+            ),
             within=5,
         )
         if hard:
             leaver.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         leaver.close()
         eventually(
-            lambda: gate.request("management", "GET", "/models/gate").json()[0]["jobQueueStatus"]["pendingRequests"]
-            == 0,
+            lambda: (
+                gate.request("management", "GET", "/models/gate").json()[0]["jobQueueStatus"]["pendingRequests"] == 0
+            ),
             within=5,
         )
         stayer = pool.submit(gate.predict, "gate", "stayer")

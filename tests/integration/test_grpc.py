@@ -85,7 +85,7 @@ def test_ping(client: GrpcClient) -> None:
 
 
 def test_inputs_are_keys_of_the_handlers_row(client: GrpcClient) -> None:
-    answer = json.loads(client.predict("seen", input={"data": b"one", "a key: with \"quotes\"\r\n": "zwölf".encode()}))
+    answer = json.loads(client.predict("seen", input={"data": b"one", 'a key: with "quotes"\r\n': "zwölf".encode()}))
     assert answer["row"] == {"data": ["bytearray", "one"], 'a key: with "quotes"\r\n': ["bytearray", "zwölf"]}
     assert answer["headers"]["url_path"] is None
     assert answer["headers"]["explain"] is None
@@ -324,9 +324,7 @@ class Conversation:
 
     def say(self, model: str, data: bytes, sequence: str, **marks: bytes) -> None:
         fields = {"data": data, **marks}
-        self._requests.put(
-            inference_pb2.PredictionsRequest(model_name=model, input=fields, sequence_id=sequence)
-        )
+        self._requests.put(inference_pb2.PredictionsRequest(model_name=model, input=fields, sequence_id=sequence))
 
     def hang_up(self) -> None:
         self._requests.put(None)

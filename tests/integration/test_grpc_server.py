@@ -181,9 +181,7 @@ def test_refused_management_calls(
 # The process
 
 
-def test_the_process_is_shown_and_started_again_and_rest_does_not_notice(
-    server: ServerProcess, tmp_path: Path
-) -> None:
+def test_the_process_is_shown_and_started_again_and_rest_does_not_notice(server: ServerProcess, tmp_path: Path) -> None:
     state = server.control.call("status")
     assert state["addresses"]["gRPC inference"] == f"grpc://127.0.0.1:{server.ports['grpc_inference']}"
     (process,) = server.processes("grpc-server")

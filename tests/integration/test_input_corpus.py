@@ -447,7 +447,6 @@ def test_the_access_log_holds_no_raw_control_bytes(watched: Watched) -> None:
     assert not [line for line in text.splitlines() if any(ord(char) < 32 or ord(char) == 127 for char in line)]
 
 
-
 @pytest.mark.parametrize("target", [ECHO, "/nope", "/predictions/nope"])
 def test_head_answers_as_get_without_the_body(watched: Watched, target: str) -> None:
     get, head = (

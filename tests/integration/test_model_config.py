@@ -409,6 +409,7 @@ def handle(data, context):
     ]
 """
 
+
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """A server whose settings are all different from the defaults."""

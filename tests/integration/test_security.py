@@ -242,9 +242,10 @@ def test_the_nginx_sample_serves_the_inference_api_alone() -> None:
         assert directive in text, directive
     assert 8 * 2**20 >= 6553500
     if shutil.which("nginx"):
-        assert b"unknown directive" not in subprocess.run(
-            ["nginx", "-t", "-c", path], capture_output=True, check=False
-        ).stderr
+        assert (
+            b"unknown directive"
+            not in subprocess.run(["nginx", "-t", "-c", path], capture_output=True, check=False).stderr
+        )
 
 
 def test_the_unit_takes_away_what_is_not_needed(tmp_path: Path) -> None:

@@ -153,9 +153,7 @@ def test_the_key_file(server: ServerProcess) -> None:
         ("management", "management", "GET", "/workflows"),
     ],
 )
-def test_each_scope_opens_its_own_api_only(
-    server: ServerProcess, api: str, scope: str, method: str, path: str
-) -> None:
+def test_each_scope_opens_its_own_api_only(server: ServerProcess, api: str, scope: str, method: str, path: str) -> None:
     for other in ("management", "inference", "API"):
         reply = server.request(api, method, path, headers=bearer(server, other), body=b"x")
         if other == scope:
@@ -176,9 +174,7 @@ def test_each_scope_opens_its_own_api_only(
         ("metrics", "OPTIONS", "/"),
     ],
 )
-def test_descriptions_and_metrics_take_no_token(
-    server: ServerProcess, api: str, method: str, path: str
-) -> None:
+def test_descriptions_and_metrics_take_no_token(server: ServerProcess, api: str, method: str, path: str) -> None:
     assert server.request(api, method, path).status == 200
 
 

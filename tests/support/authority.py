@@ -47,17 +47,13 @@ class Authority:
         key = rsa.generate_private_key(65537, bits)
         return key, self._sign(name, key, days)
 
-    def pem(
-        self, name: str = "server", days: int = 10, traditional: bool = False, bits: int = 2048
-    ) -> dict[str, str]:
+    def pem(self, name: str = "server", days: int = 10, traditional: bool = False, bits: int = 2048) -> dict[str, str]:
         """Writes a pair as PEM files; returns the lines of config.properties for it."""
         key, certificate = self.pair(name, days, bits)
         form = serialization.PrivateFormat.TraditionalOpenSSL if traditional else serialization.PrivateFormat.PKCS8
         key_file, certificate_file = self.folder / f"{name}.key", self.folder / f"{name}.pem"
         key_file.touch(0o600)
-        key_file.write_bytes(
-            key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
-        )
+        key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
         certificate_file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         return {"private_key_file": str(key_file), "certificate_file": str(certificate_file)}
 

@@ -102,9 +102,7 @@ class GrpcClient:
 
     def stream(self, model: str, data: bytes = b"", timeout: float = 60.0, **fields: Any) -> Any:
         """The call of a streamed prediction, which is iterated over."""
-        return self.inference.StreamPredictions(
-            request(model, data, **fields), timeout=timeout, metadata=self.metadata
-        )
+        return self.inference.StreamPredictions(request(model, data, **fields), timeout=timeout, metadata=self.metadata)
 
     def manage(self, method: str, message: Any) -> str:
         """The text that a method of the management API answers with."""

@@ -248,9 +248,7 @@ def _time_limit(sock: socket.socket, deadline: float) -> Iterator[None]:
         timer.cancel()
 
 
-def _body(
-    name: str, response: http.client.HTTPResponse, limits: ArchiveLimits, deadline: float
-) -> Iterator[bytes]:
+def _body(name: str, response: http.client.HTTPResponse, limits: ArchiveLimits, deadline: float) -> Iterator[bytes]:
     if response.status != http.client.OK:
         raise _Refused(f"the server answered {response.status}")
     if response.getheader("Content-Encoding", "identity") != "identity":

@@ -195,9 +195,7 @@ def _unpack_tar(file: BinaryIO, extraction: Extraction) -> None:
             with tarfile.TarFile(fileobj=cast("IO[bytes]", stream), encoding="utf-8") as archive:
                 for count, member in enumerate(iter(archive.next, None), start=1):
                     if count > extraction.limits.max_entries:
-                        raise InvalidModel(
-                            f"Model archive has more than {extraction.limits.max_entries} entries."
-                        )
+                        raise InvalidModel(f"Model archive has more than {extraction.limits.max_entries} entries.")
                     _unpack_tar_member(stream, member, extraction)
             stream.finish()
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:

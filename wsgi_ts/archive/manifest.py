@@ -117,8 +117,7 @@ def check_name(what: str, name: str) -> None:
     too_long = len(name.encode("utf-8", "surrogatepass")) > 255
     if _UNSAFE_NAME.search(name) or name in ("", ".", "..") or too_long:
         raise BadRequest(
-            f"{what} is not allowed: {escape_name(name)} (at most 255 bytes, no slash, backslash or control "
-            "character)"
+            f"{what} is not allowed: {escape_name(name)} (at most 255 bytes, no slash, backslash or control character)"
         )
 
 
@@ -140,9 +139,7 @@ def resolve_handler(handler: str, model_dir: Path) -> str:
     module = name.partition(".")[0]
     folder = (model_dir / file).parent
     if module in sys.stdlib_module_names and not _module_is_at(folder / module) and not (folder / module).is_dir():
-        raise InvalidModel(
-            f"Handler is not allowed: {escape_name(handler)} (a module of Python, not of the model)"
-        )
+        raise InvalidModel(f"Handler is not allowed: {escape_name(handler)} (a module of Python, not of the model)")
     return f"{file}{colon}{function}"
 
 

@@ -98,9 +98,7 @@ def create_model_archive(request: ModelArchiveRequest, manifest: str | None = No
         ArchiverError: with the text for the user; an older archive is then untouched.
     """
     if request.archive_format not in FORMATS:
-        raise ArchiverError(
-            f"Unknown archive format {request.archive_format}: use one of {', '.join(FORMATS)}."
-        )
+        raise ArchiverError(f"Unknown archive format {request.archive_format}: use one of {', '.join(FORMATS)}.")
     check_name("Model", request.model_name)
     output = output_path(request.export_path, request.model_name + FORMATS[request.archive_format])
     check_overwrite(output, request.force, "model")

@@ -125,9 +125,7 @@ class Contents:
             elif not entry.name.startswith(".") and entry.name not in _SKIPPED_DIRECTORIES:
                 identity = _identity(entry)
                 if identity in above:
-                    raise ArchiverError(
-                        f"{entry} is a symbolic link to a directory that it lies in: remove the link."
-                    )
+                    raise ArchiverError(f"{entry} is a symbolic link to a directory that it lies in: remove the link.")
                 self._walk(entry, f"{prefix}{entry.name}/", above | {identity})
 
     def total_bytes(self) -> int:
@@ -230,9 +228,7 @@ def _copy(source: Path, target: IO[bytes], progress: Progress) -> None:
         shutil.copyfileobj(_CountedReader(file, progress), target, _CHUNK_BYTES)
 
 
-def _write_zip(
-    file: BinaryIO, contents: Contents, documents: dict[str, str], method: int, progress: Progress
-) -> None:
+def _write_zip(file: BinaryIO, contents: Contents, documents: dict[str, str], method: int, progress: Progress) -> None:
     with zipfile.ZipFile(file, "w", method) as archive:
         for name, source in contents.files.items():
             entry = zipfile.ZipInfo.from_file(source, name, strict_timestamps=False)
@@ -288,9 +284,7 @@ def _put_directory(part: Path, contents: Contents) -> None:
         return
     if not output.is_dir():
         raise ArchiverError(f"{output} is a file: remove it, or choose another --export-path.")
-    inputs_inside = any(
-        source.resolve().is_relative_to(output.resolve()) for source in contents.files.values()
-    )
+    inputs_inside = any(source.resolve().is_relative_to(output.resolve()) for source in contents.files.values())
     if inputs_inside or output.is_symlink() or not (output / "MAR-INF" / "MANIFEST.json").is_file():
         for source in sorted(part.rglob("*")):
             target = output / source.relative_to(part)

@@ -19,6 +19,7 @@ from wsgi_ts.errors import InternalServerError, ServerError, ServiceUnavailable
 
 log = logging.getLogger(__name__)
 
+
 class NotReachable(ServiceUnavailable):
     """No supervisor answers in the run directory: it is not running, or it is starting or stopping."""
 

@@ -302,4 +302,3 @@ class ChunkedBody:
             self._parser.feed_data(data[start:stop])
             start = stop
         self.rest = data[start:]
-

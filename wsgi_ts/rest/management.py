@@ -97,9 +97,7 @@ class Model:
         self._descriptions: HandlerDescriptions | None = None
         self._lock = threading.Lock()
 
-    def on_get(
-        self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None
-    ) -> None:
+    def on_get(self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None) -> None:
         """Describes one version, the default one, or `all`; with `customized` in the handler's own words, too."""
         answer = self._describe(model, version)
         if boolean_argument(req, "customized") and version != "all":
@@ -115,9 +113,7 @@ class Model:
                 description["customizedMetadata"] = said
         write_answer(resp, answer)
 
-    def on_put(
-        self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None
-    ) -> None:
+    def on_put(self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None) -> None:
         """Sets the number of workers."""
         min_worker = integer_argument(req, "min_worker")
         if min_worker is None:
@@ -133,18 +129,14 @@ class Model:
         )
         write_answer(resp, answer)
 
-    def on_delete(
-        self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None
-    ) -> None:
+    def on_delete(self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None) -> None:
         """Unregisters one version."""
         if not self._may_change:
             raise MethodNotAllowed()
         answer = self._control.call("unregister_model", model_name=model, version=version)
         write_answer(resp, answer)
 
-    def on_options(
-        self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None
-    ) -> None:
+    def on_options(self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None) -> None:
         """The OpenAPI document of one model; 404 when there is none of that name."""
         self._describe(model, version)
         write_json(resp, 200, openapi.model_document(model, version))

@@ -243,9 +243,7 @@ def _read(key: str, path: Path) -> bytes:
 
 
 def _public_bytes(holder: PrivateKeyTypes | x509.Certificate) -> bytes:
-    return holder.public_key().public_bytes(
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    return holder.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _warn_if_readable(key: str, path: Path) -> None:

@@ -177,9 +177,7 @@ class Config:
     ipex_enable: bool = setting(BOOLEAN, False, "told to handlers as TS_IPEX_ENABLE")
     ipex_gpu_enable: bool = setting(BOOLEAN, False, "told to handlers as TS_IPEX_GPU_ENABLE")
     debug: bool = setting(BOOLEAN, False, "one worker per startup model, and no time-outs for model workers")
-    ts_header_key_sequence_id: str = setting(
-        kinds.HEADER_NAME, "ts_request_sequence_id", "header: sequence id"
-    )
+    ts_header_key_sequence_id: str = setting(kinds.HEADER_NAME, "ts_request_sequence_id", "header: sequence id")
     ts_header_key_sequence_start: str = setting(
         kinds.HEADER_NAME, "ts_request_sequence_start", "header: first request of a sequence"
     )
@@ -197,9 +195,7 @@ class Config:
     )
 
     # Metrics and logs
-    metrics_mode: str = setting(
-        kinds.choice("log", "prometheus", "legacy", or_default=True), "log", "where metrics go"
-    )
+    metrics_mode: str = setting(kinds.choice("log", "prometheus", "legacy", or_default=True), "log", "where metrics go")
     metrics_config: Path | None = setting(PATH, None, "metrics.yaml; unset: the built-in one")
     model_metrics_auto_detect: bool = setting(BOOLEAN, False, "accept metrics that metrics.yaml lacks")
     disable_system_metrics: bool = setting(BOOLEAN, False, "no CPU, memory, disk and GPU metrics")

@@ -82,9 +82,7 @@ _IGNORED_SIGNALS = (signal.SIGHUP, signal.SIGALRM, signal.SIGWINCH, signal.SIGTT
 class Supervisor:
     """One instance from start to stop: `run` is all of its life."""
 
-    def __init__(
-        self, config: Config, guard: GuardLink, run_dir: Path, log_plan: LogPlan, log_files: LogFiles
-    ) -> None:
+    def __init__(self, config: Config, guard: GuardLink, run_dir: Path, log_plan: LogPlan, log_files: LogFiles) -> None:
         """Makes nothing yet.
 
         Args:
@@ -167,9 +165,7 @@ class Supervisor:
         tls_fd = open_certificates(config, stack)
         write_for_children(config, self._log_plan, self._dir)
         self._board = make_board(self._dir.prefix, len(devices), stack)
-        self._registry = Registry(
-            config.initial_worker_port, self._board.clear_model, config.initial_distribution_port
-        )
+        self._registry = Registry(config.initial_worker_port, self._board.clear_model, config.initial_distribution_port)
         self._publisher = Publisher(self._registry, self._board, self._dir)
         self._publisher.routes()
         self._keys = make_keys(config, self._publisher.tokens, self._guard, stack)
@@ -181,9 +177,7 @@ class Supervisor:
         config = self._config
         gpus = len(devices) - 1
         self._metrics = MetricsKeeper(config, self._board, self._registry, self._log_files, gpus)
-        self._snapshots = SnapshotWriter(
-            config, self._registry, lambda models: self._guard.keep_json(MODELS, models)
-        )
+        self._snapshots = SnapshotWriter(config, self._registry, lambda models: self._guard.keep_json(MODELS, models))
         self._manager = ModelManager(
             config,
             self._registry,

@@ -232,9 +232,7 @@ def test_model_yaml(tmp_path: Path) -> None:
     assert load_model_yaml(path) == {}
 
 
-BILLION_LAUGHS = "a0: &a0 [x, x]\n" + "".join(
-    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10)
-)
+BILLION_LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
 
 
 @pytest.mark.parametrize(
@@ -254,9 +252,7 @@ BILLION_LAUGHS = "a0: &a0 [x, x]\n" + "".join(
         b"d: 2026-99-99",
     ],
 )
-def test_model_yaml_that_cannot_be_used(
-    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_model_yaml_that_cannot_be_used(tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "c.yaml"
     path.write_bytes(content)
     assert load_model_yaml(path) == {}

@@ -53,9 +53,7 @@ class Origin:
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
-    def answer(
-        self, path: str, body: bytes = b"", status: int = 200, length: int | None = None, **headers: str
-    ) -> str:
+    def answer(self, path: str, body: bytes = b"", status: int = 200, length: int | None = None, **headers: str) -> str:
         """Answer `path` so; returns its URL."""
 
         def send(handler: BaseHTTPRequestHandler) -> None:

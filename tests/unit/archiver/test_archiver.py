@@ -209,9 +209,7 @@ def test_export_path_is_a_file(work: Path, capfd: pytest.CaptureFixture[str]) ->
         ),
     ],
 )
-def test_missing_inputs(
-    work: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
+def test_missing_inputs(work: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     assert run(*arguments) == 1
     assert capfd.readouterr().err == f"ERROR - {message}\n"
     assert not (work / "m.mar").exists()
@@ -297,9 +295,7 @@ def test_failure_while_writing_leaves_the_old_archive(work: Path, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(archive_writer, "_copy", broken)
-    with pytest.raises(
-        ArchiverError, match=r'Failed to save the model-archive to model-path ".*No space left'
-    ):
+    with pytest.raises(ArchiverError, match=r'Failed to save the model-archive to model-path ".*No space left'):
         archiver.create_model_archive(
             archiver.ModelArchiveRequest("m", "1.0", "base_handler", extra_files="model.py", force=True)
         )

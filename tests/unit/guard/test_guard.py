@@ -145,11 +145,15 @@ note(open(f"/proc/self/fd/{options.config_fd}").read())
 
 
 def test_signals_go_on_and_wait_until_they_can_be_handled(place: Place) -> None:
-    code = """
+    code = (
+        """
 note("starts")
 time.sleep(0.5)
 signal.signal(signal.SIGUSR1, lambda *_: note("USR1"))
-""" + EXIT_7_ON_SIGTERM + "guard.say_came_up(); wait()"
+"""
+        + EXIT_7_ON_SIGTERM
+        + "guard.say_came_up(); wait()"
+    )
     guard = place.start(code)
     place.await_note("1 starts")
     guard.send_signal(signal.SIGUSR1)

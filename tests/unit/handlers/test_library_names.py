@@ -75,8 +75,7 @@ def test_nothing_is_used_that_is_not_in_the_list() -> None:
 
 def test_the_list_imports_none_of_the_libraries() -> None:
     script = (
-        "import sys, wsgi_ts.handlers.toolkit.library_names; "
-        "print(*{name.partition('.')[0] for name in sys.modules})"
+        "import sys, wsgi_ts.handlers.toolkit.library_names; print(*{name.partition('.')[0] for name in sys.modules})"
     )
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert set(loaded.stdout.split()) & {*LIBRARIES} == set()

@@ -196,9 +196,7 @@ def test_nothing_published_lets_nobody_pass(tmp_path: Path, board: Board) -> Non
     assert isinstance(gate.refusal_of(head("/ping", "x")), InvalidKey)
 
 
-def test_the_time_of_a_check_does_not_depend_on_how_much_is_right(
-    tmp_path: Path, board: Board, ring: KeyRing
-) -> None:
+def test_the_time_of_a_check_does_not_depend_on_how_much_is_right(tmp_path: Path, board: Board, ring: KeyRing) -> None:
     """The sums are compared, in constant time: the first wrong character must not be told by the clock."""
     table = TokenTable(tmp_path, board)
     table.refresh()

@@ -260,9 +260,7 @@ def test_environment_names() -> None:
 
 def test_shared_memory_counts_slots_as_they_are_made() -> None:
     """1025 slots are made as 2048: the doctor and the start once disagreed by a third."""
-    at_1025, at_2048 = (
-        start_bytes(dataclasses.replace(Config(), slots_per_worker=slots), 1) for slots in (1025, 2048)
-    )
+    at_1025, at_2048 = (start_bytes(dataclasses.replace(Config(), slots_per_worker=slots), 1) for slots in (1025, 2048))
     assert at_1025 == at_2048
     segment = segment_layout(dataclasses.replace(Config(), slots_per_worker=1025), 1)
     assert (segment.slots, segment.reserved_bytes % 4096) == (2048, 0)

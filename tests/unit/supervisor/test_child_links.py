@@ -111,7 +111,6 @@ def test_a_child_that_worked_under_the_supervisor_before_is_never_given_up() -> 
     assert {lives.ended("killed by SIGKILL") for _ in range(FirstLives.ALLOWED + 2)} == {None}
 
 
-
 def test_a_child_that_has_worked_once_is_started_for_ever() -> None:
     lives = FirstLives("child")
     assert lives.ended("exit code 1") is None

@@ -70,9 +70,7 @@ def test_routes_that_could_not_be_written_are_written_later(
     assert directory.routes_file.exists()
 
 
-def test_tokens_that_could_not_be_written_are_told(
-    publisher: Publisher, board: Board, directory: RunDirectory
-) -> None:
+def test_tokens_that_could_not_be_written_are_told(publisher: Publisher, board: Board, directory: RunDirectory) -> None:
     with NoRoom(directory.tokens_file), pytest.raises(KeyFileError, match=r"tokens\.json cannot be written"):
         publisher.tokens({})
     assert board.words[layout.BOARD_TOKEN_EPOCH] == 0

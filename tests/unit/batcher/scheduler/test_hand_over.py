@@ -93,9 +93,7 @@ class Bench:
     def push(self, slot: int, arrived_ns: int, body: bytes = b"x", sequence: bytes = b"", batcher: int = 0) -> None:
         """The web worker submits a request that it has not yet published."""
         ids = REQUEST_ID, HEAD, b"", b""
-        self.client.submit(
-            slot, MODEL, batcher, *ids, body, len(body), 0, arrived_ns, layout.NOT_RETURNING, sequence
-        )
+        self.client.submit(slot, MODEL, batcher, *ids, body, len(body), 0, arrived_ns, layout.NOT_RETURNING, sequence)
 
     def take_all(self) -> list[int]:
         """All free slots, none of which has been submitted."""
