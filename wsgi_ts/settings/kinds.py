@@ -50,6 +50,7 @@ class Kind:
         encode: to something that json can write.
         decode: back from it.
         empty_is_unset: an empty text means that nothing is set, as it does for a list or a name.
+        empty_is_value: an empty text is a value as others are: an empty list, where the default is not.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Kind:
     encode: Callable[[Any], Any] = _as_is
     decode: Callable[[Any], Any] = _as_is
     empty_is_unset: bool = False
+    empty_is_value: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +258,7 @@ SIZE = integer(1, unit="bytes")
 LONG = integer(1, _JAVA_LONG_MAX, "ms")
 PORT = integer(0, 65534, "port")
 URL_PATTERNS = Kind("regular expressions, comma separated", _parse_url_patterns, list, tuple, empty_is_unset=True)
-MODULES = Kind("names of Python modules, comma separated", _parse_modules, list, tuple, empty_is_unset=True)
+MODULES = Kind("names of Python modules, comma separated", _parse_modules, list, tuple, empty_is_value=True)
 MODEL_LIST = Kind(
     "all, or archive or name=archive, comma separated",
     _parse_model_list,

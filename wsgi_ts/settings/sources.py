@@ -246,7 +246,7 @@ def _parse_values(given: Mapping[str, Given], warnings: list[str]) -> dict[str, 
         is_boolean = kind in (BOOLEAN, OIP)
         text = source.text if is_boolean else source.text.strip()
         # Nothing is false, too; where our default is neither, TorchServe's is false, so it says nothing.
-        if not text and (not is_boolean or getattr(Config(), key) is None):
+        if not text and not kind.empty_is_value and (not is_boolean or getattr(Config(), key) is None):
             if not kind.empty_is_unset:
                 warnings.append(f"{source.where}: is empty and taken as not given")
             continue

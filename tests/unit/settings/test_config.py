@@ -434,6 +434,13 @@ def test_empty_values_count_as_not_given(place: Path) -> None:
     assert config.warnings == ("config.properties:1: key job_queue_size: is empty and taken as not given",)
 
 
+def test_no_module_at_all_is_imported_beforehand(place: Path) -> None:
+    assert load("").preload_modules == ("torch",)
+    config = load("preload_modules=")
+    assert config.preload_modules == ()
+    assert config.warnings == ()
+
+
 def test_unknown_keys_are_warned_of(place: Path) -> None:
     config = load("max_reqest_size=5\nzzz=1\nversion=0.12.0\ntsConfigFile=x\n")
     assert config.warnings == (
