@@ -35,7 +35,7 @@ EXAMPLES  := $(VENV)/.installed-examples
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo demo-stop format test test-latest fuzz lint lock bench bench-large clean
+.PHONY: help venv install demo demo-stop format test test-latest fuzz lint lock bench bench-large chart clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -115,7 +115,7 @@ CUDA := cuda-bindings cuda-pathfinder cuda-toolkit triton $(addprefix nvidia-,cu
 lock: ## write the versions of everything to requirements/, for each version of Python
 	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install -q uv==0.13.9; }
 	@for version in $(PYTHONS); do echo "==> requirements/python$$version.txt"; .venv-lock/bin/uv pip compile --quiet \
-	  $(addprefix --extra ,vision text explain onnx test lint) $(addprefix --no-emit-package ,$(CUDA)) \
+	  $(addprefix --extra ,vision text explain onnx bench test lint) $(addprefix --no-emit-package ,$(CUDA)) \
 	  --python-version $$version --strip-extras --no-annotate --custom-compile-command "make lock" $(LOCK_ARGS) \
 	  setup.cfg requirements/pins.txt requirements/build.in examples/requirements.txt \
 	  --output-file requirements/python$$version.txt >/dev/null || exit 1; done
@@ -125,6 +125,10 @@ bench: $(INSTALLED) ## measure wsgi-ts and TorchServe on this machine (needs jav
 
 bench-large: $(INSTALLED) ## measure groups of ranks and token generation on this machine, on the CPU
 	@$(PY) benchmarks/bench_large.py $(BENCH_ARGS)
+
+chart: $(INSTALLED) ## draw the charts of README.md from the newest published results
+	@$(PIP) -e '.[bench]'
+	@$(PY) benchmarks/chart.py
 
 clean: ## remove all that these targets made, .venv included (benchmarks/results stays)
 	@if test -x $(PY) && test -d demo; then $(PY) examples/demo.py --stop; fi
