@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import socket
 import re
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

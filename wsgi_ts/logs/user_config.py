@@ -16,7 +16,6 @@ import logging.config
 import logging.handlers
 import os
 import re
-import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,6 @@ from wsgi_ts.logs.notation import LogConfigError, level_number, substitute, with
 from wsgi_ts.logs.plan import (
     CONSOLE_CLASS,
     FILE_CLASS,
-    LEVEL_ALL,
-    LEVEL_OFF,
-    OUR_LOGGERS,
     LogPlan,
     default_plan,
     file_handler,
