@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 #: A gRPC server that was not heard of at so many looks in a row, one a second, is hung.
 _SILENT_LOOKS = 8
+#: numpy's library for linear algebra, which none of them uses, starts a thread per core, each of which spins at first.
+_NO_BLAS_THREADS = {"OPENBLAS_NUM_THREADS": "1"}
 
 
 class WebProcess(ABC):
@@ -88,7 +90,7 @@ class WebProcess(ABC):
                     self.name,
                     command,
                     pass_fds=[theirs, *pass_fds, *(relay.server_fds if relay else ())],
-                    environ={INSTANCE_VARIABLE: prefix, **(relay.environ if relay else {})},
+                    environ={INSTANCE_VARIABLE: prefix, **_NO_BLAS_THREADS, **(relay.environ if relay else {})},
                     stderr=relay.fd if relay else None,
                 )
             except OSError:
