@@ -96,9 +96,10 @@ format: $(DEV) ## format all sources
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
+# The tests start some hundred servers, whose processes must not all compile our modules for themselves.
 test: lint ## lint, then every test that this machine can run
 	@echo "==> pytest, $(TEST_JOBS) tests at a time"
-	@$(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder \
+	@env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder \
 	  --max-worker-restart 0 --durations 60 --durations-min 2 $(PYTEST_ARGS)
 
 fuzz: lint ## requests mutated at random against the running server, a quarter of an hour of them
