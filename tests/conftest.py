@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support import made
 from support.archives import archive
 from support.server import ServerProcess
 
@@ -32,6 +34,22 @@ _LONGEST_FIRST = (
     "unit/handlers/test_transformers_versions.py",
     "integration/test_logs.py",
 )
+
+
+# What is imported and collected stays to the end: looking for garbage in it, then and later, would cost seconds.
+gc.disable()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before the processes that run tests are started, which share what the examples' scripts make."""
+    if made.begin():
+        config.add_cleanup(made.end)
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is collected, of what comes now."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 from support.archives import archive
 from support.http import RawConnection
+from support.made import make_once
 from support.server import REPOSITORY, ServerProcess
 
 pytestmark = pytest.mark.slow
@@ -156,7 +158,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) 
     pages = [EXAMPLES / "README.md", EXAMPLES / "torch_pipelining" / "README.md"]
     for line in "".join(page.read_text(encoding="utf-8") for page in pages).splitlines():
         if line.startswith(("python ", "torch-model-archiver ")):
-            run(["bash", "-c", line], environment | more, folder)
+            make_once(line, folder, partial(run, ["bash", "-c", line], environment | more, folder))
     return folder / "demo" / "large_models"
 
 

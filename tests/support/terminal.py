@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from support import http
 from support.eventually import eventually
+from support.made import make_once
 from support.processes import MARKER, server_processes, shared_memory
 from support.server import REPOSITORY, START_LIMIT_S, free_ports
 
@@ -21,13 +21,6 @@ EXAMPLES = REPOSITORY / "examples"
 #: TorchServe's ports, which the tutorials name.
 USUAL_PORTS = ("8080", "8081", "8082")
 _COMMAND_LIMIT_S = 100.0
-_MAKES_A_MODEL = re.compile(r"python (?:\S*/)?examples/(?P<script>\S+\.py)(?P<arguments>(?: \S+)*) (?P<folder>\S+)")
-#: What the examples' scripts have made in this process, by script and arguments.
-_MADE = tempfile.TemporaryDirectory(prefix="wts-made-")
-
-
-def _made_by(script: str, arguments: str) -> Path:
-    return Path(_MADE.name) / re.sub(r"\W", "_", f"{script}{arguments}")
 
 
 class Terminal:
@@ -100,21 +93,7 @@ class Terminal:
         A script of the examples that makes or trains a model is run once for all terminals; the next one gets a copy
         of what it made.
         """
-        made = _MAKES_A_MODEL.fullmatch(command)
-        if made is None:
-            return self._run(command, status)
-        folder, copy = self.home / made["folder"], _made_by(made["script"], made["arguments"])
-        if copy.exists():
-            shutil.copytree(copy, folder, dirs_exist_ok=True)
-            return ""
-        before = set(folder.iterdir()) if folder.is_dir() else set()
-        text = self._run(command, status)
-        if not folder.is_dir():  # a script that makes one file
-            return text
-        copy.mkdir(parents=True)
-        for path in set(folder.iterdir()) - before:
-            (shutil.copytree if path.is_dir() else shutil.copy)(path, copy / path.name)
-        return text
+        return make_once(command, self.home, lambda: self._run(command, status))
 
     def _run(self, command: str, status: int) -> str:
         # Files, not pipes: a server that is started in the background keeps what it inherits open.
