@@ -14,7 +14,7 @@ import pytest
 from support import http
 from support.archives import archive
 from support.eventually import eventually
-from support.server import REPOSITORY, ServerProcess, free_ports
+from support.server import REPOSITORY, WITH_TORCH, ServerProcess, free_ports
 
 Start = Callable[..., ServerProcess]
 
@@ -143,10 +143,13 @@ def test_requests_of_several_web_workers_and_models_are_kept_apart(start_server:
         assert all(pool.map(ask, range(400)))
 
 
-def test_no_process_but_the_workers_and_their_template_loads_torch(echo_server: ServerProcess) -> None:
-    assert echo_server.predict("echo", "x").status == 200
+def test_no_process_but_the_workers_and_their_template_loads_torch(start_server: Start, store: Path) -> None:
+    archive(store, "echo")
+    server = start_server(store=store, config=WITH_TORCH)
+    server.register("echo.mar")
+    assert server.predict("echo", "x").status == 200
     loaded = {}
-    for process in echo_server.processes():
+    for process in server.processes():
         maps = Path(f"/proc/{process.pid}/maps").read_text()
         loaded.setdefault(process.role, set()).add("libtorch" in maps)
     assert loaded["template"] == {True}

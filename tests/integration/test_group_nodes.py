@@ -12,7 +12,7 @@ import pytest
 from support import http
 from support.archives import archive
 from support.eventually import eventually
-from support.server import ServerProcess, free_ports
+from support.server import WITH_TORCH, ServerProcess, free_ports
 
 pytestmark = pytest.mark.slow
 
@@ -45,7 +45,7 @@ def nodes() -> Iterator[list[ServerProcess]]:
     (port,) = free_ports(1)
     torchrun = {"nnodes": 2, "nproc-per-node": 2, "rdzv-endpoint": f"127.0.0.1:{port}", "OMP_NUMBER_THREADS": 1}
     settings = {"minWorkers": 1, "maxWorkers": 1, "parallelType": "tp", "responseTimeout": 10, "torchrun": torchrun}
-    with ServerProcess() as first, ServerProcess() as second:
+    with ServerProcess(config=WITH_TORCH) as first, ServerProcess(config=WITH_TORCH) as second:
         for node in (first, second):
             archive(node.store, "wide", HANDLER, config_yaml=json.dumps(settings))
         with ThreadPoolExecutor(2) as pool:

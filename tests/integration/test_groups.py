@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from support.archives import archive
 from support.eventually import eventually
-from support.server import ServerProcess, free_ports
+from support.server import WITH_TORCH, ServerProcess, free_ports
 
 TENSOR_PARALLEL = """
 import json, os, subprocess, time
@@ -88,7 +88,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     archive(store, "slow", TENSOR_PARALLEL, config_yaml=config_yaml(handler={"load_s": 60}))
     archive(store, "helpers", TENSOR_PARALLEL, config_yaml=config_yaml(handler={"helpers": True}))
     archive(store, "both", TENSOR_PARALLEL, config_yaml=config_yaml(parallelLevel=2))
-    with ServerProcess(store=store) as server:
+    with ServerProcess(store=store, config=WITH_TORCH) as server:
         assert server.register("tp.mar").status == 200
         yield server
 
@@ -212,7 +212,7 @@ def test_a_group_can_be_sent_away_while_it_loads(server: ServerProcess, how: str
 
 @pytest.mark.slow
 def test_a_server_can_be_stopped_while_a_group_loads() -> None:
-    with ServerProcess() as server:
+    with ServerProcess(config=WITH_TORCH) as server:
         archive(server.store, "slow", TENSOR_PARALLEL, config_yaml=config_yaml(handler={"load_s": 60}))
         assert server.register("slow.mar", synchronous="false").status == 202
         eventually(lambda: len(ranks_of(server, "slow")) == 3, within=20, what="ranks that load")

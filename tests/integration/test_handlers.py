@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from support.archives import archive
 from support.eventually import eventually
-from support.server import REPOSITORY, ServerProcess
+from support.server import REPOSITORY, WITH_TORCH, ServerProcess
 
 #: What lets an ill-matched torchvision be imported, in the processes of the test's server alone.
 SITE = REPOSITORY / "tests" / "support" / "torchvision_cpu"
@@ -215,7 +215,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     fill(store, tmp_path_factory.mktemp("work"))
     with ServerProcess(
         store=store,
-        config={"max_response_size": str(32 << 20)},
+        config={"max_response_size": str(32 << 20), **WITH_TORCH},
         environment={"PYTHONPATH": f"{SITE}:{REPOSITORY}"},
     ) as server:
         yield server

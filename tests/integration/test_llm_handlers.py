@@ -13,7 +13,7 @@ from support.archives import archive
 from support.engines import engine_files
 from support.eventually import eventually
 from support.http import Reply
-from support.server import ServerProcess
+from support.server import WITH_TORCH, ServerProcess
 
 VLLM = """
 minWorkers: 1
@@ -53,7 +53,7 @@ def bundled(server: ServerProcess, name: str, handler: str, package: str, config
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    with ServerProcess() as running:
+    with ServerProcess(config=WITH_TORCH) as running:
         extra = {"template.jinja": "{{ messages }}", "adapters/capitals/adapter.json": "{}"}
         assert bundled(running, "llm", "vllm_handler", "vllm", VLLM, **extra).status == 200
         assert bundled(running, "trt", "trt_llm_handler", "tensorrt_llm", TRT_LLM, **{"engine/x": ""}).status == 200

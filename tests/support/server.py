@@ -26,6 +26,8 @@ from wsgi_ts.control.client import ControlPlane
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 90.0
 STOP_LIMIT_S = 20.0
+#: For tests with many workers or ranks that use torch: imported once, before they are forked.
+WITH_TORCH = {"preload_modules": "torch"}
 APIS = ("inference", "management", "metrics")
 GRPC_APIS = ("grpc_inference", "grpc_management")
 
@@ -86,7 +88,7 @@ class ServerProcess:
             "enable_model_api": "true",
             "web_workers": str(web_workers),
             "slots_per_worker": "256",
-            # Most handlers of the tests use no torch, whose import would be more than half of a server's start.
+            # Most handlers of the tests use no torch, whose import would be half of what a server's start costs.
             "preload_modules": "",
             **(config or {}),
         }

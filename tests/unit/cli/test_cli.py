@@ -494,7 +494,8 @@ def findings(command_line: CommandLine) -> dict[str, Finding]:
     return {finding.subject: finding for finding in examine(command_line, {"PATH": ""})}
 
 
-def free_port_config(place: Path) -> None:
+def free_port_config(place: Path, *, imports_torch: bool = False) -> None:
+    """Writes a configuration on free ports; the doctor tries to import torch only where it is to: that takes long."""
     ports = []
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(5)]
     for sock in sockets:
@@ -503,15 +504,17 @@ def free_port_config(place: Path) -> None:
     names = ("inference_address", "management_address", "metrics_address")
     lines = [f"{name}=http://127.0.0.1:{port}\n" for name, port in zip(names, ports[:3], strict=True)]
     lines += [f"grpc_inference_port={ports[3]}\n", f"grpc_management_port={ports[4]}\n"]
+    lines += [] if imports_torch else ["preload_modules=\n"]
     (place / "config.properties").write_text("".join(lines))
 
 
 def test_doctor_on_a_good_configuration(place: Path) -> None:
-    free_port_config(place)
+    free_port_config(place, imports_torch=True)
     (place / "store" / "m.mar").touch()
     found = findings(CommandLine(model_store="store", run_dir="run", models=("m.mar", "x.mar")))
     assert found["inference_address"].level == "OK"
     assert found["torch"].level == "OK"
+    assert found["preload_modules"].text == "torch can be imported"
     assert found["model store"].text == f"{place / 'store'}: 1 archives"
     assert found["load_models"].level == "WARN"
     assert found["left-overs"].level == "OK"
@@ -592,7 +595,7 @@ def test_doctor_says_what_the_start_would_say(place: Path) -> None:
     made = self_signed([])
     (place / "server.key").write_bytes(made.to_pem())
     (place / "server.pem").write_bytes(self_signed([]).to_pem())
-    free_port_config(place)
+    free_port_config(place, imports_torch=True)
     with (place / "config.properties").open("a") as file:
         file.write(
             "enable_grpc_ssl=true\nprivate_key_file=server.key\ncertificate_file=server.pem\npython=/bin/false\n"

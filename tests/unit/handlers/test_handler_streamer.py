@@ -9,7 +9,6 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
 
 from wsgi_ts.handlers.toolkit.hf_batch_streamer import TextIteratorStreamerBatch
 
@@ -19,6 +18,9 @@ WORDS = ["<pad>", "the", "cat", "dog", "sat"]
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     """A tokenizer of transformers whose ids are places in a list of words."""
+    # Not with the module: every process of the tests imports that.
+    from transformers import PreTrainedTokenizerFast
+
     words = WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<pad>")
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), pad_token="<pad>")
 

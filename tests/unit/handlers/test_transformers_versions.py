@@ -40,7 +40,8 @@ def variables(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         pytest.skip("the running environment has it: the other tests have tried it")
     folder = tmp_path_factory.mktemp("site")
     wanted = [f"{name}=={version}" for name, version in request.param.items()]
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *wanted]
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps"]
+    command = [*install, "--target", str(folder), *wanted]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"{', '.join(wanted)} cannot be had here: {done.stderr.strip().splitlines()[-1:]}")
