@@ -10,7 +10,7 @@
 PYTHON      ?= python3
 PIP_ARGS    ?=
 PYTEST_ARGS ?=
-TEST_JOBS   ?= $(shell cores=$$(nproc); echo $$((cores < 8 ? cores + 1 : 8)))
+TEST_JOBS   ?= $(shell cores=$$(nproc); echo $$((cores < 8 ? cores + 2 : 8)))
 BENCH_ARGS  ?=
 LOCK_ARGS   ?=
 
