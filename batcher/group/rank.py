@@ -28,9 +28,10 @@ from wsgi_ts.batcher.spawn.environment import export_python_path, limit_threads
 from wsgi_ts.batcher.worker.slots import Place, WorkerSlots
 from wsgi_ts.batcher.worker.worker import ModelWorker, print_metrics
 from wsgi_ts.handlers.serving.context import StreamClosed
+from wsgi_ts.handlers.serving.errors import LoadError
 from wsgi_ts.handlers.serving.request import Request
 from wsgi_ts.handlers.serving.results import PREDICTION_FAILED, Answer, error_answer
-from wsgi_ts.handlers.serving.service import LoadError, Service, configure_logging
+from wsgi_ts.handlers.serving.service import Service, configure_logging
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.process import die_with_parent, enable_fault_traces, set_process_title
 

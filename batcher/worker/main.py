@@ -17,7 +17,8 @@ from wsgi_ts.batcher.spawn.environment import export_python_path, limit_threads
 from wsgi_ts.batcher.worker.async_worker import AsyncWorker
 from wsgi_ts.batcher.worker.worker import ModelWorker
 from wsgi_ts.control.channel import Channel
-from wsgi_ts.handlers.serving.service import LoadError, configure_logging
+from wsgi_ts.handlers.serving.errors import LoadError
+from wsgi_ts.handlers.serving.service import configure_logging
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.process import enable_fault_traces, set_process_title
 

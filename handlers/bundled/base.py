@@ -14,15 +14,11 @@ import torch
 
 from wsgi_ts.handlers.metrics.cache import SAMPLE_INTERVAL_S
 from wsgi_ts.handlers.serving.context import Context
+from wsgi_ts.handlers.serving.errors import PredictionException
+from wsgi_ts.handlers.serving.inputs import content_of
 from wsgi_ts.handlers.serving.loader import import_from, list_classes_from_module
 from wsgi_ts.handlers.toolkit.library_names import AOT_LIBRARY, AOT_PACKAGE, ONNX_OPTIONS, ONNX_SESSION
-from wsgi_ts.handlers.toolkit.utils import (
-    PredictionException,
-    PT2Backend,
-    check_valid_pt2_backend,
-    content_of,
-    load_label_mapping,
-)
+from wsgi_ts.handlers.toolkit.utils import PT2Backend, check_valid_pt2_backend, load_label_mapping
 
 logger = logging.getLogger(__name__)
 

@@ -12,6 +12,8 @@ import torch
 
 from wsgi_ts.handlers.bundled.base import BaseHandler
 from wsgi_ts.handlers.serving.context import Context
+from wsgi_ts.handlers.serving.errors import PredictionException
+from wsgi_ts.handlers.serving.inputs import content_of
 from wsgi_ts.handlers.toolkit.library_names import INTEGRATED_GRADIENTS
 from wsgi_ts.handlers.toolkit.text_utils import (
     Vocabulary,
@@ -20,7 +22,7 @@ from wsgi_ts.handlers.toolkit.text_utils import (
     load_vocabulary,
     ngrams_iterator,
 )
-from wsgi_ts.handlers.toolkit.utils import CLEANUP_REGEX, PredictionException, content_of, map_class_to_label
+from wsgi_ts.handlers.toolkit.utils import CLEANUP_REGEX, map_class_to_label
 
 #: Where the vocabulary is looked for in the model's folder, unless the manifest's `sourceVocab` names a file.
 VOCABULARY_FILES = ("source_vocab.pt", "source_vocab.json", "source_vocab.txt")

@@ -12,9 +12,11 @@ from typing import Any
 
 from wsgi_ts.handlers.bundled.base import BaseHandler
 from wsgi_ts.handlers.serving.context import Context
+from wsgi_ts.handlers.serving.errors import PredictionException
+from wsgi_ts.handlers.serving.inputs import content_of
 from wsgi_ts.handlers.serving.results import send_intermediate_predict_response
 from wsgi_ts.handlers.toolkit.library_names import TRT_CACHE, TRT_LLM, TRT_SAMPLING
-from wsgi_ts.handlers.toolkit.utils import PredictionException, content_of, path_in_archive
+from wsgi_ts.handlers.toolkit.utils import path_in_archive
 
 
 class TRTLLMHandler(BaseHandler):

@@ -11,9 +11,10 @@ import torch
 
 from wsgi_ts.handlers.bundled.base import BaseHandler
 from wsgi_ts.handlers.serving.context import Context
+from wsgi_ts.handlers.serving.errors import PredictionException
+from wsgi_ts.handlers.serving.inputs import content_of
 from wsgi_ts.handlers.toolkit.extras import import_extra
 from wsgi_ts.handlers.toolkit.library_names import INTEGRATED_GRADIENTS, MAX_IMAGE_PIXELS, OPEN_IMAGE
-from wsgi_ts.handlers.toolkit.utils import PredictionException, content_of
 
 
 class VisionHandler(BaseHandler, ABC):

@@ -20,6 +20,7 @@ from typing import Any
 
 from wsgi_ts.handlers.bundled.base import BaseHandler
 from wsgi_ts.handlers.serving.context import Context, StreamClosed
+from wsgi_ts.handlers.serving.errors import PredictionException
 from wsgi_ts.handlers.serving.results import send_intermediate_predict_response
 from wsgi_ts.handlers.toolkit.extras import import_extra
 from wsgi_ts.handlers.toolkit.library_names import (
@@ -31,7 +32,7 @@ from wsgi_ts.handlers.toolkit.library_names import (
     VLLM_MAKE_PARSER,
     VLLM_PARSER,
 )
-from wsgi_ts.handlers.toolkit.utils import PredictionException, path_in_archive
+from wsgi_ts.handlers.toolkit.utils import path_in_archive
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,9 @@ from itertools import islice
 from typing import Any
 
 from wsgi_ts.handlers.serving.context import Context
-from wsgi_ts.handlers.serving.results import WRONG_LENGTH, BatchFailure
-from wsgi_ts.handlers.toolkit.utils import PredictionException, content_of
+from wsgi_ts.handlers.serving.errors import BatchFailure, PredictionException
+from wsgi_ts.handlers.serving.inputs import content_of
+from wsgi_ts.handlers.serving.results import WRONG_LENGTH
 
 #: numpy's name of each data type of the Open Inference Protocol.
 _NUMPY_TYPES = {

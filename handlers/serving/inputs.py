@@ -114,6 +114,18 @@ def decode_value(mime: str, raw: memoryview | bytearray) -> Any:
     return raw if isinstance(raw, bytearray) else bytearray(raw)
 
 
+def content_of(row: Any) -> Any:
+    """What a request brought: `data` or `body` of its row. What an envelope has unwrapped stays as it is.
+
+    Args:
+        row: an element of a handler's `data`.
+    """
+    if not isinstance(row, Mapping):
+        return row
+    data = row.get("data")
+    return row.get("body") if data is None else data
+
+
 def is_too_deep(text: bytes) -> bool:
     """Whether arrays and objects stand more than `MAX_JSON_DEPTH` deep in one another; linear for real texts.
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable
 from typing import Any, NamedTuple
 
 from wsgi_ts.handlers.serving.context import STREAM_NEXT, Context, RequestProcessor, StreamClosed
-from wsgi_ts.handlers.toolkit.utils import PredictionException
+from wsgi_ts.handlers.serving.errors import BatchFailure, PredictionException
 
 logger = logging.getLogger(__name__)
 
@@ -45,19 +45,6 @@ class Answer(NamedTuple):
     headers: Headers
     body: Body
     error: bool = False
-
-
-class BatchFailure(Exception):
-    """What the handler returned fails the whole batch, as in TorchServe.
-
-    Args:
-        message: TorchServe's text; the status is 503.
-        reason: what was wrong, for the log.
-    """
-
-    def __init__(self, message: str, reason: str) -> None:
-        super().__init__(reason)
-        self.message = message
 
 
 def send_intermediate_predict_response(

@@ -27,6 +27,7 @@ from wsgi_ts.handlers.metrics.cache import (
 )
 from wsgi_ts.handlers.serving import loader
 from wsgi_ts.handlers.serving.context import Context, Group, SendChunk, StreamClosed
+from wsgi_ts.handlers.serving.errors import BatchFailure, LoadError, PredictionException
 from wsgi_ts.handlers.serving.request import Request
 from wsgi_ts.handlers.serving.results import (
     BODYLESS_STATUSES,
@@ -37,18 +38,16 @@ from wsgi_ts.handlers.serving.results import (
     UNSUPPORTED_OUTPUT,
     WRONG_LENGTH,
     Answer,
-    BatchFailure,
     encode,
     error_answer,
     is_status,
     row_answer,
 )
 from wsgi_ts.handlers.serving.warm_up import warm_up
-from wsgi_ts.handlers.toolkit.utils import PredictionException
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.ts_path import shim_path
 
-__all__ = ["PREDICTION_METRIC", "Answer", "LoadError", "Service", "configure_logging", "shim_path"]
+__all__ = ["PREDICTION_METRIC", "Answer", "Service", "configure_logging", "shim_path"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,20 +60,6 @@ PREDICTION_METRIC = "PredictionTime"
 def configure_logging() -> None:
     """Sends the handler's log records to stdout, the bare message a line, as TorchServe's workers do."""
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
-
-
-class LoadError(Exception):
-    """The model could not be loaded, and TorchServe has a status for it.
-
-    Args:
-        status: 507 when memory ran out, 500 for another RuntimeError of the handler.
-        message: TorchServe's text.
-    """
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
 
 
 class Service:

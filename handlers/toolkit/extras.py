@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from wsgi_ts.handlers.toolkit.utils import PredictionException
+from wsgi_ts.handlers.serving.errors import PredictionException
 
 #: Name for pip where it is not the import name.
 _DISTRIBUTIONS = {"PIL": "pillow", "nvidia": "nvidia-dali", "tensorrt_llm": "tensorrt-llm"}

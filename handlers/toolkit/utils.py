@@ -10,7 +10,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from enum import Enum
 from typing import Any, TypeVar, cast
 
@@ -22,23 +22,6 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 #: Tag soup and other leftovers in scraped text.
 CLEANUP_REGEX = re.compile("<.*?>|&([a-z0-9]+|#[0-9]{1,6}|#x[0-9a-f]{1,6});")
-
-
-class PredictionException(Exception):
-    """Raised by a handler to answer the whole batch with a message and status of its own.
-
-    Args:
-        message: text of the answer's `message` field.
-        error_code: HTTP status.
-    """
-
-    def __init__(self, message: str, error_code: int = 500) -> None:
-        super().__init__(message)
-        self.message = message
-        self.error_code = error_code
-
-    def __str__(self) -> str:
-        return f"{self.message} : {self.error_code}"
 
 
 class PT2Backend(str, Enum):
@@ -125,18 +108,6 @@ def map_class_to_label(
         labels = [str(index) if mapping is None else mapping[str(index)] for index in classes]
         rows.append(dict(zip(labels, row, strict=False)))
     return rows
-
-
-def content_of(row: Any) -> Any:
-    """What a request brought: `data` or `body` of its row. What an envelope has unwrapped stays as it is.
-
-    Args:
-        row: an element of a handler's `data`.
-    """
-    if not isinstance(row, Mapping):
-        return row
-    data = row.get("data")
-    return row.get("body") if data is None else data
 
 
 def path_in_archive(model_dir: str, name: str) -> str:

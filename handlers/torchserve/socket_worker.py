@@ -17,10 +17,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from wsgi_ts.handlers.serving.errors import LoadError
 from wsgi_ts.handlers.serving.inputs import BadInput
 from wsgi_ts.handlers.serving.request import Request
 from wsgi_ts.handlers.serving.results import Answer
-from wsgi_ts.handlers.serving.service import LoadError, Service, configure_logging
+from wsgi_ts.handlers.serving.service import Service, configure_logging
 from wsgi_ts.handlers.torchserve.model_loader import ModelLoaderFactory
 from wsgi_ts.handlers.torchserve.wire import Row, create_load_model_response, predict_frame, retrieve_msg
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from wsgi_ts.handlers.bundled.base import BaseHandler, _compile_options
+from wsgi_ts.handlers.serving.errors import LoadError
 from wsgi_ts.handlers.serving.request import Request
-from wsgi_ts.handlers.serving.service import LoadError, Service
+from wsgi_ts.handlers.serving.service import Service
 from wsgi_ts.handlers.testing import MockContext
 
 LoadModel = Callable[..., Service]

@@ -16,8 +16,7 @@ from wsgi_ts.handlers.serving.envelopes import (
     KServeEnvelope,
     KServev2Envelope,
 )
-from wsgi_ts.handlers.serving.results import BatchFailure
-from wsgi_ts.handlers.toolkit.utils import PredictionException
+from wsgi_ts.handlers.serving.errors import BatchFailure, PredictionException
 
 
 def make_context(**headers: str) -> Context:

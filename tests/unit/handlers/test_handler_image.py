@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from wsgi_ts.handlers.bundled.image import ImageClassifier, ImageSegmenter, ObjectDetector
+from wsgi_ts.handlers.serving.errors import PredictionException
 from wsgi_ts.handlers.testing import MockContext
-from wsgi_ts.handlers.toolkit.utils import PredictionException
 
 HANDLERS = [ImageClassifier, ImageSegmenter, ObjectDetector]
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from wsgi_ts.handlers.bundled.base import BaseHandler
-from wsgi_ts.handlers.bundled.micro_batching import MicroBatching
 from wsgi_ts.handlers.testing import MockContext
+from wsgi_ts.handlers.toolkit.micro_batching import MicroBatching
 
 
 class Handler(BaseHandler):

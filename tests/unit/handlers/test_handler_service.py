@@ -13,9 +13,10 @@ import pytest
 
 from wsgi_ts.handlers.metrics.cache import Sample
 from wsgi_ts.handlers.serving.context import StreamClosed
+from wsgi_ts.handlers.serving.errors import LoadError
 from wsgi_ts.handlers.serving.request import Request
 from wsgi_ts.handlers.serving.results import Answer
-from wsgi_ts.handlers.serving.service import LoadError, Service, shim_path
+from wsgi_ts.handlers.serving.service import Service, shim_path
 
 LoadModel = Callable[..., Service]
 

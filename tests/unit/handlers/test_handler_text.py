@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from wsgi_ts.handlers.bundled.text import TextClassifier
+from wsgi_ts.handlers.serving.errors import PredictionException
 from wsgi_ts.handlers.testing import MockContext
 from wsgi_ts.handlers.toolkit.text_utils import (
     CONTRACTION_MAP,
@@ -21,7 +22,6 @@ from wsgi_ts.handlers.toolkit.text_utils import (
     load_vocabulary,
     ngrams_iterator,
 )
-from wsgi_ts.handlers.toolkit.utils import PredictionException
 
 WORDS = ["<unk>", "good", "bad", "very", "very good"]
 

@@ -10,14 +10,8 @@ from typing import Any
 import pytest
 
 from wsgi_ts.handlers.metrics.cache import MetricsCache
-from wsgi_ts.handlers.toolkit.utils import (
-    PredictionException,
-    deprecated,
-    import_class,
-    load_label_mapping,
-    map_class_to_label,
-    timed,
-)
+from wsgi_ts.handlers.serving.errors import PredictionException
+from wsgi_ts.handlers.toolkit.utils import deprecated, import_class, load_label_mapping, map_class_to_label, timed
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The service that runs a handler."""
 
 from wsgi_ts.handlers.metrics.store import emit_metrics
+from wsgi_ts.handlers.serving.errors import PredictionException
 from wsgi_ts.handlers.serving.service import PREDICTION_METRIC, Service
-from wsgi_ts.handlers.toolkit.utils import PredictionException
 
 __all__ = ["PREDICTION_METRIC", "PredictionException", "Service", "emit_metrics"]

@@ -1,9 +1,9 @@
 """Labels, class look-up, the exception with a status."""
 
+from wsgi_ts.handlers.serving.errors import PredictionException
 from wsgi_ts.handlers.serving.loader import list_classes_from_module
 from wsgi_ts.handlers.toolkit.utils import (
     CLEANUP_REGEX,
-    PredictionException,
     PT2Backend,
     check_valid_pt2_backend,
     deprecated,
