@@ -20,7 +20,7 @@ from wsgi_ts.handlers.serving.loader import import_from, list_classes_from_modul
 from wsgi_ts.handlers.toolkit.library_names import AOT_LIBRARY, AOT_PACKAGE, ONNX_OPTIONS, ONNX_SESSION
 from wsgi_ts.handlers.toolkit.utils import PT2Backend, check_valid_pt2_backend, load_label_mapping
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 #: Environment variable that, when set, has each batch run under the PyTorch profiler.
 PROFILER_VARIABLE = "ENABLE_TORCH_PROFILER"
@@ -105,7 +105,7 @@ class BaseHandler:
     def _load_model(self, model_dir: str, model_file: str, serialized_file: str) -> Any:
         path = self.model_pt_path or ""
         if model_file:
-            logger.debug("Loading eager model")
+            log.debug("Loading eager model")
             model = self._load_pickled_model(model_dir, model_file, self.model_pt_path)
             return model.to(self.device)
         if self._wants_aot_load() and serialized_file.endswith((".so", ".pt2")):
@@ -157,7 +157,7 @@ class BaseHandler:
         if self.map_location == "cuda":
             providers.insert(0, "CUDAExecutionProvider")
         session = ONNX_SESSION.load(f"The model {path}")(path, providers=providers, sess_options=options)
-        logger.info("Succesfully setup ort session")
+        log.info("Succesfully setup ort session")
         return session
 
     def _load_pickled_model(self, model_dir: str, model_file: str, model_pt_path: str | None) -> Any:
@@ -183,7 +183,7 @@ class BaseHandler:
             return torch.load(path, map_location=self.device, weights_only=self._weights_only)
         except Exception:
             if self._weights_only:
-                logger.error(
+                log.error(
                     "%s was loaded as weights only; where it holds pickled objects and you trust the "
                     "archive, turn weights_only off in the server's configuration.",
                     os.path.basename(path),
@@ -203,10 +203,10 @@ class BaseHandler:
         try:
             self.model = torch.compile(self.model, **options)
         except Exception as error:
-            logger.warning("Compiling the model with %s has failed, going on without: %s", options, error)
+            log.warning("Compiling the model with %s has failed, going on without: %s", options, error)
             return
         shown = options or {"backend": PT2Backend.INDUCTOR.value}
-        logger.info("Compiled model with %s", ", ".join(f"{name} {value}" for name, value in shown.items()))
+        log.info("Compiled model with %s", ", ".join(f"{name} {value}" for name, value in shown.items()))
 
     def preprocess(self, data: Any) -> Any:
         """Turns the rows of a batch into the model's input: a tensor on the model's device."""
@@ -278,7 +278,7 @@ class BaseHandler:
         if "on_trace_ready" not in arguments:
             folder = os.path.join(PROFILER_FOLDER, self.manifest["model"]["modelName"])
             arguments["on_trace_ready"] = torch.profiler.tensorboard_trace_handler(folder)
-            logger.info("Saving chrome trace to : %s", folder)
+            log.info("Saving chrome trace to : %s", folder)
         record = torch.profiler.record_function
         with torch.profiler.profile(**arguments) as profiler:
             with record("preprocess"):
@@ -291,7 +291,7 @@ class BaseHandler:
                     output = self.inference(prepared)
                 with record("postprocess"):
                     output = self.postprocess(output)
-        logger.info(profiler.key_averages().table(sort_by="cpu_time_total", row_limit=10))
+        log.info(profiler.key_averages().table(sort_by="cpu_time_total", row_limit=10))
         return output, profiler
 
     def explain_handle(self, data_preprocess: Any, raw_data: list[dict[str, Any]]) -> Any:
@@ -304,7 +304,7 @@ class BaseHandler:
         Raises:
             NotImplementedError: the handler has no such method.
         """
-        logger.info("Calculating Explanations")
+        log.info("Calculating Explanations")
         inputs: Any = None
         target: Any = 0
         if isinstance(raw_data[0], dict):
@@ -360,7 +360,7 @@ def _compile_options(pt2: Any) -> dict[str, Any] | None:
     if not isinstance(pt2, dict) or "export" in pt2 or not pt2:
         return None
     if "compile" not in pt2:
-        logger.warning("Options of torch.compile right under pt2 are deprecated: put them under pt2.compile.")
+        log.warning("Options of torch.compile right under pt2 are deprecated: put them under pt2.compile.")
         return dict(pt2)
     options = pt2["compile"]
     if not isinstance(options, dict) or not options.get("enable", False):

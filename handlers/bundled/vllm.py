@@ -34,7 +34,7 @@ from wsgi_ts.handlers.toolkit.library_names import (
 )
 from wsgi_ts.handlers.toolkit.utils import path_in_archive
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 #: Who needs vLLM, for messages.
 _HANDLER = "The handler vllm_handler"
@@ -221,7 +221,7 @@ def _serve_arguments(context: Context, version: str) -> argparse.Namespace:
     arguments: argparse.Namespace = make_parser(parser()).parse_args([])
     for name, value in engine_settings(context).items():
         if not hasattr(arguments, name):
-            logger.warning("handler.vllm_engine_config.%s: vLLM %s does not know it, ignored", name, version)
+            log.warning("handler.vllm_engine_config.%s: vLLM %s does not know it, ignored", name, version)
         setattr(arguments, name, value)
     adapters = adapter_folders(context)
     if adapters:

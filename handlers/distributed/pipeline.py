@@ -58,7 +58,7 @@ from wsgi_ts.handlers.distributed.transfer import (
 from wsgi_ts.handlers.serving.context import Context
 from wsgi_ts.handlers.toolkit.library_names import CACHE_NAMES, ROW_INPUTS
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 #: Arguments that ask for what the other stages know.
 _REFUSED = ("output_hidden_states", "output_attentions")
@@ -188,7 +188,7 @@ class PipelineDriver:
             self._run(Inputs(*unpack(form, iter(tensors))))
         except Exception as error:
             # Rank 0 has the error's text and answers. The ranks are in step; the next call may well succeed.
-            logger.warning("Stage %d of the model failed.", self._number, exc_info=error)
+            log.warning("Stage %d of the model failed.", self._number, exc_info=error)
             if "CUDA" in str(error) and not isinstance(error, torch.OutOfMemoryError):
                 raise
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 #: Values kept at most between two hand-overs; the oldest go first.
 MAX_SAMPLES = 10_000
@@ -185,7 +185,7 @@ class CachingMetric:
         self.add_or_update(value, [dimension.value for dimension in dimensions], request_id)
 
     def _refuse(self, reason: str) -> None:
-        logger.error("[METRICS]Failed to update metric with name:%s, reason: %s", self.metric_name, reason)
+        log.error("[METRICS]Failed to update metric with name:%s, reason: %s", self.metric_name, reason)
 
 
 class MetricsCache:

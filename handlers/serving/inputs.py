@@ -15,7 +15,7 @@ from urllib.parse import unquote_plus, unquote_to_bytes
 
 import multipart  # type: ignore[import-untyped]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 #: A form with more fields than this, or a multipart body with more parts, is refused.
 MAX_FIELDS = 1000
@@ -105,12 +105,12 @@ def decode_value(mime: str, raw: memoryview | bytearray) -> Any:
         try:
             return json.loads(text.decode("utf-8"))
         except ValueError:
-            logger.warning("Failed json decoding of input data. Forwarding encoded payload")
+            log.warning("Failed json decoding of input data. Forwarding encoded payload")
     elif mime.startswith("text"):
         try:
             return str(raw, "utf-8")
         except ValueError:
-            logger.warning("Failed utf-8 decoding of input data. Forwarding encoded payload")
+            log.warning("Failed utf-8 decoding of input data. Forwarding encoded payload")
     return raw if isinstance(raw, bytearray) else bytearray(raw)
 
 

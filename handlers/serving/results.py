@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from wsgi_ts.handlers.serving.context import STREAM_NEXT, Context, RequestProcessor, StreamClosed
 from wsgi_ts.handlers.serving.errors import BatchFailure, PredictionException
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 PREDICTION_FAILED = "Prediction failed"
 OUT_OF_RESOURCES = "Out of resources"
@@ -106,12 +106,12 @@ def row_answer(processor: RequestProcessor, body: Body) -> Answer:
     phrase = processor.get_response_status_phrase()
     phrase = "" if phrase is None else phrase
     if not is_status(status) or not _is_value(phrase) or (status in BODYLESS_STATUSES and len(body)):
-        logger.error("The handler set an invalid status: %.100r %.100r.", status, phrase)
+        log.error("The handler set an invalid status: %.100r %.100r.", status, phrase)
         return error_answer(500, INVALID_RESPONSE)
     headers: Headers = []
     for name, value in processor.get_response_headers().items():
         if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name) or not _is_value(value):
-            logger.error("The handler set an invalid header: %.100r: %.100r.", name, value)
+            log.error("The handler set an invalid header: %.100r: %.100r.", name, value)
             return error_answer(500, INVALID_RESPONSE)
         if name.lower() not in _FRAMING_HEADERS:
             headers.append((name, value))
@@ -145,8 +145,8 @@ def encode(result: Any) -> Body | None:
             return buffer.getbuffer()
         return _JSON.encode(result).encode("ascii")
     except TypeError as error:
-        logger.warning("Unable to serialize model output: %s", error)
+        log.warning("Unable to serialize model output: %s", error)
         raise BatchFailure(UNSUPPORTED_OUTPUT, f"unable to serialize model output: {error}") from error
     except (ValueError, RecursionError) as error:
-        logger.warning("Unable to serialize model output: %s", error)
+        log.warning("Unable to serialize model output: %s", error)
         return None

@@ -49,7 +49,7 @@ from wsgi_ts.ts_path import shim_path
 
 __all__ = ["PREDICTION_METRIC", "Answer", "Service", "configure_logging", "shim_path"]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 MetricsSink = Callable[[list[Sample]], None]
 
@@ -265,7 +265,7 @@ class Service:
     def _failed(self, error: BaseException) -> list[Answer]:
         """The one answer for all rows of a failed batch."""
         if isinstance(error, BatchFailure):
-            logger.warning("Model %s: %s.", self.context.model_name, error)
+            log.warning("Model %s: %s.", self.context.model_name, error)
             return [error_answer(503, error.message)]
         _log_failure(error)
         if isinstance(error, PredictionException):
@@ -293,7 +293,7 @@ def _initialize_metrics(metrics: MetricsCache) -> None:
     try:
         metrics.initialize_cache()
     except GeneralMetricsCacheError as error:
-        logger.warning("No metrics are known from metrics_config: %s", error)
+        log.warning("No metrics are known from metrics_config: %s", error)
 
 
 def _read_model_config(spec: ModelSpec) -> dict[str, Any]:
@@ -321,7 +321,7 @@ def _print_traceback(error: BaseException) -> None:
 def _log_failure(error: BaseException) -> None:
     """Logs the traceback of a failed batch. The exception is user code, too: its own text may raise."""
     try:
-        logger.warning("Invoking custom service failed.", exc_info=error)
+        log.warning("Invoking custom service failed.", exc_info=error)
     except BaseException as second:
         print(
             f"Invoking custom service failed: {type(error).__name__}, {type(second).__name__} when logged",

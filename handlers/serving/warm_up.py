@@ -18,7 +18,7 @@ from wsgi_ts.handlers.serving.request import Request
 from wsgi_ts.handlers.serving.results import Answer
 from wsgi_ts.messages import ModelSpec
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 def warm_up_files(config: Mapping[str, Any], model_dir: str) -> list[Path]:
@@ -39,7 +39,7 @@ def warm_up_files(config: Mapping[str, Any], model_dir: str) -> list[Path]:
         if path.is_file() and path.is_relative_to(folder):
             found.append(path)
         else:
-            logger.warning("handler.warm_up: there is no file %s in the archive", name)
+            log.warning("handler.warm_up: there is no file %s in the archive", name)
     return found
 
 
@@ -60,14 +60,12 @@ def warm_up(context: Context, predict: Callable[[list[Request]], list[Answer]], 
             try:
                 row = build_row(content_type, memoryview(path.read_bytes()), decode=spec.decode_input_request)
             except BadInput as error:
-                logger.warning("handler.warm_up: %s cannot be read as %s: %s", path.name, content_type, error)
+                log.warning("handler.warm_up: %s cannot be read as %s: %s", path.name, content_type, error)
                 continue
             (answer,) = predict([Request("warm-up", row, {})])
             if answer.error:
-                logger.warning(
-                    "The warm-up with %s failed: %s", path.name, bytes(answer.body).decode("utf-8", "replace")
-                )
+                log.warning("The warm-up with %s failed: %s", path.name, bytes(answer.body).decode("utf-8", "replace"))
             else:
-                logger.info("Warmed up with %s", path.name)
+                log.info("Warmed up with %s", path.name)
     finally:
         context.cl_socket = send_chunk

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 
 import yaml
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -47,7 +47,7 @@ def check_valid_pt2_backend(backend: str) -> bool:
     """Whether torch.compile may be called with this backend; warns where not."""
     if backend in {member.value for member in PT2Backend}:
         return True
-    logger.warning("%s is not a supported backend", backend)
+    log.warning("%s is not a supported backend", backend)
     return False
 
 
@@ -65,7 +65,7 @@ def load_label_mapping(mapping_file_path: str) -> dict[str, str] | None:
         ValueError: the file has another form.
     """
     if not os.path.isfile(mapping_file_path):
-        logger.warning("%s is missing. Inference output will not include class name.", mapping_file_path)
+        log.warning("%s is missing. Inference output will not include class name.", mapping_file_path)
         return None
     with open(mapping_file_path, encoding="utf-8") as file:
         mapping = json.load(file)

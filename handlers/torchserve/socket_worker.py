@@ -18,14 +18,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from wsgi_ts.handlers.serving.errors import LoadError
-from wsgi_ts.handlers.serving.inputs import BadInput
 from wsgi_ts.handlers.serving.request import Request
 from wsgi_ts.handlers.serving.results import Answer
 from wsgi_ts.handlers.serving.service import Service, configure_logging
-from wsgi_ts.handlers.torchserve.model_loader import ModelLoaderFactory
-from wsgi_ts.handlers.torchserve.wire import Row, create_load_model_response, predict_frame, retrieve_msg
+from wsgi_ts.handlers.torchserve.model_loader import TsModelLoader
+from wsgi_ts.handlers.torchserve.wire import create_load_model_response, predict_frame, retrieve_msg
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 #: How long a worker waits for its connection, in seconds.
 ACCEPT_LIMIT_S = 30
@@ -59,28 +58,26 @@ class TorchModelServiceWorker:
     ) -> None:
         if async_comm:
             raise NotImplementedError("this worker has no asynchronous communication")
+        if s_type not in ("unix", "tcp"):
+            raise ValueError("Incomplete data provided. Model worker expects socket type, unix or tcp")
         self.sock_type = s_type
         self.metrics_config = metrics_config
         self.service: Service | None = None
         self._connection: socket.socket | None = None
         self._request_ids: list[str] = []
-        if s_type == "unix":
-            if s_name is None:
-                raise ValueError("Incomplete data provided. Model worker expects socket name")
-            self.sock_name = s_name
-            self._address: Any = s_name
-            try:
-                with contextlib.suppress(FileNotFoundError):
-                    os.remove(s_name)
-            except OSError as error:
-                raise RuntimeError(f"socket already in use: {s_name}.") from error
-        elif s_type == "tcp":
+        self._address: Any = s_name
+        if s_type == "tcp":
             if port_num is None:
                 raise ValueError("Wrong data provided. Model worker expects port number")
-            self.sock_name = host_addr or "127.0.0.1"
-            self._address = (self.sock_name, int(port_num))
+            self._address = (host_addr or "127.0.0.1", int(port_num))
+        elif s_name is None:
+            raise ValueError("Incomplete data provided. Model worker expects socket name")
         else:
-            raise ValueError("Incomplete data provided. Model worker expects socket type, unix or tcp")
+            try:
+                self._free_address()
+            except OSError as error:
+                raise RuntimeError(f"socket already in use: {s_name}.") from error
+        self.sock_name = self._address[0] if s_type == "tcp" else s_name
         self.sock = socket.socket(socket.AF_UNIX if s_type == "unix" else socket.AF_INET, socket.SOCK_STREAM)
 
     def run_server(self) -> None:
@@ -90,36 +87,35 @@ class TorchModelServiceWorker:
             TimeoutError: nobody connected within `ACCEPT_LIMIT_S`.
             OSError: the address cannot be listened on.
         """
-        with contextlib.ExitStack() as cleaning:
-            cleaning.callback(self._close)
+        try:
             self.sock.bind(self._address)
             self.sock.listen(1)
             self.sock.settimeout(ACCEPT_LIMIT_S)
             print(f"Listening on port: {self._address}", f"[PID]{os.getpid()}", sep="\n")
             print("Torch worker started.", f"Python runtime: {platform.python_version()}", sep="\n", flush=True)
-            try:
-                connection, _ = self.sock.accept()
-            except TimeoutError:
-                logger.error("Backend worker did not receive connection in: %d", ACCEPT_LIMIT_S)
-                raise
-            with connection:
+            with self.sock.accept()[0] as connection:
                 connection.setblocking(True)
                 print(f"Connection accepted: {self._address}.", flush=True)
                 self.handle_connection(connection)
+        except TimeoutError:
+            log.error("Backend worker did not receive connection in: %d", ACCEPT_LIMIT_S)
+            raise
+        finally:
+            self.sock.close()
+            if self.service is not None:
+                self.service.close()
+            self._free_address()
 
-    def _close(self) -> None:
-        self.sock.close()
-        if self.service is not None:
-            self.service.close()
+    def _free_address(self) -> None:
         if self.sock_type == "unix":
             with contextlib.suppress(FileNotFoundError):
-                os.remove(self.sock_name)
+                os.remove(self._address)
 
     def handle_connection(self, cl_socket: socket.socket) -> None:
         """Carries out commands until the connection ends, or a load fails with a status.
 
         Raises:
-            ValueError: an unknown command, or a batch before the model was loaded.
+            ValueError: an unknown command, a batch before the model was loaded, or JSON that is nested too deep.
             BaseException: what a handler's initialisation raised.
         """
         self._connection = cl_socket
@@ -127,10 +123,8 @@ class TorchModelServiceWorker:
             try:
                 command, message = retrieve_msg(cl_socket)
             except ConnectionError:
-                logger.info("Frontend disconnected.")
+                log.info("Frontend disconnected.")
                 return
-            except BadInput as error:
-                raise ValueError(str(error)) from error
             if command == b"L":
                 service, text, code = self.load_model(message)
                 cl_socket.sendall(create_load_model_response(code, text))
@@ -154,7 +148,7 @@ class TorchModelServiceWorker:
         envelope = load_model_request.get("envelope")
         print(f"model_name: {name}, batchSize: {batch_size}", flush=True)
         try:
-            service = ModelLoaderFactory.get_model_loader().load(
+            service = TsModelLoader().load(
                 name,
                 load_model_request["modelPath"].decode(),
                 load_model_request["handler"].decode(),
@@ -167,26 +161,25 @@ class TorchModelServiceWorker:
             )
         except LoadError as error:
             return None, error.message, error.status
-        logger.debug("Model %s loaded.", name)
+        log.debug("Model %s loaded.", name)
         return service, f"loaded model {name}", 200
 
     def _predict(self, service: Service, message: list[dict[str, Any]]) -> bytes:
         requests = [_request(fields) for fields in message]
         for _ in requests:
-            logger.info("Backend received inference at: %d", time.time())
+            log.info("Backend received inference at: %d", time.time())
         self._request_ids = [request.request_id for request in requests]
         answers = service.predict(requests)
+        code, text = 200, "Prediction success"
         if answers and all(answer.error for answer in answers):
-            text = bytes(answers[0].body).decode("utf-8", "replace")
+            code, text = answers[0].status, bytes(answers[0].body).decode("utf-8", "replace")
             answers = [answer._replace(body=b"error") for answer in answers]
-            return predict_frame(answers[0].status, text, map(_row, self._request_ids, answers))
-        return predict_frame(200, "Prediction success", map(_row, self._request_ids, answers))
+        return predict_frame(code, text, zip(self._request_ids, answers, strict=True))
 
     def _send_chunk(self, index: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes) -> None:
-        answer = Answer(status, phrase, headers, body)
-        frame = predict_frame(200, "Intermediate Prediction success", [_row(self._request_ids[index], answer)])
+        row = (self._request_ids[index], Answer(status, phrase, headers, body))
         if self._connection is not None:
-            self._connection.sendall(frame)
+            self._connection.sendall(predict_frame(200, "Intermediate Prediction success", [row]))
 
 
 def _request(fields: dict[str, Any]) -> Request:
@@ -196,12 +189,6 @@ def _request(fields: dict[str, Any]) -> Request:
     }
     headers |= {pair["name"].decode("latin-1"): pair["value"].decode("latin-1") for pair in fields["headers"]}
     return Request(fields["requestId"].decode("latin-1"), row, headers)
-
-
-def _row(request_id: str, answer: Answer) -> Row:
-    headers = dict(answer.headers)
-    content_type = next((value for name, value in answer.headers if name.lower() == "content-type"), "")
-    return Row(request_id, content_type, answer.status, answer.phrase, headers, answer.body)
 
 
 def worker_parser() -> argparse.ArgumentParser:
@@ -227,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         worker.run_server()
     except Exception:
-        logger.exception("Backend worker process died.")
+        log.exception("Backend worker process died.")
         return 1
     return 0 if worker.service is not None else 1
 

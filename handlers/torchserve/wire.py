@@ -1,22 +1,20 @@
 """TorchServe's frames between server and model worker, for tools and tests that speak to a worker over a socket.
 
-wsgi-ts itself passes requests through shared memory; this is the wire format of contract §8.8. Numbers are 32-bit,
-signed and big-endian; texts are preceded by their length in bytes; -1 ends a list.
+wsgi-ts itself passes requests through shared memory. Numbers are 32-bit, signed and big-endian; texts are preceded by
+their length in bytes; -1 ends a list. As in TorchServe's `ts/protocol/otf_message_handler.py`.
 """
 
 from __future__ import annotations
 
-import logging
 import os
+import socket
 import struct
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
-from wsgi_ts.handlers.serving.context import Context
+from wsgi_ts.handlers.serving.context import STREAM_NEXT, Context
 from wsgi_ts.handlers.serving.inputs import decode_value
-from wsgi_ts.handlers.serving.results import encode
-
-logger = logging.getLogger(__name__)
+from wsgi_ts.handlers.serving.results import Answer, encode
 
 #: Environment variable that, when "false", leaves JSON and text in requests undecoded.
 DECODE_VARIABLE = "TS_DECODE_INPUT_REQUEST"
@@ -24,25 +22,7 @@ _INT = struct.Struct("!i")
 _END = _INT.pack(-1)
 
 
-class Connection(Protocol):
-    """What is needed of a socket."""
-
-    def recv(self, size: int, /) -> bytes:
-        """Up to `size` bytes, b"" at the end."""
-
-
-class Row(NamedTuple):
-    """One answer in a frame."""
-
-    request_id: str
-    content_type: str
-    status: int
-    phrase: str
-    headers: Mapping[Any, Any]
-    body: bytes | bytearray | memoryview
-
-
-def retrieve_msg(conn: Connection) -> tuple[bytes, Any]:
+def retrieve_msg(conn: socket.socket) -> tuple[bytes, Any]:
     """Reads one command.
 
     Returns:
@@ -55,49 +35,40 @@ def retrieve_msg(conn: Connection) -> tuple[bytes, Any]:
     command = _read(conn, 1)
     if command == b"I":
         decode = os.environ.get(DECODE_VARIABLE, "true").lower() == "true"
-        requests = []
-        while (length := _read_int(conn)) != -1:
-            requests.append(_read_request(conn, length, decode))
-        return command, requests
+        return command, [_read_request(conn, request_id, decode) for request_id in _read_list(conn)]
     if command == b"L":
         return command, _read_load(conn)
     raise ValueError(f"Invalid command: {command!r}")
 
 
-def _read_load(conn: Connection) -> dict[str, Any]:
+def _read_load(conn: socket.socket) -> dict[str, Any]:
     message: dict[str, Any] = {
         "modelName": _read_text(conn),
         "modelPath": _read_text(conn),
         "batchSize": _read_int(conn),
         "handler": _read_text(conn),
+        "gpu": _read_int(conn),
+        "envelope": _read_text(conn),
+        "limitMaxImagePixels": _read(conn, 1) != b"\0",
     }
-    gpu = _read_int(conn)
-    if gpu >= 0:
-        message["gpu"] = gpu
-    message["envelope"] = _read_text(conn)
-    message["limitMaxImagePixels"] = _read(conn, 1) != b"\0"
+    if message["gpu"] < 0:
+        del message["gpu"]
     return message
 
 
-def _read_request(conn: Connection, id_length: int, decode: bool) -> dict[str, Any]:
-    request_id = _read(conn, id_length)
-    headers = []
-    while (length := _read_int(conn)) != -1:
-        headers.append({"name": _read(conn, length), "value": _read_text(conn)})
+def _read_request(conn: socket.socket, request_id: bytes, decode: bool) -> dict[str, Any]:
+    headers = [{"name": name, "value": _read_text(conn)} for name in _read_list(conn)]
     parameters = []
-    while (length := _read_int(conn)) != -1:
-        name = _read(conn, length).decode("utf-8")
-        content_type = _read_text(conn).decode("utf-8")
-        value: Any = bytearray(_read_text(conn))
-        if decode:
-            value = decode_value(content_type, value)
-        parameters.append({"name": name, "contentType": content_type, "value": value})
+    for name in _read_list(conn):
+        content_type, value = _read_text(conn).decode("utf-8"), bytearray(_read_text(conn))
+        decoded = decode_value(content_type, value) if decode else value
+        parameters.append({"name": name.decode("utf-8"), "contentType": content_type, "value": decoded})
     return {"requestId": request_id, "headers": headers, "parameters": parameters}
 
 
 def create_load_model_response(code: int, message: str) -> bytes:
     """The frame that answers a load command."""
-    return _INT.pack(code) + _text(message) + _END
+    return predict_frame(code, message, ())
 
 
 def create_predict_response(
@@ -121,29 +92,31 @@ def create_predict_response(
     Raises:
         BatchFailure: a result of a type that JSON has no form for.
     """
-    rows = []
+    answers = []
     for row, request_id in req_id_map.items():
-        headers: dict[Any, Any] = {}
-        status, phrase, content_type = code, "", ""
-        if context is not None:
-            status, phrase = context.get_response_status(row)
-            headers = context.get_response_headers(row)
-            content_type = context.get_response_content_type(row) or ""
-        if ts_stream_next:
-            headers["ts_stream_next"] = "true"
-        elif headers.get("ts_stream_next") == "true":
-            headers["ts_stream_next"] = "false"
-        body = b"error" if ret is None else encode(ret[row])
-        rows.append(Row(request_id, content_type, status, phrase or "", headers, b"error" if body is None else body))
-    return predict_frame(code, message, rows)
+        status, phrase = (code, "") if context is None else context.get_response_status(row)
+        headers = {} if context is None else context.get_response_headers(row)
+        if ts_stream_next or headers.get(STREAM_NEXT) == "true":
+            headers[STREAM_NEXT] = "true" if ts_stream_next else "false"
+        body = None if ret is None else encode(ret[row])
+        answer = Answer(status, phrase or "", list(headers.items()), b"error" if body is None else body)
+        answers.append((request_id, answer))
+    return predict_frame(code, message, answers)
 
 
-def predict_frame(code: int, message: str, rows: Iterable[Row]) -> bytes:
-    """The frame with these answers."""
+def predict_frame(code: int, message: str, answers: Iterable[tuple[str, Answer]]) -> bytes:
+    """The frame with the answers of a batch.
+
+    Args:
+        code: status of the whole batch.
+        message: text for the whole batch.
+        answers: request id and answer of each row.
+    """
     frame = [_INT.pack(code), _text(message)]
-    for row in rows:
-        frame += [_text(row.request_id), _text(row.content_type), _INT.pack(row.status), _text(row.phrase)]
-        frame += [encode_response_headers(row.headers), _INT.pack(len(row.body)), bytes(row.body)]
+    for request_id, answer in answers:
+        content_type = next((value for name, value in answer.headers if name.lower() == "content-type"), "")
+        frame += [_text(request_id), _text(content_type), _INT.pack(answer.status), _text(answer.phrase)]
+        frame += [encode_response_headers(dict(answer.headers)), _INT.pack(len(answer.body)), bytes(answer.body)]
     return b"".join([*frame, _END])
 
 
@@ -158,16 +131,22 @@ def _text(text: str) -> bytes:
     return _INT.pack(len(raw)) + raw
 
 
-def _read_text(conn: Connection) -> bytes:
+def _read_list(conn: socket.socket) -> Iterator[bytes]:
+    """The first text of each element; the caller reads what else an element has before it asks for the next."""
+    while (length := _read_int(conn)) != -1:
+        yield _read(conn, length)
+
+
+def _read_text(conn: socket.socket) -> bytes:
     return _read(conn, _read_int(conn))
 
 
-def _read_int(conn: Connection) -> int:
+def _read_int(conn: socket.socket) -> int:
     number: int = _INT.unpack(_read(conn, _INT.size))[0]
     return number
 
 
-def _read(conn: Connection, size: int) -> bytes:
+def _read(conn: socket.socket, size: int) -> bytes:
     if size < 0:
         raise ValueError(f"Invalid length in a frame: {size}")
     data = bytearray()

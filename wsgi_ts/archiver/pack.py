@@ -34,7 +34,7 @@ __all__ = [
     "workflow_main",
 ]
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 #: Handlers that the server brings along; they are named in the manifest and not packed.
 BUNDLED_HANDLERS = (
@@ -116,7 +116,7 @@ def create_model_archive(request: ModelArchiveRequest, manifest: str | None = No
     if manifest is None:
         manifest = json.dumps(model_manifest(request), indent=2)
     write_archive(contents, {"MAR-INF/MANIFEST.json": manifest}, request.archive_format, request.model_name)
-    logger.info("Successfully exported model %s to file %s", request.model_name, request.export_path)
+    log.info("Successfully exported model %s to file %s", request.model_name, request.export_path)
     return output
 
 
@@ -201,7 +201,7 @@ def output_path(export_path: str, file_name: str) -> Path:
     """
     directory = Path(export_path)
     if not directory.exists():
-        logger.warning("Export directory (%s) does not exist. Creating...", export_path)
+        log.warning("Export directory (%s) does not exist. Creating...", export_path)
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -226,7 +226,7 @@ def check_overwrite(output: Path, force: bool, kind: str) -> None:
             f"{output} already exists.\nPlease specify --force/-f option to overwrite the {kind} archive "
             "output file.\nSee -h/--help for more details."
         )
-    logger.warning("Overwriting %s ...", output)
+    log.warning("Overwriting %s ...", output)
 
 
 def find_handler_file(handler: str, runtime: str) -> Path | None:
@@ -254,7 +254,7 @@ def add_extra_files(contents: Contents, extra_files: str | None) -> None:
         if not found and not glob.has_magic(pattern):
             raise ArchiverError(f"File does not exist: {pattern}")
         if not found:
-            logger.warning("--extra-files: no file matches %s", pattern)
+            log.warning("--extra-files: no file matches %s", pattern)
         for name in found:
             path = Path(name)
             if path.is_dir():
@@ -289,13 +289,13 @@ def _run(create: Callable[[], Path]) -> int:
     try:
         create()
     except ArchiverError as error:
-        logger.error("%s", error)
+        log.error("%s", error)
         return 1
     except OSError as error:
-        logger.error("Failed to read the files to archive: %s", error)
+        log.error("Failed to read the files to archive: %s", error)
         return 1
     except KeyboardInterrupt:
-        logger.error("Interrupted: no archive was written.")
+        log.error("Interrupted: no archive was written.")
         return 130
     finally:
         signal.signal(signal.SIGTERM, previous)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, BinaryIO, TextIO, cast
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 #: File-name ending of each archive format.
 FORMATS = {"default": ".mar", "zip-store": ".mar", "tgz": ".tar.gz", "no-archive": ""}
@@ -105,7 +105,7 @@ class Contents:
             raise ArchiverError(_what_is_missing(source))
         known = self.files.get(name)
         if known is not None and not known.samefile(source):
-            logger.warning("%s comes from both %s and %s: %s is packed.", name, known, source, source)
+            log.warning("%s comes from both %s and %s: %s is packed.", name, known, source, source)
         self.files[name] = source
 
     def add_tree(self, directory: Path) -> None:
@@ -119,7 +119,7 @@ class Contents:
     def _walk(self, directory: Path, prefix: str, above: set[tuple[int, int]]) -> None:
         for entry in sorted(directory.iterdir()):
             if entry.name == self.output.name and _same(entry, self.output):
-                logger.warning("%s is the archive being written: left out.", entry)
+                log.warning("%s is the archive being written: left out.", entry)
             elif not entry.is_dir():
                 self.add_file(entry, prefix + entry.name)
             elif not entry.name.startswith(".") and entry.name not in _SKIPPED_DIRECTORIES:
