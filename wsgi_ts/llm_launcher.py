@@ -1,6 +1,6 @@
 """Serves one large language model without an archive: `python -m wsgi_ts.llm_launcher --model_id NAME`.
 
-TorchServe's `ts.llm_launcher`, with its flags (contract §1.4): writes a model folder that names a bundled handler,
+TorchServe's `ts.llm_launcher`, with its flags: writes a model folder that names a bundled handler,
 and runs a server for it until that is stopped.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from wsgi_ts.archiver.pack import ArchiverError, ModelArchiveRequest, create_model_archive
+from wsgi_ts.archiver import ArchiverError, ModelArchiveRequest, create_model_archive
 from wsgi_ts.gpu.devices import gpu_count
 from wsgi_ts.process import python_command
 

@@ -1,5 +1,5 @@
 """The manifest."""
 
-from wsgi_ts.archiver.torchserve_api import Manifest, RuntimeType
+from wsgi_ts.archiver.manifest import Manifest, RuntimeType
 
 __all__ = ["Manifest", "RuntimeType"]

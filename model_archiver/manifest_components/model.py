@@ -1,5 +1,5 @@
 """The manifest's entry for the model."""
 
-from wsgi_ts.archiver.torchserve_api import Model
+from wsgi_ts.archiver.manifest import Model
 
 __all__ = ["Model"]

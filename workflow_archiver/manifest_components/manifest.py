@@ -1,5 +1,5 @@
 """The manifest."""
 
-from wsgi_ts.archiver.torchserve_api import WorkflowManifest as Manifest
+from wsgi_ts.archiver.manifest import WorkflowManifest as Manifest
 
 __all__ = ["Manifest"]

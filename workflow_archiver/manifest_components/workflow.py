@@ -1,5 +1,5 @@
 """The manifest's entry for the workflow."""
 
-from wsgi_ts.archiver.torchserve_api import Workflow
+from wsgi_ts.archiver.manifest import Workflow
 
 __all__ = ["Workflow"]

@@ -16,23 +16,11 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from wsgi_ts import TORCHSERVE_VERSION
+from wsgi_ts.archiver.manifest import Manifest, Model, Workflow, WorkflowManifest
 from wsgi_ts.archiver.writer import FORMATS, ArchiverError, Contents, write_archive
-
-__all__ = [
-    "ArchiverError",
-    "ModelArchiveRequest",
-    "WorkflowArchiveRequest",
-    "create_model_archive",
-    "create_workflow_archive",
-    "main",
-    "workflow_main",
-]
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +37,11 @@ BUNDLED_HANDLERS = (
 )
 LSP_HANDLERS = ("BaseHandler", "TorchScriptHandler")
 
-WORKFLOW_ARCHIVER_VERSION = "0.2.15"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-.]*\Z")
 _NAME_RULE = r"^[A-Za-z0-9][A-Za-z0-9_\-.]*$"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class ModelArchiveRequest:
     """What to archive; the fields are the flags of `torch-model-archiver`.
 
@@ -75,7 +62,7 @@ class ModelArchiveRequest:
     config_file: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class WorkflowArchiveRequest:
     """What to archive; the fields are the flags of `torch-workflow-archiver`."""
 
@@ -88,7 +75,7 @@ class WorkflowArchiveRequest:
 
 
 def create_model_archive(request: ModelArchiveRequest, manifest: str | None = None) -> Path:
-    """Write the model archive; returns its path.
+    """Writes the model archive; returns its path.
 
     Args:
         request: what to archive.
@@ -103,25 +90,20 @@ def create_model_archive(request: ModelArchiveRequest, manifest: str | None = No
     output = output_path(request.export_path, request.model_name + FORMATS[request.archive_format])
     check_overwrite(output, request.force, "model")
     contents = Contents(output)
-    for file in (request.model_file, request.serialized_file):
-        if file:
-            contents.add_file(Path(file))
-    handler_file = find_handler_file(request.handler, request.runtime)
-    if handler_file is not None:
-        contents.add_file(handler_file)
+    add_files(
+        contents, request.model_file, request.serialized_file, find_handler_file(request.handler, request.runtime)
+    )
     add_extra_files(contents, request.extra_files)
-    for file in (request.requirements_file, request.config_file):
-        if file:
-            contents.add_file(Path(file))
+    add_files(contents, request.requirements_file, request.config_file)
     if manifest is None:
-        manifest = json.dumps(model_manifest(request), indent=2)
+        manifest = json.dumps(model_manifest(request).__to_dict__(), indent=2)
     write_archive(contents, {"MAR-INF/MANIFEST.json": manifest}, request.archive_format, request.model_name)
     log.info("Successfully exported model %s to file %s", request.model_name, request.export_path)
     return output
 
 
 def create_workflow_archive(request: WorkflowArchiveRequest, manifest: str | None = None) -> Path:
-    """Write the workflow archive (.war); returns its path.
+    """Writes the workflow archive (.war); returns its path.
 
     Args:
         request: what to archive.
@@ -134,50 +116,39 @@ def create_workflow_archive(request: WorkflowArchiveRequest, manifest: str | Non
     output = output_path(request.export_path, request.workflow_name + ".war")
     check_overwrite(output, request.force, "workflow")
     contents = Contents(output)
-    contents.add_file(Path(request.spec_file))
-    if request.handler:
-        contents.add_file(Path(request.handler))
+    add_files(contents, request.spec_file, request.handler)
     add_extra_files(contents, request.extra_files)
     if manifest is None:
-        manifest = json.dumps(workflow_manifest(request), indent=2)
+        manifest = json.dumps(workflow_manifest(request).__to_dict__(), indent=2)
     write_archive(contents, {"WAR-INF/MANIFEST.json": manifest}, "default", request.workflow_name)
     return output
 
 
-def now() -> str:
-    """The time of day in the form of a manifest's `createdOn`."""
-    return datetime.now().strftime("%d/%m/%Y %H:%M:%S")
+def model_manifest(request: ModelArchiveRequest | argparse.Namespace) -> Manifest:
+    """The manifest of a model.
+
+    Raises:
+        ValueError: there is no such runtime.
+    """
+    model = Model(
+        request.model_name,
+        serialized_file=request.serialized_file,
+        handler=request.handler,
+        model_file=request.model_file,
+        model_version=request.version,
+        requirements_file=request.requirements_file,
+        config_file=request.config_file,
+    )
+    return Manifest(request.runtime, model)
 
 
-def workflow_manifest(request: WorkflowArchiveRequest) -> dict[str, Any]:
-    """MANIFEST.json of a workflow."""
-    workflow = {"workflowName": request.workflow_name, "specFile": os.path.basename(request.spec_file)}
-    if request.handler:
-        workflow["handler"] = os.path.basename(request.handler)
-    return {"createdOn": now(), "workflow": workflow, "archiverVersion": WORKFLOW_ARCHIVER_VERSION}
-
-
-def model_manifest(request: ModelArchiveRequest) -> dict[str, Any]:
-    """MANIFEST.json in the order of TorchServe's archiver; what was not given is left out."""
-    model = {
-        "modelName": request.model_name,
-        "serializedFile": os.path.basename(request.serialized_file or ""),
-        "handler": os.path.basename(request.handler),
-        "modelFile": os.path.basename(request.model_file or ""),
-        "modelVersion": request.version,
-        "requirementsFile": os.path.basename(request.requirements_file or ""),
-        "configFile": os.path.basename(request.config_file or ""),
-    }
-    return {
-        "createdOn": now(),
-        "runtime": request.runtime,
-        "model": {key: value for key, value in model.items() if value},
-        "archiverVersion": TORCHSERVE_VERSION,
-    }
+def workflow_manifest(request: WorkflowArchiveRequest) -> WorkflowManifest:
+    """The manifest of a workflow."""
+    return WorkflowManifest(Workflow(request.workflow_name, request.spec_file, request.handler))
 
 
 def check_name(kind: str, name: str) -> None:
-    """Refuse a name that the server would refuse.
+    """Refuses a name that the server would refuse.
 
     Args:
         kind: "Model" or "Workflow", for the text.
@@ -214,7 +185,7 @@ def output_path(export_path: str, file_name: str) -> Path:
 
 
 def check_overwrite(output: Path, force: bool, kind: str) -> None:
-    """Refuse to overwrite an archive unless `force` is set.
+    """Refuses to overwrite an archive unless `force` is set.
 
     Raises:
         ArchiverError: it exists.
@@ -240,8 +211,19 @@ def find_handler_file(handler: str, runtime: str) -> Path | None:
     return Path(path if path.endswith(".py") else path + ".py")
 
 
+def add_files(contents: Contents, *files: str | Path | None) -> None:
+    """Adds those of the files that are given.
+
+    Raises:
+        ArchiverError: one does not exist.
+    """
+    for file in files:
+        if file:
+            contents.add_file(Path(file))
+
+
 def add_extra_files(contents: Contents, extra_files: str | None) -> None:
-    """Add what a comma-separated list of files, directories and wildcards names.
+    """Adds what a comma-separated list of files, directories and wildcards names.
 
     Raises:
         ArchiverError: a file that is no wildcard does not exist.
@@ -263,11 +245,8 @@ def add_extra_files(contents: Contents, extra_files: str | None) -> None:
                 contents.add_file(path)
 
 
-# --- command lines -----------------------------------------------------------------------------------------
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `torch-model-archiver`; returns the exit status.
+    """Runs `torch-model-archiver`; returns the exit status.
 
     Args:
         arguments: the command line without the program's name, `sys.argv` by default.
@@ -277,13 +256,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def workflow_main(arguments: Sequence[str] | None = None) -> int:
-    """Run `torch-workflow-archiver`; returns the exit status."""
+    """Runs `torch-workflow-archiver`; returns the exit status."""
     options = vars(workflow_parser().parse_args(arguments))
     return _run(lambda: create_workflow_archive(WorkflowArchiveRequest(**options)))
 
 
 def _run(create: Callable[[], Path]) -> int:
-    """Run one of the two, with its messages on standard error."""
+    """Runs one of the two, with its messages on standard error."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s - %(message)s", force=True)
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -303,7 +282,7 @@ def _run(create: Callable[[], Path]) -> int:
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:
-    """Leave through the exits that remove the unfinished file."""
+    """Leaves through the exits that remove the unfinished file."""
     sys.exit(128 + signum)
 
 

@@ -1,4 +1,4 @@
-"""Write an archive of files as zip, tar.gz or directory: whole or not at all, with progress if large."""
+"""Writes an archive of files as zip, tar.gz or directory: whole or not at all, with progress if large."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, BinaryIO, TextIO, cast
+from typing import IO, BinaryIO, TextIO
+
+from tqdm import tqdm
+from tqdm.utils import CallbackIOWrapper
 
 log = logging.getLogger(__name__)
 
@@ -24,63 +27,13 @@ log = logging.getLogger(__name__)
 FORMATS = {"default": ".mar", "zip-store": ".mar", "tgz": ".tar.gz", "no-archive": ""}
 
 _CHUNK_BYTES = 1 << 20
+#: Progress is shown where there is as much to pack.
+_SHOWN_FROM_BYTES = 64_000_000
 _SKIPPED_DIRECTORIES = ("__MACOSX", "__pycache__")
 
 
 class ArchiverError(Exception):
     """The archive cannot be made: the text says what the caller has to change."""
-
-
-class Progress:
-    """How much of the input is packed: a bar on a terminal, else a line now and then; nothing if small.
-
-    Args:
-        total_bytes: bytes to pack.
-        stream: where to show it.
-        threshold_bytes: below this nothing is shown.
-        interval_s: the least time between two lines (on a terminal a tenth of a second), in seconds.
-    """
-
-    def __init__(
-        self,
-        total_bytes: int,
-        stream: TextIO,
-        *,
-        threshold_bytes: int = 64_000_000,
-        interval_s: float = 3.0,
-    ) -> None:
-        """Start counting at zero."""
-        self._total = total_bytes
-        self._stream = stream
-        self._done = 0
-        self._terminal = stream.isatty()
-        self._interval_s = 0.1 if self._terminal else interval_s
-        self._shown_at = time.monotonic()
-        self._active = total_bytes > threshold_bytes
-
-    def advance(self, count: int) -> None:
-        """Count `count` more bytes."""
-        self._done += count
-        if self._active and time.monotonic() - self._shown_at >= self._interval_s:
-            self._shown_at = time.monotonic()
-            self._show()
-
-    def finish(self) -> None:
-        """Show the final state and leave the line."""
-        if self._active:
-            self._show()
-            if self._terminal:
-                self._stream.write("\n")
-
-    def _show(self) -> None:
-        share = min(1.0, self._done / self._total) if self._total else 1.0
-        text = f"{share:4.0%} {self._done / 1e6:,.0f} of {self._total / 1e6:,.0f} MB packed"
-        if self._terminal:
-            filled = round(share * 30)
-            self._stream.write(f"\r[{'#' * filled}{'.' * (30 - filled)}] {text}")
-        else:
-            self._stream.write(text + "\n")
-        self._stream.flush()
 
 
 @dataclass(slots=True)
@@ -95,7 +48,7 @@ class Contents:
     files: dict[str, Path] = field(default_factory=dict)
 
     def add_file(self, source: Path, name: str | None = None) -> None:
-        """Add one file, at the root of the archive unless `name` says otherwise.
+        """Adds one file, at the root of the archive unless `name` says otherwise.
 
         Raises:
             ArchiverError: there is no such file.
@@ -109,7 +62,7 @@ class Contents:
         self.files[name] = source
 
     def add_tree(self, directory: Path) -> None:
-        """Add what is in `directory`, but no hidden directories, __pycache__, __MACOSX; links are followed.
+        """Adds what is in `directory`, but no hidden directories, __pycache__, __MACOSX; links are followed.
 
         Raises:
             ArchiverError: a link leads nowhere or back to a directory that it lies in.
@@ -158,7 +111,7 @@ def write_archive(
     *,
     progress_to: TextIO | None = None,
 ) -> None:
-    """Write `contents` and `documents` to `contents.output`, which changes only once all of it is on disk.
+    """Writes `contents` and `documents` to `contents.output`, which changes only once all of it is on disk.
 
     Args:
         contents: the files.
@@ -172,21 +125,22 @@ def write_archive(
     """
     for name in documents:
         contents.files.pop(name, None)
-    progress = Progress(contents.total_bytes(), progress_to or sys.stderr)
+    progress = _progress(contents, progress_to or sys.stderr)
     output = contents.output
     part = output.with_name(f".{output.name}.{secrets.token_hex(4)}.part")
     try:
-        if archive_format == "no-archive":
-            _write_directory(part, contents, documents, progress)
-            _put_directory(part, contents)
-        else:
-            with _new_file(part) as file:
-                if archive_format == "tgz":
-                    _write_tar(file, contents, documents, root_name, progress)
-                else:
-                    method = zipfile.ZIP_STORED if archive_format == "zip-store" else zipfile.ZIP_DEFLATED
-                    _write_zip(file, contents, documents, method, progress)
-            part.replace(output)
+        with progress:
+            if archive_format == "no-archive":
+                _write_directory(part, contents, documents, progress)
+                _put_directory(part, contents)
+            else:
+                with _new_file(part) as file:
+                    if archive_format == "tgz":
+                        _write_tar(file, contents, documents, root_name, progress)
+                    else:
+                        method = zipfile.ZIP_STORED if archive_format == "zip-store" else zipfile.ZIP_DEFLATED
+                        _write_zip(file, contents, documents, method, progress)
+                part.replace(output)
     except OSError as error:
         raise ArchiverError(
             f'Failed to save the model-archive to model-path "{output.parent}". '
@@ -197,7 +151,20 @@ def write_archive(
             shutil.rmtree(part, ignore_errors=True)
         else:
             part.unlink(missing_ok=True)
-    progress.finish()
+
+
+def _progress(contents: Contents, stream: TextIO) -> tqdm:
+    """How much of the input is packed, shown while it is packed; nothing if it is small."""
+    total_bytes = contents.total_bytes()
+    return tqdm(
+        desc=contents.output.name,
+        total=total_bytes,
+        unit="B",
+        unit_scale=True,
+        disable=total_bytes < _SHOWN_FROM_BYTES,
+        file=stream,
+        mininterval=0.1 if stream.isatty() else 3.0,
+    )
 
 
 @contextlib.contextmanager
@@ -209,26 +176,12 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
         os.fsync(file.fileno())
 
 
-class _CountedReader:
-    """A file whose reads move the progress."""
-
-    def __init__(self, file: BinaryIO, progress: Progress) -> None:
-        self._file = file
-        self._progress = progress
-
-    def read(self, size: int = -1) -> bytes:
-        """Read up to `size` bytes."""
-        chunk = self._file.read(size)
-        self._progress.advance(len(chunk))
-        return chunk
-
-
-def _copy(source: Path, target: IO[bytes], progress: Progress) -> None:
+def _copy(source: Path, target: IO[bytes], progress: tqdm) -> None:
     with source.open("rb") as file:
-        shutil.copyfileobj(_CountedReader(file, progress), target, _CHUNK_BYTES)
+        shutil.copyfileobj(CallbackIOWrapper(progress.update, file, "read"), target, _CHUNK_BYTES)
 
 
-def _write_zip(file: BinaryIO, contents: Contents, documents: dict[str, str], method: int, progress: Progress) -> None:
+def _write_zip(file: BinaryIO, contents: Contents, documents: dict[str, str], method: int, progress: tqdm) -> None:
     with zipfile.ZipFile(file, "w", method) as archive:
         for name, source in contents.files.items():
             entry = zipfile.ZipInfo.from_file(source, name, strict_timestamps=False)
@@ -239,9 +192,7 @@ def _write_zip(file: BinaryIO, contents: Contents, documents: dict[str, str], me
             archive.writestr(name, text)
 
 
-def _write_tar(
-    file: BinaryIO, contents: Contents, documents: dict[str, str], root_name: str, progress: Progress
-) -> None:
+def _write_tar(file: BinaryIO, contents: Contents, documents: dict[str, str], root_name: str, progress: tqdm) -> None:
     with tarfile.open(fileobj=file, mode="w:gz") as archive:
         for name, source in contents.files.items():
             with source.open("rb") as opened:
@@ -250,7 +201,7 @@ def _write_tar(
                 entry.size = status.st_size
                 entry.mtime = int(status.st_mtime)
                 entry.mode = 0o755 if status.st_mode & stat.S_IXUSR else 0o644
-                archive.addfile(entry, cast("IO[bytes]", _CountedReader(opened, progress)))
+                archive.addfile(entry, CallbackIOWrapper(progress.update, opened, "read"))
         for name, text in documents.items():
             entry = tarfile.TarInfo(f"{root_name}/{name}")
             entry.size = len(text.encode())
@@ -258,7 +209,7 @@ def _write_tar(
             archive.addfile(entry, io.BytesIO(text.encode()))
 
 
-def _write_directory(path: Path, contents: Contents, documents: dict[str, str], progress: Progress) -> None:
+def _write_directory(path: Path, contents: Contents, documents: dict[str, str], progress: tqdm) -> None:
     path.mkdir()
     for name, source in contents.files.items():
         target = path / name
@@ -273,7 +224,7 @@ def _write_directory(path: Path, contents: Contents, documents: dict[str, str], 
 
 
 def _put_directory(part: Path, contents: Contents) -> None:
-    """Let the finished directory take the output's place.
+    """Lets the finished directory take the output's place.
 
     An earlier no-archive output is replaced as a whole. Any other directory, and one that the files come
     from, keeps what it has: files are only added and overwritten, as TorchServe's archiver does.

@@ -19,7 +19,7 @@ import pytest
 from wsgi_ts.archive.model_directory import open_archive
 from wsgi_ts.archiver import pack as archiver
 from wsgi_ts.archiver import writer as archive_writer
-from wsgi_ts.archiver.writer import ArchiverError, Progress
+from wsgi_ts.archiver.writer import ArchiverError
 
 
 @pytest.fixture
@@ -356,35 +356,21 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_on_a_terminal_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr("wsgi_ts.archiver.writer.time.monotonic", lambda: clock[0])
-    stream = Terminal()
-    progress = Progress(100_000_000, stream)
-    for _ in range(2):
-        clock[0] += 1.0
-        progress.advance(50_000_000)
-    progress.finish()
-    lines = stream.getvalue().split("\r")
-    assert lines[1] == "[" + "#" * 15 + "." * 15 + "]  50% 50 of 100 MB packed"
-    assert lines[-1] == "[" + "#" * 30 + "] 100% 100 of 100 MB packed\n"
+@pytest.mark.parametrize("archive_format", ["default", "tgz", "no-archive"])
+def test_progress_of_a_large_archive_is_shown(work: Path, monkeypatch: pytest.MonkeyPatch, archive_format: str) -> None:
+    def shown(stream: io.StringIO) -> list[str]:
+        contents = archive_writer.Contents(work / "m.mar", {"weights": work / "bge-large-zh" / "pytorch_model.bin"})
+        archive_writer.write_archive(contents, {}, archive_format, "m", progress_to=stream)
+        return stream.getvalue().split("\r")[1:]
 
-
-def test_progress_elsewhere_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr("wsgi_ts.archiver.writer.time.monotonic", lambda: clock[0])
-    stream = io.StringIO()
-    progress = Progress(100_000_000, stream)
-    for second in range(8):
-        clock[0] = float(second)
-        progress.advance(10_000_000)
-    assert stream.getvalue().splitlines() == [
-        " 40% 40 of 100 MB packed",
-        " 70% 70 of 100 MB packed",
-    ]
-    small = io.StringIO()
-    Progress(1000, small).finish()
-    assert small.getvalue() == ""
+    assert shown(Terminal()) == []
+    monkeypatch.setattr(archive_writer, "_SHOWN_FROM_BYTES", 1)
+    for stream in (Terminal(), io.StringIO()):
+        first, *_, last = shown(stream)
+        assert first.startswith("m.mar:   0%")
+        assert last.startswith("m.mar: 100%")
+        assert "7.00k/7.00k" in last
+        assert last.endswith("\n")
 
 
 def test_workflow_archive(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
