@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from wsgi_ts.handlers.metrics.cache import UNITS, Dimension
+from wsgi_ts.handlers.metrics.metric import UNITS, Dimension, MetricTypes
+from wsgi_ts.handlers.metrics.recorder import Recorder
 
 
 class Metric:
@@ -74,7 +75,7 @@ class MetricEncoder(json.JSONEncoder):
         return o.to_dict() if isinstance(o, (Metric, Dimension)) else super().default(o)
 
 
-class MetricsStore:
+class MetricsStore(Recorder):
     """Collects the metrics of one batch.
 
     Args:
@@ -94,66 +95,18 @@ class MetricsStore:
         value: float,
         unit: str,
         idx: int | None = None,
-        dimensions: list[Dimension] | None = None,
+        dimensions: Sequence[Dimension] | None = (),
+        metric_type: MetricTypes | None = None,
     ) -> None:
-        """Records a value.
-
-        Args:
-            name: of the metric.
-            value: the number, in `unit`.
-            unit: "ms", "count", "MB", … or any other text.
-            idx: row of the batch, None for all rows.
-            dimensions: more dimensions than model and level.
-        """
-        self._add_or_update(name, value, self._request_id(idx), unit, None, dimensions)
-
-    def add_counter(
-        self, name: str, value: float, idx: int | None = None, dimensions: list[Dimension] | None = None
-    ) -> None:
-        """Adds to a counter."""
-        self._add_or_update(name, value, self._request_id(idx), "count", "counter", dimensions)
-
-    def add_time(
-        self,
-        name: str,
-        value: float,
-        idx: int | None = None,
-        unit: str = "ms",
-        dimensions: list[Dimension] | None = None,
-    ) -> None:
-        """Records a duration in "ms" or "s".
+        """Records a value; those of a counter add up, of all others the last one counts. See `Recorder`.
 
         Raises:
-            ValueError: another unit.
+            ValueError: the dimensions are no list.
         """
-        if unit not in ("ms", "s"):
-            raise ValueError(f"the unit for a timed metric should be one of ms and s, not {unit}")
-        self.add_metric(name, value, unit, idx, dimensions)
+        method = "counter" if metric_type is MetricTypes.COUNTER else None
+        self._add_or_update(name, value, self._request_id(idx), unit, method, dimensions)
 
-    def add_size(
-        self,
-        name: str,
-        value: float,
-        idx: int | None = None,
-        unit: str = "MB",
-        dimensions: list[Dimension] | None = None,
-    ) -> None:
-        """Records a size in "MB", "kB", "GB" or "B".
-
-        Raises:
-            ValueError: another unit.
-        """
-        if unit not in ("MB", "kB", "GB", "B"):
-            raise ValueError(f"the unit for a size metric should be one of MB, kB, GB and B, not {unit}")
-        self.add_metric(name, value, unit, idx, dimensions)
-
-    def add_percent(
-        self, name: str, value: float, idx: int | None = None, dimensions: list[Dimension] | None = None
-    ) -> None:
-        """Records a share in percent."""
-        self.add_metric(name, value, "percent", idx, dimensions)
-
-    def add_error(self, name: str, value: Any, dimensions: list[Dimension] | None = None) -> None:
+    def add_error(self, name: str, value: Any, dimensions: Sequence[Dimension] | None = ()) -> None:
         """Records an error; it belongs to no request."""
         self._add_or_update(name, value, None, "", None, dimensions)
 
@@ -171,9 +124,9 @@ class MetricsStore:
         request_id: str | None,
         unit: str,
         method: str | None,
-        dimensions: list[Dimension] | None,
+        dimensions: Sequence[Dimension] | None,
     ) -> None:
-        if dimensions is not None and not isinstance(dimensions, list):
+        if dimensions and not isinstance(dimensions, list):
             raise ValueError("Please provide a list of dimensions")
         defaults = [Dimension("Level", "Error")]
         if request_id is not None:

@@ -18,13 +18,9 @@ from typing import Any
 
 import yaml
 
-from wsgi_ts.handlers.metrics.cache import (
-    SAMPLE_INTERVAL_S,
-    GeneralMetricsCacheError,
-    MetricsCache,
-    MetricTypes,
-    Sample,
-)
+from wsgi_ts.handlers.metrics.cache import SAMPLE_INTERVAL_S, MetricsCache
+from wsgi_ts.handlers.metrics.errors import GeneralMetricsCacheError
+from wsgi_ts.handlers.metrics.metric import MetricTypes, Sample
 from wsgi_ts.handlers.serving import loader
 from wsgi_ts.handlers.serving.context import Context, Group, SendChunk, StreamClosed
 from wsgi_ts.handlers.serving.errors import BatchFailure, LoadError, PredictionException

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.handlers.metrics.cache import Sample
+from wsgi_ts.handlers.metrics.metric import Sample
 from wsgi_ts.handlers.serving.context import StreamClosed
 from wsgi_ts.handlers.serving.request import Request
 from wsgi_ts.handlers.serving.results import Answer

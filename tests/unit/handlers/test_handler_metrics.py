@@ -8,20 +8,16 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.handlers.metrics.cache import (
-    MAX_SAMPLES,
-    CachingMetric,
-    Dimension,
+from wsgi_ts.handlers.metrics.cache import MAX_SAMPLES, MetricsCache
+from wsgi_ts.handlers.metrics.errors import (
     GeneralMetricsCacheError,
-    MetricsCache,
     MetricsCacheIOError,
     MetricsCacheKeyError,
     MetricsCachePyYamlError,
     MetricsCacheTypeError,
     MetricsCacheValueError,
-    MetricTypes,
-    Sample,
 )
+from wsgi_ts.handlers.metrics.metric import CachingMetric, Dimension, MetricTypes, Sample
 from wsgi_ts.handlers.metrics.store import Metric, MetricEncoder, MetricsStore, emit_metrics
 
 MODEL = (("ModelName", "m"), ("Level", "Model"))

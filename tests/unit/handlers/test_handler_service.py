@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.handlers.metrics.cache import Sample
+from wsgi_ts.handlers.metrics.metric import Sample
 from wsgi_ts.handlers.serving.context import StreamClosed
 from wsgi_ts.handlers.serving.errors import LoadError
 from wsgi_ts.handlers.serving.request import Request

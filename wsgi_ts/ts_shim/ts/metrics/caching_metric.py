@@ -1,5 +1,5 @@
 """One metric of the cache."""
 
-from wsgi_ts.handlers.metrics.cache import CachingMetric
+from wsgi_ts.handlers.metrics.metric import CachingMetric
 
 __all__ = ["CachingMetric"]

@@ -1,5 +1,5 @@
 """A named property of a value."""
 
-from wsgi_ts.handlers.metrics.cache import Dimension
+from wsgi_ts.handlers.metrics.metric import Dimension
 
 __all__ = ["Dimension"]

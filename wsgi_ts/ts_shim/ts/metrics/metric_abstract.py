@@ -1,5 +1,5 @@
 """The metric to derive from."""
 
-from wsgi_ts.handlers.metrics.cache import CachingMetric as MetricAbstract
+from wsgi_ts.handlers.metrics.metric import CachingMetric as MetricAbstract
 
 __all__ = ["MetricAbstract"]

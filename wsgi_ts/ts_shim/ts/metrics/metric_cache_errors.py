@@ -1,6 +1,6 @@
 """Errors of the cache."""
 
-from wsgi_ts.handlers.metrics.cache import (
+from wsgi_ts.handlers.metrics.errors import (
     GeneralMetricsCacheError,
     MetricsCacheIOError,
     MetricsCacheKeyError,

@@ -1,5 +1,5 @@
 """Counter, gauge, histogram."""
 
-from wsgi_ts.handlers.metrics.cache import MetricTypes
+from wsgi_ts.handlers.metrics.metric import MetricTypes
 
 __all__ = ["MetricTypes"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from wsgi_ts.gpu.devices import gpu_loads
-from wsgi_ts.handlers.metrics.cache import Dimension
+from wsgi_ts.handlers.metrics.metric import Dimension
 from wsgi_ts.handlers.metrics.store import Metric
 from wsgi_ts.metrics import host
 

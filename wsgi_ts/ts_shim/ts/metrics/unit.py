@@ -1,5 +1,5 @@
 """Names of units."""
 
-from wsgi_ts.handlers.metrics.cache import UNITS
+from wsgi_ts.handlers.metrics.metric import UNITS
 
 __all__ = ["UNITS"]
