@@ -1,5 +1,3 @@
 """TorchServe's import paths of the model archiver."""
 
 from wsgi_ts.archiver.torchserve_api import ModelArchiver, ModelArchiverConfig
-
-__all__ = ["ModelArchiver", "ModelArchiverConfig"]

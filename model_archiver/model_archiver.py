@@ -1,5 +1,3 @@
 """The archiver and its configuration."""
 
 from wsgi_ts.archiver.torchserve_api import ModelArchiver
-
-__all__ = ["ModelArchiver"]

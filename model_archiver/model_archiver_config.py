@@ -1,5 +1,3 @@
 """The configuration of the archiver."""
 
 from wsgi_ts.archiver.torchserve_api import ModelArchiverConfig
-
-__all__ = ["ModelArchiverConfig"]

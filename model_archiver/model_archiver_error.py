@@ -1,5 +1,3 @@
 """The error of the archiver."""
 
 from wsgi_ts.archiver.writer import ArchiverError as ModelArchiverError
-
-__all__ = ["ModelArchiverError"]

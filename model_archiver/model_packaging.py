@@ -5,7 +5,5 @@ import sys
 from wsgi_ts.archiver.pack import main
 from wsgi_ts.archiver.torchserve_api import generate_model_archive, package_model
 
-__all__ = ["generate_model_archive", "package_model"]
-
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,5 +1,3 @@
 """The command line."""
 
 from wsgi_ts.archiver.torchserve_api import WorkflowArgParser as ArgParser
-
-__all__ = ["ArgParser"]

@@ -1,5 +1,3 @@
 """The steps of packaging."""
 
 from wsgi_ts.archiver.torchserve_api import WorkflowExportUtils
-
-__all__ = ["WorkflowExportUtils"]

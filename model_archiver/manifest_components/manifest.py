@@ -1,5 +1,3 @@
 """The manifest."""
 
 from wsgi_ts.archiver.manifest import Manifest, RuntimeType
-
-__all__ = ["Manifest", "RuntimeType"]

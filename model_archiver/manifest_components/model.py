@@ -1,5 +1,3 @@
 """The manifest's entry for the model."""
 
 from wsgi_ts.archiver.manifest import Model
-
-__all__ = ["Model"]

@@ -1,5 +1,3 @@
 """The manifest."""
 
 from wsgi_ts.archiver.manifest import WorkflowManifest as Manifest
-
-__all__ = ["Manifest"]

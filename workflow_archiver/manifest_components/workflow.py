@@ -1,5 +1,3 @@
 """The manifest's entry for the workflow."""
 
 from wsgi_ts.archiver.manifest import Workflow
-
-__all__ = ["Workflow"]

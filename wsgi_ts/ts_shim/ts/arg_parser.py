@@ -5,8 +5,6 @@ import argparse
 from wsgi_ts.cli.commands import torchserve_parser
 from wsgi_ts.handlers.torchserve.socket_worker import worker_parser
 
-__all__ = ["ArgParser"]
-
 
 class ArgParser:
     """The parsers by TorchServe's names."""

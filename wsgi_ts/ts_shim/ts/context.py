@@ -1,5 +1,3 @@
 """Context of a handler."""
 
 from wsgi_ts.handlers.serving.context import Context, RequestProcessor
-
-__all__ = ["Context", "RequestProcessor"]

@@ -1,5 +1,3 @@
 """Starting and stopping a server from a test."""
 
 from wsgi_ts.launcher import register_model, register_model_with_params, start, stop
-
-__all__ = ["register_model", "register_model_with_params", "start", "stop"]

@@ -4,7 +4,5 @@ import sys
 
 from wsgi_ts.handlers.torchserve.socket_worker import TorchModelServiceWorker, main
 
-__all__ = ["TorchModelServiceWorker"]
-
 if __name__ == "__main__":
     sys.exit(main())

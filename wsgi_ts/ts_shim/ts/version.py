@@ -1,5 +1,3 @@
 """The TorchServe release whose interfaces these are."""
 
 from wsgi_ts import TORCHSERVE_VERSION as __version__
-
-__all__ = ["__version__"]

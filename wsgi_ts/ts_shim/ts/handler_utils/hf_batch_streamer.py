@@ -1,5 +1,3 @@
 """Streaming of a batch that a transformers model generates."""
 
 from wsgi_ts.handlers.toolkit.hf_batch_streamer import TextIteratorStreamerBatch
-
-__all__ = ["TextIteratorStreamerBatch"]

@@ -1,5 +1,3 @@
 """Tokens and n-grams."""
 
 from wsgi_ts.handlers.toolkit.text_utils import get_tokenizer, ngrams_iterator
-
-__all__ = ["get_tokenizer", "ngrams_iterator"]

@@ -1,5 +1,3 @@
 """One metric of the cache."""
 
 from wsgi_ts.handlers.metrics.metric import CachingMetric
-
-__all__ = ["CachingMetric"]

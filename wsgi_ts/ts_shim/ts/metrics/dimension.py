@@ -1,5 +1,3 @@
 """A named property of a value."""
 
 from wsgi_ts.handlers.metrics.metric import Dimension
-
-__all__ = ["Dimension"]

@@ -1,5 +1,3 @@
 """One value of the older store."""
 
 from wsgi_ts.handlers.metrics.store import Metric
-
-__all__ = ["Metric"]

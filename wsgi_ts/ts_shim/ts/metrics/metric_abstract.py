@@ -1,5 +1,3 @@
 """The metric to derive from."""
 
 from wsgi_ts.handlers.metrics.metric import CachingMetric as MetricAbstract
-
-__all__ = ["MetricAbstract"]

@@ -1,5 +1,3 @@
 """The cache to derive from."""
 
 from wsgi_ts.handlers.metrics.cache import MetricsCache as MetricCacheAbstract
-
-__all__ = ["MetricCacheAbstract"]

@@ -8,12 +8,3 @@ from wsgi_ts.handlers.metrics.errors import (
     MetricsCacheTypeError,
     MetricsCacheValueError,
 )
-
-__all__ = [
-    "GeneralMetricsCacheError",
-    "MetricsCacheIOError",
-    "MetricsCacheKeyError",
-    "MetricsCachePyYamlError",
-    "MetricsCacheTypeError",
-    "MetricsCacheValueError",
-]

@@ -1,5 +1,3 @@
 """What `context.metrics` is."""
 
 from wsgi_ts.handlers.metrics.cache import MetricsCache as MetricsCacheYamlImpl
-
-__all__ = ["MetricsCacheYamlImpl"]

@@ -1,5 +1,3 @@
 """JSON of metrics."""
 
 from wsgi_ts.handlers.metrics.store import MetricEncoder
-
-__all__ = ["MetricEncoder"]

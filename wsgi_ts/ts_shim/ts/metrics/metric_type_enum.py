@@ -1,5 +1,3 @@
 """Counter, gauge, histogram."""
 
 from wsgi_ts.handlers.metrics.metric import MetricTypes
-
-__all__ = ["MetricTypes"]

@@ -1,5 +1,3 @@
 """The older store."""
 
 from wsgi_ts.handlers.metrics.store import MetricsStore
-
-__all__ = ["MetricsStore"]

@@ -6,8 +6,6 @@ from typing import TextIO
 
 from wsgi_ts.process import resident_bytes
 
-__all__ = ["check_process_mem_usage", "get_cpu_usage"]
-
 
 def get_cpu_usage(pid: str) -> int:
     """Resident memory of a process in bytes, 0 where it does not run; the name is TorchServe's."""

@@ -10,19 +10,6 @@ from wsgi_ts.handlers.metrics.metric import Dimension
 from wsgi_ts.handlers.metrics.store import Metric
 from wsgi_ts.metrics import host
 
-__all__ = [
-    "collect_all",
-    "cpu_utilization",
-    "disk_available",
-    "disk_used",
-    "disk_utilization",
-    "gpu_utilization",
-    "memory_available",
-    "memory_used",
-    "memory_utilization",
-    "system_metrics",
-]
-
 _UNITS = {"MemoryUsed": "MB", "MemoryAvailable": "MB", "DiskUsage": "GB", "DiskAvailable": "GB", "GPUMemoryUsed": "MB"}
 #: The metrics collected last.
 system_metrics: list[Metric] = []

@@ -1,5 +1,3 @@
 """Names of units."""
 
 from wsgi_ts.handlers.metrics.metric import UNITS
-
-__all__ = ["UNITS"]

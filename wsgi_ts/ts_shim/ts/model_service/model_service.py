@@ -1,5 +1,3 @@
 """The oldest handler classes."""
 
 from wsgi_ts.handlers.torchserve.model_service import ModelService, SingleNodeService
-
-__all__ = ["ModelService", "SingleNodeService"]

@@ -7,11 +7,3 @@ from wsgi_ts.handlers.torchserve.wire import (
     encode_response_headers,
     retrieve_msg,
 )
-
-__all__ = [
-    "create_load_model_response",
-    "create_predict_response",
-    "encode_response_headers",
-    "retrieve_msg",
-    "send_intermediate_predict_response",
-]

@@ -1,5 +1,3 @@
 """The handler to derive from."""
 
 from wsgi_ts.handlers.bundled.base import BaseHandler
-
-__all__ = ["BaseHandler"]

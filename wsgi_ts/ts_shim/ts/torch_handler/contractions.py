@@ -1,5 +1,3 @@
 """Contractions of English."""
 
 from wsgi_ts.handlers.toolkit.text_utils import CONTRACTION_MAP
-
-__all__ = ["CONTRACTION_MAP"]

@@ -3,5 +3,3 @@
 from wsgi_ts.handlers.bundled.dali import DALIHandler
 
 DaliHandler = DALIHandler
-
-__all__ = ["DALIHandler", "DaliHandler"]

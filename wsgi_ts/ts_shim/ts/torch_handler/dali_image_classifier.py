@@ -1,5 +1,3 @@
 """Image classification with a DALI pipeline."""
 
 from wsgi_ts.handlers.bundled.dali import DALIImageClassifier
-
-__all__ = ["DALIImageClassifier"]

@@ -1,5 +1,3 @@
 """Image classification through a function."""
 
 from wsgi_ts.handlers.bundled.densenet import DenseNetHandler, handle
-
-__all__ = ["DenseNetHandler", "handle"]

@@ -1,5 +1,3 @@
 """Image classification."""
 
 from wsgi_ts.handlers.bundled.image import ImageClassifier
-
-__all__ = ["ImageClassifier"]

@@ -1,5 +1,3 @@
 """Image segmentation."""
 
 from wsgi_ts.handlers.bundled.image import ImageSegmenter
-
-__all__ = ["ImageSegmenter"]

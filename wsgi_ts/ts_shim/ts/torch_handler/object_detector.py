@@ -1,5 +1,3 @@
 """Object detection."""
 
 from wsgi_ts.handlers.bundled.image import ObjectDetector
-
-__all__ = ["ObjectDetector"]

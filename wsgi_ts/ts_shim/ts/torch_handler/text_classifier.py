@@ -1,5 +1,3 @@
 """Text classification."""
 
 from wsgi_ts.handlers.bundled.text import TextClassifier
-
-__all__ = ["TextClassifier"]

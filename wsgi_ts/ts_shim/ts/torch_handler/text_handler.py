@@ -1,5 +1,3 @@
 """Base of the text handlers."""
 
 from wsgi_ts.handlers.bundled.text import TextHandler
-
-__all__ = ["TextHandler"]

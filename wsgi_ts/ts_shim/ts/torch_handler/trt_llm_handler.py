@@ -1,5 +1,3 @@
 """Large language models run by TensorRT-LLM."""
 
 from wsgi_ts.handlers.bundled.trt_llm import TRTLLMHandler
-
-__all__ = ["TRTLLMHandler"]

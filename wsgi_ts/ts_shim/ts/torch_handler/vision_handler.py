@@ -1,5 +1,3 @@
 """Base of the image handlers."""
 
 from wsgi_ts.handlers.bundled.vision import VisionHandler
-
-__all__ = ["VisionHandler"]

@@ -1,5 +1,3 @@
 """Models from the Hugging Face hub."""
 
 from wsgi_ts.handlers.toolkit.hf_utils import download_model
-
-__all__ = ["download_model"]

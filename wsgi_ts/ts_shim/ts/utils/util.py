@@ -11,15 +11,3 @@ from wsgi_ts.handlers.toolkit.utils import (
     load_label_mapping,
     map_class_to_label,
 )
-
-__all__ = [
-    "CLEANUP_REGEX",
-    "PT2Backend",
-    "PredictionException",
-    "check_valid_pt2_backend",
-    "deprecated",
-    "get_yaml_config",
-    "list_classes_from_module",
-    "load_label_mapping",
-    "map_class_to_label",
-]

@@ -1,5 +1,3 @@
 """DALI pipelines."""
 
 from wsgi_ts.handlers.bundled.dali import get_dali_pipeline
-
-__all__ = ["get_dali_pipeline"]

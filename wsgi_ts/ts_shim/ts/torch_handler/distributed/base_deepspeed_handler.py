@@ -1,5 +1,3 @@
 """Base of handlers whose model DeepSpeed serves."""
 
 from wsgi_ts.handlers.distributed.deepspeed import BaseDeepSpeedHandler
-
-__all__ = ["BaseDeepSpeedHandler"]

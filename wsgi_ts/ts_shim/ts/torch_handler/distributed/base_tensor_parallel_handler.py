@@ -1,5 +1,3 @@
 """Base of handlers whose model is shared out among ranks."""
 
 from wsgi_ts.handlers.distributed.tensor_parallel import BaseTensorParallelHandler
-
-__all__ = ["BaseTensorParallelHandler"]

@@ -1,5 +1,3 @@
 """Base of the envelopes."""
 
 from wsgi_ts.handlers.serving.envelopes import BaseEnvelope
-
-__all__ = ["BaseEnvelope"]

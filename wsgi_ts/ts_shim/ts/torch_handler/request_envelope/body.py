@@ -1,5 +1,3 @@
 """Bodies as they are."""
 
 from wsgi_ts.handlers.serving.envelopes import BodyEnvelope
-
-__all__ = ["BodyEnvelope"]

@@ -1,5 +1,3 @@
 """Instances in, predictions out."""
 
 from wsgi_ts.handlers.serving.envelopes import JSONEnvelope
-
-__all__ = ["JSONEnvelope"]

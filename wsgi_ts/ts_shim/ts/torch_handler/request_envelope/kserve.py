@@ -1,5 +1,3 @@
 """KServe's v1 protocol."""
 
 from wsgi_ts.handlers.serving.envelopes import KServeEnvelope
-
-__all__ = ["KServeEnvelope"]

@@ -1,5 +1,3 @@
 """KServe's v2 protocol."""
 
 from wsgi_ts.handlers.serving.envelopes import KServev2Envelope
-
-__all__ = ["KServev2Envelope"]

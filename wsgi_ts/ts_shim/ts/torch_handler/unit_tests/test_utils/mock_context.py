@@ -1,5 +1,3 @@
 """A stand-in for the context."""
 
 from wsgi_ts.handlers.testing import MockContext
-
-__all__ = ["MockContext"]

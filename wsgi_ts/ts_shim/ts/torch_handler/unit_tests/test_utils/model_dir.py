@@ -1,5 +1,3 @@
 """Files for the tests of handlers."""
 
 from wsgi_ts.handlers.testing import copy_files, download_model
-
-__all__ = ["copy_files", "download_model"]
