@@ -67,9 +67,7 @@ class BaseHandler:
             RuntimeError: the archive names no weights that can be loaded, or its model file is missing.
             ValueError: the model file defines no class, or more than one.
         """
-        self.context = context
-        self.manifest = context.manifest
-        self.model_yaml_config = context.model_yaml_config or {}
+        self._take_context(context)
         self._weights_only = getattr(context, "_weights_only", True)
         properties = context.system_properties
         self._choose_device(properties.get("gpu_id"))
@@ -86,6 +84,11 @@ class BaseHandler:
         self._compile()
         self.mapping = load_label_mapping(os.path.join(model_dir, "index_to_name.json"))
         self.initialized = True
+
+    def _take_context(self, context: Context) -> None:
+        self.context = context
+        self.manifest = context.manifest
+        self.model_yaml_config = context.model_yaml_config or {}
 
     def _choose_device(self, gpu_id: int | str | None) -> None:
         if torch.cuda.is_available() and gpu_id is not None:

@@ -15,44 +15,41 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 
-def imagenet_processing(purpose: str) -> Any:
-    """The transform of the pretrained models: 256 pixels, the 224 in the middle, ImageNet's colours.
+class TransformingHandler(VisionHandler):
+    """Prepares images with a transform of torchvision, by default that of the models pretrained on ImageNet."""
 
-    Args:
-        purpose: the handler that needs it, for the message where torchvision is missing.
+    _transform: Any = None
 
-    Raises:
-        ImportError: torchvision is missing.
-    """
-    steps = [
-        RESIZE.load(purpose)(256),
-        CENTER_CROP.load(purpose)(224),
-        TO_TENSOR.load(purpose)(),
-        NORMALIZE.load(purpose)(mean=IMAGENET_MEAN, std=IMAGENET_DEVIATION),
-    ]
-    return COMPOSE.load(purpose)(steps)
+    def make_transform(self) -> Any:
+        """From a PIL image to a float32 tensor (3, 224, 224): 256 pixels, the middle of them, ImageNet's colours.
+
+        Raises:
+            ImportError: torchvision is missing.
+        """
+        purpose = type(self).__name__
+        steps = [
+            RESIZE.load(purpose)(256),
+            CENTER_CROP.load(purpose)(224),
+            TO_TENSOR.load(purpose)(),
+            NORMALIZE.load(purpose)(mean=IMAGENET_MEAN, std=IMAGENET_DEVIATION),
+        ]
+        return COMPOSE.load(purpose)(steps)
+
+    def image_processing(self, image: Any) -> torch.Tensor:
+        """Turns a PIL image into a tensor (3, height, width), with the transform made at the first call.
+
+        A grey image, or one with transparency, becomes one in three colours: the others fit none of these models.
+        """
+        if self._transform is None:
+            self._transform = self.make_transform()
+        tensor: torch.Tensor = self._transform(image.convert("RGB"))
+        return tensor
 
 
-def _in_colour(image: Any) -> Any:
-    """The image in three colours: a grey one, or one with transparency, fits none of these models."""
-    return image.convert("RGB")
-
-
-class ImageClassifier(VisionHandler):
+class ImageClassifier(TransformingHandler):
     """Answers each image with its most likely classes and their probabilities."""
 
     topk = 5
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._transform: Any = None
-
-    def image_processing(self, image: Any) -> torch.Tensor:
-        """Scales, crops and normalises one image."""
-        if self._transform is None:
-            self._transform = imagenet_processing(type(self).__name__)
-        tensor: torch.Tensor = self._transform(_in_colour(image))
-        return tensor
 
     def set_max_result_classes(self, topk: int) -> None:
         """Sets how many classes an answer has."""
@@ -69,19 +66,8 @@ class ImageClassifier(VisionHandler):
         return map_class_to_label(values.tolist(), self.mapping, classes.tolist())
 
 
-class ImageSegmenter(VisionHandler):
+class ImageSegmenter(TransformingHandler):
     """Answers each image with the likeliest class and its probability at every pixel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._transform: Any = None
-
-    def image_processing(self, image: Any) -> torch.Tensor:
-        """Scales, crops and normalises one image."""
-        if self._transform is None:
-            self._transform = imagenet_processing(type(self).__name__)
-        tensor: torch.Tensor = self._transform(_in_colour(image))
-        return tensor
 
     def postprocess(self, data: Any) -> list[Any]:
         """Per image nested lists [height][width][class, probability]."""
@@ -91,21 +77,14 @@ class ImageSegmenter(VisionHandler):
         return answers
 
 
-class ObjectDetector(VisionHandler):
+class ObjectDetector(TransformingHandler):
     """Answers each image with the objects found: label, box and score."""
 
     threshold = 0.5
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._transform: Any = None
-
-    def image_processing(self, image: Any) -> torch.Tensor:
-        """Turns one image into a tensor, without scaling."""
-        if self._transform is None:
-            self._transform = TO_TENSOR.load(type(self).__name__)()
-        tensor: torch.Tensor = self._transform(_in_colour(image))
-        return tensor
+    def make_transform(self) -> Any:
+        """From a PIL image to a float32 tensor (3, height, width) of values from 0 to 1, without scaling."""
+        return TO_TENSOR.load(type(self).__name__)()
 
     def preprocess(self, data: list[dict[str, Any]]) -> Any:
         """One tensor of all images; a list of them where their sizes differ, which detection models take, too."""

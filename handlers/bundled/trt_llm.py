@@ -38,9 +38,7 @@ class TRTLLMHandler(BaseHandler):
             ImportError: tensorrt_llm is not installed.
             ValueError: the model's YAML names no engine.
         """
-        self.context = context
-        self.manifest = context.manifest
-        self.model_yaml_config = context.model_yaml_config
+        self._take_context(context)
         self.engine = self.make_engine(context)
         self.initialized = True
 

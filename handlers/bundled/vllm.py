@@ -71,9 +71,7 @@ class VLLMHandler(BaseHandler):
             ImportError: vllm is not installed, or has other entry points than this handler knows.
             ValueError: the section `handler` is wrong.
         """
-        self.context = context
-        self.manifest = context.manifest
-        self.model_yaml_config = context.model_yaml_config
+        self._take_context(context)
         self.application = await self.make_application(context)
         self.initialized = True
 

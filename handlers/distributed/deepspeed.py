@@ -27,9 +27,7 @@ class BaseDeepSpeedHandler(DistributedHandler):
         Raises:
             ImportError: deepspeed is not installed.
         """
-        self.context = context
-        self.manifest = context.manifest
-        self.model_yaml_config = context.model_yaml_config or {}
+        self._take_context(context)
         self.device = rank_device(self.local_rank, context)
         _deepspeed(self.device, DEEPSPEED_JOIN)("nccl" if self.device.type == "cuda" else "gloo")
 

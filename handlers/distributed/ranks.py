@@ -43,9 +43,7 @@ class DistributedHandler(BaseHandler):
 
     def initialize(self, context: Context) -> None:
         """Chooses this rank's device and joins the others. Loading the model is up to the derived class."""
-        self.context = context
-        self.manifest = context.manifest
-        self.model_yaml_config = context.model_yaml_config or {}
+        self._take_context(context)
         self.device = rank_device(self.local_rank, context)
         join_process_group(self.device, self.world_size, context)
 

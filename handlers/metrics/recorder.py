@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from wsgi_ts.handlers.metrics.errors import MetricsCacheValueError
 from wsgi_ts.handlers.metrics.metric import Dimension, MetricTypes
@@ -22,16 +23,8 @@ class Recorder(ABC):
     """
 
     @abstractmethod
-    def add_metric(
-        self,
-        name: str,
-        value: float,
-        unit: str,
-        idx: int | None = None,
-        dimensions: Sequence[Dimension] = (),
-        metric_type: MetricTypes = MetricTypes.COUNTER,
-    ) -> None:
-        """Records a value, and makes the metric where there is none."""
+    def add_metric(self, name: str, value: float, unit: str, *others: Any, **named: Any) -> None:
+        """Records a value, and makes the metric where there is none; `others`: idx, dimensions, metric_type."""
 
     def add_counter(
         self, name: str, value: float, idx: int | None = None, dimensions: Sequence[Dimension] = ()

@@ -16,18 +16,8 @@ class ModelLoader(ABC):
     """What loads models."""
 
     @abstractmethod
-    def load(
-        self,
-        model_name: str,
-        model_dir: str,
-        handler: str,
-        gpu_id: int | None,
-        batch_size: int,
-        envelope: str | None = None,
-        limit_max_image_pixels: bool = True,
-        metrics_cache: Any = None,
-    ) -> Service:
-        """Loads a model."""
+    def load(self, *args: Any, **kwargs: Any) -> Service:
+        """Loads a model; the arguments are those of `TsModelLoader.load`."""
 
 
 class TsModelLoader(ModelLoader):
