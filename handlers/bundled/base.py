@@ -212,15 +212,31 @@ class BaseHandler:
         log.info("Compiled model with %s", ", ".join(f"{name} {value}" for name, value in shown.items()))
 
     def preprocess(self, data: Any) -> Any:
-        """Turns the rows of a batch into the model's input: a tensor on the model's device."""
+        """Turns the rows of a batch into the model's input.
+
+        Args:
+            data: list of B rows, each a dict with numbers in `data` or `body`, or the numbers themselves.
+
+        Returns:
+            Tensor (B, …) on the model's device; its type follows the numbers: int64, or float32.
+
+        Raises:
+            ValueError, TypeError: the rows hold no numbers, or not all have one shape.
+        """
         if isinstance(data, list):
             data = [content_of(row) for row in data]
         return torch.as_tensor(data, device=self.device)
 
     def inference(self, data: Any, *args: Any, **kwargs: Any) -> Any:
-        """Runs the model on what `preprocess` returned; further arguments go to the model.
+        """Runs the model on a batch, without gradients.
 
-        An ONNX session gets them as its inputs, in order; it returns a tensor, or a list where it has more outputs.
+        Args:
+            data: tensor (B, …), as `preprocess` returned it.
+            args: further inputs; an ONNX session gets data and these as its inputs, in order.
+            kwargs: named inputs; of an ONNX session without effect.
+
+        Returns:
+            What the model returns, as a rule a tensor (B, …); of an ONNX session a list where it has several outputs.
         """
         if hasattr(self.model, "get_inputs"):
             return self._run_session(data, *args)
@@ -234,18 +250,18 @@ class BaseHandler:
         return outputs[0] if len(outputs) == 1 else outputs
 
     def postprocess(self, data: Any) -> Any:
-        """Turns the model's output into a list, one element per row."""
+        """Turns the model's output, a tensor (B, …), into a list of B numbers or nested lists."""
         return data.tolist()
 
     def handle(self, data: list[dict[str, Any]], context: Context) -> Any:
         """Answers one batch: a description, explanations or predictions, whichever is asked for.
 
         Args:
-            data: one dict per request.
+            data: list of B rows, one dict per request.
             context: headers of the requests, status and headers of the answers.
 
         Returns:
-            One result per request.
+            List of B results. What a phase raises goes through to the service, which answers the batch.
         """
         started_at = time.perf_counter()
         self.context = context
@@ -301,11 +317,15 @@ class BaseHandler:
         """Explains a prediction through the method `get_insights` of the derived handler.
 
         Args:
-            data_preprocess: what `preprocess` returned.
-            raw_data: the rows of the batch; `target` in the first one is the class to explain.
+            data_preprocess: what `preprocess` returned, as a rule a tensor (B, …).
+            raw_data: list of B rows; `target` in the first one is the class to explain, 0 without it.
+
+        Returns:
+            List of B explanations, in the form of the derived handler.
 
         Raises:
-            NotImplementedError: the handler has no such method.
+            NotImplementedError: the handler has no `get_insights`.
+            PredictionException: 400, the target is not the number of a class.
         """
         log.info("Calculating Explanations")
         inputs: Any = None

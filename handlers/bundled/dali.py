@@ -58,20 +58,23 @@ class DALIHandler(VisionHandler):
     pipeline: Any = None
 
     def initialize(self, context: Context) -> None:
-        """Loads the model and the pipeline (see `get_dali_pipeline` for what it raises)."""
+        """Loads the model and the pipeline; raises what `BaseHandler.initialize` and `get_dali_pipeline` raise."""
         super().initialize(context)
         self.pipeline = get_dali_pipeline(context)
 
     def image_processing(self, image: Any) -> torch.Tensor:
-        """Not used: the pipeline decodes and scales.
-
-        Raises:
-            NotImplementedError: always.
-        """
+        """Refuses with NotImplementedError: the pipeline decodes and scales whole batches."""
         raise NotImplementedError("the DALI pipeline processes whole batches")
 
     def preprocess(self, data: list[dict[str, Any]]) -> torch.Tensor:
-        """Sends the image files of a batch, `data` or `body` of each row, through the pipeline."""
+        """Sends the images of a batch through the pipeline.
+
+        Args:
+            data: list of B rows with an image file in `data` or `body`, as bytes or base64 text.
+
+        Returns:
+            Tensor (B, …) on the model's device, of the type and shape that the pipeline makes.
+        """
         images = [np.frombuffer(self._content(row), dtype=np.uint8) for row in data]
         output = self.pipeline.run(source=images)[0]
         if hasattr(output, "as_cpu"):

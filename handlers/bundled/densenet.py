@@ -16,7 +16,15 @@ _service = DenseNetHandler()
 
 
 def handle(data: list[dict[str, Any]] | None, context: Context) -> Any:
-    """Loads the model when called without data, and answers a batch otherwise."""
+    """Loads the model when called without data, and answers a batch otherwise.
+
+    Args:
+        data: list of B rows with an image each, None for loading.
+        context: the model's.
+
+    Returns:
+        B dicts label -> probability, None after loading.
+    """
     if not _service.initialized:
         _service.initialize(context)
     return None if data is None else _service.handle(data, context)

@@ -60,7 +60,7 @@ class ImageClassifier(TransformingHandler):
         return self.topk
 
     def postprocess(self, data: torch.Tensor) -> list[dict[str, float]]:
-        """One dict label -> probability per image."""
+        """Turns scores (B, classes) into B dicts label -> probability, the likeliest first, `topk` of them."""
         probabilities = torch.nn.functional.softmax(data, dim=1)
         values, classes = torch.topk(probabilities, min(self.topk, probabilities.shape[1]), dim=1)
         return map_class_to_label(values.tolist(), self.mapping, classes.tolist())
@@ -70,7 +70,14 @@ class ImageSegmenter(TransformingHandler):
     """Answers each image with the likeliest class and its probability at every pixel."""
 
     def postprocess(self, data: Any) -> list[Any]:
-        """Per image nested lists [height][width][class, probability]."""
+        """Finds the likeliest class of every pixel.
+
+        Args:
+            data: scores (B, classes, height, width), or a dict with them as `out`, as torchvision's models return it.
+
+        Returns:
+            Nested lists (B, height, width, 2) of class and probability.
+        """
         output = data["out"] if isinstance(data, dict) else data
         values, classes = torch.max(torch.nn.functional.softmax(output, dim=1), dim=1)
         answers: list[Any] = torch.stack([classes.type(values.dtype), values], dim=3).tolist()
@@ -87,19 +94,32 @@ class ObjectDetector(TransformingHandler):
         return TO_TENSOR.load(type(self).__name__)()
 
     def preprocess(self, data: list[dict[str, Any]]) -> Any:
-        """One tensor of all images; a list of them where their sizes differ, which detection models take, too."""
+        """Turns B rows into one float32 tensor (B, 3, height, width).
+
+        Where the sizes differ it is a list of B tensors (3, height, width), which detection models take, too.
+
+        Raises:
+            PredictionException: 400, a row has no image.
+        """
         images = [self._image(row).to(self.device) for row in data]
         return torch.stack(images) if len({image.shape for image in images}) == 1 else images
 
     def inference(self, data: Any, *args: Any, **kwargs: Any) -> Any:
-        """Runs the model on one tensor or a list of them."""
+        """Runs the model on a tensor (B, 3, height, width) or a list of B tensors (3, height, width)."""
         if isinstance(data, torch.Tensor):
             return super().inference(data, *args, **kwargs)
         with torch.inference_mode():
             return self.model(data, *args, **kwargs)
 
     def postprocess(self, data: list[dict[str, torch.Tensor]]) -> list[list[dict[str, Any]]]:
-        """Per image one dict per object above the threshold, likeliest first."""
+        """Keeps the objects above the threshold.
+
+        Args:
+            data: B dicts of N objects each: `boxes` (N, 4) in pixels, `labels` (N,), `scores` (N,) from 0 to 1.
+
+        Returns:
+            B lists of `{label: [x1, y1, x2, y2], "score": score}`, in the model's order: likeliest first.
+        """
         return [self._objects(found) for found in data]
 
     def _objects(self, found: dict[str, torch.Tensor]) -> list[dict[str, Any]]:

@@ -79,7 +79,7 @@ class TextHandler(BaseHandler, ABC):
         return [token.lstrip("\u0120") for token in tokenizer.convert_ids_to_tokens(input_ids)]
 
     def summarize_attributions(self, attributions: torch.Tensor) -> torch.Tensor:
-        """One number per token from attributions [1, tokens, dimensions], scaled to a norm of 1."""
+        """One number per token, (tokens,), from attributions (1, tokens, dimensions), scaled to a norm of 1."""
         summed = attributions.sum(dim=-1).squeeze(0)
         norm = torch.linalg.vector_norm(summed)
         return summed / norm if norm > 0 else summed
@@ -108,9 +108,9 @@ class TextBatch(NamedTuple):
     """The input of a bag model.
 
     Attributes:
-        indices: the vocabulary's indices of all rows, one after the other.
-        tokens: the n-grams that these stand for, a list per row.
-        offsets: where each row begins in `indices`.
+        indices: int64 tensor (N,), the vocabulary's indices of all rows, one after the other.
+        tokens: the N n-grams that these stand for, a list per row.
+        offsets: int64 tensor (B,), where each row begins in `indices`.
     """
 
     indices: torch.Tensor
@@ -125,6 +125,12 @@ class TextClassifier(TextHandler):
 
     def preprocess(self, data: list[dict[str, Any]]) -> TextBatch:
         """Cleans each text, cuts it into words and pairs of words, and looks these up.
+
+        Args:
+            data: list of B rows with a text in `data` or `body`, as str or UTF-8.
+
+        Returns:
+            The n-grams of all B texts, one after the other.
 
         Raises:
             PredictionException: 400, a row has no text.
@@ -152,18 +158,22 @@ class TextClassifier(TextHandler):
         return self._tokenize(self._remove_punctuation(self._remove_accented_characters(text)))
 
     def inference(self, data: TextBatch, *args: Any, **kwargs: Any) -> Any:
-        """Runs the model on the bags."""
+        """Runs the model on the bags of B texts; returns scores (B, classes)."""
         return super().inference(data.indices, data.offsets, *args, **kwargs)
 
     def postprocess(self, data: torch.Tensor) -> list[dict[str, float]]:
-        """One dict label -> probability per text."""
+        """Turns scores (B, classes) into B dicts label -> probability, of all classes."""
         return map_class_to_label(torch.nn.functional.softmax(data, dim=1).tolist(), self.mapping)
 
     def get_insights(self, text_preprocess: TextBatch, _: Any, target: Any = 0) -> list[dict[str, Any]]:
         """How much each n-gram speaks for the class `target`: integrated gradients over the model's embedding.
 
+        Args:
+            text_preprocess: what `preprocess` returned.
+            target: the class to explain, or a list of B classes.
+
         Returns:
-            Per text the n-grams (`words`) and their `importances`, scaled to a norm of 1.
+            B dicts: the n-grams of a text (`words`) and as many `importances`, scaled to a norm of 1.
 
         Raises:
             PredictionException: 501, captum is missing or the model is not an eager one with an EmbeddingBag.

@@ -1,4 +1,4 @@
-"""Large language models run by TensorRT-LLM, through its LLM interface (contract §8.5).
+"""Large language models run by TensorRT-LLM, through its LLM interface.
 
 Needs `asyncCommunication: true`, so that the engine gets requests while others run.
 """
@@ -43,7 +43,7 @@ class TRTLLMHandler(BaseHandler):
         self.initialized = True
 
     def make_engine(self, context: Context) -> Any:
-        """A `tensorrt_llm.LLM`, made as the model's YAML says."""
+        """Makes a `tensorrt_llm.LLM` as the model's YAML says; raises what `initialize` raises."""
         engine = TRT_LLM.load("The handler trt_llm_handler")
         section = context.model_yaml_config.get("handler") or {}
         named = section.get("engine_dir")
@@ -60,6 +60,13 @@ class TRTLLMHandler(BaseHandler):
 
     async def handle(self, data: Any, context: Context) -> list[Any]:
         """Answers one request.
+
+        Args:
+            data: list of one row, with `prompt`, `streaming` and sampling parameters as JSON in `data` or `body`.
+            context: the request's.
+
+        Returns:
+            List of one text, "" behind a stream whose parts were sent meanwhile, each `{"text": …}`.
 
         Raises:
             PredictionException: 400, the body is not such JSON, or has a sampling parameter that does not exist.

@@ -26,7 +26,7 @@ class VisionHandler(BaseHandler, ABC):
 
     @abstractmethod
     def image_processing(self, image: Any) -> torch.Tensor:
-        """Turns one PIL image into the model's input tensor."""
+        """Turns one PIL image into the model's input, a float32 tensor (channels, height, width)."""
 
     def initialize(self, context: Context) -> None:
         """Loads the model; lifts Pillow's limit for huge images where the server says so.
@@ -39,10 +39,18 @@ class VisionHandler(BaseHandler, ABC):
             setattr(import_extra("PIL.Image", type(self).__name__), MAX_IMAGE_PIXELS, None)
 
     def preprocess(self, data: list[dict[str, Any]]) -> torch.Tensor:
-        """Stacks the images of a batch: `data` or `body` as base64 text, an image file, or numbers.
+        """Stacks the images of a batch.
+
+        Args:
+            data: list of B rows with an image in `data` or `body`: a file's bytes, base64 text of one, or nested lists
+                of numbers (channels, height, width), which are taken as they are.
+
+        Returns:
+            float32 tensor (B, channels, height, width) on the model's device.
 
         Raises:
             PredictionException: 400, a row has none of these.
+            RuntimeError: the images have not all one shape.
         """
         return torch.stack([self._image(row) for row in data]).to(self.device)
 
@@ -66,11 +74,14 @@ class VisionHandler(BaseHandler, ABC):
         return base64.b64decode(image) if isinstance(image, str) else image
 
     def get_insights(self, tensor_data: torch.Tensor, _: Any, target: Any = 0) -> Any:
-        """Integrated gradients of a prediction, as nested lists of the images' shape.
+        """Explains predictions by integrated gradients.
 
         Args:
-            tensor_data: what `preprocess` returned.
-            target: the class to explain.
+            tensor_data: images (B, channels, height, width), as `preprocess` returned them.
+            target: the class to explain, or a list of B classes.
+
+        Returns:
+            Nested lists of the shape of the images: how much each number speaks for the class.
 
         Raises:
             PredictionException: 501, captum is missing.

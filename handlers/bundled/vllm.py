@@ -1,4 +1,4 @@
-"""Large language models behind OpenAI's interface, run by vLLM (contract §8.5).
+"""Large language models behind OpenAI's interface, run by vLLM.
 
 vLLM builds its own HTTP application over its engine; the handler passes each request to that application in this
 process, as an HTTP server would, and its answer on to the client: what is validated, how text is streamed and what an
@@ -80,7 +80,14 @@ class VLLMHandler(BaseHandler):
         return await vllm_application(context)
 
     async def handle(self, data: Any, context: Context) -> list[Any]:
-        """Answers one request.
+        """Answers one request: runs it through vLLM's application.
+
+        Args:
+            data: list of one row, OpenAI's JSON in `data` or `body`, decoded or not; without effect for `v1/models`.
+            context: has the request's header `url_path`, and gets status and content type of vLLM's answer.
+
+        Returns:
+            List of one body as vLLM made it, b"" behind an event stream whose parts were sent meanwhile.
 
         Raises:
             PredictionException: 404 for another path, 400 for a body that is not JSON.

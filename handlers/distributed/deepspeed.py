@@ -1,4 +1,4 @@
-"""Models served by DeepSpeed-Inference, which shares them out among the ranks itself (contract 8.5, 8.7)."""
+"""Models served by DeepSpeed-Inference, which shares them out among the ranks itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class BaseDeepSpeedHandler(DistributedHandler):
     """The handler to derive from for DeepSpeed, under `parallelType: tp`. `handle` is called on every rank."""
 
     def initialize(self, context: Context) -> None:
-        """Chooses the device and lets DeepSpeed connect the ranks.
+        """Chooses the device and lets DeepSpeed connect the ranks. Loading the model is up to the derived class.
 
         Raises:
             ImportError: deepspeed is not installed.

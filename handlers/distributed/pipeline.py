@@ -1,4 +1,4 @@
-"""A model in stages, one per process: pipeline parallelism for `parallelType` pp and pptp (contract 7, 8.7).
+"""A model in stages, one per process: pipeline parallelism for `parallelType` pp and pptp.
 
 Under pp rank 0's handler calls the driver, and the driver tells the others its inputs; under pptp, and outside of a
 server, every rank calls it with the same inputs. Each rank then does the same: it cuts the batch into micro-batches,
@@ -135,10 +135,13 @@ class PipelineDriver:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the model.
 
-        Positional arguments get the names in `input_names`, if there are any.
+        Args:
+            args: positional inputs, tensors (B, …) or whatever else the model takes; they get the names in
+                `input_names`, if there are any.
+            kwargs: named inputs.
 
         Returns:
-            What the model returns; a transformers output as an `Output`.
+            What the model returns for all B rows; a transformers output as an `Output`.
 
         Raises:
             RuntimeError: a stage on another rank has failed; the message has its error. This rank's own error is

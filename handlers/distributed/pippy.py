@@ -1,4 +1,4 @@
-"""What handlers written for PiPPy import: their base class, and the call that connects the processes (contract 8.7)."""
+"""What handlers written for PiPPy import: their base class, and the call that connects the processes."""
 
 from __future__ import annotations
 

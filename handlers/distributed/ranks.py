@@ -1,4 +1,4 @@
-"""This process as one rank of a model that spans several: its numbers, its device, its process group (contract 7.4)."""
+"""This process as one rank of a model that spans several: its numbers, its device, its process group."""
 
 from __future__ import annotations
 
@@ -42,7 +42,11 @@ class DistributedHandler(BaseHandler):
         self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
 
     def initialize(self, context: Context) -> None:
-        """Chooses this rank's device and joins the others. Loading the model is up to the derived class."""
+        """Chooses this rank's device and joins the others. Loading the model is up to the derived class.
+
+        Raises:
+            ValueError: `pippy: rpc_timeout` is no number of seconds.
+        """
         self._take_context(context)
         self.device = rank_device(self.local_rank, context)
         join_process_group(self.device, self.world_size, context)

@@ -55,6 +55,9 @@ def get_tensor_parallel_model(model: nn.Module, context: Context, plan: Mapping[
         context: the handler's context.
         plan: see `parallelize`.
 
+    Returns:
+        This rank's part, in evaluation mode; it takes the whole batch (B, …) and returns the whole result.
+
     Raises:
         ValueError: the model cannot be shared out among so many ranks, or there is no plan for it.
     """

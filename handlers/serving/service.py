@@ -11,7 +11,6 @@ import inspect
 import logging
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,11 @@ from wsgi_ts.handlers.metrics.errors import GeneralMetricsCacheError
 from wsgi_ts.handlers.metrics.metric import MetricTypes, Sample
 from wsgi_ts.handlers.serving import loader
 from wsgi_ts.handlers.serving.context import Context, Group, SendChunk, StreamClosed
-from wsgi_ts.handlers.serving.errors import BatchFailure, LoadError, PredictionException
+from wsgi_ts.handlers.serving.errors import BatchFailure
+from wsgi_ts.handlers.serving.failures import batch_answer, has_broken_gpu, load_error
 from wsgi_ts.handlers.serving.request import Request
 from wsgi_ts.handlers.serving.results import (
-    BODYLESS_STATUSES,
     INVALID_OUTPUT,
-    OUT_OF_RESOURCES,
     PREDICTION_FAILED,
     RESPONSE_TOO_LARGE,
     UNSUPPORTED_OUTPUT,
@@ -36,7 +34,6 @@ from wsgi_ts.handlers.serving.results import (
     Answer,
     encode,
     error_answer,
-    is_status,
     row_answer,
 )
 from wsgi_ts.handlers.serving.warm_up import warm_up
@@ -110,35 +107,17 @@ class Service:
             BaseException: anything else the handler raises, after its traceback went to stderr.
         """
         _prepend_paths([spec.model_dir, shim_path()])
-        metrics = MetricsCache(spec.metrics_config, spec.name)
-        context = Context(
-            model_name=spec.name,
-            model_dir=spec.model_dir,
-            manifest=spec.manifest,
-            batch_size=spec.batch_size,
-            gpu=gpu_id,
-            limit_max_image_pixels=spec.limit_max_image_pixels,
-            metrics=metrics,
-        )
-        context.cl_socket = send_chunk
-        if group is not None:
-            context.group = group
-        context._weights_only = spec.weights_only
-        _initialize_metrics(metrics)
+        context = _new_context(spec, gpu_id, send_chunk, group)
         try:
             context.model_yaml_config = _read_model_config(spec)
             entry = loader.load_entry(spec.handler, spec.model_dir, spec.envelope)
             service = cls(entry, context, max_response_bytes=spec.max_response_bytes, metrics_sink=metrics_sink)
             service._settle(entry.initialize(context))
         except BaseException as error:
-            _print_traceback(error)
-            if isinstance(error, MemoryError):
-                raise LoadError(507, "System out of memory") from error
-            if isinstance(error, RuntimeError):
-                if "CUDA" in _text_of(error):
-                    raise LoadError(507, "System out of memory") from error
-                raise LoadError(500, "Unknown exception") from error
-            raise
+            known = load_error(error)
+            if known is None:
+                raise
+            raise known from error
         # The other ranks of a group are not there to take part, and an async handler has no batch to run.
         if group is None and not spec.async_communication:
             warm_up(service.context, service.predict, spec)
@@ -167,7 +146,7 @@ class Service:
                 self._record_prediction_time(context, began)
         except BaseException as error:
             self.raised = True
-            answers = self._failed(error) * len(requests)
+            answers = [self._failed(error)] * len(requests)
         if self._metrics_sink is not None:
             self._hand_over_metrics()
         return answers
@@ -206,7 +185,7 @@ class Service:
             # As a rule its client has gone: nothing to log, and nobody who reads this.
             answer = error_answer(503, PREDICTION_FAILED)
         except BaseException as error:
-            [answer] = self._failed(error)
+            answer = self._failed(error)
         if self._metrics_sink is not None:
             self._hand_over_metrics()
         return answer
@@ -258,21 +237,11 @@ class Service:
                 answers.append(row_answer(processors[row], body))
         return answers
 
-    def _failed(self, error: BaseException) -> list[Answer]:
-        """The one answer for all rows of a failed batch."""
-        if isinstance(error, BatchFailure):
-            log.warning("Model %s: %s.", self.context.model_name, error)
-            return [error_answer(503, error.message)]
-        _log_failure(error)
-        if isinstance(error, PredictionException):
-            status = error.error_code if is_status(error.error_code) else 500
-            return [error_answer(500 if status in BODYLESS_STATUSES else status, str(error.message))]
-        if isinstance(error, MemoryError):
-            return [error_answer(507, OUT_OF_RESOURCES)]
-        if "CUDA" in _text_of(error):
-            self.must_restart = self.must_restart or not _cuda_works()
-            return [error_answer(507, OUT_OF_RESOURCES)]
-        return [error_answer(503, PREDICTION_FAILED)]
+    def _failed(self, error: BaseException) -> Answer:
+        """The answer of each request of a failed batch."""
+        answer = batch_answer(error, self.context.model_name)
+        self.must_restart = self.must_restart or has_broken_gpu(error)
+        return answer
 
     def _hand_over_metrics(self) -> None:
         metrics = self.context.metrics
@@ -282,14 +251,28 @@ class Service:
                 self._metrics_sink(samples)
 
 
-def _initialize_metrics(metrics: MetricsCache) -> None:
-    """Makes the metrics of metrics.yaml; with a broken file, which the server has told of, there are none."""
-    if metrics.config_file_path is None:
-        return
-    try:
-        metrics.initialize_cache()
-    except GeneralMetricsCacheError as error:
-        log.warning("No metrics are known from metrics_config: %s", error)
+def _new_context(spec: ModelSpec, gpu_id: int | None, send_chunk: SendChunk | None, group: Group | None) -> Context:
+    """The context of a model; of a metrics.yaml that is broken, which the server has told of, no metrics are made."""
+    metrics = MetricsCache(spec.metrics_config, spec.name)
+    if spec.metrics_config is not None:
+        try:
+            metrics.initialize_cache()
+        except GeneralMetricsCacheError as error:
+            log.warning("No metrics are known from metrics_config: %s", error)
+    context = Context(
+        model_name=spec.name,
+        model_dir=spec.model_dir,
+        manifest=spec.manifest,
+        batch_size=spec.batch_size,
+        gpu=gpu_id,
+        limit_max_image_pixels=spec.limit_max_image_pixels,
+        metrics=metrics,
+    )
+    context.cl_socket = send_chunk
+    context._weights_only = spec.weights_only
+    if group is not None:
+        context.group = group
+    return context
 
 
 def _read_model_config(spec: ModelSpec) -> dict[str, Any]:
@@ -304,42 +287,3 @@ def _read_model_config(spec: ModelSpec) -> dict[str, Any]:
 
 def _prepend_paths(folders: list[str]) -> None:
     sys.path[:] = folders + [folder for folder in sys.path if folder not in folders]
-
-
-def _print_traceback(error: BaseException) -> None:
-    """Writes the traceback to stderr, each line by itself: the worker's log takes one line a record."""
-    for block in traceback.format_exception(type(error), error, error.__traceback__):
-        for line in block.rstrip("\n").split("\n"):
-            print(line, file=sys.stderr)
-    sys.stderr.flush()
-
-
-def _log_failure(error: BaseException) -> None:
-    """Logs the traceback of a failed batch. The exception is user code, too: its own text may raise."""
-    try:
-        log.warning("Invoking custom service failed.", exc_info=error)
-    except BaseException as second:
-        print(
-            f"Invoking custom service failed: {type(error).__name__}, {type(second).__name__} when logged",
-            file=sys.stderr,
-        )
-
-
-def _text_of(error: BaseException) -> str:
-    try:
-        return str(error)
-    except BaseException as second:
-        return f"{type(error).__name__} whose text raised {type(second).__name__}"
-
-
-def _cuda_works() -> bool:
-    """Whether this process can still compute on its GPU: after a device-side assert it cannot."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return True
-    try:
-        torch.cuda.synchronize()
-        return float(torch.ones(1, device="cuda").add_(1).item()) == 2.0
-    except BaseException as error:
-        # An allocation that fails for lack of memory leaves the context intact.
-        return type(error).__name__ == "OutOfMemoryError"

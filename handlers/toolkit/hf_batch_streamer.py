@@ -36,7 +36,10 @@ class TextIteratorStreamerBatch(BaseStreamer):
         self._unfinished = set(range(batch_size))
 
     def put(self, value: Any) -> None:
-        """Takes the next ids of all rows, [rows] or [rows, ids].
+        """Takes the next ids of all rows.
+
+        Args:
+            value: int64 tensor (B,), or (B, ids) for the prompts.
 
         Raises:
             ValueError: not as many rows as the batch has.

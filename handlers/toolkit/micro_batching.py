@@ -82,7 +82,7 @@ class MicroBatching:
         self.queues = {}
 
     def __call__(self, data: list[Any], context: Context) -> Any:
-        """Answers one batch, in the order of its rows; an exception in any phase is raised here."""
+        """Answers a batch of B rows with a list of B results, in their order; raises what any phase has raised."""
         started_at = time.perf_counter()
         handler = self.handler
         handler.context = context

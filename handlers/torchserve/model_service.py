@@ -24,18 +24,18 @@ class ModelService(ABC):
 
     @abstractmethod
     def preprocess(self, data: Any) -> Any:
-        """Turns the rows of a batch into the model's input."""
+        """Turns the B rows of a batch into the model's input."""
 
     @abstractmethod
     def inference(self, data: Any) -> Any:
-        """Runs the model."""
+        """Runs the model on what `preprocess` returned."""
 
     @abstractmethod
     def postprocess(self, data: Any) -> Any:
-        """Turns the model's output into one result per row."""
+        """Turns the model's output into a list of B results."""
 
     def handle(self, data: Any, context: Context) -> Any:
-        """Answers one batch."""
+        """Answers a batch of B rows with a list of B results."""
         self.context = context
         return self.postprocess(self.inference(self.preprocess(data)))
 

@@ -1,0 +1,85 @@
+"""What an exception of a handler becomes: the answer of its batch, or the reason why its model is not loaded.
+
+Exceptions are users' code, too: asked for their text, they may raise again.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+
+from wsgi_ts.handlers.serving.errors import BatchFailure, LoadError, PredictionException
+from wsgi_ts.handlers.serving.results import (
+    BODYLESS_STATUSES,
+    OUT_OF_RESOURCES,
+    PREDICTION_FAILED,
+    Answer,
+    error_answer,
+    is_status,
+)
+
+log = logging.getLogger(__name__)
+
+
+def batch_answer(error: BaseException, model_name: str) -> Answer:
+    """The answer of each request of a batch that raised this; logs why.
+
+    Args:
+        error: what the handler raised, or a `BatchFailure` for what it returned.
+        model_name: for the log.
+    """
+    if isinstance(error, BatchFailure):
+        log.warning("Model %s: %s.", model_name, error)
+        return error_answer(503, error.message)
+    _log_failure(error)
+    if isinstance(error, PredictionException):
+        status = error.error_code if is_status(error.error_code) else 500
+        return error_answer(500 if status in BODYLESS_STATUSES else status, str(error.message))
+    if isinstance(error, MemoryError) or "CUDA" in _text_of(error):
+        return error_answer(507, OUT_OF_RESOURCES)
+    return error_answer(503, PREDICTION_FAILED)
+
+
+def load_error(error: BaseException) -> LoadError | None:
+    """The status that TorchServe has for an exception of a handler's initialisation, None where it has none.
+
+    The traceback goes to stderr, each line by itself: the worker's log takes one line a record.
+    """
+    for block in traceback.format_exception(type(error), error, error.__traceback__):
+        for line in block.rstrip("\n").split("\n"):
+            print(line, file=sys.stderr)
+    sys.stderr.flush()
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "CUDA" in _text_of(error)):
+        return LoadError(507, "System out of memory")
+    return LoadError(500, "Unknown exception") if isinstance(error, RuntimeError) else None
+
+
+def has_broken_gpu(error: BaseException) -> bool:
+    """Whether this process can no longer compute on its GPU: after a device-side assert it cannot."""
+    if isinstance(error, BatchFailure | PredictionException | MemoryError) or "CUDA" not in _text_of(error):
+        return False
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+        return float(torch.ones(1, device="cuda").add_(1).item()) != 2.0
+    except BaseException as second:
+        # An allocation that fails for lack of memory leaves the context intact.
+        return type(second).__name__ != "OutOfMemoryError"
+
+
+def _log_failure(error: BaseException) -> None:
+    try:
+        log.warning("Invoking custom service failed.", exc_info=error)
+    except BaseException as second:
+        names = f"{type(error).__name__}, {type(second).__name__} when logged"
+        print(f"Invoking custom service failed: {names}", file=sys.stderr)
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException as second:
+        return f"{type(error).__name__} whose text raised {type(second).__name__}"
