@@ -8,7 +8,10 @@ there of the cache takes its place again.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import itertools
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -71,25 +74,105 @@ def new_handle(number: int, config: Any) -> PipelineCache:
     return handle
 
 
-def cache_parameter(model: nn.Module) -> str:
-    """The name under which a model's `forward` takes its cache."""
-    parameters = inspect.signature(model.forward).parameters
-    return next((name for name in CACHE_NAMES if name in parameters), CACHE_NAMES[0])
+class StageCaches:
+    """The key-value caches of one stage's layers, by generation, and the handles by which callers know them.
 
+    Args:
+        model: the stage's model.
+        first_layer: number of the stage's first layer.
 
-def new_stage_cache(first_layer: int) -> Any:
-    """A key-value cache of transformers for the layers of one stage, which count from `first_layer`.
-
-    Raises:
-        ImportError: transformers is missing, or has no such cache.
+    Attributes:
+        name: the name under which the model's `forward` takes its cache.
     """
-    dynamic_cache: Any = DYNAMIC_CACHE.load(_PURPOSE)
 
-    class StageCache(dynamic_cache):  # type: ignore[misc]
-        def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-            return super().update(key_states, value_states, layer_idx - first_layer, *args, **kwargs)
+    def __init__(self, model: nn.Module, first_layer: int) -> None:
+        parameters = inspect.signature(model.forward).parameters
+        self.name = next((name for name in CACHE_NAMES if name in parameters), CACHE_NAMES[0])
+        self._config = getattr(model, "config", None)
+        # A model of transformers that would return its caches unless told not to.
+        self._has_cache = hasattr(self._config, "use_cache")
+        self._first_layer = first_layer
+        self._numbers = itertools.count()
+        self._caches: dict[int, list[Any]] = {}
+        self._freed: deque[int] = deque()
 
-    return StageCache()
+    def handle_for(self, named: dict[str, Any]) -> PipelineCache | None:
+        """The handle of the caches that a call uses, a new one for a generation that begins. Completes `named`.
+
+        Args:
+            named: the call's named arguments.
+
+        Raises:
+            TypeError, ImportError: as `take_handle` and `new_handle` do.
+        """
+        given = self.take_handle(named)
+        if self._has_cache:
+            named.setdefault("use_cache", given is not None)
+        if given is None and named.get("use_cache"):
+            return self.new_handle()
+        return given
+
+    def take_handle(self, named: dict[str, Any]) -> PipelineCache | None:
+        """Takes the handle of a cache out of named arguments, whatever its name.
+
+        Raises:
+            TypeError: there is a cache that is no handle.
+        """
+        # Another model than those of transformers may well have a `cache` that is something else.
+        names = CACHE_NAMES if self._has_cache else CACHE_NAMES[:1]
+        for name, value in list(named.items()):
+            if isinstance(value, PipelineCache):
+                del named[name]
+                return value
+            if name in names:
+                if value is not None:
+                    raise TypeError(f"{name} must be what an earlier call of this driver has returned as such")
+                del named[name]
+        return None
+
+    def new_handle(self) -> PipelineCache:
+        """The handle of a generation that begins.
+
+        Raises:
+            ImportError: transformers is missing, or has no such cache.
+        """
+        handle = new_handle(next(self._numbers), self._config if hasattr(self._config, "get_text_config") else None)
+        # When nobody holds it any more, the next call tells all ranks.
+        weakref.finalize(handle, self._freed.append, handle.number)
+        return handle
+
+    def take_freed(self) -> list[int]:
+        """The numbers of generations whose handles nobody holds any more, each of them once."""
+        return [self._freed.popleft() for _ in range(len(self._freed))]
+
+    def drop(self, numbers: Sequence[int]) -> None:
+        """Forgets the caches of generations."""
+        for number in numbers:
+            self._caches.pop(number, None)
+
+    def of(self, number: int | None, pieces: int) -> list[Any]:
+        """The caches of a generation, one per micro-batch, made when first asked for; None each without a generation.
+
+        Args:
+            number: the generation's number, None for a call without caches.
+            pieces: how many micro-batches there are.
+        """
+        if number is None:
+            return [None] * pieces
+        if number not in self._caches:
+            self._caches[number] = [self._new_cache() for _ in range(pieces)]
+        return self._caches[number]
+
+    def _new_cache(self) -> Any:
+        """A cache of transformers whose layers count from the stage's first one."""
+        dynamic_cache: Any = DYNAMIC_CACHE.load(_PURPOSE)
+        first_layer = self._first_layer
+
+        class StageCache(dynamic_cache):  # type: ignore[misc]
+            def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+                return super().update(key_states, value_states, layer_idx - first_layer, *args, **kwargs)
+
+        return StageCache()
 
 
 def put_in_place(value: Any, is_meant: Callable[[Any], bool], new: Any) -> Any:

@@ -11,25 +11,16 @@ request, and a stage that raises leaves the others with the tensors of the next 
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import threading
-import weakref
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 
-from wsgi_ts.handlers.distributed.caches import (
-    PipelineCache,
-    cache_parameter,
-    new_handle,
-    new_stage_cache,
-    put_in_place,
-)
+from wsgi_ts.handlers.distributed.caches import PipelineCache, StageCaches, put_in_place
 from wsgi_ts.handlers.distributed.generation import generate
 from wsgi_ts.handlers.distributed.ranks import (
     group_backend,
@@ -56,7 +47,7 @@ from wsgi_ts.handlers.distributed.transfer import (
     unpack,
 )
 from wsgi_ts.handlers.serving.context import Context
-from wsgi_ts.handlers.toolkit.library_names import CACHE_NAMES, ROW_INPUTS
+from wsgi_ts.handlers.toolkit.library_names import ROW_INPUTS
 
 log = logging.getLogger(__name__)
 
@@ -121,15 +112,10 @@ class PipelineDriver:
         self._number = number
         self._chunks = _chunks(options)
         self._input_names = [str(name) for name in options.get("input_names") or ()]
-        # A model of transformers that would return its caches unless told not to.
-        self._has_cache = hasattr(getattr(stage.model, "config", None), "use_cache")
-        self._cache_name = cache_parameter(stage.model)
+        self._caches = StageCaches(stage.model, stage.first_layer)
         self._teller = teller
         self._receivers = receivers
         self._lock = threading.Lock()
-        self._numbers = itertools.count()
-        self._caches: dict[int, list[Any]] = {}
-        self._freed: deque[int] = deque()
 
     @torch.inference_mode()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -149,7 +135,7 @@ class PipelineDriver:
         """
         with self._lock:
             named = dict(zip(self._input_names, args, strict=False)) | kwargs
-            cache = self._cache_for(named)
+            cache = self._caches.handle_for(named)
             inputs = self._inputs(args[len(self._input_names) :], named, cache)
             if self._teller is not None:
                 self._tell(self._teller, inputs)
@@ -167,11 +153,11 @@ class PipelineDriver:
             TypeError: the model has no `generate`.
             ValueError: a way to choose tokens was asked for that reorders keys and values, which beam search does.
         """
-        handle = self._take_handle(kwargs)
+        handle = self._caches.take_handle(kwargs)
         if handle is None and kwargs.get("use_cache", True):
-            handle = self._new_handle()
+            handle = self._caches.new_handle()
         if handle is not None:
-            kwargs[self._cache_name] = handle
+            kwargs[self._caches.name] = handle
         return generate(self._stage.model, self, args, kwargs)
 
     @torch.inference_mode()
@@ -195,46 +181,11 @@ class PipelineDriver:
             if "CUDA" in str(error) and not isinstance(error, torch.OutOfMemoryError):
                 raise
 
-    def _cache_for(self, named: dict[str, Any]) -> PipelineCache | None:
-        """The handle of the caches that a call uses, a new one for a generation that begins. Completes `named`."""
-        given = self._take_handle(named)
-        if self._has_cache:
-            named.setdefault("use_cache", given is not None)
-        if given is None and named.get("use_cache"):
-            return self._new_handle()
-        return given
-
-    def _take_handle(self, named: dict[str, Any]) -> PipelineCache | None:
-        """Takes the handle of a cache out of named arguments, whatever its name.
-
-        Raises:
-            TypeError: there is a cache that is no handle.
-        """
-        # Another model than those of transformers may well have a `cache` that is something else.
-        names = CACHE_NAMES if self._has_cache else CACHE_NAMES[:1]
-        for name, value in list(named.items()):
-            if isinstance(value, PipelineCache):
-                del named[name]
-                return value
-            if name in names:
-                if value is not None:
-                    raise TypeError(f"{name} must be what an earlier call of this driver has returned as such")
-                del named[name]
-        return None
-
-    def _new_handle(self) -> PipelineCache:
-        config = getattr(self._stage.model, "config", None)
-        cache = new_handle(next(self._numbers), config if hasattr(config, "get_text_config") else None)
-        # When nobody holds it any more, the next call tells all ranks.
-        weakref.finalize(cache, self._freed.append, cache.number)
-        return cache
-
     def _inputs(self, args: Sequence[Any], named: Mapping[str, Any], cache: PipelineCache | None) -> Inputs:
         for name in _REFUSED:
             if named.get(name):
                 raise ValueError(f"{name} is not available of a model in stages: each of them knows its own only")
-        freed = [self._freed.popleft() for _ in range(len(self._freed))]
-        return Inputs(args, named, None if cache is None else cache.number, freed)
+        return Inputs(args, named, None if cache is None else cache.number, self._caches.take_freed())
 
     def _tell(self, teller: Teller, inputs: Inputs) -> None:
         form, tensors = pack(tuple(inputs))
@@ -246,11 +197,10 @@ class PipelineDriver:
 
     def _run(self, inputs: Inputs) -> Any:
         """This rank's part of a call; returns the result where it is wanted."""
-        for number in inputs.freed:
-            self._caches.pop(number, None)
+        self._caches.drop(inputs.freed)
         link, number, last = self._link, self._number, len(self._members) - 1
         pieces = split_rows(inputs.args, inputs.kwargs, self._chunks)
-        caches = self._stage_caches(inputs.cache, len(pieces))
+        caches = self._caches.of(inputs.cache, len(pieces))
         outcomes = []
         error: Exception | None = None
         # Every piece goes through every stage, a failed one as a failure: so the stages stay in step.
@@ -278,7 +228,7 @@ class PipelineDriver:
         args = [_to(value, self.device) for value in args]
         kwargs = {name: _to(value, self.device) for name, value in kwargs.items()}
         if cache is not None:
-            kwargs[self._cache_name] = cache
+            kwargs[self._caches.name] = cache
             received = put_in_place(received, _is_place, cache)
         outcome = self._stage.run(args, kwargs, received)
         if cache is not None:
@@ -305,14 +255,6 @@ class PipelineDriver:
     def _receive_result(self) -> Any:
         wanted = self._members[self._number] in self._receivers
         return self._link.receive(self._members[-1]) if wanted else None
-
-    def _stage_caches(self, number: int | None, pieces: int) -> list[Any]:
-        """The key-value caches of this stage's layers, one per micro-batch; made when first asked for."""
-        if number is None:
-            return [None] * pieces
-        if number not in self._caches:
-            self._caches[number] = [new_stage_cache(self._stage.first_layer) for _ in range(pieces)]
-        return self._caches[number]
 
 
 def get_pipeline_driver(

@@ -215,11 +215,11 @@ def test_caches_live_as_long_as_their_handle() -> None:
         driver(ids=torch.tensor([[99]]), use_cache=True)
     with pytest.raises(TypeError, match="past_key_values must be what an earlier call"):
         driver(ids=torch.tensor([[4]]), past_key_values=((),))
-    assert len(driver._caches) == 3
+    assert len(driver._caches._caches) == 3
     del first, again
     gc.collect()
     driver(ids=torch.tensor([[1]]), past_key_values=other.past_key_values)
-    assert len(driver._caches) == 1
+    assert len(driver._caches._caches) == 1
 
 
 class Renaming(Remembering):
