@@ -11,6 +11,7 @@ import torch
 from wsgi_ts.handlers.bundled.image import ImageClassifier
 from wsgi_ts.handlers.bundled.vision import VisionHandler
 from wsgi_ts.handlers.serving.context import Context
+from wsgi_ts.handlers.serving.errors import PredictionException
 from wsgi_ts.handlers.toolkit.library_names import DALI_PIPELINE
 
 
@@ -74,8 +75,18 @@ class DALIHandler(VisionHandler):
 
         Returns:
             Tensor (B, …) on the model's device, of the type and shape that the pipeline makes.
+
+        Raises:
+            PredictionException: 400, a row has no such image.
         """
-        images = [np.frombuffer(self._content(row), dtype=np.uint8) for row in data]
+        files = [self._content(row) for row in data]
+        if not all(isinstance(file, (bytes, bytearray)) for file in files):
+            raise PredictionException(
+                "Send the image as the body or in the form field data, as a file or base64 text; one in each instance "
+                "or input.",
+                400,
+            )
+        images = [np.frombuffer(file, dtype=np.uint8) for file in files]
         output = self.pipeline.run(source=images)[0]
         if hasattr(output, "as_cpu"):
             output = output.as_cpu()

@@ -5,6 +5,7 @@ Needs `asyncCommunication: true`, so that the engine gets requests while others 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Mapping
@@ -59,27 +60,38 @@ class TRTLLMHandler(BaseHandler):
         return engine(model=path_in_archive(model_dir, named), **arguments)
 
     async def handle(self, data: Any, context: Context) -> list[Any]:
-        """Answers one request.
+        """Answers one request, which has several rows only behind an envelope; they are generated side by side.
 
         Args:
-            data: list of one row, with `prompt`, `streaming` and sampling parameters as JSON in `data` or `body`.
+            data: list of B rows, with `prompt`, `streaming` and sampling parameters as JSON in `data` or `body`.
             context: the request's.
 
         Returns:
-            List of one text, "" behind a stream whose parts were sent meanwhile, each `{"text": …}`.
+            List of B texts, or of one "" behind a stream whose parts were sent meanwhile, each `{"text": …}`.
 
         Raises:
-            PredictionException: 400, the body is not such JSON, or has a sampling parameter that does not exist.
+            PredictionException: 400, a row is not such JSON, has a sampling parameter that does not exist, or is to be
+                streamed beside others.
         """
         started_at = time.perf_counter()
-        request = _fields(data[0])
+        requests = [_fields(row) for row in data]
+        if len(requests) > 1 and any(request.get("streaming") for request in requests):
+            raise PredictionException("Send one instance or input at a time where it is to be streamed", 400)
+        tasks = [asyncio.ensure_future(self._answer(request, context)) for request in requests]
+        try:
+            results = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        self._record_handler_time(context, started_at)
+        return results
+
+    async def _answer(self, request: dict[str, Any], context: Context) -> str:
         streaming = bool(request.pop("streaming", False))
         prompt = request.pop("prompt", None)
         if not isinstance(prompt, str):
             raise PredictionException('The request needs a field "prompt" with a text', 400)
-        result = await self._generate(prompt, self._sampling(request), streaming, context)
-        self._record_handler_time(context, started_at)
-        return [result]
+        return await self._generate(prompt, self._sampling(request), streaming, context)
 
     def _sampling(self, parameters: dict[str, Any]) -> Any:
         parameters_of = TRT_SAMPLING.load("The handler trt_llm_handler")
@@ -108,9 +120,10 @@ class TRTLLMHandler(BaseHandler):
         return "" if streaming else text
 
 
-def _fields(row: Mapping[str, Any]) -> dict[str, Any]:
+def _fields(row: Any) -> dict[str, Any]:
     """The request's JSON object, which the server may have decoded."""
-    body = row if "prompt" in row else content_of(row)  # as an envelope hands it over, or the server
+    # As an envelope hands it over, or the server.
+    body = row if isinstance(row, Mapping) and "prompt" in row else content_of(row)
     if isinstance(body, (bytes, bytearray, memoryview, str)):
         try:
             body = json.loads(bytes(body) if isinstance(body, memoryview) else body)

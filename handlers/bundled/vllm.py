@@ -21,6 +21,7 @@ from typing import Any
 from wsgi_ts.handlers.bundled.base import BaseHandler
 from wsgi_ts.handlers.serving.context import Context, StreamClosed
 from wsgi_ts.handlers.serving.errors import PredictionException
+from wsgi_ts.handlers.serving.inputs import content_of
 from wsgi_ts.handlers.serving.results import send_intermediate_predict_response
 from wsgi_ts.handlers.toolkit.extras import import_extra
 from wsgi_ts.handlers.toolkit.library_names import (
@@ -90,7 +91,7 @@ class VLLMHandler(BaseHandler):
             List of one body as vLLM made it, b"" behind an event stream whose parts were sent meanwhile.
 
         Raises:
-            PredictionException: 404 for another path, 400 for a body that is not JSON.
+            PredictionException: 404 for another path, 400 for several instances or inputs of an envelope.
             RuntimeError: a derived class has not awaited `initialize`.
         """
         started_at = time.perf_counter()
@@ -100,15 +101,19 @@ class VLLMHandler(BaseHandler):
         method = ENDPOINTS.get(path)
         if method is None:
             raise PredictionException(f"Unknown API endpoint: {path}", 404)
+        if len(data) > 1:
+            raise PredictionException("Send one instance or input at a time: each is a request by itself", 400)
         exchange = _Exchange(context, method, f"/{path}", b"" if method == "GET" else _body(data[0]))
         result = await exchange.run(self.application)
         self._record_handler_time(context, started_at)
         return [result]
 
 
-def _body(row: Mapping[str, Any]) -> bytes:
-    """The request's JSON, which the server may have decoded."""
-    body = row.get("data", row.get("body"))
+def _body(row: Any) -> bytes:
+    """The request's JSON, which the server or an envelope may have decoded."""
+    body = content_of(row)
+    if body is None:
+        body = row  # an instance as an envelope hands it over
     if isinstance(body, (bytes, bytearray, memoryview)):
         return bytes(body)
     return body.encode() if isinstance(body, str) else json.dumps(body).encode()

@@ -130,7 +130,7 @@ class KServeEnvelope(BaseEnvelope):
 
     def format_output(self, data: list[Any]) -> list[dict[str, Any]]:
         """One answer per request, with as many results as it had instances; a lone request gets all."""
-        return [{self._key(row): results} for row, results in enumerate(self._per_request(data))]
+        return [{self._key(row): list(map(_readable, results))} for row, results in enumerate(self._per_request(data))]
 
     def _key(self, row: int) -> str:
         explain = self.context is not None and self.context.get_request_header(row, "explain") == "True"

@@ -33,6 +33,7 @@ def load_model(tmp_path: Path, imports: None) -> Iterator[LoadModel]:
 
     def load(handler: str, files: dict[str, str], *, chunks: Any = None, sink: Any = None, **spec: Any) -> Service:
         for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text, encoding="utf-8")
         spec = {"model_dir": str(tmp_path), "handler": handler, "manifest": {"model": {}}, **spec}
         service = Service.load(ModelSpec(index=0, name="m", version="1.0", **spec), None, chunks, sink)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import support.torchvision_cpu.sitecustomize  # noqa: F401  lets an ill-matched torchvision be imported
 from PIL import Image
+from support.engines import engine_files
 
 from wsgi_ts.handlers.bundled import densenet
 from wsgi_ts.handlers.serving.request import Request
@@ -70,11 +71,34 @@ def picture(colour: str) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+#: For DALI's stand-in, which makes two numbers of an image.
+PAIRS = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = torch.nn.Linear(2, 6, bias=False)
+        self.linear.weight = torch.nn.Parameter(torch.arange(12.0).reshape(6, 2) / 1200)
+
+    def forward(self, pairs):
+        return self.linear(pairs)
+"""
+#: The model-config.yaml of those that need one.
+CONFIGS = {
+    "dali_image_classifier": "dali: {num_threads: 2}",
+    "trt_llm_handler": "handler: {engine_dir: e, kv_cache_config: {free_gpu_memory_fraction: 0.1}}",
+    "vllm_handler": "handler: {model_path: letters}",
+}
+#: The stand-ins of those that run a language model on an engine.
+ENGINES = {"trt_llm_handler": "tensorrt_llm", "vllm_handler": "vllm"}
+
 #: As base64 text, and as numbers: two inputs of each, of the same shape.
 FILES = [picture("red"), picture("black")]
 NUMBERS = [[[[0.75, 0.5]], [[0.5, 0.25]], [[0.0, 1.0]]], [[[0.25, 0.0]], [[0.5, 0.5]], [[1.0, 0.5]]]]
 VECTORS = [[1.5, 2.0], [0.25, -1.0]]
 TEXTS = ["good", "bad bad"]
+PROMPTS = ['{"prompt": "ab", "max_tokens": 3}', '{"prompt": "z", "max_tokens": 2}']
 
 #: Handler, its model, inputs, and whether its results are tensors of numbers.
 CASES = {
@@ -87,6 +111,8 @@ CASES = {
     "detector-numbers": ("object_detector", DETECTOR, NUMBERS, False),
     "text": ("text_classifier", BAG, TEXTS, False),
     "base-numbers": ("base_handler", DOUBLE, VECTORS, True),
+    "dali-files": ("dali_image_classifier", PAIRS, FILES, False),
+    "trt_llm": ("trt_llm_handler", "", PROMPTS, False),
 }
 #: Those that are asked for explanations, too.
 EXPLAINED = ["classifier-numbers", "densenet-numbers", "text"]
@@ -95,26 +121,43 @@ Load = Callable[..., Service]
 
 
 @pytest.fixture
-def load(load_model: Load, monkeypatch: pytest.MonkeyPatch) -> Load:
+def load(load_model: Load, monkeypatch: pytest.MonkeyPatch, dali: None) -> Load:
     """Loads a bundled handler, without an envelope or behind one."""
 
     def load(handler: str, model: str, envelope: str | None = None) -> Service:
         # The module keeps one for its process, and a process serves one model.
         monkeypatch.setattr(densenet, "_service", densenet.DenseNetHandler())
-        files = {"model.py": model, "source_vocab.json": '["<unk>", "good", "bad"]'}
+        files = {"model.py": model, "source_vocab.json": '["<unk>", "good", "bad"]', "p.dali": ""}
+        files["model-config.yaml"] = CONFIGS.get(handler, "")
+        if handler in ENGINES:
+            files |= engine_files(ENGINES[handler])
         manifest = {"model": {"modelName": "m", "modelVersion": "1.0", "modelFile": "model.py"}}
-        return load_model(handler, files, manifest=manifest, envelope=envelope)
+        return load_model(
+            handler,
+            files,
+            manifest=manifest,
+            envelope=envelope,
+            config_file="model-config.yaml",
+            async_communication=handler in ENGINES,
+        )
 
     return load
 
 
 def ask(service: Service, rows: list[dict[str, Any]], explain: bool = False) -> list[Any]:
-    """The service's answers to a batch, parsed."""
-    headers = {"explain": str(explain)}
+    """The service's answers to a batch, parsed where they are JSON."""
+    headers = {"explain": str(explain), "url_path": "v1/completions"}
     answers = service.predict([Request(f"id-{number}", row, headers) for number, row in enumerate(rows)])
     assert not any(answer.error for answer in answers), [bytes(answer.body) for answer in answers]
     # Sums over batches of different sizes differ in their last digits.
-    return [json.loads(bytes(answer.body), parse_float=lambda text: round(float(text), 5)) for answer in answers]
+    return [parsed(bytes(answer.body)) for answer in answers]
+
+
+def parsed(body: bytes) -> Any:
+    try:
+        return json.loads(body, parse_float=lambda text: round(float(text), 5))
+    except ValueError:
+        return body.decode()
 
 
 def flat(value: Any) -> list[Any]:
@@ -152,7 +195,7 @@ def test_a_handler_behind_each_envelope(load: Load, name: str, explain: bool) ->
     service = load(handler, model, "json")
     for instances in (inputs, [{"data": value} for value in inputs]):
         assert ask(service, [{"body": {"instances": instances}}], explain) == [{"predictions": plain}]
-    if isinstance(inputs[0], str) and name != "text":
+    if inputs is FILES:
         files = [{"b64": value} for value in inputs]
         assert ask(service, [{"body": {"instances": files}}], explain) == [{"predictions": plain}]
 
@@ -177,9 +220,39 @@ def test_a_handler_behind_each_envelope(load: Load, name: str, explain: bool) ->
     ]
 
 
+@pytest.mark.parametrize("envelope", ["body", "json", "kserve", "kservev2"])
+def test_openai_s_interface_behind_each_envelope(load: Load, envelope: str) -> None:
+    given = {"model": "letters", "prompt": "ab", "max_tokens": 3}
+    (plain,) = ask(load("vllm_handler", ""), [{"body": given}])
+    assert plain["choices"] == [{"index": 0, "text": "cde"}]
+    service = load("vllm_handler", "", envelope)
+    if envelope == "body":
+        assert ask(service, [{"body": given}]) == ask(service, [{"body": json.dumps(given)}]) == [plain]
+    elif envelope == "kservev2":
+        inputs = [tensor("a", json.dumps(given)), tensor("b", json.dumps(given))]
+        (answer,) = ask(service, [{"body": {"inputs": inputs[:1]}}])
+        assert json.loads(answer["outputs"][0]["data"][0]) == plain
+        rows = {"body": {"inputs": inputs}}
+    else:
+        for instance in (given, {"data": given}, json.dumps(given)):
+            (answer,) = ask(service, [{"body": {"instances": [instance]}}])
+            assert list(map(json.loads, answer["predictions"])) == [plain]
+        rows = {"body": {"instances": [given, given]}}
+    if envelope != "body":
+        (failed,) = service.predict([Request("id", rows, {"url_path": "v1/completions"})])
+        assert (failed.status, bytes(failed.body)[:21]) == (400, b"Send one instance or ")
+
+
+def test_prompts_beside_others_cannot_be_streamed(load: Load) -> None:
+    instances = [{"prompt": "a"}, {"prompt": "b", "streaming": True}]
+    (answer,) = load("trt_llm_handler", "", "json").predict([Request("id", {"body": {"instances": instances}}, {})])
+    assert (answer.status, bytes(answer.body)[:21]) == (400, b"Send one instance or ")
+
+
 @pytest.mark.parametrize(
     ("name", "given"),
     [
+        ("dali-files", {"instances": [[1.0, 2.0]]}),
         ("classifier-numbers", {"instances": [{"picture": "x"}]}),
         ("classifier-numbers", {"instances": [[["x"]]]}),
         ("text", {"instances": [5]}),

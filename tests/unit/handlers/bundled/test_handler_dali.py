@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,45 +12,11 @@ from wsgi_ts.handlers.bundled.dali import DALIImageClassifier, get_dali_pipeline
 from wsgi_ts.handlers.testing import MockContext
 
 
-class Output:
-    """A batch as DALI returns it."""
-
-    def __init__(self, images: list[Any]) -> None:
-        self._images = images
-
-    def as_cpu(self) -> Output:
-        return self
-
-    def at(self, row: int) -> Any:
-        return self._images[row]
-
-
-class Pipeline:
-    """Decodes each image to the mean of its bytes."""
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        self.options = options
-
-    @classmethod
-    def deserialize(cls, **options: Any) -> Pipeline:
-        return cls(options)
-
-    def run(self, source: list[Any]) -> tuple[Output]:
-        return (Output([np.float32([image.mean(), 0.0]) for image in source]),)
-
-
 @pytest.fixture
 def context(tmp_path: Path) -> MockContext:
     (tmp_path / "p.dali").touch()
     (tmp_path / "model-config.yaml").write_text("dali: {num_threads: 2, device_id: 3}")
     return MockContext(model_dir=str(tmp_path), gpu_id=None, model_yaml_config_file="model-config.yaml")
-
-
-@pytest.fixture
-def dali(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("nvidia", "nvidia.dali", "nvidia.dali.pipeline"):
-        monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    monkeypatch.setattr(sys.modules["nvidia.dali.pipeline"], "Pipeline", Pipeline, raising=False)
 
 
 def test_without_dali_the_error_names_it(context: MockContext, monkeypatch: pytest.MonkeyPatch) -> None:
