@@ -1,4 +1,4 @@
-"""Every error a client can see: HTTP status, TorchServe's type name and text (contract section 3.7).
+"""Every error a client can see: HTTP status, TorchServe's type name and text.
 
 Raised anywhere, turned into a response only in `wsgi_ts.rest` (and `wsgi_ts.rpc`). The message is shown to the client:
 it never carries a path, a traceback or the name of a shared-memory object.

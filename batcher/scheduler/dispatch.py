@@ -231,7 +231,7 @@ class ModelQueue:
 
 
 def largest_batch(spec: ModelSpec) -> int:
-    """Requests that a worker has at most, what its mailbox must hold; streamed sequences double it (contract §3.8)."""
+    """Requests that a worker has at most, what its mailbox must hold; streamed sequences double it."""
     if spec.async_communication:
         return ASYNC_LIMIT
     doubled = spec.sequence_batching and spec.continuous_batching

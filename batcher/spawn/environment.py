@@ -1,4 +1,4 @@
-"""Environment variables of model workers (contract 2.4), and the CPU threads that their libraries may use."""
+"""Environment variables of model workers, and the CPU threads that their libraries may use."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def is_part(answer: Answer) -> bool:
 
 
 def ended_sequences(answers: list[Answer], header: str) -> list[str]:
-    """The sequences that the handler ends: any answer may name some, `id1;id2`, in this header (contract §3.8)."""
+    """The sequences that the handler ends: any answer may name some, `id1;id2`, in this header."""
     return [
         key.strip()
         for answer in answers

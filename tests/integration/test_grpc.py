@@ -1,4 +1,4 @@
-"""The gRPC inference API of a running server (contract §6.1, §6.4), with a client made from the same .proto files."""
+"""The gRPC inference API of a running server, with a client made from the same .proto files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gRPC management API, and the life of the process that serves both APIs (contract §6.2, §2.1)."""
+"""The gRPC management API, and the life of the process that serves both APIs."""
 
 from __future__ import annotations
 

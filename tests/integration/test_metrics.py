@@ -1,4 +1,4 @@
-"""Metrics in their three modes, from running servers (TorchServe contract §5)."""
+"""Metrics in their three modes, from running servers."""
 
 from __future__ import annotations
 

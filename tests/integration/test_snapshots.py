@@ -1,4 +1,4 @@
-"""Snapshots: what is written when, and what a start makes of it (contract 10.5)."""
+"""Snapshots: what is written when, and what a start makes of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TLS against running servers (contract §2.2): the answers of plain HTTP, and a start that explains what is wrong."""
+"""TLS against running servers: the answers of plain HTTP, and a start that explains what is wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token authorization against a running server (contract §12.2, §3.7), and model control (§12.3) beside it."""
+"""Token authorization against a running server, and model control beside it."""
 
 from __future__ import annotations
 
@@ -358,7 +358,7 @@ def test_renewals_that_are_refused(server: ServerProcess) -> None:
     assert keys(server) == before
 
 
-# Model control, contract §12.3
+# Model control
 
 
 def test_the_model_api_is_off_unless_switched_on(server: ServerProcess) -> None:

@@ -1,4 +1,4 @@
-"""Requests to Amazon S3 for archives that are not public: AWS's Signature Version 4 (contract 4.1).
+"""Requests to Amazon S3 for archives that are not public: AWS's Signature Version 4.
 
 Credentials come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`), else from the
 profile `AWS_PROFILE` of `AWS_SHARED_CREDENTIALS_FILE` or ~/.aws/credentials. Without any, requests go unsigned.

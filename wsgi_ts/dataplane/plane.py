@@ -73,7 +73,7 @@ class Target:
 
 
 def prediction_parts(path: str, query: str) -> tuple[str, str | None, str, int] | None:
-    """Reads a path as one of the prediction routes (TorchServe contract §3.2).
+    """Reads a path as one of the prediction routes.
 
     Returns:
         Model name, version or None, the rest of the path, RequestFlag bits; None when it is no such route. A model
@@ -317,7 +317,7 @@ class DataPlane:
         self.routes.refresh()
 
     def sequence_of(self, head: bytes) -> tuple[bytes, bytes]:
-        """The id of the sequence that a request belongs to, and its head; without an id it begins one (contract §3.8).
+        """The id of the sequence that a request belongs to, and its head; without an id it begins one.
 
         Args:
             head: the request's head as received.

@@ -1,4 +1,4 @@
-"""Python environments for models that bring dependencies of their own (contract 4.1, 7.4).
+"""Python environments for models that bring dependencies of their own.
 
 An environment is a virtual environment that also sees the packages of the interpreter it was made with. What the
 requirements ask for and what is not there in a fitting version lies in the environment, and is found first. One is made

@@ -1,4 +1,4 @@
-"""What a model-config.yaml says of workers that span several processes or GPUs (contract §7.1, §7.4)."""
+"""What a model-config.yaml says of workers that span several processes or GPUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gRPC APIs (contract §6): one process, `python -m wsgi_ts.rpc`, with a segment of its own.
+"""The gRPC APIs: one process, `python -m wsgi_ts.rpc`, with a segment of its own.
 
 The messages are declared in `protos/*.proto`. What the server reads of them is `protos/descriptors.binpb`; after a
 change of a .proto file it is made again with this command, and a test compares the two::

@@ -1,4 +1,4 @@
-"""From the server's errors to gRPC's: status code and description (the tables of contract §6.1 and §6.2)."""
+"""From the server's errors to gRPC's: status code and description."""
 
 from __future__ import annotations
 

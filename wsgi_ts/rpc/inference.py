@@ -1,4 +1,4 @@
-"""The inference API: Ping, Predictions and the two kinds of streams (contract §6.1)."""
+"""The inference API: Ping, Predictions and the two kinds of streams."""
 
 from __future__ import annotations
 

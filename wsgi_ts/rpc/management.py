@@ -1,4 +1,4 @@
-"""The management API: REST's operations and texts over gRPC (contract §6.2).
+"""The management API: REST's operations and texts over gRPC.
 
 The supervisor decides everything about models; here is only how gRPC says arguments and answers. Calls to it block, so
 they run in threads: those that wait for models to load or to end in other ones than those that are answered at once.
@@ -166,7 +166,7 @@ def _disabled() -> Failure:
 
 
 def _as_prediction(error: ServerError) -> Failure:
-    """An unknown model in a describe call with `customized`, which is a prediction in disguise (contract §6.2)."""
+    """An unknown model in a describe call with `customized`, which is a prediction in disguise."""
     kind = ModelVersionNotFound if error.type_name == ModelVersionNotFound.default_type else ModelNotFound
     return inference_failure(kind(error.message))
 

@@ -1,4 +1,4 @@
-"""The open inference protocol (KServe v2) over gRPC, with `ts_open_inference_protocol` (contract §6.4).
+"""The open inference protocol (KServe v2) over gRPC, with `ts_open_inference_protocol`.
 
 A request becomes the JSON body that the REST protocol has, a prediction like others; its handler reads and answers it
 as the envelope `kservev2` does.

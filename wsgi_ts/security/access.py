@@ -1,4 +1,4 @@
-"""Who may ask at a listener: the check of tokens (contract §12.2) and, where there are none, of the Host header.
+"""Who may ask at a listener: the check of tokens and, where there are none, of the Host header.
 
 An API on loopback is out of reach of other machines, but not of a web page in a browser on this one whose name is made
 to mean 127.0.0.1 (DNS rebinding). Such requests name the page's host, so the management API without tokens answers

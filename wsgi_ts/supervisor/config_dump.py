@@ -1,4 +1,4 @@
-"""The configuration as the start logs it: TorchServe's labels (contract 2.4), one line each."""
+"""The configuration as the start logs it: TorchServe's labels, one line each."""
 
 from __future__ import annotations
 

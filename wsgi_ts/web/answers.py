@@ -344,7 +344,7 @@ class AnswerSide(ConnectionTable):
         self._respond(connection, call_app(self._apps[connection.listener], environ))
 
     def _refuse_plain(self, connection: Connection) -> None:
-        """Answers plain HTTP on an https listener, as TorchServe does (contract §2.2): in plain HTTP, then closes."""
+        """Answers plain HTTP on an https listener, as TorchServe does: in plain HTTP, then closes."""
         sock = connection.sock
         if not isinstance(sock, TlsSocket):
             raise RuntimeError("plain HTTP is what this connection speaks")

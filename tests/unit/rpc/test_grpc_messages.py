@@ -30,7 +30,7 @@ from wsgi_ts.security.certificates import self_signed
 PROTOS = REPOSITORY / "wsgi_ts" / "rpc" / "protos"
 _TYPES = descriptor_pb2.FieldDescriptorProto.Type
 
-#: Contract §6: the messages with their fields, `number type name`; "?" optional, "*" repeated.
+#: TorchServe's messages with their fields, `number type name`; "?" optional, "*" repeated.
 CONTRACT = {
     "inference.PredictionsRequest": "1 string model_name; 2 string model_version; 3 map input; 4 string? sequence_id",
     "inference.PredictionResponse": "1 bytes prediction; 2 string? sequence_id; 3 message? status",
@@ -63,7 +63,7 @@ CONTRACT = {
     "4 uint32* uint_contents; 5 uint64* uint64_contents; 6 float* fp32_contents; 7 double* fp64_contents; "
     "8 bytes* bytes_contents",
 }
-#: Contract §6: the services with their methods; "*" before a message: a stream of it.
+#: TorchServe's services with their methods; "*" before a message: a stream of it.
 SERVICES = {
     "inference.InferenceAPIsService": "Ping Empty TorchServeHealthResponse; Predictions PredictionsRequest "
     "PredictionResponse; StreamPredictions PredictionsRequest *PredictionResponse; StreamPredictions2 "
@@ -92,7 +92,7 @@ def test_the_descriptors_are_those_of_the_proto_files(tmp_path: Path) -> None:
     assert descriptor_pb2.FileDescriptorSet.FromString(made.read_bytes()) == files()
 
 
-def test_messages_are_those_of_the_contract() -> None:
+def test_messages_are_those_of_torchserve() -> None:
     found: dict[str, str] = {}
 
     def add(prefix: str, message: Any) -> None:
@@ -117,7 +117,7 @@ def test_messages_are_those_of_the_contract() -> None:
     assert {name: found[name] for name in CONTRACT} == CONTRACT
 
 
-def test_services_are_those_of_the_contract() -> None:
+def test_services_are_those_of_torchserve() -> None:
     found = {}
     for file in files().file:
         for service in file.service:
