@@ -1,10 +1,18 @@
-"""The types that cross a boundary between two parts of the server. Stdlib only; no behaviour beyond (de)coding."""
+"""The messages between supervisor, batcher and worker template, and what they carry: dataclasses, JSON on the way.
+
+A frame holds one message: the name of its class, in lower case with underscores, under `op` where it goes down (from
+the supervisor to a batcher, from a batcher to its template) and under `event` where it comes up; its fields stand
+beside the name. Stdlib only; no behaviour beyond (de)coding.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import enum
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar, cast, get_args
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,23 +69,209 @@ class ModelSpec:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> ModelSpec:
-        """The spec on the other side of a control channel."""
+        """The spec that `to_dict` gave these fields of."""
         return cls(**fields)
+
+
+class WorkerState(str, enum.Enum):
+    """Where a model worker is in its life; `wsgi_ts.batcher.pool.pool` draws the ways between the states."""
+
+    WAITING = "waiting"
+    STARTING = "starting"
+    LOADING = "loading"
+    READY = "ready"
+    RELEASING = "releasing"
+    ENDING = "ending"
+    BACKOFF = "backoff"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class WantedWorker:
+    """A model worker that there should be: its number, its GPU (None: no GPU), and all that it may see (None: any)."""
+
+    worker_id: int
+    gpu_id: int | None = None
+    devices: list[int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AttachSegment:
+    """A web worker has made a segment: attach it."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class RetireSegment:
+    """The owner of a segment is dead: let go of it when nothing runs into it any more."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadModel:
+    """Make a model version known, or renew its settings."""
+
+    spec: ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class SetWorkers:
+    """Start and stop workers of a model until exactly these exist."""
+
+    model_index: int
+    workers: list[WantedWorker]
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadModel:
+    """Stop all workers of a model, and forget it."""
+
+    model_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReopenLogs:
+    """Open all log files again: they were renamed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Stop all workers and leave; `drain`: each may end its batch first."""
+
+    drain: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnWorker:
+    """Start the process of one life of a model worker.
+
+    Attributes:
+        worker_id: the worker's number (9000 …).
+        start_count: which of its lives this is; part of the mailbox's name.
+        spec: the model version.
+        gpu_id: the GPU for its handler; None for the CPU.
+        devices: the only GPUs that it may see; None for all.
+        prefix: the start of the instance's shared-memory names.
+        batcher_index: the batcher's number.
+        threads: CPU threads that its libraries may use; 0: as they like.
+    """
+
+    worker_id: int
+    start_count: int
+    spec: ModelSpec
+    gpu_id: int | None
+    devices: list[int] | None
+    prefix: str
+    batcher_index: int
+    threads: int
+
+    @property
+    def thread_name(self) -> str:
+        """The name under which the worker's lines are logged."""
+        return f"W-{self.worker_id}-{self.spec.name}_{self.spec.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class KillWorker:
+    """Kill this life of a worker; its exit is reported as any other."""
+
+    worker_id: int
+    start_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateReady:
+    """The template can start workers; `missing`: why modules of `preload_modules` cannot be imported, by name."""
+
+    missing: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateFailed:
+    """The worker template has ended again and again before it had been ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStarted:
+    """A life of a worker has a process."""
+
+    worker_id: int
+    start_count: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerProgress:
+    """How far the loading of a worker of several ranks has come, for people."""
+
+    worker_id: int
+    start_count: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLoaded:
+    """A life has loaded its model, or not: `status` is HTTP-like (200, 500, 507)."""
+
+    worker_id: int
+    start_count: int
+    status: int
+    message: str
+    load_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerExited:
+    """A life is over: by exit code or by signal; both None (and pid -1): it could not be started."""
+
+    worker_id: int
+    start_count: int
+    pid: int
+    code: int | None
+    signal: str | None
+    last_lines: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsReported:
+    """What handlers have reported since the last time (`ModelMetrics.take_updates`)."""
+
+    updates: list[list[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class BatcherStarted:
+    """The batcher listens."""
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentAttached:
+    """The batcher has attached a segment."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentRetired:
+    """The batcher has let go of a segment."""
+
+    index: int
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """What a batcher tells the supervisor of one model worker, each time its state changes.
+    """One model worker, told each time its state changes; `stopped` is the last that is told of it.
 
-    `state` is one of: starting, loading, ready, backoff (dead, will be started again), failed (given up after
-    `max_retry_timeout_s`), stopped (asked to go; the last report of this worker).
     `load_status` is 0 until the first load ended, then the HTTP-like status of the load (200, 500, 507).
     `recovering_since` is the monotonic time of the first failure of the current run of failures, 0.0 when none.
     """
 
     worker_id: int
     model_index: int
-    state: str
+    state: WorkerState
     pid: int = -1
     gpu_id: int | None = None
     started_at_ms: int = 0
@@ -89,11 +283,89 @@ class WorkerReport:
     exit_reason: str = ""
     last_lines: list[str] = field(default_factory=list)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready fields."""
-        return dataclasses.asdict(self)
 
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> WorkerReport:
-        """The report on the other side of a control channel."""
-        return cls(**fields)
+@dataclass(frozen=True, slots=True)
+class ModelUnloaded:
+    """The last worker of a model that was unloaded is gone."""
+
+    model_index: int
+
+
+ToBatcher = AttachSegment | RetireSegment | LoadModel | SetWorkers | UnloadModel | ReopenLogs | Stop
+ToTemplate = SpawnWorker | KillWorker | ReopenLogs
+#: The first two of these a batcher passes on to the supervisor.
+FromTemplate = TemplateReady | MetricsReported | WorkerStarted | WorkerProgress | WorkerLoaded | WorkerExited
+FromBatcher = (
+    TemplateReady
+    | MetricsReported
+    | BatcherStarted
+    | TemplateFailed
+    | SegmentAttached
+    | SegmentRetired
+    | WorkerReport
+    | ModelUnloaded
+)
+Message = TypeVar("Message")
+#: Fields that are more than JSON.
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "spec": ModelSpec.from_dict,
+    "state": WorkerState,
+    "workers": lambda rows: [WantedWorker(**row) for row in rows],
+}
+
+
+class UnknownMessage(ValueError):
+    """A frame holds no message that its receiver knows: the sender is of another version."""
+
+
+class Messages(Generic[Message]):
+    """What one party may say to another, and how it stands in a frame.
+
+    Args:
+        key: the field with the message's name, `op` or `event`.
+        kinds: the union of the messages' classes.
+    """
+
+    def __init__(self, key: str, kinds: object) -> None:
+        self._key = key
+        self._kinds = {_name(kind): kind for kind in get_args(kinds)}
+
+    def encode(self, message: Message) -> dict[str, Any]:
+        """The frame that holds a message."""
+        fields = {each.name: getattr(message, each.name) for each in dataclasses.fields(cast("Any", message))}
+        return {self._key: _name(type(message)), **{name: _plain(value) for name, value in fields.items()}}
+
+    def decode(self, frame: Mapping[str, Any]) -> Message:
+        """The message in a frame.
+
+        Raises:
+            UnknownMessage: there is no such message, or its fields are others.
+        """
+        fields = dict(frame)
+        name = fields.pop(self._key, None)
+        try:
+            for field_name in fields.keys() & _READERS.keys():
+                fields[field_name] = _READERS[field_name](fields[field_name])
+            message: Message = self._kinds[name](**fields)
+        except (KeyError, TypeError, ValueError) as error:
+            kind = "operation" if self._key == "op" else "event"
+            raise UnknownMessage(f"Unknown {kind} {name!r}") from error
+        return message
+
+
+def _name(kind: type) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ModelSpec):
+        return value.to_dict()
+    if isinstance(value, list):
+        return [dataclasses.asdict(each) if isinstance(each, WantedWorker) else each for each in value]
+    return value
+
+
+TO_BATCHER: Messages[ToBatcher] = Messages("op", ToBatcher)
+TO_TEMPLATE: Messages[ToTemplate] = Messages("op", ToTemplate)
+FROM_TEMPLATE: Messages[FromTemplate] = Messages("event", FromTemplate)
+FROM_BATCHER: Messages[FromBatcher] = Messages("event", FromBatcher)

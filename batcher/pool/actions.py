@@ -1,11 +1,15 @@
-"""What a WorkerPool asks its batcher to do: one frozen dataclass for each kind of action."""
+"""What a WorkerPool asks its batcher to do: one frozen dataclass for each kind of action.
+
+Three are messages as they are: `KillWorker` for the worker template, `WorkerReport` and `ModelUnloaded` for the
+supervisor.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from wsgi_ts.messages import ModelSpec, WorkerReport
+from wsgi_ts.messages import KillWorker, ModelSpec, ModelUnloaded, WorkerReport
 
 #: Why a life of a worker ended; `stopped` means that we wanted it.
 Cause = Literal["died", "oom", "stopped"]
@@ -18,21 +22,13 @@ class StartTemplate:
 
 @dataclass(frozen=True, slots=True)
 class StartWorker:
-    """Make the mailbox of this life of a worker, then send the template its `start`."""
+    """Make the mailbox of this life of a worker, then have the template spawn it."""
 
     worker_id: int
     start_count: int
     spec: ModelSpec
     gpu_id: int | None
     devices: list[int] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class KillWorker:
-    """Send the template a `kill`; the exit is reported as any other."""
-
-    worker_id: int
-    start_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +62,6 @@ class WorkerGone:
     cause: Cause
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Tell the supervisor."""
-
-    report: WorkerReport
-
-
-@dataclass(frozen=True, slots=True)
-class ModelUnloaded:
-    """The last worker of a model that was removed is gone."""
-
-    model_index: int
-
-
-Action = StartTemplate | StartWorker | KillWorker | ReleaseWorker | WorkerReady | WorkerGone | Report | ModelUnloaded
+Action = (
+    StartTemplate | StartWorker | ReleaseWorker | WorkerReady | WorkerGone | KillWorker | WorkerReport | ModelUnloaded
+)

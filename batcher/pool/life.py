@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import enum
 import logging
 import math
 from dataclasses import dataclass, field
 
 from wsgi_ts.batcher.pool.actions import Cause
 from wsgi_ts.batcher.spawn.exit import EXIT_CODE_OUT_OF_MEMORY
-from wsgi_ts.messages import ModelSpec, WorkerReport
+from wsgi_ts.messages import ModelSpec, WorkerReport, WorkerState
 
 #: Seconds before the n-th restart in a row of failures; the last one repeats. TorchServe's sequence.
 BACKOFF_S = (1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987, 1597)
@@ -23,22 +22,11 @@ HTTP_OUT_OF_MEMORY = 507
 _logger = logging.getLogger("org.pytorch.serve.wlm.WorkerThread")
 
 
-class Phase(enum.Enum):
-    """Where a worker is in its life (drawn in `worker_pool`)."""
-
-    WAITING = "waiting"
-    STARTING = "starting"
-    LOADING = "loading"
-    READY = "ready"
-    RELEASING = "releasing"
-    ENDING = "ending"
-    BACKOFF = "backoff"
-    FAILED = "failed"
-
-
-#: The phases in which a process exists, or has been asked for.
-HAS_PROCESS = frozenset((Phase.STARTING, Phase.LOADING, Phase.READY, Phase.RELEASING, Phase.ENDING))
-BEFORE_READY = frozenset((Phase.STARTING, Phase.LOADING))
+#: The states in which a process exists, or has been asked for.
+HAS_PROCESS = frozenset(
+    (WorkerState.STARTING, WorkerState.LOADING, WorkerState.READY, WorkerState.RELEASING, WorkerState.ENDING)
+)
+BEFORE_READY = frozenset((WorkerState.STARTING, WorkerState.LOADING))
 
 
 @dataclass(slots=True)
@@ -62,8 +50,8 @@ class Worker:
     devices: list[int] | None
     started_at_ms: int
     wanted: bool = True
-    phase: Phase = Phase.WAITING
-    #: When the phase has lasted too long, monotonic seconds.
+    state: WorkerState = WorkerState.WAITING
+    #: When the state has lasted too long, monotonic seconds.
     deadline: float = math.inf
     start_count: int = 0
     pid: int = -1
@@ -98,9 +86,9 @@ class Worker:
         """The name TorchServe's log gives to a worker."""
         return f"W-{self.worker_id}-{self.model.spec.name}_{self.model.spec.version}"
 
-    def begin(self, phase: Phase, deadline: float = math.inf) -> None:
-        """Enters a phase that may last until `deadline`."""
-        self.phase, self.deadline = phase, deadline
+    def begin(self, state: WorkerState, deadline: float = math.inf) -> None:
+        """Enters a state that may last until `deadline` (monotonic seconds)."""
+        self.state, self.deadline = state, deadline
 
     def log(self, level: int, text: str, *args: object, cause: str | None = None) -> None:
         """Logs a line under the worker's name; `cause` gets a line of its own below it, as an exception does."""
@@ -115,13 +103,13 @@ class Worker:
         self.log(logging.DEBUG, "%s State change %s -> %s", self.thread_name, self.log_state, state)
         self.log_state = state
 
-    def report(self, state: str | None = None) -> WorkerReport:
-        """The worker's state for the supervisor; `state` overrides the phase's name."""
-        shown = Phase.STARTING if self.phase is Phase.WAITING else self.phase
+    def report(self, state: WorkerState | None = None) -> WorkerReport:
+        """Returns what the supervisor is told; `state` counts in the place of the worker's own."""
+        shown = WorkerState.STARTING if self.state is WorkerState.WAITING else self.state
         return WorkerReport(
             worker_id=self.worker_id,
             model_index=self.model_index,
-            state=state or shown.value,
+            state=state or shown,
             pid=self.pid,
             gpu_id=self.gpu_id,
             progress=self.progress,
@@ -157,7 +145,7 @@ def judge_exit(worker: Worker, code: int | None, signal: str | None) -> tuple[Ca
     if code is None and signal is None:
         return "died", "the process could not be started"
     how = f"killed by {signal}" if signal else f"exit code {code}"
-    left_when_asked = worker.phase is Phase.ENDING or code == 0
+    left_when_asked = worker.state is WorkerState.ENDING or code == 0
     if worker.stopping and not worker.fault and left_when_asked:
         return "stopped", how
     unasked_kill = signal == "SIGKILL" and not worker.killed

@@ -1,7 +1,7 @@
 """Which model workers a batcher should have, which it has, and what to do about the difference.
 
 A state machine without processes, sockets or clocks: the batcher tells it what happened and at what time
-(monotonic), and gets a list of actions (`worker_actions`) to carry out, in order. The life of one worker:
+(monotonic), and gets a list of actions (`actions`) to carry out, in order. The life of one worker:
 
     waiting --> starting --> loading --> ready --> releasing --> ending --> gone
        ^            |           |          |
@@ -17,16 +17,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from wsgi_ts.batcher.pool.actions import (
     Action,
     Cause,
-    KillWorker,
-    ModelUnloaded,
     ReleaseWorker,
-    Report,
     StartTemplate,
     StartWorker,
     WorkerGone,
@@ -39,13 +35,25 @@ from wsgi_ts.batcher.pool.life import (
     HTTP_OK,
     HTTP_OUT_OF_MEMORY,
     Model,
-    Phase,
     Worker,
     backoff_s,
     judge_exit,
     restart_delay_s,
 )
-from wsgi_ts.messages import ModelSpec
+from wsgi_ts.messages import (
+    FromTemplate,
+    KillWorker,
+    MetricsReported,
+    ModelSpec,
+    ModelUnloaded,
+    TemplateReady,
+    WantedWorker,
+    WorkerExited,
+    WorkerLoaded,
+    WorkerProgress,
+    WorkerStarted,
+    WorkerState,
+)
 
 #: How long a process may take from fork or exec to its first instruction of ours, as TorchServe allows.
 START_TIMEOUT_S = 120.0
@@ -61,10 +69,7 @@ KILL_REPEAT_S = 5.0
 RELEASE_MARGIN_S = 5.0
 _NO_RESPONSE = "org.pytorch.serve.wlm.WorkerInitializationException: Backend worker did not respond in given time"
 
-#: Id of a worker, its GPU, and the only GPUs it may see.
-WantedWorker = tuple[int, "int | None", "list[int] | None"]
-
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class WorkerPool:
@@ -108,8 +113,8 @@ class WorkerPool:
 
         Args:
             model_index: a model made known with `set_model`.
-            wanted: worker id, GPU number (None: no GPU), and the only GPUs it may see (None: all). A worker that exists
-                keeps its GPU; the id of a worker that was reported as stopped is not used again.
+            wanted: all that there should be. A worker that exists keeps its GPU; the id of a worker that was reported
+                as stopped is not used again.
             now: monotonic seconds.
 
         Raises:
@@ -118,11 +123,13 @@ class WorkerPool:
         model = self._models.get(model_index)
         if model is None or model.removed:
             raise ValueError(f"set_workers: model {model_index} is not loaded in this batcher; send load_model first")
-        ids = {worker_id: (gpu_id, devices) for worker_id, gpu_id, devices in wanted}
-        for worker_id, (gpu_id, devices) in ids.items():
+        ids = set()
+        for each in wanted:
+            worker_id = each.worker_id
+            ids.add(worker_id)
             worker = self._workers.get(worker_id)
             if worker is None:
-                worker = Worker(worker_id, model, gpu_id, devices, self._wall_ms())
+                worker = Worker(worker_id, model, each.gpu_id, each.devices, self._wall_ms())
                 self._workers[worker_id] = worker
                 self._start(worker, now)
             elif worker.model is not model:
@@ -154,30 +161,18 @@ class WorkerPool:
     @property
     def idle(self) -> bool:
         """True when no worker has a process."""
-        return not any(worker.phase in HAS_PROCESS for worker in self._workers.values())
+        return not any(worker.state in HAS_PROCESS for worker in self._workers.values())
 
     # What happened
 
-    def on_template_event(self, event: Mapping[str, Any], now: float) -> list[Action]:
-        """Takes one frame of the worker template: `template_ready`, `started`, `progress`, `loaded` or `exit`."""
-        kind = event.get("event")
-        if kind == "template_ready":
+    def on_template_event(self, event: FromTemplate, now: float) -> list[Action]:
+        """Takes what the worker template says of itself and its workers."""
+        if isinstance(event, TemplateReady):
             self._template_is_ready(now)
-            return self._take_actions()
-        if kind not in ("started", "progress", "loaded", "exit"):
-            logger.error("Unknown event %r from the worker template: its version does not fit ours", kind)
-            return self._take_actions()
-        worker = self._workers.get(event["worker_id"])
-        if worker is not None and worker.start_count == event["start_count"] and worker.phase in HAS_PROCESS:
-            if kind == "started":
-                self._started(worker, event["pid"], now)
-            elif kind == "progress":
-                worker.progress = event["text"]
-                self._say(worker)
-            elif kind == "loaded":
-                self._loaded(worker, event, now)
-            elif kind == "exit":
-                self._exited(worker, event, now)
+        elif not isinstance(event, MetricsReported):
+            worker = self._live(event.worker_id, event.start_count)
+            if worker is not None and worker.state in HAS_PROCESS:
+                self._take(worker, event, now)
         return self._take_actions()
 
     def on_template_lost(self, now: float) -> list[Action]:
@@ -190,8 +185,8 @@ class WorkerPool:
         self._template_ready = False
         delay = 0 if self._template_failures == 1 else backoff_s(self._template_failures - 1)
         self._template_deadline = now + delay
-        logger.error("The worker template died; starting another in %d seconds.", delay)
-        for worker in [each for each in self._workers.values() if each.phase in HAS_PROCESS]:
+        log.error("The worker template died; starting another in %d seconds.", delay)
+        for worker in [each for each in self._workers.values() if each.state in HAS_PROCESS]:
             reason = worker.fault or "the worker template died"
             self._gone(worker, "died", reason, now, blame=bool(worker.fault))
         return self.tick(now)
@@ -199,29 +194,22 @@ class WorkerPool:
     def worker_not_started(self, worker_id: int, start_count: int, reason: str, now: float) -> list[Action]:
         """A StartWorker could not be carried out for lack of memory; `reason` is for the operator."""
         worker = self._live(worker_id, start_count)
-        if worker is not None and worker.phase is Phase.STARTING:
+        if worker is not None and worker.state is WorkerState.STARTING:
             self._gone(worker, "oom", reason, now, blame=True)
         return self._take_actions()
 
     def worker_released(self, worker_id: int, start_count: int, now: float) -> list[Action]:
         """The worker named by a ReleaseWorker has finished its last batch and has been asked to leave."""
         worker = self._live(worker_id, start_count)
-        if worker is not None and worker.phase is Phase.RELEASING:
-            worker.begin(Phase.ENDING, now + EXIT_GRACE_S)
+        if worker is not None and worker.state is WorkerState.RELEASING:
+            worker.begin(WorkerState.ENDING, now + EXIT_GRACE_S)
         return self._take_actions()
 
     def worker_timed_out(self, worker_id: int, start_count: int, now: float) -> list[Action]:
         """The worker has not answered a batch within its model's response timeout: kills it."""
         worker = self._live(worker_id, start_count)
-        if worker is not None and worker.phase in (Phase.READY, Phase.RELEASING):
+        if worker is not None and worker.state in (WorkerState.READY, WorkerState.RELEASING):
             self._timed_out(worker, f"no answer within {worker.model.spec.response_timeout_s:g} s", now)
-        return self._take_actions()
-
-    def recycle_worker(self, worker_id: int, start_count: int, now: float) -> list[Action]:
-        """Replaces a worker that is spent (leaks, a broken GPU context) after its batch, without back-off."""
-        worker = self._live(worker_id, start_count)
-        if worker is not None and worker.phase is Phase.READY:
-            self._release(worker, now)
         return self._take_actions()
 
     def tick(self, now: float) -> list[Action]:
@@ -240,6 +228,20 @@ class WorkerPool:
 
     # Transitions
 
+    def _take(
+        self, worker: Worker, event: WorkerStarted | WorkerProgress | WorkerLoaded | WorkerExited, now: float
+    ) -> None:
+        match event:
+            case WorkerStarted():
+                self._started(worker, event.pid, now)
+            case WorkerProgress():
+                worker.progress = event.text
+                self._say(worker)
+            case WorkerLoaded():
+                self._loaded(worker, event, now)
+            case WorkerExited():
+                self._exited(worker, event, now)
+
     def _start_template(self, now: float) -> None:
         self._template_ready = False
         self._template_deadline = now + TEMPLATE_TIMEOUT_S
@@ -249,7 +251,7 @@ class WorkerPool:
         self._template_ready, self._template_ready_at = True, now
         self._template_deadline = math.inf
         for worker in self._workers.values():
-            if worker.phase is Phase.WAITING:
+            if worker.state is WorkerState.WAITING:
                 self._start(worker, now)
 
     def _start(self, worker: Worker, now: float) -> None:
@@ -258,32 +260,32 @@ class WorkerPool:
         worker.progress, worker.ready_at = "", math.inf
         if self._template_ready:
             worker.start_count += 1
-            worker.begin(Phase.STARTING, now + START_TIMEOUT_S)
+            worker.begin(WorkerState.STARTING, now + START_TIMEOUT_S)
             spec = worker.model.spec
             self._actions.append(StartWorker(worker.worker_id, worker.start_count, spec, worker.gpu_id, worker.devices))
         else:
-            worker.begin(Phase.WAITING, now + TEMPLATE_TIMEOUT_S)
+            worker.begin(WorkerState.WAITING, now + TEMPLATE_TIMEOUT_S)
         self._say(worker)
 
     def _started(self, worker: Worker, pid: int, now: float) -> None:
         worker.pid = pid
-        if worker.phase is Phase.STARTING:
-            worker.begin(Phase.LOADING, now + worker.model.spec.startup_timeout_s)
+        if worker.state is WorkerState.STARTING:
+            worker.begin(WorkerState.LOADING, now + worker.model.spec.startup_timeout_s)
             worker.log_change("WORKER_STARTED")
             self._say(worker)
 
-    def _loaded(self, worker: Worker, event: Mapping[str, Any], now: float) -> None:
-        if worker.phase is not Phase.LOADING:
+    def _loaded(self, worker: Worker, event: WorkerLoaded, now: float) -> None:
+        if worker.state is not WorkerState.LOADING:
             return
-        worker.load_status, worker.load_ms = event["status"], event["load_ms"]
+        worker.load_status, worker.load_ms = event.status, event.load_ms
         worker.progress = ""
         worker.model.timeouts_in_a_row = 0
         if worker.load_status != HTTP_OK:
-            worker.fault = f"the model could not be loaded: {event['message']}"
-            worker.begin(Phase.ENDING, now + EXIT_GRACE_S)
+            worker.fault = f"the model could not be loaded: {event.message}"
+            worker.begin(WorkerState.ENDING, now + EXIT_GRACE_S)
             worker.log_change("WORKER_ERROR")
             return
-        worker.begin(Phase.READY)
+        worker.begin(WorkerState.READY)
         worker.ready_at = now
         worker.log_change("WORKER_MODEL_LOADED")
         if worker.model.spec.async_communication:
@@ -295,9 +297,9 @@ class WorkerPool:
         self._actions.append(ready)
         self._say(worker)
 
-    def _exited(self, worker: Worker, event: Mapping[str, Any], now: float) -> None:
-        worker.last_lines = list(event["last_lines"])
-        cause, reason = judge_exit(worker, event["code"], event["signal"])
+    def _exited(self, worker: Worker, event: WorkerExited, now: float) -> None:
+        worker.last_lines = event.last_lines
+        cause, reason = judge_exit(worker, event.code, event.signal)
         if cause == "stopped":
             worker.log(logging.INFO, "Worker terminated due to scale-down call.")
         self._gone(worker, cause, reason, now, blame=cause != "stopped")
@@ -307,7 +309,7 @@ class WorkerPool:
         if cause != "stopped":
             worker.log(logging.INFO, "%d Worker disconnected. %s", worker.worker_id, worker.log_state)
             worker.log(logging.INFO, "%d Worker ended: %s.", worker.worker_id, reason)
-        if blame and worker.phase in BEFORE_READY:
+        if blame and worker.state in BEFORE_READY:
             worker.load_status = HTTP_OUT_OF_MEMORY if cause == "oom" else HTTP_ERROR
         worker.log_change("WORKER_SCALED_DOWN" if cause == "stopped" else "WORKER_STOPPED")
         worker.pid, worker.exit_reason = -1, reason
@@ -329,31 +331,31 @@ class WorkerPool:
         if now - worker.recovering_since < worker.model.spec.max_retry_timeout_s:
             worker.failures += 1
             delay = restart_delay_s(worker, now)
-            worker.begin(Phase.BACKOFF, now + delay)
+            worker.begin(WorkerState.BACKOFF, now + delay)
             worker.log(logging.INFO, "Retry worker: %d in %d seconds.", worker.worker_id, delay)
         else:
-            worker.begin(Phase.FAILED)
+            worker.begin(WorkerState.FAILED)
             worker.log(logging.ERROR, "%d Worker given up: %s.", worker.worker_id, worker.exit_reason)
         self._say(worker)
 
     def _due(self, worker: Worker, now: float) -> None:
-        """What a phase does at its deadline."""
+        """Does what a state does at its deadline."""
         spec = worker.model.spec
-        if worker.phase is Phase.BACKOFF:
+        if worker.state is WorkerState.BACKOFF:
             self._start(worker, now)
-        elif worker.phase is Phase.WAITING:
+        elif worker.state is WorkerState.WAITING:
             worker.exit_reason = f"the worker template did not start within {TEMPLATE_TIMEOUT_S:g} s"
             worker.load_status = HTTP_ERROR
             self._failed(worker, now)
-        elif worker.phase is Phase.STARTING:
+        elif worker.state is WorkerState.STARTING:
             self._timed_out(worker, f"the process did not start within {START_TIMEOUT_S:g} s", now)
-        elif worker.phase is Phase.LOADING:
+        elif worker.state is WorkerState.LOADING:
             if spec.async_communication:
                 worker.log(logging.ERROR, "Worker did not load the model within %g seconds", spec.startup_timeout_s)
             self._timed_out(worker, f"did not load the model within {spec.startup_timeout_s:g} s", now)
-        elif worker.phase is Phase.RELEASING:
+        elif worker.state is WorkerState.RELEASING:
             self._timed_out(worker, f"no answer within {spec.response_timeout_s:g} s", now)
-        elif worker.phase is Phase.ENDING:
+        elif worker.state is WorkerState.ENDING:
             self._kill(worker, now)
 
     def _timed_out(self, worker: Worker, fault: str, now: float) -> None:
@@ -361,7 +363,7 @@ class WorkerPool:
         count = worker.model.timeouts_in_a_row
         worker.log(logging.ERROR, "Number or consecutive unsuccessful inference %d", count)
         worker.log(logging.ERROR, "Backend worker error", cause=_NO_RESPONSE)
-        if worker.phase in BEFORE_READY:
+        if worker.state in BEFORE_READY:
             worker.load_status = HTTP_ERROR
         worker.fault = fault
         self._kill(worker, now)
@@ -369,27 +371,27 @@ class WorkerPool:
     def _dismiss(self, worker: Worker, now: float) -> None:
         """Lets a worker go that is no longer wanted."""
         worker.wanted = False
-        if worker.phase is Phase.READY:
+        if worker.state is WorkerState.READY:
             self._release(worker, now)
-        elif worker.phase in BEFORE_READY:
+        elif worker.state in BEFORE_READY:
             worker.stopping = True
             self._kill(worker, now)
-        elif worker.phase not in HAS_PROCESS:
+        elif worker.state not in HAS_PROCESS:
             self._forget(worker)
 
     def _release(self, worker: Worker, now: float) -> None:
         worker.stopping = True
-        worker.begin(Phase.RELEASING, now + worker.model.spec.response_timeout_s + RELEASE_MARGIN_S)
+        worker.begin(WorkerState.RELEASING, now + worker.model.spec.response_timeout_s + RELEASE_MARGIN_S)
         self._actions.append(ReleaseWorker(worker.worker_id, worker.start_count))
 
     def _kill(self, worker: Worker, now: float) -> None:
         worker.killed = True
-        worker.begin(Phase.ENDING, now + KILL_REPEAT_S)
+        worker.begin(WorkerState.ENDING, now + KILL_REPEAT_S)
         self._actions.append(KillWorker(worker.worker_id, worker.start_count))
 
     def _forget(self, worker: Worker) -> None:
         del self._workers[worker.worker_id]
-        self._actions.append(Report(worker.report("stopped")))
+        self._actions.append(worker.report(WorkerState.STOPPED))
         self._forget_model_if_done(worker.model)
 
     def _forget_model_if_done(self, model: Model) -> None:
@@ -410,4 +412,4 @@ class WorkerPool:
         return actions
 
     def _say(self, worker: Worker) -> None:
-        self._actions.append(Report(worker.report()))
+        self._actions.append(worker.report())

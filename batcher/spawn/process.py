@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import wsgi_ts
 from wsgi_ts.batcher.spawn.environment import export_threads
@@ -28,7 +28,7 @@ from wsgi_ts.batcher.spawn.exit import WORKER_VARIABLE, worker_mark
 from wsgi_ts.control.channel import Channel
 from wsgi_ts.gpu.devices import visibility
 from wsgi_ts.logs.setup import detach_logging
-from wsgi_ts.messages import ModelSpec
+from wsgi_ts.messages import ModelSpec, SpawnWorker
 from wsgi_ts.process import die_with_parent, enable_fault_traces, set_process_title
 
 #: Where a model worker finds its status socket, once all other descriptors are closed.
@@ -47,36 +47,6 @@ GROUP_ENTRY = "wsgi_ts.batcher.group.agent:run"
 
 #: What a model worker runs: `wsgi_ts.batcher.worker.main.run` and whoever stands in for it.
 Entry = Callable[[ModelSpec, int, int, "int | None", str, int, int, int], int]
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """One start of a model worker, as the batcher asks for it."""
-
-    worker_id: int
-    start_count: int
-    spec: ModelSpec
-    gpu_id: int | None
-    prefix: str
-    batcher_index: int
-    threads: int
-    devices: list[int] | None = None
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Order:
-        """The order in a `start` frame.
-
-        Raises:
-            KeyError: a field is missing.
-            TypeError: the spec has a field that this version does not know.
-        """
-        names = ("worker_id", "start_count", "gpu_id", "prefix", "batcher_index", "threads", "devices")
-        return cls(spec=ModelSpec.from_dict(fields["spec"]), **{name: fields[name] for name in names})
-
-    @property
-    def thread_name(self) -> str:
-        """The name under which the worker's lines are logged."""
-        return f"W-{self.worker_id}-{self.spec.name}_{self.spec.version}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +71,7 @@ def load_entry(name: str) -> Entry:
     return entry
 
 
-def spawn(order: Order, entry: Entry) -> Spawned:
+def spawn(order: SpawnWorker, entry: Entry) -> Spawned:
     """Starts a model worker.
 
     Args:
@@ -139,7 +109,7 @@ def _pipe(undo: contextlib.ExitStack) -> tuple[int, int]:
     return ends
 
 
-def _child(order: Order, entry: Entry, parent: int, fds: tuple[int, int, int]) -> NoReturn:
+def _child(order: SpawnWorker, entry: Entry, parent: int, fds: tuple[int, int, int]) -> NoReturn:
     """The child after the fork."""
 
     def live() -> int:
@@ -209,7 +179,7 @@ def _take_descriptors(stdout: int, stderr: int, status: int, *, inheritable: boo
     os.closerange(STATUS_FD + 1, max(int(name) for name in os.listdir("/proc/self/fd")) + 1)
 
 
-def _become_worker(order: Order) -> None:
+def _become_worker(order: SpawnWorker) -> None:
     """Names, marks, current directory, and what the kernel should know."""
     spec = order.spec
     os.environ[WORKER_VARIABLE] = worker_mark(order.prefix, order.worker_id, order.start_count)
@@ -239,7 +209,7 @@ def _text_stream(fd: int) -> io.TextIOWrapper:
     return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
 
 
-def _execute(order: Order, python: str, module: str) -> NoReturn:
+def _execute(order: SpawnWorker, python: str, module: str) -> NoReturn:
     """Becomes another interpreter that runs `module.main`; what it cannot find, the server's folders have."""
     server_folder = str(Path(wsgi_ts.__file__).parent.parent)
     arguments = {

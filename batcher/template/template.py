@@ -4,9 +4,9 @@ Runs as `python -m wsgi_ts.batcher.template`, a child of its batcher and the par
 workers, which it starts in milliseconds, kills and reaps, and whose output it writes to the model's logs. One
 thread, one selector; CUDA is never initialised here, since a fork of an initialised process cannot use it.
 
-Frames (`wsgi_ts.control.channel`) from the batcher: `start`, `kill`, `reopen_logs`. Frames to it: `template_ready`,
-`metrics`, and for each life of a worker `started`, `loaded` at most once, `exit` last. A start that fails is an `exit`
-with pid -1. The end of the channel ends the template, and the end of the template ends the workers.
+What it tells of each life of a worker: `WorkerStarted`, `WorkerLoaded` at most once, `WorkerExited` last. A start that
+fails is a `WorkerExited` with pid -1. The end of the channel ends the template, and the end of the template ends the
+workers.
 """
 
 from __future__ import annotations
@@ -37,12 +37,26 @@ from wsgi_ts.batcher.spawn.exit import (
     kill_leftovers,
     worker_mark,
 )
-from wsgi_ts.batcher.spawn.process import Entry, Order, Spawned, load_entry, spawn
+from wsgi_ts.batcher.spawn.process import Entry, Spawned, load_entry, spawn
 from wsgi_ts.batcher.template.output import WorkerOutput
 from wsgi_ts.control.channel import Channel, ChannelClosed
 from wsgi_ts.logs.output import flush_outputs
 from wsgi_ts.logs.plan import LogPlan
 from wsgi_ts.logs.setup import LogFiles, setup_logging
+from wsgi_ts.messages import (
+    FROM_TEMPLATE,
+    TO_TEMPLATE,
+    FromTemplate,
+    KillWorker,
+    MetricsReported,
+    ReopenLogs,
+    SpawnWorker,
+    TemplateReady,
+    WorkerExited,
+    WorkerLoaded,
+    WorkerProgress,
+    WorkerStarted,
+)
 from wsgi_ts.metrics.reported import ModelMetrics
 from wsgi_ts.process import die_with_parent, set_process_title
 
@@ -66,14 +80,15 @@ _HAND_OVER_S = 0.2
 class _Life:
     """One running model worker."""
 
-    order: Order
+    order: SpawnWorker
     process: Spawned
     output: WorkerOutput
     open_fds: set[int] = field(default_factory=set)
 
     @property
-    def key(self) -> dict[str, int]:
-        return {"worker_id": self.order.worker_id, "start_count": self.order.start_count}
+    def key(self) -> tuple[int, int]:
+        """The worker's number, and which of its lives this is."""
+        return self.order.worker_id, self.order.start_count
 
     def marks(self) -> tuple[bytes, ...]:
         """What only the processes of this life have in their environment or among their mappings."""
@@ -120,7 +135,7 @@ class Template:
         self._watch(self._signals.fileno(), self._on_signals)
         self._watch(self._batcher.fileno(), self._on_batcher)
         try:
-            self._batcher.send({"event": "template_ready", "missing": self._missing})
+            self._tell(TemplateReady(self._missing))
             while not self._stopping:
                 wait_s = max(0.0, self._next_hand_over - time.monotonic()) if self._metrics.has_updates else None
                 for key, _ in self._selector.select(wait_s):
@@ -157,28 +172,28 @@ class Template:
         now = time.monotonic()
         if self._metrics.has_updates and now >= self._next_hand_over:
             self._next_hand_over = now + _HAND_OVER_S
-            self._batcher.send({"event": "metrics", "updates": self._metrics.take_updates()})
+            self._tell(MetricsReported(self._metrics.take_updates()))
 
     def _on_batcher(self) -> None:
-        for message in self._batcher.receive_ready():
-            operation = message.get("op")
-            if operation == "start":
-                self._start(Order.from_dict(message))
-            elif operation == "kill":
-                self._kill(message["worker_id"], message["start_count"])
-            elif operation == "reopen_logs":
-                self._logs.reopen()
-            else:
-                log.error("Unknown operation %r from the batcher: its version does not fit ours", operation)
+        for message in self._batcher.receive_messages(TO_TEMPLATE, "the batcher"):
+            match message:
+                case SpawnWorker():
+                    self._start(message)
+                case KillWorker(worker_id, start_count):
+                    self._kill(worker_id, start_count)
+                case ReopenLogs():
+                    self._logs.reopen()
 
-    def _start(self, order: Order) -> None:
-        key = {"worker_id": order.worker_id, "start_count": order.start_count}
+    def _tell(self, message: FromTemplate) -> None:
+        self._batcher.send(FROM_TEMPLATE.encode(message))
+
+    def _start(self, order: SpawnWorker) -> None:
         try:
             process = spawn(order, self._entry)
         except OSError as error:
             text = f"Cannot start model worker {order.worker_id}: {error}"
             log.error(text)
-            self._batcher.send({"event": "exit", **key, "pid": -1, "code": None, "signal": None, "last_lines": [text]})
+            self._tell(WorkerExited(order.worker_id, order.start_count, -1, None, None, [text]))
             return
         life = _Life(order, process, WorkerOutput(order.thread_name, self._logs, self._metrics, time.monotonic()))
         self._lives[process.pid] = life
@@ -186,11 +201,11 @@ class Template:
         self._watch(process.stdout, lambda: self._on_output(life, process.stdout, "stdout"))
         self._watch(process.stderr, lambda: self._on_output(life, process.stderr, "stderr"))
         self._watch(process.status.fileno(), lambda: self._on_status(life))
-        self._batcher.send({"event": "started", **key, "pid": process.pid})
+        self._tell(WorkerStarted(*life.key, process.pid))
 
     def _kill(self, worker_id: int, start_count: int) -> None:
         for pid, life in self._lives.items():
-            if (life.order.worker_id, life.order.start_count) == (worker_id, start_count):
+            if life.key == (worker_id, start_count):
                 # The group does not exist yet in the first moments after the fork.
                 os.kill(pid, signal.SIGKILL)
                 with contextlib.suppress(ProcessLookupError):
@@ -213,13 +228,12 @@ class Template:
         # The worker runs user code, which may write anything here: pass on what makes sense, once.
         for message in messages[:_MOST_STATUS_FRAMES]:
             if message.get("event") == "progress" and life.order.spec.ranks:
-                self._batcher.send({"event": "progress", **life.key, "text": str(message.get("text", ""))})
+                self._tell(WorkerProgress(*life.key, str(message.get("text", ""))))
             if message.get("event") == "loaded" and isinstance(message.get("status"), int):
                 self._forget(life, fd)
                 text, load_ms = str(message.get("message", "")), message.get("load_ms")
-                loaded = {"status": message["status"], "message": text}
-                loaded["load_ms"] = load_ms if isinstance(load_ms, int) else 0
-                self._batcher.send({"event": "loaded", **life.key, **loaded})
+                load_ms = load_ms if isinstance(load_ms, int) else 0
+                self._tell(WorkerLoaded(*life.key, message["status"], text, load_ms))
                 return
 
     def _reap(self) -> None:
@@ -252,8 +266,7 @@ class Template:
         life.output.finish()
         self._close(life)
         code, signal_name = exit_fields(status)
-        exit_event = {"event": "exit", **life.key, "pid": pid, "code": code, "signal": signal_name}
-        self._batcher.send({**exit_event, "last_lines": list(life.output.last_lines)})
+        self._tell(WorkerExited(*life.key, pid, code, signal_name, list(life.output.last_lines)))
 
     def _watch(self, fd: int, callback: Callable[[], None]) -> None:
         self._selector.register(fd, selectors.EVENT_READ, callback)

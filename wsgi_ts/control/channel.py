@@ -7,9 +7,14 @@ socket, between supervisor and batcher, and between batcher and worker template.
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import struct
 from typing import Any
+
+from wsgi_ts.messages import Message, Messages, UnknownMessage
+
+log = logging.getLogger(__name__)
 
 _LENGTH = struct.Struct("!I")
 #: A frame larger than this is a broken peer, not a message.
@@ -69,6 +74,24 @@ class Channel:
         while (message := self._take()) is not None:
             messages.append(message)
         return messages
+
+    def receive_messages(self, messages: Messages[Message], sender: str) -> list[Message]:
+        """As `receive_ready`, for typed messages: those of another version are told in the log, and left out.
+
+        Args:
+            messages: what may come.
+            sender: for the log.
+
+        Raises:
+            ChannelClosed: the peer is gone and no complete object is left.
+        """
+        received = []
+        for frame in self.receive_ready():
+            try:
+                received.append(messages.decode(frame))
+            except UnknownMessage as error:
+                log.error("%s from %s: its version does not fit ours", error, sender)
+        return received
 
     def call(self, message: dict[str, Any]) -> dict[str, Any]:
         """Sends a request and waits for the next object, its answer."""

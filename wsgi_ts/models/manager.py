@@ -29,6 +29,7 @@ from wsgi_ts.errors import (
     ServiceUnavailable,
 )
 from wsgi_ts.gpu.assign import Assigner, group_devices
+from wsgi_ts.messages import LoadModel, SetWorkers, ToBatcher, UnloadModel, WantedWorker
 from wsgi_ts.models.description import describe_version
 from wsgi_ts.models.model_yaml import EffectiveSettings, RegisterArguments
 from wsgi_ts.models.preparation import (
@@ -52,7 +53,7 @@ _ACCEPT_LIMIT_S = 2.0
 _MAX_PAGE = 100
 _OUT_OF_MEMORY = 507
 #: To a batcher (its index): one message of the supervisor; never blocks.
-Send = Callable[[int, dict[str, Any]], None]
+Send = Callable[[int, ToBatcher], None]
 
 
 class ModelManager:
@@ -313,12 +314,12 @@ class ModelManager:
 
     # What the supervisor tells
 
-    def replay(self, batcher: int) -> list[dict[str, Any]]:
+    def replay(self, batcher: int) -> list[ToBatcher]:
         """The messages that tell a restarted batcher what it has to know. Call with the registry's lock held."""
-        messages = []
+        messages: list[ToBatcher] = []
         for model in self._registry.all_versions():
             if batcher in model.loaded_in and not model.unloading:
-                messages.append(_load_message(model))
+                messages.append(LoadModel(model.spec))
                 messages.append(_workers_message(model, batcher))
         return messages
 
@@ -412,7 +413,7 @@ class ModelManager:
             for batcher in sorted(model.loaded_in | {each.batcher for each in model.workers.values()}):
                 if batcher not in model.loaded_in:
                     model.loaded_in.add(batcher)
-                    self._send(batcher, _load_message(model))
+                    self._send(batcher, LoadModel(model.spec))
                 self._send(batcher, _workers_message(model, batcher))
             self._registry.changed.wait_for(
                 lambda: self._registry.draining or {w.batcher for w in model.workers.values()} <= model.accepted_in,
@@ -467,7 +468,7 @@ class ModelManager:
         with self._registry.changed:
             self._publish()
             for batcher in sorted(model.loaded_in):
-                self._send(batcher, {"op": "unload_model", "model_index": model.spec.index})
+                self._send(batcher, UnloadModel(model.spec.index))
             gone = self._registry.changed.wait_for(lambda: not model.loaded_in, limit_s)
             if not gone:
                 return False
@@ -510,13 +511,9 @@ def _status(code: int, text: str) -> dict[str, Any]:
     return {"status": code, "body": {"status": text}}
 
 
-def _load_message(model: ModelVersion) -> dict[str, Any]:
-    return {"op": "load_model", "spec": model.spec.to_dict()}
-
-
-def _workers_message(model: ModelVersion, batcher: int) -> dict[str, Any]:
+def _workers_message(model: ModelVersion, batcher: int) -> SetWorkers:
     workers = [
-        {"worker_id": each.worker_id, "gpu_id": each.gpu_id, "devices": each.devices and list(each.devices)}
+        WantedWorker(each.worker_id, each.gpu_id, None if each.devices is None else list(each.devices))
         for each in model.workers_in(batcher)
     ]
-    return {"op": "set_workers", "model_index": model.spec.index, "workers": workers}
+    return SetWorkers(model.spec.index, workers)

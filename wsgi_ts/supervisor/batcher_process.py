@@ -13,6 +13,7 @@ from typing import Any
 
 from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
 from wsgi_ts.control.channel import Channel, ChannelClosed
+from wsgi_ts.messages import TO_BATCHER, ToBatcher
 from wsgi_ts.process import (
     INSTANCE_VARIABLE,
     Child,
@@ -97,7 +98,6 @@ class BatcherLink:
                 "--run-dir": run_dir,
                 "--log-plan": log_plan,
                 "--segments": ",".join(map(str, sorted(attached))),
-                "--epoch": self.epoch,
                 "--threads-budget": threads,
             }
             words = [str(word) for pair in arguments.items() for word in pair]
@@ -130,10 +130,10 @@ class BatcherLink:
         """Its next life could not be started at the monotonic time `now`: sets the time of the next try."""
         self.restart_at = now + self._backoff.on_death(now)
 
-    def send(self, message: dict[str, Any]) -> None:
+    def send(self, message: ToBatcher) -> None:
         """Sends a message, in the order of the calls; never blocks. Dropped while no process is there."""
         if self.child is not None:
-            self._outbox.put(message)
+            self._outbox.put(TO_BATCHER.encode(message))
 
     def died(self, now: float) -> str:
         """Takes note of the death of its process, at the monotonic time `now`; returns the reason."""

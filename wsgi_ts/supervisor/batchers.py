@@ -10,13 +10,24 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import BatcherWord
 from wsgi_ts.control.channel import ChannelClosed
 from wsgi_ts.instance.run_directory import RunDirectory
-from wsgi_ts.messages import WorkerReport
+from wsgi_ts.messages import (
+    FROM_BATCHER,
+    BatcherStarted,
+    FromBatcher,
+    MetricsReported,
+    ModelUnloaded,
+    SegmentAttached,
+    SegmentRetired,
+    TemplateFailed,
+    TemplateReady,
+    ToBatcher,
+    WorkerReport,
+)
 from wsgi_ts.models.manager import ModelManager
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.supervisor.batcher_process import BatcherLink
@@ -83,11 +94,11 @@ class BatcherTier:
         """Whether all have worked at least once; with `warm` also their worker templates."""
         return all(link.is_warm if warm else link.lives.has_worked for link in self.links)
 
-    def send(self, batcher: int, message: dict[str, Any]) -> None:
+    def send(self, batcher: int, message: ToBatcher) -> None:
         """Sends a message to one of them; dropped while that is being started again."""
         self.links[batcher].send(message)
 
-    def send_all(self, message: dict[str, Any]) -> None:
+    def send_all(self, message: ToBatcher) -> None:
         """Sends a message to every one."""
         for link in self.links:
             link.send(message)
@@ -141,7 +152,7 @@ class BatcherTier:
     def _on_events(self, link: BatcherLink) -> None:
         assert link.channel is not None
         try:
-            events = link.channel.receive_ready()
+            events = link.channel.receive_messages(FROM_BATCHER, link.name)
         except (ChannelClosed, ValueError) as error:
             # Its pidfd tells the rest. A batcher that closed its channel and lives on is of no use.
             self._selector.unregister(link.channel)
@@ -152,34 +163,31 @@ class BatcherTier:
         for event in events:
             self._take(link, event)
 
-    def _take(self, link: BatcherLink, event: dict[str, Any]) -> None:
-        kind = event.get("event")
-        if kind == "started":
-            link.came_up = True
-            log.info("%s started", link.name)
-        elif kind == "template_ready":
-            self._template_is_ready(link, event["missing"])
-        elif kind == "template_failed":
-            self._on_failure(link.lives.in_words("its worker template ended again and again before it had worked"))
-        elif kind == "segment_attached":
-            # Only now: what it cannot do, it finds out with the first web worker's segment.
-            link.lives.has_worked = True
-            self._on_ready()
-            self.segments.table.attached(event["index"], link.index)
-        elif kind == "segment_retired":
-            self.segments.table.retired(event["index"], link.index)
-        elif kind == "worker":
-            report = WorkerReport.from_dict(event["report"])
-            with self._registry.changed:
-                if self._registry.apply_report(link.index, report):
-                    self._publish()
-                    self._metrics.worker_changed()
-        elif kind == "metrics":
-            self._metrics.take_updates(event["updates"])
-        elif kind == "model_unloaded":
-            self._manager.model_unloaded(link.index, event["model_index"])
-        else:
-            log.error("Unknown event %r from %s: its version does not fit ours", kind, link.name)
+    def _take(self, link: BatcherLink, event: FromBatcher) -> None:
+        match event:
+            case BatcherStarted():
+                link.came_up = True
+                log.info("%s started", link.name)
+            case TemplateReady(missing):
+                self._template_is_ready(link, missing)
+            case TemplateFailed():
+                self._on_failure(link.lives.in_words("its worker template ended again and again before it had worked"))
+            case SegmentAttached(index):
+                # Only now: what it cannot do, it finds out with the first web worker's segment.
+                link.lives.has_worked = True
+                self._on_ready()
+                self.segments.table.attached(index, link.index)
+            case SegmentRetired(index):
+                self.segments.table.retired(index, link.index)
+            case WorkerReport():
+                with self._registry.changed:
+                    if self._registry.apply_report(link.index, event):
+                        self._publish()
+                        self._metrics.worker_changed()
+            case MetricsReported(updates):
+                self._metrics.take_updates(updates)
+            case ModelUnloaded(model_index):
+                self._manager.model_unloaded(link.index, model_index)
 
     def _template_is_ready(self, link: BatcherLink, missing: dict[str, str]) -> None:
         """A module that cannot be imported stops the start; later it is one that was there and is not any more."""

@@ -14,6 +14,7 @@ from wsgi_ts.batcher.shm.doorbell import Doorbell
 from wsgi_ts.batcher.shm.segment import segment_name
 from wsgi_ts.batcher.shm.shared_memory import unlink
 from wsgi_ts.errors import BadRequest
+from wsgi_ts.messages import AttachSegment, RetireSegment
 from wsgi_ts.supervisor.batcher_process import BatcherLink
 from wsgi_ts.supervisor.segment_table import SegmentEntry, SegmentTable
 
@@ -71,7 +72,7 @@ class SegmentKeeper:
         self.table.await_attach(entry, [link.index for link in running], done)
         for link in running:
             link.segments.add(index)
-            link.send({"op": "attach_segment", "index": index})
+            link.send(AttachSegment(index))
 
     def describe(self) -> list[dict[str, Any]]:
         """The lines of `wsgi-ts status`."""
@@ -86,7 +87,7 @@ class SegmentKeeper:
         self.table.await_retire(entry, [link.index for link in holders], lambda: self._remove(entry))
         for link in holders:
             link.segments.discard(entry.index)
-            link.send({"op": "retire_segment", "index": entry.index})
+            link.send(RetireSegment(entry.index))
 
     def _remove(self, entry: SegmentEntry) -> None:
         self._unlink(entry)

@@ -42,6 +42,7 @@ from wsgi_ts.instance.run_directory import RunDirectory, RunDirectoryError
 from wsgi_ts.logs.plan import LogPlan
 from wsgi_ts.logs.setup import LogFiles
 from wsgi_ts.logs.text import safe_text
+from wsgi_ts.messages import ReopenLogs, Stop, ToBatcher
 from wsgi_ts.models.manager import ModelManager
 from wsgi_ts.models.registry import ModelVersion, Registry
 from wsgi_ts.models.snapshots import SnapshotError, SnapshotWriter
@@ -312,7 +313,7 @@ class Supervisor:
             self._web.kill_hung()
             self._publisher.follow(now)
 
-    def _send(self, batcher: int, message: dict[str, Any]) -> None:
+    def _send(self, batcher: int, message: ToBatcher) -> None:
         self._batchers.send(batcher, message)
 
     def _queued(self, model: ModelVersion) -> int:
@@ -321,7 +322,7 @@ class Supervisor:
     def _reopen_logs(self) -> None:
         """Has every process open its log files again: somebody has moved them away."""
         self._log_files.reopen()
-        self._batchers.send_all({"op": "reopen_logs"})
+        self._batchers.send_all(ReopenLogs())
         self._web.reopen_logs()
 
     def _dump_state(self) -> None:
@@ -389,7 +390,7 @@ class Supervisor:
         self._web.stop()
         limit_s = self._config.graceful_timeout + _WEB_MARGIN_S
         self._wait_for(self._web.processes, limit_s, lambda child: child.send_signal(signal.SIGQUIT))
-        self._batchers.send_all({"op": "stop", "drain": self._stop_requests < 2})
+        self._batchers.send_all(Stop(drain=self._stop_requests < 2))
         self._wait_for(self._batchers.links, _BATCHER_STOP_S, lambda child: None)
         self._snapshots.stop()
 

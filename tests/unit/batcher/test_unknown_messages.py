@@ -2,55 +2,99 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from collections import deque
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from wsgi_ts.batcher.__main__ import Batcher
-from wsgi_ts.batcher.pool.pool import WorkerPool
+from wsgi_ts.batcher.batcher import Batcher
+from wsgi_ts.batcher.template.template import Template
+from wsgi_ts.control.channel import Channel
+from wsgi_ts.messages import (
+    FROM_BATCHER,
+    FROM_TEMPLATE,
+    TO_BATCHER,
+    TO_TEMPLATE,
+    LoadModel,
+    Messages,
+    ModelSpec,
+    SetWorkers,
+    SpawnWorker,
+    WantedWorker,
+    WorkerExited,
+    WorkerReport,
+    WorkerState,
+)
 from wsgi_ts.supervisor.batchers import BatcherTier
 
 
-class FakeChannel:
-    """A channel on which some messages have come."""
+@pytest.fixture
+def channel(frame: dict[str, Any]) -> Iterator[Channel]:
+    """A channel on which a frame has come."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        Channel(theirs).send(frame)
+        yield Channel(ours)
 
-    def __init__(self, *messages: dict[str, Any]) -> None:
-        self._messages = list(messages)
 
-    def receive_ready(self) -> list[dict[str, Any]]:
-        return self._messages
-
-
-@pytest.mark.parametrize("message", [{"event": "new_in_2.0", "worker_id": 1}, {}])
-def test_from_a_batcher(message: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    class Link:
-        name = "batcher 1 (cpu)"
-        channel = FakeChannel(message)
-
+@pytest.mark.parametrize("frame", [{"event": "new_in_2.0", "worker_id": 1}, {}, {"event": "segment_attached"}])
+def test_from_a_batcher(frame: dict[str, Any], channel: Channel, caplog: pytest.LogCaptureFixture) -> None:
     tier = BatcherTier.__new__(BatcherTier)
-    tier._on_events(cast("Any", Link()))
-    assert f"Unknown event {message.get('event')!r} from batcher 1 (cpu)" in caplog.text
+    tier._on_events(cast("Any", SimpleNamespace(name="batcher 1 (cpu)", channel=channel)))
+    assert f"Unknown event {frame.get('event')!r} from batcher 1 (cpu)" in caplog.text
 
 
-@pytest.mark.parametrize("message", [{"op": "new_in_2.0"}, {}])
-def test_from_the_supervisor(message: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("frame", [{"op": "new_in_2.0"}, {}, {"op": "attach_segment", "index": 1, "odd": 2}])
+def test_from_the_supervisor(frame: dict[str, Any], channel: Channel, caplog: pytest.LogCaptureFixture) -> None:
     batcher = Batcher.__new__(Batcher)
-    batcher._supervisor = cast("Any", FakeChannel(message))
+    batcher._supervisor = channel
     batcher._from_supervisor()
-    assert f"Unknown operation {message.get('op')!r} from the supervisor" in caplog.text
+    assert f"Unknown operation {frame.get('op')!r} from the supervisor" in caplog.text
 
 
-@pytest.mark.parametrize("message", [{"event": "new_in_2.0", "worker_id": 1}, {"event": "odd"}, {}])
-def test_from_the_template(message: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
-    assert WorkerPool().on_template_event(message, 1.0) == []
-    assert f"Unknown event {message.get('event')!r} from the worker template" in caplog.text
+@pytest.mark.parametrize("frame", [{"event": "new_in_2.0", "worker_id": 1}, {"event": "odd"}, {}])
+def test_from_the_template(frame: dict[str, Any], channel: Channel, caplog: pytest.LogCaptureFixture) -> None:
+    batcher = Batcher.__new__(Batcher)
+    batcher._template = channel
+    batcher._from_template()
+    assert f"Unknown event {frame.get('event')!r} from the worker template" in caplog.text
+
+
+@pytest.mark.parametrize("frame", [{"op": "new_in_2.0"}, {"op": "kill_worker", "worker_id": 1}, {}])
+def test_from_the_batcher(frame: dict[str, Any], channel: Channel, caplog: pytest.LogCaptureFixture) -> None:
+    template = Template.__new__(Template)
+    template._batcher = channel
+    template._on_batcher()
+    assert f"Unknown operation {frame.get('op')!r} from the batcher" in caplog.text
+
+
+SPEC = ModelSpec(1, "m", "1.0", "/models/m", "handler.py", {"a": [1]})
+
+
+@pytest.mark.parametrize(
+    ("messages", "message", "name"),
+    [
+        (TO_BATCHER, LoadModel(SPEC), "load_model"),
+        (TO_BATCHER, SetWorkers(1, [WantedWorker(9000, 0, [0, 1]), WantedWorker(9001)]), "set_workers"),
+        (TO_TEMPLATE, SpawnWorker(9000, 2, SPEC, None, None, "p", 0, 1), "spawn_worker"),
+        (FROM_TEMPLATE, WorkerExited(9000, 2, 77, None, "SIGKILL", ["Bye"]), "worker_exited"),
+        (FROM_BATCHER, WorkerReport(9000, 1, WorkerState.READY, last_lines=["x"]), "worker_report"),
+    ],
+)
+def test_a_message_arrives_as_it_was_sent(messages: Messages[Any], message: Any, name: str) -> None:
+    frame = json.loads(json.dumps(messages.encode(message)))
+    assert name in (frame.get("op"), frame.get("event"))
+    assert messages.decode(frame) == message
 
 
 def test_from_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     batcher = Batcher.__new__(Batcher)
     batcher._notices = deque([("model_unloaded", 3), ("odd", 1)])
-    monkeypatch.setattr("wsgi_ts.batcher.__main__.os.eventfd_read", lambda fd: 1)
+    monkeypatch.setattr("wsgi_ts.batcher.batcher.os.eventfd_read", lambda fd: 1)
     batcher._wake_fd = -1
     with pytest.raises(ValueError, match="odd"):
         batcher._from_loop()

@@ -14,10 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from wsgi_ts.batcher.pool.actions import (
     Action,
     Cause,
-    KillWorker,
-    ModelUnloaded,
     ReleaseWorker,
-    Report,
     StartTemplate,
     StartWorker,
     WorkerGone,
@@ -25,7 +22,18 @@ from wsgi_ts.batcher.pool.actions import (
 )
 from wsgi_ts.batcher.pool.life import BACKOFF_S, STABLE_S
 from wsgi_ts.batcher.pool.pool import EXIT_GRACE_S, KILL_REPEAT_S, TEMPLATE_TIMEOUT_S, WorkerPool
-from wsgi_ts.messages import ModelSpec, WorkerReport
+from wsgi_ts.messages import (
+    FromTemplate,
+    KillWorker,
+    ModelSpec,
+    ModelUnloaded,
+    TemplateReady,
+    WantedWorker,
+    WorkerExited,
+    WorkerLoaded,
+    WorkerReport,
+    WorkerStarted,
+)
 
 
 def make_spec(index: int = 3, **fields: Any) -> ModelSpec:
@@ -42,28 +50,26 @@ class Driver:
         self.actions: list[Action] = self.pool.start(self.now)
         self.pool.set_model(make_spec(**spec_fields))
         if template_is_ready:
-            self.event("template_ready")
+            self.event(TemplateReady())
 
-    def event(self, kind: str, **fields: Any) -> list[Action]:
-        self.actions = self.pool.on_template_event({"event": kind, **fields}, self.now)
+    def event(self, event: FromTemplate) -> list[Action]:
+        self.actions = self.pool.on_template_event(event, self.now)
         return self.actions
 
     def set_workers(self, *worker_ids: int) -> list[Action]:
-        self.actions = self.pool.set_workers(3, [(worker_id, None, None) for worker_id in worker_ids], self.now)
+        self.actions = self.pool.set_workers(3, [WantedWorker(worker_id) for worker_id in worker_ids], self.now)
         return self.actions
 
     def started(self, worker_id: int = 9000, start_count: int = 1) -> list[Action]:
-        return self.event("started", worker_id=worker_id, start_count=start_count, pid=worker_id * 10)
+        return self.event(WorkerStarted(worker_id, start_count, worker_id * 10))
 
     def loaded(self, status: int = 200, worker_id: int = 9000, start_count: int = 1) -> list[Action]:
-        fields = {"status": status, "message": "no weights", "load_ms": 42}
-        return self.event("loaded", worker_id=worker_id, start_count=start_count, **fields)
+        return self.event(WorkerLoaded(worker_id, start_count, status, "no weights", 42))
 
     def exited(
         self, code: int | None = None, signal: str | None = None, worker_id: int = 9000, start_count: int = 1
     ) -> list[Action]:
-        fields = {"pid": worker_id * 10, "code": code, "signal": signal, "last_lines": ["Bye"]}
-        return self.event("exit", worker_id=worker_id, start_count=start_count, **fields)
+        return self.event(WorkerExited(worker_id, start_count, worker_id * 10, code, signal, ["Bye"]))
 
     def make_ready(self, *worker_ids: int) -> None:
         self.set_workers(*worker_ids)
@@ -82,7 +88,7 @@ class Driver:
 
     @property
     def report(self) -> WorkerReport:
-        report: WorkerReport = self.only(Report).report
+        report: WorkerReport = self.only(WorkerReport)
         return report
 
     def has(self, kind: type[Any]) -> bool:
@@ -108,8 +114,8 @@ def test_workers_wait_for_the_template() -> None:
     assert driver.actions == [StartTemplate()]
     driver.set_workers(9000, 9001)
     assert not driver.has(StartWorker)
-    assert [action.report.state for action in driver.actions if isinstance(action, Report)] == ["starting"] * 2
-    driver.event("template_ready")
+    assert [action.state for action in driver.actions if isinstance(action, WorkerReport)] == ["starting"] * 2
+    driver.event(TemplateReady())
     starts = [action for action in driver.actions if isinstance(action, StartWorker)]
     assert [(start.worker_id, start.start_count) for start in starts] == [(9000, 1), (9001, 1)]
 
@@ -184,17 +190,6 @@ def test_a_worker_wanted_again_while_it_stops_is_started_again() -> None:
     assert driver.set_workers(9000) == []
     driver.exited(code=0)
     assert driver.only(StartWorker).start_count == 2
-
-
-def test_recycling_starts_a_new_life_without_back_off() -> None:
-    driver = Driver()
-    driver.make_ready(9000)
-    assert driver.pool.recycle_worker(9000, 1, driver.now) == [ReleaseWorker(9000, 1)]
-    driver.pool.worker_released(9000, 1, driver.now)
-    driver.exited(code=1)
-    assert driver.only(WorkerGone).cause == "stopped"
-    assert driver.only(StartWorker).start_count == 2
-    assert (driver.report.state, driver.report.restarts, driver.report.recovering_since) == ("starting", 1, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -370,10 +365,10 @@ def test_the_template_takes_its_workers_along_and_they_come_back_at_once() -> No
     gone = [action for action in driver.actions if isinstance(action, WorkerGone)]
     assert gone == [WorkerGone(9000, 3, 1, "died"), WorkerGone(9001, 3, 1, "died")]
     assert driver.actions[-1] == StartTemplate()
-    reports = [action.report for action in driver.actions if isinstance(action, Report)]
+    reports = [action for action in driver.actions if isinstance(action, WorkerReport)]
     assert [(report.state, report.recovering_since) for report in reports] == [("starting", 0.0)] * 2
     assert reports[0].exit_reason == "the worker template died"
-    driver.event("template_ready")
+    driver.event(TemplateReady())
     starts = [action for action in driver.actions if isinstance(action, StartWorker)]
     assert [(start.worker_id, start.start_count) for start in starts] == [(9000, 2), (9001, 2)]
 
@@ -390,9 +385,9 @@ def test_a_template_that_keeps_dying_before_it_is_up_is_slowed_down(comes_up: bo
         assert driver.has(StartTemplate)
         delays.append(driver.now - lost_at)
         if comes_up:
-            driver.event("template_ready")
+            driver.event(TemplateReady())
     assert delays == expected
-    driver.event("template_ready")
+    driver.event(TemplateReady())
     driver.wait(100)
     driver.actions = driver.pool.on_template_lost(driver.now)
     assert driver.has(StartTemplate)
@@ -405,7 +400,7 @@ def test_a_template_that_hangs_is_replaced_and_its_workers_fail() -> None:
     assert driver.has(StartTemplate)
     assert (driver.report.state, driver.report.load_status) == ("backoff", 500)
     driver.wait(1)
-    driver.event("template_ready")
+    driver.event(TemplateReady())
     assert driver.has(StartWorker)
 
 
@@ -498,8 +493,8 @@ class PoolMachine(RuleBasedStateMachine):
                 assert self.alive.pop(action.worker_id) == action.start_count
             elif isinstance(action, KillWorker | ReleaseWorker | WorkerReady):
                 assert self.alive[action.worker_id] == action.start_count
-            elif isinstance(action, Report):
-                self.last_state[action.report.worker_id] = action.report.state
+            elif isinstance(action, WorkerReport):
+                self.last_state[action.worker_id] = action.state
 
     @rule(data=st.data(), new=st.integers(0, 2))
     def scale(self, data: st.DataObject, new: int) -> None:
@@ -540,7 +535,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def template_comes_up(self) -> None:
         self.template_up = True
-        self.apply(self.driver.event("template_ready"))
+        self.apply(self.driver.event(TemplateReady()))
 
     @invariant()
     def idle_means_that_no_life_is_open(self) -> None:

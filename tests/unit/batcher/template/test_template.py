@@ -18,7 +18,7 @@ import pytest
 
 from wsgi_ts.control.channel import Channel
 from wsgi_ts.logs.plan import default_plan
-from wsgi_ts.messages import ModelSpec
+from wsgi_ts.messages import TO_TEMPLATE, KillWorker, ModelSpec, SpawnWorker
 from wsgi_ts.process import start_time
 
 HERE = Path(__file__).parent
@@ -57,9 +57,8 @@ class TemplateProcess:
 
     def start(self, worker_id: int, behaviour: str, start_count: int = 1, **spec: Any) -> None:
         model = ModelSpec(1, "probe", "1.0", str(self.folder), behaviour, None, **spec)
-        order = {"worker_id": worker_id, "start_count": start_count, "spec": model.to_dict()}
-        order |= {"gpu_id": None, "devices": None}
-        self.channel.send({"op": "start", **order, "prefix": self.prefix, "batcher_index": 0, "threads": 1})
+        order = SpawnWorker(worker_id, start_count, model, None, None, self.prefix, 0, 1)
+        self.channel.send(TO_TEMPLATE.encode(order))
 
     def expect(self, event: str, worker_id: int) -> dict[str, Any]:
         message = self.channel.receive()
@@ -68,11 +67,11 @@ class TemplateProcess:
 
     def started_and_loaded(self, worker_id: int, behaviour: str, **spec: Any) -> tuple[int, dict[str, Any]]:
         self.start(worker_id, behaviour, **spec)
-        pid = self.expect("started", worker_id)["pid"]
-        return pid, json.loads(self.expect("loaded", worker_id)["message"])
+        pid = self.expect("worker_started", worker_id)["pid"]
+        return pid, json.loads(self.expect("worker_loaded", worker_id)["message"])
 
     def kill(self, worker_id: int, start_count: int = 1) -> None:
-        self.channel.send({"op": "kill", "worker_id": worker_id, "start_count": start_count})
+        self.channel.send(TO_TEMPLATE.encode(KillWorker(worker_id, start_count)))
 
     def log(self, name: str) -> str:
         return (self.folder / "logs" / name).read_text()
@@ -114,7 +113,7 @@ def test_a_worker_finds_a_clean_process(shared: TemplateProcess) -> None:
     title = Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0 ")
     assert title == "wsgi-ts: model worker 9000 probe 1.0"
     shared.kill(9000)
-    shared.expect("exit", 9000)
+    shared.expect("worker_exited", 9000)
 
 
 def test_workers_do_not_share_random_numbers(shared: TemplateProcess) -> None:
@@ -123,7 +122,7 @@ def test_workers_do_not_share_random_numbers(shared: TemplateProcess) -> None:
     assert first["numpy_random"] != second["numpy_random"]
     for worker_id in (9001, 9002):
         shared.kill(worker_id)
-        shared.expect("exit", worker_id)
+        shared.expect("worker_exited", worker_id)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +138,7 @@ def test_an_exit_is_reported_with_its_cause(
     shared: TemplateProcess, behaviour: str, code: int | None, signal_name: str | None, line: str
 ) -> None:
     pid, _ = shared.started_and_loaded(9003, behaviour)
-    exit_event = shared.expect("exit", 9003)
+    exit_event = shared.expect("worker_exited", 9003)
     assert (exit_event["pid"], exit_event["start_count"]) == (pid, 1)
     assert (exit_event["code"], exit_event["signal"]) == (code, signal_name)
     assert any(line in text for text in exit_event["last_lines"]) or not line
@@ -151,12 +150,12 @@ def test_a_kill_ends_only_the_life_that_it_names(shared: TemplateProcess) -> Non
     shared.kill(9004, start_count=2)
     shared.kill(9005)
     shared.kill(9004)
-    assert shared.expect("exit", 9004)["signal"] == "SIGKILL"
+    assert shared.expect("worker_exited", 9004)["signal"] == "SIGKILL"
 
 
 def test_output_goes_to_the_models_logs(shared: TemplateProcess) -> None:
     shared.started_and_loaded(9006, "print")
-    lines = shared.expect("exit", 9006)["last_lines"]
+    lines = shared.expect("worker_exited", 9006)["last_lines"]
     model_log = [line for line in shared.log("model_log.log").splitlines() if "W-9006-" in line]
     shown = {line[24:] for line in model_log}  # without the time
     assert "[INFO ] W-9006-probe_1.0-stdout MODEL_LOG - plain line äö" in shown
@@ -178,7 +177,7 @@ def test_output_goes_to_the_models_logs(shared: TemplateProcess) -> None:
 def test_a_flood_is_bounded_and_never_blocks_the_worker(shared: TemplateProcess) -> None:
     before = len(shared.log("model_log.log"))
     shared.started_and_loaded(9007, "flood")
-    assert shared.expect("exit", 9007)["code"] == 0
+    assert shared.expect("worker_exited", 9007)["code"] == 0
     text = shared.log("model_log.log")[before:]
     assert "lines dropped: more than 1000000 bytes per second" in text
     assert len(text) < 6_000_000
@@ -190,22 +189,22 @@ def test_what_a_handler_started_ends_with_its_worker(shared: TemplateProcess) ->
     pids_file = shared.folder / "pids.json"
     eventually(lambda: pids_file.exists() and pids_file.read_text().endswith("]"), "descendants")
     shared.kill(9009)
-    shared.expect("exit", 9009)
+    shared.expect("worker_exited", 9009)
     descendants = json.loads(pids_file.read_text())
     assert len(descendants) == 3
     eventually(lambda: all(start_time(pid) is None for pid in descendants), "end of the descendants")
     assert start_time(other_pid) is not None
     shared.kill(9008)
-    shared.expect("exit", 9008)
+    shared.expect("worker_exited", 9008)
 
 
 def test_rubbish_on_the_status_socket_hurts_nobody(shared: TemplateProcess) -> None:
     shared.start(9010, "rubbish")
-    shared.expect("started", 9010)
+    shared.expect("worker_started", 9010)
     shared.started_and_loaded(9011, "wait")
     for worker_id in (9010, 9011):
         shared.kill(worker_id)
-        assert shared.expect("exit", worker_id)["signal"] == "SIGKILL"
+        assert shared.expect("worker_exited", worker_id)["signal"] == "SIGKILL"
 
 
 def test_a_model_with_its_own_python_is_executed(shared: TemplateProcess) -> None:
@@ -215,13 +214,13 @@ def test_a_model_with_its_own_python_is_executed(shared: TemplateProcess) -> Non
     assert facts["numpy_random"] == 0.0  # a fresh interpreter: numpy is not imported
     assert facts["cwd"] == str(shared.folder)
     shared.kill(9011)
-    assert shared.expect("exit", 9011)["pid"] == pid
+    assert shared.expect("worker_exited", 9011)["pid"] == pid
 
 
 def test_a_start_that_fails_is_an_exit(shared: TemplateProcess) -> None:
     shared.start(9012, "wait", python="/nonexistent/python")
-    shared.expect("started", 9012)
-    exit_event = shared.expect("exit", 9012)
+    shared.expect("worker_started", 9012)
+    exit_event = shared.expect("worker_exited", 9012)
     assert exit_event["code"] == 1
     assert any("FileNotFoundError" in line for line in exit_event["last_lines"])
 
@@ -232,7 +231,7 @@ def test_log_files_are_opened_again_when_the_batcher_says_so(shared: TemplatePro
     shared.channel.send({"op": "reopen_logs"})
     eventually(log.exists, "a new model_log.log")
     shared.started_and_loaded(9013, "print")
-    shared.expect("exit", 9013)
+    shared.expect("worker_exited", 9013)
     assert "plain line" in log.read_text()
 
 

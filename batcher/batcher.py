@@ -1,0 +1,318 @@
+"""The batcher: the process that owns one device.
+
+Two threads: the hot loop (`scheduler.loop.BatcherLoop`), and this control thread, which listens to the supervisor and
+the worker template, keeps the right model workers alive (`pool.pool.WorkerPool`) and tells the loop what it must know.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import os
+import selectors
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from wsgi_ts.batcher.pool.actions import (
+    Action,
+    ReleaseWorker,
+    StartTemplate,
+    StartWorker,
+    WorkerGone,
+    WorkerReady,
+)
+from wsgi_ts.batcher.pool.pool import WorkerPool
+from wsgi_ts.batcher.scheduler.dispatch import largest_batch
+from wsgi_ts.batcher.scheduler.loop import BatcherLoop
+from wsgi_ts.batcher.shm.board import Board
+from wsgi_ts.batcher.shm.layout import BatcherWord
+from wsgi_ts.batcher.shm.mailbox import BatcherMailbox, mailbox_name
+from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
+from wsgi_ts.batcher.spawn.environment import worker_environment
+from wsgi_ts.control.channel import Channel, ChannelClosed
+from wsgi_ts.logs.output import flush_outputs
+from wsgi_ts.logs.setup import STDERR_VARIABLE, LogFiles, logged_stderr
+from wsgi_ts.messages import (
+    FROM_BATCHER,
+    FROM_TEMPLATE,
+    TO_BATCHER,
+    TO_TEMPLATE,
+    AttachSegment,
+    BatcherStarted,
+    FromBatcher,
+    KillWorker,
+    LoadModel,
+    MetricsReported,
+    ModelUnloaded,
+    ReopenLogs,
+    RetireSegment,
+    SegmentAttached,
+    SegmentRetired,
+    SetWorkers,
+    SpawnWorker,
+    Stop,
+    TemplateFailed,
+    TemplateReady,
+    ToBatcher,
+    ToTemplate,
+    UnloadModel,
+    WorkerReport,
+)
+from wsgi_ts.process import python_command
+from wsgi_ts.settings.config import Config
+
+log = logging.getLogger(__name__)
+
+_LONGEST_SELECT_S = 1.0
+_STOP_LIMIT_S = 10.0
+#: So many worker templates may end before one has been ready.
+_TEMPLATE_LIVES = 3
+
+
+class Batcher:
+    """The control thread of a batcher.
+
+    Args:
+        options: the parsed command line.
+        log_files: the open log files.
+    """
+
+    def __init__(self, options: argparse.Namespace, log_files: LogFiles) -> None:
+        self._options = options
+        self._log_files = log_files
+        self._config = Config.from_json((options.run_dir / "config.json").read_text(encoding="utf-8"))
+        self._board = Board.attach(options.prefix)
+        self._supervisor = Channel(socket.socket(fileno=options.control_fd))
+        self._template: Channel | None = None
+        self._template_process: subprocess.Popen[bytes] | None = None
+        self._template_worked = False
+        self._template_failures = 0
+        self._selector = selectors.DefaultSelector()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._notices: deque[tuple[Any, ...]] = deque()
+        self._pool = WorkerPool()
+        self._wanted: dict[int, int] = {}
+        self._mailboxes: dict[tuple[int, int], BatcherMailbox] = {}
+        self._loop = BatcherLoop(self._board, options.index, self._notice)
+        self._thread = threading.Thread(target=self._run_loop, name="loop")
+        self._stopping = False
+        self._stop_at = math.inf
+
+    def run(self) -> int:
+        """Serves until the supervisor says stop, or is gone; returns the exit code."""
+        self._board.words[self._board.batcher_row(self._options.index) + BatcherWord.LIVES] += 1
+        for index in filter(None, self._options.segments.split(",")):
+            self._loop.command("attach_segment", self._options.prefix, int(index))
+        self._thread.start()
+        self._selector.register(self._supervisor, selectors.EVENT_READ, self._from_supervisor)
+        self._selector.register(self._wake_fd, selectors.EVENT_READ, self._from_loop)
+        self._tell_supervisor(BatcherStarted())
+        self._carry_out(self._pool.start(time.monotonic()))
+        try:
+            while not (self._stopping and (self._pool.idle or time.monotonic() >= self._stop_at)):
+                self._turn()
+        except ChannelClosed:
+            log.info("The supervisor has gone; this batcher leaves.")
+        finally:
+            self._loop.command("stop")
+            self._thread.join()
+            self._end_template()
+        return 0
+
+    def _turn(self) -> None:
+        wait = min(self._pool.next_wake_at - time.monotonic(), _LONGEST_SELECT_S)
+        for key, _ in self._selector.select(max(0.0, wait)):
+            key.data()
+        self._carry_out(self._pool.tick(time.monotonic()))
+        if not self._thread.is_alive():
+            raise RuntimeError("the batcher's loop has ended")
+
+    def _run_loop(self) -> None:
+        try:
+            self._loop.run()
+        except Exception:
+            # A broken loop must not go on with half a state: the supervisor starts the next batcher, which sorts out
+            # what lies in the segments.
+            log.exception("The batcher's loop failed; this batcher leaves and is started again.")
+            flush_outputs()
+            os._exit(1)
+
+    def _from_supervisor(self) -> None:
+        for message in self._supervisor.receive_messages(TO_BATCHER, "the supervisor"):
+            self._take(message, time.monotonic())
+
+    def _take(self, message: ToBatcher, now: float) -> None:
+        match message:
+            case AttachSegment(index):
+                self._loop.command("attach_segment", self._options.prefix, index)
+            case RetireSegment(index):
+                self._loop.command("retire_segment", index)
+            case LoadModel(spec):
+                self._pool.set_model(spec)
+                self._loop.command("load_model", spec)
+            case SetWorkers(index, workers):
+                self._wanted[index] = len(workers)
+                self._carry_out(self._pool.set_workers(index, workers, now))
+            case UnloadModel(index):
+                self._wanted.pop(index, None)
+                self._loop.command("unload_model", index)
+                self._carry_out(self._pool.remove_model(index, now))
+            case ReopenLogs():
+                self._log_files.reopen()
+                self._tell_template(message)
+            case Stop(drain):
+                self._stopping = True
+                self._stop_at = now + (_STOP_LIMIT_S if drain else 0.0)
+                self._carry_out(self._pool.stop(now))
+
+    def _tell_supervisor(self, message: FromBatcher) -> None:
+        self._supervisor.send(FROM_BATCHER.encode(message))
+
+    def _notice(self, notice: tuple[Any, ...]) -> None:
+        self._notices.append(notice)
+        os.eventfd_write(self._wake_fd, 1)
+
+    def _from_loop(self) -> None:
+        os.eventfd_read(self._wake_fd)
+        while self._notices:
+            now = time.monotonic()
+            match self._notices.popleft():
+                case ("segment_attached", index):
+                    self._tell_supervisor(SegmentAttached(index))
+                case ("segment_retired", index):
+                    self._tell_supervisor(SegmentRetired(index))
+                case ("worker_released", worker_id, start_count):
+                    self._carry_out(self._pool.worker_released(worker_id, start_count, now))
+                case ("kill_worker", worker_id, start_count):
+                    self._carry_out(self._pool.worker_timed_out(worker_id, start_count, now))
+                case ("model_unloaded", _):
+                    continue  # the pool tells of it, when the last worker's process is gone
+                case unknown:
+                    raise ValueError(f"the loop's notice {unknown}")
+
+    def _from_template(self) -> None:
+        template = self._template
+        if template is None:
+            return
+        try:
+            events = template.receive_messages(FROM_TEMPLATE, "the worker template")
+        except ChannelClosed:
+            self._end_template()
+            self._template_failures += not self._template_worked
+            if self._template_failures == _TEMPLATE_LIVES and not self._template_worked:
+                self._tell_supervisor(TemplateFailed())
+            self._carry_out(self._pool.on_template_lost(time.monotonic()))
+            return
+        for event in events:
+            if isinstance(event, TemplateReady | MetricsReported):
+                self._tell_supervisor(event)
+            if isinstance(event, TemplateReady):
+                self._template_worked = True
+            self._carry_out(self._pool.on_template_event(event, time.monotonic()))
+
+    def _start_template(self) -> None:
+        self._end_template()
+        ours, theirs = socket.socketpair()
+        options = self._options
+        command = python_command("wsgi_ts.batcher.template", "--fd", str(theirs.fileno()))
+        command += ["--log-plan", str(options.log_plan), "--device", options.device]
+        command += ["--metrics-mode", self._config.metrics_mode]
+        if self._config.metrics_config is not None:
+            command += ["--metrics-config", str(self._config.metrics_config)]
+        if self._config.model_metrics_auto_detect:
+            command.append("--metrics-auto-detect")
+        for module in self._config.preload_modules:
+            command += ["--preload", module]
+        # Where the supervisor reads this process's stderr, the template logs to the server's as well.
+        stderr = logged_stderr()
+        given = {STDERR_VARIABLE: str(stderr)} if stderr != sys.stderr.fileno() else {}
+        self._template_process = subprocess.Popen(
+            command,
+            pass_fds=[theirs.fileno(), *map(int, given.values())],
+            stdin=subprocess.DEVNULL,
+            env=worker_environment(os.environ, self._config) | given,
+        )
+        theirs.close()
+        self._template = Channel(ours)
+        self._selector.register(self._template, selectors.EVENT_READ, self._from_template)
+
+    def _end_template(self) -> None:
+        """Ends the template (EOF makes it kill its workers) and reaps it."""
+        if self._template is not None:
+            self._selector.unregister(self._template)
+            self._template.close()
+            self._template = None
+        process = self._template_process
+        if process is not None:
+            try:
+                process.wait(1.0)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            self._template_process = None
+
+    def _tell_template(self, message: ToTemplate) -> None:
+        if self._template is not None:
+            try:
+                self._template.send(TO_TEMPLATE.encode(message))
+            except ChannelClosed:
+                log.warning("The worker template has gone; its end is noticed in a moment.")
+
+    def _carry_out(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case StartTemplate():
+                    self._start_template()
+                case StartWorker():
+                    self._start_worker(action)
+                case KillWorker():
+                    self._tell_template(action)
+                case ReleaseWorker(worker_id, start_count):
+                    self._loop.command("release_worker", worker_id, start_count)
+                case WorkerReady(worker_id, model_index, _, start_count):
+                    mailbox = self._mailboxes[worker_id, start_count]
+                    self._loop.command("worker_ready", worker_id, start_count, model_index, mailbox)
+                case WorkerGone(worker_id, _, start_count, cause):
+                    gone = self._mailboxes.pop((worker_id, start_count), None)
+                    if gone is not None:
+                        self._loop.command("worker_gone", worker_id, start_count, cause == "oom", gone)
+                case WorkerReport() | ModelUnloaded():
+                    self._tell_supervisor(action)
+
+    def _start_worker(self, action: StartWorker) -> None:
+        options, spec = self._options, action.spec
+        name = mailbox_name(options.prefix, options.index, action.worker_id, action.start_count)
+        try:
+            mailbox = BatcherMailbox(name, largest_batch(spec), spec.ranks)
+        except SharedMemoryFull as full:
+            reason = str(full.strerror)
+            actions = self._pool.worker_not_started(action.worker_id, action.start_count, reason, time.monotonic())
+            self._carry_out(actions)
+            return
+        self._mailboxes[action.worker_id, action.start_count] = mailbox
+        self._tell_template(
+            SpawnWorker(
+                worker_id=action.worker_id,
+                start_count=action.start_count,
+                spec=spec,
+                gpu_id=action.gpu_id,
+                devices=action.devices,
+                prefix=options.prefix,
+                batcher_index=options.index,
+                threads=spec.threads_per_worker or self._threads_for_each(),
+            )
+        )
+
+    def _threads_for_each(self) -> int:
+        """CPU threads for a new worker: the cores shared out among the workers, 0 (no cap) where a GPU computes."""
+        if self._options.device != "cpu":
+            return 0
+        budget: int = self._options.threads_budget
+        return max(1, budget // max(1, sum(self._wanted.values())))
