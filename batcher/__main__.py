@@ -12,6 +12,7 @@ from wsgi_ts.batcher.batcher import Batcher
 from wsgi_ts.logs.plan import LogPlan
 from wsgi_ts.logs.setup import setup_logging
 from wsgi_ts.process import die_with_parent, set_process_title
+from wsgi_ts.run_files import RunFiles
 
 
 def main() -> int:
@@ -22,14 +23,13 @@ def main() -> int:
     parser.add_argument("--prefix", required=True)
     parser.add_argument("--control-fd", type=int, required=True)
     parser.add_argument("--run-dir", type=Path, required=True)
-    parser.add_argument("--log-plan", type=Path, required=True)
     parser.add_argument("--segments", default="")
     parser.add_argument("--threads-budget", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     die_with_parent()
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(ignored, signal.SIG_IGN)  # the supervisor alone decides when a batcher ends
-    log_files = setup_logging(LogPlan.read(options.log_plan))
+    log_files = setup_logging(LogPlan.read(RunFiles(options.run_dir).log_plan))
     set_process_title(f"wsgi-ts: batcher {options.index} {options.device}")
     return Batcher(options, log_files).run()
 

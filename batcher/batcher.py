@@ -66,6 +66,7 @@ from wsgi_ts.messages import (
     WorkerReport,
 )
 from wsgi_ts.process import python_command
+from wsgi_ts.run_files import RunFiles
 from wsgi_ts.settings.config import Config
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,8 @@ class Batcher:
     def __init__(self, options: argparse.Namespace, log_files: LogFiles) -> None:
         self._options = options
         self._log_files = log_files
-        self._config = Config.from_json((options.run_dir / "config.json").read_text(encoding="utf-8"))
+        self._files = RunFiles(options.run_dir)
+        self._config = Config.from_json(self._files.config.read_text(encoding="utf-8"))
         self._board = Board.attach(options.prefix)
         self._supervisor = Channel(socket.socket(fileno=options.control_fd))
         self._template: Channel | None = None
@@ -222,7 +224,7 @@ class Batcher:
         ours, theirs = socket.socketpair()
         options = self._options
         command = python_command("wsgi_ts.batcher.template", "--fd", str(theirs.fileno()))
-        command += ["--log-plan", str(options.log_plan), "--device", options.device]
+        command += ["--log-plan", str(self._files.log_plan), "--device", options.device]
         command += ["--metrics-mode", self._config.metrics_mode]
         if self._config.metrics_config is not None:
             command += ["--metrics-config", str(self._config.metrics_config)]

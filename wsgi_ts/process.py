@@ -212,11 +212,11 @@ def inherited_environ() -> dict[str, str]:
 
 
 def set_process_title(title: str) -> None:
-    """Sets what ps and top show; a convenience, so nothing happens where setproctitle is not installed."""
-    with contextlib.suppress(ImportError):
-        import setproctitle
+    """Sets what ps and top show."""
+    # Only now: the doctor says where it is missing.
+    import setproctitle
 
-        setproctitle.setproctitle(title)
+    setproctitle.setproctitle(title)
 
 
 def exit_reason(returncode: int) -> str:
@@ -246,7 +246,6 @@ class Child:
         *,
         pass_fds: Sequence[int] = (),
         environ: Mapping[str, str] | None = None,
-        cwd: Path | None = None,
         stderr: int | None = None,
     ) -> None:
         """Starts it in a session of its own (a Ctrl-C in the terminal reaches the supervisor alone).
@@ -256,7 +255,6 @@ class Child:
             argv: the command.
             pass_fds: descriptors that it inherits, under the same numbers.
             environ: variables that it gets in addition.
-            cwd: its directory; None for ours.
             stderr: a descriptor to be its stderr; None for ours.
 
         Raises:
@@ -272,7 +270,6 @@ class Child:
             stdin=subprocess.DEVNULL,
             pass_fds=tuple(pass_fds),
             env=variables,
-            cwd=cwd,
             stderr=stderr,
             start_new_session=True,
         )

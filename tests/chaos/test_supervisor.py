@@ -19,7 +19,7 @@ from support.processes import shared_memory
 from support.server import ServerProcess
 
 from chaos.load import Load, check, ledger_server
-from wsgi_ts.supervisor.child_output import FirstLives
+from wsgi_ts.supervisor.child import SupervisedProcess
 
 pytestmark = pytest.mark.chaos
 
@@ -144,7 +144,7 @@ def test_a_supervisor_that_follows_gives_up_no_child_that_is_killed_before_it_ha
     headers = token(server, "inference")
     guard = faults.one(server, "guard").pid
     faults.kill(server, "supervisor")
-    for _ in range(FirstLives.ALLOWED):
+    for _ in range(SupervisedProcess.LIVES):
         eventually(lambda: server.processes("batcher"), within=BACK_S, what="a batcher")
         faults.kill(server, "batcher")
     supervisor = faults.one(server, "supervisor").pid

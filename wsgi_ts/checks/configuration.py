@@ -8,8 +8,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
+from wsgi_ts.batcher.shm.shared_memory import SHM_DIRECTORY, free_bytes
 from wsgi_ts.checks.machine import Finding
 from wsgi_ts.checks.start import (
     StartError,
@@ -20,7 +20,7 @@ from wsgi_ts.checks.start import (
 )
 from wsgi_ts.gpu.devices import gpu_count
 from wsgi_ts.instance.listeners import bind_problem
-from wsgi_ts.instance.pid_file import is_recorded, read_record, recorded_pid
+from wsgi_ts.instance.record import Record
 from wsgi_ts.instance.shared_memory import start_bytes
 from wsgi_ts.metrics.reported import PROMETHEUS_MODE
 from wsgi_ts.metrics.specification import MetricsConfigError, load_specification
@@ -28,7 +28,6 @@ from wsgi_ts.models.snapshots import SnapshotError, recorded_models
 from wsgi_ts.settings.config import Config, ConfigError
 from wsgi_ts.settings.sources import startup_archives
 
-_SHM = Path("/dev/shm")
 #: How long a module of `preload_modules` may take to be imported, in seconds.
 _IMPORT_LIMIT_S = 120
 
@@ -36,11 +35,11 @@ _IMPORT_LIMIT_S = 120
 def check_shared_memory(config: Config) -> Iterator[Finding]:
     """Room in /dev/shm for what the configuration takes at its start."""
     try:
-        state = os.statvfs(_SHM)
+        free = free_bytes()
     except OSError as error:
         yield Finding("FAIL", "/dev/shm", f"{error.strerror}; mount a tmpfs there")
         return
-    if not os.access(_SHM, os.W_OK | os.X_OK):
+    if not os.access(SHM_DIRECTORY, os.W_OK | os.X_OK):
         yield Finding("FAIL", "/dev/shm", "not writable; its mode should be 1777")
         return
     batchers = gpu_count(config.number_of_gpu) + 1
@@ -49,7 +48,7 @@ def check_shared_memory(config: Config) -> Iterator[Finding]:
     except StartError as error:
         yield Finding("FAIL", "/dev/shm", str(error))
         return
-    needed, free = start_bytes(config, batchers), state.f_bavail * state.f_frsize
+    needed = start_bytes(config, batchers)
     text = f"{_mib(free)} free, {_mib(needed)} needed"
     if free < needed:
         remedy = "start the container with a larger --shm-size, or lower web_workers or slots_per_worker"
@@ -67,14 +66,13 @@ def check_addresses(config: Config) -> Iterator[Finding]:
         del addresses["management_address"]
     grpc = config.grpc_addresses
     addresses |= {f"grpc_{api}_port": (f"grpc_{api}_address", address) for api, address in grpc.items()}
-    pid = recorded_pid(config.run_dir)
-    running = pid is not None and is_recorded(pid, config.run_dir)
+    record = Record.find(config.run_dir)
     for key, (address_key, address) in addresses.items():
         problem = bind_problem(address, address_key, key)
         if problem is None:
             yield Finding("OK", key, f"{address} is free")
-        elif running:
-            yield Finding("OK", key, f"{address} is in use; an instance is running (pid {pid})")
+        elif record is not None and record.is_running:
+            yield Finding("OK", key, f"{address} is in use; an instance is running (pid {record.pid})")
         else:
             yield Finding("FAIL", key, f"{address}: {problem}")
 
@@ -183,19 +181,17 @@ def check_directories(config: Config) -> Iterator[Finding]:
 
 def check_leftovers(config: Config) -> Iterator[Finding]:
     """What a dead instance has left: the record of the run directory, and shared memory."""
-    record = read_record(config.run_dir)
-    pid, prefix = recorded_pid(config.run_dir), record.get("prefix")
-    if pid is not None and is_recorded(pid, config.run_dir):
-        yield Finding("OK", "left-overs", f"none; an instance is running (pid {pid})")
-        return
-    count = 0
-    if isinstance(prefix, str) and prefix:
-        count = sum(name.removeprefix("sem.").startswith(prefix) for name in _shm_names())
-    if record:
-        text = f"a dead instance (pid {pid}) left {count} shared-memory objects; the next start removes them"
-        yield Finding("WARN", "left-overs", text)
-    else:
+    record = Record.find(config.run_dir)
+    if record is None:
         yield Finding("OK", "left-overs", "none")
+    elif record.is_running:
+        yield Finding("OK", "left-overs", f"none; an instance is running (pid {record.pid})")
+    else:
+        count = (
+            sum(name.removeprefix("sem.").startswith(record.prefix) for name in _shm_names()) if record.prefix else 0
+        )
+        text = f"a dead instance (pid {record.pid}) left {count} shared-memory objects; the next start removes them"
+        yield Finding("WARN", "left-overs", text)
 
 
 class _Collector(logging.Handler):
@@ -226,7 +222,7 @@ def _warnings() -> Iterator[list[str]]:
 
 def _shm_names() -> list[str]:
     try:
-        return os.listdir(_SHM)
+        return os.listdir(SHM_DIRECTORY)
     except OSError:
         return []
 

@@ -59,7 +59,18 @@ def check_clock() -> Iterator[Finding]:
 def check_python() -> Iterator[Finding]:
     """Versions of Python and of the libraries that it takes; torch is looked up, not imported."""
     yield Finding("OK", "Python", f"{platform.python_version()} ({sys.executable})")
-    for package in ("torch", "gunicorn", "falcon", "httptools", "grpcio", "protobuf", "posix-ipc", "numpy", "PyYAML"):
+    for package in (
+        "torch",
+        "gunicorn",
+        "falcon",
+        "httptools",
+        "grpcio",
+        "protobuf",
+        "posix-ipc",
+        "numpy",
+        "PyYAML",
+        "setproctitle",
+    ):
         try:
             version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -14,6 +14,7 @@ from wsgi_ts.batcher.shm.shared_memory import free_bytes
 from wsgi_ts.instance.listeners import UNIX_PATH_BYTES
 from wsgi_ts.instance.shared_memory import address_bytes, start_bytes
 from wsgi_ts.models.preparation import interpreter
+from wsgi_ts.run_files import RunFiles
 from wsgi_ts.settings.config import DEFAULT_ALLOWED_URLS, Config
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ _INTERPRETER_LIMIT_S = 120.0
 #: Half of what a process can address: segments of web workers that have died are there for a moment longer.
 _MOST_ADDRESSES = 2**46
 _CAN_RUN_WORKERS = (
-    "import sys; sys.path.append(sys.argv[1]); import wsgi_ts.batcher.worker.main; print(wsgi_ts.__version__)"
+    "import sys; sys.path.append(sys.argv[1]); import setproctitle, wsgi_ts.batcher.worker.main; "
+    "print(wsgi_ts.__version__)"
 )
 
 
@@ -40,6 +42,26 @@ def check_machine() -> None:
     problem = machine_problem()
     if problem is not None:
         raise StartError(problem)
+
+
+def check_configuration(config: Config, batchers: int) -> None:
+    """Makes sure that this machine can run a configuration, and warns of what it may not be meant to allow.
+
+    Args:
+        config: the configuration.
+        batchers: how many batchers there are.
+
+    Raises:
+        StartError: it cannot; the message says why and what to do.
+    """
+    check_shared_memory(config, batchers)
+    check_model_store(config)
+    check_interpreter(config)
+    if config.enable_model_api and config.allowed_urls == DEFAULT_ALLOWED_URLS:
+        log.warning(
+            "Models can be registered from any URL: allowed_urls is not set. Set it to the addresses that you trust, "
+            "for example https://models\\.example\\.org/.*"
+        )
 
 
 def check_addressable(config: Config, batchers: int) -> None:
@@ -95,7 +117,7 @@ def check_run_directory(path: Path) -> None:
     Raises:
         StartError: the path is too long.
     """
-    longest = UNIX_PATH_BYTES - len("/control.sock")
+    longest = UNIX_PATH_BYTES - len(f"/{RunFiles(path).control_socket.name}")
     if len(os.fsencode(path)) > longest:
         raise StartError(
             f"run directory {path}: its path is too long for a Unix socket in it (at most {longest} bytes); set "
@@ -134,13 +156,4 @@ def check_interpreter(config: Config) -> None:
     if found != wsgi_ts.__version__:
         raise StartError(
             f"python={config.python}: has wsgi-ts {found}, the server is {wsgi_ts.__version__}; install the same there"
-        )
-
-
-def warn_of_any_url(config: Config) -> None:
-    """Says that models may come from anywhere, where they may."""
-    if config.enable_model_api and config.allowed_urls == DEFAULT_ALLOWED_URLS:
-        log.warning(
-            "Models can be registered from any URL: allowed_urls is not set. Set it to the addresses that you trust, "
-            "for example https://models\\.example\\.org/.*"
         )

@@ -11,7 +11,7 @@ from typing import Any
 
 from wsgi_ts.control.client import ControlPlane, NotReachable
 from wsgi_ts.errors import ServerError
-from wsgi_ts.instance.pid_file import is_recorded, recorded_pid
+from wsgi_ts.instance.record import Record
 
 #: Exit status where nothing runs, as init scripts have it.
 EXIT_NOT_RUNNING = 3
@@ -32,9 +32,11 @@ def print_status(run_dir: Path, *, as_json: bool) -> int:
         with closing(ControlPlane(run_dir)) as supervisor:
             state = supervisor.call("status", timeout_s=ANSWER_LIMIT_S)
     except NotReachable:
-        pid = recorded_pid(run_dir)
-        if pid is not None and is_recorded(pid, run_dir):
-            print(f"Process {pid} starts the server, or is about to do it again; ask in a moment.", file=sys.stderr)
+        record = Record.find(run_dir)
+        if record is not None and record.is_running:
+            print(
+                f"Process {record.pid} starts the server, or is about to do it again; ask in a moment.", file=sys.stderr
+            )
             return 1
         print(f"Not running: nothing answers in {run_dir}.", file=sys.stderr)
         return EXIT_NOT_RUNNING

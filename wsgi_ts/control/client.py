@@ -16,6 +16,7 @@ from typing import Any
 
 from wsgi_ts.control.channel import Channel, ChannelClosed
 from wsgi_ts.errors import InternalServerError, ServerError, ServiceUnavailable
+from wsgi_ts.run_files import RunFiles
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,6 @@ class NotReachable(ServiceUnavailable):
         super().__init__("The server is restarting or stopping. Please try again in a few seconds.")
 
 
-CONTROL_SOCKET = "control.sock"
 #: How long to wait for the supervisor to accept, in seconds.
 CONNECT_TIMEOUT_S = 5.0
 #: Idle connections kept for the next call.
@@ -47,7 +47,7 @@ class ControlPlane:
         Args:
             run_dir: the instance's run directory, which holds `control.sock`.
         """
-        self._path = os.fspath(Path(run_dir) / CONTROL_SOCKET)
+        self._path = os.fspath(RunFiles(run_dir).control_socket)
         self._idle: list[Channel] = []
         self._lock = threading.Lock()
         self._closed = False

@@ -41,11 +41,11 @@ from wsgi_ts.errors import (
 from wsgi_ts.http.form_field import form_field
 from wsgi_ts.http.head import Head
 from wsgi_ts.instance.shared_memory import segment_layout
+from wsgi_ts.run_files import RunFiles
 from wsgi_ts.settings.config import Config
 
 log = logging.getLogger(__name__)
 
-ROUTES_FILE = "routes.json"
 _MOST_WARM_BYTES = 256 * 1024 * 1024
 
 
@@ -113,7 +113,7 @@ class RoutingTable:
     """What the supervisor has published, read again whenever the board's epoch moves."""
 
     def __init__(self, run_dir: Path, board: Board) -> None:
-        self._path = run_dir / ROUTES_FILE
+        self._path = RunFiles(run_dir).routes
         self._board = board
         self._epoch = -1
         self._unread_epoch = -1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import logging
 import os
 import signal
@@ -17,7 +16,8 @@ import tempfile
 from pathlib import Path
 from types import TracebackType
 
-from wsgi_ts.process import boot_id, start_time
+from wsgi_ts.instance.record import Record
+from wsgi_ts.process import start_time
 from wsgi_ts.settings.config import ConfigError
 
 GUARD_MODULE = "wsgi_ts.guard"
@@ -39,44 +39,34 @@ def pid_file_path() -> Path:
     return Path(tempfile.gettempdir()) / _PID_FILE
 
 
+def read_pid(path: Path) -> int | None:
+    """Returns the pid in a pid file; None where it is missing or holds none.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | _OPEN_FLAGS)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"pid file {path} cannot be read: {error.strerror}; remove it") from None
+    try:
+        return parse_pid(os.read(fd, 64).decode("ascii", "replace").strip())
+    except IsADirectoryError:
+        raise ConfigError(f"pid file {path} is a directory; remove it") from None
+    finally:
+        os.close(fd)
+
+
 def remove_pid_file(pid: int) -> None:
-    """Removes the pid file if it names the process `pid`."""
+    """Removes the pid file if it names the process `pid`, and no server that was started meanwhile."""
     path = pid_file_path()
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file:
-            ours = file.read(64).strip() == str(pid).encode()
-        if ours:
-            path.unlink()
-    except FileNotFoundError:
-        return
-    except OSError as error:
+        if read_pid(path) == pid:
+            path.unlink(missing_ok=True)
+    except (ConfigError, OSError) as error:
         log.warning("pid file %s: %s", path, error)
-
-
-def read_record(run_dir: Path) -> dict[str, object]:
-    """What the instance of a run directory has recorded of itself; empty where there is nothing to read."""
-    try:
-        record = json.loads((run_dir / "record.json").read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def recorded_pid(run_dir: Path) -> int | None:
-    """The pid in the run directory's record, None where there is none; it proves nothing yet."""
-    return parse_pid(str(read_record(run_dir).get("pid")))
-
-
-def is_recorded(pid: int, run_dir: Path) -> bool:
-    """Whether the run directory's record names this very process (pid, start time and boot)."""
-    record = read_record(run_dir)
-    return (
-        record.get("pid") == pid
-        and record.get("boot_id") == boot_id()
-        and isinstance(record.get("start_time"), int)
-        and record["start_time"] == start_time(pid)
-    )
 
 
 def is_server(pid: int, run_dir: Path) -> bool:
@@ -87,7 +77,10 @@ def is_server(pid: int, run_dir: Path) -> bool:
         arguments = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         arguments = []
-    return any(mark in arguments for mark in SERVER_MARKS) or is_recorded(pid, run_dir)
+    record = Record.find(run_dir)
+    return any(mark in arguments for mark in SERVER_MARKS) or (
+        record is not None and record.pid == pid and record.is_running
+    )
 
 
 class ServerHandle:

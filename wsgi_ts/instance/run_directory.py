@@ -12,24 +12,22 @@ import fcntl
 import json
 import logging
 import os
-import re
 import secrets
 import shutil
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
+from wsgi_ts.instance.record import Record, RecordError, record_of
 from wsgi_ts.process import ProcessIdentity, boot_id, processes_of_instance, wait_until_gone
+from wsgi_ts.run_files import RunFiles
 
 log = logging.getLogger(__name__)
 
 #: How long a killed process of a dead instance may take to be gone, in seconds.
 LEFTOVER_LIMIT_S = 5.0
-_PREFIX = re.compile(r"wsgi-ts-[0-9a-f]{32}")
-_OURS = ("logging.json", "control.sock", "config.json", "routes.json", "tokens.json", "record.json")
 
 
 class RunDirectoryError(Exception):
@@ -40,49 +38,16 @@ class AlreadyRunning(RunDirectoryError):
     """A living supervisor holds the directory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What an instance has written down of itself; `owner` is the process that a user starts and stops."""
-
-    owner: ProcessIdentity | None
-    boot: str
-    prefix: str | None
-    children: tuple[ProcessIdentity, ...]
-
-    @classmethod
-    def read(cls, path: Path) -> Record | None:
-        """The record in a file; None where there is none, parts that make no sense left out."""
-        try:
-            fields = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            log.warning("%s cannot be read (%s): what the last instance left is not removed", path, error)
-            return None
-        if not isinstance(fields, dict):
-            return None
-        prefix = fields.get("prefix")
-        children = fields.get("children")
-        found = [_identity(child) for child in children] if isinstance(children, list) else []
-        return cls(
-            owner=_identity(fields),
-            boot=str(fields.get("boot_id")),
-            prefix=prefix if isinstance(prefix, str) and _PREFIX.fullmatch(prefix) else None,
-            children=tuple(identity for identity in found if identity is not None),
-        )
-
-
-class RunDirectory:
+class RunDirectory(RunFiles):
     """The locked run directory of this instance. Make it with `acquire`, give it back with `release`.
 
     Attributes:
-        path: the directory, mode 0700.
         prefix: what the names of all shared memory and semaphores of this instance start with.
+        lock_fd: the lock, which is held.
     """
 
     def __init__(self, path: Path, lock_fd: int, owner_pid: int | None = None) -> None:
-        """Takes over a lock that is held; use `acquire`."""
-        self.path = path
+        super().__init__(path)
         self.prefix = f"wsgi-ts-{secrets.token_hex(16)}"
         self.lock_fd = lock_fd
         self._owner_pid = owner_pid or os.getpid()
@@ -119,36 +84,6 @@ class RunDirectory:
             os.close(fd)
             raise
         return directory
-
-    @property
-    def models(self) -> Path:
-        """Where archives are unpacked."""
-        return self.path / "models"
-
-    @property
-    def control_socket(self) -> Path:
-        """The supervisor's socket."""
-        return self.path / "control.sock"
-
-    @property
-    def config_file(self) -> Path:
-        """The configuration as the children read it."""
-        return self.path / "config.json"
-
-    @property
-    def log_plan_file(self) -> Path:
-        """How every process logs."""
-        return self.path / "logging.json"
-
-    @property
-    def routes_file(self) -> Path:
-        """What the data path reads."""
-        return self.path / "routes.json"
-
-    @property
-    def tokens_file(self) -> Path:
-        """What tokens are checked by."""
-        return self.path / "tokens.json"
 
     def add_child(self, identity: ProcessIdentity, role: str) -> None:
         """Writes down a process that was started."""
@@ -192,13 +127,17 @@ class RunDirectory:
             self._write_record()
             return
         # Still locked: whoever waits for this very file finds, once it has the lock, that it has no name.
-        (self.path / "lock").unlink(missing_ok=True)
+        self.lock.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.path.rmdir()
         os.close(self.lock_fd)
 
     def _remove_leftovers(self) -> None:
-        record = Record.read(self.path / "record.json")
+        try:
+            record = Record.read(self.path)
+        except RecordError as error:
+            log.warning("%s: what the last instance left is not removed", error)
+            record = None
         if record is not None:
             if record.boot == boot_id():
                 self._end_processes(record)
@@ -226,8 +165,8 @@ class RunDirectory:
             )
 
     def _remove_files(self) -> None:
-        for name in _OURS:
-            (self.path / name).unlink(missing_ok=True)
+        for file in (self.log_plan, self.control_socket, self.config, self.routes, self.tokens, self.record):
+            file.unlink(missing_ok=True)
         for entry in self.path.glob(".new-*"):
             entry.unlink(missing_ok=True)
         if self.models.exists():
@@ -238,21 +177,11 @@ class RunDirectory:
         try:
             self._write_record()
         except OSError as error:
-            log.warning("%s cannot be written: %s", self.path / "record.json", error.strerror)
+            log.warning("%s cannot be written: %s", self.record, error.strerror)
 
     def _write_record(self) -> None:
-        owner = ProcessIdentity.of(self._owner_pid)
-        record: dict[str, Any] = {
-            "pid": self._owner_pid,
-            "start_time": owner.start_time if owner is not None else 0,
-            "boot_id": boot_id(),
-            "prefix": self.prefix,
-            "children": [
-                {"pid": identity.pid, "start_time": identity.start_time, "role": role}
-                for identity, role in self._children.values()
-            ],
-        }
-        write_json(self.path / "record.json", record)
+        owner = ProcessIdentity.of(self._owner_pid) or ProcessIdentity(self._owner_pid, 0)
+        write_json(self.record, record_of(owner, self.prefix, self._children.values()))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -281,20 +210,20 @@ def _make_private(path: Path) -> None:
 def is_lock_of(path: Path, fd: int) -> bool:
     """Whether a descriptor is that of a run directory's lock file."""
     with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.stat(path / "lock"), os.fstat(fd))
+        return os.path.samestat(os.stat(RunFiles(path).lock), os.fstat(fd))
     return False
 
 
 def _lock(path: Path) -> int:
-    lock = path / "lock"
+    lock = RunFiles(path).lock
     while True:
         fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(fd)
-            record = Record.read(path / "record.json")
-            pid = record.owner.pid if record is not None and record.owner is not None else "unknown"
+            record = Record.find(path)
+            pid = record.pid if record is not None and record.pid is not None else "unknown"
             raise AlreadyRunning(
                 f"already running, pid {pid} (run directory {path}); stop it, or start with another --run-dir"
             ) from None
@@ -302,15 +231,6 @@ def _lock(path: Path) -> int:
             return fd
         # An instance that was stopping removed the file between our open and our lock.
         os.close(fd)
-
-
-def _identity(fields: Any) -> ProcessIdentity | None:
-    if not isinstance(fields, dict):
-        return None
-    pid, started = fields.get("pid"), fields.get("start_time")
-    if isinstance(pid, int) and isinstance(started, int) and pid > 1:
-        return ProcessIdentity(pid, started)
-    return None
 
 
 def _warn_of_leftover(function: Any, path: str, error: Any) -> None:

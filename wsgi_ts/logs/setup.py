@@ -12,7 +12,7 @@ import os
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,40 @@ from wsgi_ts.logs.text import safe_text
 #: As TorchServe writes it; `{ms}` stands for the milliseconds, for which strftime has nothing.
 ISO8601 = "%Y-%m-%dT%H:%M:%S,{ms}"
 _LEVEL_NAMES = {logging.WARNING: "WARN", logging.CRITICAL: "ERROR", 5: "TRACE"}
-_CONSOLE_FDS = {"stdout": 1, "stderr": 2}
 #: Names the descriptor of the server's stderr in a process whose own is read by the supervisor (`child_output`): what
 #: is logged there does not go through the supervisor.
 STDERR_VARIABLE = "WSGI_TS_STDERR_FD"
 #: So many threads' frames a LineLog keeps: workers come and go.
 _MAX_FRAMES = 256
+_OUR_PREFIX = "wsgi_ts."
 _current_second: dict[str, tuple[int, str]] = {}
-#: The files of this process by path: two handlers may name the same one.
-_files: dict[Path, LogFile] = {}
-_rotations: dict[Path, Rotation] = {}
-#: The loggers that the plan speaks of; the empty name is the root.
-_configured: set[str] = set()
+
+
+@dataclass(slots=True)
+class _Registry:
+    """What `setup_logging` has made in this process: of dictConfig's handlers nothing else gets to know.
+
+    Attributes:
+        files: the open files by path: two handlers may name the same one.
+        rotations: when each is rotated.
+        loggers: those that the plan speaks of; the empty name is the root.
+        console: the descriptors of the two streams.
+    """
+
+    files: dict[Path, LogFile] = field(default_factory=dict)
+    rotations: dict[Path, Rotation] = field(default_factory=dict)
+    loggers: set[str] = field(default_factory=set)
+    console: dict[str, int] = field(default_factory=lambda: {"stdout": 1, "stderr": 2})
+
+    def open(self, path: Path, rotation: Rotation) -> LogFile:
+        """Opens a file, once."""
+        self.rotations[path] = rotation
+        if path not in self.files:
+            self.files[path] = LogFile(path)
+        return self.files[path]
+
+
+_registry = _Registry()
 
 
 def timestamp(now: float | None = None, datefmt: str = ISO8601) -> str:
@@ -56,7 +78,16 @@ def timestamp(now: float | None = None, datefmt: str = ISO8601) -> str:
 
 
 class SafeRecord(logging.LogRecord):
-    """A record whose message cannot forge a line, whatever a client or a file put into it, and shows no secret."""
+    """A record whose message cannot forge a line, whatever a client or a file put into it, and shows no secret.
+
+    Its logger's name is that of a part of the server, as `wsgi_ts.supervisor`: in what module of it a line is made can
+    change with every version.
+    """
+
+    def __init__(self, name: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__(name, *args, **kwargs)
+        if name is not None and name.startswith(_OUR_PREFIX):
+            self.name = ".".join(name.split(".", 2)[:2])
 
     def getMessage(self) -> str:
         """The message on one line."""
@@ -143,11 +174,7 @@ class FileHandler(OutputHandler):
     """
 
     def __init__(self, filename: str, max_bytes: int, period: str, keep: int, archive: str) -> None:
-        path = Path(filename)
-        if path not in _files:
-            _files[path] = LogFile(path)
-        _rotations[path] = Rotation(max_bytes, period, keep, archive)
-        super().__init__(_files[path])
+        super().__init__(_registry.open(Path(filename), Rotation(max_bytes, period, keep, archive)))
 
 
 class ConsoleHandler(OutputHandler):
@@ -158,7 +185,7 @@ class ConsoleHandler(OutputHandler):
     """
 
     def __init__(self, target: str = "stdout") -> None:
-        super().__init__(Output(_CONSOLE_FDS[target]))
+        super().__init__(Output(_registry.console[target]))
 
 
 class LineLog:
@@ -272,9 +299,9 @@ def setup_logging(plan: LogPlan) -> LogFiles:
         ValueError: a handler or formatter of the plan cannot be made; the message names it, its cause says why.
     """
     _take_stderr()
-    _files.clear()
-    _rotations.clear()
-    _configured.update(("", *plan.logging.get("loggers", ())))
+    _registry.files.clear()
+    _registry.rotations.clear()
+    _registry.loggers.update(("", *plan.logging.get("loggers", ())))
     logging.setLogRecordFactory(SafeRecord)
     logging.config.dictConfig(plan.logging)
     # Lines that the logging module itself would print about a broken handler are of no use to anybody.
@@ -286,8 +313,8 @@ def setup_logging(plan: LogPlan) -> LogFiles:
         ts_metrics=LineLog("TS_METRICS"),
         model_metrics=LineLog("MODEL_METRICS"),
         life_cycle=LineLog("org.pytorch.serve.wlm.WorkerLifeCycle"),
-        files=tuple(_files.values()),
-        rotations=dict(_rotations),
+        files=tuple(_registry.files.values()),
+        rotations=dict(_registry.rotations),
     )
     for path in files.unwritable():
         logging.getLogger(__name__).warning("Cannot write %s: going on without it", path)
@@ -297,20 +324,20 @@ def setup_logging(plan: LogPlan) -> LogFiles:
 def _take_stderr() -> None:
     given = os.environ.pop(STDERR_VARIABLE, "")
     if given.isdigit():
-        _CONSOLE_FDS["stderr"] = int(given)
+        _registry.console["stderr"] = int(given)
         os.set_inheritable(int(given), False)
 
 
 def logged_stderr() -> int:
     """The descriptor of the stderr that this process logs to: its own, or the one that it was given for that."""
-    return _CONSOLE_FDS["stderr"]
+    return _registry.console["stderr"]
 
 
 def detach_logging() -> None:
     """Makes `logging` what it is in a fresh interpreter, for a model worker's user code. Call after a fork."""
     logging.setLogRecordFactory(logging.LogRecord)
     logging.raiseExceptions = True
-    for name in _configured:
+    for name in _registry.loggers:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.setLevel(logging.NOTSET if name else logging.WARNING)

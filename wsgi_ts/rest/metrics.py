@@ -1,6 +1,6 @@
 """The metrics API: `/metrics` in Prometheus' text format.
 
-The supervisor has the numbers and writes the text (`wsgi_ts.supervisor.metrics.keeper`). In the default mode
+The supervisor has the numbers and writes the text (`wsgi_ts.supervisor.metrics.collector`). In the default mode
 (`metrics_mode=log`) the metrics go to the log files, and this answer is empty.
 """
 

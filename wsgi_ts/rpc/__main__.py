@@ -16,6 +16,7 @@ from wsgi_ts.logs.plan import LogPlan
 from wsgi_ts.logs.setup import setup_logging
 from wsgi_ts.process import die_with_parent, enable_fault_traces, raise_open_files_limit, set_process_title
 from wsgi_ts.rpc.server import credentials, serve
+from wsgi_ts.run_files import RunFiles
 from wsgi_ts.settings.config import Config
 
 log = logging.getLogger("wsgi_ts.rpc")
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     raise_open_files_limit()
     options = _parse_arguments(arguments)
     config = Config.from_json(options.config_json.read_text())
-    log_files = setup_logging(LogPlan.read(options.run_dir / "logging.json"))
+    log_files = setup_logging(LogPlan.read(RunFiles(options.run_dir).log_plan))
     set_process_title("wsgi-ts: gRPC server")
     if options.ready_fd >= 0:
         os.set_inheritable(options.ready_fd, False)

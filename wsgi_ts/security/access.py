@@ -22,10 +22,10 @@ from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.errors import HostNotAllowed, InvalidKey, ServerError
 from wsgi_ts.http.head import Head
+from wsgi_ts.run_files import RunFiles
 from wsgi_ts.security.tokens import API, INFERENCE, MANAGEMENT
 from wsgi_ts.settings.config import Config
 
-TOKENS_FILE = "tokens.json"
 #: How often the wall clock is looked at, which may have been set.
 _LOOK_EVERY_NS = 1_000_000_000
 _BEARER = re.compile(r"Bearer\s+(\S+)")
@@ -76,7 +76,7 @@ class TokenTable:
     """
 
     def __init__(self, run_dir: Path, board: Board) -> None:
-        self._path = run_dir / TOKENS_FILE
+        self._path = RunFiles(run_dir).tokens
         self._words = board.words
         self._lock = threading.Lock()
         self._keys: dict[str, dict[str, Any]] = {}

@@ -9,7 +9,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as NotInTime
 from typing import Any
@@ -23,6 +23,8 @@ _CALL_LIMIT_S = 10.0
 #: So many failed turns within so many seconds, and the loop is given up.
 _MAX_FAILURES = 5
 _FAILURES_WINDOW_S = 60.0
+#: Signals that must not end a supervisor; handlers and not SIG_IGN, which the children would inherit.
+_IGNORED_SIGNALS = (signal.SIGHUP, signal.SIGALRM, signal.SIGWINCH, signal.SIGTTIN, signal.SIGTTOU)
 
 
 class MainLoop:
@@ -33,7 +35,6 @@ class MainLoop:
     """
 
     def __init__(self) -> None:
-        """Waits for nothing yet but for what is posted."""
         self.selector = selectors.DefaultSelector()
         self._posted: deque[Callable[[], None]] = deque()
         self._failed_at: deque[float] = deque(maxlen=_MAX_FAILURES)
@@ -43,10 +44,18 @@ class MainLoop:
         self._wake_w.setblocking(False)
         self.selector.register(self._wake_r, selectors.EVENT_READ, self._on_wake)
 
-    def wake_on_signals(self) -> None:
-        """Has every signal that has a handler end the present wait."""
+    def handle_signals(self, actions: Mapping[int, Callable[[], None]]) -> None:
+        """Handles the signals of a long-lived process; each that has a handler ends the present wait.
+
+        Args:
+            actions: called when that signal comes, at once. Others that would end the process do nothing.
+        """
         self._wakes_on_signals = True
         signal.set_wakeup_fd(self._wake_w.fileno(), warn_on_full_buffer=False)
+        for number in (*_IGNORED_SIGNALS, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1)):
+            signal.signal(number, lambda *_: None)
+        for number, action in actions.items():
+            signal.signal(number, lambda *_, act=action: act())
 
     def close(self) -> None:
         """Gives its descriptors back; what is posted from now on is never done."""

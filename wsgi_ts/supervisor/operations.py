@@ -1,4 +1,4 @@
-"""What can be asked for over the control socket, but for the operations on models (`model_manager`)."""
+"""What can be asked for over the control socket, but for the operations on models (`models.manager`)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from wsgi_ts.models.manager import ModelManager
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.security.tokens import INFERENCE, MANAGEMENT, KeyFileError, KeyRing
 from wsgi_ts.supervisor.loop import MainLoop
-from wsgi_ts.supervisor.metrics.keeper import MetricsKeeper
-from wsgi_ts.supervisor.segments import SegmentKeeper
+from wsgi_ts.supervisor.metrics.collector import MetricsCollector
+from wsgi_ts.supervisor.segments import Segments
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,18 @@ _ATTACH_LIMIT_S = 30.0
 
 
 class ControlOperations:
-    """The operations by name, each called on the thread of the connection that asks for it."""
+    """The operations by name, each called on the thread of the connection that asks for it.
+
+    Args:
+        loop: the main thread, which owns the segments and knows the status.
+        registry: tells whether the instance is stopping.
+        manager: the operations on models.
+        metrics: the metrics.
+        segments: the segments.
+        keys: the tokens; None where requests need none.
+        status: what `wsgi-ts status` shows; called on the main thread.
+        stop: counts so many requests to stop (two: at once); called on the main thread.
+    """
 
     def __init__(
         self,
@@ -31,24 +42,12 @@ class ControlOperations:
         loop: MainLoop,
         registry: Registry,
         manager: ModelManager,
-        metrics: MetricsKeeper,
-        segments: SegmentKeeper,
+        metrics: MetricsCollector,
+        segments: Segments,
         keys: KeyRing | None,
         status: Callable[[], dict[str, Any]],
         stop: Callable[[int], None],
     ) -> None:
-        """Puts the parts together.
-
-        Args:
-            loop: the main thread, which owns the segments and knows the status.
-            registry: tells whether the instance is stopping.
-            manager: the operations on models.
-            metrics: the metrics.
-            segments: the segments.
-            keys: the tokens; None where requests need none.
-            status: what `wsgi-ts status` shows; called on the main thread.
-            stop: counts so many requests to stop (two: at once); called on the main thread.
-        """
         self._loop = loop
         self._registry = registry
         self._manager = manager

@@ -41,12 +41,12 @@ class Publisher:
             self._epoch += 1
             routes = self._registry.routes(self._epoch, time.monotonic())
             try:
-                write_json(self._directory.routes_file, routes)
+                write_json(self._directory.routes, routes)
             except OSError as error:
                 self._published_health = None
                 log.error(
                     "%s cannot be written: %s; requests go where they went before, until there is room",
-                    self._directory.routes_file,
+                    self._directory.routes,
                     error.strerror,
                 )
                 return
@@ -65,7 +65,7 @@ class Publisher:
             KeyFileError: it cannot be made known.
         """
         try:
-            write_json(self._directory.tokens_file, keys)
+            write_json(self._directory.tokens, keys)
         except OSError as error:
-            raise KeyFileError(f"{self._directory.tokens_file} cannot be written: {error.strerror}") from error
+            raise KeyFileError(f"{self._directory.tokens} cannot be written: {error.strerror}") from error
         self._board.bump_token_epoch()

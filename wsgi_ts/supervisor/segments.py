@@ -15,25 +15,23 @@ from wsgi_ts.batcher.shm.segment import segment_name
 from wsgi_ts.batcher.shm.shared_memory import unlink
 from wsgi_ts.errors import BadRequest
 from wsgi_ts.messages import AttachSegment, RetireSegment
-from wsgi_ts.supervisor.batcher_process import BatcherLink
+from wsgi_ts.supervisor.batcher_process import BatcherProcess
 from wsgi_ts.supervisor.segment_table import SegmentEntry, SegmentTable
 
 
-class SegmentKeeper:
+class Segments:
     """All segments of an instance, from the request for a number until the name is gone.
+
+    Args:
+        prefix: the start of the instance's shared-memory names.
+        selector: the main thread's; deaths of owners are noticed there.
+        batchers: all batchers.
 
     Attributes:
         table: who owns what, and who still has to say something.
     """
 
-    def __init__(self, prefix: str, selector: selectors.BaseSelector, batchers: Sequence[BatcherLink]) -> None:
-        """No segments.
-
-        Args:
-            prefix: the start of the instance's shared-memory names.
-            selector: the main thread's; deaths of owners are noticed there.
-            batchers: all batchers.
-        """
+    def __init__(self, prefix: str, selector: selectors.BaseSelector, batchers: Sequence[BatcherProcess]) -> None:
         self.table = SegmentTable()
         self._prefix = prefix
         self._selector = selector
@@ -68,11 +66,11 @@ class SegmentKeeper:
         entry = self.table.get(index)
         if entry is None or entry.pid != pid:
             raise BadRequest(f"No segment {index} of process {pid}")
-        running = [link for link in self._batchers if link.child is not None]
-        self.table.await_attach(entry, [link.index for link in running], done)
-        for link in running:
-            link.segments.add(index)
-            link.send(AttachSegment(index))
+        running = [each for each in self._batchers if each.child is not None]
+        self.table.await_attach(entry, [each.index for each in running], done)
+        for batcher in running:
+            batcher.segments.add(index)
+            batcher.send(AttachSegment(index))
 
     def describe(self) -> list[dict[str, Any]]:
         """The lines of `wsgi-ts status`."""
@@ -83,11 +81,11 @@ class SegmentKeeper:
     def _on_owner_death(self, entry: SegmentEntry, pidfd: int) -> None:
         self._selector.unregister(pidfd)
         os.close(pidfd)
-        holders = [link for link in self._batchers if entry.index in link.segments]
-        self.table.await_retire(entry, [link.index for link in holders], lambda: self._remove(entry))
-        for link in holders:
-            link.segments.discard(entry.index)
-            link.send(RetireSegment(entry.index))
+        holders = [each for each in self._batchers if entry.index in each.segments]
+        self.table.await_retire(entry, [each.index for each in holders], lambda: self._remove(entry))
+        for batcher in holders:
+            batcher.segments.discard(entry.index)
+            batcher.send(RetireSegment(entry.index))
 
     def _remove(self, entry: SegmentEntry) -> None:
         self._unlink(entry)

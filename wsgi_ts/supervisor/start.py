@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from wsgi_ts.checks.start import StartError
 from wsgi_ts.control.memory_file import memory_file
 from wsgi_ts.guard.link import GuardLink
 from wsgi_ts.guard.protocol import TOKENS
+from wsgi_ts.instance.listeners import BoundListener
 from wsgi_ts.instance.run_directory import RunDirectory
 from wsgi_ts.logs.notation import LogConfigError
 from wsgi_ts.logs.plan import LogPlan
@@ -141,8 +142,28 @@ def write_for_children(config: Config, log_plan: LogPlan, directory: RunDirector
         StartError: they cannot be written.
     """
     try:
-        log_plan.write(directory.log_plan_file)
-        directory.config_file.touch(0o600)
-        directory.config_file.write_text(dataclasses.replace(config, keystore_pass="").to_json())
+        log_plan.write(directory.log_plan)
+        directory.config.touch(0o600)
+        directory.config.write_text(dataclasses.replace(config, keystore_pass="").to_json())
     except OSError as error:
         raise StartError(f"run directory {directory.path}: {error}; make room, or set another --run-dir") from error
+
+
+def say_started(listeners: Iterable[BoundListener], keys: KeyRing | None) -> None:
+    """Logs where the server listens and who may ask there.
+
+    Args:
+        listeners: where it listens.
+        keys: the tokens; None where requests need none.
+    """
+    for listener in listeners:
+        log.info("%s API listens on %s", " and ".join(listener.kinds).capitalize(), listener.address)
+        if not listener.address.is_local and keys is None:
+            log.warning(
+                "disable_token_authorization=true: %s answers everybody who can reach it%s",
+                listener.address,
+                "; who manages models runs code here" if "management" in listener.kinds else "",
+            )
+    if keys is not None:
+        log.info('Token authorization is on: requests need "Authorization: Bearer TOKEN" with a token of %s', keys.path)
+    log.info("Model server started.")

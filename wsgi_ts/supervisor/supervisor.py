@@ -1,19 +1,17 @@
-"""`python -m wsgi_ts.supervisor`: the supervisor, which starts, watches and stops all other processes of an instance.
+"""The supervisor, which starts, watches and stops all other processes of an instance.
 
 Its main thread owns every child (a child dies with the thread that started it), the batchers' channels and the
-segments' numbers, in one selector loop (`main_loop`, `batcher_tier`, `web_tier`). Operations on models run on the
-threads of the control socket (`control_operations`, `model_manager`); what they need of the main thread is posted to
-it. It never touches what is in a segment.
+segments' numbers, in one selector loop (`loop`, `batchers`, `servers`). Operations on models run on the threads of the
+control socket (`operations`, `models.manager`); what they need of the main thread is posted to it. It never touches
+what is in a segment.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,52 +20,41 @@ from typing import Any
 
 from wsgi_ts import TORCHSERVE_VERSION, __version__
 from wsgi_ts.batcher.shm import layout
-from wsgi_ts.checks.start import (
-    StartError,
-    check_interpreter,
-    check_machine,
-    check_model_store,
-    check_run_directory,
-    check_shared_memory,
-    warn_of_any_url,
-)
-from wsgi_ts.control.memory_file import read_memory_file
+from wsgi_ts.checks.start import StartError, check_configuration, check_machine, check_run_directory
 from wsgi_ts.control.server import ControlServer
 from wsgi_ts.gpu.devices import gpu_count
 from wsgi_ts.guard.link import GuardLink
 from wsgi_ts.guard.protocol import FORWARDED, LOCK, MODELS
-from wsgi_ts.instance.listeners import BindError, bind_all, hold_grpc_ports
+from wsgi_ts.instance.listeners import bind_all, hold_grpc_ports
 from wsgi_ts.instance.pid_file import remove_pid_file
-from wsgi_ts.instance.run_directory import RunDirectory, RunDirectoryError
+from wsgi_ts.instance.run_directory import RunDirectory
 from wsgi_ts.logs.plan import LogPlan
 from wsgi_ts.logs.setup import LogFiles
-from wsgi_ts.logs.text import safe_text
 from wsgi_ts.messages import ReopenLogs, Stop, ToBatcher
 from wsgi_ts.models.manager import ModelManager
-from wsgi_ts.models.registry import ModelVersion, Registry
+from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.snapshots import SnapshotError, SnapshotWriter
 from wsgi_ts.models.startup import ModelsToStart, StartupModels, models_to_start
-from wsgi_ts.process import Child, die_with_parent, enable_fault_traces
-from wsgi_ts.settings.config import Config, ConfigError
-from wsgi_ts.supervisor.batcher_process import BatcherLink
-from wsgi_ts.supervisor.batchers import BatcherTier
+from wsgi_ts.process import Child
+from wsgi_ts.settings.config import Config
+from wsgi_ts.supervisor.batchers import Batchers
+from wsgi_ts.supervisor.child import SupervisedProcess
 from wsgi_ts.supervisor.config_dump import configuration_lines
 from wsgi_ts.supervisor.loop import MainLoop
-from wsgi_ts.supervisor.metrics.keeper import MetricsKeeper
+from wsgi_ts.supervisor.metrics.collector import MetricsCollector
 from wsgi_ts.supervisor.operations import ControlOperations
 from wsgi_ts.supervisor.publisher import Publisher
-from wsgi_ts.supervisor.servers import WebProcess, WebTier
+from wsgi_ts.supervisor.servers import Servers
 from wsgi_ts.supervisor.start import (
     make_board,
     make_keys,
     open_certificates,
-    open_logs,
+    say_started,
     start_log_rotation,
     write_for_children,
 )
 
-# Not __name__: this module is run as __main__.
-log = logging.getLogger("wsgi_ts.supervisor")
+log = logging.getLogger(__name__)
 
 #: Longest wait of the loop, in seconds; shorter while something is due.
 _IDLE_WAIT_S = 1.0
@@ -76,23 +63,20 @@ _BUSY_WAIT_S = 0.05
 _WEB_MARGIN_S = 4.0
 _BATCHER_STOP_S = 3.0
 _FAST_STOP_S = 2.0
-#: Signals that must not end a supervisor; handlers and not SIG_IGN, which the children would inherit.
-_IGNORED_SIGNALS = (signal.SIGHUP, signal.SIGALRM, signal.SIGWINCH, signal.SIGTTIN, signal.SIGTTOU)
 
 
 class Supervisor:
-    """One instance from start to stop: `run` is all of its life."""
+    """One instance from start to stop: `run` is all of its life.
+
+    Args:
+        config: the configuration.
+        guard: the process that has started this one, and starts the next when it dies.
+        run_dir: the run directory.
+        log_plan: how the instance logs.
+        log_files: the open log files.
+    """
 
     def __init__(self, config: Config, guard: GuardLink, run_dir: Path, log_plan: LogPlan, log_files: LogFiles) -> None:
-        """Makes nothing yet.
-
-        Args:
-            config: the configuration.
-            guard: the process that has started this one, and starts the next when it dies.
-            run_dir: the run directory.
-            log_plan: how the instance logs.
-            log_files: the open log files.
-        """
         self._config = config
         self._guard = guard
         self._run_dir_path = run_dir
@@ -129,8 +113,6 @@ class Supervisor:
         log.info("Torchserve stopped.")
         return self._exit_code
 
-    # Start
-
     def _start(self, stack: contextlib.ExitStack) -> None:
         """Makes everything in order; `stack` undoes it in reverse."""
         config = self._config
@@ -153,14 +135,12 @@ class Supervisor:
         devices = ["cpu", *(f"cuda:{number}" for number in range(gpus))]
         if len(devices) > layout.MAX_BATCHERS:
             raise StartError(f"{gpus} GPUs are more than this server handles; set number_of_gpu")
-        check_shared_memory(config, len(devices))
-        check_model_store(config)
-        check_interpreter(config)
-        warn_of_any_url(config)
+        check_configuration(config, len(devices))
         self._listeners = bind_all(config, self._guard.kept)
         stack.callback(self._close_listeners)
         self._grpc_ports = hold_grpc_ports(config, self._guard.kept)
-        stack.callback(self._release_grpc_ports)
+        for port in self._grpc_ports:
+            stack.callback(port.close)
         for listener in (*self._listeners, *self._grpc_ports):
             self._guard.keep(listener.kept_as, listener.sock.fileno())
         tls_fd = open_certificates(config, stack)
@@ -177,7 +157,7 @@ class Supervisor:
         """Makes the parts that serve, of which nothing runs yet."""
         config = self._config
         gpus = len(devices) - 1
-        self._metrics = MetricsKeeper(config, self._board, self._registry, self._log_files, gpus)
+        self._metrics = MetricsCollector(config, self._board, self._registry, self._log_files, gpus)
         self._snapshots = SnapshotWriter(config, self._registry, lambda models: self._guard.keep_json(MODELS, models))
         self._manager = ModelManager(
             config,
@@ -186,10 +166,10 @@ class Supervisor:
             gpus=gpus,
             send=self._send,
             publish=self._publisher.routes,
-            queued=self._queued,
+            queued=lambda model: self._board.queued(model.loaded_in, model.spec.index),
             record=self._snapshots.record,
         )
-        self._batchers = BatcherTier(
+        self._batchers = Batchers(
             devices,
             loop=self._loop,
             directory=self._dir,
@@ -201,7 +181,7 @@ class Supervisor:
             on_ready=self._announce,
             on_failure=self._fail,
         )
-        self._web = WebTier(
+        self._servers = Servers(
             config,
             self._listeners,
             self._grpc_ports,
@@ -235,10 +215,10 @@ class Supervisor:
         stack.callback(self._kill_children)
         start_log_rotation(self._log_files, lambda: self._loop.post(self._reopen_logs), stack)
         for each in self._running():
-            each.lives.gives_up = self._guard.life == 1
+            each.gives_up = self._guard.life == 1
         try:
             self._batchers.start()
-            self._web.start()
+            self._servers.start()
         except (OSError, RuntimeError) as error:
             raise StartError(f"a process or thread cannot be started: {error}") from error
         models = StartupModels(self._config, first, self._registry, self._manager, self._snapshots)
@@ -250,14 +230,15 @@ class Supervisor:
         ).start()
 
     def _install_signals(self) -> None:
-        self._loop.wake_on_signals()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._request_stop(1))
-        signal.signal(signal.SIGQUIT, lambda *_: self._request_stop(2))
-        signal.signal(signal.SIGUSR1, lambda *_: self._loop.post(self._reopen_logs))
-        signal.signal(signal.SIGUSR2, lambda *_: self._loop.post(self._dump_state))
-        for number in (*_IGNORED_SIGNALS, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1)):
-            signal.signal(number, _ignore)
+        self._loop.handle_signals(
+            {
+                signal.SIGTERM: lambda: self._request_stop(1),
+                signal.SIGINT: lambda: self._request_stop(1),
+                signal.SIGQUIT: lambda: self._request_stop(2),
+                signal.SIGUSR1: lambda: self._loop.post(self._reopen_logs),
+                signal.SIGUSR2: lambda: self._loop.post(lambda: log.info("State: %s", self._status())),
+            }
+        )
         # The guard has them wait until now.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, FORWARDED)
 
@@ -269,31 +250,16 @@ class Supervisor:
         """Says that the server has started, once, when it takes requests and its models are registered."""
         if self._failure:
             return
-        if self._web.is_ready and not self._came_up:
+        if self._servers.is_ready and not self._came_up:
             self._came_up = True
             self._guard.say_came_up()
-        if self._announced or not self._models_registered or not self._web.is_ready:
+        if self._announced or not self._models_registered or not self._servers.is_ready:
             return
         # What is to be imported once for all workers is a part of the start; what takes its time otherwise is not.
         if not self._batchers.is_ready(warm=bool(self._config.preload_modules)):
             return
         self._announced = True
-        for listener in (*self._listeners, *self._grpc_ports):
-            log.info("%s API listens on %s", " and ".join(listener.kinds).capitalize(), listener.address)
-            if not listener.address.is_local and not self._config.token_authorization:
-                log.warning(
-                    "disable_token_authorization=true: %s answers everybody who can reach it%s",
-                    listener.address,
-                    "; who manages models runs code here" if "management" in listener.kinds else "",
-                )
-        if self._keys is not None:
-            log.info(
-                'Token authorization is on: requests need "Authorization: Bearer TOKEN" with a token of %s',
-                self._keys.path,
-            )
-        log.info("Model server started.")
-
-    # The loop
+        say_started([*self._listeners, *self._grpc_ports], self._keys)
 
     def _turn(self) -> None:
         restarting = any(each.child is None for each in self._running())
@@ -306,27 +272,21 @@ class Supervisor:
     def _do_what_is_due(self, now: float) -> None:
         if not self._registry.draining:
             self._batchers.start_again(now)
-            self._web.start_again(now)
+            self._servers.start_again(now)
         if now >= self._next_look:
             self._next_look = now + _IDLE_WAIT_S
             self._batchers.kill_hung()
-            self._web.kill_hung()
+            self._servers.kill_hung()
             self._publisher.follow(now)
 
     def _send(self, batcher: int, message: ToBatcher) -> None:
         self._batchers.send(batcher, message)
 
-    def _queued(self, model: ModelVersion) -> int:
-        return self._board.queued(model.loaded_in, model.spec.index)
-
     def _reopen_logs(self) -> None:
         """Has every process open its log files again: somebody has moved them away."""
         self._log_files.reopen()
         self._batchers.send_all(ReopenLogs())
-        self._web.reopen_logs()
-
-    def _dump_state(self) -> None:
-        log.info("State: %s", self._status())
+        self._servers.reopen_logs()
 
     def _status(self) -> dict[str, Any]:
         return {
@@ -352,8 +312,6 @@ class Supervisor:
         own = {"role": "supervisor", "pid": os.getpid(), "state": "running", "starts": self._guard.life}
         guard = {"role": "guard", "pid": self._guard.pid, "state": "running", "starts": 1}
         return [guard, own] if self._guard.pid is not None else [own]
-
-    # Stop
 
     def _fail(self, reason: str) -> None:
         """Ends the instance at its start, since one of its processes has never worked and never will."""
@@ -387,16 +345,14 @@ class Supervisor:
                 self._guard.drop(listener.kept_as)
             self._guard.say_stopping()
             self._close_listeners()
-        self._web.stop()
+        self._servers.stop()
         limit_s = self._config.graceful_timeout + _WEB_MARGIN_S
-        self._wait_for(self._web.processes, limit_s, lambda child: child.send_signal(signal.SIGQUIT))
+        self._wait_for(self._servers.processes, limit_s, lambda child: child.send_signal(signal.SIGQUIT))
         self._batchers.send_all(Stop(drain=self._stop_requests < 2))
-        self._wait_for(self._batchers.links, _BATCHER_STOP_S, lambda child: None)
+        self._wait_for(self._batchers.processes, _BATCHER_STOP_S, lambda child: None)
         self._snapshots.stop()
 
-    def _wait_for(
-        self, running: Sequence[BatcherLink | WebProcess], limit_s: float, hasten: Callable[[Child], None]
-    ) -> None:
+    def _wait_for(self, running: Sequence[SupervisedProcess], limit_s: float, hasten: Callable[[Child], None]) -> None:
         """Waits for processes to end, and kills those that have not when the time is over.
 
         Args:
@@ -431,63 +387,10 @@ class Supervisor:
             child.close()
         self._batchers.wait_for_workers()
 
-    def _running(self) -> list[BatcherLink | WebProcess]:
+    def _running(self) -> list[SupervisedProcess]:
         """All that is started and watched."""
-        return [*self._batchers.links, *self._web.processes]
+        return [*self._batchers.processes, *self._servers.processes]
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:
             listener.close()
-
-    def _release_grpc_ports(self) -> None:
-        for port in self._grpc_ports:
-            port.close()
-
-
-def _ignore(number: int, frame: Any) -> None:
-    """A signal that is not for us."""
-
-
-def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m wsgi_ts.supervisor", description=__doc__)
-    add = parser.add_argument
-    add("--config-fd", type=int, required=True, help="a file in memory with the configuration")
-    add("--run-dir", type=Path, help="default: the one in the configuration")
-    add("--guard-fd", type=int, default=-1, help="socket to the guard, which gives this and what follows")
-    add("--guard-pid", type=int)
-    add("--life", type=int, default=1, help="how many supervisors it has started")
-    add("--last-end", default="", help="how the last one ended")
-    add("--kept", type=_kept, action="append", default=[], help="what earlier ones had it keep: NAME=FD")
-    return parser.parse_args(arguments)
-
-
-def _kept(text: str) -> tuple[str, int]:
-    name, _, fd = text.rpartition("=")
-    return name, int(fd)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one instance; returns its exit code."""
-    enable_fault_traces()
-    options = _parse_arguments(arguments)
-    die_with_parent(options.guard_pid)
-    os.set_inheritable(options.config_fd, False)
-    guard = GuardLink(options.guard_fd, options.guard_pid, options.life, dict(options.kept))
-    try:
-        config = Config.from_json(read_memory_file(options.config_fd).decode())
-    except (OSError, ConfigError) as error:
-        print(f"the configuration as the launcher has written it: {error}", file=sys.stderr)
-        return 1
-    try:
-        log_plan, log_files = open_logs(config)
-    except StartError as error:
-        print(error, file=sys.stderr, flush=True)
-        return 1
-    try:
-        if options.life > 1:
-            log.warning("Supervisor %d of this server; the one before has ended: %s", options.life, options.last_end)
-        return Supervisor(config, guard, options.run_dir or config.run_dir, log_plan, log_files).run()
-    except (StartError, RunDirectoryError, BindError) as error:
-        log.error("%s", error)
-        print(safe_text(str(error)), file=sys.stderr, flush=True)
-        return 1

@@ -27,6 +27,7 @@ from wsgi_ts.logs.plan import LogPlan
 from wsgi_ts.logs.setup import LogFiles, setup_logging
 from wsgi_ts.process import die_with_parent, enable_fault_traces, raise_open_files_limit, set_process_title
 from wsgi_ts.rest.apps import KINDS, build_app
+from wsgi_ts.run_files import RunFiles
 from wsgi_ts.security.tls import server_context
 from wsgi_ts.settings.config import Config
 
@@ -209,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     raise_open_files_limit()
     options = _parse_arguments(arguments)
     config = Config.from_json(options.config_json.read_text())
-    _log_files = setup_logging(LogPlan.read(options.run_dir / "logging.json"))
+    _log_files = setup_logging(LogPlan.read(RunFiles(options.run_dir).log_plan))
     instance = Instance(config, options.run_dir, options.prefix, _log_files)
     sys.argv = sys.argv[:1]
     if options.ready_fd >= 0:

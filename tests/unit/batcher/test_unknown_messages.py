@@ -29,7 +29,7 @@ from wsgi_ts.messages import (
     WorkerReport,
     WorkerState,
 )
-from wsgi_ts.supervisor.batchers import BatcherTier
+from wsgi_ts.supervisor.batchers import Batchers
 
 
 @pytest.fixture
@@ -43,8 +43,8 @@ def channel(frame: dict[str, Any]) -> Iterator[Channel]:
 
 @pytest.mark.parametrize("frame", [{"event": "new_in_2.0", "worker_id": 1}, {}, {"event": "segment_attached"}])
 def test_from_a_batcher(frame: dict[str, Any], channel: Channel, caplog: pytest.LogCaptureFixture) -> None:
-    tier = BatcherTier.__new__(BatcherTier)
-    tier._on_events(cast("Any", SimpleNamespace(name="batcher 1 (cpu)", channel=channel)))
+    batchers = Batchers.__new__(Batchers)
+    assert batchers._hear(cast("Any", SimpleNamespace(name="batcher 1 (cpu)", inbox=channel)))
     assert f"Unknown event {frame.get('event')!r} from batcher 1 (cpu)" in caplog.text
 
 

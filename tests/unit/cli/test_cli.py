@@ -28,6 +28,8 @@ from wsgi_ts.checks.configuration import check_addresses, check_leftovers, check
 from wsgi_ts.checks.machine import Finding
 from wsgi_ts.checks.start import StartError
 from wsgi_ts.cli import commands as cli
+from wsgi_ts.cli import start as cli_start
+from wsgi_ts.cli import stop as cli_stop
 from wsgi_ts.cli.doctor import examine
 from wsgi_ts.cli.status import format_state, print_status
 from wsgi_ts.control.channel import Channel
@@ -60,10 +62,10 @@ while True:
 
 LAUNCHER = f"""
 import signal, sys
-from wsgi_ts.cli import commands as cli
+from wsgi_ts.cli import commands as cli, start
 for number in (signal.SIGINT, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)  # a background job of a shell inherits them ignored
-cli._supervisor_command = lambda: [sys.executable, "-c", {RECORDER!r}]
+start._supervisor_command = lambda: [sys.executable, "-c", {RECORDER!r}]
 sys.exit(cli.torchserve())
 """
 
@@ -281,7 +283,7 @@ def test_orphan_pid_files(place: Path, capsys: pytest.CaptureFixture[str], conte
     path = place / ".model_server.pid"
     path.write_bytes(content.encode("latin-1"))
     with PidFile(path) as pid_file:
-        assert not cli._running_server(pid_file, place)
+        assert not cli_start._running_server(pid_file, place)
     assert capsys.readouterr().out == ("Removing orphan pid file.\n" if content else "")
     assert not path.exists()
 
@@ -355,7 +357,7 @@ def test_running_server_is_found_by_its_record(place: Path, stranger: subprocess
 
 
 def test_stop_takes_too_long(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(cli, "_STOP_LIMIT_S", 0.05)
+    monkeypatch.setattr(cli_stop, "STOP_LIMIT_S", 0.05)
     code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); signal.pause()"
     command = [sys.executable, "-c", code, "wsgi_ts.supervisor"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -645,7 +647,7 @@ def test_doctor_warns_of_a_certificate_as_the_start_does(place: Path) -> None:
 def test_doctor_finds_what_a_dead_instance_left(place: Path) -> None:
     with marked_process("wsgi_ts.supervisor") as process:
         process.kill()
-    prefix = f"wsgi-ts-test-{process.pid}"
+    prefix = f"wsgi-ts-{os.urandom(16).hex()}"
     record = {"pid": process.pid, "start_time": 1, "boot_id": boot_id(), "prefix": prefix}
     (place / "record.json").write_text(json.dumps(record))
     names = [Path("/dev/shm") / f"{prefix}-s1", Path("/dev/shm") / f"sem.{prefix}-b0"]

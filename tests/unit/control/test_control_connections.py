@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.control.client import CONTROL_SOCKET, ControlPlane
+from wsgi_ts.control.client import ControlPlane
 from wsgi_ts.control.server import ControlServer, Peer
 from wsgi_ts.errors import ServiceUnavailable
+from wsgi_ts.run_files import RunFiles
 
 
 def answer(peer: Peer, arguments: dict[str, Any]) -> Any:
@@ -21,7 +22,7 @@ def answer(peer: Peer, arguments: dict[str, Any]) -> Any:
 
 @pytest.fixture
 def control(tmp_path: Path) -> Iterator[ControlPlane]:
-    server = ControlServer(tmp_path / CONTROL_SOCKET, {"answer": answer})
+    server = ControlServer(RunFiles(tmp_path).control_socket, {"answer": answer})
     server.start()
     plane = ControlPlane(tmp_path)
     yield plane

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from wsgi_ts.batcher.shm.layout import RequestFlag
-from wsgi_ts.dataplane.plane import ROUTES_FILE, RequestIds, RoutingTable, header_value, prediction_parts
+from wsgi_ts.dataplane.plane import RequestIds, RoutingTable, header_value, prediction_parts
 from wsgi_ts.errors import ResourceNotFound
+from wsgi_ts.run_files import RunFiles
 
 PATH, EXPLAIN, QUERY = RequestFlag.URL_PATH, RequestFlag.EXPLAIN, RequestFlag.QUERY_ROW
 
@@ -73,7 +74,7 @@ def test_routes_that_cannot_be_read_leave_those_that_are_known(
     """A process may be out of descriptors when something new is published; it must go on, and try again."""
     board: Any = SimpleNamespace(epoch=1)
     table = RoutingTable(tmp_path, board)
-    routes = tmp_path / ROUTES_FILE
+    routes = RunFiles(tmp_path).routes
     routes.write_text(json.dumps({"models": {}, "healthy": False, "draining": False}))
     table.refresh()
     assert not table.healthy

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from wsgi_ts.batcher.shm.shared_memory import SHM_DIRECTORY, SharedMemory, unlink_prefix
-from wsgi_ts.instance.run_directory import AlreadyRunning, Record, RunDirectory, RunDirectoryError, write_json
+from wsgi_ts.instance.record import Record
+from wsgi_ts.instance.run_directory import AlreadyRunning, RunDirectory, RunDirectoryError, write_json
 from wsgi_ts.process import Child, boot_id
 
 
@@ -58,7 +59,7 @@ def test_release_leaves_nothing(path: Path) -> None:
     SharedMemory(f"{directory.prefix}-board", 4096, create=True).close()
     (directory.models / "abc").mkdir()
     (directory.models / "abc" / "file").touch()
-    directory.routes_file.touch()
+    directory.routes.touch()
     directory.release()
     assert not path.exists()
     assert names_of(directory.prefix) == []
@@ -83,11 +84,11 @@ def test_prefixes_differ(path: Path) -> None:
 def test_children_are_recorded(path: Path, orphan: Child) -> None:
     directory = RunDirectory.acquire(path)
     directory.add_child(orphan.identity, "batcher 0")
-    record = Record.read(path / "record.json")
+    record = Record.read(path)
     assert record is not None
     assert record.children == (orphan.identity,)
     directory.remove_child(orphan.pid)
-    record = Record.read(path / "record.json")
+    record = Record.read(path)
     assert record is not None
     assert record.children == ()
     directory.release()

@@ -69,6 +69,15 @@ def test_records_go_to_the_file_and_to_stdout(tmp_path: Path, capfd: pytest.Capt
     assert "not shown" not in text
 
 
+def test_lines_name_the_part_of_the_server_and_not_the_module(tmp_path: Path) -> None:
+    with logging_to(tmp_path):
+        for name in ("wsgi_ts", "wsgi_ts.models.manager", "wsgi_ts_else.a.b", "a.b.c"):
+            logging.getLogger(name).warning("x")
+        logging.getLogger().handle(logging.makeLogRecord({"name": "made", "msg": "x", "levelno": logging.WARNING}))
+    names = [line.rsplit(" ", 3)[1] for line in (tmp_path / "ts_log.log").read_text().splitlines()]
+    assert names == ["wsgi_ts", "wsgi_ts.models", "wsgi_ts_else.a.b", "a.b.c", "made"]
+
+
 def test_a_message_cannot_forge_a_line(tmp_path: Path) -> None:
     with logging_to(tmp_path):
         logging.getLogger("wsgi_ts.x").warning("model %s", "a\r\nb\x1b[2J\x9b1m\u2028\u202ec\td")

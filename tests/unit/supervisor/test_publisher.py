@@ -52,7 +52,7 @@ def test_routes_are_there_before_the_epoch_tells_of_them(
     publisher: Publisher, board: Board, directory: RunDirectory
 ) -> None:
     publisher.routes()
-    assert json.loads(directory.routes_file.read_text())["epoch"] == board.epoch == 1
+    assert json.loads(directory.routes.read_text())["epoch"] == board.epoch == 1
     publisher.follow(0.0)
     assert board.epoch == 1
 
@@ -60,17 +60,17 @@ def test_routes_are_there_before_the_epoch_tells_of_them(
 def test_routes_that_could_not_be_written_are_written_later(
     publisher: Publisher, board: Board, directory: RunDirectory, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with NoRoom(directory.routes_file):
+    with NoRoom(directory.routes):
         publisher.routes()
         publisher.follow(0.0)
     assert board.epoch == 0
     assert "routes.json cannot be written" in caplog.text
     publisher.follow(0.0)
     assert board.epoch == 1
-    assert directory.routes_file.exists()
+    assert directory.routes.exists()
 
 
 def test_tokens_that_could_not_be_written_are_told(publisher: Publisher, board: Board, directory: RunDirectory) -> None:
-    with NoRoom(directory.tokens_file), pytest.raises(KeyFileError, match=r"tokens\.json cannot be written"):
+    with NoRoom(directory.tokens), pytest.raises(KeyFileError, match=r"tokens\.json cannot be written"):
         publisher.tokens({})
     assert board.words[layout.BOARD_TOKEN_EPOCH] == 0

@@ -39,9 +39,9 @@ from wsgi_ts.metrics.specification import (
 )
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.settings.config import Config
-from wsgi_ts.supervisor.metrics import keeper
+from wsgi_ts.supervisor.metrics import collector
 from wsgi_ts.supervisor.metrics.board import BoardMetrics, CountedModel
-from wsgi_ts.supervisor.metrics.keeper import MetricsKeeper
+from wsgi_ts.supervisor.metrics.collector import MetricsCollector
 from wsgi_ts.supervisor.metrics.system import SystemMetrics
 
 # metrics.yaml
@@ -385,7 +385,7 @@ def test_a_system_that_cannot_be_measured_does_not_stop_the_start(
     assert "The system metrics cannot be measured; tried again in 60 s" in caplog.text
 
 
-# The keeper
+# The collector
 
 
 @pytest.fixture
@@ -413,18 +413,18 @@ class Log:
         return any(line.startswith(f"{name}.") for line in self.lines)
 
 
-def keeper_of(board: Board, log: Log, mode: str) -> MetricsKeeper:
+def collector_of(board: Board, log: Log, mode: str) -> MetricsCollector:
     config = Config(metrics_mode=mode, disable_system_metrics=True)
-    return MetricsKeeper(config, board, Registry(9000), cast(LogFiles, log), 0)
+    return MetricsCollector(config, board, Registry(9000), cast(LogFiles, log), 0)
 
 
 @pytest.mark.parametrize("mode", ["log", "legacy"])
 def test_the_first_changes_are_logged_at_once(
     board: Board, bell: Doorbell, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    monkeypatch.setattr(keeper, "LOG_INTERVAL_S", 60.0)
+    monkeypatch.setattr(collector, "LOG_INTERVAL_S", 60.0)
     log = Log()
-    with keeper_of(board, log, mode).running():
+    with collector_of(board, log, mode).running():
         board.words[board.web_row(0) + WebWord.RESPONSES_2XX] = 1
         eventually(lambda: log.has("Requests2XX"), within=20)
     assert not log.has("Requests4XX")
@@ -433,10 +433,10 @@ def test_the_first_changes_are_logged_at_once(
 def test_a_worker_that_was_loaded_is_logged_at_once(
     board: Board, bell: Doorbell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper, "LOG_INTERVAL_S", 60.0)
-    monkeypatch.setattr(keeper, "_LOOK_S", 60.0)
+    monkeypatch.setattr(collector, "LOG_INTERVAL_S", 60.0)
+    monkeypatch.setattr(collector, "_LOOK_S", 60.0)
     log = Log()
-    metrics = keeper_of(board, log, "log")
+    metrics = collector_of(board, log, "log")
     monkeypatch.setattr(metrics, "_load_times", lambda: {("W-9000-m_1.0", "Host", "h"): 5})
     with metrics.running():
         metrics.worker_changed()
@@ -446,7 +446,7 @@ def test_a_worker_that_was_loaded_is_logged_at_once(
 def test_a_sleeping_batcher_counts_before_its_counts_are_read(
     board: Board, bell: Doorbell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper, "_SETTLE_S", 0.5)
+    monkeypatch.setattr(collector, "_SETTLE_S", 0.5)
 
     def batcher() -> None:
         bell.sleep(1.0)
@@ -458,7 +458,7 @@ def test_a_sleeping_batcher_counts_before_its_counts_are_read(
     bell.fall_asleep()
     thread = threading.Thread(target=batcher)
     thread.start()
-    text = keeper_of(board, Log(), "prometheus").text(["QueueTime"])
+    text = collector_of(board, Log(), "prometheus").text(["QueueTime"])
     thread.join()
     assert re.search(r'QueueTime{Level="Host",Hostname=".+",} 2.0', text)
 

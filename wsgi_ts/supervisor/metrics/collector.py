@@ -47,7 +47,7 @@ _THREAD = "metrics"
 _LEGACY_NAMES = ("ts_inference_requests_total", "ts_inference_latency_microseconds", "ts_queue_latency_microseconds")
 
 
-class MetricsKeeper:
+class MetricsCollector:
     """The metrics of one instance. Its methods may be called from any thread.
 
     Args:

@@ -1,0 +1,33 @@
+"""Where things lie in the run directory of an instance. Stdlib only: every process asks here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+class RunFiles:
+    """The paths in one run directory.
+
+    Attributes:
+        path: the directory, mode 0700.
+        lock: held for the instance's life by guard and supervisor.
+        record: what the instance has written down of itself.
+        control_socket: the supervisor's socket.
+        config: the configuration as the children read it.
+        log_plan: how every process logs.
+        routes: what the data path reads.
+        tokens: what tokens are checked by.
+        models: where archives are unpacked.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.lock = self.path / "lock"
+        self.record = self.path / "record.json"
+        self.control_socket = self.path / "control.sock"
+        self.config = self.path / "config.json"
+        self.log_plan = self.path / "logging.json"
+        self.routes = self.path / "routes.json"
+        self.tokens = self.path / "tokens.json"
+        self.models = self.path / "models"
