@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
+from wsgi_ts import messages
 from wsgi_ts.batcher.pool.actions import (
     Action,
     ReleaseWorker,
@@ -39,32 +40,6 @@ from wsgi_ts.batcher.spawn.environment import worker_environment
 from wsgi_ts.control.channel import Channel, ChannelClosed
 from wsgi_ts.logs.output import flush_outputs
 from wsgi_ts.logs.setup import STDERR_VARIABLE, LogFiles, logged_stderr
-from wsgi_ts.messages import (
-    FROM_BATCHER,
-    FROM_TEMPLATE,
-    TO_BATCHER,
-    TO_TEMPLATE,
-    AttachSegment,
-    BatcherStarted,
-    FromBatcher,
-    KillWorker,
-    LoadModel,
-    MetricsReported,
-    ModelUnloaded,
-    ReopenLogs,
-    RetireSegment,
-    SegmentAttached,
-    SegmentRetired,
-    SetWorkers,
-    SpawnWorker,
-    Stop,
-    TemplateFailed,
-    TemplateReady,
-    ToBatcher,
-    ToTemplate,
-    UnloadModel,
-    WorkerReport,
-)
 from wsgi_ts.process import python_command
 from wsgi_ts.run_files import RunFiles
 from wsgi_ts.settings.config import Config
@@ -115,7 +90,7 @@ class Batcher:
         self._thread.start()
         self._selector.register(self._supervisor, selectors.EVENT_READ, self._from_supervisor)
         self._selector.register(self._wake_fd, selectors.EVENT_READ, self._from_loop)
-        self._tell_supervisor(BatcherStarted())
+        self._tell_supervisor(messages.BatcherStarted())
         self._carry_out(self._pool.start(time.monotonic()))
         try:
             while not (self._stopping and (self._pool.idle or time.monotonic() >= self._stop_at)):
@@ -147,35 +122,35 @@ class Batcher:
             os._exit(1)
 
     def _from_supervisor(self) -> None:
-        for message in self._supervisor.receive_messages(TO_BATCHER, "the supervisor"):
+        for message in self._supervisor.receive_messages(messages.TO_BATCHER, "the supervisor"):
             self._take(message, time.monotonic())
 
-    def _take(self, message: ToBatcher, now: float) -> None:
+    def _take(self, message: messages.ToBatcher, now: float) -> None:
         match message:
-            case AttachSegment(index):
+            case messages.AttachSegment(index):
                 self._loop.command("attach_segment", self._options.prefix, index)
-            case RetireSegment(index):
+            case messages.RetireSegment(index):
                 self._loop.command("retire_segment", index)
-            case LoadModel(spec):
+            case messages.LoadModel(spec):
                 self._pool.set_model(spec)
                 self._loop.command("load_model", spec)
-            case SetWorkers(index, workers):
+            case messages.SetWorkers(index, workers):
                 self._wanted[index] = len(workers)
                 self._carry_out(self._pool.set_workers(index, workers, now))
-            case UnloadModel(index):
+            case messages.UnloadModel(index):
                 self._wanted.pop(index, None)
                 self._loop.command("unload_model", index)
                 self._carry_out(self._pool.remove_model(index, now))
-            case ReopenLogs():
+            case messages.ReopenLogs():
                 self._log_files.reopen()
                 self._tell_template(message)
-            case Stop(drain):
+            case messages.Stop(drain):
                 self._stopping = True
                 self._stop_at = now + (_STOP_LIMIT_S if drain else 0.0)
                 self._carry_out(self._pool.stop(now))
 
-    def _tell_supervisor(self, message: FromBatcher) -> None:
-        self._supervisor.send(FROM_BATCHER.encode(message))
+    def _tell_supervisor(self, message: messages.FromBatcher) -> None:
+        self._supervisor.send(messages.FROM_BATCHER.encode(message))
 
     def _notice(self, notice: tuple[Any, ...]) -> None:
         self._notices.append(notice)
@@ -187,9 +162,9 @@ class Batcher:
             now = time.monotonic()
             match self._notices.popleft():
                 case ("segment_attached", index):
-                    self._tell_supervisor(SegmentAttached(index))
+                    self._tell_supervisor(messages.SegmentAttached(index))
                 case ("segment_retired", index):
-                    self._tell_supervisor(SegmentRetired(index))
+                    self._tell_supervisor(messages.SegmentRetired(index))
                 case ("worker_released", worker_id, start_count):
                     self._carry_out(self._pool.worker_released(worker_id, start_count, now))
                 case ("kill_worker", worker_id, start_count):
@@ -204,18 +179,18 @@ class Batcher:
         if template is None:
             return
         try:
-            events = template.receive_messages(FROM_TEMPLATE, "the worker template")
+            events = template.receive_messages(messages.FROM_TEMPLATE, "the worker template")
         except ChannelClosed:
             self._end_template()
             self._template_failures += not self._template_worked
             if self._template_failures == _TEMPLATE_LIVES and not self._template_worked:
-                self._tell_supervisor(TemplateFailed())
+                self._tell_supervisor(messages.TemplateFailed())
             self._carry_out(self._pool.on_template_lost(time.monotonic()))
             return
         for event in events:
-            if isinstance(event, TemplateReady | MetricsReported):
+            if isinstance(event, messages.TemplateReady | messages.MetricsReported):
                 self._tell_supervisor(event)
-            if isinstance(event, TemplateReady):
+            if isinstance(event, messages.TemplateReady):
                 self._template_worked = True
             self._carry_out(self._pool.on_template_event(event, time.monotonic()))
 
@@ -260,10 +235,10 @@ class Batcher:
                 process.wait()
             self._template_process = None
 
-    def _tell_template(self, message: ToTemplate) -> None:
+    def _tell_template(self, message: messages.ToTemplate) -> None:
         if self._template is not None:
             try:
-                self._template.send(TO_TEMPLATE.encode(message))
+                self._template.send(messages.TO_TEMPLATE.encode(message))
             except ChannelClosed:
                 log.warning("The worker template has gone; its end is noticed in a moment.")
 
@@ -274,7 +249,7 @@ class Batcher:
                     self._start_template()
                 case StartWorker():
                     self._start_worker(action)
-                case KillWorker():
+                case messages.KillWorker():
                     self._tell_template(action)
                 case ReleaseWorker(worker_id, start_count):
                     self._loop.command("release_worker", worker_id, start_count)
@@ -285,7 +260,7 @@ class Batcher:
                     gone = self._mailboxes.pop((worker_id, start_count), None)
                     if gone is not None:
                         self._loop.command("worker_gone", worker_id, start_count, cause == "oom", gone)
-                case WorkerReport() | ModelUnloaded():
+                case messages.WorkerReport() | messages.ModelUnloaded():
                     self._tell_supervisor(action)
 
     def _start_worker(self, action: StartWorker) -> None:
@@ -300,7 +275,7 @@ class Batcher:
             return
         self._mailboxes[action.worker_id, action.start_count] = mailbox
         self._tell_template(
-            SpawnWorker(
+            messages.SpawnWorker(
                 worker_id=action.worker_id,
                 start_count=action.start_count,
                 spec=spec,

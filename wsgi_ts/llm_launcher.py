@@ -1,7 +1,7 @@
-"""Serves one large language model without an archive: `python -m wsgi_ts.llm_launcher --model_id NAME`.
+"""Serves one large language model without an archive: `wsgi-ts llm`, or `python -m wsgi_ts.llm_launcher`.
 
-TorchServe's `ts.llm_launcher`, with its flags: writes a model folder that names a bundled handler,
-and runs a server for it until that is stopped.
+TorchServe's `ts.llm_launcher`, with its flags: writes a model folder that names a bundled handler, and runs a server
+for it until that is stopped.
 """
 
 from __future__ import annotations
@@ -21,22 +21,24 @@ from wsgi_ts.archiver import ArchiverError, ModelArchiveRequest, create_model_ar
 from wsgi_ts.gpu.devices import gpu_count
 from wsgi_ts.process import python_command
 
+PROGRAM = "python -m wsgi_ts.llm_launcher"
 ENGINES = ("vllm", "trt_llm")
 #: How long one answer may take before a worker that is asked to leave is killed, in seconds.
 _RESPONSE_TIMEOUT_S = 1200
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Runs the server in the foreground.
 
     Args:
         arguments: the command line without the program's name; default: that of this process.
+        program: that name.
 
     Returns:
         The exit status.
     """
-    options = parser().parse_args(arguments)
+    options = parser(program).parse_args(arguments)
     store = Path(options.model_store)
     try:
         store.mkdir(parents=True, exist_ok=True)
@@ -70,11 +72,9 @@ def _serve(arguments: Sequence[str]) -> int:
     return status if status >= 0 else 128 - status
 
 
-def parser() -> argparse.ArgumentParser:
-    """The flags; those of an engine have its name before a dot."""
-    flags = argparse.ArgumentParser(
-        prog="python -m wsgi_ts.llm_launcher", description="Serves one large language model."
-    )
+def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
+    """Returns the flags; those of an engine have its name before a dot."""
+    flags = argparse.ArgumentParser(prog=program, description="Serves one large language model.")
     add = flags.add_argument
     add("--model_name", default="model", help="name in the server's URLs (default: %(default)s)")
     add("--model_store", default="model_store", metavar="DIR", help="folder of further models (default: %(default)s)")

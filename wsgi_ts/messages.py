@@ -145,12 +145,18 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class SpawnWorker:
-    """Start the process of one life of a model worker.
+class WorkerLife:
+    """One life of a model worker: the worker's number (9000 …), and which of its lives it is."""
+
+    worker_id: int
+    start_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpawnWorker(WorkerLife):
+    """Start the process of a life of a model worker.
 
     Attributes:
-        worker_id: the worker's number (9000 …).
-        start_count: which of its lives this is; part of the mailbox's name.
         spec: the model version.
         gpu_id: the GPU for its handler; None for the CPU.
         devices: the only GPUs that it may see; None for all.
@@ -159,8 +165,6 @@ class SpawnWorker:
         threads: CPU threads that its libraries may use; 0: as they like.
     """
 
-    worker_id: int
-    start_count: int
     spec: ModelSpec
     gpu_id: int | None
     devices: list[int] | None
@@ -175,11 +179,8 @@ class SpawnWorker:
 
 
 @dataclass(frozen=True, slots=True)
-class KillWorker:
+class KillWorker(WorkerLife):
     """Kill this life of a worker; its exit is reported as any other."""
-
-    worker_id: int
-    start_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,40 +196,32 @@ class TemplateFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerStarted:
+class WorkerStarted(WorkerLife):
     """A life of a worker has a process."""
 
-    worker_id: int
-    start_count: int
     pid: int
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerProgress:
+class WorkerProgress(WorkerLife):
     """How far the loading of a worker of several ranks has come, for people."""
 
-    worker_id: int
-    start_count: int
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerLoaded:
+class WorkerLoaded(WorkerLife):
     """A life has loaded its model, or not: `status` is HTTP-like (200, 500, 507)."""
 
-    worker_id: int
-    start_count: int
     status: int
     message: str
     load_ms: int
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerExited:
+class WorkerExited(WorkerLife):
     """A life is over: by exit code or by signal; both None (and pid -1): it could not be started."""
 
-    worker_id: int
-    start_count: int
     pid: int
     code: int | None
     signal: str | None

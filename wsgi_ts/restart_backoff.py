@@ -17,7 +17,6 @@ class RestartBackoff:
     _WINDOW_S = 60.0
 
     def __init__(self) -> None:
-        """Nothing has died yet."""
         self._deaths: deque[float] = deque()
         self._in_a_row = 0
 

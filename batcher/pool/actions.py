@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from wsgi_ts.messages import KillWorker, ModelSpec, ModelUnloaded, WorkerReport
+from wsgi_ts.messages import KillWorker, ModelSpec, ModelUnloaded, WorkerLife, WorkerReport
 
 #: Why a life of a worker ended; `stopped` means that we wanted it.
 Cause = Literal["died", "oom", "stopped"]
@@ -21,22 +21,17 @@ class StartTemplate:
 
 
 @dataclass(frozen=True, slots=True)
-class StartWorker:
+class StartWorker(WorkerLife):
     """Make the mailbox of this life of a worker, then have the template spawn it."""
 
-    worker_id: int
-    start_count: int
     spec: ModelSpec
     gpu_id: int | None
     devices: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class ReleaseWorker:
+class ReleaseWorker(WorkerLife):
     """Give the worker no further batch; after its last one ask it to leave, then call `worker_released`."""
-
-    worker_id: int
-    start_count: int
 
 
 @dataclass(frozen=True, slots=True)

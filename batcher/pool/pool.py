@@ -93,8 +93,6 @@ class WorkerPool:
         self._template_failures = 0
         self._stopping = False
 
-    # What the batcher is asked for
-
     def start(self, now: float) -> list[Action]:
         """Asks for the worker template, so that it is warm when the first model comes."""
         self._start_template(now)
@@ -163,16 +161,24 @@ class WorkerPool:
         """True when no worker has a process."""
         return not any(worker.state in HAS_PROCESS for worker in self._workers.values())
 
-    # What happened
-
     def on_template_event(self, event: FromTemplate, now: float) -> list[Action]:
         """Takes what the worker template says of itself and its workers."""
         if isinstance(event, TemplateReady):
             self._template_is_ready(now)
         elif not isinstance(event, MetricsReported):
             worker = self._live(event.worker_id, event.start_count)
-            if worker is not None and worker.state in HAS_PROCESS:
-                self._take(worker, event, now)
+            if worker is None or worker.state not in HAS_PROCESS:
+                return self._take_actions()
+            match event:
+                case WorkerStarted():
+                    self._started(worker, event.pid, now)
+                case WorkerProgress():
+                    worker.progress = event.text
+                    self._say(worker)
+                case WorkerLoaded():
+                    self._loaded(worker, event, now)
+                case WorkerExited():
+                    self._exited(worker, event, now)
         return self._take_actions()
 
     def on_template_lost(self, now: float) -> list[Action]:
@@ -226,22 +232,6 @@ class WorkerPool:
         due = min((worker.deadline for worker in self._workers.values()), default=math.inf)
         return due if self._stopping else min(due, self._template_deadline)
 
-    # Transitions
-
-    def _take(
-        self, worker: Worker, event: WorkerStarted | WorkerProgress | WorkerLoaded | WorkerExited, now: float
-    ) -> None:
-        match event:
-            case WorkerStarted():
-                self._started(worker, event.pid, now)
-            case WorkerProgress():
-                worker.progress = event.text
-                self._say(worker)
-            case WorkerLoaded():
-                self._loaded(worker, event, now)
-            case WorkerExited():
-                self._exited(worker, event, now)
-
     def _start_template(self, now: float) -> None:
         self._template_ready = False
         self._template_deadline = now + TEMPLATE_TIMEOUT_S
@@ -293,8 +283,7 @@ class WorkerPool:
         if worker.recovering_since is not None:
             worker.log(logging.INFO, "Auto recovery succeeded, reset recoveryStartTS")
         worker.recovering_since, worker.failures = None, 0
-        ready = WorkerReady(worker.worker_id, worker.model_index, worker.pid, worker.start_count)
-        self._actions.append(ready)
+        self._actions.append(WorkerReady(worker.worker_id, worker.model_index, worker.pid, worker.start_count))
         self._say(worker)
 
     def _exited(self, worker: Worker, event: WorkerExited, now: float) -> None:
@@ -400,8 +389,6 @@ class WorkerPool:
             if self._models.get(index) is model:
                 del self._models[index]
             self._actions.append(ModelUnloaded(index))
-
-    # Helpers
 
     def _live(self, worker_id: int, start_count: int) -> Worker | None:
         worker = self._workers.get(worker_id)

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from wsgi_ts import messages
 from wsgi_ts.batcher.shm.group_board import group_name
 from wsgi_ts.batcher.shm.mailbox import mailbox_name
 from wsgi_ts.batcher.spawn.exit import (
@@ -43,20 +44,6 @@ from wsgi_ts.control.channel import Channel, ChannelClosed
 from wsgi_ts.logs.output import flush_outputs
 from wsgi_ts.logs.plan import LogPlan
 from wsgi_ts.logs.setup import LogFiles, setup_logging
-from wsgi_ts.messages import (
-    FROM_TEMPLATE,
-    TO_TEMPLATE,
-    FromTemplate,
-    KillWorker,
-    MetricsReported,
-    ReopenLogs,
-    SpawnWorker,
-    TemplateReady,
-    WorkerExited,
-    WorkerLoaded,
-    WorkerProgress,
-    WorkerStarted,
-)
 from wsgi_ts.metrics.reported import ModelMetrics
 from wsgi_ts.process import die_with_parent, set_process_title
 
@@ -80,7 +67,7 @@ _HAND_OVER_S = 0.2
 class _Life:
     """One running model worker."""
 
-    order: SpawnWorker
+    order: messages.SpawnWorker
     process: Spawned
     output: WorkerOutput
     open_fds: set[int] = field(default_factory=set)
@@ -135,7 +122,7 @@ class Template:
         self._watch(self._signals.fileno(), self._on_signals)
         self._watch(self._batcher.fileno(), self._on_batcher)
         try:
-            self._tell(TemplateReady(self._missing))
+            self._tell(messages.TemplateReady(self._missing))
             while not self._stopping:
                 wait_s = max(0.0, self._next_hand_over - time.monotonic()) if self._metrics.has_updates else None
                 for key, _ in self._selector.select(wait_s):
@@ -172,28 +159,28 @@ class Template:
         now = time.monotonic()
         if self._metrics.has_updates and now >= self._next_hand_over:
             self._next_hand_over = now + _HAND_OVER_S
-            self._tell(MetricsReported(self._metrics.take_updates()))
+            self._tell(messages.MetricsReported(self._metrics.take_updates()))
 
     def _on_batcher(self) -> None:
-        for message in self._batcher.receive_messages(TO_TEMPLATE, "the batcher"):
+        for message in self._batcher.receive_messages(messages.TO_TEMPLATE, "the batcher"):
             match message:
-                case SpawnWorker():
+                case messages.SpawnWorker():
                     self._start(message)
-                case KillWorker(worker_id, start_count):
+                case messages.KillWorker(worker_id, start_count):
                     self._kill(worker_id, start_count)
-                case ReopenLogs():
+                case messages.ReopenLogs():
                     self._logs.reopen()
 
-    def _tell(self, message: FromTemplate) -> None:
-        self._batcher.send(FROM_TEMPLATE.encode(message))
+    def _tell(self, message: messages.FromTemplate) -> None:
+        self._batcher.send(messages.FROM_TEMPLATE.encode(message))
 
-    def _start(self, order: SpawnWorker) -> None:
+    def _start(self, order: messages.SpawnWorker) -> None:
         try:
             process = spawn(order, self._entry)
         except OSError as error:
             text = f"Cannot start model worker {order.worker_id}: {error}"
             log.error(text)
-            self._tell(WorkerExited(order.worker_id, order.start_count, -1, None, None, [text]))
+            self._tell(messages.WorkerExited(order.worker_id, order.start_count, -1, None, None, [text]))
             return
         life = _Life(order, process, WorkerOutput(order.thread_name, self._logs, self._metrics, time.monotonic()))
         self._lives[process.pid] = life
@@ -201,7 +188,7 @@ class Template:
         self._watch(process.stdout, lambda: self._on_output(life, process.stdout, "stdout"))
         self._watch(process.stderr, lambda: self._on_output(life, process.stderr, "stderr"))
         self._watch(process.status.fileno(), lambda: self._on_status(life))
-        self._tell(WorkerStarted(*life.key, process.pid))
+        self._tell(messages.WorkerStarted(*life.key, process.pid))
 
     def _kill(self, worker_id: int, start_count: int) -> None:
         for pid, life in self._lives.items():
@@ -221,19 +208,19 @@ class Template:
         if fd not in life.open_fds:
             return
         try:
-            messages = status.receive_ready()
+            frames = status.receive_ready()
         except (ChannelClosed, ValueError):
             self._forget(life, fd)
             return
         # The worker runs user code, which may write anything here: pass on what makes sense, once.
-        for message in messages[:_MOST_STATUS_FRAMES]:
+        for message in frames[:_MOST_STATUS_FRAMES]:
             if message.get("event") == "progress" and life.order.spec.ranks:
-                self._tell(WorkerProgress(*life.key, str(message.get("text", ""))))
+                self._tell(messages.WorkerProgress(*life.key, str(message.get("text", ""))))
             if message.get("event") == "loaded" and isinstance(message.get("status"), int):
                 self._forget(life, fd)
                 text, load_ms = str(message.get("message", "")), message.get("load_ms")
                 load_ms = load_ms if isinstance(load_ms, int) else 0
-                self._tell(WorkerLoaded(*life.key, message["status"], text, load_ms))
+                self._tell(messages.WorkerLoaded(*life.key, message["status"], text, load_ms))
                 return
 
     def _reap(self) -> None:
@@ -266,7 +253,7 @@ class Template:
         life.output.finish()
         self._close(life)
         code, signal_name = exit_fields(status)
-        self._tell(WorkerExited(*life.key, pid, code, signal_name, list(life.output.last_lines)))
+        self._tell(messages.WorkerExited(*life.key, pid, code, signal_name, list(life.output.last_lines)))
 
     def _watch(self, fd: int, callback: Callable[[], None]) -> None:
         self._selector.register(fd, selectors.EVENT_READ, callback)

@@ -18,6 +18,7 @@ from support.eventually import eventually
 from support.processes import MARKER, server_processes
 from support.server import REPOSITORY, free_ports
 
+from wsgi_ts.cli import commands as cli
 from wsgi_ts.llm_launcher import main, model_config, parser, write_model
 from wsgi_ts.models.model_yaml import parse_model_yaml
 from wsgi_ts.models.parallel import check_parallel
@@ -78,6 +79,19 @@ def test_the_models_folder_names_the_bundled_handler(tmp_path: Path) -> None:
 def test_a_name_that_is_none_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model_store", str(tmp_path / "store"), "--model_name", "a b"]) == 1
     assert "cannot be prepared: Model name contains special characters" in capsys.readouterr().err
+
+
+def test_it_is_a_command_of_wsgi_ts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["llm", "--model_name", "a/b", "--model_store", str(tmp_path)]
+    assert cli.wsgi_ts(flags) == 1
+    monkeypatch.setattr(sys, "argv", ["wsgi-ts", *flags])
+    assert cli.wsgi_ts() == 1
+    assert capsys.readouterr().err.count("The model cannot be prepared") == 2
+    with pytest.raises(SystemExit):
+        cli.wsgi_ts(["llm", "--help"])
+    assert capsys.readouterr().out.startswith("usage: wsgi-ts llm ")
 
 
 @pytest.mark.slow

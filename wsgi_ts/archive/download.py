@@ -26,11 +26,10 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from wsgi_ts.archive.entries import ArchiveLimits, escape_name
 from wsgi_ts.archive.s3 import s3_headers
 from wsgi_ts.errors import DownloadFailed, InternalServerError, ModelNotFound, OutOfResources
+from wsgi_ts.settings.config import DEFAULT_ALLOWED_URLS
 
 logger = logging.getLogger(__name__)
 
-#: TorchServe's default of `allowed_urls`.
-DEFAULT_ALLOWED_URLS = (r"file://.*|http(s)?://.*",)
 
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)

@@ -15,7 +15,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsgi_ts.archive.download import DEFAULT_ALLOWED_URLS, DownloadRules, fetch_archive, is_fetched
+from wsgi_ts.archive.download import DownloadRules, fetch_archive, is_fetched
 from wsgi_ts.archive.entries import DEFAULT_LIMITS, ArchiveLimits, escape_name
 from wsgi_ts.archive.extract import extract_archive
 from wsgi_ts.archive.manifest import (
@@ -32,7 +32,6 @@ from wsgi_ts.archive.manifest import (
 from wsgi_ts.errors import InternalServerError, ModelNotFound
 
 __all__ = [
-    "DEFAULT_ALLOWED_URLS",
     "DEFAULT_LIMITS",
     "RUNTIMES",
     "ArchiveLimits",

@@ -42,7 +42,13 @@ def torchserve(arguments: Sequence[str] | None = None) -> int:
 
 def wsgi_ts(arguments: Sequence[str] | None = None) -> int:
     """The `wsgi-ts` command; arguments and result as `torchserve`."""
-    options = _wsgi_ts_parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words[:1] == ["llm"]:
+        # It takes a while to load, and has flags of its own.
+        from wsgi_ts import llm_launcher
+
+        return llm_launcher.main(words[1:], "wsgi-ts llm")
+    options = _wsgi_ts_parser().parse_args(words)
     run_dir = Path(os.path.abspath(options.run_dir)) if options.run_dir else default_run_dir()
     try:
         if options.command == "serve":
@@ -103,6 +109,7 @@ def _wsgi_ts_parser() -> argparse.ArgumentParser:
     stop.add_argument("--timeout", type=float, default=STOP_LIMIT_S, metavar="SECONDS", help="default: 60")
     status = commands.add_parser("status", help="show processes, models and workers")
     status.add_argument("--json", action="store_true", help="for programs")
+    commands.add_parser("llm", help="serve one large language model without an archive")
     doctor = commands.add_parser("doctor", help="check whether this machine can run the configuration")
     _add_start_flags(doctor)
     for command in (serve, stop, status, doctor):

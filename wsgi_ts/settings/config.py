@@ -23,6 +23,7 @@ from wsgi_ts.settings import kinds
 from wsgi_ts.settings.address import Address
 from wsgi_ts.settings.kinds import BOOLEAN, PATH, TEXT, Setting, integer, launch_value, setting
 
+#: TorchServe's default of `allowed_urls`.
 DEFAULT_ALLOWED_URLS = ("file://.*", "http(s)?://.*")
 
 

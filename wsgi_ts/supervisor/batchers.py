@@ -9,23 +9,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from wsgi_ts import messages
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import BatcherWord
 from wsgi_ts.control.channel import ChannelClosed
 from wsgi_ts.instance.run_directory import RunDirectory
-from wsgi_ts.messages import (
-    FROM_BATCHER,
-    BatcherStarted,
-    FromBatcher,
-    MetricsReported,
-    ModelUnloaded,
-    SegmentAttached,
-    SegmentRetired,
-    TemplateFailed,
-    TemplateReady,
-    ToBatcher,
-    WorkerReport,
-)
 from wsgi_ts.models.manager import ModelManager
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.supervisor.batcher_process import BatcherProcess
@@ -50,8 +38,7 @@ class Batchers(ProcessGroup[BatcherProcess]):
         manager: knows what a restarted one has to be told.
         metrics: takes what they report of handlers' metrics.
         publish: makes the registry's state known to the data path.
-        on_ready: called when one of them has something to say of itself.
-        loop, directory, registry, on_failure: see `ProcessGroup`; the registry is told what they report of workers.
+        loop, directory, registry, on_ready, on_failure: see `ProcessGroup`; the registry is told what they report.
 
     Attributes:
         segments: the segments that they attach.
@@ -72,23 +59,24 @@ class Batchers(ProcessGroup[BatcherProcess]):
         on_failure: Callable[[str], None],
     ) -> None:
         batchers = [BatcherProcess(index, device, directory) for index, device in enumerate(devices)]
-        super().__init__(batchers, loop=loop, directory=directory, registry=registry, on_failure=on_failure)
+        super().__init__(
+            batchers, loop=loop, directory=directory, registry=registry, on_ready=on_ready, on_failure=on_failure
+        )
         self.segments = Segments(directory.prefix, loop.selector, self.processes)
         self._board = board
         self._manager = manager
         self._metrics = metrics
         self._publish = publish
-        self._on_ready = on_ready
 
     def is_ready(self, *, warm: bool) -> bool:
         """Tells whether all have worked at least once; with `warm` also their worker templates."""
         return all(each.is_warm if warm else each.has_worked for each in self.processes)
 
-    def send(self, batcher: int, message: ToBatcher) -> None:
+    def send(self, batcher: int, message: messages.ToBatcher) -> None:
         """Sends a message to one of them; dropped while that is being started again."""
         self.processes[batcher].send(message)
 
-    def send_all(self, message: ToBatcher) -> None:
+    def send_all(self, message: messages.ToBatcher) -> None:
         """Sends a message to every one."""
         for batcher in self.processes:
             batcher.send(message)
@@ -119,7 +107,7 @@ class Batchers(ProcessGroup[BatcherProcess]):
 
     def _hear(self, process: BatcherProcess) -> bool:
         try:
-            events = process.inbox.receive_messages(FROM_BATCHER, process.name)
+            events = process.inbox.receive_messages(messages.FROM_BATCHER, process.name)
         except (ChannelClosed, ValueError) as error:
             # Its pidfd tells the rest. A batcher that closed its channel and lives on is of no use.
             if process.child is not None and not self._registry.draining:
@@ -139,30 +127,30 @@ class Batchers(ProcessGroup[BatcherProcess]):
             self._publish()
         return reason
 
-    def _take(self, batcher: BatcherProcess, event: FromBatcher) -> None:
+    def _take(self, batcher: BatcherProcess, event: messages.FromBatcher) -> None:
         match event:
-            case BatcherStarted():
+            case messages.BatcherStarted():
                 batcher.came_up = True
                 log.info("%s started", batcher.name)
-            case TemplateReady(missing):
+            case messages.TemplateReady(missing):
                 self._template_is_ready(batcher, missing)
-            case TemplateFailed():
+            case messages.TemplateFailed():
                 self._on_failure(batcher.failure("its worker template ended again and again before it had worked"))
-            case SegmentAttached(index):
+            case messages.SegmentAttached(index):
                 # Only now: what it cannot do, it finds out with the first web worker's segment.
                 batcher.has_worked = True
                 self._on_ready()
                 self.segments.table.attached(index, batcher.index)
-            case SegmentRetired(index):
+            case messages.SegmentRetired(index):
                 self.segments.table.retired(index, batcher.index)
-            case WorkerReport():
+            case messages.WorkerReport():
                 with self._registry.changed:
                     if self._registry.apply_report(batcher.index, event):
                         self._publish()
                         self._metrics.worker_changed()
-            case MetricsReported(updates):
+            case messages.MetricsReported(updates):
                 self._metrics.take_updates(updates)
-            case ModelUnloaded(model_index):
+            case messages.ModelUnloaded(model_index):
                 self._manager.model_unloaded(batcher.index, model_index)
 
     def _template_is_ready(self, batcher: BatcherProcess, missing: dict[str, str]) -> None:

@@ -168,6 +168,7 @@ class ProcessGroup(ABC, Generic[Process]):
         loop: where they are watched and heard.
         directory: the run directory, which records them.
         registry: tells whether the instance is stopping, so that a death is none to speak of.
+        on_ready: called when one of them has something to say of itself.
         on_failure: told why one that has never worked cannot be started.
 
     Attributes:
@@ -181,12 +182,14 @@ class ProcessGroup(ABC, Generic[Process]):
         loop: MainLoop,
         directory: RunDirectory,
         registry: Registry,
+        on_ready: Callable[[], None],
         on_failure: Callable[[str], None],
     ) -> None:
         self.processes = list(processes)
         self._selector = loop.selector
         self._directory = directory
         self._registry = registry
+        self._on_ready = on_ready
         self._on_failure = on_failure
 
     @abstractmethod

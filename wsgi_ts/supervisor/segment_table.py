@@ -34,7 +34,6 @@ class SegmentTable:
     """All segments of an instance."""
 
     def __init__(self) -> None:
-        """No segments."""
         self._entries: dict[int, SegmentEntry] = {}
         self._next = 1
 

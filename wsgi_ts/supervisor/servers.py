@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from wsgi_ts.instance.listeners import BoundListener
 from wsgi_ts.instance.run_directory import RunDirectory
-from wsgi_ts.models.registry import Registry
 from wsgi_ts.process import python_command
 from wsgi_ts.settings.config import Config
 from wsgi_ts.supervisor.child import ProcessGroup, SupervisedProcess
-from wsgi_ts.supervisor.loop import MainLoop
 
 #: numpy's library for linear algebra, which none of them uses, starts a thread per core, each of which spins at first.
 _NO_BLAS_THREADS = {"OPENBLAS_NUM_THREADS": "1"}
@@ -154,8 +152,14 @@ class GrpcServer(Server):
         return python_command("wsgi_ts.rpc", *common, *ports, *tls), tls_fds
 
 
-class Servers(ProcessGroup[Server]):
-    """The gunicorn that carries predictions, one for the rest if there is any, and the gRPC server.
+def make_servers(
+    config: Config,
+    listeners: Sequence[BoundListener],
+    grpc_ports: Sequence[BoundListener],
+    directory: RunDirectory,
+    tls_fd: int,
+) -> list[Server]:
+    """Makes the gunicorn that carries predictions, one for the rest if there is any, and the gRPC server.
 
     Args:
         config: the configuration.
@@ -163,31 +167,19 @@ class Servers(ProcessGroup[Server]):
         grpc_ports: the ports of the gRPC APIs, inference first.
         directory: the run directory.
         tls_fd: a file with what TLS takes, -1 for none.
-        on_ready: called when a process has something to say of itself.
-        loop, registry, on_failure: see `ProcessGroup`.
     """
+    inference = [listener for listener in listeners if "inference" in listener.kinds]
+    others = [listener for listener in listeners if "inference" not in listener.kinds]
+    management = [Gunicorn("management", others, 1, directory, tls_fd)] if others else []
+    return [
+        Gunicorn("inference", inference, config.web_workers, directory, tls_fd),
+        *management,
+        GrpcServer(grpc_ports, directory, tls_fd),
+    ]
 
-    def __init__(
-        self,
-        config: Config,
-        listeners: Sequence[BoundListener],
-        grpc_ports: Sequence[BoundListener],
-        *,
-        directory: RunDirectory,
-        tls_fd: int,
-        on_ready: Callable[[], None],
-        loop: MainLoop,
-        registry: Registry,
-        on_failure: Callable[[str], None],
-    ) -> None:
-        inference = [listener for listener in listeners if "inference" in listener.kinds]
-        others = [listener for listener in listeners if "inference" not in listener.kinds]
-        servers: list[Server] = [Gunicorn("inference", inference, config.web_workers, directory, tls_fd)]
-        if others:
-            servers.append(Gunicorn("management", others, 1, directory, tls_fd))
-        servers.append(GrpcServer(grpc_ports, directory, tls_fd))
-        super().__init__(servers, loop=loop, directory=directory, registry=registry, on_failure=on_failure)
-        self._on_ready = on_ready
+
+class Servers(ProcessGroup[Server]):
+    """All gunicorns of an instance, and its gRPC server."""
 
     @property
     def is_ready(self) -> bool:

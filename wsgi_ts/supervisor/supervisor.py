@@ -44,7 +44,7 @@ from wsgi_ts.supervisor.loop import MainLoop
 from wsgi_ts.supervisor.metrics.collector import MetricsCollector
 from wsgi_ts.supervisor.operations import ControlOperations
 from wsgi_ts.supervisor.publisher import Publisher
-from wsgi_ts.supervisor.servers import Servers
+from wsgi_ts.supervisor.servers import Servers, make_servers
 from wsgi_ts.supervisor.start import (
     make_board,
     make_keys,
@@ -182,13 +182,10 @@ class Supervisor:
             on_failure=self._fail,
         )
         self._servers = Servers(
-            config,
-            self._listeners,
-            self._grpc_ports,
+            make_servers(config, self._listeners, self._grpc_ports, self._dir, tls_fd),
             loop=self._loop,
             directory=self._dir,
             registry=self._registry,
-            tls_fd=tls_fd,
             on_ready=self._announce,
             on_failure=self._fail,
         )
