@@ -293,12 +293,12 @@ def test_the_handler_sees_the_whole_file_and_wrong_types_keep_their_default(serv
     assert (description["useJobTicket"], description["deviceType"]) == (False, "cpu")
     log = server.log()
     for line in (
-        "configured 1.0: Invalid batchSize: many, should be integer",
-        "configured 1.0: Invalid responseTimeout: -1, should be an integer of at least 1",
-        "configured 1.0: Invalid useJobTicket: 1, should be true or false",
-        "configured 1.0: Invalid deviceType: tpu, should be cpu or gpu",
+        "model-config.yaml:4: key batchSize: 'many' is not a whole number; taken as not given",
+        "model-config.yaml:5: key responseTimeout: -1 is not between 1 and 2147483647; taken as not given",
+        "model-config.yaml:6: key useJobTicket: 1 is neither true nor false; taken as not given",
+        "model-config.yaml:7: key deviceType: 'tpu' is none of: cpu, gpu; taken as not given",
     ):
-        assert line in log
+        assert f"configured 1.0: {line}" in log
     unregister(server, "configured")
 
 

@@ -14,12 +14,15 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from support.archives import archive
 from support.server import ServerProcess
 
+from wsgi_ts.errors import BadRequest
 from wsgi_ts.messages import WorkerReport
-from wsgi_ts.models import preparation as model_preparation
+from wsgi_ts.models.arguments import MAX_BATCH_SIZE, MAX_WORKERS, RegisterArguments
 from wsgi_ts.models.description import describe_worker
-from wsgi_ts.models.registry import ModelWorker
-from wsgi_ts.rest import management, openapi, schemas
+from wsgi_ts.models.registry import WorkerRecord
+from wsgi_ts.rest import openapi, schemas
 from wsgi_ts.settings.config import Config
+from wsgi_ts.settings.model_entries import RUNTIMES
+from wsgi_ts.settings.table import settings_of
 
 APIS = ("inference", "management", "metrics")
 #: TorchServe's paths and the names of their operations.
@@ -164,16 +167,26 @@ def _number(value: Any, default: int) -> int:
 
 
 def test_the_limits_are_the_servers() -> None:
-    assert schemas.MAX_WORKERS == model_preparation.MAX_WORKERS
-    assert schemas.MAX_BATCH_SIZE == model_preparation.MAX_BATCH_SIZE
-    assert set(schemas.RUNTIMES) == set(model_preparation.RUNTIMES)
+    """What the document allows at most passes, and one more does not."""
+    post = openapi.document(["management"], Config())["paths"]["/models"]["post"]
+    described = {row["name"]: row["schema"] for row in post["parameters"]}
+    for name, most in (("batch_size", MAX_BATCH_SIZE), ("initial_workers", MAX_WORKERS)):
+        assert described[name]["anyOf"][0]["maximum"] == most
+        RegisterArguments("a.mar", **{name: most}).check()
+        with pytest.raises(BadRequest, match=f"{name} must not be larger than {most}"):
+            RegisterArguments("a.mar", **{name: most + 1}).check()
+    for runtime in described["runtime"]["enum"]:
+        RegisterArguments("a.mar", runtime=runtime).check()
+    assert set(described["runtime"]["enum"]) == set(RUNTIMES)
+    with pytest.raises(BadRequest, match="Invalid RuntimeType value: ruby"):
+        RegisterArguments("a.mar", runtime="ruby").check()
 
 
 def test_every_argument_and_every_field_of_a_worker_is_there() -> None:
     post = openapi.document(["management"], Config())["paths"]["/models"]["post"]
-    assert {row["name"] for row in post["parameters"]} == set(management.REGISTER_ARGUMENTS)
+    assert {row["name"] for row in post["parameters"]} == set(settings_of(RegisterArguments))
     report = WorkerReport(9000, 0, "backoff", exit_reason="signal 9", last_lines=["x"], progress="rank 1 loads")
-    worker = ModelWorker(9000, 1, 0, 0, devices=(0, 1), report=report)
+    worker = WorkerRecord(9000, 1, 0, 0, devices=(0, 1), report=report)
     described = schemas.COMPONENTS["Worker"]
     shown = describe_worker(worker)
     assert {"gpuIds", "progress", "lastExit", "lastLines"} < shown.keys()

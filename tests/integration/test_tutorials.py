@@ -19,7 +19,7 @@ import yaml
 from support.eventually import eventually
 from support.terminal import EXAMPLES, Terminal
 
-from wsgi_ts.archive.model_directory import load_model_yaml
+from wsgi_ts.archive.manifest import load_model_yaml
 from wsgi_ts.models.model_yaml import parse_model_yaml
 from wsgi_ts.settings.sources import CommandLine, load_config
 

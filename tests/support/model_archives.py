@@ -14,10 +14,7 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.archive.model_directory import (
-    ModelDirectory,
-    open_archive,
-)
+from wsgi_ts.archive.model_directory import ModelDirectory, open_archive
 from wsgi_ts.errors import (
     InvalidModel,
     ServerError,

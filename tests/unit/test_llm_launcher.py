@@ -20,8 +20,7 @@ from support.server import REPOSITORY, free_ports
 
 from wsgi_ts.cli import commands as cli
 from wsgi_ts.llm_launcher import main, model_config, parser, write_model
-from wsgi_ts.models.model_yaml import parse_model_yaml
-from wsgi_ts.models.parallel import check_parallel
+from wsgi_ts.models.model_yaml import check_parallel, parse_model_yaml
 
 
 def config_of(*flags: str, gpus: int = 0) -> dict[str, Any]:

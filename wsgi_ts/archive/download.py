@@ -28,8 +28,7 @@ from wsgi_ts.archive.s3 import s3_headers
 from wsgi_ts.errors import DownloadFailed, InternalServerError, ModelNotFound, OutOfResources
 from wsgi_ts.settings.config import DEFAULT_ALLOWED_URLS
 
-logger = logging.getLogger(__name__)
-
+log = logging.getLogger(__name__)
 
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -117,7 +116,7 @@ def fetch_archive(url: str, model_store: Path, rules: DownloadRules, limits: Arc
     except (_Refused, OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutOfResources("Not enough disk space to download the model archive.") from error
-        logger.warning("Download of %s failed: %s", _shown(url), error)
+        log.warning("Download of %s failed: %s", _shown(url), error)
         raise DownloadFailed(f"Failed to download archive from: {url}") from error
     return target
 
@@ -139,9 +138,6 @@ def _checked_parts(url: str) -> SplitResult:
     if parts.scheme != "file" and not parts.hostname:
         raise _Refused("the URL has no host")
     return parts
-
-
-# --- where it comes from -----------------------------------------------------------------------------------
 
 
 def _read_local(parts: SplitResult) -> Generator[bytes, None, None]:
@@ -262,16 +258,13 @@ def _body(name: str, response: http.client.HTTPResponse, limits: ArchiveLimits, 
         received += len(chunk)
         if time.monotonic() >= tell_at:
             tell_at = time.monotonic() + _PROGRESS_S
-            logger.info("Downloading %s: %d%s bytes", name, received, of_all)
+            log.info("Downloading %s: %d%s bytes", name, received, of_all)
         yield chunk
-    logger.info("Downloaded %s: %d bytes", name, received)
+    log.info("Downloaded %s: %d bytes", name, received)
     if time.monotonic() >= deadline:
         raise _Refused(f"it took longer than {limits.download_timeout_s:g} s")
     if expected is not None and received != expected:
         raise _Refused(f"the connection ended after {received} of {expected} bytes")
-
-
-# --- where it goes -----------------------------------------------------------------------------------------
 
 
 def _save(chunks: Iterator[bytes], target: Path, limits: ArchiveLimits) -> None:

@@ -10,8 +10,10 @@ import os
 import re
 import stat
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -20,11 +22,10 @@ from wsgi_ts.archive.entries import DEFAULT_LIMITS, ArchiveLimits, escape_name
 from wsgi_ts.errors import BadRequest, InvalidModel
 from wsgi_ts.settings.conversion import to_text
 from wsgi_ts.settings.lenient_json import parse_lenient
+from wsgi_ts.settings.model_entries import RUNTIMES, known_runtime
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
-#: The runtimes a manifest or a register call may name.
-RUNTIMES = ("python", "python3", "LSP")
 #: Where an archive has its manifest.
 MANIFEST_PATH = PurePosixPath("MAR-INF", "MANIFEST.json")
 
@@ -100,12 +101,6 @@ def parse_manifest(
         requirements_file=_text(model, "requirementsFile"),
         raw=raw,
     )
-
-
-def known_runtime(runtime: Any) -> Any:
-    """The runtime as it is spelt here, where it is one in any case; else what was given."""
-    spelt = {each.lower(): each for each in RUNTIMES}
-    return spelt.get(runtime.lower(), runtime) if isinstance(runtime, str) else runtime
 
 
 def check_name(what: str, name: str) -> None:
@@ -256,17 +251,38 @@ def _text(model: dict[str, Any], key: str) -> str | None:
 
 
 def _unparsable(reason: str) -> InvalidModel:
-    logger.warning("MAR-INF/MANIFEST.json cannot be used: %s", reason)
+    log.warning("MAR-INF/MANIFEST.json cannot be used: %s", reason)
     return InvalidModel("Failed to parse signature.json.")
 
 
-# --- model-config.yaml -------------------------------------------------------------------------------------
+class YamlSettings(dict[str, Any]):
+    """The settings of a YAML file, and where they stand in it.
+
+    Attributes:
+        name: the file's name, for people.
+        lines: the line of each key from 1; keys of a section as `section.key`.
+    """
+
+    name: str = "model-config.yaml"
+    lines: Mapping[str, int] = MappingProxyType({})
+
+    def place(self, key: str) -> str:
+        """File and line of a key, for messages ("model-config.yaml:3")."""
+        return f"{self.name}:{self.lines[key]}" if key in self.lines else self.name
+
+    def where(self, key: str) -> str:
+        """File, line and key, as errors of config.properties name them ("model-config.yaml:3: key minWorkers")."""
+        return f"{self.place(key)}: key {key}"
 
 
-def load_model_yaml(path: Path, *, max_bytes: int = DEFAULT_LIMITS.max_config_bytes) -> dict[str, Any]:
+def load_model_yaml(path: Path, *, max_bytes: int = DEFAULT_LIMITS.max_config_bytes) -> YamlSettings:
     """The settings of a model-config.yaml; empty, with one line in the log, where they cannot be read.
 
     Only plain data is built. Aliases may not blow the document up to more than 100 000 values.
+
+    Args:
+        path: the file.
+        max_bytes: a larger one is not read.
     """
     try:
         content = _read_small_file(path, max_bytes)
@@ -276,17 +292,30 @@ def load_model_yaml(path: Path, *, max_bytes: int = DEFAULT_LIMITS.max_config_by
         try:
             node = loader.get_single_node()
             if node is None:
-                return {}
+                return YamlSettings()
             _expanded_nodes(node, {}, 0)
-            settings = loader.construct_document(node)
+            lines = dict(_lines(node))
+            fields = loader.construct_document(node)
         finally:
             loader.dispose()
-        if not isinstance(settings, dict):
+        if not isinstance(fields, dict):
             raise ValueError("the document is not a mapping of keys to values")
-        return settings
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
-        logger.error("Failed to parse model config file %s: %s", path, error)
-        return {}
+        log.error("Failed to parse model config file %s: %s", path, error)
+        return YamlSettings()
+    settings = YamlSettings(fields)
+    settings.name, settings.lines = path.name, lines
+    return settings
+
+
+def _lines(node: yaml.Node, section: str = "") -> Iterator[tuple[str, int]]:
+    """The line of each key of a mapping, and of the sections in it; of a key that is there twice, the last."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                yield f"{section}{key.value}", key.start_mark.line + 1
+                if not section:
+                    yield from _lines(value, f"{key.value}.")
 
 
 def _expanded_nodes(node: yaml.Node, known: dict[int, int], depth: int) -> int:

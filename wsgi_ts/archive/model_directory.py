@@ -18,38 +18,11 @@ from pathlib import Path
 from wsgi_ts.archive.download import DownloadRules, fetch_archive, is_fetched
 from wsgi_ts.archive.entries import DEFAULT_LIMITS, ArchiveLimits, escape_name
 from wsgi_ts.archive.extract import extract_archive
-from wsgi_ts.archive.manifest import (
-    MANIFEST_PATH,
-    RUNTIMES,
-    Manifest,
-    check_name,
-    known_runtime,
-    load_model_yaml,
-    parse_manifest,
-    read_manifest,
-    resolve_handler,
-)
+from wsgi_ts.archive.manifest import MANIFEST_PATH, Manifest, check_name, read_manifest
 from wsgi_ts.errors import InternalServerError, ModelNotFound
+from wsgi_ts.settings.model_entries import RUNTIMES
 
-__all__ = [
-    "DEFAULT_LIMITS",
-    "RUNTIMES",
-    "ArchiveLimits",
-    "DownloadRules",
-    "Manifest",
-    "ModelDirectory",
-    "check_name",
-    "empty_model_directory",
-    "known_runtime",
-    "load_model_yaml",
-    "open_archive",
-    "parse_manifest",
-    "remove_downloaded_archive",
-    "remove_model_directory",
-    "resolve_handler",
-]
-
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 #: What the Finder leaves beside the files.
 _LEFT_BY_MACOS = ("__MACOSX", ".DS_Store")
@@ -128,7 +101,7 @@ def open_archive(
         if downloaded is not None:
             downloaded.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            logger.error("Failed to open the model archive %s: %s", escape_name(url), error)
+            log.error("Failed to open the model archive %s: %s", escape_name(url), error)
             raise InternalServerError(f"Failed to save model: {url}") from error
         raise
     return ModelDirectory(directory, manifest, url, extracted, downloaded, source if extracted else None)
@@ -163,9 +136,6 @@ def remove_downloaded_archive(model: ModelDirectory) -> None:
     """
     if model.downloaded is not None:
         model.downloaded.unlink(missing_ok=True)
-
-
-# --- where it is -------------------------------------------------------------------------------------------
 
 
 def _locate(

@@ -24,7 +24,7 @@ from wsgi_ts.instance.record import Record
 from wsgi_ts.instance.shared_memory import start_bytes
 from wsgi_ts.metrics.reported import PROMETHEUS_MODE
 from wsgi_ts.metrics.specification import MetricsConfigError, load_specification
-from wsgi_ts.models.snapshots import SnapshotError, recorded_models
+from wsgi_ts.models.recorded import SnapshotError, recorded_models
 from wsgi_ts.settings.config import Config, ConfigError
 from wsgi_ts.settings.sources import startup_archives
 

@@ -13,7 +13,7 @@ from wsgi_ts.batcher.shm.machine import machine_problem
 from wsgi_ts.batcher.shm.shared_memory import free_bytes
 from wsgi_ts.instance.listeners import UNIX_PATH_BYTES
 from wsgi_ts.instance.shared_memory import address_bytes, start_bytes
-from wsgi_ts.models.preparation import interpreter
+from wsgi_ts.models.environment import interpreter
 from wsgi_ts.run_files import RunFiles
 from wsgi_ts.settings.config import DEFAULT_ALLOWED_URLS, Config
 

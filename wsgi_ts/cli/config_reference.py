@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from wsgi_ts.models.model_yaml import ModelYaml, TorchrunOptions, YamlKey, yaml_keys
-from wsgi_ts.settings.config import Config, env_variable, property_settings
-from wsgi_ts.settings.kinds import Effect, Setting
+from wsgi_ts.models.model_yaml import ModelYaml, TorchrunOptions
+from wsgi_ts.settings.config import env_variable, property_settings
+from wsgi_ts.settings.table import Setting, settings_of
 
 #: Headings of the page, each before the key that it begins with.
 _HEADINGS = {
@@ -26,7 +26,6 @@ _HEADINGS = {
 }
 #: Defaults that are not the same on every machine.
 _DEFAULTS = {"python": "the server's own"}
-_EFFECTS: dict[Effect, str] = {"yes": "", "none": "**no effect here**: "}
 
 _INTRODUCTION = """\
 # Configuration
@@ -138,16 +137,15 @@ def page() -> str:
     """The whole page."""
     parts = [_INTRODUCTION]
     rows: list[tuple[str, ...]] = []
-    config = Config()
     for name, row in property_settings().items():
         if name in _HEADINGS:
             parts += [*_table(_KEY_COLUMNS, rows), f"\n### {_HEADINGS[name]}\n\n"]
             rows = []
-        rows.append(_key_row(name, row, _DEFAULTS.get(name) or _shown(getattr(config, name))))
-    parts += [*_table(_KEY_COLUMNS, rows), _MODEL_CONFIG, "\n"]
-    parts += _table(_YAML_COLUMNS, [_yaml_row(default, row) for _, default, row in yaml_keys(ModelYaml)])
-    parts.append(_TORCHRUN)
-    parts += _table(_YAML_COLUMNS, [_yaml_row(default, row) for _, default, row in yaml_keys(TorchrunOptions)])
+        variable = env_variable(name, row)
+        default = _DEFAULTS.get(name) or _shown(row.default)
+        rows.append((f"`{name}`", row.kind.name, default, f"`{variable}`" if variable else "", _meaning(row)))
+    parts += [*_table(_KEY_COLUMNS, rows), _MODEL_CONFIG, "\n", *_table(_YAML_COLUMNS, _yaml_rows(ModelYaml))]
+    parts += [_TORCHRUN, *_table(_YAML_COLUMNS, _yaml_rows(TorchrunOptions))]
     return "".join(parts)
 
 
@@ -164,18 +162,13 @@ def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterato
         yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n"
 
 
-def _key_row(name: str, row: Setting, default: str) -> tuple[str, ...]:
-    variable = env_variable(name, row)
-    shown = "" if variable is None else f"`{variable}`"
-    return f"`{name}`", row.kind.name, default, shown, _meaning(row.help, row.effect, row.ours)
+def _yaml_rows(table: type) -> Iterator[tuple[str, ...]]:
+    for row in settings_of(table).values():
+        yield f"`{row.key}`", row.kind.name, _shown(row.default), _meaning(row)
 
 
-def _yaml_row(default: Any, row: YamlKey) -> tuple[str, ...]:
-    return f"`{row.key}`", row.kind.name, _shown(default), _meaning(row.help, row.effect, row.ours)
-
-
-def _meaning(text: str, effect: Effect, ours: bool) -> str:
-    return f"{_EFFECTS[effect]}{text}{' (*ours*)' if ours else ''}"
+def _meaning(row: Setting) -> str:
+    return f"{'' if row.has_effect else '**no effect here**: '}{row.help}{' (*ours*)' if row.ours else ''}"
 
 
 def _shown(value: Any) -> str:

@@ -30,6 +30,8 @@ class NotReachable(ServiceUnavailable):
 
 #: How long to wait for the supervisor to accept, in seconds.
 CONNECT_TIMEOUT_S = 5.0
+#: Longest wait in calls that load and stop nothing, in seconds.
+QUICK_CALL_S = 60.0
 #: Idle connections kept for the next call.
 MAX_IDLE = 8
 

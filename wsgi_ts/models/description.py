@@ -8,13 +8,13 @@ from typing import Any
 
 from wsgi_ts.gpu.devices import gpu_usage
 from wsgi_ts.models.model_yaml import ModelYaml
-from wsgi_ts.models.registry import ModelVersion, ModelWorker
+from wsgi_ts.models.registry import ModelVersion, WorkerRecord
 from wsgi_ts.process import resident_bytes
 
 _NO_YAML = ModelYaml()
 
 
-def describe_version(model: ModelVersion, workers: Iterable[ModelWorker], queued: int) -> dict[str, Any]:
+def describe_version(model: ModelVersion, workers: Iterable[WorkerRecord], queued: int) -> dict[str, Any]:
     """The description of one version.
 
     Args:
@@ -69,7 +69,7 @@ def _sequence_settings(yaml: ModelYaml) -> dict[str, int]:
     }
 
 
-def describe_worker(worker: ModelWorker) -> dict[str, Any]:
+def describe_worker(worker: WorkerRecord) -> dict[str, Any]:
     """The description of one model worker; one that has died is told with its cause and its last lines of output."""
     report = worker.report
     pid = report.pid if report is not None else -1

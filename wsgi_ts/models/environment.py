@@ -21,12 +21,14 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from wsgi_ts.errors import ModelFailed
+from wsgi_ts.settings.config import Config
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +201,17 @@ class ModelEnvironments:
             yield
         finally:
             os.close(fd)
+
+
+def interpreter(config: Config) -> str:
+    """The interpreter that the key `python` names, with its path; `sys.executable` where that is the one."""
+    found = shutil.which(config.python) or config.python
+    # A virtual environment has several names of one file, and shares that file with others.
+    same_folder = os.path.dirname(os.path.abspath(found)) == os.path.dirname(sys.executable)
+    with contextlib.suppress(OSError):
+        if same_folder and os.path.samefile(found, sys.executable):
+            return sys.executable
+    return found
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:

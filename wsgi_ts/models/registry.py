@@ -1,6 +1,6 @@
 """The registry: models, versions, the default version, the workers wanted, and what the data path may know.
 
-The supervisor alone writes it. It starts nothing and waits for nothing: `model_manager` carries out operations.
+The supervisor alone writes it. It starts nothing and waits for nothing: the manager carries out operations.
 All methods may be called from any thread; `changed` wakes those who wait for a worker or for a model's end.
 """
 
@@ -20,6 +20,7 @@ from wsgi_ts.errors import (
     ModelNotFound,
     ModelVersionNotFound,
     OutOfResources,
+    ServiceUnavailable,
 )
 from wsgi_ts.gpu.assign import Placement
 from wsgi_ts.messages import ModelSpec, WorkerReport
@@ -30,7 +31,7 @@ LOADING_STATES = ("starting", "loading")
 
 
 @dataclass(slots=True)
-class ModelWorker:
+class WorkerRecord:
     """One model worker that is wanted. `report` is None until its batcher has said something of it.
 
     `devices` are the GPUs of a worker that spans several; None where it is not restricted to any.
@@ -98,11 +99,11 @@ class ModelVersion:
     min_workers: int = 0
     max_workers: int = 0
     loaded_at_startup: bool = False
-    workers: dict[int, ModelWorker] = field(default_factory=dict)
+    workers: dict[int, WorkerRecord] = field(default_factory=dict)
     gpus_given: int = 0
     loaded_in: set[int] = field(default_factory=set)
     accepted_in: set[int] = field(default_factory=set)
-    leaving: dict[int, ModelWorker] = field(default_factory=dict)
+    leaving: dict[int, WorkerRecord] = field(default_factory=dict)
     restarts: int = 0
     unloading: bool = False
 
@@ -116,7 +117,7 @@ class ModelVersion:
         """The version's name."""
         return self.spec.version
 
-    def workers_in(self, batcher: int) -> list[ModelWorker]:
+    def workers_in(self, batcher: int) -> list[WorkerRecord]:
         """The wanted workers of one batcher."""
         return [worker for worker in self.workers.values() if worker.batcher == batcher]
 
@@ -158,6 +159,15 @@ class Registry:
         self._next_group_id = first_group_id
         # Indexes come back at the end: each rests as long as possible before another model gets it.
         self._free_indexes = deque(range(MAX_MODELS))
+
+    def refuse_while_draining(self) -> None:
+        """Lets nobody begin an operation while the instance stops.
+
+        Raises:
+            ServiceUnavailable: it does.
+        """
+        if self.draining:
+            raise ServiceUnavailable("The server is stopping.")
 
     def allocate_index(self) -> int:
         """A number on the data path for a new model version.

@@ -9,8 +9,9 @@ from typing import Any
 
 from wsgi_ts.errors import ConflictStatus, ServerError
 from wsgi_ts.models.manager import ModelManager
+from wsgi_ts.models.recorded import RecordedModel, SnapshotError, parse_models, recorded_models
 from wsgi_ts.models.registry import Registry
-from wsgi_ts.models.snapshots import RecordedModel, SnapshotError, SnapshotWriter, parse_models, recorded_models
+from wsgi_ts.models.snapshots import SnapshotWriter
 from wsgi_ts.settings.config import Config
 
 # TorchServe's users look for these lines; they are the supervisor's.

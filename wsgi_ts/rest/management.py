@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import falcon
 
-from wsgi_ts.control.client import ControlPlane
+from wsgi_ts.control.client import QUICK_CALL_S, ControlPlane
 from wsgi_ts.errors import BadRequest, MethodNotAllowed, PayloadTooLarge, WorkflowNotFound
+from wsgi_ts.models.arguments import RegisterArguments, page_arguments, read_argument
 from wsgi_ts.rest import openapi
 from wsgi_ts.rest.responses import JSON_TYPE, REQUEST_ID_KEY, head_of, write_json
-from wsgi_ts.settings.conversion import to_boolean, to_text, to_whole_number
 from wsgi_ts.settings.lenient_json import parse_lenient
+from wsgi_ts.settings.table import settings_of
 
 if TYPE_CHECKING:
     from wsgi_ts.instance.instance import Instance
@@ -28,56 +29,38 @@ if TYPE_CHECKING:
 
 #: Longest JSON body of a register call, in bytes; it holds a dozen short arguments.
 MAX_JSON_BYTES = 65536
-#: Longest wait for the supervisor in calls that load and stop nothing, in seconds.
-QUICK_CALL_S = 60.0
-#: What a list shows at most, and when the client names no limit.
-MAX_LIST = 100
-
 _INTEGER = re.compile(r"[+-]?[0-9]{1,10}")
 _INT32 = range(-(2**31), 2**31)
 
-#: The register call's arguments and what each is read as.
-REGISTER_ARGUMENTS: dict[str, type] = {
-    "url": str,
-    "model_name": str,
-    "handler": str,
-    "runtime": str,
-    "batch_size": int,
-    "max_batch_delay": int,
-    "initial_workers": int,
-    "synchronous": bool,
-    "response_timeout": int,
-    "startup_timeout": int,
-    "s3_sse_kms": bool,
-}
 
+class _Resource:
+    """Something that the supervisor is asked about.
 
-class Models:
-    """`/models`: list and register."""
+    Args:
+        instance: the instance; without its `enable_model_api` no model is registered or unregistered.
+        control: calls to its supervisor.
+    """
 
-    def __init__(self, control: ControlPlane, *, may_change: bool) -> None:
-        """Keeps the way to the supervisor.
-
-        Args:
-            control: calls to the supervisor.
-            may_change: `enable_model_api`: without it a model can be neither registered nor unregistered.
-        """
+    def __init__(self, instance: Instance, control: ControlPlane) -> None:
+        self._instance = instance
         self._control = control
-        self._may_change = may_change
+
+    def _refuse_unless_enabled(self) -> None:
+        if not self._instance.config.enable_model_api:
+            raise MethodNotAllowed()
+
+
+class ModelsResource(_Resource):
+    """`/models`: list and register."""
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Lists the models by name, `limit` of them from number `next_page_token` on."""
-        limit = integer_argument(req, "limit")
-        if limit is None or not 0 <= limit <= MAX_LIST:
-            limit = MAX_LIST
-        first = max(0, integer_argument(req, "next_page_token") or 0)
-        answer = self._control.call("list_models", timeout_s=QUICK_CALL_S, limit=limit, next_page_token=first)
-        write_answer(resp, answer)
+        page = page_arguments(integer_argument(req, "limit"), integer_argument(req, "next_page_token"))
+        write_answer(resp, self._control.call("list_models", timeout_s=QUICK_CALL_S, **page))
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Registers a model version, by query string or by JSON body."""
-        if not self._may_change:
-            raise MethodNotAllowed()
+        self._refuse_unless_enabled()
         arguments = json_arguments(req) if is_json(req) else query_arguments(req)
         if arguments["url"] is None:
             raise BadRequest("Parameter url is required.")
@@ -86,14 +69,11 @@ class Models:
         write_answer(resp, self._control.call("register_model", **arguments))
 
 
-class Model:
+class ModelResource(_Resource):
     """`/models/{model}[/{version}]`: describe, scale, unregister."""
 
-    def __init__(self, control: ControlPlane, instance: Instance) -> None:
-        """Keeps the way to the supervisor, and the instance for questions to handlers."""
-        self._control = control
-        self._may_change = instance.config.enable_model_api
-        self._instance = instance
+    def __init__(self, instance: Instance, control: ControlPlane) -> None:
+        super().__init__(instance, control)
         self._descriptions: HandlerDescriptions | None = None
         self._lock = threading.Lock()
 
@@ -115,24 +95,22 @@ class Model:
 
     def on_put(self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None) -> None:
         """Sets the number of workers."""
-        min_worker = integer_argument(req, "min_worker")
-        if min_worker is None:
-            min_worker = 1
-        max_worker = integer_argument(req, "max_worker")
+        least = integer_argument(req, "min_worker")
+        least = 1 if least is None else least
+        most = integer_argument(req, "max_worker")
         answer = self._control.call(
             "scale_model",
             model_name=model,
             version=version if version is not None else argument(req, "model_version"),
-            min_worker=min_worker,
-            max_worker=min_worker if max_worker is None else max_worker,
+            min_worker=least,
+            max_worker=least if most is None else most,
             synchronous=boolean_argument(req, "synchronous"),
         )
         write_answer(resp, answer)
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None) -> None:
         """Unregisters one version."""
-        if not self._may_change:
-            raise MethodNotAllowed()
+        self._refuse_unless_enabled()
         answer = self._control.call("unregister_model", model_name=model, version=version)
         write_answer(resp, answer)
 
@@ -157,12 +135,8 @@ class Model:
         return answer
 
 
-class DefaultVersion:
+class DefaultVersion(_Resource):
     """`/models/{model}/{version}/set-default`."""
-
-    def __init__(self, control: ControlPlane) -> None:
-        """Keeps the way to the supervisor."""
-        self._control = control
 
     def on_put(self, req: falcon.Request, resp: falcon.Response, model: str, version: str) -> None:
         """Makes this version the one that requests without a version go to."""
@@ -170,12 +144,8 @@ class DefaultVersion:
         write_answer(resp, answer)
 
 
-class KServeReadiness:
+class KServeReadiness(_Resource):
     """`/v1/models/{model}` as KServe asks it."""
-
-    def __init__(self, control: ControlPlane) -> None:
-        """Keeps the way to the supervisor."""
-        self._control = control
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, model: str) -> None:
         """Says whether the model has workers."""
@@ -212,14 +182,13 @@ def add_routes(app: falcon.App[Any, Any], instance: Instance, control: ControlPl
         instance: the instance.
         control: calls to its supervisor.
     """
-    may_change = instance.config.enable_model_api
-    one_model = Model(control, instance)
+    one_model = ModelResource(instance, control)
     workflows = Workflows()
-    app.add_route("/models", Models(control, may_change=may_change))
+    app.add_route("/models", ModelsResource(instance, control))
     app.add_route("/models/{model}", one_model)
     app.add_route("/models/{model}/{version}", one_model)
-    app.add_route("/models/{model}/{version}/set-default", DefaultVersion(control))
-    app.add_route("/v1/models/{model}", KServeReadiness(control))
+    app.add_route("/models/{model}/{version}/set-default", DefaultVersion(instance, control))
+    app.add_route("/v1/models/{model}", KServeReadiness(instance, control))
     app.add_route("/workflows", workflows)
     app.add_route("/workflows/{workflow_name}", workflows, suffix="one")
 
@@ -276,11 +245,13 @@ def query_arguments(req: falcon.Request) -> dict[str, Any]:
     Raises:
         BadRequest: an argument has a value of another kind.
     """
-    given = {name: argument(req, name) for name in REGISTER_ARGUMENTS}
-    return {
-        name: text if kind is str or text is None else _value(name, text.strip() or None, kind)
-        for (name, kind), text in zip(REGISTER_ARGUMENTS.items(), given.values(), strict=True)
-    }
+    given = {}
+    for name, row in settings_of(RegisterArguments).items():
+        text = argument(req, name)
+        if row.kind.json_type != "string":
+            text = (text or "").strip() or None
+        given[name] = read_argument(name, row, text)
+    return given
 
 
 def json_arguments(req: falcon.Request) -> dict[str, Any]:
@@ -293,7 +264,7 @@ def json_arguments(req: falcon.Request) -> dict[str, Any]:
         PayloadTooLarge: the body is longer than `MAX_JSON_BYTES`.
     """
     fields = parse_body(read_body(req))
-    return {name: _value(name, fields.get(name), kind) for name, kind in REGISTER_ARGUMENTS.items()}
+    return {name: read_argument(name, row, fields.get(name)) for name, row in settings_of(RegisterArguments).items()}
 
 
 def read_body(req: falcon.Request) -> bytes:
@@ -326,23 +297,3 @@ def parse_body(body: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise BadRequest("The body is not a JSON object.")
     return fields
-
-
-def _value(name: str, value: Any, kind: type) -> Any:
-    """An argument in its type, None where it is not given."""
-    if value is None:
-        return None
-    wanted, read = {bool: ("true or false", to_boolean), int: ("a whole number", _to_int32), str: ("a text", to_text)}[
-        kind
-    ]
-    try:
-        return read(value)
-    except ValueError as error:
-        raise BadRequest(f"Parameter {name} must be {wanted}: {error}.") from None
-
-
-def _to_int32(value: Any) -> int:
-    number = to_whole_number(value)
-    if number not in _INT32:
-        raise ValueError(f"{number} is out of range")
-    return number

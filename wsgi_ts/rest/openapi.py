@@ -13,9 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from wsgi_ts import TORCHSERVE_VERSION
+from wsgi_ts.models.arguments import MAX_PAGE, MODEL_NAME, RegisterArguments, ScaleArguments
 from wsgi_ts.rest import schemas
 from wsgi_ts.rest.schemas import Schema
 from wsgi_ts.settings.config import Config
+from wsgi_ts.settings.kinds import FLAG, INT32, TEXT
+from wsgi_ts.settings.table import Setting, settings_of
 
 INFO = {
     "title": "TorchServe APIs",
@@ -28,48 +31,25 @@ _TEXT = "text/plain"
 #: Routes that run a model, and "any method" of others; HEAD is GET without the body.
 _ANY_METHOD = ("get", "post", "put", "delete", "patch")
 
-_NAME = {"pattern": schemas.MODEL_NAME}
-_PAGE = (
-    schemas.argument("limit", "integer", "Number of entries to return, at most 100.", 100),
-    schemas.argument("next_page_token", "integer", "The nextPageToken of the answer before.", 0),
+
+def _arguments(**rows: Setting) -> tuple[Schema, ...]:
+    return tuple(schemas.argument(name, row) for name, row in rows.items())
+
+
+_REGISTER = _arguments(**settings_of(RegisterArguments))
+_SCALE = _arguments(**settings_of(ScaleArguments))
+_PAGE = _arguments(
+    limit=Setting(INT32, MAX_PAGE, f"Number of entries to return, at most {MAX_PAGE}."),
+    next_page_token=Setting(INT32, 0, "The nextPageToken of the answer before."),
 )
-_REGISTER = (
-    schemas.argument("url", "string", "Where the archive is: a file of the model store or an allowed URL."),
-    schemas.argument("model_name", "string", "Name of the model; the archive's own by default.", text=_NAME),
-    schemas.argument("handler", "string", "Handler to use instead of the archive's."),
-    schemas.argument("runtime", "string", "Instead of the archive's.", text={"enum": list(schemas.RUNTIMES)}),
-    schemas.argument("batch_size", "integer", "Most requests of one call.", 1, maximum=schemas.MAX_BATCH_SIZE),
-    schemas.argument("max_batch_delay", "integer", "Longest wait for a batch to fill, in milliseconds.", 100),
-    schemas.argument("response_timeout", "integer", "Longest run of the handler, in seconds.", 120),
-    schemas.argument("startup_timeout", "integer", "Longest start of a worker, in seconds.", 120),
-    schemas.argument(
-        "initial_workers", "integer", "Number of workers to start at once.", 0, maximum=schemas.MAX_WORKERS
-    ),
-    schemas.argument("synchronous", "boolean", "Whether the answer waits for the workers.", True),
-    schemas.argument(
-        "s3_sse_kms", "boolean", "Whether the object is asked of S3 as one encrypted with a key of KMS.", False
-    ),
-)
-_SCALE = (
-    schemas.argument("min_worker", "integer", "Least number of workers.", 1, minimum=0, maximum=schemas.MAX_WORKERS),
-    schemas.argument(
-        "max_worker",
-        "integer",
-        "Not less than min_worker, its default.",
-        minimum=0,
-        maximum=schemas.MAX_WORKERS,
-    ),
-    schemas.argument("model_version", "string", "The version, where the path names none."),
-    schemas.argument("synchronous", "boolean", "Whether the answer waits for the workers.", False),
-)
-_DESCRIBE = (schemas.argument("customized", "boolean", "Whether to ask the handler to describe itself.", False),)
-_INVOKE = (
-    schemas.argument(
-        "model_name",
-        "string",
+_DESCRIBE = _arguments(customized=Setting(FLAG, False, "Whether to ask the handler to describe itself."))
+_INVOKE = _arguments(
+    model_name=Setting(
+        TEXT,
+        None,
         "The model; may be left out where one was loaded at startup or a form names it.",
-        text=_NAME,
-    ),
+        limits={"pattern": MODEL_NAME},
+    )
 )
 
 
@@ -222,7 +202,8 @@ def _management_operations(config: Config) -> list[Operation]:
     ]
     operations = [replace(operation, scope="management") for operation in operations]
     if config.token_authorization:
-        kind = schemas.argument("type", "string", "Whose key is renewed.", text={"enum": ["management", "inference"]})
+        scopes = {"enum": ["management", "inference"]}
+        kind = schemas.argument("type", Setting(TEXT, None, "Whose key is renewed.", limits=scopes))
         renewed = {200: "The new key is in key_file.json.", 400: "Another type, or not the API key."}
         renew = Operation("/token", "get", "renewToken", "Renews a key.", renewed, result="Bytes")
         operations += _any_method(replace(renew, query=(kind,), required=("type",), scope="API"))

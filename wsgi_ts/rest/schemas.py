@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from wsgi_ts.settings.table import Setting
+
 Schema = dict[str, Any]
 
-#: What `wsgi_ts.models.preparation` allows, which no web worker loads.
-RUNTIMES = ("python", "python3", "LSP")
-MAX_WORKERS = 1024
-MAX_BATCH_SIZE = 65536
-#: What may be the name of a model, besides that it has at most 255 bytes.
-MODEL_NAME = r"^[^/\\\x00-\x1f\x7f]+$"
 BINARY: Schema = {"type": "string", "format": "binary"}
 #: A model takes a body of any type; these are the ones that are not handed to it as they are, and the one that is.
 INPUTS: dict[str, Schema] = {
@@ -53,24 +49,14 @@ def parameter(place: str, name: str, schema: Schema, description: str, *, requir
     return {"in": place, "name": name, "description": description, "required": required, "schema": schema}
 
 
-def argument(
-    name: str, kind: str, description: str, default: Any = None, *, text: Schema | None = None, **limits: int
-) -> Schema:
-    """A query argument as TorchServe reads it: text that is no number counts as absent, all but "true" as false.
-
-    Args:
-        name: of the argument.
-        kind: "string", "integer" or "boolean".
-        description: for people.
-        default: its value where it is absent, None for none.
-        text: further keys of the schema of a text.
-        limits: `minimum` and `maximum` of a number.
-    """
-    schema: Schema = {"type": kind, **(text or {})}
+def argument(name: str, row: Setting) -> Schema:
+    """A query argument as TorchServe reads it: text that is no number counts as absent, all but "true" as false."""
+    kind, description = row.kind.json_type, row.help
+    schema: Schema = {"type": kind, **row.limits}
     if kind != "string":
-        schema = {"anyOf": [{"type": kind, **limits}, {"type": "string", "pattern": "^[^0-9+-]*$"}]}
-    if default is not None:
-        schema["default"] = default
+        schema = {"anyOf": [schema, {"type": "string", "pattern": "^[^0-9+-]*$"}]}
+    if row.default is not None:
+        schema["default"] = row.default
     if kind == "integer":
         description += " Text that is no number counts as absent."
     elif kind == "boolean":

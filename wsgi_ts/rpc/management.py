@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from grpc import StatusCode, aio
 
-from wsgi_ts.control.client import ControlPlane
+from wsgi_ts.control.client import QUICK_CALL_S, ControlPlane
 from wsgi_ts.errors import BadRequest, ModelNotFound, ModelVersionNotFound, ServerError, ServiceUnavailable
+from wsgi_ts.models.arguments import RegisterArguments, ScaleArguments, page_arguments
 from wsgi_ts.rpc import messages
 from wsgi_ts.rpc.calls import Calls
 from wsgi_ts.rpc.codes import Failure, inference_failure
+from wsgi_ts.settings.table import settings_of
 
 if TYPE_CHECKING:
     from wsgi_ts.instance.instance import Instance
@@ -27,9 +29,6 @@ if TYPE_CHECKING:
 NAME = f"{messages.MANAGEMENT}.ManagementAPIsService"
 _QUICK_THREADS = 8
 _WAITING_THREADS = 32
-#: Longest wait for the supervisor in calls that load and stop nothing, in seconds.
-_QUICK_CALL_S = 60.0
-_MAX_LIST = 100
 
 
 class Management:
@@ -71,7 +70,7 @@ class Management:
         version = request.model_version or None
         asks_handler = request.customized and version != "all"
         try:
-            answer = await self.ask("describe_model", _QUICK_CALL_S, model_name=request.model_name, version=version)
+            answer = await self.ask("describe_model", QUICK_CALL_S, model_name=request.model_name, version=version)
         except ServerError as error:
             if asks_handler and error.status == ModelNotFound.http_status:
                 raise _as_prediction(error) from error
@@ -86,9 +85,8 @@ class Management:
 
     async def list_models(self, request: Any, context: aio.ServicerContext) -> Any:
         """Lists the default versions, a page at a time."""
-        limit = request.limit if 0 < request.limit <= _MAX_LIST else _MAX_LIST
-        first = max(0, request.next_page_token)
-        return _json(await self.ask("list_models", _QUICK_CALL_S, limit=limit, next_page_token=first))
+        page = page_arguments(request.limit or None, request.next_page_token)
+        return _json(await self.ask("list_models", QUICK_CALL_S, **page))
 
     async def register_model(self, request: Any, context: aio.ServicerContext) -> Any:
         """Registers a version."""
@@ -96,39 +94,19 @@ class Management:
             raise _disabled()
         if not request.url:
             raise BadRequest("Parameter url is required.")
-        answer = await self.ask(
-            "register_model",
-            url=request.url,
-            model_name=request.model_name or None,
-            handler=request.handler or None,
-            runtime=request.runtime or None,
-            synchronous=request.synchronous,
-            s3_sse_kms=request.s3_sse_kms,
-            batch_size=_positive(request.batch_size),
-            max_batch_delay=_positive(request.max_batch_delay),
-            initial_workers=_positive(request.initial_workers),
-            response_timeout=_positive(request.response_timeout),
-            startup_timeout=_positive(request.startup_timeout),
-        )
-        return _status(answer)
+        return _status(await self.ask("register_model", **_given(request, RegisterArguments)))
 
     async def scale_worker(self, request: Any, context: aio.ServicerContext) -> Any:
         """Sets the number of workers; a version cannot be scaled to none here, as 0 means 1."""
-        least = _positive(request.min_worker) or 1
-        answer = await self.ask(
-            "scale_model",
-            model_name=request.model_name,
-            version=request.model_version or None,
-            min_worker=least,
-            max_worker=_positive(request.max_worker) or least,
-            synchronous=request.synchronous,
-        )
-        return _status(answer)
+        given = _given(request, ScaleArguments)
+        version, least = given.pop("model_version"), given["min_worker"] or 1
+        given |= {"min_worker": least, "max_worker": given["max_worker"] or least}
+        return _status(await self.ask("scale_model", model_name=request.model_name, version=version, **given))
 
     async def set_default(self, request: Any, context: aio.ServicerContext) -> Any:
         """Makes a version the default one."""
         arguments = {"model_name": request.model_name, "version": request.model_version}
-        return _status(await self.ask("set_default", _QUICK_CALL_S, **arguments))
+        return _status(await self.ask("set_default", QUICK_CALL_S, **arguments))
 
     async def unregister_model(self, request: Any, context: aio.ServicerContext) -> Any:
         """Unregisters a version."""
@@ -171,9 +149,10 @@ def _as_prediction(error: ServerError) -> Failure:
     return inference_failure(kind(error.message))
 
 
-def _positive(number: int) -> int | None:
-    """A number of a request; None for the default."""
-    return number if number > 0 else None
+def _given(request: Any, table: type) -> dict[str, Any]:
+    """The arguments of a call by the table's names; empty texts and numbers up to 0 are None, for the default."""
+    given = {name: getattr(request, name) for name in settings_of(table)}
+    return {name: value if isinstance(value, bool) or value > type(value)() else None for name, value in given.items()}
 
 
 def _json(answer: dict[str, Any]) -> Any:

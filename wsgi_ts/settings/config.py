@@ -8,12 +8,11 @@ as JSON; every other process reads that JSON and nothing else. `Config()` holds 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,15 @@ from typing import Any
 from wsgi_ts.logs.text import safe_text
 from wsgi_ts.settings import kinds
 from wsgi_ts.settings.address import Address
-from wsgi_ts.settings.kinds import BOOLEAN, PATH, TEXT, Setting, integer, launch_value, setting
+from wsgi_ts.settings.kinds import BOOLEAN, PATH, TEXT, integer
+from wsgi_ts.settings.model_entries import ENTRY_NUMBERS
+from wsgi_ts.settings.table import Setting, launch_value, setting, settings_of
 
 #: TorchServe's default of `allowed_urls`.
 DEFAULT_ALLOWED_URLS = ("file://.*", "http(s)?://.*")
+BATCH_POLICIES = ("adaptive", "fixed", "none")
+#: The key that an error found after reading is about: its first word, or one in parentheses.
+_KEY_OF_ERROR = re.compile(r"^\w+|(?<=\()\w+(?=\))")
 
 
 class ConfigError(Exception):
@@ -33,22 +37,6 @@ class ConfigError(Exception):
     def __init__(self, message: str) -> None:
         # A value may be anything, line ends included.
         super().__init__(safe_text(message))
-
-
-@dataclass(frozen=True, slots=True)
-class ModelDefaults:
-    """What the `models` key says of one version of one model; None where it says nothing.
-
-    Times are in seconds, `max_batch_delay` in milliseconds.
-    """
-
-    min_workers: int | None = None
-    max_workers: int | None = None
-    batch_size: int | None = None
-    max_batch_delay: int | None = None
-    response_timeout: int | None = None
-    startup_timeout: int | None = None
-    parallel_level: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +108,10 @@ class Config:
         integer(0, 86400, "s"), 30, "how long a stop waits for requests under way", ours=True
     )
     number_of_netty_threads: int = setting(integer(), 0, "taken as web_workers where that is not given")
-    netty_client_threads: int = setting(integer(), 0, "threads towards the backend", effect="none")
-    use_native_io: bool = setting(BOOLEAN, True, "epoll and Unix sockets", env=False, effect="none")
-    io_ratio: int = setting(integer(1, 100), 50, "Netty's event loop ratio", env=False, effect="none")
-    prefer_direct_buffer: bool = setting(BOOLEAN, False, "Java direct buffers", effect="none")
+    netty_client_threads: int = setting(integer(), 0, "threads towards the backend", has_effect=False)
+    use_native_io: bool = setting(BOOLEAN, True, "epoll and Unix sockets", env=False, has_effect=False)
+    io_ratio: int = setting(integer(1, 100), 50, "Netty's event loop ratio", env=False, has_effect=False)
+    prefer_direct_buffer: bool = setting(BOOLEAN, False, "Java direct buffers", has_effect=False)
 
     # Models and model workers
     model_store: Path | None = setting(PATH, None, "directory of the model archives")
@@ -142,7 +130,7 @@ class Config:
     job_queue_size: int = setting(integer(1), 100, "requests waiting for one model; above: status 503")
     number_of_gpu: int | None = setting(integer(), None, "use at most this many GPUs; unset: all")
     batch_policy: str = setting(
-        kinds.choice("adaptive", "fixed", "none"), "adaptive", "when a batch that is not full goes", ours=True
+        kinds.choice(*BATCH_POLICIES), "adaptive", "when a batch that is not full goes", ours=True
     )
     default_service_handler: str | None = setting(TEXT, None, "handler of archives that name none")
     service_envelope: str | None = setting(
@@ -173,8 +161,8 @@ class Config:
         "imported once, before model workers are forked, so that each of them has them; empty: none",
         ours=True,
     )
-    cpu_launcher_enable: bool = setting(BOOLEAN, False, "start workers under torch.backends.xeon", effect="none")
-    cpu_launcher_args: str = setting(TEXT, "", "arguments of that launcher", effect="none")
+    cpu_launcher_enable: bool = setting(BOOLEAN, False, "start workers under torch.backends.xeon", has_effect=False)
+    cpu_launcher_args: str = setting(TEXT, "", "arguments of that launcher", has_effect=False)
     ipex_enable: bool = setting(BOOLEAN, False, "told to handlers as TS_IPEX_ENABLE")
     ipex_gpu_enable: bool = setting(BOOLEAN, False, "told to handlers as TS_IPEX_GPU_ENABLE")
     debug: bool = setting(BOOLEAN, False, "one worker per startup model, and no time-outs for model workers")
@@ -207,10 +195,10 @@ class Config:
     # The launcher's own
     enable_envvars_config: bool = setting(BOOLEAN, False, "let TS_… variables set keys", env=False)
     model_server_home: Path | None = setting(PATH, None, "where the server is installed", env_always=True)
-    cpp_log_config: Path | None = setting(PATH, None, "log configuration of the C++ backend", effect="none")
-    plugins_path: str = setting(TEXT, "", "Java plug-ins", effect="none")
+    cpp_log_config: Path | None = setting(PATH, None, "log configuration of the C++ backend", has_effect=False)
+    plugins_path: str = setting(TEXT, "", "Java plug-ins", has_effect=False)
     vmargs: str = setting(
-        TEXT, "", "arguments of the Java machine; the log configuration they name is read", effect="none"
+        TEXT, "", "arguments of the Java machine; the log configuration they name is read", has_effect=False
     )
 
     # Not keys: filled in by the launcher
@@ -223,6 +211,7 @@ class Config:
     temp_dir: Path = launch_value(PATH, Path("/tmp"), "TEMP, or the system's directory for temporary files")
     run_dir: Path = launch_value(PATH, Path("/tmp/wsgi-ts"), "what belongs to the running instance")
     warnings: tuple[str, ...] = launch_value(kinds.LINES, (), "what the launcher has warned of already")
+    origins: dict[str, str] = launch_value(kinds.JSON_OBJECT, {}, "file and line of each key that was given")
 
     @property
     def is_combined(self) -> bool:
@@ -257,27 +246,28 @@ class Config:
             "management": Address(scheme, self.grpc_management_address.strip("[]"), self.grpc_management_port),
         }
 
-    def model_defaults(self, name: str, version: str) -> ModelDefaults:
-        """What the `models` key says of this version; numbers up to 0 count as unset."""
+    def model_defaults(self, name: str, version: str) -> dict[str, int]:
+        """The numbers that the `models` key gives this version, by their keys there; those up to 0 count as unset."""
         entry = self.models.get(name, {}).get(version, {})
+        return {key: entry[key] for key in ENTRY_NUMBERS if entry.get(key, 0) > 0}
 
-        def positive(key: str) -> int | None:
-            value: int = entry.get(key, 0)
-            return value if value > 0 else None
+    def located(self, message: str) -> str:
+        """An error message with file and line of the key that it begins with, or has in parentheses.
 
-        return ModelDefaults(
-            min_workers=positive("minWorkers"),
-            max_workers=positive("maxWorkers"),
-            batch_size=positive("batchSize"),
-            max_batch_delay=positive("maxBatchDelay"),
-            response_timeout=positive("responseTimeout"),
-            startup_timeout=positive("startupTimeout"),
-            parallel_level=positive("parallelLevel"),
-        )
+        Args:
+            message: an error that was found after reading, such as "keystore /x.p12: cannot be read".
+        """
+        for key in _KEY_OF_ERROR.findall(message):
+            if key in self.origins:
+                return f"{self.origins[key]}: {message}"
+        return message
 
     def to_json(self) -> str:
         """The whole configuration as one JSON object, for the processes of the instance."""
-        rows = {name: row.kind.encode(getattr(self, name)) for name, row in all_settings()}
+        rows = {}
+        for name, row in settings_of(Config).items():
+            value = getattr(self, name)
+            rows[name] = None if value is None else row.kind.encode(value)
         return json.dumps(rows, indent=1)
 
     @classmethod
@@ -291,27 +281,20 @@ class Config:
             rows = json.loads(text)
             if not isinstance(rows, dict):
                 raise ValueError("not a JSON object")
-            known = dict(all_settings())
-            return cls(**{name: _decode(known[name].kind, value) for name, value in rows.items()})
+            known = settings_of(cls)
+            decoded: dict[str, Any] = {
+                name: None if value is None else known[name].kind.decode(value) for name, value in rows.items()
+            }
+            return cls(**decoded)
         except KeyError as error:
             raise ConfigError(f"configuration: unknown key {error}") from error
         except (ValueError, TypeError) as error:
             raise ConfigError(f"configuration: {error}") from error
 
 
-def _decode(kind: kinds.Kind, value: Any) -> Any:
-    return None if value is None else kind.decode(value)
-
-
-def all_settings() -> Iterator[tuple[str, Setting]]:
-    """Every field of Config with its row of the table, in order."""
-    for field in dataclasses.fields(Config):
-        yield field.name, field.metadata["setting"]
-
-
 def property_settings() -> dict[str, Setting]:
     """The keys of config.properties, in order."""
-    return {name: row for name, row in all_settings() if row.is_key}
+    return {name: row for name, row in settings_of(Config).items() if row.is_key}
 
 
 def env_variable(name: str, row: Setting) -> str | None:

@@ -1,8 +1,8 @@
-"""What a setting is: its kind of value (how to read, check and carry it as JSON) and its row of the table.
+"""Kinds of values: how each is read from what people write, checked, and carried as JSON.
 
-The table itself is the `Config` dataclass (`wsgi_ts.settings.config`): one field for one key, declared with
-`setting(...)`. Every kind's `parse` raises ValueError with half a sentence about the value ("'abc' is not a
-whole number"); the reader of the file adds where it stood. UnclearValue is for values with which TorchServe starts.
+A kind's `parse` raises ValueError with half a sentence about the value ("'abc' is not a whole number"); the reader of
+the file adds where it stood. config.properties is read as strictly as TorchServe does (`integer`, `BOOLEAN`); in YAML
+and JSON what loses nothing is converted (`whole`, `FLAG`).
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from wsgi_ts.settings.address import Address, parse_address
+from wsgi_ts.settings.conversion import shown, to_boolean, to_text, to_whole_number
 from wsgi_ts.settings.model_entries import parse_models, parse_object
-
-#: `yes`: the server obeys it; `none`: for old files, there is nothing that it could change.
-Effect = Literal["yes", "none"]
 
 _JAVA_INT_MAX = 2**31 - 1
 _JAVA_LONG_MAX = 2**63 - 1
@@ -46,78 +44,21 @@ class Kind:
 
     Attributes:
         name: for people ("whole number").
-        parse: from the text in a file or the environment to the value; raises ValueError.
+        parse: from the text in config.properties or the environment, or from what a YAML or JSON reader returned, to
+            the value; raises ValueError.
         encode: to something that json can write.
         decode: back from it.
-        empty_is_unset: an empty text means that nothing is set, as it does for a list or a name.
-        empty_is_value: an empty text is a value as others are: an empty list, where the default is not.
+        empty: what an empty text means: `unset` (nothing is given, as for a name), `value` (an empty list, where the
+            default is not) or `warned` (nothing is given, with a warning).
+        json_type: the type in an OpenAPI schema.
     """
 
     name: str
-    parse: Callable[[str], Any]
+    parse: Callable[[Any], Any]
     encode: Callable[[Any], Any] = _as_is
     decode: Callable[[Any], Any] = _as_is
-    empty_is_unset: bool = False
-    empty_is_value: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One row of the settings table, without its name and default, which are the dataclass field's.
-
-    Attributes:
-        kind: the kind of value.
-        help: one line for the reference page.
-        env: the environment variable that sets it (with `enable_envvars_config`), None where none may.
-        env_always: the variable counts even without `enable_envvars_config`.
-        is_key: whether it is a key of config.properties (else the launcher fills it in).
-        ours: a key that TorchServe does not know.
-        effect: whether the server obeys it.
-    """
-
-    kind: Kind
-    help: str
-    env: str | None = None
-    env_always: bool = False
-    is_key: bool = True
-    ours: bool = False
-    effect: Effect = "yes"
-
-
-def setting(
-    kind: Kind,
-    default: Any,
-    help: str,
-    *,
-    env: bool | str = True,
-    env_always: bool = False,
-    ours: bool = False,
-    effect: Effect = "yes",
-) -> Any:
-    """Declares a dataclass field that is a key of config.properties.
-
-    Args:
-        kind: the kind of value.
-        default: the value where nobody gives one.
-        help: one line for the reference page.
-        env: True for `TS_{KEY}`, a name for another variable, False for none.
-        env_always: obey that variable even without `enable_envvars_config`.
-        ours: a key that TorchServe does not know.
-        effect: whether the server obeys the key.
-    """
-    variable = env if isinstance(env, str) else "" if env else None
-    return _field(default, Setting(kind, help, variable, env_always, True, ours, effect))
-
-
-def launch_value(kind: Kind, default: Any, help: str) -> Any:
-    """Declares a dataclass field which the launcher fills in; no key of config.properties."""
-    return _field(default, Setting(kind, help, is_key=False))
-
-
-def _field(default: Any, row: Setting) -> Any:
-    if isinstance(default, dict):
-        return field(default_factory=default.copy, metadata={"setting": row})
-    return field(default=default, metadata={"setting": row})
+    empty: Literal["unset", "value", "warned"] = "warned"
+    json_type: Literal["string", "integer", "boolean"] = "string"
 
 
 def is_true(text: str) -> bool:
@@ -131,6 +72,10 @@ def _parse_boolean(text: str) -> bool:
     return is_true(text)
 
 
+def _parse_oip(text: str) -> bool:
+    return text.strip().lower() == "oip" or _parse_boolean(text)
+
+
 def _parse_float(text: str) -> float:
     # Python would take 1_000 and what Unicode calls digits, too.
     if re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text) is None:
@@ -139,6 +84,74 @@ def _parse_float(text: str) -> float:
     if not 0 < number < _JAVA_INT_MAX:
         raise ValueError(f"{text} is not a number above 0")
     return number
+
+
+def _parse_digits(text: str) -> int:
+    if re.fullmatch(r"[+-]?[0-9]{1,20}", text) is None:
+        raise ValueError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def integer(
+    minimum: int = 0,
+    maximum: int = _JAVA_INT_MAX,
+    unit: str = "",
+    *,
+    lift: bool = False,
+    read: Callable[[Any], int] = _parse_digits,
+) -> Kind:
+    """A whole number between two limits, both allowed.
+
+    Args:
+        minimum: the least.
+        maximum: the largest.
+        unit: for the name only.
+        lift: a smaller number is lifted to `minimum`, and not refused.
+        read: what makes it a number; raises ValueError.
+    """
+
+    def parse(value: Any) -> int:
+        number = read(value)
+        if lift:
+            number = max(minimum, number)
+        if not minimum <= number <= maximum:
+            raise ValueError(f"{number} is not between {minimum} and {maximum}")
+        return number
+
+    return Kind(f"whole number{', ' + unit if unit else ''}", parse, json_type="integer")
+
+
+def whole(minimum: int = 0, unit: str = "", *, lift: bool = False) -> Kind:
+    """A whole number of a YAML or JSON file; `"3"` and `3.0` are 3."""
+    return integer(minimum, unit=unit, lift=lift, read=to_whole_number)
+
+
+def choice(*words: str, or_default: bool = False) -> Kind:
+    """One of some words, in any case.
+
+    Args:
+        words: the words; an empty one is not shown to people.
+        or_default: another word is warned of and the default counts, since TorchServe starts with it.
+    """
+    named = [word for word in words if word]
+
+    def parse(value: Any) -> str:
+        word = value.strip().lower() if isinstance(value, str) else None
+        if word not in words:
+            reason = f"{shown(value)} is none of: {', '.join(named)}"
+            raise UnclearValue(reason) if or_default else ValueError(reason)
+        return word
+
+    return Kind(" | ".join(named), parse)
+
+
+def address(default_port: int, default_tls_port: int) -> Kind:
+    """A listening address; the ports are for texts that name none."""
+
+    def parse(text: str) -> Address:
+        return parse_address(text, (default_port, default_tls_port))
+
+    return Kind("address", parse, str, parse_address)
 
 
 def _parse_header_name(text: str) -> str:
@@ -161,66 +174,17 @@ def _parse_regex(text: str) -> str:
     return text
 
 
-def _absolute(text: str) -> Path:
+def _parse_path(text: str) -> Path:
     return Path(os.path.abspath(os.path.expanduser(text)))
 
 
-def _encode_path(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
-def _decode_path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
-
-
-def integer(minimum: int = 0, maximum: int = _JAVA_INT_MAX, unit: str = "") -> Kind:
-    """A whole number between the two limits, both allowed; `unit` is for the name only."""
-
-    def parse(text: str) -> int:
-        if re.fullmatch(r"[+-]?[0-9]{1,20}", text) is None:
-            raise ValueError(f"{text!r} is not a whole number")
-        number = int(text)
-        if not minimum <= number <= maximum:
-            raise ValueError(f"{text} is not between {minimum} and {maximum}")
-        return number
-
-    return Kind(f"whole number{', ' + unit if unit else ''}", parse)
-
-
-def choice(*words: str, or_default: bool = False) -> Kind:
-    """One of some words, in any case.
-
-    Args:
-        words: the words.
-        or_default: another word is warned of and the default counts, since TorchServe starts with it.
-    """
-
-    def parse(text: str) -> str:
-        lowered = text.lower()
-        if lowered not in words:
-            reason = f"{text!r} is none of: {', '.join(words)}"
-            raise UnclearValue(reason) if or_default else ValueError(reason)
-        return lowered
-
-    return Kind(" | ".join(words), parse)
-
-
-def address(default_port: int, default_tls_port: int) -> Kind:
-    """A listening address; the ports are for texts that name none."""
-
-    def parse(text: str) -> Address:
-        return parse_address(text, (default_port, default_tls_port))
-
-    return Kind("address", parse, str, parse_address)
-
-
-def _parse_oip(text: str) -> bool:
-    return text.strip().lower() == "oip" or _parse_boolean(text)
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, map(str.strip, text.split(","))))
 
 
 def _parse_model_list(text: str) -> tuple[tuple[str | None, str], ...]:
     entries: list[tuple[str | None, str]] = []
-    for item in filter(None, map(str.strip, text.split(","))):
+    for item in _words(text):
         name, equals, url = item.partition("=")
         # A URL may carry a "=" of its own (query): a name never has a "/" or ":" in it.
         if equals and "/" not in name and ":" not in name:
@@ -233,37 +197,55 @@ def _parse_model_list(text: str) -> tuple[tuple[str | None, str], ...]:
 
 
 def _parse_url_patterns(text: str) -> tuple[str, ...]:
-    return tuple(_parse_regex(part.strip()) for part in text.split(",") if part.strip())
+    return tuple(map(_parse_regex, _words(text)))
 
 
 def _parse_modules(text: str) -> tuple[str, ...]:
-    names = tuple(filter(None, map(str.strip, text.split(","))))
+    names = _words(text)
     for name in names:
         if not all(part.isidentifier() for part in name.split(".")):
             raise ValueError(f"{name!r} is not the name of a Python module")
     return names
 
 
-TEXT = Kind("text", _as_is, empty_is_unset=True)
-BOOLEAN = Kind("true | false", _parse_boolean)
+def _parse_device_ids(value: Any) -> tuple[int, ...]:
+    numbers = tuple(map(to_whole_number, value if isinstance(value, list) else [value]))
+    if any(number < 0 for number in numbers):
+        raise ValueError(f"{shown(value)} is not a list of GPU numbers from 0")
+    return numbers
+
+
+def _parse_section(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{shown(value)} is not a section of settings")
+    return value
+
+
+TEXT = Kind("text", to_text, empty="unset")
+BOOLEAN = Kind("true | false", _parse_boolean, json_type="boolean")
+FLAG = Kind("true | false", to_boolean, json_type="boolean")
 OIP = Kind("true | false | oip", _parse_oip)
 NUMBER = Kind("number above 0", _parse_float)
-PATH = Kind("path", _absolute, _encode_path, _decode_path)
+PATH = Kind("path", _parse_path, str, Path)
 HEADER_NAME = Kind("name of a header", _parse_header_name)
-HEADER_VALUE = Kind("text", _parse_header_value, empty_is_unset=True)
-REGEX = Kind("regular expression", _parse_regex, empty_is_unset=True)
+HEADER_VALUE = Kind("text", _parse_header_value, empty="unset")
+REGEX = Kind("regular expression", _parse_regex, empty="unset")
 JSON_OBJECT = Kind("JSON object", parse_object)
 MODELS = Kind("JSON object", parse_models)
 SIZE = integer(1, unit="bytes")
 LONG = integer(1, _JAVA_LONG_MAX, "ms")
 PORT = integer(0, 65534, "port")
-URL_PATTERNS = Kind("regular expressions, comma separated", _parse_url_patterns, list, tuple, empty_is_unset=True)
-MODULES = Kind("names of Python modules, comma separated", _parse_modules, list, tuple, empty_is_value=True)
+#: A number of a call: any of 32 bits with a sign, as TorchServe takes it.
+INT32 = integer(-(2**31), read=to_whole_number)
+URL_PATTERNS = Kind("regular expressions, comma separated", _parse_url_patterns, list, tuple, "unset")
+MODULES = Kind("names of Python modules, comma separated", _parse_modules, list, tuple, "value")
 MODEL_LIST = Kind(
     "all, or archive or name=archive, comma separated",
     _parse_model_list,
     lambda value: [list(entry) for entry in value],
     lambda value: tuple((name, url) for name, url in value),
-    empty_is_unset=True,
+    "unset",
 )
 LINES = Kind("lines of text", lambda text: tuple(text.splitlines()), list, tuple)
+DEVICE_IDS = Kind("list of GPU numbers", _parse_device_ids)
+SECTION = Kind("section", _parse_section)

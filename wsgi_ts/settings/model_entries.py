@@ -12,19 +12,24 @@ from typing import Any
 from wsgi_ts.settings.conversion import to_boolean, to_text, to_whole_number
 from wsgi_ts.settings.lenient_json import parse_lenient
 
+#: The runtimes a manifest or a register call may name.
+RUNTIMES = ("python", "python3", "LSP")
+#: Numbers of a version, by their names here, in the key `models` and in snapshots; delays in ms, time-outs in s.
+ENTRY_NUMBERS = ("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay", "responseTimeout", "startupTimeout")
 #: What TorchServe knows of a version, and what each is.
 ENTRY_KEYS: dict[str, Callable[[Any], Any]] = {
     "defaultVersion": to_boolean,
     "marName": to_text,
-    "minWorkers": to_whole_number,
-    "maxWorkers": to_whole_number,
-    "batchSize": to_whole_number,
-    "maxBatchDelay": to_whole_number,
-    "responseTimeout": to_whole_number,
-    "startupTimeout": to_whole_number,
+    **dict.fromkeys(ENTRY_NUMBERS, to_whole_number),
     "parallelLevel": to_whole_number,
     "runtimeType": to_text,
 }
+
+
+def known_runtime(runtime: Any) -> Any:
+    """The runtime as it is spelt here, where it is one in any case; else what was given."""
+    spelt = {each.lower(): each for each in RUNTIMES}
+    return spelt.get(runtime.lower(), runtime) if isinstance(runtime, str) else runtime
 
 
 def parse_object(text: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 from wsgi_ts.logs.text import safe_text
 from wsgi_ts.settings.address import Address
 from wsgi_ts.settings.config import Config, ConfigError, default_run_dir, env_variable, property_settings
-from wsgi_ts.settings.kinds import BOOLEAN, OIP, Setting, UnclearValue, is_true
+from wsgi_ts.settings.kinds import BOOLEAN, OIP, UnclearValue, is_true
 from wsgi_ts.settings.model_entries import ENTRY_KEYS, unknown_settings
 from wsgi_ts.settings.properties import PropertiesError, parse_properties, substitute_variables
 
@@ -102,7 +102,8 @@ def load_config(command_line: CommandLine, environ: Mapping[str, str]) -> Config
     _complete_web_workers(values, warnings)
     warnings += _without_effect(given)
     warnings += _unknown_model_settings(values, given)
-    config = Config(**values, warnings=tuple(map(safe_text, warnings)))
+    origins = {key: source.where.removesuffix(f": key {key}") for key, source in given.items()}
+    config = Config(**values, warnings=tuple(map(safe_text, warnings)), origins=origins)
     _check_addresses(config, given)
     _check_log_config(config, environ)
     return config
@@ -241,13 +242,13 @@ def _parse_values(given: Mapping[str, Given], warnings: list[str]) -> dict[str, 
     known = property_settings()
     values: dict[str, Any] = {}
     for key, source in given.items():
-        kind = known[key].kind
+        kind, default = known[key].kind, known[key].default
         # Java keeps blanks at the end of a line, where nobody sees them; no value needs them, and "true " is not true.
         is_boolean = kind in (BOOLEAN, OIP)
         text = source.text if is_boolean else source.text.strip()
         # Nothing is false, too; where our default is neither, TorchServe's is false, so it says nothing.
-        if not text and not kind.empty_is_value and (not is_boolean or getattr(Config(), key) is None):
-            if not kind.empty_is_unset:
+        if not text and kind.empty != "value" and (not is_boolean or default is None):
+            if kind.empty == "warned":
                 warnings.append(f"{source.where}: is empty and taken as not given")
             continue
         try:
@@ -255,16 +256,15 @@ def _parse_values(given: Mapping[str, Given], warnings: list[str]) -> dict[str, 
         except UnclearValue as error:
             if error.instead is not None:
                 values[key] = error.instead
-            warnings.append(f"{source.where}: {error}; {_what_counts(key, error.instead)}")
+            warnings.append(f"{source.where}: {error}; {_what_counts(default, error.instead)}")
         except ValueError as error:
             raise ConfigError(f"{source.where}: {error}") from None
     return values
 
 
-def _what_counts(key: str, instead: Any) -> str:
-    if isinstance(instead, bool):
+def _what_counts(default: Any, instead: Any) -> str:
+    if instead is not None:
         return f"taken for {str(instead).lower()}, as in TorchServe"
-    default = getattr(Config(), key)
     return "taken as not given" if default is None else f"the default is used: {default}"
 
 
@@ -302,8 +302,8 @@ def _complete_web_workers(values: dict[str, Any], warnings: list[str]) -> None:
 
 def _without_effect(given: Mapping[str, Given]) -> list[str]:
     """One warning for the keys that nothing here could obey."""
-    known: dict[str, Setting] = property_settings()
-    none = [key for key in given if known[key].effect == "none" and not _names_log_config(key, given[key])]
+    known = property_settings()
+    none = [key for key in given if not known[key].has_effect and not _names_log_config(key, given[key])]
     return [f"no effect in this server, can be removed: {', '.join(none)}"] if none else []
 
 

@@ -102,7 +102,7 @@ class Batchers(ProcessGroup[BatcherProcess]):
         # Under the registry's lock no operation sends anything between the start and what the start has to tell.
         with self._registry.changed:
             process.start(self.segments.table.attachable(), len(os.sched_getaffinity(0)))
-            for message in self._manager.replay(process.index):
+            for message in self._manager.workers.replay(process.index):
                 process.send(message)
 
     def _hear(self, process: BatcherProcess) -> bool:
@@ -151,7 +151,7 @@ class Batchers(ProcessGroup[BatcherProcess]):
             case messages.MetricsReported(updates):
                 self._metrics.take_updates(updates)
             case messages.ModelUnloaded(model_index):
-                self._manager.model_unloaded(batcher.index, model_index)
+                self._manager.workers.has_unloaded(batcher.index, model_index)
 
     def _template_is_ready(self, batcher: BatcherProcess, missing: dict[str, str]) -> None:
         """A module that cannot be imported stops the start; later it is one that was there and is not any more."""

@@ -32,8 +32,9 @@ from wsgi_ts.logs.plan import LogPlan
 from wsgi_ts.logs.setup import LogFiles
 from wsgi_ts.messages import ReopenLogs, Stop, ToBatcher
 from wsgi_ts.models.manager import ModelManager
+from wsgi_ts.models.recorded import SnapshotError
 from wsgi_ts.models.registry import Registry
-from wsgi_ts.models.snapshots import SnapshotError, SnapshotWriter
+from wsgi_ts.models.snapshots import SnapshotWriter
 from wsgi_ts.models.startup import ModelsToStart, StartupModels, models_to_start
 from wsgi_ts.process import Child
 from wsgi_ts.settings.config import Config

@@ -290,16 +290,22 @@ YAMLS = [
         "numbers of YAML", "batchSize: 0x10\nmaxBatchDelay: 1_000\n", (("batch_size", 16), ("max_batch_delay", 1000))
     ),
     UsersYaml("key given twice", "batchSize: 2\nbatchSize: 4\n", (("batch_size", 4),)),
+    UsersYaml(
+        "wrong in a section",
+        "parallelType: pp\n# comment\ntorchrun:\n  nproc-per-node: 2\n\n  master-port: none\n",
+        (("parallel_level", 2),),
+        ("model-config.yaml:6: key torchrun.master-port: 'none' is not a whole number; taken as not given",),
+    ),
     UsersYaml("null", "batchSize:\nminWorkers: ~\n", (("batch_size", 0), ("min_workers", 0))),
     UsersYaml(
         "what cannot be meant",
         "batchSize: 2.5\nuseJobTicket: maybe\nresponseTimeout: 5m\ndeviceIds: all\n",
         (("batch_size", 0), ("use_job_ticket", False), ("response_timeout", 120), ("device_ids", None)),
         (
-            "Invalid batchSize: 2.5, should be integer",
-            "Invalid responseTimeout: 5m, should be integer",
-            "Invalid useJobTicket: maybe, should be true or false",
-            "Invalid deviceIds: all, should be list of integers",
+            "model-config.yaml:1: key batchSize: 2.5 is not a whole number; taken as not given",
+            "model-config.yaml:3: key responseTimeout: '5m' is not a whole number; taken as not given",
+            "model-config.yaml:2: key useJobTicket: 'maybe' is neither true nor false; taken as not given",
+            "model-config.yaml:4: key deviceIds: 'all' is not a whole number; taken as not given",
         ),
     ),
 ]

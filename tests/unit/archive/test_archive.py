@@ -12,14 +12,8 @@ from typing import Any
 import pytest
 from support.model_archives import HANDLER, MANIFEST, MANIFEST_MEMBER, Place, mar, with_model, write_tar
 
-from wsgi_ts.archive.model_directory import (
-    check_name,
-    load_model_yaml,
-    open_archive,
-    parse_manifest,
-    remove_model_directory,
-    resolve_handler,
-)
+from wsgi_ts.archive.manifest import check_name, load_model_yaml, parse_manifest, resolve_handler
+from wsgi_ts.archive.model_directory import open_archive, remove_model_directory
 from wsgi_ts.errors import (
     BadRequest,
     ModelNotFound,

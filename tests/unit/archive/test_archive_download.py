@@ -12,13 +12,9 @@ from typing import Any
 import pytest
 from support.model_archives import Place, mar
 
-from wsgi_ts.archive.model_directory import (
-    ArchiveLimits,
-    DownloadRules,
-    ModelDirectory,
-    remove_downloaded_archive,
-    remove_model_directory,
-)
+from wsgi_ts.archive.download import DownloadRules
+from wsgi_ts.archive.entries import ArchiveLimits
+from wsgi_ts.archive.model_directory import ModelDirectory, remove_downloaded_archive, remove_model_directory
 from wsgi_ts.errors import (
     DownloadFailed,
     InternalServerError,

@@ -16,10 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.model_archives import HANDLER, MANIFEST_MEMBER, Place, Raw, mar, raw_zip, write_tar
 
+from wsgi_ts.archive.entries import ArchiveLimits
 from wsgi_ts.archive.extract import extract_archive
-from wsgi_ts.archive.model_directory import (
-    ArchiveLimits,
-)
 from wsgi_ts.errors import (
     InternalServerError,
     OutOfResources,

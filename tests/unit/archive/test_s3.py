@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from wsgi_ts.archive.download import fetch_archive
-from wsgi_ts.archive.model_directory import ArchiveLimits, DownloadRules
+from wsgi_ts.archive.download import DownloadRules, fetch_archive
+from wsgi_ts.archive.entries import ArchiveLimits
 from wsgi_ts.archive.s3 import Credentials, find_credentials, is_s3, s3_headers, sign
 
 EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

@@ -10,9 +10,10 @@ from pathlib import Path
 import yaml
 
 from wsgi_ts.cli.config_reference import page
-from wsgi_ts.models.model_yaml import TorchrunOptions, parse_model_yaml, yaml_keys
+from wsgi_ts.models.model_yaml import ModelYaml, TorchrunOptions, parse_model_yaml
 from wsgi_ts.settings.config import property_settings
 from wsgi_ts.settings.sources import CommandLine, load_config
+from wsgi_ts.settings.table import settings_of
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "configuration.md"
 
@@ -32,7 +33,7 @@ def test_the_command_prints_the_page() -> None:
 
 def test_every_key_has_one_row() -> None:
     rows = re.findall(r"^\| `([\w.-]+)` \|", page(), re.MULTILINE)
-    keys = [row.key for _, _, row in yaml_keys()] + [row.key for _, _, row in yaml_keys(TorchrunOptions)]
+    keys = [row.key for table in (ModelYaml, TorchrunOptions) for row in settings_of(table).values()]
     assert sorted(rows) == sorted([*property_settings(), *keys])
 
 

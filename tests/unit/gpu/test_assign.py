@@ -7,7 +7,7 @@ import pytest
 from wsgi_ts.errors import WorkerInitializationError
 from wsgi_ts.gpu.assign import Assigner, Placement, group_devices, place
 from wsgi_ts.gpu.devices import USAGE_FAILED, gpu_count, gpu_usage, visibility, visible_devices
-from wsgi_ts.models.preparation import limit_workers
+from wsgi_ts.models.workers import limit_workers
 
 
 def gpus_of(assigner: Assigner, placement: Placement, count: int) -> list[int | None]:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from wsgi_ts.archive.model_directory import Manifest, ModelDirectory
+from wsgi_ts.archive.manifest import Manifest
+from wsgi_ts.archive.model_directory import ModelDirectory
 from wsgi_ts.batcher.shm.layout import MAX_MODELS
 from wsgi_ts.errors import (
     ConflictStatus,
@@ -15,7 +16,7 @@ from wsgi_ts.errors import (
 )
 from wsgi_ts.gpu.assign import place
 from wsgi_ts.messages import ModelSpec, WorkerReport
-from wsgi_ts.models.registry import ModelVersion, ModelWorker, Registry
+from wsgi_ts.models.registry import ModelVersion, Registry, WorkerRecord
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def add(registry: Registry, name: str, version: str = "1.0", workers: int = 0) -
     spec = ModelSpec(registry.allocate_index(), name, version, "/models/x", "h.py", None)
     model = ModelVersion(spec, directory, None, place(0), min_workers=workers, max_workers=workers)
     for _ in range(workers):
-        worker = ModelWorker(registry.next_worker_id(), 0, None, 0)
+        worker = WorkerRecord(registry.next_worker_id(), 0, None, 0)
         model.workers[worker.worker_id] = worker
         model.loaded_in.add(0)
     registry.add(model)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.models.snapshots import given_settings, recorded_models
+from wsgi_ts.models.recorded import recorded_models
+from wsgi_ts.models.snapshots import given_settings
 from wsgi_ts.settings.config import Config, property_settings
 from wsgi_ts.settings.properties import format_property, parse_properties
 
@@ -74,4 +75,4 @@ def test_the_default_version_is_restored_first(tmp_path: Path) -> None:
     versions = {"1": {"marName": "a.mar"}, "2": {"marName": "b.mar", "defaultVersion": True}}
     snapshot = {"modelCount": 2, "models": {"m": versions}}
     found = recorded_models(Config(model_store=tmp_path, model_snapshot=snapshot))
-    assert [(each.version, each.min_workers) for each in found] == [("2", None), ("1", None)]
+    assert [(each.version, each.numbers) for each in found] == [("2", {}), ("1", {})]

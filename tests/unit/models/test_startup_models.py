@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.archive.model_directory import Manifest, ModelDirectory
+from wsgi_ts.archive.manifest import Manifest
+from wsgi_ts.archive.model_directory import ModelDirectory
 from wsgi_ts.errors import ConflictStatus, InvalidModel
 from wsgi_ts.gpu.assign import place
 from wsgi_ts.messages import ModelSpec
+from wsgi_ts.models.recorded import RecordedModel, SnapshotError
 from wsgi_ts.models.registry import ModelVersion, Registry
-from wsgi_ts.models.snapshots import RecordedModel, SnapshotError, SnapshotWriter
+from wsgi_ts.models.snapshots import SnapshotWriter
 from wsgi_ts.models.startup import StartupModels, models_to_start
 from wsgi_ts.settings.config import Config
 

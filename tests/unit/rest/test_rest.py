@@ -291,8 +291,8 @@ def test_refusals(web: falcon.testing.TestClient, method: str, path: str, status
         ("/predictions/m/1/a/b", "Predictions"),
         ("/v1/models/m", "KServeReadiness"),
         ("/v1/models/m:predict", "Predictions"),
-        ("/models/m", "Model"),
-        ("/models/m/1.0", "Model"),
+        ("/models/m", "ModelResource"),
+        ("/models/m/1.0", "ModelResource"),
         ("/models/m/invoke", "Predictions"),
         ("/models/m/1.0/set-default", "DefaultVersion"),
         ("/metrics", "Metrics"),
@@ -474,7 +474,10 @@ def test_bad_json_is_a_400(supervisor: SupervisorSocket, web: falcon.testing.Tes
     [
         ("batch_size=many", "Parameter batch_size must be a whole number: 'many' is not a whole number."),
         ("initial_workers=1.5", "Parameter initial_workers must be a whole number: '1.5' is not a whole number."),
-        ("batch_size=4294967296", "Parameter batch_size must be a whole number: 4294967296 is out of range."),
+        (
+            "batch_size=4294967296",
+            "Parameter batch_size must be a whole number: 4294967296 is not between -2147483648 and 2147483647.",
+        ),
         ("synchronous=yes", "Parameter synchronous must be true or false: 'yes' is neither true nor false."),
     ],
 )

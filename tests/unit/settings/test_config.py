@@ -13,11 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wsgi_ts.instance.shared_memory import segment_layout, start_bytes
-from wsgi_ts.models.model_yaml import ModelYaml, RegisterArguments, effective_settings, parse_model_yaml, yaml_keys
+from wsgi_ts.models.arguments import RegisterArguments
+from wsgi_ts.models.effective_settings import effective_settings
+from wsgi_ts.models.model_yaml import ModelYaml, parse_model_yaml
 from wsgi_ts.settings.address import Address, parse_address
-from wsgi_ts.settings.config import Config, ConfigError, all_settings, env_variable, property_settings
+from wsgi_ts.settings.config import Config, ConfigError, env_variable, property_settings
 from wsgi_ts.settings.properties import PropertiesError, parse_properties, substitute_variables
 from wsgi_ts.settings.sources import CommandLine, load_config
+from wsgi_ts.settings.table import settings_of
 
 
 @pytest.fixture
@@ -232,7 +235,8 @@ def test_defaults_are_torchserve_s() -> None:
 
 def test_every_key_has_help_and_default_of_its_kind() -> None:
     config = Config()
-    for name, row in all_settings():
+    for name, row in settings_of(Config).items():
+        assert row.default == getattr(config, name)
         assert row.help and not row.help.endswith("."), name
         encoded = json.loads(config.to_json())[name]
         if encoded is not None:
@@ -430,7 +434,7 @@ def test_bom_crlf_and_blanks_at_the_end(place: Path) -> None:
 
 def test_empty_values_count_as_not_given(place: Path) -> None:
     config = load("job_queue_size=\ndefault_service_handler=\nload_models=\ncors_allowed_origin=")
-    assert config == dataclasses.replace(load(""), warnings=config.warnings)
+    assert config == dataclasses.replace(load(""), warnings=config.warnings, origins=config.origins)
     assert config.warnings == ("config.properties:1: key job_queue_size: is empty and taken as not given",)
 
 
@@ -493,10 +497,21 @@ def test_model_defaults(place: Path) -> None:
         '  "maxBatchDelay": 0, "responseTimeout": -1, "maxWorkers": null, "startupTimeout": "5"}}}'
     )
     defaults = config.model_defaults("noop", "1.0")
-    assert (defaults.min_workers, defaults.batch_size) == (1, 4)
-    assert defaults.max_batch_delay is defaults.response_timeout is defaults.max_workers is None
-    assert defaults.startup_timeout == 5
+    assert defaults == {"minWorkers": 1, "batchSize": 4, "startupTimeout": 5}
     assert config.model_defaults("noop", "2.0") == config.model_defaults("x", "1.0")
+
+
+def test_errors_that_are_found_later_have_the_line_too(place: Path) -> None:
+    text = "# comment\nkeystore=a.p12\nenable_envvars_config=true\ninference_address=http://127.0.0.1:1\n"
+    config = load(text, {"TS_PYTHON": "python2"}, plugins_path="p")
+    assert config.located("keystore /a.p12: is old") == "config.properties:2: keystore /a.p12: is old"
+    bind = "Failed to bind to address: http://127.0.0.1:1 (inference_address): in use"
+    assert config.located(bind) == f"config.properties:4: {bind}"
+    assert config.located("python=python2: no") == "environment variable TS_PYTHON: python=python2: no"
+    assert config.located("plugins_path: no") == "--plugins-path: plugins_path: no"
+    for message in ("job_queue_size: was not given", "/dev/shm (keystore x): full", "run directory: keystore"):
+        assert config.located(message) == message
+    assert Config.from_json(config.to_json()).located("keystore x") == "config.properties:2: keystore x"
 
 
 # --- which file, and who wins ---
@@ -635,7 +650,7 @@ def test_model_yaml_all_keys() -> None:
     }  # fmt: skip
     yaml = parse_model_yaml(fields)
     assert yaml.warnings == ()
-    assert set(fields) - {"handler"} == {row.key for _, _, row in yaml_keys()}
+    assert set(fields) - {"handler"} == {row.key for row in settings_of(ModelYaml).values()}
     assert (yaml.min_workers, yaml.max_workers, yaml.batch_size, yaml.max_batch_delay) == (1, 2, 4, 50)
     assert (yaml.device_type, yaml.device_ids, yaml.parallel_type, yaml.parallel_level) == (
         "gpu",
@@ -658,24 +673,24 @@ def test_model_yaml_all_keys() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "warning"),
     [
-        ("minWorkers", "two", "Invalid minWorkers: two, should be integer"),
-        ("batchSize", 2.5, "Invalid batchSize: 2.5, should be integer"),
-        ("batchSize", True, "Invalid batchSize: True, should be integer"),
-        ("maxBatchDelay", -1, "Invalid maxBatchDelay: -1, should be an integer of at least 0"),
-        ("responseTimeout", 0, "Invalid responseTimeout: 0, should be an integer of at least 1"),
-        ("useJobTicket", "on", "Invalid useJobTicket: on, should be true or false"),
-        ("deviceType", "tpu", "Invalid deviceType: tpu, should be cpu or gpu"),
-        ("deviceIds", [0, "a"], "Invalid deviceIds: [0, 'a'], should be list of integers"),
-        ("deviceIds", [-1], "Invalid deviceIds: [-1], should be list of GPU numbers from 0"),
-        ("parallelType", "xx", "Invalid parallelType: xx, should be pp, tp, pptp or custom"),
-        ("torchrun", 3, "Invalid torchrun: 3, should be a section of settings"),
-        ("batchPolicy", ["a"], "Invalid batchPolicy: ['a'], should be adaptive, fixed or none"),
-        ("weightsOnly", {}, "Invalid weightsOnly: {}, should be true or false"),
+        ("minWorkers", "two", "'two' is not a whole number"),
+        ("batchSize", 2.5, "2.5 is not a whole number"),
+        ("batchSize", True, "True is not a whole number"),
+        ("maxBatchDelay", -1, "-1 is not between 0 and 2147483647"),
+        ("responseTimeout", 0, "0 is not between 1 and 2147483647"),
+        ("useJobTicket", "on", "'on' is neither true nor false"),
+        ("deviceType", "tpu", "'tpu' is none of: cpu, gpu"),
+        ("deviceIds", [0, "a"], "'a' is not a whole number"),
+        ("deviceIds", [-1], "[-1] is not a list of GPU numbers from 0"),
+        ("parallelType", "xx", "'xx' is none of: pp, tp, pptp, custom"),
+        ("torchrun", 3, "3 is not a section of settings"),
+        ("batchPolicy", ["a"], "['a'] is none of: adaptive, fixed, none"),
+        ("weightsOnly", {}, "{} is neither true nor false"),
     ],
 )
 def test_model_yaml_wrong_types_keep_the_default(key: str, value: object, warning: str) -> None:
     yaml = parse_model_yaml({key: value})
-    assert yaml.warnings == (warning,)
+    assert yaml.warnings == (f"model-config.yaml: key {key}: {warning}; taken as not given",)
     assert dataclasses.replace(yaml, raw={}, warnings=()) == ModelYaml()
 
 
@@ -685,7 +700,7 @@ def test_model_yaml_asynchronous_requests_are_not_batched(key: str) -> None:
     assert yaml.async_communication
     assert not yaml.continuous_batching
     assert not yaml.sequence_batching
-    assert yaml.warnings == (f"Invalid {key}: it does not go with asyncCommunication; it is off",)
+    assert yaml.warnings == (f"model-config.yaml: key {key}: does not go with asyncCommunication; it is off",)
 
 
 def test_model_yaml_lifts_small_numbers() -> None:

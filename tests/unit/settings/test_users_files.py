@@ -24,13 +24,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.model_archives import Place
 
-from wsgi_ts.archive.model_directory import known_runtime, load_model_yaml, open_archive
+from wsgi_ts.archive.manifest import load_model_yaml
+from wsgi_ts.archive.model_directory import open_archive
 from wsgi_ts.handlers.serving.loader import load_entry
-from wsgi_ts.models.model_yaml import effective_settings, parse_model_yaml
-from wsgi_ts.models.snapshots import SnapshotError, recorded_models
+from wsgi_ts.models.effective_settings import effective_settings
+from wsgi_ts.models.model_yaml import parse_model_yaml
+from wsgi_ts.models.recorded import SnapshotError, recorded_models
 from wsgi_ts.settings.config import Config, ConfigError
 from wsgi_ts.settings.conversion import to_boolean, to_text, to_whole_number
 from wsgi_ts.settings.lenient_json import parse_lenient
+from wsgi_ts.settings.model_entries import known_runtime
 from wsgi_ts.settings.sources import CommandLine, load_config
 
 # Archives
@@ -129,14 +132,7 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("case", PROPERTIES, ids=lambda case: case.name)
 def test_properties_of_users(directory: Path, case: UsersProperties) -> None:
     config = load(case.data)
-    defaults = config.model_defaults("m", "1.0")
-    numbers = {
-        "minWorkers": defaults.min_workers,
-        "maxWorkers": defaults.max_workers,
-        "batchSize": defaults.batch_size,
-        "maxBatchDelay": defaults.max_batch_delay,
-    }
-    assert {key: number for key, number in numbers.items() if number is not None} == (case.entry or {})
+    assert config.model_defaults("m", "1.0") == (case.entry or {})
     assert {key: getattr(config, key) for key, _ in case.settings} == dict(case.settings)
     # The processes of the instance read it from JSON.
     assert Config.from_json(config.to_json()) == config

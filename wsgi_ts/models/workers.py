@@ -1,0 +1,164 @@
+"""How many workers a model version has: starting and stopping them, and waiting until they are ready or gone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from wsgi_ts.errors import InternalServerError, OutOfResources, WorkerInitializationError
+from wsgi_ts.gpu.assign import Assigner, Placement, group_devices
+from wsgi_ts.messages import LoadModel, SetWorkers, ToBatcher, UnloadModel, WantedWorker
+from wsgi_ts.models.registry import ModelVersion, Registry, WorkerRecord
+
+#: On top of the model's own startup time-out: a process's start, and the worker template's.
+_START_MARGIN_S = 240.0
+#: How long an answer waits for the batcher to know the model, so that the next request finds it.
+_ACCEPT_LIMIT_S = 2.0
+_OUT_OF_MEMORY = 507
+#: To a batcher (its index): one message of the supervisor; never blocks.
+Send = Callable[[int, ToBatcher], None]
+
+
+class WorkerScaler:
+    """Tells the batchers which workers each version has.
+
+    Args:
+        registry: what is registered.
+        gpus: GPUs that models may use.
+        send: takes a message to a batcher; dropped where that batcher is being restarted (see `replay`).
+        publish: makes the registry's present state known to the data path.
+    """
+
+    def __init__(self, registry: Registry, gpus: int, send: Send, publish: Callable[[], None]) -> None:
+        self._registry = registry
+        self._assigner = Assigner(gpus)
+        self._send = send
+        self._publish = publish
+
+    def set_limits(self, model: ModelVersion, least: int, most: int) -> list[int]:
+        """Starts or stops workers; returns the ids of those that were told to leave."""
+        leaving: list[int] = []
+        with self._registry.changed:
+            model.min_workers, model.max_workers = least, most
+            while len(model.workers) < least:
+                worker = self._new_worker(model)
+                model.workers[worker.worker_id] = worker
+            while len(model.workers) > most:
+                worker_id, worker = model.workers.popitem()
+                if worker.report is not None:
+                    model.leaving[worker_id] = worker
+                leaving.append(worker_id)
+            # What goes is off the data path before its batcher hears of it; what comes, when it has answered.
+            self._publish()
+            for batcher in sorted(model.loaded_in | {each.batcher for each in model.workers.values()}):
+                if batcher not in model.loaded_in:
+                    model.loaded_in.add(batcher)
+                    self._send(batcher, LoadModel(model.spec))
+                self._send(batcher, _workers_message(model, batcher))
+            self._registry.changed.wait_for(
+                lambda: self._registry.draining or {w.batcher for w in model.workers.values()} <= model.accepted_in,
+                _ACCEPT_LIMIT_S,
+            )
+        return leaving
+
+    def _new_worker(self, model: ModelVersion) -> WorkerRecord:
+        placement = model.placement
+        gpu = self._assigner.next(placement, model.gpus_given)
+        devices = None
+        if gpu is not None and placement.parallel_level:
+            devices = group_devices(placement, model.gpus_given)
+        model.gpus_given += 1
+        batcher = 0 if gpu is None else gpu + 1
+        worker_id = self._registry.next_worker_id(placement.parallel_level)
+        return WorkerRecord(worker_id, batcher, gpu, time.time_ns() // 1_000_000, devices)
+
+    def wait_until_ready(self, model: ModelVersion, shown_version: str | None) -> None:
+        """Waits until every worker whose first load was under way is ready.
+
+        Args:
+            model: the version.
+            shown_version: its name in the error's text; None for "null", as TorchServe shows a default version.
+
+        Raises:
+            InternalServerError: one of them failed (OutOfResources: for lack of memory).
+            ServiceUnavailable: the server is stopping.
+        """
+        text = f"Failed to start workers for model {model.name} version: {shown_version or 'null'}"
+        deadline = time.monotonic() + model.spec.startup_timeout_s + _START_MARGIN_S
+        changed = self._registry.changed
+        with changed:
+            waiting = [worker for worker in model.workers.values() if worker.is_pending]
+            while pending := [worker for worker in waiting if not worker.is_ready]:
+                self._registry.refuse_while_draining()
+                failed = [worker for worker in pending if not worker.is_pending]
+                if any(each.report and each.report.load_status == _OUT_OF_MEMORY for each in failed):
+                    # TorchServe's own type, whatever the status.
+                    raise OutOfResources(text)
+                if failed or not changed.wait(max(0.0, deadline - time.monotonic())):
+                    raise InternalServerError(text)
+
+    def wait_until_left(self, model: ModelVersion, worker_ids: Iterable[int], limit_s: float) -> None:
+        """Waits until workers that were told to leave have ended, the server stops, or the time is over."""
+        ids = set(worker_ids)
+        with self._registry.changed:
+            self._registry.changed.wait_for(lambda: self._registry.draining or not ids & set(model.leaving), limit_s)
+
+    def unload(self, model: ModelVersion, limit_s: float) -> bool:
+        """Has the batchers drop a version; false if they did not let go of it in time. Holds the registry's lock."""
+        self._publish()
+        for batcher in sorted(model.loaded_in):
+            self._send(batcher, UnloadModel(model.spec.index))
+        return self._registry.changed.wait_for(lambda: not model.loaded_in, limit_s)
+
+    def has_unloaded(self, batcher: int, index: int) -> None:
+        """Notes that a batcher has nothing of a version any more."""
+        with self._registry.changed:
+            model = self._registry.by_index(index)
+            if model is not None:
+                model.loaded_in.discard(batcher)
+                self._registry.changed.notify_all()
+
+    def replay(self, batcher: int) -> list[ToBatcher]:
+        """The messages that tell a restarted batcher what it has to know. Call with the registry's lock held."""
+        messages: list[ToBatcher] = []
+        for model in self._registry.all_versions():
+            if batcher in model.loaded_in and not model.unloading:
+                messages += [LoadModel(model.spec), _workers_message(model, batcher)]
+        return messages
+
+
+def limit_workers(
+    placement: Placement, name: str, least: int, most: int, holders: Mapping[int, Sequence[str]]
+) -> tuple[int, int]:
+    """Caps the workers of a model whose workers take several GPUs each.
+
+    Args:
+        placement: where the model may run.
+        name: the model's name.
+        least: workers that are wanted.
+        most: workers at most.
+        holders: for each GPU the workers that have it, for the message.
+
+    Raises:
+        WorkerInitializationError: not even one fits.
+    """
+    limit = placement.worker_limit
+    if limit is None:
+        return least, most
+    if limit == 0:
+        level = placement.parallel_level
+        devices = placement.device_ids or range(placement.usable_gpus)
+        held = "; ".join(f"GPU {gpu}: {', '.join(holders.get(gpu, ())) or 'free'}" for gpu in devices)
+        raise WorkerInitializationError(
+            f"No enough gpu devices for model:{name} parallelLevel:{level}. "
+            f"A worker needs {level}, the model may use {placement.usable_gpus} ({held})."
+        )
+    return min(least, limit), min(most, limit)
+
+
+def _workers_message(model: ModelVersion, batcher: int) -> SetWorkers:
+    workers = [
+        WantedWorker(each.worker_id, each.gpu_id, None if each.devices is None else list(each.devices))
+        for each in model.workers_in(batcher)
+    ]
+    return SetWorkers(model.spec.index, workers)

@@ -1,0 +1,89 @@
+"""Tables of settings: a frozen dataclass whose fields are declared with `setting`, one field for one key.
+
+There are three: config.properties (`wsgi_ts.settings.config`), model-config.yaml (`wsgi_ts.models.model_yaml`), and the
+arguments of the calls that register and scale a model (`wsgi_ts.models.arguments`). The readers, the reference page
+and the API description all go by the rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from wsgi_ts.settings.kinds import Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One row of a table.
+
+    Attributes:
+        kind: the kind of value.
+        default: what counts where nobody gives a value, as documented.
+        help: one line for the reference page.
+        key: as it is spelt in the file; empty: as the dataclass field.
+        env: the environment variable that sets it (with `enable_envvars_config`), empty for `TS_{KEY}`, None where none
+            may.
+        env_always: the variable counts even without `enable_envvars_config`.
+        is_key: whether people can set it (else the launcher fills it in).
+        ours: a key that TorchServe does not know.
+        has_effect: whether the server obeys it; false for keys of old files, which nothing here could obey.
+        limits: further words of its OpenAPI schema, such as `maximum`.
+    """
+
+    kind: Kind
+    default: Any
+    help: str
+    key: str = ""
+    env: str | None = None
+    env_always: bool = False
+    is_key: bool = True
+    ours: bool = False
+    has_effect: bool = True
+    limits: Mapping[str, Any] = field(default_factory=dict)
+
+
+def setting(kind: Kind, default: Any, help: str, *, key: str = "", env: bool | str = True, **more: Any) -> Any:
+    """Declares a dataclass field that is a key of a file.
+
+    Args:
+        kind: the kind of value.
+        default: the value where nobody gives one.
+        help: one line for the reference page.
+        key: as it is spelt in the file, where that is not the field's name.
+        env: True for `TS_{KEY}`, a name for another variable, False for none.
+        more: see Setting.
+    """
+    variable = env if isinstance(env, str) else "" if env else None
+    return _field(Setting(kind, default, help, key, variable, **more), default)
+
+
+def launch_value(kind: Kind, default: Any, help: str) -> Any:
+    """Declares a dataclass field which the launcher fills in; no key of config.properties."""
+    return _field(Setting(kind, default, help, is_key=False), default)
+
+
+def argument(kind: Kind, default: Any, help: str, *, unset: Any = None, **limits: Any) -> Any:
+    """Declares a dataclass field that is an argument of a call.
+
+    Args:
+        kind: the kind of value.
+        default: what counts where the caller says nothing, as documented.
+        help: one sentence for the API description.
+        unset: the field's value then; None leaves the choice to others who may speak.
+        limits: further words of its OpenAPI schema, such as `maximum`.
+    """
+    return _field(Setting(kind, default, help, limits=limits), unset)
+
+
+def _field(row: Setting, default: Any) -> Any:
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, metadata={"setting": row})
+    return field(default=default, metadata={"setting": row})
+
+
+def settings_of(table: type) -> dict[str, Setting]:
+    """The rows of a table by field, in order."""
+    return {each.name: each.metadata["setting"] for each in dataclasses.fields(table) if "setting" in each.metadata}
