@@ -18,7 +18,7 @@ from wsgi_ts.errors import BadRequest
 from wsgi_ts.messages import WorkerReport
 from wsgi_ts.models.arguments import MAX_BATCH_SIZE, MAX_WORKERS, RegisterArguments
 from wsgi_ts.models.description import describe_worker
-from wsgi_ts.models.registry import WorkerRecord
+from wsgi_ts.models.version import WorkerRecord
 from wsgi_ts.rest import openapi, schemas
 from wsgi_ts.settings.config import Config
 from wsgi_ts.settings.model_entries import RUNTIMES

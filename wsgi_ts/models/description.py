@@ -1,4 +1,4 @@
-"""What describe-model says of a version: TorchServe's fields in TorchServe's order."""
+"""Versions and workers in words: describe-model, with TorchServe's fields in its order, and `wsgi-ts status`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from wsgi_ts.gpu.devices import gpu_usage
+from wsgi_ts.messages import WorkerReport, WorkerState
 from wsgi_ts.models.model_yaml import ModelYaml
-from wsgi_ts.models.registry import ModelVersion, WorkerRecord
+from wsgi_ts.models.version import ModelVersion, WorkerRecord
 from wsgi_ts.process import resident_bytes
 
 _NO_YAML = ModelYaml()
@@ -42,12 +43,17 @@ def describe_version(model: ModelVersion, workers: Iterable[WorkerRecord], queue
     }
     if model.placement.device_ids is not None:
         description["deviceIds"] = list(model.placement.device_ids)
+    # Without a time after which a sequence ends the other limits of sequences mean nothing.
+    ends = yaml.sequence_max_idle > 0
     description |= {
         "continuousBatching": yaml.continuous_batching,
         "useJobTicket": yaml.use_job_ticket,
         "useVenv": yaml.use_venv,
         "stateful": yaml.sequence_batching,
-        **_sequence_settings(yaml),
+        "sequenceMaxIdleMSec": yaml.sequence_max_idle,
+        "sequenceTimeoutMSec": yaml.sequence_timeout if ends else 0,
+        "maxNumSequence": yaml.sequence_limit if ends else 0,
+        "maxSequenceJobQueueSize": yaml.max_sequence_job_queue_size if ends else 0,
         "loadedAtStartup": model.loaded_at_startup,
         "workers": [describe_worker(worker) for worker in workers],
         "jobQueueStatus": {
@@ -58,38 +64,57 @@ def describe_version(model: ModelVersion, workers: Iterable[WorkerRecord], queue
     return description
 
 
-def _sequence_settings(yaml: ModelYaml) -> dict[str, int]:
-    """The limits of sequences; zeros where the model's file does not say after which time a sequence ends."""
-    ends = yaml.sequence_max_idle > 0
-    return {
-        "sequenceMaxIdleMSec": yaml.sequence_max_idle,
-        "sequenceTimeoutMSec": yaml.sequence_timeout if ends else 0,
-        "maxNumSequence": yaml.sequence_limit if ends else 0,
-        "maxSequenceJobQueueSize": yaml.max_sequence_job_queue_size if ends else 0,
-    }
-
-
 def describe_worker(worker: WorkerRecord) -> dict[str, Any]:
     """The description of one model worker; one that has died is told with its cause and its last lines of output."""
-    report = worker.report
-    pid = report.pid if report is not None else -1
-    started_at_ms = (report.started_at_ms if report is not None else 0) or worker.created_at_ms
+    report = _report_of(worker)
     description: dict[str, Any] = {
         "id": str(worker.worker_id),
-        "startTime": _start_time(started_at_ms),
+        "startTime": _start_time(report.started_at_ms or worker.created_at_ms),
         "status": "READY" if worker.is_ready else "UNLOADING",
-        "memoryUsage": resident_bytes(pid) if pid > 0 else 0,
-        "pid": pid,
+        "memoryUsage": resident_bytes(report.pid) if report.pid > 0 else 0,
+        "pid": report.pid,
         "gpu": worker.gpu_id is not None,
         "gpuUsage": "N/A" if worker.gpu_id is None else gpu_usage(worker.gpu_id),
     }
     if worker.devices is not None:
         description["gpuIds"] = list(worker.devices)
-    if report is not None and report.progress and not worker.is_ready:
+    if report.progress and not worker.is_ready:
         description["progress"] = report.progress
-    if report is not None and report.exit_reason and not worker.is_ready:
+    if report.exit_reason and not worker.is_ready:
         description |= {"lastExit": report.exit_reason, "lastLines": report.last_lines}
     return description
+
+
+def status_of_version(model: ModelVersion, queued: int, *, is_default: bool) -> dict[str, Any]:
+    """The row of a version in the table of `wsgi-ts status`."""
+    return {
+        "model": model.name,
+        "version": model.version,
+        "default": is_default,
+        "workers": len(model.workers),
+        "ready": sum(worker.is_ready for worker in model.workers.values()),
+        "queued": queued,
+    }
+
+
+def status_of_worker(model: ModelVersion, worker: WorkerRecord) -> dict[str, Any]:
+    """The row of a model worker in the table of `wsgi-ts status`."""
+    report = _report_of(worker)
+    return {
+        "worker": worker.worker_id,
+        "model": f"{model.name} {model.version}",
+        "batcher": worker.batcher,
+        "gpu": worker.gpu_id,
+        "state": report.state,
+        "pid": report.pid,
+        "restarts": report.restarts,
+        "last_end": report.exit_reason,
+    }
+
+
+def _report_of(worker: WorkerRecord) -> WorkerReport:
+    """What is known of a worker; of one that its batcher has not spoken of yet, that it starts."""
+    return worker.report or WorkerReport(worker.worker_id, 0, WorkerState.STARTING)
 
 
 def _start_time(milliseconds: int) -> str:

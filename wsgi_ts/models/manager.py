@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,11 +18,12 @@ from typing import Any
 from wsgi_ts.archive.model_directory import ModelDirectory
 from wsgi_ts.errors import BadRequest, ConflictStatus, RequestTimeout, ServerError, ServiceUnavailable
 from wsgi_ts.models.arguments import RegisterArguments, check_count, check_runtime
-from wsgi_ts.models.description import describe_version
+from wsgi_ts.models.description import describe_version, status_of_version, status_of_worker
 from wsgi_ts.models.preparation import ModelPreparer, discard
 from wsgi_ts.models.recorded import RecordedModel
-from wsgi_ts.models.registry import ModelVersion, Registry
+from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.snapshots import SnapshotNotWritten
+from wsgi_ts.models.version import ModelVersion
 from wsgi_ts.models.workers import Send, WorkerScaler, limit_workers
 from wsgi_ts.settings.config import Config
 
@@ -68,7 +68,6 @@ class ModelManager:
         self._publish = publish
         self._queued = queued
         self._record = record
-        self._version_locks = _KeyedLocks()
 
     def register(self, *, at_startup: bool = False, **given: Any) -> dict[str, Any]:
         """Registers a model and starts its first workers.
@@ -84,7 +83,7 @@ class ModelManager:
         arguments.check()
         directory = self._preparer.open(arguments, at_startup=at_startup)
         model = self._add(directory, None if at_startup else arguments)
-        with self._version_locks.hold((model.name, model.version)):
+        with model.operation:
             answer = self._start_registered(model, arguments.synchronous)
         if not at_startup:
             self._record()
@@ -104,7 +103,7 @@ class ModelManager:
         """
         check_runtime(recorded.runtime)
         model = self._add(self._preparer.reopen(recorded), recorded)
-        with self._version_locks.hold((model.name, model.version)):
+        with model.operation:
             self._start_registered(model, synchronous=False)
 
     def expect(self, recorded: Sequence[RecordedModel]) -> None:
@@ -137,9 +136,7 @@ class ModelManager:
             raise BadRequest("max_worker cannot be less than min_worker.")
         check_count("min_worker", min_worker)
         check_count("max_worker", most)
-        model = self._registry.get(model_name, version)
-        with self._version_locks.hold((model.name, model.version)):
-            model = self._registry.get(model.name, model.version)
+        with self._operation_on(model_name, version) as model:
             if model.unloading:
                 raise ConflictStatus(f"Model version {model.version} of {model_name} is being unregistered")
             least, most = limit_workers(model.placement, model.name, min_worker, most, self._registry.gpu_holders())
@@ -189,10 +186,8 @@ class ModelManager:
     def unregister(self, *, model_name: str, version: str | None = None) -> dict[str, Any]:
         """Takes a version off the data path, and waits until its workers are gone."""
         self._registry.refuse_while_draining()
-        found = self._registry.get(model_name, version)
-        with self._version_locks.hold((found.name, found.version)):
-            with self._registry.changed:
-                model = self._registry.begin_removal(found.name, found.version)
+        with self._operation_on(model_name, version) as model:
+            self._registry.begin_removal(model.name, model.version)
             if not self._remove(model):
                 raise RequestTimeout(f"Timed out while cleaning resources: {model_name}")
         log.info("Model %s version %s unregistered", model.name, model.version)
@@ -207,34 +202,27 @@ class ModelManager:
     def status(self) -> dict[str, Any]:
         """The tables `models` and `workers` of `wsgi-ts status`."""
         with self._registry.changed:
-            versions = self._registry.all_versions()
             defaults = {(model.name, model.version) for model in self._registry.default_versions()}
+            versions = self._registry.all_versions()
             models = [
-                {
-                    "model": model.name,
-                    "version": model.version,
-                    "default": (model.name, model.version) in defaults,
-                    "workers": len(model.workers),
-                    "ready": sum(worker.is_ready for worker in model.workers.values()),
-                    "queued": self._queued(model),
-                }
+                status_of_version(model, self._queued(model), is_default=(model.name, model.version) in defaults)
                 for model in versions
             ]
-            workers = [
-                {
-                    "worker": worker.worker_id,
-                    "model": f"{model.name} {model.version}",
-                    "batcher": worker.batcher,
-                    "gpu": worker.gpu_id,
-                    "state": worker.report.state if worker.report is not None else "starting",
-                    "pid": worker.report.pid if worker.report is not None else -1,
-                    "restarts": worker.report.restarts if worker.report is not None else 0,
-                    "last_end": worker.report.exit_reason if worker.report is not None else "",
-                }
-                for model in versions
-                for worker in model.workers.values()
-            ]
+            workers = [status_of_worker(model, each) for model in versions for each in model.workers.values()]
         return {"models": models, "workers": workers}
+
+    @contextmanager
+    def _operation_on(self, name: str, version: str | None) -> Iterator[ModelVersion]:
+        """A version, the default one where none is named, with which nobody else does anything meanwhile."""
+        model = self._registry.get(name, version)
+        while True:
+            with model.operation:
+                # Whoever was before us may have unregistered it, and even registered another one in its place.
+                there_now = self._registry.get(name, model.version)
+                if there_now is model:
+                    yield model
+                    return
+            model = there_now
 
     def _add(self, directory: ModelDirectory, said: RegisterArguments | RecordedModel | None) -> ModelVersion:
         """Adds the version in an unpacked archive to the registry; where that fails, nothing of it is left.
@@ -294,30 +282,6 @@ class ModelManager:
             directory = self._registry.pass_on_archive(model)
         discard(directory)
         return True
-
-
-class _KeyedLocks:
-    """One lock for each key that is in use."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._locks: dict[tuple[str, str], tuple[threading.Lock, int]] = {}
-
-    @contextmanager
-    def hold(self, key: tuple[str, str]) -> Iterator[None]:
-        with self._guard:
-            lock, users = self._locks.get(key, (threading.Lock(), 0))
-            self._locks[key] = (lock, users + 1)
-        try:
-            with lock:
-                yield
-        finally:
-            with self._guard:
-                lock, users = self._locks[key]
-                if users == 1:
-                    del self._locks[key]
-                else:
-                    self._locks[key] = (lock, users - 1)
 
 
 def _status(code: int, text: str) -> dict[str, Any]:

@@ -29,7 +29,8 @@ from wsgi_ts.models.effective_settings import EffectiveSettings, effective_setti
 from wsgi_ts.models.environment import ModelEnvironments, interpreter
 from wsgi_ts.models.model_yaml import ModelYaml, check_parallel, launch_options, parse_model_yaml
 from wsgi_ts.models.recorded import RecordedModel
-from wsgi_ts.models.registry import ModelVersion, Registry
+from wsgi_ts.models.registry import Registry
+from wsgi_ts.models.version import ModelVersion
 from wsgi_ts.models.workers import limit_workers
 from wsgi_ts.process import inherited_environ
 from wsgi_ts.settings.config import Config

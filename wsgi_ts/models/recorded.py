@@ -11,7 +11,7 @@ from typing import Any
 
 from wsgi_ts.archive.manifest import check_name
 from wsgi_ts.errors import BadRequest
-from wsgi_ts.models.registry import ModelVersion
+from wsgi_ts.models.version import ModelVersion
 from wsgi_ts.settings.config import Config
 from wsgi_ts.settings.conversion import to_boolean, to_text
 from wsgi_ts.settings.model_entries import convert_entry, known_runtime

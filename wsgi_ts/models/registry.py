@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from wsgi_ts.archive.model_directory import ModelDirectory
@@ -22,110 +22,8 @@ from wsgi_ts.errors import (
     OutOfResources,
     ServiceUnavailable,
 )
-from wsgi_ts.gpu.assign import Placement
-from wsgi_ts.messages import ModelSpec, WorkerReport
-from wsgi_ts.models.model_yaml import ModelYaml
-
-#: States of a worker in which it has never been of use yet.
-LOADING_STATES = ("starting", "loading")
-
-
-@dataclass(slots=True)
-class WorkerRecord:
-    """One model worker that is wanted. `report` is None until its batcher has said something of it.
-
-    `devices` are the GPUs of a worker that spans several; None where it is not restricted to any.
-
-    `created_at_ms` is in milliseconds since the epoch, for people.
-    """
-
-    worker_id: int
-    batcher: int
-    gpu_id: int | None
-    created_at_ms: int
-    devices: tuple[int, ...] | None = None
-    report: WorkerReport | None = None
-
-    @property
-    def gpus(self) -> tuple[int, ...]:
-        """The GPUs it computes on."""
-        return self.devices or (() if self.gpu_id is None else (self.gpu_id,))
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it takes requests."""
-        return self.report is not None and self.report.state == "ready"
-
-    @property
-    def is_pending(self) -> bool:
-        """Whether its first load is still under way."""
-        report = self.report
-        return report is None or (report.state in LOADING_STATES and report.load_status == 0)
-
-    def is_recovering_too_long(self, limit_s: float, now: float) -> bool:
-        """Whether it has been failing for more than `limit_s` seconds at the monotonic time `now`."""
-        report = self.report
-        if report is None or self.is_ready:
-            return False
-        late = report.recovering_since > 0 and now - report.recovering_since > limit_s
-        return report.state == "failed" or late
-
-
-@dataclass(slots=True)
-class ModelVersion:
-    """One version of a model.
-
-    Attributes:
-        spec: what batchers and workers are told.
-        directory: its files.
-        yaml: its model-config.yaml, None where it has none.
-        placement: where its workers may run.
-        min_workers: workers that are wanted.
-        max_workers: upper limit, shown only.
-        loaded_at_startup: whether the configuration named it.
-        workers: those that are wanted, by id in the order of their start.
-        gpus_given: how many workers were given a GPU so far.
-        loaded_in: batchers that were told of it.
-        accepted_in: batchers that have shown that they know it; requests go to these only.
-        leaving: workers that were told to stop, and have not yet.
-        restarts: how often one of its workers was started again.
-        unloading: it is being unregistered: no requests any more.
-    """
-
-    spec: ModelSpec
-    directory: ModelDirectory
-    yaml: ModelYaml | None
-    placement: Placement
-    min_workers: int = 0
-    max_workers: int = 0
-    loaded_at_startup: bool = False
-    workers: dict[int, WorkerRecord] = field(default_factory=dict)
-    gpus_given: int = 0
-    loaded_in: set[int] = field(default_factory=set)
-    accepted_in: set[int] = field(default_factory=set)
-    leaving: dict[int, WorkerRecord] = field(default_factory=dict)
-    restarts: int = 0
-    unloading: bool = False
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self.spec.name
-
-    @property
-    def version(self) -> str:
-        """The version's name."""
-        return self.spec.version
-
-    def workers_in(self, batcher: int) -> list[WorkerRecord]:
-        """The wanted workers of one batcher."""
-        return [worker for worker in self.workers.values() if worker.batcher == batcher]
-
-    def is_healthy(self, now: float) -> bool:
-        """Whether enough workers run, or will soon, at the monotonic time `now`."""
-        limit_s = self.spec.max_retry_timeout_s
-        good = [each for each in self.workers.values() if not each.is_recovering_too_long(limit_s, now)]
-        return len(good) >= self.min_workers
+from wsgi_ts.messages import WorkerReport
+from wsgi_ts.models.version import ModelVersion
 
 
 class Registry:

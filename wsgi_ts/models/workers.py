@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from wsgi_ts.errors import InternalServerError, OutOfResources, WorkerInitializationError
 from wsgi_ts.gpu.assign import Assigner, Placement, group_devices
 from wsgi_ts.messages import LoadModel, SetWorkers, ToBatcher, UnloadModel, WantedWorker
-from wsgi_ts.models.registry import ModelVersion, Registry, WorkerRecord
+from wsgi_ts.models.registry import Registry
+from wsgi_ts.models.version import ModelVersion, WorkerRecord
 
 #: On top of the model's own startup time-out: a process's start, and the worker template's.
 _START_MARGIN_S = 240.0

@@ -16,7 +16,8 @@ from wsgi_ts.errors import (
 )
 from wsgi_ts.gpu.assign import place
 from wsgi_ts.messages import ModelSpec, WorkerReport
-from wsgi_ts.models.registry import ModelVersion, Registry, WorkerRecord
+from wsgi_ts.models.registry import Registry
+from wsgi_ts.models.version import ModelVersion, WorkerRecord
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ from wsgi_ts.errors import ConflictStatus, InvalidModel
 from wsgi_ts.gpu.assign import place
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.models.recorded import RecordedModel, SnapshotError
-from wsgi_ts.models.registry import ModelVersion, Registry
+from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.snapshots import SnapshotWriter
 from wsgi_ts.models.startup import StartupModels, models_to_start
+from wsgi_ts.models.version import ModelVersion
 from wsgi_ts.settings.config import Config
 
 ENTRY = {"defaultVersion": True, "marName": "m.mar", "minWorkers": 2, "batchSize": 4}

@@ -28,7 +28,8 @@ from wsgi_ts.logs.setup import LogFiles
 from wsgi_ts.metrics.exposition import Family, render, server_line
 from wsgi_ts.metrics.reported import PROMETHEUS_MODE, ReportedMetrics
 from wsgi_ts.metrics.specification import COUNTER, MetricsConfigError, MetricSpec, load_specification
-from wsgi_ts.models.registry import ModelVersion, Registry
+from wsgi_ts.models.registry import Registry
+from wsgi_ts.models.version import ModelVersion
 from wsgi_ts.settings.config import Config
 from wsgi_ts.supervisor.metrics.board import HOST_LEVEL, BoardMetrics, CountedModel, Values
 from wsgi_ts.supervisor.metrics.system import SystemMetrics

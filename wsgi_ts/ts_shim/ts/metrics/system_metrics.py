@@ -8,29 +8,31 @@ from typing import Any
 from wsgi_ts.gpu.devices import gpu_loads
 from wsgi_ts.handlers.metrics.metric import Dimension
 from wsgi_ts.handlers.metrics.store import Metric
-from wsgi_ts.metrics import host
+from wsgi_ts.metrics.host import MEASURES
 
 _UNITS = {"MemoryUsed": "MB", "MemoryAvailable": "MB", "DiskUsage": "GB", "DiskAvailable": "GB", "GPUMemoryUsed": "MB"}
 #: The metrics collected last.
 system_metrics: list[Metric] = []
 
 
-def _recorder(name: str, measure: Callable[[], float]) -> Callable[[], None]:
+def _recorder(function: str, name: str) -> Callable[[], None]:
+    measure = MEASURES[name]
+
     def record() -> None:
         system_metrics.append(Metric(name, measure(), _UNITS.get(name, "percent"), [Dimension("Level", "Host")]))
 
-    record.__name__ = measure.__name__
+    record.__name__ = function
     record.__doc__ = f"Adds {name} to `system_metrics`."
     return record
 
 
-cpu_utilization = _recorder("CPUUtilization", host.cpu_utilization)
-memory_used = _recorder("MemoryUsed", host.memory_used)
-memory_available = _recorder("MemoryAvailable", host.memory_available)
-memory_utilization = _recorder("MemoryUtilization", host.memory_utilization)
-disk_used = _recorder("DiskUsage", host.disk_used)
-disk_utilization = _recorder("DiskUtilization", host.disk_utilization)
-disk_available = _recorder("DiskAvailable", host.disk_available)
+cpu_utilization = _recorder("cpu_utilization", "CPUUtilization")
+memory_used = _recorder("memory_used", "MemoryUsed")
+memory_available = _recorder("memory_available", "MemoryAvailable")
+memory_utilization = _recorder("memory_utilization", "MemoryUtilization")
+disk_used = _recorder("disk_used", "DiskUsage")
+disk_utilization = _recorder("disk_utilization", "DiskUtilization")
+disk_available = _recorder("disk_available", "DiskAvailable")
 _recorders = (
     *(cpu_utilization, memory_used, memory_available, memory_utilization),
     *(disk_used, disk_utilization, disk_available),
