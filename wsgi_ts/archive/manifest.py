@@ -11,7 +11,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
@@ -39,21 +39,38 @@ _UNSAFE_NAME = re.compile(r"[\x00-\x1f\x7f/\\]")
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What an archive says of its model; optional files are relative to the model directory.
+    """What an archive says of its model.
 
-    `raw` is MANIFEST.json as it stands in the archive, empty where there is none. `model_name` is the name
-    that the register call asked for, where it did.
+    Attributes:
+        model_name: the name that the register call asked for, where it did.
+        model_version: the version.
+        handler: the handler's file or name; None where it names none.
+        runtime: one of RUNTIMES.
+        serialized_file: the weights; this and the other files are relative to the model directory.
+        model_file: the file of the model's architecture.
+        config_file: its model-config.yaml.
+        requirements_file: the packages that it needs.
+        raw: MANIFEST.json as it stands in the archive, empty where there is none.
     """
 
     model_name: str
-    model_version: str
-    handler: str | None
-    runtime: str
-    serialized_file: str | None
-    model_file: str | None
-    config_file: str | None
-    requirements_file: str | None
-    raw: dict[str, Any]
+    model_version: str = DEFAULT_VERSION
+    handler: str | None = None
+    runtime: str = RUNTIMES[0]
+    serialized_file: str | None = None
+    model_file: str | None = None
+    config_file: str | None = None
+    requirements_file: str | None = None
+    raw: dict[str, Any] = field(default_factory=dict)
+
+
+#: The entries of a manifest that name files, and the fields of Manifest that hold them.
+_FILES = {
+    "serializedFile": "serialized_file",
+    "modelFile": "model_file",
+    "configFile": "config_file",
+    "requirementsFile": "requirements_file",
+}
 
 
 def parse_manifest(
@@ -62,7 +79,7 @@ def parse_manifest(
     model_name: str | None = None,
     max_bytes: int = DEFAULT_LIMITS.max_manifest_bytes,
 ) -> Manifest:
-    """Check a MANIFEST.json (the file, or its parsed content).
+    """Checks a MANIFEST.json (the file, or its parsed content).
 
     Args:
         source: the file or the dictionary.
@@ -95,16 +112,13 @@ def parse_manifest(
         model_version=version,
         handler=_text(model, "handler"),
         runtime=runtime,
-        serialized_file=_text(model, "serializedFile"),
-        model_file=_text(model, "modelFile"),
-        config_file=_text(model, "configFile"),
-        requirements_file=_text(model, "requirementsFile"),
         raw=raw,
+        **{name: _text(model, key) for key, name in _FILES.items()},
     )
 
 
 def check_name(what: str, name: str) -> None:
-    """Refuse a model name or version that could not be one part of a path: `what` names it in the error.
+    """Refuses a model name or version that could not be one part of a path: `what` names it in the error.
 
     Raises:
         BadRequest: it has a slash, backslash or control character, is "." or "..", or has over 255 bytes.
@@ -155,29 +169,18 @@ def read_manifest(directory: Path, model_name: str | None, limits: ArchiveLimits
         return _with_files_inside(manifest, directory)
     if not model_name:
         raise InvalidModel("Model name is not defined.")
-    return Manifest(model_name, DEFAULT_VERSION, None, RUNTIMES[0], None, None, None, None, {})
+    return Manifest(model_name)
 
 
 def _with_files_inside(manifest: Manifest, directory: Path) -> Manifest:
     """The manifest with its files as they are called in `directory`; handlers see them so, too."""
-    entries = {
-        "serializedFile": manifest.serialized_file,
-        "modelFile": manifest.model_file,
-        "configFile": manifest.config_file,
-        "requirementsFile": manifest.requirements_file,
-    }
-    inside = {key: _files_inside(key, value, directory) for key, value in entries.items() if value}
-    changed = {key: value for key, value in inside.items() if value != entries[key]}
+    given = {key: getattr(manifest, name) for key, name in _FILES.items()}
+    inside = {key: _files_inside(key, value, directory) for key, value in given.items() if value}
+    changed = {key: value for key, value in inside.items() if value != given[key]}
     raw = manifest.raw if not changed else {**manifest.raw, "model": {**manifest.raw["model"], **changed}}
-    return replace(
-        manifest,
-        serialized_file=inside.get("serializedFile", manifest.serialized_file),
-        model_file=inside.get("modelFile", manifest.model_file),
-        config_file=inside.get("configFile", manifest.config_file),
-        requirements_file=inside.get("requirementsFile", manifest.requirements_file),
-        handler=resolve_handler(manifest.handler, directory) if manifest.handler else manifest.handler,
-        raw=raw,
-    )
+    handler = resolve_handler(manifest.handler, directory) if manifest.handler else manifest.handler
+    files: dict[str, Any] = {_FILES[key]: value for key, value in inside.items()}
+    return replace(manifest, handler=handler, raw=raw, **files)
 
 
 def _files_inside(key: str, value: str, directory: Path) -> str:

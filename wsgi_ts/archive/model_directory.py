@@ -20,7 +20,6 @@ from wsgi_ts.archive.entries import DEFAULT_LIMITS, ArchiveLimits, escape_name
 from wsgi_ts.archive.extract import extract_archive
 from wsgi_ts.archive.manifest import MANIFEST_PATH, Manifest, check_name, read_manifest
 from wsgi_ts.errors import InternalServerError, ModelNotFound
-from wsgi_ts.settings.model_entries import RUNTIMES
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ def open_archive(
     model_name: str | None = None,
     any_directory: bool = False,
 ) -> ModelDirectory:
-    """Find, fetch, unpack and check the model at `url`.
+    """Finds, fetches, unpacks and checks the model at `url`.
 
     Args:
         url: a file name in the model store, a path whose last part is one, a directory, or a URL.
@@ -80,31 +79,38 @@ def open_archive(
     """
     if model_name:
         check_name("Model name", model_name)
-    directory: Path | None = None
-    extracted = False
-    downloaded: Path | None = None
+    undo = contextlib.ExitStack()
     try:
-        source, fetched = _locate(url, model_store, rules or DownloadRules(), limits, any_directory)
-        downloaded = source if fetched else None
-        if source.is_dir():
-            directory = _innermost(source.resolve())
-        else:
-            models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            directory = models_dir.absolute() / uuid.uuid4().hex
-            extracted = True
-            extract_archive(source, directory, limits)
-            directory = _without_top_folder(directory)
-        manifest = read_manifest(directory, model_name, limits)
-    except BaseException as error:
-        if directory is not None and extracted:
-            shutil.rmtree(directory, ignore_errors=True)
-        if downloaded is not None:
-            downloaded.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            log.error("Failed to open the model archive %s: %s", escape_name(url), error)
-            raise InternalServerError(f"Failed to save model: {url}") from error
-        raise
-    return ModelDirectory(directory, manifest, url, extracted, downloaded, source if extracted else None)
+        with undo:
+            source, fetched = _locate(url, model_store, rules or DownloadRules(), limits, any_directory)
+            if fetched:
+                undo.callback(source.unlink, missing_ok=True)
+            extracted = not source.is_dir()
+            directory = _unpack(source, models_dir, limits, undo) if extracted else _innermost(source.resolve())
+            manifest = read_manifest(directory, model_name, limits)
+            undo.pop_all()
+    except OSError as error:
+        log.error("Failed to open the model archive %s: %s", escape_name(url), error)
+        raise InternalServerError(f"Failed to save model: {url}") from error
+    downloaded, archive = source if fetched else None, source if extracted else None
+    return ModelDirectory(directory, manifest, url, extracted, downloaded, archive)
+
+
+def _unpack(source: Path, models_dir: Path, limits: ArchiveLimits, undo: contextlib.ExitStack) -> Path:
+    """Unpacks an archive into a new directory, which `undo` removes."""
+    models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory = models_dir.absolute() / uuid.uuid4().hex
+    undo.callback(shutil.rmtree, directory, ignore_errors=True)
+    extract_archive(source, directory, limits)
+    inner = _innermost(directory)
+    if inner == directory or not (inner / MANIFEST_PATH).is_file():
+        return directory
+    # All of it lies in a folder, as unpacking and packing by hand leaves one.
+    moved = directory.with_name(uuid.uuid4().hex)
+    inner.rename(moved)
+    undo.callback(shutil.rmtree, moved, ignore_errors=True)
+    shutil.rmtree(directory)
+    return moved
 
 
 def empty_model_directory(models_dir: Path, name: str, version: str, url: str) -> ModelDirectory:
@@ -118,19 +124,18 @@ def empty_model_directory(models_dir: Path, name: str, version: str, url: str) -
     """
     directory = models_dir.absolute() / uuid.uuid4().hex
     directory.mkdir(mode=0o700, parents=True)
-    manifest = Manifest(name, version, None, RUNTIMES[0], None, None, None, None, {})
-    return ModelDirectory(directory, manifest, url, extracted=True)
+    return ModelDirectory(directory, Manifest(name, version), url, extracted=True)
 
 
 def remove_model_directory(model: ModelDirectory) -> None:
-    """Delete what `open_archive` unpacked; a directory that was used in place stays."""
+    """Deletes what `open_archive` unpacked; a directory that was used in place stays."""
     if model.extracted:
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(model.path)
 
 
 def remove_downloaded_archive(model: ModelDirectory) -> None:
-    """Delete the file that was fetched into the model store, so that its URL can be registered again.
+    """Deletes the file that was fetched into the model store, so that its URL can be registered again.
 
     For a successful unregistration only: at shutdown the file stays.
     """
@@ -171,19 +176,8 @@ def _is_inside(path: str, model_store: Path) -> bool:
 
 
 def _innermost(directory: Path) -> Path:
-    """Go down into a lone nested directory, as unpacking a tar file by hand leaves one."""
+    """Goes down into a lone nested directory, as unpacking a tar file by hand leaves one."""
     entries = [entry for entry in directory.iterdir() if entry.name not in _LEFT_BY_MACOS]
     if len(entries) == 1 and entries[0].is_dir() and entries[0].name != MANIFEST_PATH.parts[0]:
         return entries[0].resolve()
     return directory
-
-
-def _without_top_folder(directory: Path) -> Path:
-    """The unpacked model without the folder that all of it lies in, where it was packed with one."""
-    inner = _innermost(directory)
-    if inner == directory or not (inner / MANIFEST_PATH).is_file():
-        return directory
-    moved = directory.with_name(uuid.uuid4().hex)
-    inner.rename(moved)
-    shutil.rmtree(directory)
-    return moved

@@ -97,16 +97,9 @@ def s3_headers(parts: SplitResult, environ: Mapping[str, str], *, sse_kms: bool)
 
 
 def sign(
-    parts: SplitResult,
-    headers: Mapping[str, str],
-    credentials: Credentials,
-    region: str,
-    now: datetime,
-    *,
-    method: str = "GET",
-    service: str = "s3",
+    parts: SplitResult, headers: Mapping[str, str], credentials: Credentials, region: str, now: datetime
 ) -> dict[str, str]:
-    """The headers that authenticate a request without a body: date, token and signature.
+    """The headers that authenticate a GET request without a body: date, token and signature.
 
     Args:
         parts: where it goes; the path is percent-encoded as it will be sent.
@@ -114,8 +107,6 @@ def sign(
         credentials: who asks.
         region: AWS region of the bucket.
         now: the time, UTC.
-        method: HTTP method.
-        service: AWS service.
     """
     stamp = now.strftime("%Y%m%dT%H%M%SZ")
     added = {"x-amz-date": stamp}
@@ -128,22 +119,16 @@ def sign(
     names = ";".join(name for name, _ in lines)
     # S3 encodes each part of the path once: what is encoded already must not be encoded again.
     path = quote(unquote(parts.path or "/"), safe=f"/{_UNRESERVED}")
-    query = "&".join(
-        sorted(
-            f"{quote(name, safe=_UNRESERVED)}={quote(value, safe=_UNRESERVED)}"
-            for name, value in parse_qsl(parts.query, keep_blank_values=True)
-        )
-    )
-    canonical = "\n".join(
-        [method, path, query, *(f"{name}:{value}" for name, value in lines), "", names, _EMPTY_SHA256]
-    )
-    scope = f"{stamp[:8]}/{region}/{service}/aws4_request"
-    to_sign = "\n".join(["AWS4-HMAC-SHA256", stamp, scope, hashlib.sha256(canonical.encode()).hexdigest()])
+    pairs = parse_qsl(parts.query, keep_blank_values=True)
+    query = "&".join(sorted("=".join(quote(word, safe=_UNRESERVED) for word in pair) for pair in pairs))
+    canonical = "\n".join(["GET", path, query, *(f"{name}:{value}" for name, value in lines), "", names, _EMPTY_SHA256])
+    scope = (stamp[:8], region, "s3", "aws4_request")
     key = f"AWS4{credentials.secret}".encode()
-    for part in (stamp[:8], region, service, "aws4_request"):
+    for part in scope:
         key = hmac.digest(key, part.encode(), "sha256")
+    place = "/".join(scope)
+    to_sign = "\n".join(["AWS4-HMAC-SHA256", stamp, place, hashlib.sha256(canonical.encode()).hexdigest()])
     signature = hmac.digest(key, to_sign.encode(), "sha256").hex()
-    added["authorization"] = (
-        f"AWS4-HMAC-SHA256 Credential={credentials.key_id}/{scope}, SignedHeaders={names}, Signature={signature}"
-    )
+    credential = f"Credential={credentials.key_id}/{place}"
+    added["authorization"] = f"AWS4-HMAC-SHA256 {credential}, SignedHeaders={names}, Signature={signature}"
     return added

@@ -16,7 +16,7 @@ from wsgi_ts.settings.table import settings_of
 
 #: With `debug` workers have this long for everything, so that they can be stopped in a debugger: a week.
 DEBUG_TIMEOUT_S = 7 * 86400
-_DOCUMENTED = {name: row.default for name, row in settings_of(RegisterArguments).items()}
+_BATCH_SIZE, _DELAY_MS = (settings_of(RegisterArguments)[name].default for name in ("batch_size", "max_batch_delay"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,36 +69,15 @@ def effective_settings(
     if version not in config.models.get(name, {version: {}}):
         spoken_of = ", ".join(config.models[name]) or "none"
         warnings += (f"The key models says nothing of version {version}; its versions of this model: {spoken_of}",)
-    # A file that is there speaks of time-outs, by its own defaults too.
-    of_file = (None, None) if yaml is None else (yaml.response_timeout, yaml.startup_timeout)
-    debug = DEBUG_TIMEOUT_S if config.debug else None
     return EffectiveSettings(
         batch_size=_first(
-            _at_least(1, given.batch_size),
-            said.batch_size or None,
-            defaults.get("batchSize"),
-            _DOCUMENTED["batch_size"],
+            _at_least(1, given.batch_size), said.batch_size or None, defaults.get("batchSize"), _BATCH_SIZE
         ),
         max_batch_delay_ms=_first(
-            _at_least(0, given.max_batch_delay),
-            said.max_batch_delay or None,
-            defaults.get("maxBatchDelay"),
-            _DOCUMENTED["max_batch_delay"],
+            _at_least(0, given.max_batch_delay), said.max_batch_delay or None, defaults.get("maxBatchDelay"), _DELAY_MS
         ),
-        response_timeout_s=_first(
-            debug,
-            of_file[0],
-            defaults.get("responseTimeout"),
-            _at_least(0, given.response_timeout),
-            config.default_response_timeout,
-        ),
-        startup_timeout_s=_first(
-            debug,
-            of_file[1],
-            defaults.get("startupTimeout"),
-            _at_least(0, given.startup_timeout),
-            config.default_startup_timeout,
-        ),
+        response_timeout_s=_timeout("response_timeout", config, yaml, given, defaults.get("responseTimeout")),
+        startup_timeout_s=_timeout("startup_timeout", config, yaml, given, defaults.get("startupTimeout")),
         max_retry_timeout_s=said.max_retry_timeout,
         client_timeout_ms=said.client_timeout,
         job_queue_size=_first(said.job_queue_size, config.job_queue_size),
@@ -108,6 +87,17 @@ def effective_settings(
         weights_only=config.torch_load_weights_only if said.weights_only is None else said.weights_only,
         use_job_ticket=said.use_job_ticket,
         warnings=warnings,
+    )
+
+
+def _timeout(name: str, config: Config, yaml: ModelYaml | None, given: RegisterArguments, default: int | None) -> int:
+    """A time-out in seconds, by the name that file and call have for it; the file speaks by its own defaults, too."""
+    return _first(
+        DEBUG_TIMEOUT_S if config.debug else None,
+        None if yaml is None else getattr(yaml, name),
+        default,
+        _at_least(0, getattr(given, name)),
+        getattr(config, f"default_{name}"),
     )
 
 

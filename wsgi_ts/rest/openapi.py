@@ -154,53 +154,55 @@ def _open_inference_operations() -> list[Operation]:
     ]
 
 
-def _management_operations(config: Config) -> list[Operation]:
-    registered = {**_CHANGE, 404: "No such archive.", 409: "Already registered.", **_FAILED}
+def _version_operations(path: str, prefix: str) -> list[Operation]:
+    """What can be done with one version, or with the default one."""
     removed = {200: "Unregistered.", 403: "Default of several versions.", **_NO_MODEL, 408: "Timed out."}
     described = {200: "The model's settings and workers.", **_NO_MODEL}
     asked = {500: "The handler did not describe itself.", 503: "No worker to describe the model."}
-    unsupported = {405: "Only with enable_model_api=true."} if not config.enable_model_api else {}
-    operations = [
-        Operation(
-            "/models", "get", "listModels", "Lists the models.", {200: "The models."}, result="ModelList", query=_PAGE
-        ),
-        Operation(
-            "/models",
-            "post",
-            "registerModel",
-            "Registers a model. With a JSON body the arguments are taken from there, and those of the query string are "
-            "not looked at.",
-            registered | unsupported,
-            query=_REGISTER,
-            required=("url",),
-            bodies={_JSON: {"schema": schemas.json_arguments(_REGISTER, required=("url",))}},
-        ),
+    change = {**_CHANGE, **_NO_MODEL, **_FAILED}
+    name = f"{prefix}describeModel"
+    return [
+        Operation(path, "get", name, "Describes a model.", described | asked, result="Models", query=_DESCRIBE),
+        Operation(path, "put", f"{prefix}setAutoScale", "Sets the number of workers.", change, query=_SCALE),
+        Operation(path, "delete", f"{prefix}unregisterModel", "Unregisters a model.", removed),
+        Operation(path, "options", f"{prefix}modelApi", "Describes the model's API.", described, result="OpenApi"),
     ]
-    for path, prefix in (("/models/{model_name}", ""), ("/models/{model_name}/{model_version}", "version_")):
-        name = f"{prefix}describeModel"
-        change = {**_CHANGE, **_NO_MODEL, **_FAILED}
-        operations += [
-            Operation(path, "get", name, "Describes a model.", described | asked, result="Models", query=_DESCRIBE),
-            Operation(path, "put", f"{prefix}setAutoScale", "Sets the number of workers.", change, query=_SCALE),
-            Operation(path, "delete", f"{prefix}unregisterModel", "Unregisters a model.", removed | unsupported),
-            Operation(path, "options", f"{prefix}modelApi", "Describes the model's API.", described, result="OpenApi"),
-        ]
-    default = {200: "Done.", **_NO_MODEL}
-    path = "/models/{model_name}/{model_version}/set-default"
-    ready = {200: "Whether the model has workers.", **_NO_MODEL}
+
+
+def _management_operations(config: Config) -> list[Operation]:
+    listed, registered = (
+        {200: "The models."},
+        {**_CHANGE, 404: "No such archive.", 409: "Already registered.", **_FAILED},
+    )
+    text = (
+        "Registers a model. With a JSON body the arguments are taken from there, and those of the query string are not "
+        "looked at."
+    )
+    body = {_JSON: {"schema": schemas.json_arguments(_REGISTER, required=("url",))}}
+    register = Operation("/models", "post", "registerModel", text, registered, query=_REGISTER, required=("url",))
+    default_path = "/models/{model_name}/{model_version}/set-default"
+    ready = Operation("/v1/models/{model_name}", "get", "kserveReady", "Asks whether a model is ready.", {})
     no_workflow = {404: "No workflow can be registered, so there is none."}
     refused = {400: "Registering new workflows is disabled."}
-    operations += [
-        Operation(path, "put", "setDefault", "Sets the default version.", default),
-        Operation(
-            "/v1/models/{model_name}", "get", "kserveReady", "Asks whether a model is ready.", ready, result="Ready"
-        ),
+    operations = [
+        Operation("/models", "get", "listModels", "Lists the models.", listed, result="ModelList", query=_PAGE),
+        replace(register, bodies=body),
+        *_version_operations("/models/{model_name}", ""),
+        *_version_operations("/models/{model_name}/{model_version}", "version_"),
+        Operation(default_path, "put", "setDefault", "Sets the default version.", {200: "Done.", **_NO_MODEL}),
+        replace(ready, answers={200: "Whether the model has workers.", **_NO_MODEL}, result="Ready"),
         Operation("/workflows", "get", "listWorkflows", "Lists the workflows.", {200: "None."}, result="Workflows"),
         Operation("/workflows", "post", "registerWorkflow", "Registers no workflow.", refused),
         Operation("/workflows/{workflow_name}", "get", "describeWorkflow", "Describes a workflow.", no_workflow),
         Operation("/workflows/{workflow_name}", "delete", "unregisterWorkflow", "Removes a workflow.", no_workflow),
     ]
     operations = [replace(operation, scope="management") for operation in operations]
+    if not config.enable_model_api:
+        unsupported = {405: "Only with enable_model_api=true."}
+        operations = [
+            replace(each, answers=each.answers | unsupported) if each.name.endswith("gisterModel") else each
+            for each in operations
+        ]
     if config.token_authorization:
         scopes = {"enum": ["management", "inference"]}
         kind = schemas.argument("type", Setting(TEXT, None, "Whose key is renewed.", limits=scopes))

@@ -44,16 +44,6 @@ def test_examples_of_the_s3_documentation(path: str, more: dict[str, str], expec
     assert signature(sign(parts, {"x-amz-content-sha256": EMPTY, **more}, KEY, "us-east-1", now)) == expected
 
 
-def test_first_case_of_the_signature_test_suite() -> None:
-    key = Credentials("AKIDEXAMPLE", "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY")
-    now = datetime(2015, 8, 30, 12, 36, tzinfo=timezone.utc)
-    headers = sign(urlsplit("https://example.amazonaws.com/"), {}, key, "us-east-1", now, service="service")
-    assert headers["authorization"] == (
-        "AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20150830/us-east-1/service/aws4_request, "
-        "SignedHeaders=host;x-amz-date, Signature=5fa00fa31553b73ebf1942676e86291e8372ff2a2260956d9b8aae1d763fbf31"
-    )
-
-
 @pytest.mark.parametrize(
     ("host", "expected"),
     [
