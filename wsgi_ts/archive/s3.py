@@ -1,7 +1,8 @@
 """Requests to Amazon S3 for archives that are not public: AWS's Signature Version 4.
 
-Credentials come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`), else from the
-profile `AWS_PROFILE` of `AWS_SHARED_CREDENTIALS_FILE` or ~/.aws/credentials. Without any, requests go unsigned.
+Credentials come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`), else from
+botocore where it is installed (profiles, SSO, the roles of EC2 machines and EKS pods), else from the profile
+`AWS_PROFILE` of `AWS_SHARED_CREDENTIALS_FILE` or ~/.aws/credentials. Without any, requests go unsigned.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import configparser
 import hashlib
 import hmac
+import importlib
 import logging
 import os
 import re
@@ -57,6 +59,21 @@ def find_credentials(environ: Mapping[str, str]) -> Credentials | None:
     key_id, secret = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
     if key_id and secret:
         return Credentials(key_id, secret, environ.get("AWS_SESSION_TOKEN") or None)
+    try:
+        session = importlib.import_module("botocore.session")
+    except ImportError:
+        return _from_file(environ)
+    try:
+        found = session.get_session().get_credentials()
+        frozen = None if found is None else found.get_frozen_credentials()
+    # A role that cannot be assumed, an SSO session that has ended: botocore has dozens of errors of its own.
+    except Exception as error:
+        log.warning("botocore has no credentials, requests to S3 go unsigned: %s", error)
+        return None
+    return None if frozen is None else Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+
+
+def _from_file(environ: Mapping[str, str]) -> Credentials | None:
     file = Path(os.path.expanduser(environ.get("AWS_SHARED_CREDENTIALS_FILE") or "~/.aws/credentials"))
     profiles = configparser.RawConfigParser()
     try:

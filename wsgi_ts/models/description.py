@@ -44,16 +44,16 @@ def describe_version(model: ModelVersion, workers: Iterable[WorkerRecord], queue
     if model.placement.device_ids is not None:
         description["deviceIds"] = list(model.placement.device_ids)
     # Without a time after which a sequence ends the other limits of sequences mean nothing.
-    ends = yaml.sequence_max_idle > 0
+    ends = yaml.sequence_max_idle_ms > 0
     description |= {
         "continuousBatching": yaml.continuous_batching,
         "useJobTicket": yaml.use_job_ticket,
         "useVenv": yaml.use_venv,
         "stateful": yaml.sequence_batching,
-        "sequenceMaxIdleMSec": yaml.sequence_max_idle,
-        "sequenceTimeoutMSec": yaml.sequence_timeout if ends else 0,
-        "maxNumSequence": yaml.sequence_limit if ends else 0,
-        "maxSequenceJobQueueSize": yaml.max_sequence_job_queue_size if ends else 0,
+        "sequenceMaxIdleMSec": yaml.sequence_max_idle_ms,
+        "sequenceTimeoutMSec": yaml.sequence_timeout_ms if ends else 0,
+        "maxNumSequence": yaml.max_sequences if ends else 0,
+        "maxSequenceJobQueueSize": yaml.max_sequence_queue if ends else 0,
         "loadedAtStartup": model.loaded_at_startup,
         "workers": [describe_worker(worker) for worker in workers],
         "jobQueueStatus": {

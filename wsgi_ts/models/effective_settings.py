@@ -30,14 +30,11 @@ class EffectiveSettings:
     max_batch_delay_ms: int
     response_timeout_s: int
     startup_timeout_s: int
-    max_retry_timeout_s: int
-    client_timeout_ms: int
     job_queue_size: int
     min_workers: int
     max_workers: int
     batch_policy: str
     weights_only: bool
-    use_job_ticket: bool
     warnings: tuple[str, ...] = ()
 
 
@@ -74,18 +71,18 @@ def effective_settings(
             _at_least(1, given.batch_size), said.batch_size or None, defaults.get("batchSize"), _BATCH_SIZE
         ),
         max_batch_delay_ms=_first(
-            _at_least(0, given.max_batch_delay), said.max_batch_delay or None, defaults.get("maxBatchDelay"), _DELAY_MS
+            _at_least(0, given.max_batch_delay),
+            said.max_batch_delay_ms or None,
+            defaults.get("maxBatchDelay"),
+            _DELAY_MS,
         ),
         response_timeout_s=_timeout("response_timeout", config, yaml, given, defaults.get("responseTimeout")),
         startup_timeout_s=_timeout("startup_timeout", config, yaml, given, defaults.get("startupTimeout")),
-        max_retry_timeout_s=said.max_retry_timeout,
-        client_timeout_ms=said.client_timeout,
         job_queue_size=_first(said.job_queue_size, config.job_queue_size),
         min_workers=minimum,
         max_workers=maximum,
         batch_policy=said.batch_policy or config.batch_policy,
         weights_only=config.torch_load_weights_only if said.weights_only is None else said.weights_only,
-        use_job_ticket=said.use_job_ticket,
         warnings=warnings,
     )
 
@@ -94,7 +91,7 @@ def _timeout(name: str, config: Config, yaml: ModelYaml | None, given: RegisterA
     """A time-out in seconds, by the name that file and call have for it; the file speaks by its own defaults, too."""
     return _first(
         DEBUG_TIMEOUT_S if config.debug else None,
-        None if yaml is None else getattr(yaml, name),
+        None if yaml is None else getattr(yaml, f"{name}_s"),
         default,
         _at_least(0, getattr(given, name)),
         getattr(config, f"default_{name}"),

@@ -42,9 +42,7 @@ class TorchrunOptions:
 class ModelYaml:
     """A checked model-config.yaml; 0 is "not given" for workers, batch size and delay, as in TorchServe.
 
-    Times are in the unit of their YAML key: `response_timeout`, `startup_timeout` and `max_retry_timeout` in
-    seconds, `max_batch_delay`, `client_timeout` and the sequence times in milliseconds. `raw` is the whole
-    file, with its lines.
+    What ModelSpec has too is called as there. `raw` is the whole file, with its lines.
     """
 
     min_workers: int = setting(
@@ -54,7 +52,7 @@ class ModelYaml:
         whole(0, lift=True), 0, "upper limit that describe shows; see minWorkers", key="maxWorkers"
     )
     batch_size: int = setting(whole(1, lift=True), 0, "most requests in one call of the handler", key="batchSize")
-    max_batch_delay: int = setting(whole(0, "ms"), 0, "longest wait for a batch to fill", key="maxBatchDelay")
+    max_batch_delay_ms: int = setting(whole(0, "ms"), 0, "longest wait for a batch to fill", key="maxBatchDelay")
     batch_policy: str | None = setting(
         choice(*BATCH_POLICIES),
         None,
@@ -62,14 +60,14 @@ class ModelYaml:
         ours=True,
         key="batchPolicy",
     )
-    response_timeout: int = setting(
+    response_timeout_s: int = setting(
         whole(1, "s"), 120, "longest run of the handler for one batch; then its worker is killed", key="responseTimeout"
     )
-    startup_timeout: int = setting(whole(1, "s"), 120, "longest loading of the model", key="startupTimeout")
-    max_retry_timeout: int = setting(
+    startup_timeout_s: int = setting(whole(1, "s"), 120, "longest loading of the model", key="startupTimeout")
+    max_retry_timeout_s: int = setting(
         whole(0, "s"), 300, "how long a worker that keeps failing is started again", key="maxRetryTimeoutInSec"
     )
-    client_timeout: int = setting(
+    client_timeout_ms: int = setting(
         whole(0, "ms"),
         0,
         "longest time from the request's arrival to its answer, else 408, and never run if not begun; 0: no end",
@@ -105,16 +103,16 @@ class ModelYaml:
         FLAG, False, "requests go to an async handler as they come, each by itself", key="asyncCommunication"
     )
     use_venv: bool = setting(FLAG, False, "the workers have a Python environment of their own", key="useVenv")
-    sequence_max_idle: int = setting(
+    sequence_max_idle_ms: int = setting(
         whole(0, "ms"), 0, "a sequence without requests ends after this", key="sequenceMaxIdleMSec"
     )
-    sequence_timeout: int = setting(
+    sequence_timeout_ms: int = setting(
         whole(0, "ms"), 0, "longest life of a sequence; 0: no end", key="sequenceTimeoutMSec"
     )
-    max_sequence_job_queue_size: int = setting(
+    max_sequence_queue: int = setting(
         whole(1, lift=True), 1, "requests waiting in one sequence", key="maxSequenceJobQueueSize"
     )
-    max_num_sequence: int = setting(
+    max_sequences: int = setting(
         whole(1, lift=True), 1, "sequences at a time; at least `batchSize` times `maxWorkers`", key="maxNumSequence"
     )
     weights_only: bool | None = setting(
@@ -126,11 +124,6 @@ class ModelYaml:
     )
     raw: YamlSettings = field(default_factory=YamlSettings)
     warnings: tuple[str, ...] = ()
-
-    @property
-    def sequence_limit(self) -> int:
-        """How many sequences there may be at a time: never fewer than what all workers can have in a batch."""
-        return max(self.max_num_sequence, self.batch_size * self.max_workers)
 
 
 def parse_model_yaml(fields: Mapping[str, Any]) -> ModelYaml:
@@ -151,13 +144,16 @@ def parse_model_yaml(fields: Mapping[str, Any]) -> ModelYaml:
         if "nproc-per-node" not in section:
             torchrun = replace(torchrun, nproc_per_node=max(1, values.get("parallel_level", 1)))
         values |= {"torchrun": torchrun, "parallel_level": torchrun.nproc_per_node}
-    if values.get("sequence_batching") and not values.get("sequence_max_idle"):
+    if values.get("sequence_batching") and not values.get("sequence_max_idle_ms"):
         warnings.append(f"{file.where('sequenceBatching')}: needs a sequenceMaxIdleMSec above 0; it is off")
         del values["sequence_batching"]
     if values.get("async_communication"):
         for name, key in (("continuous_batching", "continuousBatching"), ("sequence_batching", "sequenceBatching")):
             if values.pop(name, False):
                 warnings.append(f"{file.where(key)}: does not go with asyncCommunication; it is off")
+    # Never fewer sequences than what all workers can have in a batch.
+    in_batches = values.get("batch_size", 0) * values.get("max_workers", 0)
+    values["max_sequences"] = max(values.get("max_sequences", 1), in_batches)
     if not values.get("parallel_type"):
         values["parallel_level"] = 0
     return ModelYaml(**values, raw=file, warnings=tuple(warnings))

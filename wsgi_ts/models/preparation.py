@@ -162,8 +162,13 @@ class ModelPreparer:
     ) -> ModelSpec:
         config, manifest = self._config, directory.manifest
         torchrun = launch_options(yaml)
-        chosen = dataclasses.asdict(settings)
-        del chosen["warnings"]
+        # What the file alone says, and then what several may say: fields of the same name.
+        by_name = {
+            each.name: getattr(source, each.name)
+            for source in (yaml, settings)
+            for each in dataclasses.fields(ModelSpec)
+            if hasattr(source, each.name) and each.name != "torchrun"
+        }
         return ModelSpec(
             index=self._registry.allocate_index(),
             name=manifest.model_name,
@@ -179,17 +184,9 @@ class ModelPreparer:
             max_response_bytes=config.max_response_size,
             metrics_config=str(config.metrics_config or DEFAULT_FILE),
             python=python,
-            parallel_type=yaml.parallel_type,
             ranks=torchrun.nproc_per_node if torchrun else 0,
             torchrun=dataclasses.asdict(torchrun) if torchrun else None,
-            async_communication=yaml.async_communication,
-            continuous_batching=yaml.continuous_batching,
-            sequence_batching=yaml.sequence_batching,
-            sequence_max_idle_ms=yaml.sequence_max_idle,
-            sequence_timeout_ms=yaml.sequence_timeout,
-            max_sequences=yaml.sequence_limit,
-            max_sequence_queue=yaml.max_sequence_job_queue_size,
-            **chosen,
+            **by_name,
         )
 
 

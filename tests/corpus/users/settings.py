@@ -256,12 +256,12 @@ YAMLS = [
         (("min_workers", 2), ("max_workers", 3), ("batch_size", 4)),
     ),
     UsersYaml(
-        "numbers with a point", "batchSize: 4.0\nmaxBatchDelay: 50.0\n", (("batch_size", 4), ("max_batch_delay", 50))
+        "numbers with a point", "batchSize: 4.0\nmaxBatchDelay: 50.0\n", (("batch_size", 4), ("max_batch_delay_ms", 50))
     ),
     UsersYaml(
         "times in quotes",
         "responseTimeout: '300'\nstartupTimeout: '600'\n",
-        (("response_timeout", 300), ("startup_timeout", 600)),
+        (("response_timeout_s", 300), ("startup_timeout_s", 600)),
     ),
     UsersYaml(
         "booleans in quotes",
@@ -287,7 +287,7 @@ YAMLS = [
     ),
     UsersYaml("Windows, byte order mark, document mark", "\ufeff---\r\nbatchSize: 4\r\n", (("batch_size", 4),)),
     UsersYaml(
-        "numbers of YAML", "batchSize: 0x10\nmaxBatchDelay: 1_000\n", (("batch_size", 16), ("max_batch_delay", 1000))
+        "numbers of YAML", "batchSize: 0x10\nmaxBatchDelay: 1_000\n", (("batch_size", 16), ("max_batch_delay_ms", 1000))
     ),
     UsersYaml("key given twice", "batchSize: 2\nbatchSize: 4\n", (("batch_size", 4),)),
     UsersYaml(
@@ -300,7 +300,7 @@ YAMLS = [
     UsersYaml(
         "what cannot be meant",
         "batchSize: 2.5\nuseJobTicket: maybe\nresponseTimeout: 5m\ndeviceIds: all\n",
-        (("batch_size", 0), ("use_job_ticket", False), ("response_timeout", 120), ("device_ids", None)),
+        (("batch_size", 0), ("use_job_ticket", False), ("response_timeout_s", 120), ("device_ids", None)),
         (
             "model-config.yaml:1: key batchSize: 2.5 is not a whole number; taken as not given",
             "model-config.yaml:3: key responseTimeout: '5m' is not a whole number; taken as not given",

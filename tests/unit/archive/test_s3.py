@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -78,6 +79,58 @@ def test_where_credentials_come_from(tmp_path: Path) -> None:
     assert find_credentials(environ) is None
     assert find_credentials({"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none")}) is None
     assert "secret" not in repr(Credentials("id", "secret", "secret"))
+
+
+#: A stand-in for botocore's session, with the credentials of a role.
+BOTOCORE = """
+from collections import namedtuple
+
+Frozen = namedtuple("Frozen", "access_key secret_key token")
+role = Frozen("ASIA", "role secret", "role token")
+
+class Credentials:
+    def get_frozen_credentials(self):
+        if isinstance(role, Exception):
+            raise role
+        return role
+
+class Session:
+    def get_credentials(self):
+        return role and Credentials()
+
+get_session = Session
+"""
+
+
+@pytest.fixture(autouse=True)
+def without_botocore(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "botocore.session", None)
+
+
+def test_credentials_of_a_role_by_botocore(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "botocore").mkdir()
+    (tmp_path / "botocore" / "__init__.py").touch()
+    (tmp_path / "botocore" / "session.py").write_text(BOTOCORE)
+    file = tmp_path / "credentials"
+    file.write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("botocore", "botocore.session"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    environ = {"AWS_SHARED_CREDENTIALS_FILE": str(file)}
+    assert find_credentials(environ) == Credentials("ASIA", "role secret", "role token")
+    signed = s3_headers(urlsplit("https://b.s3.amazonaws.com/m.mar"), environ, sse_kms=False)
+    assert signed["x-amz-security-token"] == "role token"
+    assert "Credential=ASIA/" in signed["authorization"]
+    own = {"AWS_ACCESS_KEY_ID": "g", "AWS_SECRET_ACCESS_KEY": "h"}
+    assert find_credentials(environ | own) == Credentials("g", "h")
+    session = sys.modules["botocore.session"]
+    monkeypatch.setattr(session, "role", None)
+    assert find_credentials(environ) is None
+    monkeypatch.setattr(session, "role", RuntimeError("the SSO session has expired"))
+    assert find_credentials(environ) is None
+    assert "requests to S3 go unsigned: the SSO session has expired" in caplog.text
 
 
 def test_secrets_stay_at_home() -> None:

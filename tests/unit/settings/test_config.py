@@ -632,7 +632,7 @@ def test_any_values_load_or_are_refused_on_one_line(place: Path, entries: list[t
 def test_model_yaml_defaults() -> None:
     yaml = parse_model_yaml({})
     assert yaml == ModelYaml()
-    assert (yaml.response_timeout, yaml.startup_timeout, yaml.max_retry_timeout) == (120, 120, 300)
+    assert (yaml.response_timeout_s, yaml.startup_timeout_s, yaml.max_retry_timeout_s) == (120, 120, 300)
 
 
 def test_model_yaml_all_keys() -> None:
@@ -651,7 +651,7 @@ def test_model_yaml_all_keys() -> None:
     yaml = parse_model_yaml(fields)
     assert yaml.warnings == ()
     assert set(fields) - {"handler"} == {row.key for row in settings_of(ModelYaml).values()}
-    assert (yaml.min_workers, yaml.max_workers, yaml.batch_size, yaml.max_batch_delay) == (1, 2, 4, 50)
+    assert (yaml.min_workers, yaml.max_workers, yaml.batch_size, yaml.max_batch_delay_ms) == (1, 2, 4, 50)
     assert (yaml.device_type, yaml.device_ids, yaml.parallel_type, yaml.parallel_level) == (
         "gpu",
         (1, 0),
@@ -661,11 +661,11 @@ def test_model_yaml_all_keys() -> None:
     assert yaml.torchrun is not None
     assert (yaml.torchrun.nproc_per_node, yaml.torchrun.master_port) == (4, 29500)
     assert (yaml.torchrun.omp_number_threads, yaml.torchrun.rdzv_backend) == (2, "static")
-    assert (yaml.max_retry_timeout, yaml.client_timeout, yaml.job_queue_size) == (9, 100, 3)
+    assert (yaml.max_retry_timeout_s, yaml.client_timeout_ms, yaml.job_queue_size) == (9, 100, 3)
     assert yaml.use_job_ticket and yaml.sequence_batching and yaml.continuous_batching
     assert yaml.use_venv and not yaml.async_communication
-    assert (yaml.sequence_max_idle, yaml.sequence_timeout) == (5, 6)
-    assert (yaml.max_sequence_job_queue_size, yaml.max_num_sequence) == (10, 11)
+    assert (yaml.sequence_max_idle_ms, yaml.sequence_timeout_ms) == (5, 6)
+    assert (yaml.max_sequence_queue, yaml.max_sequences) == (10, 11)
     assert (yaml.batch_policy, yaml.weights_only) == ("fixed", False)
     assert yaml.raw["handler"] == {"profile": True}
 
@@ -705,7 +705,7 @@ def test_model_yaml_asynchronous_requests_are_not_batched(key: str) -> None:
 
 def test_model_yaml_lifts_small_numbers() -> None:
     yaml = parse_model_yaml({"minWorkers": 0, "maxWorkers": -3, "batchSize": 0, "maxNumSequence": 0})
-    assert (yaml.min_workers, yaml.max_workers, yaml.batch_size, yaml.max_num_sequence) == (1, 0, 1, 1)
+    assert (yaml.min_workers, yaml.max_workers, yaml.batch_size, yaml.max_sequences) == (1, 0, 1, 1)
     assert yaml.warnings == ()
 
 
@@ -789,7 +789,7 @@ def test_other_settings_of_a_model() -> None:
     fields = {"jobQueueSize": 5, "batchPolicy": "fixed", "weightsOnly": True, "clientTimeoutInMills": 9}
     chosen = effective_settings(config, parse_model_yaml(fields), None, "m", "1.0", cores=1)
     assert (chosen.job_queue_size, chosen.batch_policy, chosen.weights_only) == (5, "fixed", True)
-    assert chosen.client_timeout_ms == 9
+    assert parse_model_yaml(fields).client_timeout_ms == 9
 
 
 @pytest.mark.parametrize(
