@@ -39,7 +39,7 @@ def test_the_flags_become_the_models_yaml() -> None:
     assert not read.warnings
     check_parallel(read)
     assert (read.parallel_type, read.parallel_level, read.startup_timeout_s) == ("custom", 4, 60)
-    assert (read.min_workers, read.max_workers, read.batch_size, read.response_timeout) == (1, 1, 1, 1200)
+    assert (read.min_workers, read.max_workers, read.batch_size, read.response_timeout_s) == (1, 1, 1, 1200)
     assert read.async_communication
 
 

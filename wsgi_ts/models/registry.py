@@ -22,7 +22,7 @@ from wsgi_ts.errors import (
     OutOfResources,
     ServiceUnavailable,
 )
-from wsgi_ts.messages import WorkerReport
+from wsgi_ts.messages import WorkerReport, WorkerState
 from wsgi_ts.models.version import ModelVersion
 
 
@@ -243,7 +243,7 @@ class Registry:
             if model is None:
                 return False
             known = self._routing_state(model)
-            if report.state == "stopped":
+            if report.state == WorkerState.STOPPED:
                 model.leaving.pop(report.worker_id, None)
             worker = model.workers.get(report.worker_id) or model.leaving.get(report.worker_id)
             if worker is not None:

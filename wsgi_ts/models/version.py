@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from wsgi_ts.archive.model_directory import ModelDirectory
 from wsgi_ts.gpu.assign import Placement
-from wsgi_ts.messages import ModelSpec, WorkerReport
+from wsgi_ts.messages import ModelSpec, WorkerReport, WorkerState
 from wsgi_ts.models.model_yaml import ModelYaml
 
 #: States of a worker in which it has never been of use yet.
@@ -38,7 +38,7 @@ class WorkerRecord:
     @property
     def is_ready(self) -> bool:
         """Whether it takes requests."""
-        return self.report is not None and self.report.state == "ready"
+        return self.report is not None and self.report.state == WorkerState.READY
 
     @property
     def is_pending(self) -> bool:
@@ -52,7 +52,7 @@ class WorkerRecord:
         if report is None or self.is_ready:
             return False
         late = report.recovering_since > 0 and now - report.recovering_since > limit_s
-        return report.state == "failed" or late
+        return report.state == WorkerState.FAILED or late
 
 
 @dataclass(slots=True)

@@ -67,7 +67,7 @@ def test_the_extras_have_the_range_that_is_tried() -> None:
 
 @pytest.mark.slow
 def test_generate_over_stages(variables: dict[str, str]) -> None:
-    script = str(HERE / "distributed_ranks.py")
+    script = str(HERE.parent / "distributed" / "distributed_ranks.py")
     address = {"MASTER_ADDR": "127.0.0.1"}
     found, codes = run([sys.executable, script], variables | address, f"generated 2 {free_ports(1)[0]}\n").splitlines()
     assert codes == "[0, 0]"
