@@ -30,8 +30,8 @@ from wsgi_ts.batcher.pool.actions import (
     WorkerReady,
 )
 from wsgi_ts.batcher.pool.pool import WorkerPool
-from wsgi_ts.batcher.scheduler.dispatch import largest_batch
 from wsgi_ts.batcher.scheduler.loop import BatcherLoop
+from wsgi_ts.batcher.scheduler.model_queue import largest_batch
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import BatcherWord
 from wsgi_ts.batcher.shm.mailbox import BatcherMailbox, mailbox_name

@@ -7,7 +7,26 @@ from collections.abc import Sequence
 
 from wsgi_ts.batcher.scheduler.job import Job
 from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import ModelWord
+
+
+class CountersByModel(dict[int, "ModelCounters"]):
+    """The counters of all model versions of one batcher, by model index.
+
+    Args:
+        board: the instance's board.
+        batcher: the batcher's number.
+    """
+
+    def __init__(self, board: Board, batcher: int) -> None:
+        super().__init__()
+        self._board = board
+        self._batcher = batcher
+
+    def __missing__(self, model: int) -> ModelCounters:
+        counters = self[model] = ModelCounters(self._board.words, self._board.model_row(self._batcher, model))
+        return counters
 
 
 class ModelCounters:
@@ -30,7 +49,13 @@ class ModelCounters:
         """Sets a gauge, one of ModelWord."""
         self._words[self._row + word] = value
 
-    def handed_over(self, jobs: Sequence[Job], now: float) -> None:
+    def arrived(self, jobs: Sequence[Job]) -> None:
+        """Counts requests that have come, whatever becomes of them."""
+        words, row, named = self._words, self._row, sum([job.named for job in jobs])
+        words[row + ModelWord.REQUESTS] += len(jobs) - named
+        words[row + ModelWord.REQUESTS_NAMED] += named
+
+    def dispatched(self, jobs: Sequence[Job], now: float) -> None:
         """Counts how long the requests of a batch have waited.
 
         Args:
@@ -39,10 +64,9 @@ class ModelCounters:
         """
         self._count_times(ModelWord.QUEUE_US, ModelWord.QUEUE_US_NAMED, ModelWord.QUEUE_BUCKETS, jobs, int(now * 1e9))
 
-    def begun(self, handover_s: float) -> None:
-        """Counts how long an idle worker took to find a batch that was handed to it."""
+    def begun(self, handover_us: int) -> None:
+        """Counts how long an idle worker took to find a batch that was dispatched to it."""
         words, row = self._words, self._row
-        handover_us = max(0, int(handover_s * 1e6))
         words[row + ModelWord.HANDOVER_US] += handover_us
         words[row + ModelWord.HANDOVER_BUCKETS + bisect_left(layout.TIME_BUCKETS_US, handover_us)] += 1
 
@@ -71,6 +95,12 @@ class ModelCounters:
     def _count_times(self, word: int, named_word: int, bucket: int, jobs: Sequence[Job], until_ns: int) -> None:
         """Adds the times from the jobs' arrivals on to two sums, by whether they named the version, and a histogram."""
         words, row = self._words, self._row
+        if len(jobs) == 1:  # a lone client's time is mostly the server's
+            (job,) = jobs
+            took_us = max(0, until_ns - job.arrived_ns) // 1000
+            words[row + (named_word if job.named else word)] += took_us
+            words[row + bucket + bisect_left(layout.TIME_BUCKETS_US, took_us)] += 1
+            return
         arrivals = [job.arrived_ns for job in jobs]
         named = [job.arrived_ns for job in jobs if job.named]
         total_ns = until_ns * len(arrivals) - sum(arrivals)

@@ -1,4 +1,4 @@
-"""One request as its batcher knows it. Pure: the shared memory it lies in is passed in.
+"""One request as its batcher knows it. Pure: the words of shared memory that it looks at are passed in.
 
 A slot is used again as soon as its answer has been fetched, which may be before the batcher hears that the model worker
 is done. So a job is told from the requests before and after it in the same slot by the slot's generation (README,
@@ -10,67 +10,37 @@ from __future__ import annotations
 from collections import deque
 from typing import Protocol
 
-from wsgi_ts.batcher.shm.layout import GENERATION_SHIFT, SLOT_WORDS, STATE_MASK, RequestFlag, SlotState
+from wsgi_ts.batcher.shm.layout import GENERATION_SHIFT, NOT_RETURNING, STATE_MASK, SlotState
 
-_VERSION_NAMED = RequestFlag.VERSION_NAMED << 32
 _WITH_WORKER = (SlotState.CLAIMED, SlotState.RUNNING, SlotState.STREAMING)
 
 
 class SlotTable(Protocol):
-    """What a job needs of its segment (see `segment.Segment`)."""
-
-    @property
-    def index(self) -> int:
-        """The segment's number."""
-
-    @property
-    def states(self) -> memoryview:
-        """One word per slot."""
-
-    @property
-    def slot_words(self) -> memoryview:
-        """The slots' headers, SLOT_WORDS words each."""
-
-    @property
-    def cancels(self) -> memoryview:
-        """One word per slot."""
-
-    def fail(self, slot: int, status: int, message: str) -> None:
-        """Writes an error answer."""
-
-    def fail_cancelled(self, slot: int) -> None:
-        """As `fail`, for a client that has gone."""
-
-    def fail_late(self, slot: int) -> None:
-        """As `fail`, for a deadline that has passed."""
-
-    def ids(self, slot: int) -> tuple[str, str]:
-        """The ids of the slot's sequence and request."""
-
-
-class JobSource(Protocol):
-    """What a job needs to know of where it came from (see `sources.Source`)."""
+    """The segment that a job lies in (see `segments.AttachedSegment`); the scheduler only reads, the loop answers."""
 
     mail_base: int
     retired: bool
-    in_mailboxes: int
-    touched: bool
+    states: memoryview
+    cancels: memoryview
 
-    @property
-    def segment(self) -> SlotTable:
-        """The segment."""
+    def ids(self, slot: int) -> tuple[str, str]:
+        """The ids of the slot's sequence ("" where its model has none) and of its request."""
+
+    def fail(self, slot: int, status: int, text: str) -> None:
+        """Answers a slot with an error."""
 
 
 class Job:
-    """A request whose slot is CLAIMED, or is about to be, by this batcher.
+    """A request whose slot is CLAIMED by this batcher.
 
     Args:
-        source: the segment that it lies in.
+        segment: the segment that it lies in.
         slot: its slot.
         generation: the slot's generation while it is this request's.
         arrived_ns: when its first byte arrived (monotonic).
         named: whether it named the model's version.
         came_at: when the batcher took it in (monotonic seconds).
+        idle_us: microseconds since the answer before it on its connection; NOT_RETURNING for a connection's first.
 
     Attributes:
         deliveries: how many workers ended with it in their hands and had not begun it.
@@ -78,63 +48,52 @@ class Job:
     """
 
     __slots__ = (
-        *("arrived_ns", "came_at", "deliveries", "generation", "named"),
-        *("sequence", "slot", "source"),
+        *("arrived_ns", "came_at", "deliveries", "generation", "idle_us", "named"),
+        *("segment", "sequence", "slot"),
     )
 
     def __init__(
-        self, source: JobSource, slot: int, generation: int, arrived_ns: int, named: bool, came_at: float
+        self,
+        segment: SlotTable,
+        slot: int,
+        generation: int,
+        arrived_ns: int,
+        named: bool,
+        came_at: float,
+        idle_us: int = NOT_RETURNING,
     ) -> None:
-        self.source = source
+        self.segment = segment
         self.slot = slot
         self.generation = generation
         self.arrived_ns = arrived_ns
         self.named = named
         self.came_at = came_at
+        self.idle_us = idle_us
         self.deliveries = 0
         self.sequence: Sequence | None = None
 
     def __repr__(self) -> str:
-        return f"<Job segment {self.source.segment.index} slot {self.slot} generation {self.generation}>"
+        return f"<Job segment {self.segment.mail_base >> 32} slot {self.slot} generation {self.generation}>"
 
     @property
     def state(self) -> int:
         """The job's SlotState; FREE when its slot is the next request's by now."""
-        word = self.source.segment.states[self.slot]
+        word = self.segment.states[self.slot]
         return word & STATE_MASK if word >> GENERATION_SHIFT == self.generation else SlotState.FREE
 
     @property
     def is_with_worker(self) -> bool:
-        """Whether it was handed over and has no answer yet."""
+        """Whether it was dispatched and has no answer yet."""
         return self.state in _WITH_WORKER
 
     @property
     def ids(self) -> tuple[str, str]:
         """The ids of its sequence ("" where its model has none) and of the request."""
-        return self.source.segment.ids(self.slot)
+        return self.segment.ids(self.slot)
 
     def is_over(self, oldest_ns: int) -> bool:
         """Whether it is not to be begun any more: its client has gone, or it arrived before `oldest_ns`."""
-        return self.arrived_ns < oldest_ns or bool(self.source.segment.cancels[self.slot])
-
-    def claim(self) -> None:
-        """Marks the slot CLAIMED: from now on it is this batcher's to answer, or to hand over."""
-        self.source.segment.states[self.slot] = self.generation << GENERATION_SHIFT | SlotState.CLAIMED
-
-    def fail(self, status: int, text: str) -> None:
-        """Answers it with an error. Only while no model worker may write to its slot."""
-        self.source.segment.fail(self.slot, status, text)
-        self.source.touched = True
-
-    def fail_cancelled(self) -> None:
-        """As `fail`: its client has gone."""
-        self.source.segment.fail_cancelled(self.slot)
-        self.source.touched = True
-
-    def fail_late(self) -> None:
-        """As `fail`: its own deadline has passed."""
-        self.source.segment.fail_late(self.slot)
-        self.source.touched = True
+        return self.arrived_ns < oldest_ns or bool(self.segment.cancels[self.slot])
 
 
 class Sequence:
@@ -160,16 +119,3 @@ class Sequence:
 
     def __repr__(self) -> str:
         return f"<Sequence {self.key} worker {self.worker} waiting {len(self.jobs)}>"
-
-
-def job_in(source: JobSource, slot: int, word: int, now: float) -> Job:
-    """The job that lies in a slot; whether it names the model's version is a flag in the third word of its header.
-
-    Args:
-        source: what its batcher knows of the segment.
-        slot: the slot.
-        word: its state word.
-        now: monotonic seconds.
-    """
-    words, start = source.segment.slot_words, slot * SLOT_WORDS
-    return Job(source, slot, word >> GENERATION_SHIFT, words[start], words[start + 2] & _VERSION_NAMED != 0, now)

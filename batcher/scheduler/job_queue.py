@@ -1,9 +1,9 @@
-"""The job queue of one model version on one device: bounded, first in first out. Pure."""
+"""Where a request waits: the job queue of one model version on one device, bounded, first in first out. Pure."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from wsgi_ts.batcher.scheduler.job import Job
 
@@ -30,16 +30,19 @@ class JobQueue:
         """When the first job came; only while there is one."""
         return self._jobs[0].came_at
 
-    def offer(self, job: Job) -> bool:
-        """Adds a job at the end; False when the queue is full."""
-        if len(self._jobs) >= self.capacity:
-            return False
-        self._jobs.append(job)
-        return True
+    def offer(self, jobs: list[Job]) -> list[Job]:
+        """Adds jobs at the end; returns those for which there is no room."""
+        room = self.capacity - len(self._jobs)
+        if len(jobs) <= room:
+            self._jobs.extend(jobs)
+            return []
+        room = max(0, room)
+        self._jobs.extend(jobs[:room])
+        return jobs[room:]
 
-    def put_back(self, jobs: Iterable[Job]) -> None:
+    def put_back(self, jobs: Sequence[Job]) -> None:
         """Puts jobs that were taken but never begun at the head, in their order; never refused."""
-        self._jobs.extendleft(reversed(list(jobs)))
+        self._jobs.extendleft(reversed(jobs))
 
     def take(self, count: int) -> list[Job]:
         """Removes the first `count` jobs, or all if there are fewer."""
@@ -53,20 +56,3 @@ class JobQueue:
             gone = set(dropped)
             self._jobs = deque(job for job in self._jobs if job not in gone)
         return dropped
-
-
-class TicketQueue(JobQueue):
-    """The queue of a model with `useJobTicket`: a job is let in only for a worker that is free to take it now.
-
-    Args:
-        capacity: as for `JobQueue`.
-        free_workers: how many workers have nothing to do.
-    """
-
-    def __init__(self, capacity: int, free_workers: Callable[[], int]) -> None:
-        super().__init__(capacity)
-        self._free_workers = free_workers
-
-    def offer(self, job: Job) -> bool:
-        """Adds a job if a worker is free that no waiting job will get; False otherwise."""
-        return len(self) < self._free_workers() and super().offer(job)

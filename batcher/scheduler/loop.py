@@ -1,36 +1,34 @@
-"""The batcher's hot loop: drain the submission rings, form batches, hand them over, learn when they are done.
+"""Who acts: the batcher's hot loop reads what has happened, tells the scheduler, and carries out what that decides.
 
-Owns: job queues, the consumer side of all submission rings, CLAIMED slots, this batcher's words on the board.
-Parts: `sources.Sources` the attached segments, `hand_over.HandOver` the batches that workers have, `roster.Roster` the
-models and workers. All of it runs in the batcher, on a thread of its own; the control thread talks to it by `command`
-and is told by `notify`.
-Rules: README.md beside this file. Payload bytes are never touched here.
+Owns: the consumer side of all submission rings, CLAIMED slots, this batcher's words on the board, its sides of the
+mailboxes. It runs in the batcher, on a thread of its own; the control thread talks to it by `command` and is told by
+`notify`. Rules: README.md in the folder above. Payload bytes are never touched here.
 """
 
 from __future__ import annotations
 
 import gc
+import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from wsgi_ts.batcher.scheduler.counters import ModelCounters
-from wsgi_ts.batcher.scheduler.dispatch import ModelQueue
-from wsgi_ts.batcher.scheduler.hand_over import HandOver
-from wsgi_ts.batcher.scheduler.job import Job, job_in
-from wsgi_ts.batcher.scheduler.roster import Roster
-from wsgi_ts.batcher.scheduler.sources import NO_WORKER, Source, Sources, end_unbegun
-from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.scheduler.actions import Action, Dispatch, Fail, Kill, Record, Release, Revoke, Unloaded
+from wsgi_ts.batcher.scheduler.counters import CountersByModel
+from wsgi_ts.batcher.scheduler.model_queue import Worker
+from wsgi_ts.batcher.scheduler.scheduler import UNANNOUNCED_S, Scheduler
+from wsgi_ts.batcher.scheduler.segments import AttachedSegment
 from wsgi_ts.batcher.shm.board import Board
-from wsgi_ts.batcher.shm.layout import GENERATION_SHIFT, STATE_MASK, BatcherWord, ModelWord, News, SlotState
+from wsgi_ts.batcher.shm.layout import BatcherWord, MailWord, ModelWord, News, SlotState
+from wsgi_ts.batcher.shm.mailbox import BatcherMailbox
 from wsgi_ts.batcher.shm.ring import RingDamaged
+from wsgi_ts.messages import ModelSpec
 
-_CLAIM = SlotState.CLAIMED - SlotState.READY
+log = logging.getLogger("wsgi_ts.batcher")
+
 #: Longest sleep of the loop; also the period of the work that no event announces (deadlines, heartbeat).
 TICK_S = 0.25
-#: Longest sleep without being woken for submissions: bounds how late a full queue refuses when a short batch hangs.
-UNANNOUNCED_S = 0.02
 #: Jobs and batches hold no cycles: the collector need not look often.
 GC_THRESHOLD = 50_000
 
@@ -49,27 +47,15 @@ class BatcherLoop:
     def __init__(self, board: Board, index: int, notify: Callable[[tuple[Any, ...]], None]) -> None:
         self._board = board
         self._index = index
+        self._notify = notify
         self._words = board.words
         self._bell = board.batcher_bell(index)
         self._row = board.batcher_row(index)
-        self._queues: dict[int, ModelQueue] = {}
-        self._sources = Sources(index, self._queues, self._counters, notify)
-        self._attached = self._sources.attached
-        self._hand_over = HandOver(self._sources, board.words, self._row, notify)
-        self._busy, self._streaming = self._hand_over.busy, self._hand_over.streaming
-        self._roster = Roster(self._queues, self._sources, self._hand_over, self._counters, notify)
-        self._commands: deque[tuple[Any, ...]] = deque()
-        self._carry_out: dict[str, Callable[..., None]] = {
-            "stop": self._stop,
-            "attach_segment": self._sources.attach,
-            "retire_segment": self._sources.retire,
-            "load_model": self._roster.load_model,
-            "unload_model": self._roster.unload_model,
-            "worker_ready": self._roster.worker_ready,
-            "release_worker": self._roster.release_worker,
-            "worker_gone": self._roster.worker_gone,
-        }
-        self._wake_at = 0.0
+        self._scheduler = Scheduler(time.monotonic())
+        self._segments: dict[int, AttachedSegment] = {}
+        self._mailboxes: dict[Worker, BatcherMailbox] = {}
+        self._counters = CountersByModel(board, index)
+        self._commands: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._next_tick = 0.0
         self._running = True
 
@@ -77,18 +63,15 @@ class BatcherLoop:
         """Hands a command to the loop, from another thread.
 
         Args:
-            name: "stop", "attach_segment" or "retire_segment" (see `Sources`), "load_model", "unload_model",
-                "worker_ready", "release_worker" or "worker_gone" (see `Roster`).
+            name: "stop", "attach_segment", "retire_segment", "load_model", "unload_model", "worker_ready",
+                "release_worker" or "worker_gone": the method `_on_` of that name.
             arguments: those of the method.
         """
-        self._commands.append((name, *arguments))
+        self._commands.append((getattr(self, f"_on_{name}"), arguments))
         self._bell.force()
 
-    def _stop(self) -> None:
-        self._running = False
-
     def run(self) -> None:
-        """Runs until the command ("stop",)."""
+        """Runs until the command "stop"."""
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
         while self._running:
@@ -100,184 +83,214 @@ class BatcherLoop:
         now = time.monotonic()
         worked = False
         while self._commands:
-            name, *arguments = self._commands.popleft()
-            self._carry_out[name](*arguments)
+            carry_out, arguments = self._commands.popleft()
+            carry_out(*arguments)
+            self._show_gauges()
             worked = True
         # Ends before arrivals: a client's next request must not be counted before the answer it follows.
-        for seat in tuple(self._busy):
-            if seat.batches and seat.mailbox.done >= seat.batches[0].number:
-                self._hand_over.complete(self._queues[seat.model_index], seat, now)
-                if seat.leaving and not seat.batches:
-                    self._roster.release(seat)
+        for worker in self._workers_with_news():
+            self._read_mailbox(worker, now)
+            worked = True
+        for segment in self._segments.values():
+            if segment.ring.waiting and not segment.retired:
+                self._take_submitted(segment, now)
                 worked = True
-        if self._streaming:
-            worked |= self._look_at_streams(now)
-        for source in self._attached.values():
-            if source.ring.waiting and not source.retired:
-                self._drain(source, now)
-                worked = True
-        self._wake_at = now + TICK_S
-        for queue in self._queues.values():
-            if len(queue.jobs):
-                self._dispatch(queue, now)
-        if self._roster.closing:
-            self._wake_at = min(self._wake_at, self._roster.close_served(now))
+        actions = self._scheduler.dispatch(now)
+        if actions:
+            self._act(actions, now)
         if now >= self._next_tick:
             self._tick(now)
-        self._sources.ring_touched()
+        self._look_after_segments()
         return worked
 
-    def _look_at_streams(self, now: float) -> bool:
-        """Takes note of what happened in the continuous batches; True when something had."""
-        worked = False
-        for seat in tuple(self._streaming):
-            if seat.news != seat.noted:
-                self._hand_over.note_ended(self._queues[seat.model_index], seat, now)
-                if seat.leaving and not seat.batches:
-                    self._roster.release(seat)
-                worked = True
-        return worked
+    # -- read, and tell the scheduler
+
+    def _workers_with_news(self) -> list[Worker]:
+        return [worker for worker, mailbox in self._mailboxes.items() if worker.batches and mailbox.has_news]
+
+    def _read_mailbox(self, worker: Worker, now: float) -> None:
+        mailbox = self._mailboxes[worker]
+        words, marks = mailbox.words, mailbox.read_news()
+        done, begun_at, service_s = (
+            words[MailWord.DONE],
+            words[MailWord.START_NS] / 1e9,
+            words[MailWord.SERVICE_NS] / 1e9,
+        )
+        self._act(self._scheduler.progressed(worker, done, begun_at, service_s, marks, now), now)
+        self._show_outstanding(worker.model)
+
+    def _take_submitted(self, segment: AttachedSegment, now: float) -> None:
+        try:
+            arrivals = segment.take_submitted(now)
+        except RingDamaged as damage:
+            log.error("The ring of segment %d is damaged: %s; a scan finds its requests", segment.index, damage)
+            segment.ring.skip_all()
+            self._recover(segment, (SlotState.READY,))
+            return
+        for model, jobs in arrivals.items():
+            self._counters[model].arrived(jobs)
+            self._act(self._scheduler.arrived(model, jobs, now), now)
+            self._show_outstanding(model)
+
+    def _recover(self, segment: AttachedSegment, *states: tuple[int, ...]) -> None:
+        now = time.monotonic()
+        found = segment.scan(now, *states)
+        for each in found:
+            if each.state == SlotState.READY:
+                self._counters[each.model].arrived([each.job])
+        self._act(self._scheduler.recover(found, now), now)
+
+    def _tick(self, now: float) -> None:
+        self._next_tick = now + TICK_S
+        self._words[self._row + BatcherWord.HEARTBEAT_NS] = time.monotonic_ns()
+        self._act(self._scheduler.tick(now), now)
+        for worker, mailbox in tuple(self._mailboxes.items()):
+            words = mailbox.words
+            numbers = words[MailWord.STARTED], words[MailWord.DONE]
+            self._act(self._scheduler.watch(worker, *numbers, words[MailWord.START_NS] / 1e9, now), now)
+        self._show_gauges()
+
+    # -- commands
+
+    def _on_stop(self) -> None:
+        self._running = False
+
+    def _on_attach_segment(self, prefix: str, index: int) -> None:
+        """Attaches a segment and takes over what lies in it; one that cannot be attached is logged."""
+        if index not in self._segments:
+            try:
+                segment = self._segments[index] = AttachedSegment(prefix, index, self._index)
+            except (FileNotFoundError, ValueError) as error:
+                log.error("Segment %d cannot be attached: %s", index, error)
+            else:
+                self._recover(segment)
+        self._notify(("segment_attached", index))
+
+    def _on_retire_segment(self, index: int) -> None:
+        """Gives up a segment whose web worker is dead; it is detached when no model worker can write to it."""
+        segment = self._segments.get(index)
+        if segment is None:
+            self._notify(("segment_retired", index))
+        else:
+            segment.retire()
+            self._scheduler.retire(segment)
+
+    def _on_load_model(self, spec: ModelSpec) -> None:
+        now = time.monotonic()
+        self._act(self._scheduler.load_model(spec, now), now)
+
+    def _on_unload_model(self, index: int) -> None:
+        now = time.monotonic()
+        self._act(self._scheduler.unload_model(index, now), now)
+
+    def _on_worker_ready(self, worker_id: int, start_count: int, model: int, mailbox: BatcherMailbox) -> None:
+        now = time.monotonic()
+        worker = Worker(worker_id, start_count, model)
+        self._mailboxes[worker] = mailbox
+        self._act(self._scheduler.worker_ready(worker, now), now)
+
+    def _on_release_worker(self, worker_id: int, start_count: int) -> None:
+        for worker in self._mailboxes:
+            if (worker.worker_id, worker.start_count) == (worker_id, start_count):
+                self._act(self._scheduler.release_worker(worker), time.monotonic())
+                return
+        self._notify(("worker_released", worker_id, start_count))
+
+    def _on_worker_gone(self, worker_id: int, start_count: int, oom: bool, mailbox: BatcherMailbox) -> None:
+        """Settles the jobs of a worker that is dead, if it was ready, and removes its mailbox."""
+        now = time.monotonic()
+        for worker in [worker for worker, its in self._mailboxes.items() if its is mailbox]:
+            self._read_mailbox(worker, now)
+            if self._mailboxes.pop(worker, None) is not None:
+                self._act(self._scheduler.worker_gone(worker, oom), now)
+        for segment in self._segments.values():
+            segment.touched = True  # the worker may have answered and not rung
+        mailbox.remove()
+
+    # -- carry out what the scheduler decides
+
+    def _act(self, actions: Iterable[Action], now: float) -> None:
+        for action in actions:
+            match action:
+                case Dispatch(worker, batch):
+                    jobs = batch.jobs
+                    self._mailboxes[worker].post([job.segment.mail_base | job.slot for job in jobs])
+                    self._counters[worker.model].dispatched(jobs, now)
+                case Record():
+                    self._record(action, now)
+                case Fail(model, jobs, status, text, counted):
+                    for job in jobs:
+                        job.segment.fail(job.slot, status, text)
+                    if counted is not None:
+                        self._counters[model].add(counted, len(jobs))
+                case Revoke(worker, batch):
+                    if self._mailboxes[worker].revoke(batch.number):
+                        self._act(self._scheduler.revoked(worker, batch), now)
+                case Kill(worker):
+                    self._notify(("kill_worker", worker.worker_id, worker.start_count))
+                case Release(worker):
+                    self._mailboxes.pop(worker).stop()
+                    self._notify(("worker_released", worker.worker_id, worker.start_count))
+                case Unloaded(model):
+                    self._counters[model].clear_gauges()
+                    self._notify(("model_unloaded", model))
+
+    def _record(self, ended: Record, now: float) -> None:
+        """Counts answered jobs; the times of the last batch are on the board for the gauges that show them."""
+        counters, words, row = self._counters[ended.model], self._words, self._row
+        counters.answered(ended.jobs, ended.ended_at, ended.service_s)
+        if ended.posted_at is not None:
+            handover_us = max(0, int((ended.begun_at - ended.posted_at) * 1e6))
+            counters.begun(handover_us)
+            words[row + BatcherWord.LAST_HANDOVER_US] = handover_us
+            words[row + BatcherWord.LAST_QUEUE_US] = max(
+                0, int(ended.posted_at * 1e6) - ended.jobs[0].arrived_ns // 1000
+            )
+            words[row + BatcherWord.LAST_BATCH_NS] = int(now * 1e9)
+
+    def _show_outstanding(self, index: int) -> None:
+        model = self._scheduler.models.get(index)
+        if model is not None:
+            self._counters[index].show(ModelWord.OUTSTANDING, model.outstanding)
+
+    def _show_gauges(self) -> None:
+        for index, model in self._scheduler.models.items():
+            counters = self._counters[index]
+            counters.show(ModelWord.READY_WORKERS, model.ready_workers)
+            counters.show(ModelWord.OUTSTANDING, model.outstanding)
+            counters.show(ModelWord.QUEUED, len(model.jobs))
+
+    def _look_after_segments(self) -> None:
+        """Wakes the web workers for which there are answers, and detaches what nobody writes to any more."""
+        unused = None
+        for segment in self._segments.values():
+            if segment.touched:
+                segment.touched = False
+                segment.bell.ring()
+            if segment.retired and not self._scheduler.is_in_flight(segment):
+                unused = segment
+        if unused is not None:
+            del self._segments[unused.index]
+            unused.close()
+            self._notify(("segment_retired", unused.index))
+
+    # -- sleep
 
     def _sleep(self) -> None:
         """Sleeps until there is news; at once over when there is."""
         if self._something_waits():
             return
-        wanted = self._wanted_news()
-        limit_s = self._wake_at - time.monotonic()
+        now = time.monotonic()
+        wanted = self._scheduler.wanted_news()
+        if any(segment.retired for segment in self._segments.values()):
+            wanted |= News.COMPLETION
+        limit_s = min(TICK_S, self._scheduler.wake_at - now)
         if not wanted & News.SUBMISSION:
             limit_s = min(limit_s, UNANNOUNCED_S)
         self._bell.wait(self._something_waits, limit_s, wanted=wanted)
 
-    def _wanted_news(self) -> int:
-        """For what to be woken.
-
-        A submission can wait for the end of a batch where all workers are busy with short ones, and an end that no job
-        waits for is noticed with the next submission: under load and with a single client alike, one wake in two.
-        """
-        wanted = 0
-        for queue in self._queues.values():
-            if len(queue.jobs) or not queue.accepting or any(seat.leaving for seat in queue.seats):
-                wanted |= News.COMPLETION
-                if queue.service_s > UNANNOUNCED_S or queue.idle_seat() is not None:
-                    wanted |= News.SUBMISSION
-            else:
-                wanted |= News.SUBMISSION
-        if self._sources.any_retired:
-            wanted |= News.COMPLETION
-        return wanted or News.SUBMISSION | News.COMPLETION
-
     def _something_waits(self) -> bool:
-        return bool(
-            self._commands
-            or any(source.ring.waiting and not source.retired for source in self._attached.values())
-            or any(seat.batches and seat.mailbox.done >= seat.batches[0].number for seat in self._busy)
-            or any(seat.news != seat.noted for seat in self._streaming)
-        )
-
-    # -- submission rings
-
-    def _drain(self, source: Source, now: float) -> None:
-        states = source.segment.states
-        arrivals: dict[int, list[int]] = {}
-        try:
-            entries = source.ring.pop_all()
-        except RingDamaged as damage:
-            self._sources.find_again(source, damage)
-            return
-        for place in range(0, len(entries), 2):
-            entry = entries[place]
-            slot = entry & layout.RING_SLOT_MASK
-            word = states[slot]
-            if (
-                word & STATE_MASK != SlotState.READY
-                or (word >> GENERATION_SHIFT) & layout.RING_GENERATION_MASK != entry >> layout.RING_GENERATION_SHIFT
-            ):
-                continue  # a scan has found it before
-            model = entry >> layout.RING_MODEL_SHIFT & layout.RING_MODEL_MASK
-            job = job_in(source, slot, word, now)
-            queue = self._queues.get(model)
-            if queue is None and self._sources.adopting(now):
-                self._sources.add_orphan(model, job)
-                continue
-            if queue is None or not queue.accepting or not queue.jobs.offer(job):
-                self._refuse(model, job)
-                continue
-            states[slot] = word + _CLAIM
-            tally = arrivals.get(model)
-            if tally is None:
-                tally = arrivals[model] = [0, 0, 0, 0]
-            tally[0] += 1
-            tally[3] += job.named
-            idle_us = entries[place + 1]
-            if idle_us != layout.NOT_RETURNING:
-                tally[1] += idle_us
-                tally[2] += 1
-        for model, (count, idle_us, returning, named) in arrivals.items():
-            queue = self._queues[model]
-            queue.policy.on_arrival(now, count, idle_us / 1e6, returning)
-            queue.counters.add(ModelWord.REQUESTS, count - named)
-            queue.counters.add(ModelWord.REQUESTS_NAMED, named)
-            queue.counters.show(ModelWord.OUTSTANDING, queue.outstanding)
-
-    def _refuse(self, model: int, job: Job) -> None:
-        """Answers a request for which there is no worker, or no room in the queue."""
-        job.fail(NO_WORKER, "")
-        counters = self._counters(model)
-        counters.add(ModelWord.REFUSED)
-        counters.add(ModelWord.REQUESTS_NAMED if job.named else ModelWord.REQUESTS)
-
-    def _counters(self, model: int) -> ModelCounters:
-        return ModelCounters(self._words, self._board.model_row(self._index, model))
-
-    # -- batches
-
-    def _dispatch(self, queue: ModelQueue, now: float) -> None:
-        jobs = queue.jobs
-        if queue.sequences is not None:
-            self._dispatch_sequences(queue, now)
-            return
-        while len(jobs) and queue.joins_steps:
-            place = queue.join()
-            if place is None:
-                return
-            self._hand_over.post(queue, place[0], jobs.take(place[1]), now)
-        while len(jobs):
-            seat = queue.idle_seat()
-            if seat is None:
-                seat = queue.prefetch_seat()
-                if seat is None:
-                    return
-            else:
-                wait = queue.policy.decide(now, len(jobs), jobs.oldest_at, queue.batch_size)
-                if wait > 0:
-                    self._wake_at = min(self._wake_at, now + wait)
-                    return
-            self._hand_over.post(queue, seat, jobs.take(queue.batch_size), now)
-
-    def _dispatch_sequences(self, queue: ModelQueue, now: float) -> None:
-        taken = queue.take_sequences()
-        while taken is not None:
-            self._hand_over.post(queue, *taken, now)
-            taken = queue.take_sequences()
-
-    # -- what no event announces
-
-    def _tick(self, now: float) -> None:
-        self._next_tick = now + TICK_S
-        now_ns = time.monotonic_ns()
-        self._words[self._row + BatcherWord.HEARTBEAT_NS] = now_ns
-        self._sources.refuse_orphans(now)
-        for queue in self._queues.values():
-            self._expire(queue, now)
-            self._hand_over.watch(queue, now_ns, now)
-            queue.counters.show(ModelWord.READY_WORKERS, queue.workers)
-            queue.counters.show(ModelWord.OUTSTANDING, queue.outstanding)
-            queue.counters.show(ModelWord.QUEUED, len(queue.jobs))
-
-    def _expire(self, queue: ModelQueue, now: float) -> None:
-        """Answers queued jobs whose client has gone or whose own deadline has passed; they are never run."""
-        oldest_ns = queue.oldest_in_time_ns(now)
-        for job in queue.jobs.drop(lambda job: job.is_over(oldest_ns)):
-            end_unbegun(job, oldest_ns, queue.counters)
-        if queue.sequences is not None:
-            self._sources.refuse(queue.sequences.expire(now))
+        for segment in self._segments.values():
+            if segment.ring.waiting and not segment.retired:
+                return True
+        return bool(self._commands or self._workers_with_news())

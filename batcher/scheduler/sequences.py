@@ -18,7 +18,7 @@ from wsgi_ts.batcher.scheduler.job_queue import JobQueue
 from wsgi_ts.batcher.shm.layout import mark_of
 from wsgi_ts.messages import ModelSpec
 
-logger = logging.getLogger("wsgi_ts.batcher")
+log = logging.getLogger("wsgi_ts.batcher")
 
 
 class SequenceQueue(JobQueue):
@@ -57,8 +57,11 @@ class SequenceQueue(JobQueue):
         """How many are live."""
         return len(self._live)
 
-    def offer(self, job: Job) -> bool:
-        """Adds a job to its sequence; False where that has as many waiting as it may, or would be one too many."""
+    def offer(self, jobs: list[Job]) -> list[Job]:
+        """Adds jobs to their sequences; returns those whose sequence has too many waiting, or is one too many."""
+        return [job for job in jobs if not self._take_in(job)]
+
+    def _take_in(self, job: Job) -> bool:
         key, request_id = job.ids
         now = job.came_at
         sequence = self._live.get(key)
@@ -150,7 +153,7 @@ class SequenceQueue(JobQueue):
             for each in [each for each in self._live.values() if not each.jobs and self._is_over(each, now)]:
                 self._remove(each)
         if len(self._live) >= self._most_sequences:
-            logger.warning(
+            log.warning(
                 "Skip the requestId: %s for sequence: %s due to exceeding maxNumSequence: %d",
                 *(request_id, key, self._most_sequences),
             )
@@ -159,7 +162,7 @@ class SequenceQueue(JobQueue):
 
     def _add(self, key: str, now: float) -> Sequence:
         sequence = self._live[key] = Sequence(key, now)
-        logger.info("added jobGroup for sequenceId:%s", key)
+        log.info("added jobGroup for sequenceId:%s", key)
         return sequence
 
     def _is_over(self, sequence: Sequence, now: float) -> bool:
@@ -177,7 +180,7 @@ class SequenceQueue(JobQueue):
 
     def _remove(self, sequence: Sequence) -> None:
         del self._live[sequence.key]
-        logger.info("Clean jobGroup: %s", sequence.key)
+        log.info("Clean jobGroup: %s", sequence.key)
 
 
 def _first_came(sequence: Sequence) -> float:

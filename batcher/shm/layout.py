@@ -200,6 +200,8 @@ class RequestFlag:
 
 #: Text of a request whose worker died while it ran; its status is 500, or 507 when the worker ran out of memory.
 WORKER_DIED = "Worker died."
+#: Text of a request whose client has gone; its status is 499, and nobody reads it.
+CLIENT_GONE = "Client closed the connection"
 #: Text of a request that was not answered in time; its status is 408.
 TOO_LATE = "The request was not answered within the model's clientTimeoutInMills"
 
@@ -259,7 +261,7 @@ MAIL_MARKS = 512
 def mail_entry(segment: int, slot: int) -> int:
     """A request as a mailbox, or a group's message, names it.
 
-    The generation is not in it: a slot that was handed over changes hands again only when its worker has answered it,
+    The generation is not in it: a slot that was dispatched changes hands again only when its worker has answered it,
     is dead, or has been told not to begin it.
 
     Args:

@@ -5,8 +5,8 @@ n % 2. A batch counts as given to the handler from the moment the worker stores 
 batcher can take it back (`revoke`). Both sides store their word and then look at the other's, with a barrier between
 (Dekker), so a revoked batch is never begun unseen: the worker skips it and stores it as DONE.
 
-In a continuous batch a batch of the mailbox is only a hand-over: it is DONE as soon as the worker has taken its
-requests over, and FINISHED counts those that have ended since.
+A batch that joins a continuous one is DONE as soon as the worker has taken its requests over, and FINISHED counts those
+that have ended since.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class _Mailbox:
         self.words = memory.words(0, self._marks + layout.MAIL_MARKS)
         self._barrier = threading.Lock()
 
-    def _place(self, number: int) -> int:
+    def _start(self, number: int) -> int:
+        """Index of the first word of the place that a batch lies in."""
         return layout.MAIL_WORDS + number % layout.MAIL_PLACES * (1 + self.capacity)
 
     def close(self) -> None:
@@ -62,6 +63,7 @@ class BatcherMailbox(_Mailbox):
         Doorbell.create(name)
         self.bell = Doorbell(name, self.words, MailWord.ASLEEP)
         self.posted = 0
+        self._noted = 0
         self._group: GroupBoard | None = None
         self._other_bells: list[Doorbell] = []
         if ranks:
@@ -73,12 +75,12 @@ class BatcherMailbox(_Mailbox):
             self._other_bells = [self._group.bell(rank) for rank in range(1, ranks)]
 
     def post(self, entries: list[int]) -> int:
-        """Hands over a batch; returns its number. At most MAIL_PLACES batches may be unfinished."""
+        """Posts a batch; returns its number. At most MAIL_PLACES batches may be unfinished."""
         number = self.posted + 1
-        place = self._place(number)
+        start = self._start(number)
         words = self.words
-        words[place] = len(entries)
-        words[place + 1 : place + 1 + len(entries)] = memoryview(array("Q", entries))
+        words[start] = len(entries)
+        words[start + 1 : start + 1 + len(entries)] = array("Q", entries)
         self.posted = number
         words[MailWord.POSTED] = number
         self.bell.ring()
@@ -87,29 +89,21 @@ class BatcherMailbox(_Mailbox):
         return number
 
     @property
-    def started(self) -> int:
-        """Number of the last batch the worker has begun."""
-        return self.words[MailWord.STARTED]
+    def has_news(self) -> bool:
+        """Whether the worker has finished batches, or ended requests or sequences, since the last `read_news`."""
+        words = self.words
+        return words[MailWord.DONE] + words[MailWord.FINISHED] + words[MailWord.ENDED] != self._noted
 
-    @property
-    def done(self) -> int:
-        """Number of the last batch the worker has answered (or skipped)."""
-        return self.words[MailWord.DONE]
+    def read_news(self) -> list[int]:
+        """The marks of the sequences that the handler has ended since the last call.
 
-    @property
-    def finished(self) -> int:
-        """How many requests of a continuous batch have ended."""
-        return self.words[MailWord.FINISHED]
-
-    @property
-    def ended(self) -> int:
-        """How many sequences the handler has ended."""
-        return self.words[MailWord.ENDED]
-
-    def take_ended(self) -> list[int]:
-        """The marks of the sequences that the handler has ended since the last call."""
+        Read the other words, and the slots, after this: what changes later is news again.
+        """
         words = self.words
         seen, ended = words[MailWord.ENDED_SEEN], words[MailWord.ENDED]
+        self._noted = words[MailWord.DONE] + words[MailWord.FINISHED] + ended
+        if seen == ended:
+            return []
         marks = [words[self._marks + number % layout.MAIL_MARKS] for number in range(seen, ended)]
         words[MailWord.ENDED_SEEN] = ended
         return marks
@@ -152,7 +146,7 @@ class WorkerMailbox(_Mailbox):
         return bool(self.words[MailWord.STOP])
 
     def posted(self) -> int:
-        """Number of the last batch handed over."""
+        """Number of the last batch posted."""
         return self.words[MailWord.POSTED]
 
     def begin(self, number: int, now_ns: int) -> list[int] | None:
@@ -164,9 +158,9 @@ class WorkerMailbox(_Mailbox):
             pass
         if words[MailWord.REVOKED] == number:
             return None
-        place = self._place(number)
-        count = words[place]
-        return words[place + 1 : place + 1 + count].tolist()
+        start = self._start(number)
+        count = words[start]
+        return words[start + 1 : start + 1 + count].tolist()
 
     def finish(self, number: int, service_ns: int) -> None:
         """Marks a batch as answered (or skipped)."""

@@ -12,8 +12,6 @@ from wsgi_ts.batcher.shm.doorbell import Doorbell
 from wsgi_ts.batcher.shm.layout import RequestFlag, SegmentLayout, SegmentWord
 from wsgi_ts.batcher.shm.shared_memory import SharedMemory
 
-#: In the third word of a request's header, whose upper half holds the flags.
-
 
 def segment_name(prefix: str, index: int) -> str:
     """Name of a segment and of its doorbell."""
@@ -120,7 +118,7 @@ class Segment:
 
     def fail_cancelled(self, slot: int) -> None:
         """Ends a request whose client has gone and that no handler has seen; the web worker sends nothing."""
-        self.fail(slot, 499, "Client closed the connection")
+        self.fail(slot, 499, layout.CLIENT_GONE)
 
     def fail_late(self, slot: int) -> None:
         """Ends a request that no handler has seen and whose own deadline has passed."""

@@ -103,7 +103,7 @@ class AsyncWorker(ModelWorker):
                     loop.call_soon_threadsafe(news.set)
 
     def _take_over(self, service: Service) -> None:
-        """Starts a task for each request that was handed over."""
+        """Starts a task for each request that was dispatched."""
         before, not_run = self._number, 0
         while self._mailbox.posted() > self._number:
             self._number += 1

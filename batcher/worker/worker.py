@@ -167,7 +167,7 @@ class ModelWorker:
         self._mailbox.end_step(time.monotonic_ns() - self._started_ns)
 
     def _accept(self, entries: list[int]) -> tuple[list[Place], list[Request]]:
-        """The requests to run of those that were handed over; from now on they are RUNNING."""
+        """The requests to run of those that were dispatched; from now on they are RUNNING."""
         limit_ms = self._spec.client_timeout_ms
         oldest_ns = self._started_ns - limit_ms * 1_000_000 if limit_ms else 0
         places, requests = self._slots.accept(entries, oldest_ns)

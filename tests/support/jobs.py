@@ -11,23 +11,24 @@ SLOTS = 1 << 12
 
 
 class Slots:
-    """The words of a segment, and the ids of its requests."""
+    """The words of a segment, the ids of its requests, and how they were answered.
 
-    index = 1
+    Attributes:
+        statuses: of the slots that were answered with an error, by slot.
+    """
+
+    mail_base = 1 << 32
 
     def __init__(self) -> None:
         self.states = memoryview(array("Q", bytes(8 * SLOTS)))
         self.cancels = memoryview(array("Q", bytes(8 * SLOTS)))
+        self.retired = False
         self.keys: dict[int, str] = {}
+        self.statuses: dict[int, int] = {}
 
-    def fail(self, slot: int, status: int, message: str) -> None:
+    def fail(self, slot: int, status: int, text: str) -> None:
         self.states[slot] = self.states[slot] & ~0xFF | SlotState.FAILED
-
-    def fail_cancelled(self, slot: int) -> None:
-        self.fail(slot, 499, "")
-
-    def fail_late(self, slot: int) -> None:
-        self.fail(slot, 408, "")
+        self.statuses[slot] = status
 
     def ids(self, slot: int) -> tuple[str, str]:
         return self.keys.get(slot, ""), f"request-{slot}"
@@ -38,15 +39,12 @@ class Jobs:
 
     def __init__(self) -> None:
         self.segment = Slots()
-        self.mail_base = 1 << 32
-        self.retired = self.touched = False
-        self.in_mailboxes = 0
 
     def job(self, number: int, came_at: float = 0.0, key: str = "") -> Job:
         """A CLAIMED job of generation 1, of the sequence `key`."""
         self.segment.keys[number] = key
         self.segment.states[number] = 1 << GENERATION_SHIFT | SlotState.CLAIMED
-        return Job(self, number, 1, 0, False, came_at)
+        return Job(self.segment, number, 1, 0, False, came_at)
 
     def answer(self, job: Job) -> None:
         """Its slot is DONE."""

@@ -305,10 +305,11 @@ def test_counters_of_a_batch(waits: list[tuple[int, bool]]) -> None:
     words = memoryview(bytearray(layout.MODEL_WORDS * layout.WORD)).cast("Q")
     counters = ModelCounters(words, 0)
     now_us = 10**9
-    source = Jobs()
-    jobs = [Job(source, 0, 1, (now_us - wait_us) * 1000, is_named, 0.0) for wait_us, is_named in waits]
-    counters.handed_over(jobs, now_us / 1e6)
-    counters.begun(0.0003)
+    segment = Jobs().segment
+    jobs = [Job(segment, 0, 1, (now_us - wait_us) * 1000, is_named, 0.0) for wait_us, is_named in waits]
+    counters.dispatched(jobs, now_us / 1e6)
+    counters.arrived(jobs)
+    counters.begun(300)
     counters.answered(jobs, now_us / 1e6, 0.002)
     for first in (ModelWord.QUEUE_BUCKETS, ModelWord.LATENCY_BUCKETS):
         expected = [0] * (len(layout.TIME_BUCKETS_US) + 1)
@@ -318,6 +319,8 @@ def test_counters_of_a_batch(waits: list[tuple[int, bool]]) -> None:
     for word, wanted in ((ModelWord.QUEUE_US, False), (ModelWord.QUEUE_US_NAMED, True)):
         assert words[word] == sum(wait_us for wait_us, is_named in waits if is_named == wanted)
     assert words[ModelWord.BATCHES] == sum(words[ModelWord.BATCH_BUCKETS : layout.MODEL_WORDS]) == 1
+    named = sum(is_named for _, is_named in waits)
+    assert (words[ModelWord.REQUESTS], words[ModelWord.REQUESTS_NAMED]) == (len(waits) - named, named)
     assert words[ModelWord.HANDOVER_US] == 300
 
 

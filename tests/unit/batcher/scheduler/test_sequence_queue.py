@@ -56,7 +56,7 @@ class SequencesMachine(RuleBasedStateMachine):
         job = len(self.keys)
         self.keys[job] = key
         full = len(self.waiting[key]) >= WAITING
-        if self.queue.offer(self.jobs.job(job, self.now, key)):
+        if not self.queue.offer([self.jobs.job(job, self.now, key)]):
             assert not full
             self.waiting[key].append(job)
 
@@ -123,7 +123,7 @@ TestSequences = SequencesMachine.TestCase
 
 def test_workers_share_new_sequences_and_keep_them() -> None:
     jobs, queue = Jobs(), make_queue()
-    assert all(queue.offer(jobs.job(number, number, key)) for number, key in enumerate("abcd" * 2))
+    assert queue.offer([jobs.job(number, number, key) for number, key in enumerate("abcd" * 2)]) == []
     first, second = queue.take_for(1, 8), queue.take_for(2, 8)
     # Half of those that wait, then half of the rest: max(1, pending / maxWorkers).
     assert [numbers(taken) for taken in (first, second)] == [[0, 1], [2]]
@@ -136,7 +136,7 @@ def test_workers_share_new_sequences_and_keep_them() -> None:
 def test_a_worker_has_no_more_than_its_share() -> None:
     jobs, queue = Jobs(), make_queue(max_workers=1)
     for number, key in enumerate("abcd"):
-        queue.offer(jobs.job(number, 0.0, key))
+        queue.offer([jobs.job(number, 0.0, key)])
     assert numbers(queue.take_for(1, 8)) == [0, 1]
     assert queue.take_for(1, 8) == []
     assert len(queue.end_those_of(1)) == 0
@@ -146,27 +146,25 @@ def test_a_worker_has_no_more_than_its_share() -> None:
 def test_limits_and_ends(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     jobs, queue = Jobs(), make_queue(max_sequences=1, max_sequence_queue=2)
-    taken_in = [queue.offer(jobs.job(number, 0.0, key)) for number, key in enumerate("aaba")]
-    assert taken_in == [True, True, False, False]
+    assert numbers(queue.offer([jobs.job(number, 0.0, key) for number, key in enumerate("aaba")])) == [2, 3]
     assert "added jobGroup for sequenceId:a" in caplog.text
     assert "Skip the requestId: request-2 for sequence: b due to exceeding maxNumSequence: 1" in caplog.text
     for _ in range(2):
         (job,) = queue.take_for(1, 4)
         queue.ended(job, 1.0)
-    assert not queue.offer(jobs.job(4, IDLE_S + 0.9, "b"))
+    assert numbers(queue.offer([jobs.job(4, IDLE_S + 0.9, "b")])) == [4]
     # Expired, though nobody has looked since.
-    assert queue.offer(jobs.job(4, IDLE_S + 1.1, "b"))
+    assert queue.offer([jobs.job(4, IDLE_S + 1.1, "b")]) == []
     assert "Clean jobGroup: a" in caplog.text
 
 
 def test_age_ends_a_sequence_that_is_busy() -> None:
     jobs, queue = Jobs(), make_queue()
-    queue.offer(jobs.job(0, 0.0, "a"))
-    queue.offer(jobs.job(1, 0.0, "a"))
+    queue.offer([jobs.job(0, 0.0, "a"), jobs.job(1, 0.0, "a")])
     (old,) = queue.take_for(1, 4)
     assert queue.expire(AGE_S - 1) == []
     assert numbers(queue.expire(AGE_S + 1)) == [1]
-    assert queue.offer(jobs.job(2, AGE_S + 2, "a"))
+    assert queue.offer([jobs.job(2, AGE_S + 2, "a")]) == []
     (new,) = queue.take_for(2, 4)
     queue.ended(old, AGE_S + 3)
     assert new.sequence is not None

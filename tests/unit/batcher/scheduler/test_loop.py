@@ -1,4 +1,4 @@
-"""The hand-over of slots between web worker, batcher loop and model worker, all three in one process.
+"""The way of slots between web worker, batcher loop and model worker, all three in one process.
 
 The test plays the model worker by hand, so that it can stop, or die, between any two steps. Numbers in the names are
 those of the rules in batcher/README.md.
@@ -128,7 +128,7 @@ class Bench:
         self.turn()
 
     def join(self, worker: WorkerMailbox, number: int) -> list[int]:
-        """The model worker lets a hand-over join its continuous batch."""
+        """The model worker lets what was dispatched join its continuous batch."""
         slots = [entry & 0xFFFFFFFF for entry in worker.take_over(number)]
         for slot in slots:
             self.segment.states[slot] = self.segment.states[slot] & ~0xFF | SlotState.RUNNING
@@ -244,16 +244,16 @@ def test_rule_3_of_a_batch_whose_worker_ended_each_request_goes_alone(prefix: st
 
 
 def test_rule_3_what_lies_behind_the_batch_of_a_dead_worker_is_no_suspect(bench: Bench) -> None:
-    bench.loop._queues[MODEL].service_s = 0.001  # short batches are handed over ahead
+    bench.loop._scheduler.models[MODEL].service_s = 0.001  # short batches are dispatched ahead
     ours, worker = bench.add_worker()
     running, behind = bench.submit(), bench.submit()
     assert (bench.begin(worker, 1), worker.posted()) == ([running], 2)
     bench.lose_worker(WORKER, ours)
-    (job,) = bench.loop._queues[MODEL].jobs.take(1)
+    (job,) = bench.loop._scheduler.models[MODEL].jobs.take(1)
     assert (job.slot, job.state, job.deliveries) == (behind, SlotState.CLAIMED, 0)
 
 
-def test_rule_3_holds_for_a_hand_over_that_joins_a_continuous_batch(prefix: str) -> None:
+def test_rule_3_holds_for_what_joins_a_continuous_batch(prefix: str) -> None:
     bench = Bench(prefix, batch_size=4, continuous_batching=True)
     slot = bench.submit()
     for worker_id in range(9000, 9003):
@@ -299,7 +299,7 @@ def test_a_worker_that_dies_after_its_answer_harms_no_next_request_in_the_same_s
         assert bench.begin(other, 1) == [slot]
     bench.finish(other, 1, [slot])
     assert bench.status(slot) == 418
-    assert others.posted == 1, "handed over twice"
+    assert others.posted == 1, "dispatched twice"
 
 
 def test_requests_of_one_slot_are_told_apart_by_generation_though_they_arrived_at_one_time(bench: Bench) -> None:
@@ -322,11 +322,11 @@ def test_requests_of_one_slot_are_told_apart_by_generation_though_they_arrived_a
     others, successor = bench.add_worker(9001)
     assert bench.begin(successor, 1) == [again]
     bench.finish(successor, 1, [again])
-    assert others.posted == 1, "handed over twice"
+    assert others.posted == 1, "dispatched twice"
 
 
 def test_a_worker_that_does_not_take_its_batch_is_reported(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsgi_ts.batcher.scheduler.hand_over.UNTAKEN_MARGIN_S", -1.0)
+    monkeypatch.setattr("wsgi_ts.batcher.scheduler.scheduler.UNTAKEN_MARGIN_S", -1.0)
     bench = Bench(prefix, response_timeout_s=0.0)
     bench.add_worker()
     bench.submit()
@@ -482,9 +482,9 @@ def test_a_ring_is_not_overrun_by_requests_that_the_scan_was_quicker_than(bench:
     for slot in slots:
         bench.push(slot, 1)
     bench.loop = bench.new_loop()  # which finds them all before they are published
-    bench.loop._carry_out["attach_segment"](bench.prefix, 1)
+    bench.loop._on_attach_segment(bench.prefix, 1)
     bench.loop._commands.clear()
-    bench.loop._sources.refuse_orphans(math.inf)
+    bench.loop._act(bench.loop._scheduler.tick(math.inf), math.inf)
     for slot in slots:
         assert bench.status(slot) == 503
         bench.client.release(slot)
@@ -530,7 +530,7 @@ def test_an_unloaded_model_answers_what_is_queued(bench: Bench) -> None:
 def test_an_unloaded_model_serves_what_is_queued_before_its_worker_leaves(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsgi_ts.batcher.scheduler.roster.LAST_ARRIVALS_S", 0.0)
+    monkeypatch.setattr("wsgi_ts.batcher.scheduler.scheduler.LAST_ARRIVALS_S", 0.0)
     _, worker = bench.add_worker()
     slots = [bench.submit(), bench.submit()]
     bench.begin(worker, 1)
@@ -615,7 +615,7 @@ def test_a_continuous_batch_is_filled_up_as_its_requests_end(prefix: str) -> Non
     assert bench.outstanding() == 0
 
 
-def test_a_hand_over_waits_for_a_place_in_the_mailbox(prefix: str) -> None:
+def test_a_batch_waits_for_a_place_in_the_mailbox(prefix: str) -> None:
     bench = Bench(prefix, batch_size=8, continuous_batching=True)
     _, worker = bench.add_worker()
     slots = [bench.submit() for _ in range(4)]

@@ -1,0 +1,67 @@
+"""What the scheduler decides: plain data, which `loop.BatcherLoop` carries out in the order given."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from wsgi_ts.batcher.scheduler.job import Job
+from wsgi_ts.batcher.scheduler.model_queue import Batch, Worker
+
+
+class Dispatch(NamedTuple):
+    """Post a batch to the worker's mailbox."""
+
+    worker: Worker
+    batch: Batch
+
+
+class Fail(NamedTuple):
+    """Answer jobs that no worker can write to; the text "" is composed by the web worker.
+
+    `counted` is the ModelWord that counts them; None: none.
+    """
+
+    model: int
+    jobs: list[Job]
+    status: int
+    text: str = ""
+    counted: int | None = None
+
+
+class Record(NamedTuple):
+    """Count answered jobs; `posted_at` is None where the worker was busy when they were dispatched."""
+
+    model: int
+    jobs: list[Job]
+    ended_at: float
+    service_s: float
+    posted_at: float | None = None
+    begun_at: float = 0.0
+
+
+class Revoke(NamedTuple):
+    """Take the worker's last batch back; if that succeeds, say so by `Scheduler.revoked`."""
+
+    worker: Worker
+    batch: Batch
+
+
+class Kill(NamedTuple):
+    """Have the worker's process killed."""
+
+    worker: Worker
+
+
+class Release(NamedTuple):
+    """Ask the worker, which has nothing in flight, to leave, and forget it."""
+
+    worker: Worker
+
+
+class Unloaded(NamedTuple):
+    """Tell that a model version has ended."""
+
+    model: int
+
+
+Action = Dispatch | Fail | Record | Revoke | Kill | Release | Unloaded

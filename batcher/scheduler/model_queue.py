@@ -1,0 +1,247 @@
+"""The jobs and workers of one model version on one batcher, and which jobs go to which worker next. Pure.
+
+`Worker` is what the scheduler knows of one life of a model worker, `Batch` what was dispatched to it at once.
+"""
+
+from __future__ import annotations
+
+import math
+
+from wsgi_ts.batcher.scheduler.job import Job
+from wsgi_ts.batcher.scheduler.job_queue import JobQueue
+from wsgi_ts.batcher.scheduler.policy import NONE, BatchPolicy, make_policy
+from wsgi_ts.batcher.scheduler.sequences import SequenceQueue
+from wsgi_ts.batcher.shm.layout import MAIL_PLACES, SlotState
+from wsgi_ts.messages import ModelSpec
+
+#: A worker gets its next batch while one runs only where batches are this short (seconds): the time between two
+#: matters there, and a job that waits in a mailbox cannot be taken by a worker that falls idle (except by `Revoke`).
+PREFETCH_BELOW_S = 0.005
+#: A batch that lies behind one running this many times longer than usual is taken back.
+OVERDUE_FACTOR = 10.0
+OVERDUE_LEAST_S = 0.05
+#: Requests under way at a time in a worker whose handler is asynchronous; more wait in the queue. An engine behind such
+#: a handler has a limit of its own: this one bounds what a worker's death costs.
+ASYNC_LIMIT = 1024
+_SMOOTHING = 0.1
+
+
+class Batch:
+    """Jobs that were dispatched together; of a continuous batch, `jobs` loses those that have ended.
+
+    Args:
+        number: the mailbox's number of it.
+        jobs: the jobs.
+        posted_at: when it was dispatched (monotonic seconds).
+        alone: whether the worker had nothing else to do.
+
+    Attributes:
+        revoked: whether the worker was told not to begin it.
+    """
+
+    __slots__ = ("alone", "jobs", "number", "posted_at", "revoked")
+
+    def __init__(self, number: int, jobs: list[Job], posted_at: float, alone: bool) -> None:
+        self.number = number
+        self.jobs = jobs
+        self.posted_at = posted_at
+        self.alone = alone
+        self.revoked = False
+
+    @property
+    def is_answered(self) -> bool:
+        """True if every job has its answer; the worker reports the end of the batch a moment later."""
+        return not any(job.is_with_worker for job in self.jobs)
+
+    def unbegun(self) -> list[Job]:
+        """The jobs that no handler has seen."""
+        return [job for job in self.jobs if job.state == SlotState.CLAIMED and not job.segment.retired]
+
+
+class Worker:
+    """The handle of one life of a model worker.
+
+    Args:
+        worker_id: its number (9000 …).
+        start_count: which life of it this is.
+        model: its model's index.
+
+    Attributes:
+        batches: what it has in flight, oldest first.
+        posted: number of the last batch dispatched to it.
+        done: number of the last batch it is known to have done.
+        held: asked to leave, and kept for the jobs that its unregistered model still has.
+        leaving: it gets no further batch, and leaves after those that it has.
+        killed: it is to be killed.
+        idle_since: since when it has nothing to do (monotonic seconds).
+    """
+
+    def __init__(self, worker_id: int, start_count: int, model: int) -> None:
+        self.worker_id = worker_id
+        self.start_count = start_count
+        self.model = model
+        self.batches: list[Batch] = []
+        self.posted = self.done = 0
+        self.held = self.leaving = self.killed = False
+        self.idle_since = 0.0
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether it may be given batches at all."""
+        return not self.leaving and not self.killed
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that it has."""
+        return sum(len(batch.jobs) for batch in self.batches)
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.worker_id} batches {[batch.number for batch in self.batches]}>"
+
+
+class ModelQueue:
+    """Jobs, workers and batching rule of one model version.
+
+    Args:
+        spec: the model version.
+
+    Attributes:
+        sequences: the jobs by sequence, where the model has sequences; it is `jobs`, too.
+        joins_steps: whether new jobs join those that are under way: a continuous batch, or an asynchronous handler.
+        service_s: how long a batch takes, smoothed; starts where no batch is dispatched ahead.
+        accepting: False once an unregistered version has served what it had.
+        closes_at: until when such a version takes jobs (monotonic seconds); infinite for all others.
+        wait_until: when to ask for `next_batch` again if nothing else happens before (monotonic seconds).
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self.spec = spec
+        self.workers: list[Worker] = []
+        self.joins_steps = spec.continuous_batching or spec.async_communication
+        self.sequences = SequenceQueue(spec, lambda: self.ready_workers) if spec.sequence_batching else None
+        self.jobs = JobQueue(spec.job_queue_size) if self.sequences is None else self.sequences
+        self._has_tickets = spec.use_job_ticket and not spec.sequence_batching
+        # Each ticket is one worker's: what was let in together goes to as many workers.
+        self.batch_size = 1 if self._has_tickets else largest_batch(spec)
+        # What joins at the next step, has a worker by its ticket or waits in a sequence has nothing else to wait for.
+        never_waits = self.joins_steps or self._has_tickets or spec.sequence_batching
+        policy = NONE if never_waits else spec.batch_policy
+        self.policy: BatchPolicy = make_policy(policy, spec.max_batch_delay_ms / 1000)
+        self.service_s = math.inf if self.joins_steps else PREFETCH_BELOW_S  # streams are never short
+        self.accepting = True
+        self.closes_at = self.wait_until = math.inf
+
+    def offer(self, jobs: list[Job]) -> list[Job]:
+        """Queues jobs; returns those that are refused."""
+        if not self.accepting:
+            return jobs
+        if not self._has_tickets:
+            return self.jobs.offer(jobs)
+        room = max(0, self.free_workers() - len(self.jobs))
+        return self.jobs.offer(jobs[:room]) + jobs[room:]
+
+    def next_batch(self, now: float) -> tuple[Worker, list[Job]] | None:
+        """Takes from the queue what goes to a worker now; None when nothing does.
+
+        Only while jobs wait. The worker's mailbox has room for it.
+        """
+        self.wait_until = math.inf
+        if self.sequences is not None:
+            return self._next_of_sequences(self.sequences)
+        if self.joins_steps:
+            return self._next_to_join()
+        worker = self.idle_worker()
+        if worker is not None:
+            wait = self.policy.decide(now, len(self.jobs), self.jobs.oldest_at, self.batch_size)
+            if wait > 0:
+                self.wait_until = now + wait
+                return None
+        else:
+            worker = self._worker_to_prefetch()
+        return None if worker is None else (worker, self.jobs.take(self.batch_size))
+
+    def idle_worker(self) -> Worker | None:
+        """A worker with nothing to do."""
+        for worker in self.workers:
+            if not worker.batches and not worker.leaving and not worker.killed:
+                return worker
+        return None
+
+    def free_workers(self) -> int:
+        """Workers with nothing to do, or about to say so: a client that has its answer may come back before that."""
+        return sum(all(batch.is_answered for batch in worker.batches) for worker in self.workers if worker.takes_more)
+
+    def _worker_to_prefetch(self) -> Worker | None:
+        """A busy worker that may have a full batch lie ready in its mailbox."""
+        if self.service_s >= PREFETCH_BELOW_S or len(self.jobs) < self.batch_size:
+            return None
+        return next((worker for worker in self.workers if len(worker.batches) == 1 and worker.takes_more), None)
+
+    def _next_to_join(self) -> tuple[Worker, list[Job]] | None:
+        """The worker whose continuous batch has most room, and its share of the jobs."""
+        roomy = [worker for worker in self.workers if self._room(worker) > 0]
+        if not roomy:
+            return None
+        worker = max(roomy, key=self._room)
+        share = -(-len(self.jobs) // len(roomy))
+        return worker, self.jobs.take(min(share, self._room(worker)))
+
+    def _next_of_sequences(self, sequences: SequenceQueue) -> tuple[Worker, list[Job]] | None:
+        """The worker that has waited longest of those for which there are jobs of sequences, and these jobs."""
+        for worker in sorted(self.workers, key=_idle_since):
+            room = self._room(worker)
+            taken = sequences.take_for(worker.worker_id, room) if room > 0 else []
+            if taken:
+                return worker, taken
+        return None
+
+    def _room(self, worker: Worker) -> int:
+        """How many requests a worker can take: as many as join its continuous batch, or a batch if it has none."""
+        if not worker.takes_more or worker.posted - worker.done >= MAIL_PLACES:
+            return 0
+        if self.joins_steps:
+            return self.batch_size - worker.in_flight
+        return 0 if worker.batches else self.batch_size
+
+    def learn(self, count: int, service_s: float, ended_at: float) -> None:
+        """Learns from a finished batch how long batches take, and that its clients may come back."""
+        self.service_s += _SMOOTHING * (service_s - self.service_s)
+        self.policy.on_batch(count, service_s)
+        self.policy.on_answered(ended_at, count)
+
+    def oldest_in_time_ns(self, now: float) -> int:
+        """Requests that arrived before this monotonic time (ns) have passed the model's clientTimeoutInMills."""
+        limit_ms = self.spec.client_timeout_ms
+        return int(now * 1e9) - limit_ms * 1_000_000 if limit_ms else 0
+
+    @property
+    def overdue_after_s(self) -> float:
+        """Seconds after which a running batch counts as unusually long."""
+        return max(OVERDUE_LEAST_S, OVERDUE_FACTOR * self.service_s)
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether this version is unregistered and still has jobs, or may get some."""
+        return self.closes_at < math.inf and self.accepting
+
+    @property
+    def outstanding(self) -> int:
+        """Jobs queued or in flight."""
+        return len(self.jobs) + sum([len(batch.jobs) for worker in self.workers for batch in worker.batches])
+
+    @property
+    def ready_workers(self) -> int:
+        """Workers that take jobs."""
+        return sum(not worker.leaving for worker in self.workers)
+
+
+def largest_batch(spec: ModelSpec) -> int:
+    """Requests that a worker has at most, what its mailbox must hold; streamed sequences double it."""
+    if spec.async_communication:
+        return ASYNC_LIMIT
+    doubled = spec.sequence_batching and spec.continuous_batching
+    return max(1, spec.batch_size) * (2 if doubled else 1)
+
+
+def _idle_since(worker: Worker) -> float:
+    return worker.idle_since

@@ -1,0 +1,443 @@
+"""Who decides: what has happened goes in, what is to be done comes out, as `actions`.
+
+Pure: no clock, no system call, no shared memory but the slots' state and cancel words, which are read through `Job`.
+All times are monotonic seconds. Every job that comes in is answered exactly once: by a worker, or by a `Fail`; one
+whose web worker has died (`retire`) is dropped instead. Rules: README.md in the folder above.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from wsgi_ts.batcher.scheduler.actions import Action, Dispatch, Fail, Kill, Record, Release, Revoke, Unloaded
+from wsgi_ts.batcher.scheduler.job import Job, SlotTable
+from wsgi_ts.batcher.scheduler.model_queue import Batch, ModelQueue, Worker
+from wsgi_ts.batcher.shm.layout import CLIENT_GONE, NOT_RETURNING, TOO_LATE, WORKER_DIED, ModelWord, News, SlotState
+from wsgi_ts.messages import ModelSpec
+
+log = logging.getLogger("wsgi_ts.batcher")
+
+#: Status of answers whose text the web side composes, since it knows how the model was asked for.
+NO_WORKER = 503
+#: How long a new batcher keeps jobs of models it has not been told of yet.
+RECOVERY_S = 5.0
+#: How long a version that is unregistered still takes jobs: a web worker may have looked at its routes just before.
+LAST_ARRIVALS_S = 0.05
+#: Longest sleep of the loop without being woken for submissions: bounds how late a full queue refuses when a short
+#: batch hangs.
+UNANNOUNCED_S = 0.02
+#: How often a request is dispatched to workers that end before they begin it; then it is answered with an error.
+MOST_DELIVERIES = 3
+#: What a worker that has a batch and does not take it gets on top of its response timeout, in seconds: the batch may
+#: have waited behind another one for almost as long.
+UNTAKEN_MARGIN_S = 1.0
+_GIVEN_UP = f"{WORKER_DIED} {MOST_DELIVERIES} workers ended before they had read this request: it is not tried again."
+
+
+class Found(NamedTuple):
+    """A job that was found before its model was known; `state` is what its slot's state was."""
+
+    job: Job
+    model: int
+    state: int
+    has_sequence: bool = False
+
+
+class Scheduler:
+    """The jobs, models and model workers of one batcher.
+
+    Args:
+        now: monotonic seconds; jobs of unknown models are kept for RECOVERY_S from now.
+
+    Attributes:
+        models: the model versions by index.
+        wake_at: when to call `dispatch` again if nothing else happens before.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.models: dict[int, ModelQueue] = {}
+        self.wake_at = math.inf
+        self._recovered: list[Found] = []
+        self._recover_until = now + RECOVERY_S
+
+    # -- models and workers come and go
+
+    def load_model(self, spec: ModelSpec, now: float) -> list[Action]:
+        """Opens the queue of a model version, with the jobs that were found before it was known."""
+        if spec.index in self.models:
+            return []
+        model = self.models[spec.index] = ModelQueue(spec)
+        return self._queue_recovered(model, now)
+
+    def unload_model(self, index: int, now: float) -> list[Action]:
+        """Begins the end of a model version: what has arrived, or arrives in the next moment, is still served."""
+        model = self.models.get(index)
+        if model is None:
+            return [Unloaded(index)]
+        model.closes_at = min(model.closes_at, now + LAST_ARRIVALS_S)
+        return self._forget_if_unused(model)
+
+    def worker_ready(self, worker: Worker, now: float) -> list[Action]:
+        """Takes in a worker that has loaded its model; one whose model is gone is released at once."""
+        model = self.models.get(worker.model)
+        if model is None:
+            return [Release(worker)]
+        worker.idle_since = now
+        model.workers.append(worker)
+        return []
+
+    def release_worker(self, worker: Worker) -> list[Action]:
+        """Releases a worker when it has done what it has; that of an unregistered version when all is served."""
+        model = self.models[worker.model]
+        if model.is_closing:
+            worker.held = True
+            return []
+        return self._let_go(model, worker)
+
+    def worker_gone(self, worker: Worker, oom: bool) -> list[Action]:
+        """Answers what a dead worker had begun and queues again what it had not (README, rule 3).
+
+        Args:
+            worker: the worker; what its mailbox said last has been told by `progressed`.
+            oom: whether it ran out of memory.
+        """
+        model = self.models[worker.model]
+        status = 507 if oom else 500
+        actions: list[Action] = []
+        for batch in reversed(worker.batches):
+            begun = [job for job in batch.jobs if job.state in (SlotState.RUNNING, SlotState.STREAMING)]
+            actions.append(Fail(worker.model, begun, status, WORKER_DIED, ModelWord.FAILED))
+            unbegun = batch.unbegun()
+            # What lay behind the batch that it had begun, or was to begin, has nothing to do with the worker's death.
+            if batch.number <= worker.done + 1 and model.sequences is None:
+                for job in unbegun:
+                    job.deliveries += 1
+                given_up = [job for job in unbegun if job.deliveries >= MOST_DELIVERIES]
+                unbegun = [job for job in unbegun if job.deliveries < MOST_DELIVERIES]
+                actions += self._give_up(model, given_up, status)
+            actions += self._requeue(model, unbegun)
+        worker.batches.clear()
+        actions += self._end_sequences(model, worker)
+        model.workers.remove(worker)
+        return actions + self._forget_if_unused(model)
+
+    def _let_go(self, model: ModelQueue, worker: Worker) -> list[Action]:
+        """Gives a worker no further batch; it leaves after those that it has, and takes its sequences along."""
+        worker.leaving = True
+        actions = self._end_sequences(model, worker)
+        return actions if worker.batches else actions + self._release(model, worker)
+
+    def _release(self, model: ModelQueue, worker: Worker) -> list[Action]:
+        model.workers.remove(worker)
+        return [Release(worker), *self._forget_if_unused(model)]
+
+    def _forget_if_unused(self, model: ModelQueue) -> list[Action]:
+        """Ends an unregistered version that has no workers any more; what still waits for one is answered."""
+        if model.closes_at == math.inf or model.workers:
+            return []
+        index = model.spec.index
+        del self.models[index]
+        return [Fail(index, model.jobs.take(len(model.jobs)), NO_WORKER), Unloaded(index)]
+
+    def _end_sequences(self, model: ModelQueue, worker: Worker) -> list[Action]:
+        if model.sequences is None:
+            return []
+        return [Fail(worker.model, model.sequences.end_those_of(worker.worker_id), NO_WORKER)]
+
+    def _give_up(self, model: ModelQueue, jobs: list[Job], status: int) -> list[Action]:
+        """Answers jobs that were dispatched often enough to workers that ended before they began them."""
+        for job in jobs:
+            log.error(
+                "Model %s %s: request %s is answered %d, since %d workers ended before they had read it",
+                *(model.spec.name, model.spec.version, job.ids[1], status, MOST_DELIVERIES),
+            )
+        return [Fail(model.spec.index, jobs, status, _GIVEN_UP, ModelWord.FAILED)]
+
+    def _requeue(self, model: ModelQueue, unbegun: list[Job]) -> list[Action]:
+        """Puts jobs that no handler has seen back at the head of the queue."""
+        # What a sequence's worker knew of it is gone with the worker: there is no other to go on with.
+        if model.accepting and model.sequences is None:
+            model.jobs.put_back(unbegun)
+            return []
+        return [Fail(model.spec.index, unbegun, NO_WORKER)]
+
+    # -- jobs come
+
+    def arrived(self, index: int, jobs: list[Job], now: float) -> list[Action]:
+        """Queues jobs; refuses those for which there is no worker, or no room.
+
+        Args:
+            index: their model's.
+            jobs: in the order in which they came.
+            now: when they were seen.
+        """
+        model = self.models.get(index)
+        if model is None:
+            if now >= self._recover_until:
+                return [Fail(index, jobs, NO_WORKER, "", ModelWord.REFUSED)]
+            self._recovered += [Found(job, index, SlotState.READY) for job in jobs]
+            return []
+        refused = model.offer(jobs)
+        if refused:
+            gone = set(refused)
+            jobs = [job for job in jobs if job not in gone]
+        if jobs:
+            idle_us = [job.idle_us for job in jobs if job.idle_us != NOT_RETURNING]
+            model.policy.on_arrival(now, len(jobs), sum(idle_us) / 1e6, len(idle_us))
+        return [Fail(index, refused, NO_WORKER, "", ModelWord.REFUSED)] if refused else []
+
+    def recover(self, found: list[Found], now: float) -> list[Action]:
+        """Takes over what an earlier batcher has left in a segment.
+
+        What no worker had begun is queued as soon as its model is known; what one had begun fails.
+        """
+        actions: list[Action] = []
+        for each in found:
+            if each.state in (SlotState.RUNNING, SlotState.STREAMING):
+                actions.append(Fail(each.model, [each.job], 500, WORKER_DIED))
+            elif each.state == SlotState.CLAIMED and each.has_sequence:
+                # Its sequence's worker has died with the batcher, and what it knew with it.
+                actions.append(Fail(each.model, [each.job], NO_WORKER))
+            else:
+                self._recovered.append(each)
+        for model in self.models.values():
+            actions += self._queue_recovered(model, now)
+        return actions + self._refuse_recovered(now)
+
+    def _queue_recovered(self, model: ModelQueue, now: float) -> list[Action]:
+        """Queues the recovered jobs of a model in the order in which they arrived.
+
+        Those that an earlier batcher had let in (they were CLAIMED) come first, and are never refused.
+        """
+        index = model.spec.index
+        mine = sorted((each for each in self._recovered if each.model == index), key=_arrived_ns)
+        self._recovered = [each for each in self._recovered if each.model != index]
+        for each in mine:
+            each.job.came_at = now
+        model.jobs.put_back([each.job for each in mine if each.state == SlotState.CLAIMED])
+        refused = model.offer([each.job for each in mine if each.state != SlotState.CLAIMED])
+        return [Fail(index, refused, NO_WORKER, "", ModelWord.REFUSED)] if refused else []
+
+    def _refuse_recovered(self, now: float) -> list[Action]:
+        """Answers the recovered jobs whose models have not come in time."""
+        if not self._recovered or now < self._recover_until:
+            return []
+        late, self._recovered = self._recovered, []
+        return [Fail(each.model, [each.job], NO_WORKER) for each in late]
+
+    def retire(self, segment: SlotTable) -> None:
+        """Drops the waiting jobs of a segment whose web worker is dead; what runs finishes for nobody."""
+        self._recovered = [each for each in self._recovered if each.job.segment is not segment]
+        for model in self.models.values():
+            model.jobs.drop(lambda job: job.segment is segment)
+
+    def is_in_flight(self, segment: SlotTable) -> bool:
+        """Whether a model worker may still write to one of the segment's slots."""
+        batches = [batch for model in self.models.values() for worker in model.workers for batch in worker.batches]
+        return any(job.segment is segment for batch in batches for job in batch.jobs)
+
+    # -- jobs go to workers
+
+    def dispatch(self, now: float) -> list[Action]:
+        """Gives the waiting jobs to the workers that may have them now; sets `wake_at`."""
+        actions: list[Action] = []
+        self.wake_at = math.inf
+        closing = False
+        for model in self.models.values():
+            while len(model.jobs):
+                following = model.next_batch(now)
+                if following is None:
+                    self.wake_at = min(self.wake_at, model.wait_until)
+                    break
+                self._post(model, *following, now, actions)
+            if model.is_closing:
+                closing = True
+        return actions + self._close_served(now) if closing else actions
+
+    def _post(self, model: ModelQueue, worker: Worker, jobs: list[Job], now: float, actions: list[Action]) -> None:
+        """Dispatches jobs; those whose client has gone or that are too late are answered instead."""
+        oldest_ns = model.oldest_in_time_ns(now)
+        if any([job.arrived_ns < oldest_ns or job.segment.cancels[job.slot] or job.deliveries for job in jobs]):
+            over = [job for job in jobs if job.is_over(oldest_ns)]
+            actions += self._end_unbegun(model, over, oldest_ns, now)
+            gone = set(over)
+            jobs = [job for job in jobs if job not in gone]
+            # One that may have ended its worker goes alone from now on.
+            suspect = next((place for place, job in enumerate(jobs) if job.deliveries), len(jobs))
+            count = max(1, suspect)
+            model.jobs.put_back(jobs[count:])
+            jobs = jobs[:count]
+        if jobs:
+            worker.posted += 1
+            batch = Batch(worker.posted, jobs, now, not worker.batches)
+            worker.batches.append(batch)
+            actions.append(Dispatch(worker, batch))
+
+    def _end_unbegun(self, model: ModelQueue, jobs: list[Job], oldest_ns: int, now: float) -> list[Action]:
+        """Answers jobs that are not to be run any more: too late, or their client has gone."""
+        if model.sequences is not None:
+            for job in jobs:
+                model.sequences.ended(job, now)
+        # Looked at first: the web worker gives up a request that is too late as it does one whose client has gone.
+        late = [job for job in jobs if job.arrived_ns < oldest_ns]
+        gone = [job for job in jobs if job.arrived_ns >= oldest_ns]
+        index = model.spec.index
+        return [
+            Fail(index, late, 408, TOO_LATE, ModelWord.EXPIRED),
+            Fail(index, gone, 499, CLIENT_GONE, ModelWord.CANCELLED),
+        ]
+
+    def _close_served(self, now: float) -> list[Action]:
+        """Releases the workers of unregistered versions where nothing waits for them and nothing can come any more."""
+        actions: list[Action] = []
+        for model in [model for model in self.models.values() if model.is_closing]:
+            if now < model.closes_at:
+                self.wake_at = min(self.wake_at, model.closes_at)
+            elif not len(model.jobs):
+                model.accepting = False
+                for worker in [worker for worker in model.workers if worker.held]:
+                    actions += self._let_go(model, worker)
+        return actions
+
+    # -- workers have gone on
+
+    def progressed(
+        self, worker: Worker, done: int, begun_at: float, service_s: float, marks: Sequence[int], now: float
+    ) -> list[Action]:
+        """Takes note of what a worker has finished.
+
+        Args:
+            worker: the worker.
+            done: number of the last batch that it has done; of a continuous batch, that it has taken over.
+            begun_at: when it began the last batch.
+            service_s: how long the last finished batch, or step, took.
+            marks: those of the sequences that its handler has ended.
+            now: monotonic seconds.
+        """
+        model = self.models[worker.model]
+        worker.done = done
+        if model.joins_steps:
+            actions = self._note_ended(model, worker, service_s, now)
+        else:
+            actions = self._note_done(model, worker, begun_at, service_s, now)
+        if model.sequences is not None:
+            actions.append(Fail(worker.model, model.sequences.end_marked(marks), NO_WORKER))
+        if worker.leaving and not worker.batches:
+            actions += self._release(model, worker)
+        return actions
+
+    def _note_done(
+        self, model: ModelQueue, worker: Worker, begun_at: float, service_s: float, now: float
+    ) -> list[Action]:
+        """Takes note of finished batches."""
+        actions: list[Action] = []
+        ended_at = min(now, begun_at + service_s)
+        batches = worker.batches
+        while batches and batches[0].number <= worker.done:
+            batch = batches.pop(0)
+            worker.idle_since = now
+            if model.sequences is not None:
+                for job in batch.jobs:
+                    model.sequences.ended(job, now)
+            if batch.revoked:
+                actions += self._requeue(model, batch.unbegun())
+                continue
+            model.learn(len(batch.jobs), service_s, ended_at)
+            found_idle = batch.alone and batch.number == worker.done
+            posted_at = batch.posted_at if found_idle else None
+            actions.append(Record(worker.model, batch.jobs, ended_at, service_s, posted_at, begun_at))
+        return actions
+
+    def _note_ended(self, model: ModelQueue, worker: Worker, service_s: float, now: float) -> list[Action]:
+        """Takes note of the requests of a continuous batch that have ended, as their slots say."""
+        ended: list[Job] = []
+        for batch in tuple(worker.batches):
+            in_flight: list[Job] = []
+            for job in batch.jobs:
+                (in_flight if job.is_with_worker else ended).append(job)
+            batch.jobs = in_flight
+            if not in_flight:
+                worker.batches.remove(batch)
+        if not ended:
+            return []
+        worker.idle_since = now
+        if model.sequences is not None:
+            for job in ended:
+                model.sequences.ended(job, now)
+        return [Record(worker.model, ended, now, service_s)]
+
+    # -- what no event announces
+
+    def tick(self, now: float) -> list[Action]:
+        """Answers queued jobs whose client has gone or whose own deadline has passed; they are never run."""
+        actions = self._refuse_recovered(now)
+        for model in self.models.values():
+            oldest_ns = model.oldest_in_time_ns(now)
+            over = model.jobs.drop(lambda job: job.is_over(oldest_ns))  # noqa: B023 (called at once)
+            if over:
+                actions += self._end_unbegun(model, over, oldest_ns, now)
+            if model.sequences is not None:
+                actions.append(Fail(model.spec.index, model.sequences.expire(now), NO_WORKER))
+        return actions
+
+    def watch(self, worker: Worker, started: int, done: int, begun_at: float, now: float) -> list[Action]:
+        """Looks for batches that run too long, or are not even taken: over `responseTimeout` their worker is killed.
+
+        Args:
+            worker: the worker.
+            started: number of the last batch that it has begun.
+            done: number of the last batch that it has done.
+            begun_at: when it began that, or the present step of a continuous batch; 0 between two steps.
+            now: monotonic seconds.
+        """
+        if not worker.batches or worker.killed:
+            return []
+        model = self.models[worker.model]
+        limit_s = model.spec.response_timeout_s
+        # Of a continuous batch each step has its own time; between two steps there is none.
+        if not begun_at or (not model.joins_steps and started <= done):
+            # It runs nothing: one that does not take what it has been given hangs (or is stopped). But an asynchronous
+            # handler may keep its event loop from taking more for as long as it likes.
+            posted_at = next((batch.posted_at for batch in worker.batches if batch.number > started), now)
+            hangs = now - posted_at > limit_s + UNTAKEN_MARGIN_S and not model.spec.async_communication
+            return self._kill(worker) if hangs else []
+        running_s = now - begun_at
+        if running_s > limit_s:
+            return self._kill(worker)
+        last = worker.batches[-1]
+        is_blocked = len(worker.batches) > 1 and running_s > model.overdue_after_s and not last.revoked
+        if not is_blocked or model.idle_worker() is None:
+            return []
+        last.revoked = True
+        return [Revoke(worker, last)]
+
+    def _kill(self, worker: Worker) -> list[Action]:
+        worker.killed = True
+        return [Kill(worker)]
+
+    def revoked(self, worker: Worker, batch: Batch) -> list[Action]:
+        """Queues a batch again that its worker had not begun and never will; its place is free when it says so."""
+        unbegun, batch.jobs = batch.unbegun(), []
+        return self._requeue(self.models[worker.model], unbegun)
+
+    def wanted_news(self) -> int:
+        """For what the loop is to be woken, bits of `layout.News`.
+
+        A submission can wait for the end of a batch where all workers are busy with short ones, and an end that no job
+        waits for is noticed with the next submission: under load and with a single client alike, one wake in two.
+        """
+        wanted = 0
+        for model in self.models.values():
+            if len(model.jobs) or not model.accepting or any(worker.leaving for worker in model.workers):
+                wanted |= News.COMPLETION
+                if model.service_s <= UNANNOUNCED_S and model.idle_worker() is None:
+                    continue
+            wanted |= News.SUBMISSION
+        return wanted or News.SUBMISSION | News.COMPLETION
+
+
+def _arrived_ns(found: Found) -> int:
+    return found.job.arrived_ns
