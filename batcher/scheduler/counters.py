@@ -53,7 +53,8 @@ class ModelCounters:
         """Counts requests that have come, whatever becomes of them."""
         words, row, named = self._words, self._row, sum([job.named for job in jobs])
         words[row + ModelWord.REQUESTS] += len(jobs) - named
-        words[row + ModelWord.REQUESTS_NAMED] += named
+        if named:
+            words[row + ModelWord.REQUESTS_NAMED] += named
 
     def dispatched(self, jobs: Sequence[Job], now: float) -> None:
         """Counts how long the requests of a batch have waited.

@@ -8,6 +8,7 @@ rule 5), and by nothing else: all that is asked of a job here holds for that one
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from wsgi_ts.batcher.shm.layout import GENERATION_SHIFT, NOT_RETURNING, STATE_MASK, SlotState
@@ -30,10 +31,11 @@ class SlotTable(Protocol):
         """Answers a slot with an error."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Job:
     """A request whose slot is CLAIMED by this batcher.
 
-    Args:
+    Attributes:
         segment: the segment that it lies in.
         slot: its slot.
         generation: the slot's generation while it is this request's.
@@ -41,36 +43,19 @@ class Job:
         named: whether it named the model's version.
         came_at: when the batcher took it in (monotonic seconds).
         idle_us: microseconds since the answer before it on its connection; NOT_RETURNING for a connection's first.
-
-    Attributes:
         deliveries: how many workers ended with it in their hands and had not begun it.
         sequence: its sequence, once it has been given to a worker, where the model has sequences.
     """
 
-    __slots__ = (
-        *("arrived_ns", "came_at", "deliveries", "generation", "idle_us", "named"),
-        *("segment", "sequence", "slot"),
-    )
-
-    def __init__(
-        self,
-        segment: SlotTable,
-        slot: int,
-        generation: int,
-        arrived_ns: int,
-        named: bool,
-        came_at: float,
-        idle_us: int = NOT_RETURNING,
-    ) -> None:
-        self.segment = segment
-        self.slot = slot
-        self.generation = generation
-        self.arrived_ns = arrived_ns
-        self.named = named
-        self.came_at = came_at
-        self.idle_us = idle_us
-        self.deliveries = 0
-        self.sequence: Sequence | None = None
+    segment: SlotTable
+    slot: int
+    generation: int
+    arrived_ns: int
+    named: bool
+    came_at: float
+    idle_us: int = NOT_RETURNING
+    deliveries: int = 0
+    sequence: Sequence | None = None
 
     def __repr__(self) -> str:
         return f"<Job segment {self.segment.mail_base >> 32} slot {self.slot} generation {self.generation}>"
@@ -96,26 +81,25 @@ class Job:
         return self.arrived_ns < oldest_ns or bool(self.segment.cancels[self.slot])
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Sequence:
     """One live sequence.
 
     Attributes:
         key: its id.
+        created_at: monotonic seconds.
+        active_at: when a request of it last came or ended.
         worker: the worker that has it; None while it waits for one.
         running: whether a request of it is with the worker.
         jobs: those that wait.
-        created_at: monotonic seconds.
-        active_at: when a request of it last came or ended.
     """
 
-    __slots__ = ("active_at", "created_at", "jobs", "key", "running", "worker")
-
-    def __init__(self, key: str, now: float) -> None:
-        self.key = key
-        self.worker: int | None = None
-        self.running = False
-        self.jobs: deque[Job] = deque()
-        self.created_at = self.active_at = now
+    key: str
+    created_at: float
+    active_at: float
+    worker: int | None = None
+    running: bool = False
+    jobs: deque[Job] = field(default_factory=deque)
 
     def __repr__(self) -> str:
         return f"<Sequence {self.key} worker {self.worker} waiting {len(self.jobs)}>"

@@ -88,9 +88,10 @@ class BatcherLoop:
             self._show_gauges()
             worked = True
         # Ends before arrivals: a client's next request must not be counted before the answer it follows.
-        for worker in self._workers_with_news():
-            self._read_mailbox(worker, now)
-            worked = True
+        for worker in tuple(self._scheduler.busy):
+            if self._mailboxes[worker].has_news:
+                self._read_mailbox(worker, now)
+                worked = True
         for segment in self._segments.values():
             if segment.ring.waiting and not segment.retired:
                 self._take_submitted(segment, now)
@@ -104,9 +105,6 @@ class BatcherLoop:
         return worked
 
     # -- read, and tell the scheduler
-
-    def _workers_with_news(self) -> list[Worker]:
-        return [worker for worker, mailbox in self._mailboxes.items() if worker.batches and mailbox.has_news]
 
     def _read_mailbox(self, worker: Worker, now: float) -> None:
         mailbox = self._mailboxes[worker]
@@ -293,4 +291,7 @@ class BatcherLoop:
         for segment in self._segments.values():
             if segment.ring.waiting and not segment.retired:
                 return True
-        return bool(self._commands or self._workers_with_news())
+        for worker in self._scheduler.busy:
+            if self._mailboxes[worker].has_news:
+                return True
+        return bool(self._commands)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 from wsgi_ts.batcher.scheduler.job import Job
 from wsgi_ts.batcher.scheduler.job_queue import JobQueue
@@ -26,27 +27,23 @@ ASYNC_LIMIT = 1024
 _SMOOTHING = 0.1
 
 
+@dataclass(slots=True, eq=False)
 class Batch:
     """Jobs that were dispatched together; of a continuous batch, `jobs` loses those that have ended.
 
-    Args:
+    Attributes:
         number: the mailbox's number of it.
         jobs: the jobs.
         posted_at: when it was dispatched (monotonic seconds).
         alone: whether the worker had nothing else to do.
-
-    Attributes:
         revoked: whether the worker was told not to begin it.
     """
 
-    __slots__ = ("alone", "jobs", "number", "posted_at", "revoked")
-
-    def __init__(self, number: int, jobs: list[Job], posted_at: float, alone: bool) -> None:
-        self.number = number
-        self.jobs = jobs
-        self.posted_at = posted_at
-        self.alone = alone
-        self.revoked = False
+    number: int
+    jobs: list[Job]
+    posted_at: float
+    alone: bool
+    revoked: bool = False
 
     @property
     def is_answered(self) -> bool:
@@ -58,15 +55,14 @@ class Batch:
         return [job for job in self.jobs if job.state == SlotState.CLAIMED and not job.segment.retired]
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Worker:
     """The handle of one life of a model worker.
 
-    Args:
+    Attributes:
         worker_id: its number (9000 …).
         start_count: which life of it this is.
         model: its model's index.
-
-    Attributes:
         batches: what it has in flight, oldest first.
         posted: number of the last batch dispatched to it.
         done: number of the last batch it is known to have done.
@@ -76,14 +72,16 @@ class Worker:
         idle_since: since when it has nothing to do (monotonic seconds).
     """
 
-    def __init__(self, worker_id: int, start_count: int, model: int) -> None:
-        self.worker_id = worker_id
-        self.start_count = start_count
-        self.model = model
-        self.batches: list[Batch] = []
-        self.posted = self.done = 0
-        self.held = self.leaving = self.killed = False
-        self.idle_since = 0.0
+    worker_id: int
+    start_count: int
+    model: int
+    batches: list[Batch] = field(default_factory=list)
+    posted: int = 0
+    done: int = 0
+    held: bool = False
+    leaving: bool = False
+    killed: bool = False
+    idle_since: float = 0.0
 
     @property
     def takes_more(self) -> bool:
@@ -109,8 +107,9 @@ class ModelQueue:
         sequences: the jobs by sequence, where the model has sequences; it is `jobs`, too.
         joins_steps: whether new jobs join those that are under way: a continuous batch, or an asynchronous handler.
         service_s: how long a batch takes, smoothed; starts where no batch is dispatched ahead.
+        closing: this version is unregistered, and still has jobs or may get some.
+        closes_at: until when it may get some (monotonic seconds).
         accepting: False once an unregistered version has served what it had.
-        closes_at: until when such a version takes jobs (monotonic seconds); infinite for all others.
         wait_until: when to ask for `next_batch` again if nothing else happens before (monotonic seconds).
     """
 
@@ -128,7 +127,7 @@ class ModelQueue:
         policy = NONE if never_waits else spec.batch_policy
         self.policy: BatchPolicy = make_policy(policy, spec.max_batch_delay_ms / 1000)
         self.service_s = math.inf if self.joins_steps else PREFETCH_BELOW_S  # streams are never short
-        self.accepting = True
+        self.closing, self.accepting = False, True
         self.closes_at = self.wait_until = math.inf
 
     def offer(self, jobs: list[Job]) -> list[Job]:
@@ -218,11 +217,6 @@ class ModelQueue:
     def overdue_after_s(self) -> float:
         """Seconds after which a running batch counts as unusually long."""
         return max(OVERDUE_LEAST_S, OVERDUE_FACTOR * self.service_s)
-
-    @property
-    def is_closing(self) -> bool:
-        """Whether this version is unregistered and still has jobs, or may get some."""
-        return self.closes_at < math.inf and self.accepting
 
     @property
     def outstanding(self) -> int:

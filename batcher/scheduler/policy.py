@@ -14,15 +14,14 @@ waits.
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
 
 ADAPTIVE = "adaptive"
 FIXED = "fixed"
 NONE = "none"
 
 
-class BatchPolicy(Protocol):
-    """What the batcher tells a batching rule, and what it asks of it.
+class BatchPolicy:
+    """A batching rule: what the batcher tells it, and what it asks. This one: no delay, whatever waits goes at once.
 
     All times are seconds on one monotonic clock. One instance serves one model version.
     """
@@ -55,6 +54,10 @@ class BatchPolicy(Protocol):
         Returns:
             0.0 for "now", else the seconds after which to ask again if nothing else happens before.
         """
+        return 0.0
+
+    def __repr__(self) -> str:
+        return "<BatchPolicy none>"
 
 
 def make_policy(name: str, max_delay_s: float) -> BatchPolicy:
@@ -72,31 +75,11 @@ def make_policy(name: str, max_delay_s: float) -> BatchPolicy:
     if name == FIXED:
         return FixedPolicy(max_delay_s)
     if name == NONE:
-        return NonePolicy()
+        return BatchPolicy()
     raise ValueError(f"batchPolicy: {name!r} is none of {ADAPTIVE}, {FIXED}, {NONE}")
 
 
-class NonePolicy:
-    """No delay: whatever waits goes as soon as a worker is free."""
-
-    def on_arrival(self, now: float, count: int, idle_total_s: float, returning: int) -> None:
-        """Not used by this rule."""
-
-    def on_answered(self, now: float, count: int) -> None:
-        """Not used by this rule."""
-
-    def on_batch(self, n: int, service_s: float) -> None:
-        """Not used by this rule."""
-
-    def decide(self, now: float, waiting: int, oldest_at: float, batch_size: int) -> float:
-        """Always now."""
-        return 0.0
-
-    def __repr__(self) -> str:
-        return "<NonePolicy>"
-
-
-class FixedPolicy(NonePolicy):
+class FixedPolicy(BatchPolicy):
     """TorchServe's rule: from when a free worker finds the first request, wait `max_delay_s` or until full.
 
     The window opens when the worker is free and not when the request came, as in TorchServe, where a worker takes
@@ -126,7 +109,7 @@ class FixedPolicy(NonePolicy):
 _NO_TIME_S = 1e-6
 
 
-class AdaptivePolicy:
+class AdaptivePolicy(BatchPolicy):
     """Waits for one more request exactly while that raises throughput (see the module's text)."""
 
     def __init__(self, max_delay_s: float) -> None:

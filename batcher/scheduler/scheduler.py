@@ -54,11 +54,13 @@ class Scheduler:
 
     Attributes:
         models: the model versions by index.
+        busy: the workers that have batches.
         wake_at: when to call `dispatch` again if nothing else happens before.
     """
 
     def __init__(self, now: float) -> None:
         self.models: dict[int, ModelQueue] = {}
+        self.busy: list[Worker] = []
         self.wake_at = math.inf
         self._recovered: list[Found] = []
         self._recover_until = now + RECOVERY_S
@@ -77,7 +79,8 @@ class Scheduler:
         model = self.models.get(index)
         if model is None:
             return [Unloaded(index)]
-        model.closes_at = min(model.closes_at, now + LAST_ARRIVALS_S)
+        if model.accepting and not model.closing:
+            model.closing, model.closes_at = True, now + LAST_ARRIVALS_S
         return self._forget_if_unused(model)
 
     def worker_ready(self, worker: Worker, now: float) -> list[Action]:
@@ -92,7 +95,7 @@ class Scheduler:
     def release_worker(self, worker: Worker) -> list[Action]:
         """Releases a worker when it has done what it has; that of an unregistered version when all is served."""
         model = self.models[worker.model]
-        if model.is_closing:
+        if model.closing:
             worker.held = True
             return []
         return self._let_go(model, worker)
@@ -119,7 +122,9 @@ class Scheduler:
                 unbegun = [job for job in unbegun if job.deliveries < MOST_DELIVERIES]
                 actions += self._give_up(model, given_up, status)
             actions += self._requeue(model, unbegun)
-        worker.batches.clear()
+        if worker.batches:
+            worker.batches.clear()
+            self.busy.remove(worker)
         actions += self._end_sequences(model, worker)
         model.workers.remove(worker)
         return actions + self._forget_if_unused(model)
@@ -136,7 +141,7 @@ class Scheduler:
 
     def _forget_if_unused(self, model: ModelQueue) -> list[Action]:
         """Ends an unregistered version that has no workers any more; what still waits for one is answered."""
-        if model.closes_at == math.inf or model.workers:
+        if model.workers or (model.accepting and not model.closing):
             return []
         index = model.spec.index
         del self.models[index]
@@ -236,8 +241,7 @@ class Scheduler:
 
     def is_in_flight(self, segment: SlotTable) -> bool:
         """Whether a model worker may still write to one of the segment's slots."""
-        batches = [batch for model in self.models.values() for worker in model.workers for batch in worker.batches]
-        return any(job.segment is segment for batch in batches for job in batch.jobs)
+        return any(job.segment is segment for worker in self.busy for batch in worker.batches for job in batch.jobs)
 
     # -- jobs go to workers
 
@@ -252,8 +256,9 @@ class Scheduler:
                 if following is None:
                     self.wake_at = min(self.wake_at, model.wait_until)
                     break
-                self._post(model, *following, now, actions)
-            if model.is_closing:
+                worker, jobs = following
+                self._post(model, worker, jobs, now, actions)
+            if model.closing:
                 closing = True
         return actions + self._close_served(now) if closing else actions
 
@@ -273,6 +278,8 @@ class Scheduler:
         if jobs:
             worker.posted += 1
             batch = Batch(worker.posted, jobs, now, not worker.batches)
+            if not worker.batches:
+                self.busy.append(worker)
             worker.batches.append(batch)
             actions.append(Dispatch(worker, batch))
 
@@ -293,11 +300,11 @@ class Scheduler:
     def _close_served(self, now: float) -> list[Action]:
         """Releases the workers of unregistered versions where nothing waits for them and nothing can come any more."""
         actions: list[Action] = []
-        for model in [model for model in self.models.values() if model.is_closing]:
+        for model in [model for model in self.models.values() if model.closing]:
             if now < model.closes_at:
                 self.wake_at = min(self.wake_at, model.closes_at)
             elif not len(model.jobs):
-                model.accepting = False
+                model.closing = model.accepting = False
                 for worker in [worker for worker in model.workers if worker.held]:
                     actions += self._let_go(model, worker)
         return actions
@@ -319,14 +326,17 @@ class Scheduler:
         """
         model = self.models[worker.model]
         worker.done = done
+        was_busy = bool(worker.batches)
         if model.joins_steps:
             actions = self._note_ended(model, worker, service_s, now)
         else:
             actions = self._note_done(model, worker, begun_at, service_s, now)
         if model.sequences is not None:
             actions.append(Fail(worker.model, model.sequences.end_marked(marks), NO_WORKER))
-        if worker.leaving and not worker.batches:
-            actions += self._release(model, worker)
+        if was_busy and not worker.batches:
+            self.busy.remove(worker)
+            if worker.leaving:
+                actions += self._release(model, worker)
         return actions
 
     def _note_done(

@@ -161,7 +161,7 @@ class SequenceQueue(JobQueue):
         return self._add(key, now)
 
     def _add(self, key: str, now: float) -> Sequence:
-        sequence = self._live[key] = Sequence(key, now)
+        sequence = self._live[key] = Sequence(key, now, now)
         log.info("added jobGroup for sequenceId:%s", key)
         return sequence
 

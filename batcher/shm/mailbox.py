@@ -80,7 +80,10 @@ class BatcherMailbox(_Mailbox):
         start = self._start(number)
         words = self.words
         words[start] = len(entries)
-        words[start + 1 : start + 1 + len(entries)] = array("Q", entries)
+        if len(entries) == 1:
+            words[start + 1] = entries[0]
+        else:
+            words[start + 1 : start + 1 + len(entries)] = array("Q", entries)
         self.posted = number
         words[MailWord.POSTED] = number
         self.bell.ring()

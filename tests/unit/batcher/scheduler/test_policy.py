@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from wsgi_ts.batcher.scheduler.policy import (
     AdaptivePolicy,
     BatchCost,
+    BatchPolicy,
     FixedPolicy,
-    NonePolicy,
     ReturningClients,
     make_policy,
 )
@@ -48,7 +48,7 @@ WARMED_UP_FOR_S = 100.0  # later than anything `warmed_up` did
 def test_make_policy_knows_the_three_names() -> None:
     assert isinstance(make_policy("adaptive", 0.1), AdaptivePolicy)
     assert isinstance(make_policy("fixed", 0.1), FixedPolicy)
-    assert type(make_policy("none", 0.1)) is NonePolicy
+    assert type(make_policy("none", 0.1)) is BatchPolicy
 
 
 def test_make_policy_refuses_other_names_and_says_which_there_are() -> None:

@@ -570,6 +570,8 @@ class SchedulerMachine(Around):
         assert set(requests) == set(self.open) - set(self.unseen)
         for process in self.processes:
             assert process.handle in self.scheduler.models[process.handle.model].workers
+        workers = [worker for model in self.scheduler.models.values() for worker in model.workers if worker.batches]
+        assert Counter(workers) == Counter(self.scheduler.busy)
 
     @invariant()
     def nobody_starves(self) -> None:
