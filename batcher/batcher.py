@@ -259,7 +259,7 @@ class Batcher:
                 case WorkerGone(worker_id, _, start_count, cause):
                     gone = self._mailboxes.pop((worker_id, start_count), None)
                     if gone is not None:
-                        self._loop.command("worker_gone", worker_id, start_count, cause == "oom", gone)
+                        self._loop.command("worker_gone", cause == "oom", gone)
                 case messages.WorkerReport() | messages.ModelUnloaded():
                     self._tell_supervisor(action)
 

@@ -37,8 +37,8 @@ from wsgi_ts.messages import ModelSpec
 
 log = logging.getLogger(__name__)
 
-#: How often the ranks' progress is looked at while they load, in seconds.
-_LOOK_EVERY_S = 0.02
+#: How often the ranks' progress is polled while they load, in seconds.
+_POLL_EVERY_S = 0.02
 #: How often torchrun looks for a rank that has ended, in seconds: for those that end before they are on the board.
 _MONITOR_INTERVAL_S = 1
 #: Among several machines: when one that has gone is missed, so that it can join again. torchrun's own are 5 and 3.
@@ -129,7 +129,7 @@ class GroupWatch(threading.Thread):
             self._tell_progress()
             # Once all are known there is nothing to look at but their ends.
             settled = self._told and len(self._seen) == self._board.ranks
-            for descriptor, _ in self._poll.poll(None if settled else _LOOK_EVERY_S * 1000):
+            for descriptor, _ in self._poll.poll(None if settled else _POLL_EVERY_S * 1000):
                 self._tell_progress()
                 self._rank_ended(descriptor)
         os._exit(0)

@@ -65,7 +65,7 @@ class BatcherLoop:
         Args:
             name: "stop", "attach_segment", "retire_segment", "load_model", "unload_model", "worker_ready",
                 "release_worker" or "worker_gone": the method `_on_` of that name.
-            arguments: those of the method.
+            arguments: those of the method, but for the time.
         """
         self._commands.append((getattr(self, f"_on_{name}"), arguments))
         self._bell.force()
@@ -84,7 +84,7 @@ class BatcherLoop:
         worked = False
         while self._commands:
             carry_out, arguments = self._commands.popleft()
-            carry_out(*arguments)
+            carry_out(now, *arguments)
             self._show_gauges()
             worked = True
         # Ends before arrivals: a client's next request must not be counted before the answer it follows.
@@ -123,15 +123,14 @@ class BatcherLoop:
         except RingDamaged as damage:
             log.error("The ring of segment %d is damaged: %s; a scan finds its requests", segment.index, damage)
             segment.ring.skip_all()
-            self._recover(segment, (SlotState.READY,))
+            self._recover(segment, now, (SlotState.READY,))
             return
         for model, jobs in arrivals.items():
             self._counters[model].arrived(jobs)
             self._act(self._scheduler.arrived(model, jobs, now), now)
             self._show_outstanding(model)
 
-    def _recover(self, segment: AttachedSegment, *states: tuple[int, ...]) -> None:
-        now = time.monotonic()
+    def _recover(self, segment: AttachedSegment, now: float, *states: tuple[int, ...]) -> None:
         found = segment.scan(now, *states)
         for each in found:
             if each.state == SlotState.READY:
@@ -150,10 +149,10 @@ class BatcherLoop:
 
     # -- commands
 
-    def _on_stop(self) -> None:
+    def _on_stop(self, _: float) -> None:
         self._running = False
 
-    def _on_attach_segment(self, prefix: str, index: int) -> None:
+    def _on_attach_segment(self, now: float, prefix: str, index: int) -> None:
         """Attaches a segment and takes over what lies in it; one that cannot be attached is logged."""
         if index not in self._segments:
             try:
@@ -161,10 +160,10 @@ class BatcherLoop:
             except (FileNotFoundError, ValueError) as error:
                 log.error("Segment %d cannot be attached: %s", index, error)
             else:
-                self._recover(segment)
+                self._recover(segment, now)
         self._notify(("segment_attached", index))
 
-    def _on_retire_segment(self, index: int) -> None:
+    def _on_retire_segment(self, _: float, index: int) -> None:
         """Gives up a segment whose web worker is dead; it is detached when no model worker can write to it."""
         segment = self._segments.get(index)
         if segment is None:
@@ -173,30 +172,28 @@ class BatcherLoop:
             segment.retire()
             self._scheduler.retire(segment)
 
-    def _on_load_model(self, spec: ModelSpec) -> None:
-        now = time.monotonic()
+    def _on_load_model(self, now: float, spec: ModelSpec) -> None:
         self._act(self._scheduler.load_model(spec, now), now)
 
-    def _on_unload_model(self, index: int) -> None:
-        now = time.monotonic()
+    def _on_unload_model(self, now: float, index: int) -> None:
         self._act(self._scheduler.unload_model(index, now), now)
 
-    def _on_worker_ready(self, worker_id: int, start_count: int, model: int, mailbox: BatcherMailbox) -> None:
-        now = time.monotonic()
+    def _on_worker_ready(
+        self, now: float, worker_id: int, start_count: int, model: int, mailbox: BatcherMailbox
+    ) -> None:
         worker = Worker(worker_id, start_count, model)
         self._mailboxes[worker] = mailbox
         self._act(self._scheduler.worker_ready(worker, now), now)
 
-    def _on_release_worker(self, worker_id: int, start_count: int) -> None:
+    def _on_release_worker(self, now: float, worker_id: int, start_count: int) -> None:
         for worker in self._mailboxes:
             if (worker.worker_id, worker.start_count) == (worker_id, start_count):
-                self._act(self._scheduler.release_worker(worker), time.monotonic())
+                self._act(self._scheduler.release_worker(worker), now)
                 return
         self._notify(("worker_released", worker_id, start_count))
 
-    def _on_worker_gone(self, worker_id: int, start_count: int, oom: bool, mailbox: BatcherMailbox) -> None:
+    def _on_worker_gone(self, now: float, oom: bool, mailbox: BatcherMailbox) -> None:
         """Settles the jobs of a worker that is dead, if it was ready, and removes its mailbox."""
-        now = time.monotonic()
         for worker in [worker for worker, its in self._mailboxes.items() if its is mailbox]:
             self._read_mailbox(worker, now)
             if self._mailboxes.pop(worker, None) is not None:

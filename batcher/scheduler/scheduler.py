@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from wsgi_ts.batcher.scheduler.actions import Action, Dispatch, Fail, Kill, Record, Release, Revoke, Unloaded
 from wsgi_ts.batcher.scheduler.job import Job, SlotTable
 from wsgi_ts.batcher.scheduler.model_queue import Batch, ModelQueue, Worker
+from wsgi_ts.batcher.scheduler.recovery import Found, Recovered
 from wsgi_ts.batcher.shm.layout import CLIENT_GONE, NOT_RETURNING, TOO_LATE, WORKER_DIED, ModelWord, News, SlotState
 from wsgi_ts.messages import ModelSpec
 
@@ -22,28 +22,15 @@ log = logging.getLogger("wsgi_ts.batcher")
 
 #: Status of answers whose text the web side composes, since it knows how the model was asked for.
 NO_WORKER = 503
-#: How long a new batcher keeps jobs of models it has not been told of yet.
-RECOVERY_S = 5.0
 #: How long a version that is unregistered still takes jobs: a web worker may have looked at its routes just before.
 LAST_ARRIVALS_S = 0.05
-#: Longest sleep of the loop without being woken for submissions: bounds how late a full queue refuses when a short
-#: batch hangs.
+#: Longest sleep without being woken for submissions: bounds how late a full queue refuses when a short batch hangs.
 UNANNOUNCED_S = 0.02
 #: How often a request is dispatched to workers that end before they begin it; then it is answered with an error.
 MOST_DELIVERIES = 3
-#: What a worker that has a batch and does not take it gets on top of its response timeout, in seconds: the batch may
-#: have waited behind another one for almost as long.
+#: What a worker that does not take its batch gets on top of its response timeout: another one may have been before it.
 UNTAKEN_MARGIN_S = 1.0
 _GIVEN_UP = f"{WORKER_DIED} {MOST_DELIVERIES} workers ended before they had read this request: it is not tried again."
-
-
-class Found(NamedTuple):
-    """A job that was found before its model was known; `state` is what its slot's state was."""
-
-    job: Job
-    model: int
-    state: int
-    has_sequence: bool = False
 
 
 class Scheduler:
@@ -62,8 +49,7 @@ class Scheduler:
         self.models: dict[int, ModelQueue] = {}
         self.busy: list[Worker] = []
         self.wake_at = math.inf
-        self._recovered: list[Found] = []
-        self._recover_until = now + RECOVERY_S
+        self._recovered = Recovered(now)
 
     # -- models and workers come and go
 
@@ -85,11 +71,10 @@ class Scheduler:
 
     def worker_ready(self, worker: Worker, now: float) -> list[Action]:
         """Takes in a worker that has loaded its model; one whose model is gone is released at once."""
-        model = self.models.get(worker.model)
-        if model is None:
+        if worker.model not in self.models:
             return [Release(worker)]
         worker.idle_since = now
-        model.workers.append(worker)
+        self.models[worker.model].workers.append(worker)
         return []
 
     def release_worker(self, worker: Worker) -> list[Action]:
@@ -103,9 +88,7 @@ class Scheduler:
     def worker_gone(self, worker: Worker, oom: bool) -> list[Action]:
         """Answers what a dead worker had begun and queues again what it had not (README, rule 3).
 
-        Args:
-            worker: the worker; what its mailbox said last has been told by `progressed`.
-            oom: whether it ran out of memory.
+        What its mailbox said last has been told by `progressed`. With `oom` it ran out of memory.
         """
         model = self.models[worker.model]
         status = 507 if oom else 500
@@ -153,7 +136,6 @@ class Scheduler:
         return [Fail(worker.model, model.sequences.end_those_of(worker.worker_id), NO_WORKER)]
 
     def _give_up(self, model: ModelQueue, jobs: list[Job], status: int) -> list[Action]:
-        """Answers jobs that were dispatched often enough to workers that ended before they began them."""
         for job in jobs:
             log.error(
                 "Model %s %s: request %s is answered %d, since %d workers ended before they had read it",
@@ -163,7 +145,7 @@ class Scheduler:
 
     def _requeue(self, model: ModelQueue, unbegun: list[Job]) -> list[Action]:
         """Puts jobs that no handler has seen back at the head of the queue."""
-        # What a sequence's worker knew of it is gone with the worker: there is no other to go on with.
+        # What a sequence's worker knew of it is gone with the worker.
         if model.accepting and model.sequences is None:
             model.jobs.put_back(unbegun)
             return []
@@ -172,18 +154,12 @@ class Scheduler:
     # -- jobs come
 
     def arrived(self, index: int, jobs: list[Job], now: float) -> list[Action]:
-        """Queues jobs; refuses those for which there is no worker, or no room.
-
-        Args:
-            index: their model's.
-            jobs: in the order in which they came.
-            now: when they were seen.
-        """
+        """Queues jobs of the model `index`, in the order in which they came; refuses those for which it has no room."""
         model = self.models.get(index)
         if model is None:
-            if now >= self._recover_until:
+            if now >= self._recovered.until:
                 return [Fail(index, jobs, NO_WORKER, "", ModelWord.REFUSED)]
-            self._recovered += [Found(job, index, SlotState.READY) for job in jobs]
+            self._recovered.found += [Found(job, index, SlotState.READY) for job in jobs]
             return []
         refused = model.offer(jobs)
         if refused:
@@ -195,10 +171,7 @@ class Scheduler:
         return [Fail(index, refused, NO_WORKER, "", ModelWord.REFUSED)] if refused else []
 
     def recover(self, found: list[Found], now: float) -> list[Action]:
-        """Takes over what an earlier batcher has left in a segment.
-
-        What no worker had begun is queued as soon as its model is known; what one had begun fails.
-        """
+        """Takes over what an earlier batcher has left: what no worker had begun is queued once its model is known."""
         actions: list[Action] = []
         for each in found:
             if each.state in (SlotState.RUNNING, SlotState.STREAMING):
@@ -207,35 +180,20 @@ class Scheduler:
                 # Its sequence's worker has died with the batcher, and what it knew with it.
                 actions.append(Fail(each.model, [each.job], NO_WORKER))
             else:
-                self._recovered.append(each)
+                self._recovered.found.append(each)
         for model in self.models.values():
             actions += self._queue_recovered(model, now)
-        return actions + self._refuse_recovered(now)
+        return actions
 
     def _queue_recovered(self, model: ModelQueue, now: float) -> list[Action]:
-        """Queues the recovered jobs of a model in the order in which they arrived.
-
-        Those that an earlier batcher had let in (they were CLAIMED) come first, and are never refused.
-        """
-        index = model.spec.index
-        mine = sorted((each for each in self._recovered if each.model == index), key=_arrived_ns)
-        self._recovered = [each for each in self._recovered if each.model != index]
-        for each in mine:
-            each.job.came_at = now
-        model.jobs.put_back([each.job for each in mine if each.state == SlotState.CLAIMED])
-        refused = model.offer([each.job for each in mine if each.state != SlotState.CLAIMED])
-        return [Fail(index, refused, NO_WORKER, "", ModelWord.REFUSED)] if refused else []
-
-    def _refuse_recovered(self, now: float) -> list[Action]:
-        """Answers the recovered jobs whose models have not come in time."""
-        if not self._recovered or now < self._recover_until:
-            return []
-        late, self._recovered = self._recovered, []
-        return [Fail(each.model, [each.job], NO_WORKER) for each in late]
+        """Queues the recovered jobs of a model; those that an earlier batcher had let in are never refused."""
+        let_in, others = self._recovered.take(model.spec.index, now)
+        model.jobs.put_back(let_in)
+        return [Fail(model.spec.index, model.offer(others), NO_WORKER, "", ModelWord.REFUSED)]
 
     def retire(self, segment: SlotTable) -> None:
         """Drops the waiting jobs of a segment whose web worker is dead; what runs finishes for nobody."""
-        self._recovered = [each for each in self._recovered if each.job.segment is not segment]
+        self._recovered.drop(segment)
         for model in self.models.values():
             model.jobs.drop(lambda job: job.segment is segment)
 
@@ -271,8 +229,7 @@ class Scheduler:
             gone = set(over)
             jobs = [job for job in jobs if job not in gone]
             # One that may have ended its worker goes alone from now on.
-            suspect = next((place for place, job in enumerate(jobs) if job.deliveries), len(jobs))
-            count = max(1, suspect)
+            count = max(1, next((place for place, job in enumerate(jobs) if job.deliveries), len(jobs)))
             model.jobs.put_back(jobs[count:])
             jobs = jobs[:count]
         if jobs:
@@ -286,16 +243,12 @@ class Scheduler:
     def _end_unbegun(self, model: ModelQueue, jobs: list[Job], oldest_ns: int, now: float) -> list[Action]:
         """Answers jobs that are not to be run any more: too late, or their client has gone."""
         if model.sequences is not None:
-            for job in jobs:
-                model.sequences.ended(job, now)
+            model.sequences.ended(jobs, now)
         # Looked at first: the web worker gives up a request that is too late as it does one whose client has gone.
         late = [job for job in jobs if job.arrived_ns < oldest_ns]
         gone = [job for job in jobs if job.arrived_ns >= oldest_ns]
-        index = model.spec.index
-        return [
-            Fail(index, late, 408, TOO_LATE, ModelWord.EXPIRED),
-            Fail(index, gone, 499, CLIENT_GONE, ModelWord.CANCELLED),
-        ]
+        texts = (late, 408, TOO_LATE, ModelWord.EXPIRED), (gone, 499, CLIENT_GONE, ModelWord.CANCELLED)
+        return [Fail(model.spec.index, *text) for text in texts]
 
     def _close_served(self, now: float) -> list[Action]:
         """Releases the workers of unregistered versions where nothing waits for them and nothing can come any more."""
@@ -322,7 +275,7 @@ class Scheduler:
             begun_at: when it began the last batch.
             service_s: how long the last finished batch, or step, took.
             marks: those of the sequences that its handler has ended.
-            now: monotonic seconds.
+            now: the present time.
         """
         model = self.models[worker.model]
         worker.done = done
@@ -350,14 +303,12 @@ class Scheduler:
             batch = batches.pop(0)
             worker.idle_since = now
             if model.sequences is not None:
-                for job in batch.jobs:
-                    model.sequences.ended(job, now)
+                model.sequences.ended(batch.jobs, now)
             if batch.revoked:
                 actions += self._requeue(model, batch.unbegun())
                 continue
             model.learn(len(batch.jobs), service_s, ended_at)
-            found_idle = batch.alone and batch.number == worker.done
-            posted_at = batch.posted_at if found_idle else None
+            posted_at = batch.posted_at if batch.alone and batch.number == worker.done else None
             actions.append(Record(worker.model, batch.jobs, ended_at, service_s, posted_at, begun_at))
         return actions
 
@@ -375,15 +326,15 @@ class Scheduler:
             return []
         worker.idle_since = now
         if model.sequences is not None:
-            for job in ended:
-                model.sequences.ended(job, now)
+            model.sequences.ended(ended, now)
         return [Record(worker.model, ended, now, service_s)]
 
     # -- what no event announces
 
     def tick(self, now: float) -> list[Action]:
-        """Answers queued jobs whose client has gone or whose own deadline has passed; they are never run."""
-        actions = self._refuse_recovered(now)
+        """Answers waiting jobs whose client has gone, whose deadline has passed, or whose model has not come."""
+        late = self._recovered.take_late(now)
+        actions: list[Action] = [Fail(each.model, [each.job], NO_WORKER) for each in late]
         for model in self.models.values():
             oldest_ns = model.oldest_in_time_ns(now)
             over = model.jobs.drop(lambda job: job.is_over(oldest_ns))  # noqa: B023 (called at once)
@@ -401,32 +352,30 @@ class Scheduler:
             started: number of the last batch that it has begun.
             done: number of the last batch that it has done.
             begun_at: when it began that, or the present step of a continuous batch; 0 between two steps.
-            now: monotonic seconds.
+            now: the present time.
         """
         if not worker.batches or worker.killed:
             return []
         model = self.models[worker.model]
         limit_s = model.spec.response_timeout_s
         # Of a continuous batch each step has its own time; between two steps there is none.
-        if not begun_at or (not model.joins_steps and started <= done):
-            # It runs nothing: one that does not take what it has been given hangs (or is stopped). But an asynchronous
-            # handler may keep its event loop from taking more for as long as it likes.
+        runs = begun_at > 0 and (model.joins_steps or started > done)
+        if runs:
+            is_late = now - begun_at > limit_s
+        else:
+            # One that does not take what it has been given hangs (or is stopped). But an asynchronous handler may keep
+            # its event loop from taking more for as long as it likes.
             posted_at = next((batch.posted_at for batch in worker.batches if batch.number > started), now)
-            hangs = now - posted_at > limit_s + UNTAKEN_MARGIN_S and not model.spec.async_communication
-            return self._kill(worker) if hangs else []
-        running_s = now - begun_at
-        if running_s > limit_s:
-            return self._kill(worker)
+            is_late = now - posted_at > limit_s + UNTAKEN_MARGIN_S and not model.spec.async_communication
+        if is_late:
+            worker.killed = True
+            return [Kill(worker)]
         last = worker.batches[-1]
-        is_blocked = len(worker.batches) > 1 and running_s > model.overdue_after_s and not last.revoked
+        is_blocked = runs and len(worker.batches) > 1 and now - begun_at > model.overdue_after_s and not last.revoked
         if not is_blocked or model.idle_worker() is None:
             return []
         last.revoked = True
         return [Revoke(worker, last)]
-
-    def _kill(self, worker: Worker) -> list[Action]:
-        worker.killed = True
-        return [Kill(worker)]
 
     def revoked(self, worker: Worker, batch: Batch) -> list[Action]:
         """Queues a batch again that its worker had not begun and never will; its place is free when it says so."""
@@ -447,7 +396,3 @@ class Scheduler:
                     continue
             wanted |= News.SUBMISSION
         return wanted or News.SUBMISSION | News.COMPLETION
-
-
-def _arrived_ns(found: Found) -> int:
-    return found.job.arrived_ns

@@ -7,7 +7,7 @@ model worker may still have a slot of it.
 from __future__ import annotations
 
 from wsgi_ts.batcher.scheduler.job import Job
-from wsgi_ts.batcher.scheduler.scheduler import Found
+from wsgi_ts.batcher.scheduler.recovery import Found
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.layout import GENERATION_SHIFT, SLOT_WORDS, STATE_MASK, SlotState
 from wsgi_ts.batcher.shm.ring import RingConsumer

@@ -128,11 +128,12 @@ class SequenceQueue(JobQueue):
         self._waiting -= len(taken)
         return taken
 
-    def ended(self, job: Job, now: float) -> None:
-        """A job that `take_for` has given out has its answer."""
-        if job.sequence is not None:
-            job.sequence.running = False
-            job.sequence.active_at = now
+    def ended(self, jobs: Iterable[Job], now: float) -> None:
+        """Jobs that `take_for` has given out have their answers."""
+        for job in jobs:
+            if job.sequence is not None:
+                job.sequence.running = False
+                job.sequence.active_at = now
 
     def expire(self, now: float) -> list[Job]:
         """Ends the sequences whose time is over; returns the jobs that wait in them, to be refused."""

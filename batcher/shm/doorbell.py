@@ -62,24 +62,24 @@ class Doorbell:
         Args:
             ready: whether what is waited for is there; asked again after each ring, and once a second.
             limit_s: how long to wait at most, in seconds.
-            spin_ns: how long to look actively, at first and after each ring, before sleeping. Being woken costs more
-                than a short look; others that want the core get it.
+            spin_ns: how long to spin, at first and after each ring, before sleeping. Being woken costs more than
+                a short spin; others that want the core get it.
             wanted: for what to be woken.
         """
         clock = time.monotonic_ns
         now = clock()
         end = now + limit_s * 1e9
-        look_until = now + spin_ns
+        spin_until = now + spin_ns
         while not ready():
             now = clock()
             if now >= end:
                 return False
-            if now < look_until:
+            if now < spin_until:
                 os.sched_yield()
                 continue
             self.fall_asleep(wanted)
             if not ready() and self.sleep((end - now) / 1e9):
-                look_until = clock() + spin_ns
+                spin_until = clock() + spin_ns
             self.wake_up()
         return True
 

@@ -19,9 +19,9 @@ from wsgi_ts.batcher.shm.doorbell import Doorbell
 from wsgi_ts.batcher.shm.layout import GroupWord, RankWord
 from wsgi_ts.batcher.shm.shared_memory import SharedMemory, unlink
 
-#: How long a rank looks actively for what it waits for, at first and after each ring, before it sleeps (again): ranks
+#: How long a rank spins for what it waits for, at first and after each ring, before it sleeps (again): ranks
 #: of a batch work in lockstep, and the batcher's ring comes a little earlier than rank 0's message.
-LOOK_NS = 200_000
+SPIN_NS = 200_000
 
 
 class GroupStopped(Exception):
@@ -108,7 +108,7 @@ class _Member:
 
     def _wait(self, is_over: Callable[[], bool], limit_s: float = math.inf) -> bool:
         """Waits until `is_over`, and says whether it is."""
-        return self._bell.wait(is_over, limit_s, spin_ns=LOOK_NS)
+        return self._bell.wait(is_over, limit_s, spin_ns=SPIN_NS)
 
 
 class GroupLeader(_Member):

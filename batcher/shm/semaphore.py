@@ -18,8 +18,8 @@ from typing import Any
 import posix_ipc
 
 _NS = 1_000_000_000
-#: How often waits that follow the wall clock are looked at, in seconds.
-LOOK_S = 0.5
+#: How often waits that follow the wall clock are checked, in seconds.
+CHECK_S = 0.5
 
 
 class _TimeSpec(ctypes.Structure):
@@ -109,7 +109,7 @@ class Alarm:
         self._waits: dict[int, tuple[float, Any]] = {}  # by the waiting thread: when it is over, and for what
 
     def wait(self, handle: Any, seconds: float) -> bool:
-        """Waits for a `posix_ipc.Semaphore`; at most LOOK_S longer than asked for, however the clock is set."""
+        """Waits for a `posix_ipc.Semaphore`; at most CHECK_S longer than asked for, however the clock is set."""
         if self._thread is None or not self._thread.is_alive():
             self._waits.clear()
             self._thread = threading.Thread(target=self._watch, name="semaphore alarm", daemon=True)
@@ -127,7 +127,7 @@ class Alarm:
     def _watch(self) -> None:
         """Body of the thread."""
         while True:
-            time.sleep(LOOK_S)
+            time.sleep(CHECK_S)
             now = time.monotonic()
             for over_at, handle in tuple(self._waits.values()):
                 if now > over_at:

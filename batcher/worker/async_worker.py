@@ -28,8 +28,8 @@ from wsgi_ts.handlers.serving.results import Answer
 from wsgi_ts.handlers.serving.service import Service
 from wsgi_ts.messages import ModelSpec
 
-#: How often the requests under way are looked at: has a client gone, can a chunk that waits be sent (seconds)?
-LOOK_S = 0.02
+#: How often the requests under way are polled: has a client gone, can a chunk that waits be sent (seconds)?
+POLL_S = 0.02
 #: The same while chunks wait.
 CLOGGED_S = 0.002
 #: Bytes of all streams together that may wait for their clients, where handlers do not wait for room themselves.
@@ -84,12 +84,12 @@ class AsyncWorker(ModelWorker):
             if self._mailbox.stopping and not self._running:
                 return
             try:
-                await asyncio.wait_for(news.wait(), CLOGGED_S if clogged else LOOK_S if self._running else IDLE_S)
+                await asyncio.wait_for(news.wait(), CLOGGED_S if clogged else POLL_S if self._running else IDLE_S)
             except asyncio.TimeoutError:
                 if not self._running:
                     self._slots.forget_dead()
             news.clear()
-            clogged = self._look()
+            clogged = self._poll_requests()
             if self._fault is not None:
                 raise self._fault
 
@@ -142,7 +142,7 @@ class AsyncWorker(ModelWorker):
         ended.clear()
         self._batcher_bell.ring(layout.News.COMPLETION)
 
-    def _look(self) -> bool:
+    def _poll_requests(self) -> bool:
         """Cancels the tasks whose client has gone, sends chunks that wait; returns whether some still do."""
         clogged = False
         for exchange in tuple(self._running):

@@ -21,10 +21,9 @@ from wsgi_ts.handlers.serving.request import Request
 from wsgi_ts.handlers.serving.service import Answer, Service
 from wsgi_ts.messages import ModelSpec
 
-#: A worker whose last batch came within SOON_NS and held at most FEW requests looks actively for
-#: the next one, for LOOK_NS, before it sleeps.
+#: A worker whose last batch came within SOON_NS and held at most FEW requests spins for SPIN_NS before it sleeps.
 SOON_NS = 500_000
-LOOK_NS = 200_000
+SPIN_NS = 200_000
 FEW = 2
 #: Where nothing comes for so long, segments of web workers that have died are let go (seconds).
 IDLE_S = 1.0
@@ -101,7 +100,7 @@ class ModelWorker:
         idle_since = time.monotonic_ns()
         # Where the last batch came soon and was small, a few clients wait for each other answer, and being woken would
         # be half of their time. Under more load the core is better left to those who make the next batch.
-        spin_ns = LOOK_NS if self._last_wait_ns < SOON_NS and self._last_count <= FEW else 0
+        spin_ns = SPIN_NS if self._last_wait_ns < SOON_NS and self._last_count <= FEW else 0
         while not bell.wait(lambda: mailbox.posted() >= number or mailbox.stopping, IDLE_S, spin_ns=spin_ns):
             self._slots.forget_dead()
             spin_ns = 0

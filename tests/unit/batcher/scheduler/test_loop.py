@@ -68,9 +68,9 @@ class Bench:
         while self.loop.turn():
             pass
 
-    def lose_worker(self, worker_id: int, ours: BatcherMailbox, *, oom: bool = False) -> None:
+    def lose_worker(self, ours: BatcherMailbox, *, oom: bool = False) -> None:
         """A model worker's process ends."""
-        self.loop.command("worker_gone", worker_id, 1, oom, ours)
+        self.loop.command("worker_gone", oom, ours)
         self.turn()
 
     def add_worker(self, worker_id: int = WORKER) -> tuple[BatcherMailbox, WorkerMailbox]:
@@ -194,7 +194,7 @@ def test_rule_3_what_a_dead_worker_had_begun_fails_and_the_rest_is_queued_again(
     begun = bench.submit()
     waiting = bench.submit()
     assert bench.begin(worker, 1) == [begun]
-    bench.loop.command("worker_gone", WORKER, 1, False, ours)
+    bench.loop.command("worker_gone", False, ours)
     bench.turn()
     assert bench.state(begun) == SlotState.FAILED
     assert bench.status(begun) == 500
@@ -207,7 +207,7 @@ def test_rule_3_a_worker_killed_between_taking_and_running_loses_nothing(bench: 
     ours, worker = bench.add_worker()
     slot = bench.submit()
     assert worker.begin(1, 1) is not None  # it dies here: the handler was not called
-    bench.loop.command("worker_gone", WORKER, 1, False, ours)
+    bench.loop.command("worker_gone", False, ours)
     bench.turn()
     _, successor = bench.add_worker(9001)
     assert bench.begin(successor, 1) == [slot]
@@ -219,7 +219,7 @@ def test_rule_3_a_request_that_ends_its_workers_before_they_begin_it_is_given_up
         assert bench.state(slot) == SlotState.CLAIMED
         ours, worker = bench.add_worker(worker_id)
         assert worker.begin(1, 1) is not None  # it dies while it reads the request
-        bench.lose_worker(worker_id, ours)
+        bench.lose_worker(ours)
     answer = bench.client.answer(slot)
     assert answer.status == 500
     assert bytes(answer.body).decode().startswith("Worker died. 3 workers ended before they had read this request")
@@ -230,14 +230,14 @@ def test_rule_3_of_a_batch_whose_worker_ended_each_request_goes_alone(prefix: st
     slots = [bench.submit() for _ in range(3)]
     ours, worker = bench.add_worker(9000)
     assert worker.begin(1, 1) is not None
-    bench.lose_worker(9000, ours)
+    bench.lose_worker(ours)
     later = bench.submit()
     for worker_id, slot in enumerate(slots, 9001):
         ours, worker = bench.add_worker(worker_id)
         assert bench.begin(worker, 1) == [slot]
         bench.finish(worker, 1, [slot])
         # Leaves without taking the next one; that it was idle is not held against anybody.
-        bench.lose_worker(worker_id, ours)
+        bench.lose_worker(ours)
     ours, worker = bench.add_worker(9005)
     assert bench.begin(worker, 1) == [later]
     assert [bench.status(slot) for slot in slots] == [418] * 3
@@ -248,7 +248,7 @@ def test_rule_3_what_lies_behind_the_batch_of_a_dead_worker_is_no_suspect(bench:
     ours, worker = bench.add_worker()
     running, behind = bench.submit(), bench.submit()
     assert (bench.begin(worker, 1), worker.posted()) == ([running], 2)
-    bench.lose_worker(WORKER, ours)
+    bench.lose_worker(ours)
     (job,) = bench.loop._scheduler.models[MODEL].jobs.take(1)
     assert (job.slot, job.state, job.deliveries) == (behind, SlotState.CLAIMED, 0)
 
@@ -259,7 +259,7 @@ def test_rule_3_holds_for_what_joins_a_continuous_batch(prefix: str) -> None:
     for worker_id in range(9000, 9003):
         ours, worker = bench.add_worker(worker_id)
         worker.take_over(1)
-        bench.lose_worker(worker_id, ours, oom=True)
+        bench.lose_worker(ours, oom=True)
     assert bench.status(slot) == 507
 
 
@@ -268,7 +268,7 @@ def test_the_next_request_in_the_slot_of_a_suspect_is_none(prefix: str) -> None:
     slot = bench.submit()
     ours, worker = bench.add_worker()
     worker.begin(1, 1)
-    bench.lose_worker(WORKER, ours)
+    bench.lose_worker(ours)
     bench.client.cancel(slot)
     bench.loop._next_tick = 0.0
     bench.turn()
@@ -293,7 +293,7 @@ def test_a_worker_that_dies_after_its_answer_harms_no_next_request_in_the_same_s
     assert bench.submit() == slot
     if is_running:
         assert bench.begin(other, 1) == [slot]
-    bench.lose_worker(WORKER, ours)
+    bench.lose_worker(ours)
     assert bench.state(slot) == (SlotState.RUNNING if is_running else SlotState.CLAIMED)
     if not is_running:
         assert bench.begin(other, 1) == [slot]
@@ -318,7 +318,7 @@ def test_requests_of_one_slot_are_told_apart_by_generation_though_they_arrived_a
     bench.client.publish()
     bench.turn()
     assert bench.state(again) == SlotState.CLAIMED
-    bench.lose_worker(WORKER, ours)
+    bench.lose_worker(ours)
     others, successor = bench.add_worker(9001)
     assert bench.begin(successor, 1) == [again]
     bench.finish(successor, 1, [again])
@@ -340,7 +340,7 @@ def test_a_worker_out_of_memory_is_answered_507(bench: Bench) -> None:
     ours, worker = bench.add_worker()
     slot = bench.submit()
     bench.begin(worker, 1)
-    bench.loop.command("worker_gone", WORKER, 1, True, ours)
+    bench.loop.command("worker_gone", True, ours)
     bench.turn()
     assert bench.status(slot) == 507
 
@@ -482,7 +482,7 @@ def test_a_ring_is_not_overrun_by_requests_that_the_scan_was_quicker_than(bench:
     for slot in slots:
         bench.push(slot, 1)
     bench.loop = bench.new_loop()  # which finds them all before they are published
-    bench.loop._on_attach_segment(bench.prefix, 1)
+    bench.loop._on_attach_segment(0.0, bench.prefix, 1)
     bench.loop._commands.clear()
     bench.loop._act(bench.loop._scheduler.tick(math.inf), math.inf)
     for slot in slots:
@@ -652,7 +652,7 @@ def test_rule_3_holds_for_the_requests_of_a_continuous_batch(prefix: str) -> Non
     bench.client.release(ended)
     again = bench.client.take()
     assert again == ended
-    bench.loop.command("worker_gone", WORKER, 1, False, ours)
+    bench.loop.command("worker_gone", False, ours)
     bench.turn()
     assert (bench.state(running), bench.status(running)) == (SlotState.FAILED, 500)
     assert bench.state(waiting) == SlotState.CLAIMED
@@ -723,7 +723,7 @@ def test_a_sequence_ends_with_its_worker(prefix: str) -> None:
     running = bench.submit(sequence=b"a")
     bench.begin(worker, 1)
     waiting = bench.submit(sequence=b"a")
-    bench.loop.command("worker_gone", WORKER, 1, False, ours)
+    bench.loop.command("worker_gone", False, ours)
     bench.turn()
     assert (bench.status(running), bench.status(waiting)) == (500, 503)
 

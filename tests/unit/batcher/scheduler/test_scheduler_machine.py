@@ -20,7 +20,8 @@ from support.jobs import Slots
 from wsgi_ts.batcher.scheduler.actions import Action, Dispatch, Fail, Kill, Record, Release, Revoke, Unloaded
 from wsgi_ts.batcher.scheduler.job import Job
 from wsgi_ts.batcher.scheduler.model_queue import Batch, Worker
-from wsgi_ts.batcher.scheduler.scheduler import MOST_DELIVERIES, RECOVERY_S, Found, Scheduler
+from wsgi_ts.batcher.scheduler.recovery import RECOVERY_S, Found
+from wsgi_ts.batcher.scheduler.scheduler import MOST_DELIVERIES, Scheduler
 from wsgi_ts.batcher.shm.layout import GENERATION_SHIFT, MAIL_PLACES, STATE_MASK, News, SlotState, mark_of
 from wsgi_ts.messages import ModelSpec
 
@@ -320,7 +321,7 @@ class SchedulerMachine(Around):
             self.act(self.scheduler.arrived(kind, jobs, self.now))
             accepted = sum(request.is_open for request in requests)
             if model is None or not model.accepting:
-                assert accepted == 0 or self.now < self.scheduler._recover_until
+                assert accepted == 0 or self.now < self.scheduler._recovered.until
             elif model.sequences is None:
                 room = max(0, QUEUE - len(before))
                 if kind == TICKETS:
@@ -392,7 +393,7 @@ class SchedulerMachine(Around):
     def was_let_in(self, request: Request) -> bool:
         return any(
             found.state == SlotState.CLAIMED and self.request_of(found.job) is request
-            for found in self.scheduler._recovered
+            for found in self.scheduler._recovered.found
         )
 
     @precondition(lambda self: self.scheduler.models and self.may_upheave)
@@ -558,7 +559,7 @@ class SchedulerMachine(Around):
 
     @invariant()
     def nothing_is_lost(self) -> None:
-        held = [found.job for found in self.scheduler._recovered]
+        held = [found.job for found in self.scheduler._recovered.found]
         for model in self.scheduler.models.values():
             waiting: list[Job] = []
             model.jobs.drop(lambda job, waiting=waiting: waiting.append(job))  # type: ignore[misc]

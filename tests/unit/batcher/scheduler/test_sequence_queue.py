@@ -78,7 +78,7 @@ class SequencesMachine(RuleBasedStateMachine):
     def answer(self, which: int) -> None:
         if which < len(self.running):
             _, job, _ = self.running.pop(which)
-            self.queue.ended(job, self.now)
+            self.queue.ended([job], self.now)
 
     @rule(seconds=st.sampled_from([0.1, 1.0, IDLE_S + 0.1]))
     def wait(self, seconds: float) -> None:
@@ -127,8 +127,7 @@ def test_workers_share_new_sequences_and_keep_them() -> None:
     first, second = queue.take_for(1, 8), queue.take_for(2, 8)
     # Half of those that wait, then half of the rest: max(1, pending / maxWorkers).
     assert [numbers(taken) for taken in (first, second)] == [[0, 1], [2]]
-    for job in first + second:
-        queue.ended(job, 9.0)
+    queue.ended(first + second, 9.0)
     assert numbers(queue.take_for(2, 8)) == [3, 6]
     assert numbers(queue.take_for(1, 8)) == [4, 5]
 
@@ -151,7 +150,7 @@ def test_limits_and_ends(caplog: pytest.LogCaptureFixture) -> None:
     assert "Skip the requestId: request-2 for sequence: b due to exceeding maxNumSequence: 1" in caplog.text
     for _ in range(2):
         (job,) = queue.take_for(1, 4)
-        queue.ended(job, 1.0)
+        queue.ended([job], 1.0)
     assert numbers(queue.offer([jobs.job(4, IDLE_S + 0.9, "b")])) == [4]
     # Expired, though nobody has looked since.
     assert queue.offer([jobs.job(4, IDLE_S + 1.1, "b")]) == []
@@ -166,6 +165,6 @@ def test_age_ends_a_sequence_that_is_busy() -> None:
     assert numbers(queue.expire(AGE_S + 1)) == [1]
     assert queue.offer([jobs.job(2, AGE_S + 2, "a")]) == []
     (new,) = queue.take_for(2, 4)
-    queue.ended(old, AGE_S + 3)
+    queue.ended([old], AGE_S + 3)
     assert new.sequence is not None
     assert (new.slot, new.sequence.worker, new.sequence.running) == (2, 2, True)

@@ -81,7 +81,7 @@ def test_a_clock_that_is_set_back_lengthens_no_wait(name: str, tmp_path: Path) -
 
 def test_without_sem_clockwait_a_wait_is_ended_by_the_alarm(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(semaphore, "_clock_wait", None)
-    monkeypatch.setattr(semaphore, "LOOK_S", 0.02)
+    monkeypatch.setattr(semaphore, "CHECK_S", 0.02)
     waiting = semaphore.Semaphore(name)
     handle: Any = waiting._handle
 
