@@ -109,11 +109,8 @@ class BatcherLoop:
     def _read_mailbox(self, worker: Worker, now: float) -> None:
         mailbox = self._mailboxes[worker]
         words, marks = mailbox.words, mailbox.read_news()
-        done, begun_at, service_s = (
-            words[MailWord.DONE],
-            words[MailWord.START_NS] / 1e9,
-            words[MailWord.SERVICE_NS] / 1e9,
-        )
+        done, begun_at = words[MailWord.DONE], words[MailWord.START_NS] / 1e9
+        service_s = words[MailWord.SERVICE_NS] / 1e9
         self._act(self._scheduler.progressed(worker, done, begun_at, service_s, marks, now), now)
         self._show_outstanding(worker.model)
 
@@ -141,10 +138,10 @@ class BatcherLoop:
         self._next_tick = now + TICK_S
         self._words[self._row + BatcherWord.HEARTBEAT_NS] = time.monotonic_ns()
         self._act(self._scheduler.tick(now), now)
-        for worker, mailbox in tuple(self._mailboxes.items()):
-            words = mailbox.words
-            numbers = words[MailWord.STARTED], words[MailWord.DONE]
-            self._act(self._scheduler.watch(worker, *numbers, words[MailWord.START_NS] / 1e9, now), now)
+        for worker in self._scheduler.busy:
+            words = self._mailboxes[worker].words
+            started, done, begun_at = words[MailWord.STARTED], words[MailWord.DONE], words[MailWord.START_NS] / 1e9
+            self._act(self._scheduler.watch(worker, started, done, begun_at, now), now)
         self._show_gauges()
 
     # -- commands
@@ -238,9 +235,8 @@ class BatcherLoop:
             handover_us = max(0, int((ended.begun_at - ended.posted_at) * 1e6))
             counters.begun(handover_us)
             words[row + BatcherWord.LAST_HANDOVER_US] = handover_us
-            words[row + BatcherWord.LAST_QUEUE_US] = max(
-                0, int(ended.posted_at * 1e6) - ended.jobs[0].arrived_ns // 1000
-            )
+            waited_us = int(ended.posted_at * 1e6) - ended.jobs[0].arrived_ns // 1000
+            words[row + BatcherWord.LAST_QUEUE_US] = max(0, waited_us)
             words[row + BatcherWord.LAST_BATCH_NS] = int(now * 1e9)
 
     def _show_outstanding(self, index: int) -> None:
@@ -257,17 +253,17 @@ class BatcherLoop:
 
     def _look_after_segments(self) -> None:
         """Wakes the web workers for which there are answers, and detaches what nobody writes to any more."""
-        unused = None
+        unused: list[AttachedSegment] = []
         for segment in self._segments.values():
             if segment.touched:
                 segment.touched = False
                 segment.bell.ring()
             if segment.retired and not self._scheduler.is_in_flight(segment):
-                unused = segment
-        if unused is not None:
-            del self._segments[unused.index]
-            unused.close()
-            self._notify(("segment_retired", unused.index))
+                unused.append(segment)
+        for segment in unused:
+            del self._segments[segment.index]
+            segment.close()
+            self._notify(("segment_retired", segment.index))
 
     # -- sleep
 

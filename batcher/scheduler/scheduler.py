@@ -348,13 +348,13 @@ class Scheduler:
         """Looks for batches that run too long, or are not even taken: over `responseTimeout` their worker is killed.
 
         Args:
-            worker: the worker.
+            worker: a busy one.
             started: number of the last batch that it has begun.
             done: number of the last batch that it has done.
             begun_at: when it began that, or the present step of a continuous batch; 0 between two steps.
             now: the present time.
         """
-        if not worker.batches or worker.killed:
+        if worker.killed:
             return []
         model = self.models[worker.model]
         limit_s = model.spec.response_timeout_s

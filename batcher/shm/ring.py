@@ -1,9 +1,9 @@
 """The submission ring: slot numbers from one producer (a web worker) to one consumer (a batcher).
 
 The tail, which the producer writes, is the only position in shared memory. A consumer begins where the tail stands when
-it attaches, and finds what was submitted before by a scan of the slots' states (`sources.Sources`): so nothing depends
-on how far a consumer that was killed had come. An entry names slot, model and generation; the consumer still looks at
-the slot's state word, so an entry that the scan has been quicker than is skipped, never obeyed.
+it attaches, and finds what was submitted before by a scan of the slots' states (`AttachedSegment.scan`): so nothing
+depends on how far a consumer that was killed had come. An entry names slot, model and generation; the consumer still
+looks at the slot's state word, so an entry that the scan has been quicker than is skipped, never obeyed.
 
 The ring has twice as many entries as the segment has slots, so that it is never overrun. From a consumer's first look
 on, a slot has one unread entry at most: it is pushed again only after the consumer has read the last one. Before it, a

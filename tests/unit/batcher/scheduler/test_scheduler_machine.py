@@ -515,7 +515,7 @@ class SchedulerMachine(Around):
     def wait(self, seconds: float) -> None:
         self.now += seconds
         self.act(self.scheduler.tick(self.now))
-        for process in list(self.processes):
+        for process in [process for process in self.processes if process.handle.batches]:
             begun_at = 0.0 if self.joins(process) and not process.running else process.begun_at
             handle = process.handle
             self.act(self.scheduler.watch(handle, process.begun, process.done, begun_at, self.now))
