@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable
 
 import numpy as np
 
-from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm import layout, stream
 from wsgi_ts.batcher.shm.board import Board
-from wsgi_ts.batcher.shm.layout import RequestFlag, ResponseFlag, SlotState
+from wsgi_ts.batcher.shm.layout import SlotState
+from wsgi_ts.batcher.shm.request_codec import Answer, Request, read_answer, write_request
 from wsgi_ts.batcher.shm.ring import RingProducer
 from wsgi_ts.batcher.shm.segment import Segment
 
@@ -24,26 +24,6 @@ log = logging.getLogger(__name__)
 MOST_PER_FREE_SLOT = 16
 _STATE_MASK = layout.STATE_MASK
 _GENERATION_SHIFT = layout.GENERATION_SHIFT
-_SLOT_WORDS = layout.SLOT_BYTES // layout.WORD
-_STREAM_PLACE = layout.STREAM_WORDS // layout.WORD
-
-
-class SlotAnswer:
-    """A finished request's answer as it lies in the slot.
-
-    `headers` are the handler's own, `body` is a view into shared memory that is valid until the slot is released.
-    `error` is True when `body` is an error's text.
-    """
-
-    __slots__ = ("body", "error", "headers", "phrase", "status", "streamed")
-
-    def __init__(self, status: int, phrase: str, headers: list[tuple[str, str]], body: memoryview, error: bool) -> None:
-        self.status = status
-        self.phrase = phrase
-        self.headers = headers
-        self.body = body
-        self.error = error
-        self.streamed = False
 
 
 class SlotClient:
@@ -70,14 +50,11 @@ class SlotClient:
         slots = self._layout.slots
         self._generations = [0] * slots
         self._request_reserved = [0] * slots
-        self._bases = [self._layout.slot(index) for index in range(slots)]
         self._free = list(range(slots - 1, -1, -1))
         self._highest = 0
         self._warm_limit = warm_bytes
         self._warm = 0
         self._other_held = [0] * slots
-        #: Where each slot's stream words (tail, head) lie among all words of the slots.
-        self._slot_words = segment.memory.words(self._layout.first_slot, slots * layout.SLOT_BYTES // layout.WORD)
         #: Slots of which only chunks, or the end, are news: streams that are being read, and what nobody waits for.
         self._quiet: set[int] = set()
         self._model_of = [0] * slots
@@ -132,66 +109,22 @@ class SlotClient:
         """How many body bytes the slot has room for already, from requests before this one."""
         return self._request_reserved[slot]
 
-    def submit(
-        self,
-        slot: int,
-        model: int,
-        batcher: int,
-        request_id: bytes,
-        head: bytes,
-        url_path: bytes,
-        content_type: bytes,
-        body: bytes | None,
-        body_bytes: int,
-        flags: int,
-        arrival_ns: int,
-        idle_us: int,
-        sequence: bytes = b"",
-    ) -> None:
-        """Writes the request into its slot and pushes it; the batcher sees it after `publish`.
+    def submit(self, slot: int, batcher: int, request: Request) -> None:
+        """Writes a request into its slot and pushes it; the batcher sees it after `publish`.
 
         Args:
-            slot: from `take`.
-            model: the model version's index.
+            slot: from `take`, for the model that the request goes to.
             batcher: the batcher that gets it.
-            request_id: 36 ASCII characters.
-            head: the request's head as received.
-            url_path: what stands behind the version in the path.
-            content_type: the content type as sent, empty for none.
-            body: a small body; None when it was received into `body_room`.
-            body_bytes: the body's length.
-            flags: RequestFlag bits.
-            arrival_ns: monotonic time of the request's first byte.
-            idle_us: microseconds since the answer before on this connection, NOT_RETURNING for its first request.
-            sequence: the id of its sequence, empty for a model without sequences.
+            request: the request.
 
         Raises:
             SharedMemoryFull: the request does not fit inline and /dev/shm is full; the slot is still WRITING.
         """
-        inline = len(head) + len(url_path) + len(content_type) + len(sequence)
-        if body is None:
-            flags |= RequestFlag.BODY_OUTSIDE
-            body = b""
-        elif inline + body_bytes > layout.REQUEST_INLINE_BYTES:
-            self.body_room(slot, body_bytes)[:] = body
-            flags |= RequestFlag.BODY_OUTSIDE
-            body = b""
-        head_bytes = len(head)
-        path_bytes, type_bytes, sequence_bytes = len(url_path), len(content_type), len(sequence)
-        if inline + len(body) > layout.REQUEST_INLINE_BYTES:
-            self._write_head_outside(slot, head + url_path + content_type + sequence)
-            flags |= RequestFlag.HEAD_OUTSIDE
-            head = url_path = content_type = sequence = b""
-        header = layout.REQUEST.pack(
-            *(arrival_ns, body_bytes, model, flags, head_bytes, path_bytes, type_bytes, batcher, request_id),
-            sequence_bytes,
-        )
-        data = b"".join((header, head, url_path, content_type, sequence, body))
-        base = self._bases[slot]
-        self._buffer[base : base + len(data)] = data
+        if write_request(self.segment, slot, batcher, request, self.body_room):
+            self._other_held[slot] = max(self._other_held[slot], layout.HEAD_ROOM)
         generation = self._generations[slot]
         self._states[slot] = generation << _GENERATION_SHIFT | SlotState.READY
-        self._rings[batcher].push(slot, model, generation, idle_us)
+        self._rings[batcher].push(slot, request.target.model, generation, request.idle_us)
         self.in_flight += 1
 
     def publish(self) -> None:
@@ -218,44 +151,24 @@ class SlotClient:
         return found
 
     def _has_moved(self, slot: int) -> bool:
-        """Whether a stream has chunks to take, or has ended."""
-        if self._states[slot] & _STATE_MASK != SlotState.STREAMING:
-            return True
-        place = slot * _SLOT_WORDS + _STREAM_PLACE
-        return bool(self._slot_words[place] != self._slot_words[place + 1])
+        """Returns whether a stream has chunks to take, or has ended."""
+        return self.state(slot) != SlotState.STREAMING or stream.has_chunks(self.segment, slot)
 
     def state(self, slot: int) -> int:
         """The slot's SlotState."""
         return self._states[slot] & _STATE_MASK
 
-    def answer(self, slot: int) -> SlotAnswer:
+    def answer(self, slot: int) -> Answer:
         """Reads the answer (or, for a STREAMING slot, the status and headers of what is being streamed).
 
-        From now on only the chunks of a streamed answer, and its end, are news (see `answered`).
+        From now on only the chunks of a streamed answer, and its end, are news (see `answered`). An error is a plain
+        `ServerError`: what it means for this model, the caller knows.
         """
-        base = self._bases[slot]
-        buffer = self._buffer
-        _, _, length, status, flags, phrase_bytes, header_bytes = layout.RESPONSE.unpack_from(
-            buffer, base + layout.RESPONSE_HEADER
-        )
-        start = base + layout.RESPONSE_INLINE
-        phrase = ""
-        headers: list[tuple[str, str]] = []
-        if phrase_bytes or header_bytes:
-            end = start + phrase_bytes + header_bytes
-            text = bytes(buffer[start:end]).decode("latin-1")
-            phrase = text[:phrase_bytes]
-            headers = _parse_headers(text[phrase_bytes:])
-            start = end
-        if flags & ResponseFlag.BODY_OUTSIDE:
-            start = self._layout.response_payload(slot)
-            self._other_held[slot] = max(self._other_held[slot], length)
-        error = self._states[slot] & _STATE_MASK == SlotState.FAILED
-        answer = SlotAnswer(status, phrase, headers, buffer[start : start + length], error)
-        if flags & ResponseFlag.STREAMED:
-            answer.streamed = True
+        answer, held = read_answer(self.segment, slot, self._states[slot] & _STATE_MASK == SlotState.FAILED)
+        if held:
+            self._other_held[slot] = max(self._other_held[slot], held)
+        if answer.stream is not None:
             self._quiet.add(slot)
-            self._other_held[slot] = max(self._other_held[slot], layout.STREAM_RING_BYTES)
         return answer
 
     def keep_for_sending(self, slot: int) -> None:
@@ -264,17 +177,7 @@ class SlotClient:
 
     def read_stream(self, slot: int) -> list[bytes]:
         """Takes all chunks that lie in a streamed answer's ring and makes room for more."""
-        words, place = self._slot_words, slot * _SLOT_WORDS + _STREAM_PLACE
-        tail, head = words[place], words[place + 1]
-        start = self._layout.response_payload(slot)
-        ring = self._buffer[start : start + layout.STREAM_RING_BYTES]
-        chunks = []
-        while head < tail:
-            length = int.from_bytes(_ring_read(ring, head, 4), "little")
-            chunks.append(_ring_read(ring, head + 4, length))
-            head += 4 + length
-        words[place + 1] = head
-        return chunks
+        return stream.take_chunks(self.segment, slot)
 
     def cancel(self, slot: int) -> None:
         """Tells batcher and model worker that nobody waits for this slot any more."""
@@ -310,33 +213,3 @@ class SlotClient:
             self._warm += self._request_reserved[slot] + self._other_held[slot]
             return
         self._request_reserved[slot] = self._other_held[slot] = 0
-
-    def _write_head_outside(self, slot: int, head: bytes) -> None:
-        if len(head) > layout.HEAD_ROOM:
-            raise ValueError(f"request head of {len(head)} bytes")
-        start = self._layout.request_payload(slot)
-        self.segment.memory.reserve(start, layout.HEAD_ROOM)
-        self._other_held[slot] = max(self._other_held[slot], layout.HEAD_ROOM)
-        self._buffer[start : start + len(head)] = head
-
-
-def _ring_read(ring: memoryview, position: int, length: int) -> bytes:
-    first = position % len(ring)
-    room = len(ring) - first
-    if length <= room:
-        return bytes(ring[first : first + length])
-    return bytes(ring[first:]) + bytes(ring[: length - room])
-
-
-def _parse_headers(block: str) -> list[tuple[str, str]]:
-    headers = []
-    for line in block.split("\n"):
-        if line:
-            name, _, value = line.partition(":")
-            headers.append((name, value))
-    return headers
-
-
-def encode_headers(headers: Iterable[tuple[str, str]]) -> bytes:
-    """The form in which a handler's response headers lie in a slot (names and values hold no line breaks)."""
-    return "".join(f"{name}:{value}\n" for name, value in headers).encode("latin-1")

@@ -52,7 +52,13 @@ class Doorbell:
         self._semaphore.post()
 
     def wait(
-        self, ready: Callable[[], bool], limit_s: float = math.inf, *, spin_ns: int = 0, wanted: int = ANY_NEWS
+        self,
+        ready: Callable[[], bool],
+        limit_s: float = math.inf,
+        *,
+        spin_ns: int = 0,
+        wanted: int = ANY_NEWS,
+        sleep: Callable[[float], bool] | None = None,
     ) -> bool:
         """Waits until something is there, and says whether it is.
 
@@ -65,7 +71,10 @@ class Doorbell:
             spin_ns: how long to spin, at first and after each ring, before sleeping. Being woken costs more than
                 a short spin; others that want the core get it.
             wanted: for what to be woken.
+            sleep: sleeps so many seconds in place of `self.sleep`, and returns whether it was woken: for an owner that
+                waits for other things, too, and has a thread that hears the rings.
         """
+        sleep = sleep or self.sleep
         clock = time.monotonic_ns
         now = clock()
         end = now + limit_s * 1e9
@@ -78,7 +87,7 @@ class Doorbell:
                 os.sched_yield()
                 continue
             self.fall_asleep(wanted)
-            if not ready() and self.sleep((end - now) / 1e9):
+            if not ready() and sleep((end - now) / 1e9):
                 spin_until = clock() + spin_ns
             self.wake_up()
         return True

@@ -194,7 +194,7 @@ class RequestFlag:
     URL_PATH: Final = 32
     #: The path named the model's version; for the metrics, which tell such requests from the others.
     VERSION_NAMED: Final = 64
-    #: The body is a list of named values (see `fields.py`), each a key of the handler's row.
+    #: The body is a list of named values (see `request_codec.pack_fields`), each a key of the handler's row.
     FIELDS: Final = 128
 
 

@@ -27,6 +27,8 @@ class Segment:
         header: words of page 0.
         states: one word per slot, generation << 8 | state.
         cancels: one word per slot.
+        first_slot: offset of slot 0 in `buffer`.
+        slot_words: the slots' own words.
     """
 
     def __init__(self, memory: SharedMemory, segment_layout: SegmentLayout, index: int) -> None:
@@ -37,7 +39,7 @@ class Segment:
         self.header = memory.words(0, layout.PAGE // layout.WORD)
         self.states = memory.words(segment_layout.states, segment_layout.slots)
         self.cancels = memory.words(segment_layout.cancels, segment_layout.slots)
-        first = segment_layout.first_slot
+        first = self.first_slot = segment_layout.first_slot
         self._response_start = first + layout.RESPONSE_HEADER
         self.slot_words = memory.words(first, segment_layout.slots * layout.SLOT_BYTES // layout.WORD)
 

@@ -16,11 +16,11 @@ from collections import deque
 from collections.abc import Generator
 from typing import Any
 
-from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm import layout, stream
 from wsgi_ts.batcher.shm.doorbell import Doorbell
 from wsgi_ts.batcher.shm.layout import SlotState
 from wsgi_ts.batcher.shm.mailbox import WorkerMailbox
-from wsgi_ts.batcher.worker.slots import Place, WorkerSlots, pieces_of
+from wsgi_ts.batcher.worker.slots import Place, WorkerSlots
 from wsgi_ts.batcher.worker.worker import IDLE_S, ModelWorker
 from wsgi_ts.handlers.serving.context import StreamClosed
 from wsgi_ts.handlers.serving.request import Request
@@ -229,7 +229,7 @@ class Exchange:
         """Sends what waits, as far as there is room; True when nothing waits any more."""
         with self._lock:
             place, waiting, before = self.place, self._waiting, len(self._waiting)
-            while waiting and not self._has_ended and self._slots.try_push(place, waiting[0]):
+            while waiting and not self._has_ended and stream.try_push(place.segment, place.slot, waiting[0]):
                 self._backlog.add(-len(waiting.popleft()))
             if len(waiting) < before:
                 if place.state == SlotState.RUNNING:
@@ -238,7 +238,7 @@ class Exchange:
             return not waiting
 
     def _keep(self, body: bytes | bytearray | memoryview) -> None:
-        pieces = list(pieces_of(body))
+        pieces = list(stream.pieces_of(body))
         self._waiting.extend(pieces)
         self._backlog.add(sum(map(len, pieces)))
 

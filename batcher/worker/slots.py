@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
-from wsgi_ts.batcher.shm import layout
-from wsgi_ts.batcher.shm.client import encode_headers
+from wsgi_ts.batcher.shm import layout, stream
 from wsgi_ts.batcher.shm.doorbell import Doorbell
-from wsgi_ts.batcher.shm.fields import unpack_fields
-from wsgi_ts.batcher.shm.layout import RequestFlag, ResponseFlag, SlotState
+from wsgi_ts.batcher.shm.layout import RequestFlag, SlotState
+from wsgi_ts.batcher.shm.request_codec import read_request, unpack_fields, write_answer
 from wsgi_ts.batcher.shm.segment import Segment, segment_name
 from wsgi_ts.batcher.shm.shared_memory import SHM_DIRECTORY, SharedMemoryFull
 from wsgi_ts.handlers.serving.context import StreamClosed
@@ -29,16 +27,14 @@ _OPAQUE_TYPES = frozenset((b"", b"application/octet-stream"))
 #: Flags that make no difference to what the handler sees.
 _FREE_FLAGS = RequestFlag.BODY_OUTSIDE | RequestFlag.HEAD_OUTSIDE | RequestFlag.VERSION_NAMED
 _PLAIN_EXTRA = {"url_path": "", "explain": "False"}
-_STATE = 0xFF
+_STATE = layout.STATE_MASK
 _NO_STATE = ~_STATE
 #: How long a streaming handler waits at a time while its client's web worker has not yet fetched the last chunks: at
 #: first, and at most, where a client reads slowly.
 _STREAM_WAIT_S = 0.0005
 _LONGEST_STREAM_WAIT_S = 0.008
-#: A chunk in a stream's ring has its length before it; the largest fills half the ring.
-_RECORD_HEAD = 4
-_PIECE_BYTES = layout.STREAM_RING_BYTES // 2
 _FULL = "Not enough shared memory for the response"
+_LONG_HEADERS = "The handler's response headers are too large"
 
 
 class Place:
@@ -140,43 +136,25 @@ class WorkerSlots:
         Raises:
             BadInput: its body is not what its content type says.
         """
-        segment, slot = place.segment, place.slot
-        base = segment.layout.slot(slot)
-        buffer = segment.buffer
-        _, body_bytes, _, flags, head_bytes, path_bytes, type_bytes, _, request_id, sequence_bytes = (
-            layout.REQUEST.unpack_from(buffer, base)
-        )
-        start = base + layout.REQUEST_INLINE
-        if flags & RequestFlag.HEAD_OUTSIDE:  # and so is the body, if there is one
-            start = segment.layout.request_payload(slot)
-        head = bytes(buffer[start : start + head_bytes])
-        start += head_bytes
-        url_path = str(buffer[start : start + path_bytes], "utf-8", "replace") if path_bytes else ""
-        start += path_bytes
-        content_type = bytes(buffer[start : start + type_bytes])
-        start += type_bytes + sequence_bytes
-        if flags & RequestFlag.BODY_OUTSIDE:
-            start = segment.layout.request_payload(slot) + layout.HEAD_ROOM
-        body = buffer[start : start + body_bytes]
-        if content_type in _OPAQUE_TYPES and flags & ~_FREE_FLAGS == RequestFlag.URL_PATH and not url_path:
+        request_id, flags, head, rest, content_type, body = read_request(place.segment, place.slot)
+        if content_type in _OPAQUE_TYPES and flags & ~_FREE_FLAGS == RequestFlag.URL_PATH and not rest:
             # The common case, without anything to decode: the headers are read if the handler asks for them.
             row: dict[str, Any] = {"body": bytearray(body)}
-            return Request(str(request_id, "ascii"), row, LazyHeaders(head, _PLAIN_EXTRA))
+            return Request(request_id, row, LazyHeaders(head, _PLAIN_EXTRA))
         if flags & RequestFlag.DESCRIBE:
-            return Request(str(request_id, "ascii"), {}, LazyHeaders(head, {"describe": "True"}, {}), is_describe=True)
+            return Request(request_id, {}, LazyHeaders(head, {"describe": "True"}, {}), is_describe=True)
         if flags & RequestFlag.FIELDS:
             fields = unpack_fields(body)
-            headers = LazyHeaders(head, {}, dict.fromkeys(fields, ""))
-            return Request(str(request_id, "ascii"), fields, headers)
+            return Request(request_id, fields, LazyHeaders(head, {}, dict.fromkeys(fields, "")))
         query = ""
         if flags & RequestFlag.QUERY_ROW:
             query = head.split(b"\r\n", 1)[0].partition(b"?")[2].rsplit(b" ", 1)[0].decode("latin-1")
-        extra = {"url_path": url_path} if flags & RequestFlag.URL_PATH else {}
+        extra = {"url_path": str(rest, "utf-8", "replace")} if flags & RequestFlag.URL_PATH else {}
         extra["explain"] = "True" if flags & RequestFlag.EXPLAIN else "False"
         types: dict[str, str] = {}
         declared = content_type.decode("latin-1") if content_type else None
         row = build_row(declared, body, decode=self._decode, query=query, types=types)
-        return Request(str(request_id, "ascii"), row, LazyHeaders(head, extra, types))
+        return Request(request_id, row, LazyHeaders(head, extra, types))
 
     def send_chunk(
         self, place: Place, started: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes
@@ -194,6 +172,7 @@ class WorkerSlots:
         Raises:
             StreamClosed: the client has gone.
             SharedMemoryFull: /dev/shm has no room for the stream's ring.
+            ValueError: phrase and headers are too long for a slot.
         """
         self._put_chunk(place, started, status, phrase, headers, body)
         self._bells[place.segment.index].ring()
@@ -216,6 +195,8 @@ class WorkerSlots:
         except SharedMemoryFull as full:
             print(f"{full}", file=sys.stderr)
             place.segment.fail(place.slot, 507, _FULL)
+        except ValueError:
+            place.segment.fail(place.slot, 500, _LONG_HEADERS)
         else:
             return True
         return False
@@ -234,25 +215,20 @@ class WorkerSlots:
         """Writes the head of a streamed answer; once the first chunk is in its ring, the state may say STREAMING.
 
         Raises:
-            SharedMemoryFull: as for `send_chunk`.
+            SharedMemoryFull: /dev/shm has no room for the stream's ring.
+            ValueError: phrase and headers are too long for a slot.
         """
-        segment, slot = place.segment, place.slot
-        segment.memory.reserve(segment.layout.response_payload(slot), layout.STREAM_RING_BYTES)
-        words = segment.memory.words(segment.layout.slot(slot) + layout.STREAM_WORDS, 2)
-        words[0] = words[1] = 0
-        meta = phrase.encode("latin-1") + encode_headers(headers)
-        lengths = len(phrase), len(meta) - len(phrase)
-        header = layout.RESPONSE.pack(started, 0, 0, status, ResponseFlag.STREAMED, *lengths)
-        segment.write_response(slot, header, meta, b"")
+        stream.open_ring(place.segment, place.slot)
+        write_answer(place.segment, place.slot, (started, 0), status, phrase, headers, None)
         place.streamed = True
 
     def _push(self, place: Place, body: Body) -> None:
         """Puts a chunk into the stream's ring, in pieces where it is larger than the ring."""
         segment, slot = place.segment, place.slot
         is_told = False
-        for piece in pieces_of(body):
+        for piece in stream.pieces_of(body):
             wait_s = _STREAM_WAIT_S
-            while not self.try_push(place, piece):
+            while not stream.try_push(segment, slot, piece):
                 if segment.cancels[slot] or not _exists(self._prefix, segment.index):
                     raise StreamClosed("the client has closed the connection")
                 if not is_told:  # once: that the ring is still full is no news to its reader
@@ -264,18 +240,6 @@ class WorkerSlots:
         if segment.cancels[slot]:
             raise StreamClosed("the client has closed the connection")
 
-    def try_push(self, place: Place, piece: bytes) -> bool:
-        """Puts one of `pieces_of` a chunk into the stream's ring; False while there is no room for it."""
-        segment, slot = place.segment, place.slot
-        words = segment.memory.words(segment.layout.slot(slot) + layout.STREAM_WORDS, 2)
-        if words[0] + _RECORD_HEAD + len(piece) - words[1] > layout.STREAM_RING_BYTES:
-            return False
-        start = segment.layout.response_payload(slot)
-        ring = segment.buffer[start : start + layout.STREAM_RING_BYTES]
-        _ring_write(ring, words[0], len(piece).to_bytes(_RECORD_HEAD, "little") + piece)
-        words[0] += _RECORD_HEAD + len(piece)
-        return True
-
     def write(self, place: Place, answer: Answer, started: int, ended: int) -> None:
         """Writes an answer, or ends the stream that it is the last chunk of.
 
@@ -285,29 +249,23 @@ class WorkerSlots:
             started: monotonic time at which its batch was begun, in ns.
             ended: and at which the handler returned.
         """
-        status, phrase, headers, body, error = answer
         segment, slot = place.segment, place.slot
         if place.streamed:
             self._end_stream(place, answer)
             return
-        meta = phrase.encode("latin-1") + encode_headers(headers) if phrase or headers else b""
-        if len(meta) > layout.RESPONSE_INLINE_BYTES:
-            status, phrase, meta, body, error = 500, "", b"", b"The handler's response headers are too large", True
+        status, phrase, headers, body, error = answer
         if error:
             body = body[: layout.RESPONSE_INLINE_BYTES]
-        flags, length = 0, len(body)
-        if len(meta) + length > layout.RESPONSE_INLINE_BYTES:
-            start = segment.layout.response_payload(slot)
-            try:
-                segment.memory.reserve(start, length)
-            except SharedMemoryFull as full:
-                print(f"{full}", file=sys.stderr)
-                segment.fail(slot, 507, _FULL)
-                return
-            segment.buffer[start : start + length] = body
-            body, flags = b"", ResponseFlag.BODY_OUTSIDE
-        header = layout.RESPONSE.pack(started, ended, length, status, flags, len(phrase), len(meta) - len(phrase))
-        segment.write_response(slot, header, meta, body)
+        times = started, ended
+        try:
+            write_answer(segment, slot, times, status, phrase, headers, body)
+        except SharedMemoryFull as full:
+            print(f"{full}", file=sys.stderr)
+            segment.fail(slot, 507, _FULL)
+            return
+        except ValueError:
+            write_answer(segment, slot, times, 500, "", [], _LONG_HEADERS.encode())
+            error = True
         place.set_state(SlotState.FAILED if error else SlotState.DONE)
 
     def _end_stream(self, place: Place, answer: Answer) -> None:
@@ -331,21 +289,5 @@ class WorkerSlots:
         return segment
 
 
-def pieces_of(body: Body) -> Iterator[bytes]:
-    """A chunk in pieces that fit into a stream's ring; an empty one is one empty piece."""
-    for offset in range(0, max(len(body), 1), _PIECE_BYTES):
-        yield bytes(body[offset : offset + _PIECE_BYTES])
-
-
 def _exists(prefix: str, index: int) -> bool:
     return (SHM_DIRECTORY / segment_name(prefix, index)).exists()
-
-
-def _ring_write(ring: memoryview, position: int, data: bytes) -> None:
-    first = position % len(ring)
-    room = len(ring) - first
-    if len(data) <= room:
-        ring[first : first + len(data)] = data
-    else:
-        ring[first:] = data[:room]
-        ring[: len(data) - room] = data[room:]

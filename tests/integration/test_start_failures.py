@@ -26,12 +26,12 @@ if {module!r} in sys.orig_argv:
 BREAK_WORKERS = """
 import sys
 if "wsgi_ts.web" in sys.orig_argv:
-    import wsgi_ts.dataplane.plane
+    import wsgi_ts.dataplane.exchange
 
     def fail(*_):
         raise OSError(12, "Cannot allocate memory")
 
-    wsgi_ts.dataplane.plane.DataPlane.__init__ = fail
+    wsgi_ts.dataplane.exchange.Exchange.__init__ = fail
 """
 
 

@@ -1,6 +1,6 @@
 """HTTP/1.1 request heads: from bytes to what the server needs to know, by httptools (llhttp, strict).
 
-The body is not fed to the parser: the web worker receives it where it belongs. Chunked bodies are the exception.
+The body is not fed to this parser: the web worker receives it where it belongs (see `body`).
 """
 
 from __future__ import annotations
@@ -18,9 +18,6 @@ from wsgi_ts.logs.text import safe_target
 MAX_REQUEST_LINE = 4096
 MAX_HEADER_BYTES = 8192
 MAX_HEADERS = 100
-#: What the framing of a chunked body may take besides as many bytes as twice its content: enough for 65536 chunks of
-#: one byte each.
-MAX_FRAMING_BYTES = 262144
 _REMEMBERED_HEADS = 256
 _LONGEST_REMEMBERED = 1024
 _ABSOLUTE = re.compile(rb"(?i)https?://[^/?]*")
@@ -55,7 +52,7 @@ class Head:
         expect_continue: the client waits for "100 Continue".
         content_type: as sent, empty for none.
         environ: the WSGI variables that follow from the head alone; copy before use.
-        admitted: the mark of the gate that let this head pass (`wsgi_ts.security.access`), None before.
+        admitted: the mark of the check that let this head pass (`wsgi_ts.security.access`), None before.
         route, route_epoch: what the head means, for the routing table that found out, and its epoch then.
     """
 
@@ -211,94 +208,3 @@ def _check_size(raw: bytes) -> None:
         raise BadHead(414, "The request line is too long.")
     if line_end >= 0 and len(raw) > line_end + MAX_HEADER_BYTES + len(b"\r\n\r\n"):
         raise BadHead(431, "The request's headers are too large.")
-
-
-class _Decoded:
-    """httptools' callbacks for a chunked body.
-
-    An object of its own, as one that held its parser could only be freed by the garbage collector, which runs seldom.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.data = bytearray()
-        self.complete = False
-        self.too_large = False
-        self._limit = limit
-
-    def on_body(self, data: bytes) -> None:
-        if len(self.data) + len(data) > self._limit:
-            self.too_large = True
-        elif not self.too_large:
-            self.data += data
-
-    def on_message_complete(self) -> None:
-        self.complete = True
-
-
-class ChunkedBody:
-    """Decodes a chunked body; feed it what comes behind the head.
-
-    Args:
-        head: the request's head.
-        limit: largest decoded body.
-
-    Attributes:
-        received: bytes that were fed, framing included.
-        rest: bytes behind the body (the next request of a pipelining client).
-    """
-
-    def __init__(self, head: Head, limit: int) -> None:
-        self.rest = b""
-        self._decoded = _Decoded(limit)
-        self.received = 0
-        self._tail = b""
-        # llhttp can only be told of a chunked body by a head; a minimal one of our own keeps its state machine whole.
-        self._parser = httptools.HttpRequestParser(self._decoded)
-        self._parser.feed_data(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
-
-    @property
-    def data(self) -> bytearray:
-        """What was decoded so far."""
-        return self._decoded.data
-
-    @property
-    def complete(self) -> bool:
-        """The last chunk and the trailers were read."""
-        return self._decoded.complete
-
-    @property
-    def too_large(self) -> bool:
-        """The limit was passed."""
-        return self._decoded.too_large
-
-    def feed(self, data: bytes) -> None:
-        """Takes the next bytes from the socket.
-
-        Raises:
-            BadHead: they are not a chunked body, or one with more framing than content.
-        """
-        self.received += len(data)
-        # The body ends with an empty line; without one in what was just read, it cannot end there.
-        may_end = b"\n\r\n" in self._tail + data
-        self._tail = (self._tail + data)[-2:]
-        try:
-            if may_end:
-                self._feed_to_end(data)
-            else:
-                self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
-            raise BadHead(400, "Invalid chunked body.") from error
-        framing = self.received - 2 * len(self.data)
-        if framing > MAX_FRAMING_BYTES and not self.complete and not self.too_large:
-            raise BadHead(400, "The chunked body has more framing than content.")
-
-    def _feed_to_end(self, data: bytes) -> None:
-        # The parser would take pipelined bytes for a message of its own, so the end is found line by line, which is
-        # affordable: only reads that may hold the end come here.
-        start = 0
-        while start < len(data) and not self.complete:
-            newline = data.find(b"\n", start)
-            stop = len(data) if newline < 0 else newline + 1
-            self._parser.feed_data(data[start:stop])
-            start = stop
-        self.rest = data[start:]

@@ -45,12 +45,11 @@ class Model:
     """`/v2/models/{model}` and `/v2/models/{model}/ready`."""
 
     def __init__(self, predictions: Predictions) -> None:
-        """Keeps the way to the routing table."""
         self._predictions = predictions
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, model: str) -> None:
         """The model's versions; what its tensors look like is known to its handler alone."""
-        _, versions = self._predictions.plane(req).routes.versions(model)
+        _, versions = self._predictions.routes(req).versions(model)
         write_json(
             resp,
             200,
@@ -59,7 +58,7 @@ class Model:
 
     def on_get_ready(self, req: falcon.Request, resp: falcon.Response, model: str) -> None:
         """200 when a worker of the default version is ready, else 503."""
-        default, versions = self._predictions.plane(req).routes.versions(model)
+        default, versions = self._predictions.routes(req).versions(model)
         ready = versions.get(default, False)
         write_json(resp, 200 if ready else 503, {"name": model, "ready": ready})
 

@@ -24,8 +24,8 @@ from wsgi_ts.settings.lenient_json import parse_lenient
 from wsgi_ts.settings.table import settings_of
 
 if TYPE_CHECKING:
+    from wsgi_ts.dataplane.descriptions import HandlerDescriptions
     from wsgi_ts.instance.instance import Instance
-    from wsgi_ts.rest.customized import HandlerDescriptions
 
 #: Longest JSON body of a register call, in bytes; it holds a dozen short arguments.
 MAX_JSON_BYTES = 65536
@@ -123,7 +123,7 @@ class ModelResource(_Resource):
         """The way to the handlers: most processes that manage models never need it, and it loads the data plane."""
         with self._lock:
             if self._descriptions is None:
-                from wsgi_ts.rest.customized import HandlerDescriptions
+                from wsgi_ts.dataplane.descriptions import HandlerDescriptions
 
                 self._descriptions = HandlerDescriptions(self._instance)
             return self._descriptions

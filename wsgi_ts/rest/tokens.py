@@ -12,7 +12,7 @@ from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.control.client import ControlPlane
 from wsgi_ts.errors import InvalidKey
 from wsgi_ts.rest.responses import JSON_TYPE
-from wsgi_ts.security.access import Gate
+from wsgi_ts.security.access import Access
 from wsgi_ts.security.tokens import INFERENCE, MANAGEMENT
 
 if TYPE_CHECKING:
@@ -47,24 +47,24 @@ class TokenCheck:
         """Opens nothing yet: the process that answers maps the board, and may be a fork of this one."""
         self._kinds = tuple(kinds)
         self._instance = instance
-        self._gate: Gate | None = None
+        self._access: Access | None = None
         self._lock = threading.Lock()
 
     def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Checks the request, and hides its token from the handler."""
         if ADMITTED_KEY in req.env:
             return
-        refusal = self._open_gate().refusal(req.env["PATH_INFO"], req.env)
+        refusal = self._open().refusal(req.env["PATH_INFO"], req.env)
         if refusal is not None:
             raise refusal
         req.env.pop("HTTP_AUTHORIZATION", None)
 
-    def _open_gate(self) -> Gate:
+    def _open(self) -> Access:
         with self._lock:
-            if self._gate is None:
+            if self._access is None:
                 instance = self._instance
-                self._gate = Gate(self._kinds, instance.config, instance.run_dir, Board.attach(instance.prefix))
-            return self._gate
+                self._access = Access(self._kinds, instance.config, instance.run_dir, Board.attach(instance.prefix))
+            return self._access
 
 
 def add_routes(app: falcon.App[Any, Any], control: ControlPlane) -> None:

@@ -13,13 +13,13 @@ from weakref import WeakValueDictionary
 import grpc
 from grpc import aio
 
-from wsgi_ts.batcher.shm.fields import pack_fields
 from wsgi_ts.batcher.shm.layout import RequestFlag
+from wsgi_ts.batcher.shm.request_codec import pack_fields
+from wsgi_ts.dataplane.async_plane import AsyncPlane, Call
 from wsgi_ts.errors import ServerError
 from wsgi_ts.rpc import messages
 from wsgi_ts.rpc.calls import Calls
 from wsgi_ts.rpc.codes import Failure, bad_request, inference_failure
-from wsgi_ts.rpc.plane import AsyncPlane, Call
 from wsgi_ts.settings.config import Config
 
 log = logging.getLogger(__name__)

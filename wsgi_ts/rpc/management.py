@@ -23,8 +23,8 @@ from wsgi_ts.rpc.codes import Failure, inference_failure
 from wsgi_ts.settings.table import settings_of
 
 if TYPE_CHECKING:
+    from wsgi_ts.dataplane.descriptions import HandlerDescriptions
     from wsgi_ts.instance.instance import Instance
-    from wsgi_ts.rest.customized import HandlerDescriptions
 
 NAME = f"{messages.MANAGEMENT}.ManagementAPIsService"
 _QUICK_THREADS = 8
@@ -127,7 +127,7 @@ class Management:
     def _ask_handler(self, description: dict[str, Any]) -> dict[str, Any] | None:
         """What the handler says of its model. On a thread of the pool."""
         if self._descriptions is None:  # two of them would do no harm
-            from wsgi_ts.rest.customized import HandlerDescriptions
+            from wsgi_ts.dataplane.descriptions import HandlerDescriptions
 
             self._descriptions = HandlerDescriptions(self._instance)
         name, version = description["modelName"], description["modelVersion"]

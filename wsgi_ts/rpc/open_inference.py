@@ -17,12 +17,12 @@ import numpy as np
 from google.protobuf.message import Message
 from grpc import StatusCode, aio
 
+from wsgi_ts.dataplane.async_plane import AsyncPlane
 from wsgi_ts.errors import ServerError
 from wsgi_ts.rpc import messages
 from wsgi_ts.rpc.calls import Calls
 from wsgi_ts.rpc.codes import Failure, bad_request, management_failure
 from wsgi_ts.rpc.management import Management
-from wsgi_ts.rpc.plane import AsyncPlane
 
 NAME = f"{messages.OPEN_INFERENCE}.GRPCInferenceService"
 #: The field of InferTensorContents for each data type.

@@ -12,7 +12,7 @@ import grpc
 from grpc import aio
 
 from wsgi_ts.control.client import ControlPlane
-from wsgi_ts.dataplane.plane import DataPlane
+from wsgi_ts.dataplane.async_plane import AsyncPlane
 from wsgi_ts.instance.instance import Instance
 from wsgi_ts.logs.access import AccessLog
 from wsgi_ts.rpc.calls import Calls
@@ -20,7 +20,6 @@ from wsgi_ts.rpc.codes import inference_failure, management_failure
 from wsgi_ts.rpc.inference import Inference
 from wsgi_ts.rpc.management import Management
 from wsgi_ts.rpc.open_inference import OpenInference
-from wsgi_ts.rpc.plane import AsyncPlane
 from wsgi_ts.security.access import TokenTable
 from wsgi_ts.security.tokens import INFERENCE, MANAGEMENT
 from wsgi_ts.settings.config import Config
@@ -63,15 +62,14 @@ async def serve(
     loop.add_signal_handler(signal.SIGTERM, stop.put_nowait, float(config.graceful_timeout))
     loop.add_signal_handler(signal.SIGQUIT, stop.put_nowait, 0.0)
     loop.add_signal_handler(signal.SIGUSR1, instance.log_files.reopen)
-    plane = DataPlane(config, instance.run_dir, instance.prefix)
+    plane = AsyncPlane(instance, loop)
     access = AccessLog(instance.log_files.access)
     tokens = TokenTable(instance.run_dir, plane.board) if config.token_authorization else None
     calls = Calls(INFERENCE, tokens, access, inference_failure)
-    async_plane = AsyncPlane(plane, loop)
     management = Management(instance, ControlPlane(instance.run_dir))
-    services = [Inference(async_plane, config).service(calls)]
+    services = [Inference(plane, config).service(calls)]
     if config.ts_open_inference_protocol:
-        services.append(OpenInference(async_plane, management).service(calls))
+        services.append(OpenInference(plane, management).service(calls))
     ages = config.grpc_inference_max_connection_age_ms, config.grpc_inference_max_connection_age_grace_ms
     servers = [_server(config, services, ages)]
     ages = config.grpc_management_max_connection_age_ms, config.grpc_management_max_connection_age_grace_ms

@@ -126,22 +126,20 @@ def _is_living(key: Mapping[str, Any]) -> bool:
     return key["wall_end"] is None or (time.time() < key["wall_end"] and time.monotonic() < key["monotonic_end"])
 
 
-class Gate:
-    """Lets requests of one listener pass, or says why not.
+class Access:
+    """Says who may ask at one listener; use `Access.is_limited` first.
 
     A head that passed is marked, and a client's heads repeat: the next one worded alike costs two comparisons. Heads
     with different tokens are different heads. `refresh` takes all marks back when a key was replaced or has expired.
+
+    Args:
+        kinds: the APIs of the listener.
+        config: the configuration.
+        run_dir: the run directory.
+        board: the instance's board.
     """
 
     def __init__(self, kinds: Collection[str], config: Config, run_dir: Path, board: Board) -> None:
-        """Reads what is published; use `Gate.needed` first.
-
-        Args:
-            kinds: the APIs of the listener.
-            config: the configuration.
-            run_dir: the run directory.
-            board: the instance's board.
-        """
         self._kinds = frozenset(kinds)
         self._tokens = TokenTable(run_dir, board) if config.token_authorization else None
         self._own_name = config.management_address.host.lower()
@@ -150,8 +148,8 @@ class Gate:
         self._look_at_ns = 0
 
     @staticmethod
-    def needed(kinds: Collection[str], config: Config) -> bool:
-        """Whether a listener refuses anybody: the metrics API never does."""
+    def is_limited(kinds: Collection[str], config: Config) -> bool:
+        """Returns whether a listener refuses anybody: the metrics API never does."""
         if config.token_authorization:
             return bool({"inference", "management"} & set(kinds))
         address = config.management_address

@@ -1,72 +1,95 @@
-"""The WSGI side of a web worker: what the app gets, and its answer as one object."""
+"""The WSGI side of a web worker: what the app gets, its answer as one object, and threads for calls that may block."""
 
 from __future__ import annotations
 
-import io
-import socket
-import sys
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from wsgi_ts.rest.tokens import ADMITTED_KEY
+from wsgi_ts.batcher.shm.request_codec import Answer
+from wsgi_ts.rest.responses import REQUEST_ID_KEY
+from wsgi_ts.web.connection import Connection
+from wsgi_ts.web.listeners import WSGIApp
 
-StartResponse = Callable[..., Any]
-WSGIApp = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
-
-_NO_INPUT = io.BytesIO(b"")
-
-
-class AppResponse:
-    """What the app has returned, as one object."""
-
-    __slots__ = ("body", "code", "headers", "status")
-
-    def __init__(self) -> None:
-        self.status = "500 "
-        self.code = 500
-        self.headers: list[tuple[str, str]] = []
-        self.body: bytes | memoryview = b""
-
-    def start(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], None]:
-        """WSGI's start_response."""
-        self.status = status
-        self.code = int(status[:3])
-        self.headers = headers
-        return self._no_write
-
-    @staticmethod
-    def _no_write(_: bytes) -> None:
-        raise NotImplementedError("the write() callable of PEP 3333 is not offered; return an iterable")
+#: For calls that are answered at once, and for those that wait.
+QUICK_THREADS = 8
+WAITING_THREADS = 32
 
 
-def call_app(app: WSGIApp, environ: dict[str, Any]) -> AppResponse:
+def environ_of(connection: Connection) -> dict[str, Any]:
+    """Returns the WSGI variables of the request under way, without what differs by kind."""
+    environ = connection.endpoint.environ.copy()
+    if connection.head is not None:
+        environ.update(connection.head.environ)
+    environ[REQUEST_ID_KEY] = connection.request_id
+    environ["REMOTE_ADDR"] = connection.peer
+    return environ
+
+
+def call_app(app: WSGIApp, environ: dict[str, Any]) -> Answer:
     """Calls the app and gathers its answer; a single body part is not copied."""
-    response = AppResponse()
-    parts = app(environ, response.start)
+    answer = Answer()
+
+    def start_response(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], None]:
+        answer.status = int(status[:3])
+        answer.phrase = status[4:]
+        answer.headers = headers
+        return _no_write
+
+    parts = app(environ, start_response)
     if type(parts) is list and len(parts) == 1:
-        response.body = parts[0]
-        return response
-    response.body = b"".join(parts)
+        answer.body = parts[0]
+        return answer
+    answer.body = b"".join(parts)
     close = getattr(parts, "close", None)
     if close is not None:
         close()
-    return response
+    return answer
 
 
-def base_environ(sock: socket.socket, scheme: str) -> dict[str, Any]:
-    """The WSGI variables that are the same for all requests of a listener."""
-    name = sock.getsockname()
-    server, port = (str(name[0]), str(name[1])) if isinstance(name, tuple) else (str(name), "")
-    return {
-        "wsgi.version": (1, 0),
-        "wsgi.url_scheme": scheme,
-        "wsgi.input": _NO_INPUT,
-        "wsgi.errors": sys.stderr,
-        "wsgi.multithread": False,
-        "wsgi.multiprocess": True,
-        "wsgi.run_once": False,
-        "SCRIPT_NAME": "",
-        "SERVER_NAME": server,
-        "SERVER_PORT": port,
-        ADMITTED_KEY: True,
-    }
+def _no_write(_: bytes) -> None:
+    raise NotImplementedError("the write() callable of PEP 3333 is not offered; return an iterable")
+
+
+class AppThreads:
+    """Threads for calls that may block, and what they have answered.
+
+    A call that waits for models to load or to end must not stand in the way of one that is answered at once: each kind
+    has threads of its own.
+
+    Args:
+        wake: wakes the loop; called on a thread.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._pools: dict[bool, ThreadPoolExecutor] = {}
+        self._finished: deque[tuple[Connection, Answer | Exception]] = deque()
+
+    def submit(self, connection: Connection, environ: dict[str, Any], *, waits: bool) -> None:
+        """Has a thread call the app.
+
+        Args:
+            connection: who is answered.
+            environ: the app's argument.
+            waits: it may take as long as models take to load.
+        """
+        pool = self._pools.get(waits)
+        if pool is None:
+            threads, name = (WAITING_THREADS, "management-waiting") if waits else (QUICK_THREADS, "management")
+            pool = self._pools[waits] = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        pool.submit(self._call, connection, environ)
+
+    def take(self) -> tuple[Connection, Answer | Exception] | None:
+        """Returns the next answer, or what was raised in its place; None when there is none."""
+        return self._finished.popleft() if self._finished else None
+
+    def _call(self, connection: Connection, environ: dict[str, Any]) -> None:
+        result: Answer | Exception
+        try:
+            result = call_app(connection.endpoint.app, environ)
+        except Exception as error:  # the loop logs it and answers
+            result = error
+        self._finished.append((connection, result))
+        self._wake()

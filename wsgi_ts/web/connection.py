@@ -1,7 +1,7 @@
-"""One client connection of the web worker: what was received, what is awaited, what is still to be sent.
+"""One client connection of the web worker: HTTP/1.1 as a state machine, without a socket call or a clock.
 
-A `Connection` is a row in the worker's table, not a stack: the loop calls its methods when the socket or an answer is
-ready, and they never block.
+A connection is fed what the socket has given, says what that means (`next_head`, its body), and has queued what is to
+be sent. `transfer` moves the bytes, `requests` and `answers` decide, and the loop keeps the time.
 """
 
 from __future__ import annotations
@@ -11,21 +11,18 @@ from collections import deque
 from itertools import islice
 from typing import Final
 
-from wsgi_ts.batcher.shm import layout
-from wsgi_ts.dataplane.plane import Target
-from wsgi_ts.http.head import ChunkedBody, Head
+from wsgi_ts.batcher.shm.layout import NOT_RETURNING
+from wsgi_ts.batcher.shm.request_codec import Answer
+from wsgi_ts.dataplane.routes import Target
+from wsgi_ts.http.body import ChunkedBody, SizedBody
+from wsgi_ts.http.head import Head, check_partial_head, parse_head
+from wsgi_ts.web.listeners import Endpoint
 
-RECEIVE_BYTES = 65536
-#: A body above this is received straight into its slot.
-DIRECT_BODY_BYTES = 4096
-#: What a streamed answer may have unsent before its reader counts as gone.
-MAX_UNSENT_STREAM = 16 * 1024 * 1024
-#: What a client may send behind a request while that is being answered (pipelining).
-MAX_AHEAD = 65536
 #: What one connection may receive, or send, in one turn of the loop: others are waiting.
 TURN_BYTES = 1024 * 1024
 _SMALLEST_ROOM = 65536
 _MOST_PARTS = 64
+_LINE_ENDS = b"\r\n"
 
 
 class Phase:
@@ -39,57 +36,81 @@ class Phase:
     LINGER: Final = 5  # the client to close, after an answer that ended the connection early
 
 
-class Connection:
-    """State of one connection (see the module's text; the web worker acts on it).
+class SlotBody:
+    """A body that is received straight into a slot.
+
+    Args:
+        length: of the whole body, in bytes.
+        received: how many of them have come.
 
     Attributes:
-        limit_at: monotonic time at which the connection is given up, by what its phase allows.
-        body_seen: how much of the body had come when its limit was last looked at.
+        room: where the body is received, as far as it may come now.
+    """
+
+    __slots__ = ("length", "received", "room")
+
+    def __init__(self, length: int, received: int) -> None:
+        self.length = length
+        self.received = received
+        self.room = memoryview(b"")
+
+    def next_room(self, reserved: int) -> int:
+        """Returns how many bytes to have room for next: what has come decides, not what is announced.
+
+        Args:
+            reserved: how many the slot has room for already.
+        """
+        have = self.received
+        return min(self.length, max(reserved, have + min(max(have, _SMALLEST_ROOM), TURN_BYTES)))
+
+
+class Connection:
+    """The state of one connection.
+
+    Args:
+        sock: its socket, for the loop.
+        peer: the client's address, as the access log has it.
+        endpoint: where it was accepted.
+
+    Attributes:
+        fd, events, limit_at, closed: the loop's: the socket's descriptor, what epoll waits for, the monotonic time at
+            which the connection is given up, and whether it is in the table no more (another one may have its
+            descriptor then).
+        phase: what it waits for.
         buffer: received and not yet used.
-        out: to be sent; bytes, or a view into a slot that is released when `release_slot` is.
-        body_room: where the body is received, as far as it may come now; None where none is received into a slot.
-        closed: it is in the table no more, and another one may have its descriptor.
+        half_closed: the client has sent all it will.
+        close_after: the connection ends with the answer under way.
+        ignored: bytes that came after the last answer.
+        head, target, request_id, arrival_ns: the request under way: its head, where it goes if it is a prediction, its
+            id, and the monotonic time at which it came.
         answered_ns: when the last answer on this connection was sent, 0 before the first.
+        slot: where the request lies, -1 for nowhere.
+        release_slot: the slot that the answer is sent from, -1 for none.
+        body: what of the body is there; None before the first and after the last byte of it.
+        body_seen: how much of the body had come when its limit was last looked at.
+        unsent: bytes that are queued.
+        stream_chunked: the streamed answer under way is sent in chunks of HTTP.
     """
 
     __slots__ = (
-        "answered_ns",
-        "arrival_ns",
-        "body",
-        "body_have",
-        "body_room",
-        "body_seen",
-        "buffer",
-        "chunked",
-        "close_after",
-        "closed",
-        "events",
-        "fd",
-        "half_closed",
-        "head",
-        "ignored",
-        "limit_at",
-        "listener",
-        "out",
-        "peer",
-        "phase",
-        "release_slot",
-        "request_id",
-        "slot",
-        "sock",
-        "stream_chunked",
-        "target",
-        "unsent",
+        *("answered_ns", "arrival_ns", "body", "body_seen", "buffer", "close_after", "closed", "endpoint", "events"),
+        *("fd", "half_closed", "head", "ignored", "limit_at", "out", "peer", "phase", "release_slot", "request_id"),
+        *("slot", "sock", "stream_chunked", "target", "unsent"),
     )
 
-    def __init__(self, sock: socket.socket, peer: str, listener: int) -> None:
+    def __init__(self, sock: socket.socket, peer: str, endpoint: Endpoint) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.peer = peer
-        self.listener = listener
-        self.phase: int = Phase.HEAD
+        self.endpoint = endpoint
+        self.events = 0
         self.limit_at = 0.0
+        self.closed = False
+        self.phase: int = Phase.HEAD
         self.buffer = b""
+        self.half_closed = False
+        self.close_after = False
+        self.ignored = 0
         self.head: Head | None = None
         self.target: Target | None = None
         self.request_id = ""
@@ -97,102 +118,99 @@ class Connection:
         self.answered_ns = 0
         self.slot = -1
         self.release_slot = -1
-        self.body: bytearray | None = None
-        self.body_room: memoryview | None = None
-        self.body_have = 0
+        self.body: SizedBody | ChunkedBody | SlotBody | None = None
         self.body_seen = 0
-        self.chunked: ChunkedBody | None = None
         self.out: deque[memoryview | bytes] = deque()
         self.unsent = 0
-        self.events = 0
-        self.close_after = False
-        self.closed = False
-        self.half_closed = False
         self.stream_chunked = False
-        self.ignored = 0
 
     @property
     def idle_us(self) -> int:
         """Microseconds from the last answer to this request, NOT_RETURNING for the first one."""
         if not self.answered_ns:
-            return layout.NOT_RETURNING
+            return NOT_RETURNING
         return max(0, self.arrival_ns - self.answered_ns) // 1000
 
     @property
-    def body_received(self) -> int:
-        """Bytes of the body under way that have come."""
-        if self.chunked is not None:
-            return self.chunked.received
-        return self.body_have if self.body is None else len(self.body)
+    def wants_head_only(self) -> bool:
+        """Whether the answer is sent without its body."""
+        return self.head is not None and self.head.method == "HEAD"
 
-    def next_room(self, reserved: int) -> int:
-        """How many bytes of the body to have room for next: what has come decides, not what is announced.
+    def next_head(self) -> Head | None:
+        """Takes the next request's head out of what was received; None while it is not complete.
 
-        Args:
-            reserved: how many the slot has room for already.
+        Raises:
+            BadHead: it is none that this server accepts.
         """
-        have = self.body_have
-        length = self.head.content_length if self.head is not None else 0
-        return min(length, max(reserved, have + min(max(have, _SMALLEST_ROOM), TURN_BYTES)))
+        buffer = self.buffer
+        if buffer[0] in _LINE_ENDS:
+            buffer = self.buffer = buffer.lstrip(_LINE_ENDS)
+        end = buffer.find(b"\r\n\r\n")
+        if end < 0:
+            check_partial_head(buffer)
+            return None
+        end += 4
+        head = parse_head(buffer[:end])
+        self.buffer = buffer[end:]
+        return head
 
     def next_request(self) -> None:
         """Forgets the answered request; the connection waits for the next head."""
         self.phase = Phase.HEAD
+        self.head = self.body = None
+        self.request_id = ""
+        self.arrival_ns = 0
         self.slot = -1
-        if self.body is not None or self.chunked is not None:
-            self.body = None
-            self.chunked = None
+
+    def answer_head(self, answer: Answer) -> bytes:
+        """Returns the status line and the headers of an answer."""
+        fields = "".join([f"{name}: {value}\r\n" for name, value in answer.headers])
+        last = "close" if self.close_after else "keep-alive"
+        text = f"HTTP/1.1 {answer.status} {answer.phrase}\r\n{fields}connection: {last}\r\n\r\n"
+        return text.encode("latin-1")
+
+    def begin_stream(self, answer: Answer) -> None:
+        """Queues the head of a streamed answer; a client of HTTP/1.0 knows its end by the end of the connection."""
+        self.phase = Phase.STREAM
+        self.stream_chunked = self.head is not None and self.head.http_1_1
+        if self.stream_chunked:
+            answer.headers.append(("transfer-encoding", "chunked"))
+        else:
+            self.close_after = True
+        self.queue(self.answer_head(answer))
+
+    def queue_chunk(self, chunk: bytes) -> None:
+        """Queues a chunk of a streamed answer."""
+        if not self.wants_head_only:
+            self.queue(b"%x\r\n%b\r\n" % (len(chunk), chunk) if self.stream_chunked else chunk)
+
+    def end_stream(self) -> None:
+        """Queues what tells the client that the streamed answer is whole."""
+        if self.stream_chunked and not self.wants_head_only:
+            self.queue(b"0\r\n\r\n")
 
     def queue(self, data: memoryview | bytes) -> None:
         """Adds to what is to be sent."""
         self.out.append(data)
         self.unsent += len(data)
 
-    def send_now(self, data: bytes) -> bool:
-        """Sends a small answer; True when all of it went at once, else the rest is queued.
+    def next_parts(self) -> list[memoryview | bytes]:
+        """Returns what is to be sent next, as much as one call may take."""
+        first = self.out[0]
+        if len(first) > TURN_BYTES:
+            return [memoryview(first)[:TURN_BYTES]]
+        return list(islice(self.out, _MOST_PARTS))
 
-        Raises:
-            OSError: the client has gone.
-        """
-        if self.out:
-            self.queue(data)
-            return False
-        try:
-            sent = self.sock.send(data)
-        except BlockingIOError:
-            sent = 0
-        if sent == len(data):
-            return True
-        self.queue(memoryview(data)[sent:])
-        return False
-
-    def send_queued(self) -> bool:
-        """Sends what the socket takes in one turn; True when nothing is left.
-
-        Raises:
-            OSError: the client has gone.
-        """
+    def note_sent(self, sent: int) -> None:
+        """Forgets so many bytes of what is to be sent."""
         out = self.out
-        room = TURN_BYTES
-        while out:
-            if room <= 0:
-                return False
-            try:
-                sent = self.sock.sendmsg(list(islice(out, _MOST_PARTS))) if len(out) > 1 else self._send_part(out[0])
-            except BlockingIOError:
-                return False
-            self.unsent -= sent
-            room -= sent
-            while sent:
-                first = out[0]
-                if sent < len(first):
-                    out[0] = memoryview(first)[sent:]
-                    break
-                sent -= len(first)
-                out.popleft()
-            while out and not len(out[0]):
-                out.popleft()
-        return True
-
-    def _send_part(self, part: memoryview | bytes) -> int:
-        return self.sock.send(part if len(part) <= TURN_BYTES else memoryview(part)[:TURN_BYTES])
+        self.unsent -= sent
+        while sent:
+            first = out[0]
+            if sent < len(first):
+                out[0] = memoryview(first)[sent:]
+                break
+            sent -= len(first)
+            out.popleft()
+        while out and not len(out[0]):
+            out.popleft()

@@ -1,4 +1,4 @@
-"""The listening sockets of a web worker: accepting as long as there are descriptors, and leaving it where not.
+"""The listening sockets of a web worker: what is served on each, and accepting as long as there are descriptors.
 
 Connections that are not accepted wait in the kernel, where the other web workers find them, too.
 """
@@ -6,13 +6,22 @@ Connections that are not accepted wait in the kernel, where the other web worker
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import resource
 import select
 import socket
+import ssl
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from wsgi_ts.rest.tokens import ADMITTED_KEY
+from wsgi_ts.security.access import Access
+
+WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +34,50 @@ _NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _SAY_EVERY_S = 60.0
 
 
+class Endpoint:
+    """A listening socket and what is served on it.
+
+    Args:
+        sock: the socket.
+        kinds: the APIs that are served on it.
+        app: their WSGI app.
+        context: the TLS settings; None for plain HTTP.
+
+    Attributes:
+        sock, app, context: as given.
+        may_block: a call of the app may wait, for workers to load; predictions never do.
+        access: refuses requests; None where everybody may ask.
+        environ: the WSGI variables that all requests have in common.
+    """
+
+    def __init__(
+        self, sock: socket.socket, kinds: tuple[str, ...], app: WSGIApp, context: ssl.SSLContext | None = None
+    ) -> None:
+        self.sock = sock
+        self.kinds = kinds
+        self.app = app
+        self.context = context
+        self.may_block = kinds != ("inference",)
+        self.access: Access | None = None
+        name = sock.getsockname()
+        server, port = (str(name[0]), str(name[1])) if isinstance(name, tuple) else (str(name), "")
+        self.environ: dict[str, Any] = {
+            "wsgi.version": (1, 0),
+            "wsgi.url_scheme": "http" if context is None else "https",
+            "wsgi.input": io.BytesIO(b""),
+            "wsgi.errors": sys.stderr,
+            "wsgi.multithread": False,
+            "wsgi.multiprocess": True,
+            "wsgi.run_once": False,
+            "SCRIPT_NAME": "",
+            "SERVER_NAME": server,
+            "SERVER_PORT": port,
+            ADMITTED_KEY: True,
+        }
+
+
 def most_connections() -> int:
-    """How many connections this process takes under its limit of open files."""
+    """Returns how many connections this process takes under its limit of open files."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS
@@ -34,37 +85,32 @@ def most_connections() -> int:
 
 
 class Listeners:
-    """The sockets, watched by the loop's epoll but while nothing can be accepted.
+    """The listening sockets, watched by the loop's epoll but while nothing can be accepted.
 
     Args:
-        sockets: the listening sockets.
+        endpoints: the listening sockets.
         epoll: the loop's.
 
     Attributes:
-        sockets: as given.
+        by_fd: the endpoints by the descriptors of their sockets; none once they are closed.
         is_paused: nothing is accepted for the moment; `resume` ends that.
     """
 
-    def __init__(self, sockets: list[socket.socket], epoll: select.epoll) -> None:
-        self.sockets = sockets
+    def __init__(self, endpoints: Iterable[Endpoint], epoll: select.epoll) -> None:
+        self.by_fd = {endpoint.sock.fileno(): endpoint for endpoint in endpoints}
         self.is_paused = True
         self._epoll = epoll
-        self._numbers = {sock.fileno(): number for number, sock in enumerate(sockets)}
         self._limit = most_connections()
         self._say_at = 0.0
-        for sock in sockets:
-            sock.setblocking(False)
+        for endpoint in self.by_fd.values():
+            endpoint.sock.setblocking(False)
         self.resume()
 
-    def number(self, fd: int) -> int | None:
-        """Which of the sockets a descriptor belongs to; None for none."""
-        return self._numbers.get(fd)
-
-    def accept(self, number: int, there: int) -> Iterator[tuple[socket.socket, str]]:
-        """Accepts some connections: each with its client's address as the access log has it.
+    def accept(self, endpoint: Endpoint, there: int) -> Iterator[tuple[socket.socket, str]]:
+        """Accepts some connections, and yields each with its client's address as the access log has it.
 
         Args:
-            number: of the listening socket.
+            endpoint: the listening socket.
             there: connections that the process has already.
         """
         for _ in range(ACCEPTS_PER_TURN):
@@ -72,7 +118,7 @@ class Listeners:
                 self._pause(f"{there} connections are open, which is the limit of this process")
                 return
             try:
-                sock, address = self.sockets[number].accept()
+                sock, address = endpoint.sock.accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -88,19 +134,18 @@ class Listeners:
             yield sock, f"/{address[0]}:{address[1]}" if isinstance(address, tuple) and address else "/unix"
 
     def resume(self) -> None:
-        """Accepts again; to be called when a connection was closed, and now and then."""
+        """Accepts again: to be called when a connection was closed, and now and then."""
         if self.is_paused:
             self.is_paused = False
-            for sock in self.sockets:
-                self._epoll.register(sock.fileno(), select.EPOLLIN | select.EPOLLEXCLUSIVE)
+            for fd in self.by_fd:
+                self._epoll.register(fd, select.EPOLLIN | select.EPOLLEXCLUSIVE)
 
     def close(self) -> None:
-        """Closes the sockets for good; what waits in the kernel is refused."""
+        """Closes the sockets for good: what waits in the kernel is refused."""
         self._unwatch()
-        self._numbers.clear()
-        for sock in self.sockets:
-            sock.close()
-        self.sockets = []
+        for endpoint in self.by_fd.values():
+            endpoint.sock.close()
+        self.by_fd.clear()
 
     def _pause(self, reason: str) -> None:
         self._unwatch()
@@ -112,5 +157,5 @@ class Listeners:
     def _unwatch(self) -> None:
         if not self.is_paused:
             self.is_paused = True
-            for sock in self.sockets:
-                self._epoll.unregister(sock.fileno())
+            for fd in self.by_fd:
+                self._epoll.unregister(fd)

@@ -1,106 +1,144 @@
-"""The connections of a web worker: who is there, what each waits for, and what all of them hold together."""
+"""The connections of a web worker: who is there, when each is looked at again, and what all of them hold together."""
 
 from __future__ import annotations
 
-import logging
 import select
+import time
 
+from wsgi_ts.dataplane.exchange import Exchange, RequestIds
 from wsgi_ts.dataplane.ledger import Ledger
-from wsgi_ts.dataplane.plane import DataPlane
-from wsgi_ts.web.connection import Connection
-
-log = logging.getLogger(__name__)
+from wsgi_ts.web.connection import Connection, SlotBody
 
 READ_EVENTS = select.EPOLLIN | select.EPOLLRDHUP
 #: What all bodies that are received into the process's memory, and requests sent ahead, may have together.
 MAX_RECEIVED = 128 * 1024 * 1024
 #: What all streamed answers may have unsent together; the one with the slowest reader ends then.
 MAX_UNSENT = 128 * 1024 * 1024
+#: Limits of single answers are looked at no more often than this.
+SHORTEST_TICK_NS = 10_000_000
 
 
 class ConnectionTable:
     """The table, and everything that takes a connection or its request out of it.
 
     Args:
-        plane: the data plane; None where no predictions are served.
+        exchange: the requests under way; None where no predictions are served.
         most_body_bytes: the largest body of a request.
+
+    Attributes:
+        epoll: tells of their sockets.
+        connections: by their descriptors.
+        ready: those whose answer is sent and whose next request has already arrived.
+        unread: those of which TLS has decrypted more than was received: epoll does not tell of them.
+        received, unsent: who holds how many bytes of incomplete requests, and of streamed answers.
+        receiving: slots that bodies are being received into.
+        now_ns: monotonic time at which the turn of the loop has begun.
+        look_at_ns: when the limits of connections are to be looked at next.
+        has_closed: a connection was closed since this was last set to False.
     """
 
-    def __init__(self, plane: DataPlane | None, most_body_bytes: int) -> None:
-        self._plane = plane
-        self._epoll = select.epoll()
-        self._connections: dict[int, Connection] = {}
-        self._waiting: dict[int, Connection | None] = {}  # slot -> who waits; None: the client has gone
-        self._streams: set[int] = set()
-        #: Connections whose answer is sent and whose next request has already arrived.
-        self._ready: list[Connection] = []
-        #: Connections of which TLS has decrypted more than was received: epoll does not tell of them.
-        self._unread: list[Connection] = []
-        self._received: Ledger[Connection] = Ledger(max(MAX_RECEIVED, 2 * most_body_bytes))
-        self._unsent: Ledger[Connection] = Ledger(MAX_UNSENT)
-        #: Slots that bodies are being received into. Slow clients must leave some for requests that are complete.
-        self._receiving = 0
-        self._most_receiving = plane.client.capacity // 2 if plane is not None else 0
+    def __init__(self, exchange: Exchange[Connection] | None, most_body_bytes: int) -> None:
+        self.epoll = select.epoll()
+        self.connections: dict[int, Connection] = {}
+        self.ready: list[Connection] = []
+        self.unread: list[Connection] = []
+        self.received: Ledger[Connection] = Ledger(max(MAX_RECEIVED, 2 * most_body_bytes))
+        self.unsent: Ledger[Connection] = Ledger(MAX_UNSENT)
+        self.receiving = 0
+        self.now_ns = time.monotonic_ns()
+        self.look_at_ns = 0
+        self.has_closed = False
+        self._exchange = exchange
+        self._ids = RequestIds()
 
-    def _watch(self, connection: Connection, events: int) -> None:
+    @property
+    def exchange(self) -> Exchange[Connection]:
+        """The requests under way.
+
+        Raises:
+            RuntimeError: no predictions are served here.
+        """
+        if self._exchange is None:
+            raise RuntimeError("a prediction in a process without an exchange")
+        return self._exchange
+
+    def add(self, connection: Connection, limit_s: float) -> None:
+        """Takes a new connection in, whose first request must come within so many seconds."""
+        connection.limit_at = time.monotonic() + limit_s
+        connection.events = READ_EVENTS
+        self.connections[connection.fd] = connection
+        self.epoll.register(connection.fd, READ_EVENTS)
+
+    def watch(self, connection: Connection, events: int) -> None:
+        """Waits for other events of a connection from now on."""
         if connection.events != events:
             connection.events = events
-            self._epoll.modify(connection.fd, events)
+            self.epoll.modify(connection.fd, events)
 
-    def _client_gone(self, connection: Connection) -> None:
-        if self._forget_slot(connection) and connection.target is not None and connection.target.is_continuous:
-            log.info("Connection to client got closed; Removing job: %s", connection.request_id)
-        self._close(connection)
+    def name_request(self, connection: Connection) -> None:
+        """Gives the request under way an id and a time of arrival, if it has none."""
+        connection.request_id = connection.request_id or self._ids.new()
+        connection.arrival_ns = connection.arrival_ns or self.now_ns
 
-    def _forget_slot(self, connection: Connection) -> bool:
-        """Leaves a submitted request to itself: what has not begun is never run, and its slot is freed at its end.
+    def begin_request(self, connection: Connection) -> None:
+        """Gives the request that begins now its id and its time of arrival."""
+        connection.request_id = self._ids.new()
+        connection.arrival_ns = self.now_ns
 
-        Returns:
-            False when no request of this connection was under way.
-        """
+    def limit_answer(self, connection: Connection, limit_ns: int) -> None:
+        """Has the answer be there at this monotonic time; the loop looks then, and not only at its next tick."""
+        connection.limit_at = limit_ns / 1e9
+        self.look_at_ns = min(self.look_at_ns, max(limit_ns, self.now_ns + SHORTEST_TICK_NS))
+
+    def client_gone(self, connection: Connection) -> None:
+        """Closes a connection whose client has gone, or counts as gone."""
+        target = connection.target
+        if self._is_submitted(connection) and target is not None:
+            self.exchange.client_left(connection.slot, target, connection.request_id)
+            connection.slot = -1
+        self.close(connection)
+
+    def forget_slot(self, connection: Connection) -> None:
+        """Leaves a submitted request to itself: what has not begun is never run, and its slot is freed at its end."""
+        if self._is_submitted(connection):
+            self.exchange.forget(connection.slot)
+            connection.slot = -1
+
+    def _is_submitted(self, connection: Connection) -> bool:
         slot = connection.slot
-        if slot < 0 or self._waiting.get(slot) is not connection:
-            return False
-        connection.slot = -1
-        self._waiting[slot] = None
-        self._streams.discard(slot)
-        self._plane.client.cancel(slot)  # type: ignore[union-attr]
-        return True
+        return slot >= 0 and self.exchange.waiting.get(slot) is connection
 
-    def _close(self, connection: Connection) -> None:
+    def close(self, connection: Connection) -> None:
+        """Takes a connection out of the table, with all that is held for it."""
         if connection.closed:
             return
-        connection.closed = True
-        del self._connections[connection.fd]
-        self._abandon_slot(connection)
+        connection.closed = self.has_closed = True
+        del self.connections[connection.fd]
+        self.abandon_slot(connection)
         connection.out.clear()
-        self._forget_bytes(connection)
-        self._release_sent(connection)
+        if self.received.total:
+            self.received.note(connection, 0)
+        if self.unsent.total:
+            self.unsent.note(connection, 0)
+        self.release_sent(connection)
         connection.sock.close()
 
-    def _abandon_slot(self, connection: Connection) -> None:
+    def abandon_slot(self, connection: Connection) -> None:
         """Gives back the slot of a request that will not be submitted any more."""
         slot = connection.slot
-        if slot >= 0 and slot not in self._waiting:
-            self._end_receiving(connection)
+        if slot >= 0 and slot not in self.exchange.waiting:
+            self.end_receiving(connection)
             connection.slot = -1
-            self._plane.client.abandon(slot)  # type: ignore[union-attr]
+            self.exchange.client.abandon(slot)
 
-    def _end_receiving(self, connection: Connection) -> None:
+    def end_receiving(self, connection: Connection) -> None:
         """Notes that nothing more is received into a slot."""
-        if connection.body_room is not None:
-            connection.body_room = None
-            self._receiving -= 1
+        if type(connection.body) is SlotBody:
+            connection.body = None
+            self.receiving -= 1
 
-    def _release_sent(self, connection: Connection) -> None:
+    def release_sent(self, connection: Connection) -> None:
         """Gives back the slot that an answer was sent from."""
         if connection.release_slot >= 0:
-            self._plane.client.release(connection.release_slot)  # type: ignore[union-attr]
+            self.exchange.client.release(connection.release_slot)
             connection.release_slot = -1
-
-    def _forget_bytes(self, connection: Connection) -> None:
-        """Notes that nothing is held for a connection any more."""
-        if self._received.total:
-            self._received.note(connection, 0)
-        if self._unsent.total:
-            self._unsent.note(connection, 0)

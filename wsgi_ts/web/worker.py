@@ -1,7 +1,7 @@
 """Our gunicorn worker class: it gives gunicorn's sockets, signals and heartbeat to a `WebLoop`.
 
 Submit early, answer late: the loop pushes a prediction to a batcher as soon as it is received, and calls the WSGI app
-when the answer is there, with the finished ticket in the environ (`web_requests`, `web_answers`).
+when the answer is there, which is in the environ then (`requests`, `answers`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import os
 
 from gunicorn.workers.base import Worker
 
-from wsgi_ts.dataplane.plane import DataPlane
+from wsgi_ts.dataplane.exchange import Exchange
+from wsgi_ts.web.connection import Connection
+from wsgi_ts.web.listeners import Endpoint
 from wsgi_ts.web.loop import WebLoop
 
 log = logging.getLogger(__name__)
@@ -24,20 +26,14 @@ class WebWorker(Worker):  # type: ignore[misc]
         """Gets the apps, and everything else that must be there before this worker counts as booted."""
         super().load_wsgi()
         instance = self.app.instance
-        plane = None
-        if self.app.kind == "inference":
-            plane = DataPlane(instance.config, instance.run_dir, instance.prefix)
-        kinds = [self.app.kinds_for(sock) for sock in self.sockets]
-        self._loop = WebLoop(
-            instance,
-            [self.app.app_for(sock) for sock in self.sockets],
-            self.sockets,
-            plane,
-            [self.app.context if instance.config.addresses[each[0]].is_tls else None for each in kinds],
-            kinds,
-            self.PIPE[0],
-            self._on_tick,
-        )
+        app = self.app
+        exchange = Exchange[Connection](instance) if app.kind == "inference" else None
+        endpoints = []
+        for sock in self.sockets:
+            kinds = app.kinds_for(sock)
+            context = app.context if instance.config.addresses[kinds[0]].is_tls else None
+            endpoints.append(Endpoint(sock, kinds, app.app_for(sock), context))
+        self._loop = WebLoop(instance, endpoints, exchange, self.PIPE[0], self._on_tick)
 
     def run(self) -> None:
         """Serves until told to stop."""

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from wsgi_ts.batcher.shm.layout import RequestFlag
-from wsgi_ts.dataplane.plane import RequestIds, RoutingTable, header_value, prediction_parts
+from wsgi_ts.dataplane.exchange import RequestIds, header_value
+from wsgi_ts.dataplane.routes import RoutingTable, prediction_parts
 from wsgi_ts.errors import ResourceNotFound
 from wsgi_ts.run_files import RunFiles
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from wsgi_ts.http.head import BadHead, ChunkedBody, parse_head
+from wsgi_ts.http.body import ChunkedBody
+from wsgi_ts.http.head import BadHead, parse_head
 
 GOOD = b"POST /predictions/m?x=1 HTTP/1.1\r\nHost: a\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\n"
 CHUNKED = b"POST /p HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -90,7 +91,7 @@ NEXT = b"GET /next HTTP/1.1\r\n\r\n"
 
 @pytest.mark.parametrize("cut", range(len(BODY + NEXT) + 1))
 def test_a_chunked_body_cut_anywhere(cut: int) -> None:
-    chunked = ChunkedBody(parse_head(CHUNKED), 100)
+    chunked = ChunkedBody(100)
     data = BODY + NEXT
     rest = b""
     for part in (data[:cut], data[cut:]):
@@ -105,7 +106,7 @@ def test_a_chunked_body_cut_anywhere(cut: int) -> None:
 
 
 def test_a_chunked_body_byte_by_byte() -> None:
-    chunked = ChunkedBody(parse_head(CHUNKED), 100)
+    chunked = ChunkedBody(100)
     for byte in BODY:
         assert not chunked.complete
         chunked.feed(bytes([byte]))
@@ -114,7 +115,7 @@ def test_a_chunked_body_byte_by_byte() -> None:
 
 
 def test_a_chunked_body_over_the_limit_is_not_kept() -> None:
-    chunked = ChunkedBody(parse_head(CHUNKED), 4)
+    chunked = ChunkedBody(4)
     chunked.feed(b"5\r\nabcde\r\n")
     assert chunked.too_large
     assert len(chunked.data) <= 4
@@ -125,13 +126,13 @@ BROKEN = [b"x\r\n", b"-1\r\n", b"3\r\nabcd\r\n", b"0x1\r\na\r\n", b"1\na\r\n", b
 
 @pytest.mark.parametrize("data", BROKEN)
 def test_broken_chunks(data: bytes) -> None:
-    chunked = ChunkedBody(parse_head(CHUNKED), 100)
+    chunked = ChunkedBody(100)
     with pytest.raises(BadHead):
         chunked.feed(data + b"0\r\n\r\n")
 
 
 def test_a_million_tiny_chunks_are_refused_before_they_cost_memory() -> None:
-    chunked = ChunkedBody(parse_head(CHUNKED), 10_000_000)
+    chunked = ChunkedBody(10_000_000)
     with pytest.raises(BadHead, match="more framing than content"):
         for _ in range(1000):
             chunked.feed(b"1\r\na\r\n" * 1000)

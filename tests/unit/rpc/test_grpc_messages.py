@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from support.server import REPOSITORY
 
 from wsgi_ts import errors
-from wsgi_ts.batcher.shm.fields import pack_fields, unpack_fields
+from wsgi_ts.batcher.shm.request_codec import pack_fields, unpack_fields
 from wsgi_ts.errors import ServerError
 from wsgi_ts.rpc import messages
 from wsgi_ts.rpc.calls import _remote
@@ -132,7 +132,7 @@ def test_services_are_those_of_torchserve() -> None:
 
 
 def test_no_other_process_loads_grpc() -> None:
-    web = "wsgi_ts.web.gunicorn_app, wsgi_ts.web.worker, wsgi_ts.rest.inference, wsgi_ts.rest.customized"
+    web = "wsgi_ts.web.gunicorn_app, wsgi_ts.web.worker, wsgi_ts.rest.inference, wsgi_ts.dataplane.descriptions"
     others = "wsgi_ts.cli.commands, wsgi_ts.supervisor.supervisor"
     others += ", wsgi_ts.batcher.__main__, wsgi_ts.batcher.worker.main"
     code = f"import sys; import {web}, {others}; print('grpc' in sys.modules)"

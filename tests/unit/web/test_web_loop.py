@@ -21,13 +21,18 @@ from support.eventually import eventually
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
 from wsgi_ts.dataplane.ledger import Ledger
+from wsgi_ts.dataplane.routes import Target
 from wsgi_ts.http.head import Head
 from wsgi_ts.logs.setup import LineLog
 from wsgi_ts.rest.responses import UNEXPECTED
 from wsgi_ts.settings.config import Config
 from wsgi_ts.web.connection import TURN_BYTES, Connection, Phase
+from wsgi_ts.web.listeners import Endpoint
 from wsgi_ts.web.loop import WebLoop
+from wsgi_ts.web.transfer import send_queued
 
+#: For connections of which none is answered.
+NOWHERE: Any = None
 KEEP_ALIVE = "GET {} HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -55,15 +60,16 @@ class Served:
         settings: Any = SimpleNamespace(
             config=Config(), run_dir=Path("/nonexistent"), prefix=prefix, log_files=SimpleNamespace(access=LineLog("x"))
         )
-        self.loop = WebLoop(settings, [app], [self.listener], None, [None], [kinds], self.signals, lambda: True)
+        self.endpoint = Endpoint(self.listener, kinds, app)
+        self.loop = WebLoop(settings, [self.endpoint], None, self.signals, lambda: True)
 
     def close(self) -> None:
         """Gives back what the loop of a process keeps until that ends."""
-        for connection in list(self.loop._connections.values()):
-            self.loop._close(connection)
+        for connection in list(self.loop.table.connections.values()):
+            self.loop.table.close(connection)
         self.listener.close()
-        self.loop._board.close()
-        self.loop._epoll.close()
+        self.loop.report.board.close()
+        self.loop.table.epoll.close()
         for fd in (self.signals, self._stop, self.loop._wake_fd):
             os.close(fd)
 
@@ -124,7 +130,7 @@ def test_an_exception_costs_one_request(served: Served, caplog: pytest.LogCaptur
     assert "GET /raise HTTP/1.1" in record.getMessage()
     assert record.exc_info is not None
     assert record.exc_info[0] is KeyError
-    board = Board.attach(served.loop._board.prefix)
+    board = Board.attach(served.loop.report.board.prefix)
     assert board.words[board.control_web_row + 2] == 1  # 5xx
     board.close()
 
@@ -137,7 +143,7 @@ def test_an_exception_in_the_reading_of_a_request_costs_one_request(
             raise ZeroDivisionError
         return Head(raw)
 
-    monkeypatch.setattr("wsgi_ts.web.requests.parse_head", broken)
+    monkeypatch.setattr("wsgi_ts.web.connection.parse_head", broken)
     with served.running():
         assert served.ask("/broken").startswith(b"HTTP/1.1 500 ")
         assert served.ask("/whole").endswith(b"/whole")
@@ -151,7 +157,7 @@ def test_an_exception_after_the_first_byte_closes_the_connection(
 
     with served.running():
         with monkeypatch.context() as patch:
-            patch.setattr(served.loop, "_sent", fail)
+            patch.setattr(served.loop.answers, "_sent", fail)
             answer = served.ask("/once")
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert answer.count(b"HTTP/1.1") == 1
@@ -163,9 +169,9 @@ def test_a_stop_that_takes_longer_than_a_tick_answers_what_is_under_way(
 ) -> None:
     monkeypatch.setattr("wsgi_ts.web.loop._TICK_S", 0.02)
     loop = served.loop
-    _, client = pair(loop)
+    _, client = pair(served)
     client.sendall(b"GET /late HTTP/1.1\r\n")
-    thread = threading.Thread(target=loop._drain)
+    thread = threading.Thread(target=loop.drain)
     thread.start()
     with contextlib.suppress(TimeoutError):
         client.settimeout(0.3)
@@ -178,29 +184,29 @@ def test_a_stop_that_takes_longer_than_a_tick_answers_what_is_under_way(
     assert not thread.is_alive()
 
 
-def pair(loop: WebLoop) -> tuple[Connection, socket.socket]:
+def pair(served: Served) -> tuple[Connection, socket.socket]:
     """A connection in the loop's table, and its client's end."""
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
-    loop._welcome(ours, "/unix", 0)
-    return loop._connections[ours.fileno()], theirs
+    served.loop.welcome(ours, "/unix", served.endpoint)
+    return served.loop.table.connections[ours.fileno()], theirs
 
 
 def test_a_connection_is_not_taken_for_another_that_has_its_descriptor(served: Served) -> None:
     loop = served.loop
-    first, client = pair(loop)
-    loop._close(first)
+    first, client = pair(served)
+    loop.table.close(first)
     client.close()
-    second, client = pair(loop)
+    second, client = pair(served)
     assert second.fd == first.fd
     first.buffer = KEEP_ALIVE.format("/late").encode()
-    loop._ready.append(first)
-    loop._go_on()
-    loop._close(first)
-    assert loop._connections[second.fd] is second
+    loop.table.ready.append(first)
+    loop.go_on()
+    loop.table.close(first)
+    assert loop.table.connections[second.fd] is second
     assert not second.closed
     client.sendall(KEEP_ALIVE.format("/mine").encode())
-    loop._turn()
+    loop.turn()
     assert client.recv(65536).endswith(b"/mine")
     client.close()
 
@@ -209,17 +215,17 @@ def test_a_new_connection_does_not_get_the_events_of_the_one_before(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loop = served.loop
-    first, client = pair(loop)
+    first, client = pair(served)
     fd, listening = first.fd, served.listener.fileno()
     with socket.create_connection(served.address, timeout=5) as waiting:
         events = [(fd, select.EPOLLHUP), (listening, select.EPOLLIN), (fd, select.EPOLLHUP)]
         monkeypatch.setattr(loop, "_wait", lambda: events)
-        loop._turn()
+        loop.turn()
         assert first.closed
-        assert fd in loop._connections
+        assert fd in loop.table.connections
         monkeypatch.undo()
         waiting.sendall(KEEP_ALIVE.format("/mine").encode())
-        loop._turn()
+        loop.turn()
         assert waiting.recv(65536).endswith(b"/mine")
     client.close()
 
@@ -251,12 +257,12 @@ class Endless:
 @pytest.mark.parametrize("parts", [1, 500], ids=["one part", "many parts"])
 def test_a_connection_sends_about_a_megabyte_in_a_turn(parts: int) -> None:
     sock: Any = Endless()
-    connection = Connection(sock, "", 0)
+    connection = Connection(sock, "", NOWHERE)
     size = 20 * TURN_BYTES
     for _ in range(parts):
         connection.queue(bytes(size // parts))
     turns = 1
-    while not connection.send_queued():
+    while not send_queued(connection):
         assert sock.moved <= 3 * TURN_BYTES * turns
         turns += 1
     assert connection.unsent == 0
@@ -273,44 +279,45 @@ def test_a_connection_receives_about_a_megabyte_in_a_turn(
     client = SimpleNamespace(
         body_room=lambda slot, length: memory[:length], body_reserved=lambda slot: reserved, in_flight=0
     )
-    monkeypatch.setattr(served.loop, "_plane", SimpleNamespace(client=client))
-    monkeypatch.setattr(served.loop, "_submit", lambda connection, body, length: submitted.append(length))
+    loop = served.loop
+    monkeypatch.setattr(loop.table, "_exchange", SimpleNamespace(client=client))
+    monkeypatch.setattr(loop.requests, "_submit", lambda *words: submitted.append(words[-1]))
     sock: Any = Endless()
-    connection = Connection(sock, "", 0)
+    connection = Connection(sock, "", NOWHERE)
     head = Head(b"POST /predictions/m HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(memory))
-    connection.head = head
-    served.loop._begin_direct(connection, head)
+    connection.head, connection.target = head, Target("m", None)
+    loop.requests.begin_direct(connection, head)
     turns = 1
     while not submitted:
         assert sock.moved <= 2 * TURN_BYTES * turns
-        served.loop._receive_direct(connection)
+        loop.requests.receive_direct(connection)
         turns += 1
     assert turns >= 4
     assert submitted == [len(memory)]
     assert sock.moved == len(memory)
-    assert served.loop._receiving == 0
+    assert loop.table.receiving == 0
 
 
 def test_of_too_much_unsent_the_slowest_readers_stream_ends(served: Served) -> None:
     loop = served.loop
-    loop._unsent = Ledger(1000)
-    slow, slow_client = pair(loop)
-    fast, fast_client = pair(loop)
+    loop.table.unsent = Ledger(1000)
+    slow, slow_client = pair(served)
+    fast, fast_client = pair(served)
     for connection, size in ((slow, 900), (fast, 200)):
         connection.phase = Phase.STREAM
         connection.queue(bytes(size))
-        loop._limit_unsent(connection)
+        loop.answers.limit_unsent(connection)
     assert slow.closed
     assert not fast.closed
-    assert loop._unsent.total == 200
-    loop._close(fast)
-    assert loop._unsent.total == 0
+    assert loop.table.unsent.total == 200
+    loop.table.close(fast)
+    assert loop.table.unsent.total == 0
     slow_client.close()
     fast_client.close()
 
 
 def test_incomplete_bodies_have_one_limit_together(served: Served) -> None:
-    served.loop._received = Ledger(10_000)
+    served.loop.table.received = Ledger(10_000)
     head = b"POST /a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunk = b"1770\r\n" + bytes(6000) + b"\r\n"
     with contextlib.ExitStack() as stack:
@@ -324,19 +331,19 @@ def test_incomplete_bodies_have_one_limit_together(served: Served) -> None:
         assert b"Too many bytes of incomplete requests" in refused
         first.sendall(b"0\r\n\r\n")
         assert first.recv(65536).endswith(b"/a")
-        eventually(lambda: served.loop._received.total == 0, within=5)
+        eventually(lambda: served.loop.table.received.total == 0, within=5)
 
 
 def test_what_is_sent_ahead_of_an_answer_stays_limited_while_that_is_streamed(served: Served) -> None:
-    connection, client = pair(served.loop)
+    connection, client = pair(served)
     client.settimeout(5)
     connection.phase = Phase.STREAM
     client.setblocking(False)
     for _ in range(20):
         with contextlib.suppress(BlockingIOError):
             client.send(bytes(65536))
-        served.loop._next_tick = 0  # a turn that waits for nothing
-        served.loop._turn()
-        served.loop._continue_sending(connection)
+        served.loop.table.look_at_ns = 0  # a turn that waits for nothing
+        served.loop.turn()
+        served.loop.answers.continue_sending(connection)
     assert len(connection.buffer) <= 3 * 65536
     client.close()

@@ -10,6 +10,7 @@ import itertools
 import math
 import uuid
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,13 +22,15 @@ from wsgi_ts.batcher.shm.client import SlotClient
 from wsgi_ts.batcher.shm.doorbell import Doorbell
 from wsgi_ts.batcher.shm.layout import MailWord, ModelWord, SegmentLayout, SlotState, mark_of
 from wsgi_ts.batcher.shm.mailbox import BatcherMailbox, WorkerMailbox, mailbox_name
+from wsgi_ts.batcher.shm.request_codec import Request
 from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
 from wsgi_ts.messages import ModelSpec
 
 HEAD = b"POST /predictions/m HTTP/1.1\r\n\r\n"
-REQUEST_ID = b"00000000-0000-4000-8000-000000000000"
+REQUEST_ID = "00000000-0000-4000-8000-000000000000"
 MODEL = 5
+TARGET = SimpleNamespace(model=MODEL, url_path=b"", flags=0)
 WORKER = 9000
 
 
@@ -92,8 +95,8 @@ class Bench:
 
     def push(self, slot: int, arrived_ns: int, body: bytes = b"x", sequence: bytes = b"", batcher: int = 0) -> None:
         """The web worker submits a request that it has not yet published."""
-        ids = REQUEST_ID, HEAD, b"", b""
-        self.client.submit(slot, MODEL, batcher, *ids, body, len(body), 0, arrived_ns, layout.NOT_RETURNING, sequence)
+        request = Request(TARGET, REQUEST_ID, HEAD, b"", body, len(body), arrived_ns, sequence=sequence)
+        self.client.submit(slot, batcher, request)
 
     def take_all(self) -> list[int]:
         """All free slots, none of which has been submitted."""
@@ -389,7 +392,7 @@ def test_the_next_batcher_finds_what_the_last_one_left(bench: Bench) -> None:
     del ours
     ready = bench.client.take()
     assert ready is not None
-    bench.client.submit(ready, MODEL, 0, REQUEST_ID, HEAD, b"", b"", b"x", 1, 0, 1, layout.NOT_RETURNING)
+    bench.client.submit(ready, 0, Request(TARGET, REQUEST_ID, HEAD, b"", b"x", 1, arrival_ns=1))
     bench.client.publish()  # the batcher is killed before it sees this one
     bench.loop = bench.new_loop()
     bench.turn()

@@ -1,7 +1,7 @@
-"""The data plane for an event loop: submits requests to slots and hands their answers to whoever awaits them.
+"""Predictions for an event loop: requests are submitted on it, and their answers handed to whoever awaits them.
 
-All of it runs on the loop's thread but for `_listen_to_bell`, a tiny thread that waits on the segment's doorbell and
-wakes the loop. What can be done once per turn of the loop is: publishing to the batchers, and the scan for answers.
+All of it runs on the loop's thread but for the one that hears the segment's doorbell. What can be done once per turn of
+the loop is: publishing to the batchers, and the scan for answers.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
-from wsgi_ts.batcher.shm import layout
-from wsgi_ts.batcher.shm.layout import SlotState
+from wsgi_ts.batcher.shm.layout import REQUEST_INLINE_BYTES, TOO_LATE, SlotState
+from wsgi_ts.batcher.shm.request_codec import Request
 from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
+from wsgi_ts.dataplane.exchange import Exchange, no_memory
 from wsgi_ts.dataplane.ledger import Ledger
-from wsgi_ts.dataplane.plane import DataPlane, RoutingTable, Target, ticket_of
-from wsgi_ts.errors import InternalServerError, OutOfResources, PayloadTooLarge, RequestTimeout, ServiceUnavailable
+from wsgi_ts.dataplane.routes import RoutingTable, Target
+from wsgi_ts.errors import InternalServerError, PayloadTooLarge, RequestTimeout
+from wsgi_ts.instance.instance import Instance
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +30,6 @@ MAX_UNSENT = 16 * 1024 * 1024
 MAX_UNSENT_OF_ALL = 128 * 1024 * 1024
 #: What a client learns of a call that a defect of the server has ended.
 _UNEXPECTED = "Internal server error; the server's log names this request by its id."
-#: A body above this is written where it belongs, part by part; a smaller one is joined first.
-_DIRECT_BODY_BYTES = layout.REQUEST_INLINE_BYTES
-_BELL_WAIT_S = 1.0
 
 
 class Call:
@@ -41,15 +39,21 @@ class Call:
         slot: where it lies; -1 once that is given back, or left to `AsyncPlane`.
         target: where it goes.
         request_id: its id.
+        timer: ends it when its time is over; None for no limit.
+        is_streamed: whether the beginning of a streamed answer has come.
     """
 
-    __slots__ = ("_ended", "_error", "_news", "_parts", "_plane", "_unsent", "request_id", "slot", "target", "timer")
+    __slots__ = (
+        *("_ended", "_error", "_news", "_parts", "_plane", "_unsent"),
+        *("is_streamed", "request_id", "slot", "target", "timer"),
+    )
 
     def __init__(self, plane: AsyncPlane, slot: int, target: Target, request_id: str) -> None:
         self.slot = slot
         self.target = target
         self.request_id = request_id
         self.timer: asyncio.TimerHandle | None = None
+        self.is_streamed = False
         self._plane = plane
         self._parts: deque[bytes] = deque()
         self._unsent = 0
@@ -93,7 +97,7 @@ class Call:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def close(self) -> None:
-        """Nobody waits for it any more: what has not begun is never run, and its place is freed."""
+        """Nobody waits for it any more: what has not begun is never run, and its slot is given back."""
         self._plane.forget(self)
         self._plane.unsent.note(self, 0)
 
@@ -137,33 +141,31 @@ class AsyncPlane:
     """The calls of one process. Make it on the loop's thread.
 
     Args:
-        plane: board, routes and segment.
+        instance: the instance.
         loop: the event loop.
 
     Attributes:
+        board: the instance's board.
         unsent: what the calls have waiting for their clients.
         most_response_bytes: of an answer to a call that takes only one.
     """
 
-    def __init__(self, plane: DataPlane, loop: asyncio.AbstractEventLoop) -> None:
-        self._plane = plane
-        self._client = plane.client
+    def __init__(self, instance: Instance, loop: asyncio.AbstractEventLoop) -> None:
+        exchange = self._exchange = Exchange[Call](instance)
         self._loop = loop
-        self._limit = plane.config.max_request_size
-        self.most_response_bytes = plane.config.max_response_size
+        self._limit = instance.config.max_request_size
+        self.board = exchange.board
+        self.most_response_bytes = instance.config.max_response_size
         self.unsent: Ledger[Call] = Ledger(MAX_UNSENT_OF_ALL)
-        #: Who waits for a slot; None where nobody does any more, so that `_collect` gives it back.
-        self._waiting: dict[int, Call | None] = {}
-        self._streams: set[int] = set()
         self._must_publish = False
         self._is_woken = False
-        threading.Thread(target=self._listen_to_bell, name="doorbell", daemon=True).start()
+        exchange.listen(self._wake, always=True)
 
     @property
     def routes(self) -> RoutingTable:
         """What the supervisor has published last."""
-        self._plane.routes.refresh()
-        return self._plane.routes
+        self._exchange.routes.refresh()
+        return self._exchange.routes
 
     def submit(self, target: Target, head: bytes, parts: Sequence[bytes], content_type: bytes = b"") -> Call:
         """Submits a request.
@@ -182,40 +184,17 @@ class AsyncPlane:
         length = sum(map(len, parts))
         if length > self._limit:
             raise PayloadTooLarge(f"The request has {length} bytes, max_request_size is {self._limit}")
-        client, plane = self._client, self._plane
-        sequence = b""
-        if target.has_sequences:
-            sequence, head = plane.sequence_of(head)
-        slot = client.take(target.model)
-        if slot is None:
-            raise ServiceUnavailable.no_slot(target.model_name, target.version)
-        request_id = plane.ids.new()
-        try:
-            body = None
-            if length > _DIRECT_BODY_BYTES:
-                self._write(slot, parts, length)
-            else:
-                body = b"".join(parts)
-            client.submit(
-                slot,
-                target.model,
-                plane.choose(target, sequence),
-                request_id.encode(),
-                head,
-                target.url_path,
-                content_type,
-                body,
-                length,
-                target.flags,
-                time.monotonic_ns(),
-                layout.NOT_RETURNING,
-                sequence,
-            )
-        except SharedMemoryFull as full:
-            client.abandon(slot)
-            log.error("%s", full.strerror)
-            raise OutOfResources("Not enough shared memory for the request") from full
-        call = self._waiting[slot] = Call(self, slot, target, request_id)
+        exchange = self._exchange
+        slot = exchange.take(target)
+        call = Call(self, slot, target, exchange.ids.new())
+        # A small body is joined first; a large one is written where it belongs, part by part.
+        body = None
+        if length > REQUEST_INLINE_BYTES:
+            self._write(slot, parts, length)
+        else:
+            body = b"".join(parts)
+        request = Request(target, call.request_id, head, content_type, body, length, time.monotonic_ns())
+        exchange.submit(slot, call, target, request)
         if target.client_timeout_ms:
             call.timer = self._loop.call_later(target.client_timeout_ms / 1000, self._too_late, call)
         if not self._must_publish:
@@ -229,14 +208,19 @@ class AsyncPlane:
             call.timer.cancel()
         if call.slot < 0:
             return
-        self._waiting[call.slot] = None
-        self._client.cancel(call.slot)
+        if call.is_over:
+            self._exchange.forget(call.slot)
+        else:
+            self._exchange.client_left(call.slot, call.target, call.request_id)
         call.slot = -1
-        if call.target.is_continuous and not call.is_over:
-            log.info("Connection to client got closed; Removing job: %s", call.request_id)
 
     def _write(self, slot: int, parts: Sequence[bytes], length: int) -> None:
-        room = self._client.body_room(slot, length)
+        client = self._exchange.client
+        try:
+            room = client.body_room(slot, length)
+        except SharedMemoryFull as full:
+            client.abandon(slot)
+            raise no_memory(full) from full
         start = 0
         for part in parts:
             end = start + len(part)
@@ -245,68 +229,51 @@ class AsyncPlane:
 
     def _publish(self) -> None:
         self._must_publish = False
-        self._client.publish()
+        self._exchange.client.publish()
 
     def _too_late(self, call: Call) -> None:
-        call.end(RequestTimeout(layout.TOO_LATE))
+        call.end(RequestTimeout(TOO_LATE))
         self.forget(call)
 
-    def _listen_to_bell(self) -> None:
-        bell = self._plane.bell
-        bell.fall_asleep()  # for good: the thread always sleeps, and the loop is woken in no other way
-        while True:
-            bell.sleep(_BELL_WAIT_S)
-            if self._client.in_flight and not self._is_woken:
-                self._is_woken = True
-                with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
-                    self._loop.call_soon_threadsafe(self._collect)
+    def _wake(self) -> None:
+        """Has the loop look for answers; called on the thread that hears the doorbell."""
+        if self._exchange.client.in_flight and not self._is_woken:
+            self._is_woken = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process ends
+                self._loop.call_soon_threadsafe(self._collect)
 
     def _collect(self) -> None:
-        """Looks after all slots that have an answer or a part of one."""
+        """Takes what has come for the calls; whatever goes wrong costs one call and no other."""
         self._is_woken = False  # first: what is answered from now on wakes the loop again
-        client = self._client
-        for slot in client.answered():
-            call = self._waiting.get(slot)
-            if call is not None:
-                self._attend(call, slot)
-            elif client.state(slot) == SlotState.STREAMING:
-                client.read_stream(slot)
-            else:
-                self._release(slot)
-
-    def _attend(self, call: Call, slot: int) -> None:
-        """Takes what has come for a call; whatever goes wrong costs this call and no other."""
-        try:
-            self._take_answer(call, slot)
-        except Exception:
-            log.exception("Unexpected error in request %s", call.request_id)
-            self.forget(call)
-            call.end(InternalServerError(_UNEXPECTED))
+        for slot, call in self._exchange.news():
+            try:
+                self._take_answer(call, slot)
+            except Exception:
+                log.exception("Unexpected error in request %s", call.request_id)
+                self.forget(call)
+                call.end(InternalServerError(_UNEXPECTED))
 
     def _take_answer(self, call: Call, slot: int) -> None:
         if call.timer is not None:
             call.timer.cancel()
             call.timer = None
-        if slot not in self._streams:
-            answer = self._client.answer(slot)
-            if not answer.streamed:
-                ticket = ticket_of(answer, call.target)
-                if ticket.error is None:
-                    call.answer(bytes(ticket.body))
-                call.slot = -1
-                self._release(slot)
-                call.end(ticket.error)
+        if not call.is_streamed:
+            answer = self._exchange.answer(slot, call.target)
+            if answer.stream is None:
+                if answer.error is None:
+                    call.answer(bytes(answer.body))
+                self._finish(call, slot)
+                call.end(answer.error)
                 return
-            self._streams.add(slot)
+            call.is_streamed = True
         self._take_parts(call, slot)
 
     def _take_parts(self, call: Call, slot: int) -> None:
         """Takes what lies in a stream's ring: the model worker never waits for a slow client."""
-        state = self._client.state(slot)  # before the ring: what comes later is for the next time
-        keeps_up = call.add([part for part in self._client.read_stream(slot) if part])
+        chunks, state = self._exchange.chunks(slot)
+        keeps_up = call.add(chunks)
         if state != SlotState.STREAMING:
-            call.slot = -1
-            self._release(slot)
+            self._finish(call, slot)
             call.end(InternalServerError("Prediction failed") if state == SlotState.FAILED else None)
         elif not keeps_up:
             self._cut_off(call, f"More than {MAX_UNSENT} bytes of the answer wait for the client")
@@ -320,7 +287,6 @@ class AsyncPlane:
         call.end(PayloadTooLarge(reason))
         self.forget(call)
 
-    def _release(self, slot: int) -> None:
-        self._streams.discard(slot)
-        self._waiting.pop(slot, None)
-        self._client.release(slot)
+    def _finish(self, call: Call, slot: int) -> None:
+        call.slot = -1
+        self._exchange.finish(slot)

@@ -1,4 +1,4 @@
-"""Keys, their expiry under both clocks, and who may pass a gate."""
+"""Keys, their expiry under both clocks, and whom a listener answers."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.errors import HostNotAllowed, InvalidKey
 from wsgi_ts.http.head import Head
 from wsgi_ts.instance.run_directory import write_json
-from wsgi_ts.security import access as gate_module
-from wsgi_ts.security.access import Gate, TokenTable, scope_of
+from wsgi_ts.security import access as access_module
+from wsgi_ts.security.access import Access, TokenTable, scope_of
 from wsgi_ts.security.tokens import API, INFERENCE, MANAGEMENT, KeyFileError, KeyRing
 from wsgi_ts.settings.address import Address
 from wsgi_ts.settings.config import Config
@@ -57,7 +57,7 @@ def head(path: str, token: str = "", host: str = "localhost") -> Head:
 
 
 class Clocks:
-    """Stands in for the gate's `time`."""
+    """Stands in for the module's `time`."""
 
     def __init__(self) -> None:
         self.wall, self.running = time.time(), time.monotonic()
@@ -75,7 +75,7 @@ class Clocks:
 @pytest.fixture
 def clocks(monkeypatch: pytest.MonkeyPatch) -> Clocks:
     clocks = Clocks()
-    monkeypatch.setattr(gate_module, "time", clocks)
+    monkeypatch.setattr(access_module, "time", clocks)
     return clocks
 
 
@@ -116,84 +116,84 @@ def test_scope_of_a_path(kinds: str, path: str, scope: str | None) -> None:
 
 def test_which_listeners_have_a_gate() -> None:
     everywhere = Address("http", "0.0.0.0", 8081)
-    assert not Gate.needed(["inference"], Config())
-    assert Gate.needed(["management"], Config())
-    assert not Gate.needed(["management"], Config(management_address=Address("unix", path="/x")))
-    assert not Gate.needed(["metrics"], ON)
-    assert Gate.needed(["inference"], ON)
-    assert Gate.needed(["inference"], Config(management_address=everywhere))
-    assert not Gate.needed(["inference"], Config(management_address=everywhere, disable_token_authorization=True))
+    assert not Access.is_limited(["inference"], Config())
+    assert Access.is_limited(["management"], Config())
+    assert not Access.is_limited(["management"], Config(management_address=Address("unix", path="/x")))
+    assert not Access.is_limited(["metrics"], ON)
+    assert Access.is_limited(["inference"], ON)
+    assert Access.is_limited(["inference"], Config(management_address=everywhere))
+    assert not Access.is_limited(["inference"], Config(management_address=everywhere, disable_token_authorization=True))
 
 
 # Keys and marks
 
 
 def test_a_head_that_passed_is_marked_and_shows_no_token(tmp_path: Path, board: Board, ring: KeyRing) -> None:
-    gate = Gate(["inference"], ON, tmp_path, board)
+    access = Access(["inference"], ON, tmp_path, board)
     good, bad = head("/ping", key(ring, INFERENCE)), head("/ping", key(ring, MANAGEMENT))
-    assert not gate.has_admitted(good)
-    assert gate.refusal_of(good) is None
-    assert gate.has_admitted(good)
+    assert not access.has_admitted(good)
+    assert access.refusal_of(good) is None
+    assert access.has_admitted(good)
     assert good.raw == b"GET /ping HTTP/1.1\r\nHost: localhost\r\nX: y\r\n\r\n"
-    assert isinstance(gate.refusal_of(bad), InvalidKey)
-    assert not gate.has_admitted(bad)
-    other = Gate(["management"], ON, tmp_path, board)
+    assert isinstance(access.refusal_of(bad), InvalidKey)
+    assert not access.has_admitted(bad)
+    other = Access(["management"], ON, tmp_path, board)
     assert not other.has_admitted(good)
 
 
 def test_a_renewal_takes_marks_back_without_a_refresh_in_between(tmp_path: Path, board: Board, ring: KeyRing) -> None:
-    gate = Gate(["inference"], ON, tmp_path, board)
+    access = Access(["inference"], ON, tmp_path, board)
     old = head("/ping", key(ring, INFERENCE))
-    assert gate.refusal_of(old) is None
+    assert access.refusal_of(old) is None
     ring.renew(INFERENCE)
-    assert not gate.has_admitted(old)
+    assert not access.has_admitted(old)
     new = head("/ping", key(ring, INFERENCE))
-    assert gate.refusal_of(new) is None
-    assert gate.has_admitted(new) and not gate.has_admitted(old)
-    assert gate.refusal_of(old) is not None
+    assert access.refusal_of(new) is None
+    assert access.has_admitted(new) and not access.has_admitted(old)
+    assert access.refusal_of(old) is not None
 
 
 @pytest.mark.parametrize("wall_step_s", [0.0, -86400.0, 3600.0 * 24])
 def test_expiry_whatever_the_wall_clock_does(
     tmp_path: Path, board: Board, ring: KeyRing, clocks: Clocks, wall_step_s: float
 ) -> None:
-    gate = Gate(["inference"], ON, tmp_path, board)
+    access = Access(["inference"], ON, tmp_path, board)
     mine = head("/ping", key(ring, INFERENCE))
-    assert gate.refusal_of(mine) is None
+    assert access.refusal_of(mine) is None
     clocks.running += 3500
     clocks.wall += 3500
-    gate.refresh(clocks.monotonic_ns())
-    assert gate.has_admitted(mine)
+    access.refresh(clocks.monotonic_ns())
+    assert access.has_admitted(mine)
     clocks.wall += wall_step_s
     clocks.running += 101
     clocks.wall += 101
-    gate.refresh(clocks.monotonic_ns())
-    assert not gate.has_admitted(mine)
-    assert isinstance(gate.refusal_of(mine), InvalidKey)
+    access.refresh(clocks.monotonic_ns())
+    assert not access.has_admitted(mine)
+    assert isinstance(access.refusal_of(mine), InvalidKey)
 
 
 def test_a_wall_clock_set_forward_ends_a_key_at_once(
     tmp_path: Path, board: Board, ring: KeyRing, clocks: Clocks
 ) -> None:
-    gate = Gate(["inference"], ON, tmp_path, board)
+    access = Access(["inference"], ON, tmp_path, board)
     mine = head("/ping", key(ring, INFERENCE))
-    assert gate.refusal_of(mine) is None
+    assert access.refusal_of(mine) is None
     clocks.wall += 7200
     clocks.running += 1
-    gate.refresh(clocks.monotonic_ns())
-    assert not gate.has_admitted(mine) and gate.refusal_of(mine) is not None
+    access.refresh(clocks.monotonic_ns())
+    assert not access.has_admitted(mine) and access.refusal_of(mine) is not None
 
 
 def test_the_api_key_does_not_expire(tmp_path: Path, board: Board, ring: KeyRing, clocks: Clocks) -> None:
-    gate = Gate(["management"], ON, tmp_path, board)
+    access = Access(["management"], ON, tmp_path, board)
     clocks.wall += 10**8
     clocks.running += 10**8
-    assert gate.refusal_of(head("/token", key(ring, API))) is None
+    assert access.refusal_of(head("/token", key(ring, API))) is None
 
 
 def test_nothing_published_lets_nobody_pass(tmp_path: Path, board: Board) -> None:
-    gate = Gate(["inference"], ON, tmp_path, board)
-    assert isinstance(gate.refusal_of(head("/ping", "x")), InvalidKey)
+    access = Access(["inference"], ON, tmp_path, board)
+    assert isinstance(access.refusal_of(head("/ping", "x")), InvalidKey)
 
 
 def test_the_time_of_a_check_does_not_depend_on_how_much_is_right(tmp_path: Path, board: Board, ring: KeyRing) -> None:
@@ -279,17 +279,17 @@ def test_a_key_file_of_another_instance_is_left(tmp_path: Path, ring: KeyRing) -
     ],
 )
 def test_host_of_a_management_request_without_tokens(tmp_path: Path, board: Board, host: str, passes: bool) -> None:
-    gate = Gate(["management"], Config(), tmp_path, board)
-    refusal = gate.refusal("/models", {"HTTP_HOST": host})
+    access = Access(["management"], Config(), tmp_path, board)
+    refusal = access.refusal("/models", {"HTTP_HOST": host})
     assert refusal is None if passes else isinstance(refusal, HostNotAllowed)
 
 
 def test_predictions_on_a_shared_address_take_any_host(tmp_path: Path, board: Board) -> None:
-    gate = Gate(["inference", "management"], Config(), tmp_path, board)
-    assert gate.refusal("/predictions/m", {"HTTP_HOST": "any.example"}) is None
-    assert isinstance(gate.refusal("/models", {"HTTP_HOST": "any.example"}), HostNotAllowed)
+    access = Access(["inference", "management"], Config(), tmp_path, board)
+    assert access.refusal("/predictions/m", {"HTTP_HOST": "any.example"}) is None
+    assert isinstance(access.refusal("/models", {"HTTP_HOST": "any.example"}), HostNotAllowed)
 
 
 def test_with_tokens_any_host_will_do(tmp_path: Path, board: Board, ring: KeyRing) -> None:
-    gate = Gate(["management"], ON, tmp_path, board)
-    assert gate.refusal_of(head("/models", key(ring, MANAGEMENT), host="any.example")) is None
+    access = Access(["management"], ON, tmp_path, board)
+    assert access.refusal_of(head("/models", key(ring, MANAGEMENT), host="any.example")) is None

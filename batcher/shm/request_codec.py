@@ -1,0 +1,275 @@
+"""How a request and its answer lie in a slot: all that writes or reads one, and what is read.
+
+The web worker (or the gRPC server) writes requests and reads answers, the model worker the other way round; offsets and
+the two headers are in `layout`. Nobody here stores a slot's state: that is the caller's, and comes last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm.layout import RequestFlag, ResponseFlag
+from wsgi_ts.batcher.shm.segment import Segment
+from wsgi_ts.errors import ServerError
+
+_SLOT_BYTES = layout.SLOT_BYTES
+_INLINE_BYTES = layout.REQUEST_INLINE_BYTES
+_RESPONSE_BYTES = layout.RESPONSE.size
+
+
+class Destination(Protocol):
+    """Where a request goes."""
+
+    @property
+    def model(self) -> int:
+        """The index of the model version."""
+
+    @property
+    def url_path(self) -> bytes:
+        """What stands behind the version in the path, for the handler."""
+
+    @property
+    def flags(self) -> int:
+        """RequestFlag bits."""
+
+
+class Request(NamedTuple):
+    """A request as its sender has it.
+
+    Attributes:
+        target: where it goes.
+        request_id: 36 ASCII characters.
+        head: a request line, header lines, an empty line, for the handler.
+        content_type: of the body, as sent; empty for none.
+        body: the body; None when it lies in the slot's request range already.
+        body_bytes: its length.
+        arrival_ns: monotonic time of the request's first byte.
+        idle_us: microseconds since the answer before on this connection, NOT_RETURNING for its first request.
+        sequence: the id of its sequence; empty where the model has none.
+    """
+
+    target: Destination
+    request_id: str
+    head: bytes
+    content_type: bytes
+    body: bytes | None
+    body_bytes: int
+    arrival_ns: int
+    idle_us: int = layout.NOT_RETURNING
+    sequence: bytes = b""
+
+
+class Answer:
+    """What a request is answered with: an error, or what its handler, or the app, has returned.
+
+    Attributes:
+        error: what is answered instead of all the rest; None where there is no error.
+        status: HTTP status.
+        phrase: the reason phrase.
+        headers: names and values.
+        body: bytes, or a view into the slot that is valid until the slot is released.
+        stream: set in place of `body` where the answer comes in chunks.
+    """
+
+    __slots__ = ("body", "error", "headers", "phrase", "status", "stream")
+
+    def __init__(self, error: ServerError | None = None) -> None:
+        self.error = error
+        self.status = 200
+        self.phrase = ""
+        self.headers: list[tuple[str, str]] = []
+        self.body: bytes | memoryview = b""
+        self.stream: Iterable[bytes] | None = None
+
+
+class Received(NamedTuple):
+    """A request as a model worker finds it; `body` is a view into shared memory."""
+
+    request_id: str
+    flags: int
+    head: bytes
+    url_path: memoryview
+    content_type: bytes
+    body: memoryview
+
+
+def write_request(
+    segment: Segment, slot: int, batcher: int, request: Request, body_room: Callable[[int, int], memoryview]
+) -> bool:
+    """Writes a request into its slot; what is too long for the slot goes into its request range.
+
+    Args:
+        segment: where.
+        slot: and in which slot.
+        batcher: the batcher that gets it.
+        request: what.
+        body_room: gives room in a slot's request range for so many bytes of body.
+
+    Returns:
+        Whether HEAD_ROOM bytes at the beginning of the request range are in use.
+
+    Raises:
+        SharedMemoryFull: /dev/shm is full.
+    """
+    target, request_id, head, content_type, body, body_bytes, arrival_ns, _, sequence = request
+    url_path, flags = target.url_path, target.flags
+    head_bytes, path_bytes, type_bytes, sequence_bytes = len(head), len(url_path), len(content_type), len(sequence)
+    inline = head_bytes + path_bytes + type_bytes + sequence_bytes
+    if body is None:
+        flags |= RequestFlag.BODY_OUTSIDE
+        body = b""
+    elif inline + body_bytes > _INLINE_BYTES:
+        body_room(slot, body_bytes)[:] = body
+        flags |= RequestFlag.BODY_OUTSIDE
+        body = b""
+    is_outside = inline > _INLINE_BYTES
+    if is_outside:
+        _write_outside(segment, slot, b"".join((head, url_path, content_type, sequence)))
+        flags |= RequestFlag.HEAD_OUTSIDE
+        head = url_path = content_type = sequence = b""
+    header = layout.REQUEST.pack(
+        *(arrival_ns, body_bytes, target.model, flags, head_bytes, path_bytes, type_bytes, batcher),
+        *(request_id.encode(), sequence_bytes),
+    )
+    data = b"".join((header, head, url_path, content_type, sequence, body))
+    start = segment.first_slot + slot * _SLOT_BYTES
+    segment.buffer[start : start + len(data)] = data
+    return is_outside
+
+
+def _write_outside(segment: Segment, slot: int, data: bytes) -> None:
+    if len(data) > layout.HEAD_ROOM:
+        raise ValueError(f"request head of {len(data)} bytes")
+    start = segment.layout.request_payload(slot)
+    segment.memory.reserve(start, layout.HEAD_ROOM)
+    segment.buffer[start : start + len(data)] = data
+
+
+def read_request(segment: Segment, slot: int) -> Received:
+    """Reads the request in a slot."""
+    start = segment.first_slot + slot * _SLOT_BYTES
+    buffer = segment.buffer
+    _, body_bytes, _, flags, head_bytes, path_bytes, type_bytes, _, request_id, sequence_bytes = (
+        layout.REQUEST.unpack_from(buffer, start)
+    )
+    start += layout.REQUEST_INLINE
+    if flags & RequestFlag.HEAD_OUTSIDE:  # and so is the body, if there is one
+        start = segment.layout.request_payload(slot)
+    path_start = start + head_bytes
+    type_start = path_start + path_bytes
+    type_end = type_start + type_bytes
+    body_start = type_end + sequence_bytes
+    if flags & RequestFlag.BODY_OUTSIDE:
+        body_start = segment.layout.request_payload(slot) + layout.HEAD_ROOM
+    return Received(
+        str(request_id, "ascii"),
+        flags,
+        bytes(buffer[start:path_start]),
+        buffer[path_start:type_start],
+        bytes(buffer[type_start:type_end]),
+        buffer[body_start : body_start + body_bytes],
+    )
+
+
+def write_answer(
+    segment: Segment,
+    slot: int,
+    times: tuple[int, int],
+    status: int,
+    phrase: str,
+    headers: list[tuple[str, str]],
+    body: bytes | bytearray | memoryview | None,
+) -> None:
+    """Writes an answer into its slot; a body too long for the slot goes into its response range.
+
+    Args:
+        segment: where.
+        slot: and in which slot.
+        times: monotonic times at which its batch was begun and ended, in ns.
+        status: HTTP status.
+        phrase: reason phrase.
+        headers: the handler's headers, without line breaks in names and values.
+        body: the body; None where it comes in chunks (see `stream`).
+
+    Raises:
+        ValueError: phrase and headers are too long for a slot.
+        SharedMemoryFull: /dev/shm is full.
+    """
+    meta = b""
+    if phrase or headers:
+        meta = (phrase + "".join([f"{name}:{value}\n" for name, value in headers])).encode("latin-1")
+        if len(meta) > layout.RESPONSE_INLINE_BYTES:
+            raise ValueError(f"{len(meta)} bytes of response headers")
+    flags, length = 0, 0
+    if body is None:
+        flags, body = ResponseFlag.STREAMED, b""
+    else:
+        length = len(body)
+        if len(meta) + length > layout.RESPONSE_INLINE_BYTES:
+            start = segment.layout.response_payload(slot)
+            segment.memory.reserve(start, length)
+            segment.buffer[start : start + length] = body
+            flags, body = ResponseFlag.BODY_OUTSIDE, b""
+    header = layout.RESPONSE.pack(*times, length, status, flags, len(phrase), len(meta) - len(phrase))
+    segment.write_response(slot, header, meta, body)
+
+
+def read_answer(segment: Segment, slot: int, is_error: bool) -> tuple[Answer, int]:
+    """Reads the answer in a slot; of one that is streamed the status and the headers (`stream` is empty then).
+
+    Args:
+        segment: where.
+        slot: and in which slot.
+        is_error: the body is an error's text.
+
+    Returns:
+        The answer, and how many bytes of the slot's response range it has taken.
+    """
+    start = segment.first_slot + slot * _SLOT_BYTES + layout.RESPONSE_HEADER
+    buffer = segment.buffer
+    _, _, length, status, flags, phrase_bytes, header_bytes = layout.RESPONSE.unpack_from(buffer, start)
+    start += _RESPONSE_BYTES
+    answer = Answer()
+    answer.status = status
+    if phrase_bytes or header_bytes:
+        end = start + phrase_bytes + header_bytes
+        text = str(buffer[start:end], "latin-1")
+        answer.phrase = text[:phrase_bytes]
+        for line in text[phrase_bytes:-1].split("\n") if header_bytes else ():
+            name, _, value = line.partition(":")
+            answer.headers.append((name, value))
+        start = end
+    held = 0
+    if flags & ResponseFlag.BODY_OUTSIDE:
+        start, held = segment.layout.response_payload(slot), length
+    elif flags & ResponseFlag.STREAMED:
+        answer.stream, held = (), layout.STREAM_RING_BYTES
+    answer.body = buffer[start : start + length]
+    if is_error:
+        answer.error = ServerError(str(answer.body, "utf-8", "replace"), status=status)
+    return answer, held
+
+
+def pack_fields(fields: Mapping[str, bytes]) -> list[bytes]:
+    """Returns the parts of a body of named values: for each the two lengths, the name in UTF-8, the value."""
+    parts: list[bytes] = []
+    for name, value in fields.items():
+        key = name.encode()
+        parts += (layout.FIELD.pack(len(key), len(value)), key, value)
+    return parts
+
+
+def unpack_fields(body: memoryview) -> dict[str, Any]:
+    """Returns what was packed, values as bytearrays: copies, so the memory may be used again."""
+    fields: dict[str, Any] = {}
+    start = 0
+    while start < len(body):
+        name_bytes, value_bytes = layout.FIELD.unpack_from(body, start)
+        start += layout.FIELD.size
+        value_start = start + name_bytes
+        end = value_start + value_bytes
+        fields[str(body[start:value_start], "utf-8")] = bytearray(body[value_start:end])
+        start = end
+    return fields

@@ -1,0 +1,203 @@
+"""What the path of a request means: which model version it asks for, and which batchers serve that.
+
+`RoutingTable` is a process's copy of what the supervisor has published; `Target` is what a path means under it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+from wsgi_ts.batcher.shm.board import Board
+from wsgi_ts.batcher.shm.layout import RequestFlag
+from wsgi_ts.errors import (
+    BadRequest,
+    ModelNotFound,
+    ModelVersionNotFound,
+    ResourceNotFound,
+    ServerError,
+    ServiceUnavailable,
+)
+from wsgi_ts.http.form_field import form_field
+from wsgi_ts.http.head import Head
+from wsgi_ts.run_files import RunFiles
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What the path of a prediction means: the model version, and what the handler is told of the path.
+
+    Attributes:
+        model_name, version: as the client has named them; no version is the default one.
+        model: the index of the model version.
+        batchers: those that have a worker of it.
+        url_path: what stands behind the version in the path.
+        flags: RequestFlag bits.
+        client_timeout_ms: how long the client waits for its answer, 0 for as long as it takes.
+        is_continuous: the answer is made in a continuous batch.
+        has_sequences: the request belongs to a sequence.
+        error: set where the request is to be refused; the other fields are without meaning then.
+        reads_form: the body, if it is a form, may name the model after all.
+    """
+
+    model_name: str
+    version: str | None
+    model: int = -1
+    batchers: tuple[int, ...] = ()
+    url_path: bytes = b""
+    flags: int = 0
+    client_timeout_ms: int = 0
+    is_continuous: bool = False
+    has_sequences: bool = False
+    error: ServerError | None = None
+    reads_form: bool = False
+
+
+def prediction_parts(path: str, query: str) -> tuple[str, str | None, str, int] | None:
+    """Reads a path as one of the prediction routes.
+
+    Returns:
+        Model name, version or None, the rest of the path, RequestFlag bits; None when it is no such route. A model
+        name of "" means that the request should have named one.
+
+    Raises:
+        ResourceNotFound: a prediction route without a model.
+    """
+    parts = path.split("/")[1:]
+    while parts and not parts[-1]:
+        parts.pop()
+    if not parts:
+        return None
+    first = parts[0]
+    if first in ("predictions", "explanations"):
+        if len(parts) == 1:
+            raise ResourceNotFound()
+        flags = RequestFlag.URL_PATH | (RequestFlag.EXPLAIN if first == "explanations" else 0)
+        return parts[1], parts[2] if len(parts) > 2 else None, "/".join(parts[3:]), flags
+    if first == "invocations" and len(parts) == 1:
+        names = parse_qs(query, encoding="latin-1").get("model_name", [""])
+        return names[0], None, "", RequestFlag.QUERY_ROW | RequestFlag.URL_PATH
+    if first == "models" and len(parts) == 3 and parts[2] == "invoke":
+        return parts[1], None, "", RequestFlag.QUERY_ROW | RequestFlag.URL_PATH
+    if first == "v1" and len(parts) == 3 and parts[1] == "models":
+        name, _, verb = parts[2].rpartition(":")
+        if verb in ("predict", "explain") and name:
+            return name, None, "", RequestFlag.EXPLAIN if verb == "explain" else 0
+    elif first == "v2" and len(parts) == 4 and parts[1] == "models" and parts[3] in ("infer", "explain"):
+        return parts[2], None, "", RequestFlag.EXPLAIN if parts[3] == "explain" else 0
+    elif parts[-1] == "predict" and len(parts) in (2, 3):
+        return first, parts[1] if len(parts) == 3 else None, "", RequestFlag.QUERY_ROW | RequestFlag.URL_PATH
+    return None
+
+
+class RoutingTable:
+    """What the supervisor has published, read again whenever the board's epoch moves."""
+
+    def __init__(self, run_dir: Path, board: Board) -> None:
+        self._path = RunFiles(run_dir).routes
+        self._board = board
+        self._epoch = -1
+        self._unread_epoch = -1
+        self._models: dict[str, Any] = {}
+        self.healthy = True
+        self.draining = False
+
+    def refresh(self) -> None:
+        """Reads the published file again if there is a newer one (one load of a shared word if not)."""
+        epoch = self._board.epoch
+        if epoch == self._epoch:
+            return
+        try:
+            table = json.loads(self._path.read_text(encoding="utf-8"))
+        except OSError as error:
+            # The routes that are known stay, and this is tried again; a process may be out of descriptors for a while.
+            if not isinstance(error, FileNotFoundError) and self._unread_epoch != epoch:
+                self._unread_epoch = epoch
+                log.error("%s cannot be read: %s; requests go where they went before", self._path, error.strerror)
+            return
+        self._epoch = epoch
+        self._models = table["models"]
+        self.healthy = bool(table["healthy"])
+        self.draining = bool(table["draining"])
+
+    def target_of(self, head: Head) -> Target | None:
+        """What a request asks for; None when it is not a prediction. Call `refresh` first.
+
+        The answer is kept with the head, which the parser keeps for the next request that is worded alike.
+        """
+        if head.route_epoch != self._epoch:
+            head.route = None if head.method == "OPTIONS" else self.target(head.path, head.query)
+            head.route_epoch = self._epoch
+        target: Target | None = head.route
+        return target
+
+    def target(self, path: str, query: str) -> Target | None:
+        """What a path means; None when it is not a prediction route. Call `refresh` first."""
+        try:
+            parts = prediction_parts(path, query)
+        except ServerError as error:
+            return Target("", None, error=error)
+        if parts is None:
+            return None
+        name, version, rest, flags = parts
+        name = _as_text(name)
+        if not name:
+            at_startup = [each for each, model in self._models.items() if model["startup"]]
+            if len(at_startup) != 1:
+                return Target("", None, error=BadRequest("Parameter model_name is required."), reads_form=True)
+            (name,) = at_startup
+        return self.version_target(name, None if version is None else _as_text(version), rest, flags)
+
+    def version_target(self, name: str, version: str | None, rest: str = "", flags: int = 0) -> Target:
+        """The target of a request to a named model.
+
+        Args:
+            name: the model.
+            version: one of its versions, None for the default one.
+            rest: what stands behind the version in the path, as latin-1 of UTF-8 bytes.
+            flags: RequestFlag bits.
+        """
+        model = self._models.get(name)
+        if model is None:
+            return Target(name, version, error=ModelNotFound.named(name))
+        wanted = model["default"] if version is None else version
+        entry = model["versions"].get(wanted)
+        if entry is None:
+            return Target(name, version, error=ModelVersionNotFound.named(name, wanted))
+        batchers = tuple(int(index) for index, workers in entry["batchers"].items() if workers > 0)
+        if not batchers:
+            return Target(name, version, error=ServiceUnavailable.no_worker(name, version))
+        timeout_ms = entry["client_timeout_ms"]
+        if version is not None:
+            flags |= RequestFlag.VERSION_NAMED
+        modes = entry["continuous"], entry["sequences"]
+        return Target(name, version, entry["index"], batchers, rest.encode("latin-1"), flags, timeout_ms, *modes)
+
+    def form_target(self, content_type: bytes, body: bytes) -> Target:
+        """The target of an `/invocations` request whose model is named by a field of its form."""
+        name = form_field(content_type, body, "model_name")
+        if not name:
+            return Target("", None, error=BadRequest("Parameter model_name is required."))
+        return self.version_target(name, None, flags=RequestFlag.QUERY_ROW | RequestFlag.URL_PATH)
+
+    def versions(self, name: str) -> tuple[str, dict[str, bool]]:
+        """A model's default version, and of each of its versions whether a worker is ready.
+
+        Raises:
+            ModelNotFound: no such model.
+        """
+        model = self._models.get(name)
+        if model is None:
+            raise ModelNotFound.named(name)
+        return model["default"], {version: entry["loaded"] for version, entry in model["versions"].items()}
+
+
+def _as_text(part: str) -> str:
+    """A path segment as text: WSGI hands it on as latin-1 of UTF-8 bytes."""
+    return part.encode("latin-1").decode("utf-8", "replace")
