@@ -214,7 +214,7 @@ class Exchange:
             if self._has_ended or self.place.is_cancelled:
                 raise StreamClosed("the client has closed the connection, or has its whole answer")
             if not self.place.streamed:
-                self._slots.open_stream(self.place, self.started_ns, status, phrase, headers)
+                self._slots.open_stream(self.place, Answer(status, phrase, headers, body, False), self.started_ns)
             # A stream whose client keeps up is not refused for what others leave unread.
             if self._waiting and self._backlog.held > MOST_WAITING:
                 raise BufferError(

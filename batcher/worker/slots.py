@@ -156,25 +156,20 @@ class WorkerSlots:
         row = build_row(declared, body, decode=self._decode, query=query, types=types)
         return Request(request_id, row, LazyHeaders(head, extra, types))
 
-    def send_chunk(
-        self, place: Place, started: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes
-    ) -> None:
+    def send_chunk(self, place: Place, answer: Answer, started: int) -> None:
         """Sends one chunk of a streamed answer; the first one sends status and headers.
 
         Args:
             place: the request.
-            started: monotonic time at which its batch was begun, in ns.
-            status: HTTP status.
-            phrase: reason phrase.
-            headers: the handler's headers.
-            body: the chunk.
+            answer: the chunk is its body.
+            started: monotonic time at which the request's batch was begun, in ns.
 
         Raises:
             StreamClosed: the client has gone.
             SharedMemoryFull: /dev/shm has no room for the stream's ring.
             ValueError: phrase and headers are too long for a slot.
         """
-        self._put_chunk(place, started, status, phrase, headers, body)
+        self._put_chunk(place, answer, started)
         self._bells[place.segment.index].ring()
 
     def send_part(self, place: Place, answer: Answer, started: int) -> bool:
@@ -189,7 +184,7 @@ class WorkerSlots:
             False if the request has ended with it after all: its client has gone, or there is no memory.
         """
         try:
-            self._put_chunk(place, started, answer.status, answer.phrase, answer.headers, answer.body)
+            self._put_chunk(place, answer, started)
         except StreamClosed:
             place.segment.fail_cancelled(place.slot)
         except SharedMemoryFull as full:
@@ -201,17 +196,15 @@ class WorkerSlots:
             return True
         return False
 
-    def _put_chunk(
-        self, place: Place, started: int, status: int, phrase: str, headers: list[tuple[str, str]], body: Body
-    ) -> None:
-        if not place.streamed:
-            self.open_stream(place, started, status, phrase, headers)
-            self._push(place, body)
-            place.set_state(SlotState.STREAMING)
+    def _put_chunk(self, place: Place, answer: Answer, started: int) -> None:
+        if place.streamed:
+            self._push(place, answer.body)
         else:
-            self._push(place, body)
+            self.open_stream(place, answer, started)
+            self._push(place, answer.body)
+            place.set_state(SlotState.STREAMING)
 
-    def open_stream(self, place: Place, started: int, status: int, phrase: str, headers: list[tuple[str, str]]) -> None:
+    def open_stream(self, place: Place, answer: Answer, started: int) -> None:
         """Writes the head of a streamed answer; once the first chunk is in its ring, the state may say STREAMING.
 
         Raises:
@@ -219,7 +212,8 @@ class WorkerSlots:
             ValueError: phrase and headers are too long for a slot.
         """
         stream.open_ring(place.segment, place.slot)
-        write_answer(place.segment, place.slot, (started, 0), status, phrase, headers, None)
+        times = started, 0
+        write_answer(place.segment, place.slot, times, answer.status, answer.phrase, answer.headers, None)
         place.streamed = True
 
     def _push(self, place: Place, body: Body) -> None:

@@ -207,7 +207,8 @@ class ModelWorker:
 
     def _send_chunk(self, index: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes) -> None:
         """Sends a chunk of the answer to one row of the present batch (called from inside the handler)."""
-        self._slots.send_chunk(self._places[index], self._started_ns, status, phrase, headers, body)
+        answer = Answer(status, phrase, headers, body, False)
+        self._slots.send_chunk(self._places[index], answer, self._started_ns)
 
 
 def print_metrics(samples: list[Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 #: A method: takes the request (of a stream of requests: an iterator) and the call's context. It returns the answer, or
 #: writes its answers to the context.
 Method = Callable[[Any, aio.ServicerContext], Awaitable[Any]]
+#: One request and one answer; one request and any number of answers; any number of both.
+UNARY = grpc.unary_unary_rpc_method_handler
+TO_STREAM = grpc.unary_stream_rpc_method_handler
+STREAMS = grpc.stream_stream_rpc_method_handler
 #: All that a client learns of a defect of the server.
 _UNEXPECTED = "Internal server error; the server's log tells more."
 
@@ -46,34 +50,20 @@ class Calls:
         self._failure_of = failure_of
         self._must_flush = False
 
-    def service(self, name: str, methods: Mapping[str, grpc.RpcMethodHandler]) -> grpc.GenericRpcHandler:
-        """A service of the methods that `unary`, `to_stream` and `streams` have made."""
-        return grpc.method_handlers_generic_handler(name, dict(methods))
-
-    def unary(self, line: str, method: Method, request: Any, response: Any) -> grpc.RpcMethodHandler:
-        """One request, one answer.
+    def method(
+        self, line: str, method: Method, request: Any, response: Any, kind: Callable[..., Any] = UNARY
+    ) -> grpc.RpcMethodHandler:
+        """Makes a method for `grpc.method_handlers_generic_handler`.
 
         Args:
             line: package, service and method.
-            method: returns the answer.
-            request: the request's class.
-            response: the answer's class.
+            method: what it does.
+            request: the class of its requests.
+            response: the class of its answers.
+            kind: UNARY, TO_STREAM or STREAMS.
         """
-        return grpc.unary_unary_rpc_method_handler(
-            partial(self._run, _log_line(line), method), request.FromString, response.SerializeToString
-        )
-
-    def to_stream(self, line: str, method: Method, request: Any, response: Any) -> grpc.RpcMethodHandler:
-        """One request, any number of answers; the arguments are as for `unary`."""
-        return grpc.unary_stream_rpc_method_handler(
-            partial(self._run, _log_line(line), method), request.FromString, response.SerializeToString
-        )
-
-    def streams(self, line: str, method: Method, request: Any, response: Any) -> grpc.RpcMethodHandler:
-        """Any number of requests and answers; the arguments are as for `unary`."""
-        return grpc.stream_stream_rpc_method_handler(
-            partial(self._run, _log_line(line), method), request.FromString, response.SerializeToString
-        )
+        run = partial(self._run, f"gRPC {line} HTTP/2.0", method)
+        return kind(run, request.FromString, response.SerializeToString)
 
     async def _run(self, line: str, method: Method, request: Any, context: aio.ServicerContext) -> Any:
         began_ns = time.monotonic_ns()
@@ -130,10 +120,6 @@ class Calls:
     def _flush(self) -> None:
         self._must_flush = False
         self._access.flush()
-
-
-def _log_line(method: str) -> str:
-    return f"gRPC {method} HTTP/2.0"
 
 
 def _remote(peer: str) -> str:

@@ -18,7 +18,7 @@ from wsgi_ts.batcher.shm.request_codec import pack_fields
 from wsgi_ts.dataplane.async_plane import AsyncPlane, Call
 from wsgi_ts.errors import ServerError
 from wsgi_ts.rpc import messages
-from wsgi_ts.rpc.calls import Calls
+from wsgi_ts.rpc.calls import STREAMS, TO_STREAM, UNARY, Calls
 from wsgi_ts.rpc.codes import Failure, bad_request, inference_failure
 from wsgi_ts.settings.config import Config
 
@@ -45,19 +45,14 @@ class Inference:
     def service(self, calls: Calls) -> grpc.GenericRpcHandler:
         """The service, for the server."""
         request, response = messages.PredictionsRequest, messages.PredictionResponse
-        ping = calls.unary(f"{NAME}/Ping", self.ping, messages.Empty, messages.TorchServeHealthResponse)
-        return calls.service(
-            NAME,
-            {
-                "Ping": ping,
-                "Predictions": calls.unary(f"{NAME}/Predictions", self.predictions, request, response),
-                "StreamPredictions": calls.to_stream(
-                    f"{NAME}/StreamPredictions", self.stream_predictions, request, response
-                ),
-                "StreamPredictions2": calls.streams(
-                    f"{NAME}/StreamPredictions2", self.stream_predictions_2, request, response
-                ),
-            },
+        methods = {
+            "Ping": (self.ping, messages.Empty, messages.TorchServeHealthResponse, UNARY),
+            "Predictions": (self.predictions, request, response, UNARY),
+            "StreamPredictions": (self.stream_predictions, request, response, TO_STREAM),
+            "StreamPredictions2": (self.stream_predictions_2, request, response, STREAMS),
+        }
+        return grpc.method_handlers_generic_handler(
+            NAME, {name: calls.method(f"{NAME}/{name}", *method) for name, method in methods.items()}
         )
 
     async def ping(self, request: Any, context: aio.ServicerContext) -> Any:

@@ -57,12 +57,10 @@ class Management:
             "SetDefault": (self.set_default, messages.SetDefaultRequest),
             "UnregisterModel": (self.unregister_model, messages.UnregisterModelRequest),
         }
-        return calls.service(
+        response = messages.ManagementResponse
+        return grpc.method_handlers_generic_handler(
             NAME,
-            {
-                name: calls.unary(f"{NAME}/{name}", method, request, messages.ManagementResponse)
-                for name, (method, request) in methods.items()
-            },
+            {name: calls.method(f"{NAME}/{name}", *method, response) for name, method in methods.items()},
         )
 
     async def describe_model(self, request: Any, context: aio.ServicerContext) -> Any:

@@ -78,12 +78,8 @@ class OpenInference:
             "ModelMetadata": (self.model_metadata, messages.ModelMetadataRequest, messages.ModelMetadataResponse),
             "ModelInfer": (self.model_infer, messages.ModelInferRequest, messages.ModelInferResponse),
         }
-        return calls.service(
-            NAME,
-            {
-                name: calls.unary(f"{NAME}/{name}", method, request, response)
-                for name, (method, request, response) in methods.items()
-            },
+        return grpc.method_handlers_generic_handler(
+            NAME, {name: calls.method(f"{NAME}/{name}", *method) for name, method in methods.items()}
         )
 
     async def server_live(self, request: Any, context: aio.ServicerContext) -> Any:

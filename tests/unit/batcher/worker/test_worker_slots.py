@@ -14,6 +14,7 @@ from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
 from wsgi_ts.batcher.worker import slots as worker_slots
 from wsgi_ts.batcher.worker.slots import WorkerSlots
+from wsgi_ts.handlers.serving.results import Answer
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_a_stream_that_waits_for_room_rings_once_for_what_it_has_put(
     bells[1] = Bell()
     monkeypatch.setattr(worker_slots.time, "sleep", wait)
     # Two pieces, of which the second has no room until the first is read.
-    slots.send_chunk(place, 1, 200, "", [], bytes(layout.STREAM_RING_BYTES))
+    slots.send_chunk(place, Answer(200, "", [], bytes(layout.STREAM_RING_BYTES), False), 1)
     assert len(waits) == 20
     assert len(rings) == 2  # that there is a first piece, and that all is there
     assert max(waits) <= 0.008
