@@ -129,9 +129,9 @@ def write_request(
         _write_outside(segment, slot, b"".join((head, url_path, content_type, sequence)))
         flags |= RequestFlag.HEAD_OUTSIDE
         head = url_path = content_type = sequence = b""
+    model, name = target.model, request_id.encode()
     header = layout.REQUEST.pack(
-        *(arrival_ns, body_bytes, target.model, flags, head_bytes, path_bytes, type_bytes, batcher),
-        *(request_id.encode(), sequence_bytes),
+        arrival_ns, body_bytes, model, flags, head_bytes, path_bytes, type_bytes, batcher, name, sequence_bytes
     )
     data = b"".join((header, head, url_path, content_type, sequence, body))
     start = segment.first_slot + slot * _SLOT_BYTES

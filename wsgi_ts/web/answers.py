@@ -276,7 +276,7 @@ class Answers:
         sock = connection.sock
         if not isinstance(sock, TlsSocket):
             raise RuntimeError("plain HTTP is what this connection speaks")
-        self._table.begin_request(connection)
+        self._table.name_request(connection)
         connection.close_after = True
         body = encode_json({"status": "This TorchServe instance only accepts HTTPS requests"})
         headers = {

@@ -177,7 +177,8 @@ class Requests:
 
     def _begin(self, connection: Connection, head: Head) -> None:
         connection.head = head
-        self._table.begin_request(connection)
+        connection.request_id = self._table.ids.new()
+        connection.arrival_ns = self._table.now_ns
         connection.close_after = not head.keep_alive or connection.half_closed or self.is_stopping
         if head.content_length > self._limit:
             self._answers.too_large(connection)
@@ -347,10 +348,8 @@ class Requests:
         head = connection.head
         if head is None:
             raise RuntimeError("a request without a head")
-        request = Request(
-            *(target, connection.request_id, head.raw, head.content_type, body, length),
-            *(connection.arrival_ns, connection.idle_us),
-        )
+        came_ns, idle_us = connection.arrival_ns, connection.idle_us
+        request = Request(target, connection.request_id, head.raw, head.content_type, body, length, came_ns, idle_us)
         try:
             exchange.submit(connection.slot, connection, target, request)
         except OutOfResources as error:
@@ -360,7 +359,7 @@ class Requests:
         connection.phase = Phase.ANSWER
         connection.limit_at = 0.0
         if target.client_timeout_ms:
-            self._table.limit_answer(connection, connection.arrival_ns + target.client_timeout_ms * 1_000_000)
+            self._table.limit_answer(connection, came_ns + target.client_timeout_ms * 1_000_000)
         if connection.half_closed:
             self._table.watch(connection, connection.events & ~READ_EVENTS)
 

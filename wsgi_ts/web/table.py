@@ -32,6 +32,7 @@ class ConnectionTable:
         unread: those of which TLS has decrypted more than was received: epoll does not tell of them.
         received, unsent: who holds how many bytes of incomplete requests, and of streamed answers.
         receiving: slots that bodies are being received into.
+        ids: where ids of requests come from.
         now_ns: monotonic time at which the turn of the loop has begun.
         look_at_ns: when the limits of connections are to be looked at next.
         has_closed: a connection was closed since this was last set to False.
@@ -49,7 +50,7 @@ class ConnectionTable:
         self.look_at_ns = 0
         self.has_closed = False
         self._exchange = exchange
-        self._ids = RequestIds()
+        self.ids = RequestIds()
 
     @property
     def exchange(self) -> Exchange[Connection]:
@@ -77,13 +78,8 @@ class ConnectionTable:
 
     def name_request(self, connection: Connection) -> None:
         """Gives the request under way an id and a time of arrival, if it has none."""
-        connection.request_id = connection.request_id or self._ids.new()
+        connection.request_id = connection.request_id or self.ids.new()
         connection.arrival_ns = connection.arrival_ns or self.now_ns
-
-    def begin_request(self, connection: Connection) -> None:
-        """Gives the request that begins now its id and its time of arrival."""
-        connection.request_id = self._ids.new()
-        connection.arrival_ns = self.now_ns
 
     def limit_answer(self, connection: Connection, limit_ns: int) -> None:
         """Has the answer be there at this monotonic time; the loop looks then, and not only at its next tick."""

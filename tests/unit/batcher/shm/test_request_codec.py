@@ -1,0 +1,85 @@
+"""Requests and answers through a slot and back."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from wsgi_ts.batcher.shm import layout, stream
+from wsgi_ts.batcher.shm.layout import SegmentLayout
+from wsgi_ts.batcher.shm.request_codec import Request, read_answer, read_request, write_answer, write_request
+from wsgi_ts.batcher.shm.segment import Segment
+from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
+
+SLOT = 3
+TARGET = SimpleNamespace(model=5, url_path=b"a/b", flags=0)
+ID = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.fixture
+def segment() -> Iterator[Segment]:
+    prefix = f"wsgi-ts-{uuid.uuid4().hex}"
+    yield Segment.create(prefix, 1, SegmentLayout(16, 1, 100_000, 100_000))
+    unlink_prefix(prefix)
+
+
+@pytest.mark.parametrize("head_bytes", [30, layout.REQUEST_INLINE_BYTES, layout.REQUEST_INLINE_BYTES + 1, 8000])
+@pytest.mark.parametrize("body_bytes", [0, 1, layout.REQUEST_INLINE_BYTES, 60_000])
+@pytest.mark.parametrize("sequence", [b"", b"s 1"])
+def test_a_request_is_read_as_it_was_written(
+    segment: Segment, head_bytes: int, body_bytes: int, sequence: bytes
+) -> None:
+    def room(slot: int, length: int) -> memoryview:
+        start = segment.layout.request_payload(slot) + layout.HEAD_ROOM
+        segment.memory.reserve(start, max(length, 1))
+        return segment.buffer[start : start + length]
+
+    head, body = bytes(head_bytes), b"y" * body_bytes
+    request = Request(TARGET, ID, head, b"text/plain", body, body_bytes, 7, sequence=sequence)
+    is_outside = write_request(segment, SLOT, 0, request, room)
+    assert is_outside == (head_bytes + 13 + len(sequence) > layout.REQUEST_INLINE_BYTES)
+    read = read_request(segment, SLOT)
+    assert (read.request_id, read.head, read.url_path, read.content_type) == (ID, head, b"a/b", b"text/plain")
+    assert read.body == body
+    assert segment.ids(SLOT) == (sequence.decode(), ID)
+    assert segment.arrival_ns(SLOT) == 7
+
+
+@pytest.mark.parametrize("body_bytes", [0, 10, layout.RESPONSE_INLINE_BYTES, 90_000])
+@pytest.mark.parametrize("headers", [[], [("a", "b:c"), ("d", "")]])
+@pytest.mark.parametrize("phrase", ["", "Fine"])
+def test_an_answer_is_read_as_it_was_written(
+    segment: Segment, body_bytes: int, headers: list[tuple[str, str]], phrase: str
+) -> None:
+    body = b"z" * body_bytes
+    write_answer(segment, SLOT, (1, 2), 201, phrase, headers, body)
+    answer, held = read_answer(segment, SLOT, is_error=False)
+    assert (answer.status, answer.phrase, answer.headers, answer.body) == (201, phrase, headers, body)
+    assert answer.error is None
+    assert answer.stream is None
+    meta = len(phrase) + sum(len(name) + len(value) + 2 for name, value in headers)
+    assert held == (body_bytes if body_bytes + meta > layout.RESPONSE_INLINE_BYTES else 0)
+
+
+def test_headers_that_are_too_long_for_a_slot_are_refused_streamed_or_not(segment: Segment) -> None:
+    for body in (b"", None):
+        with pytest.raises(ValueError, match="response headers"):
+            write_answer(segment, SLOT, (1, 2), 200, "", [("x", "y" * layout.RESPONSE_INLINE_BYTES)], body)
+
+
+def test_chunks_come_out_as_they_went_in_round_and_round_the_ring(segment: Segment) -> None:
+    stream.open_ring(segment, SLOT)
+    chunk = bytes(range(256)) * 300
+    for _ in range(20):
+        assert not stream.has_chunks(segment, SLOT)
+        count = 0
+        while stream.try_push(segment, SLOT, chunk):
+            count += 1
+        assert count == layout.STREAM_RING_BYTES // (len(chunk) + 4)
+        assert stream.take_chunks(segment, SLOT) == [chunk] * count
+    pieces = list(stream.pieces_of(bytes(layout.STREAM_RING_BYTES + 1)))
+    assert [len(piece) for piece in pieces] == [131072, 131072, 1]
+    assert list(stream.pieces_of(b"")) == [b""]
