@@ -67,7 +67,7 @@ class SlotClient:
         return self._layout.slots
 
     def take(self, model: int = 0) -> int | None:
-        """A free slot, marked WRITING; None when all are in use, or too many of them by this model.
+        """Returns a free slot, marked WRITING; None when all are in use, or too many of them by this model.
 
         A model may have at most `MOST_PER_FREE_SLOT` times as many slots as stay free but for one, which is for models
         that have none. So a model that is alone gets nearly all of them, and one whose requests pile up, or leave
@@ -106,7 +106,7 @@ class SlotClient:
         return self._buffer[start : start + length]
 
     def body_reserved(self, slot: int) -> int:
-        """How many body bytes the slot has room for already, from requests before this one."""
+        """Returns how many body bytes the slot has room for already, from requests before this one."""
         return self._request_reserved[slot]
 
     def submit(self, slot: int, batcher: int, request: Request) -> None:
@@ -134,7 +134,7 @@ class SlotClient:
                 bell.ring(layout.News.SUBMISSION)
 
     def unpublished(self, batcher: int) -> int:
-        """How many requests were submitted to a batcher since the last `publish`."""
+        """Returns how many requests were submitted to a batcher since the last `publish`."""
         return self._rings[batcher].unpublished
 
     def answered(self) -> list[int]:
@@ -155,7 +155,7 @@ class SlotClient:
         return self.state(slot) != SlotState.STREAMING or stream.has_chunks(self.segment, slot)
 
     def state(self, slot: int) -> int:
-        """The slot's SlotState."""
+        """Returns the slot's SlotState."""
         return self._states[slot] & _STATE_MASK
 
     def answer(self, slot: int) -> Answer:

@@ -83,7 +83,7 @@ class WorkerSlots:
         self._bells: dict[int, Doorbell] = {}
 
     def place(self, entry: int) -> Place | None:
-        """The place that a mailbox names; None when its web worker has died and taken the memory along."""
+        """Returns the place that a mailbox names; None when its web worker has died and taken the memory along."""
         index, slot = layout.split_mail_entry(entry)
         segment = self._segments.get(index) or self._attach(index)
         return None if segment is None else Place(segment, slot)
@@ -131,7 +131,7 @@ class WorkerSlots:
         return places, requests
 
     def read(self, place: Place) -> Request:
-        """The request in a slot.
+        """Returns the request in a slot.
 
         Raises:
             BadInput: its body is not what its content type says.

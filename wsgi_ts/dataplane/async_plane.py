@@ -81,7 +81,7 @@ class Call:
             await self._news
 
     async def whole(self) -> bytes:
-        """All parts of the answer in one.
+        """Returns all parts of the answer in one.
 
         Raises:
             ServerError: there is no answer, or it is larger than `max_response_size`.

@@ -41,7 +41,7 @@ class Ledger(Generic[Client]):
             self._held[client] = held
 
     def largest(self) -> Client:
-        """Who holds most.
+        """Returns who holds most.
 
         Raises:
             ValueError: nobody holds anything.

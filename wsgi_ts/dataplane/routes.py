@@ -127,7 +127,7 @@ class RoutingTable:
         self.draining = bool(table["draining"])
 
     def target_of(self, head: Head) -> Target | None:
-        """What a request asks for; None when it is not a prediction. Call `refresh` first.
+        """Returns what a request asks for; None when it is not a prediction. Call `refresh` first.
 
         The answer is kept with the head, which the parser keeps for the next request that is worded alike.
         """
@@ -138,7 +138,7 @@ class RoutingTable:
         return target
 
     def target(self, path: str, query: str) -> Target | None:
-        """What a path means; None when it is not a prediction route. Call `refresh` first."""
+        """Returns what a path means; None when it is not a prediction route. Call `refresh` first."""
         try:
             parts = prediction_parts(path, query)
         except ServerError as error:
@@ -155,7 +155,7 @@ class RoutingTable:
         return self.version_target(name, None if version is None else _as_text(version), rest, flags)
 
     def version_target(self, name: str, version: str | None, rest: str = "", flags: int = 0) -> Target:
-        """The target of a request to a named model.
+        """Returns the target of a request to a named model.
 
         Args:
             name: the model.
@@ -180,14 +180,14 @@ class RoutingTable:
         return Target(name, version, entry["index"], batchers, rest.encode("latin-1"), flags, timeout_ms, *modes)
 
     def form_target(self, content_type: bytes, body: bytes) -> Target:
-        """The target of an `/invocations` request whose model is named by a field of its form."""
+        """Returns the target of an `/invocations` request whose model is named by a field of its form."""
         name = form_field(content_type, body, "model_name")
         if not name:
             return Target("", None, error=BadRequest("Parameter model_name is required."))
         return self.version_target(name, None, flags=RequestFlag.QUERY_ROW | RequestFlag.URL_PATH)
 
     def versions(self, name: str) -> tuple[str, dict[str, bool]]:
-        """A model's default version, and of each of its versions whether a worker is ready.
+        """Returns a model's default version, and of each of its versions whether a worker is ready.
 
         Raises:
             ModelNotFound: no such model.
@@ -199,5 +199,5 @@ class RoutingTable:
 
 
 def _as_text(part: str) -> str:
-    """A path segment as text: WSGI hands it on as latin-1 of UTF-8 bytes."""
+    """Returns a path segment as text: WSGI hands it on as latin-1 of UTF-8 bytes."""
     return part.encode("latin-1").decode("utf-8", "replace")

@@ -17,12 +17,12 @@ MAX_VALUE_BYTES = 1024
 
 
 def is_form(content_type: bytes) -> bool:
-    """Whether a body of this content type, as sent, has fields."""
+    """Returns whether a body of this content type, as sent, has fields."""
     return content_type.partition(b";")[0].strip().lower().decode("latin-1") in (URL_ENCODED, MULTIPART)
 
 
 def form_field(content_type: bytes, body: bytes, name: str) -> str:
-    """The value of a field of a form.
+    """Returns the value of a field of a form.
 
     Args:
         content_type: of the body, as sent; `is_form` holds.

@@ -44,7 +44,7 @@ class Head:
     Attributes:
         raw: the bytes, with the empty line.
         method, path, query: `path` is percent-decoded, as WSGI's PATH_INFO (latin-1 of the raw bytes).
-        target: as in the request line.
+        target: as in the request line; `line` is all of that, for a log.
         http_1_1: False for HTTP/1.0.
         keep_alive: the client wants to go on using the connection.
         content_length: the body's length, 0 for none.
@@ -57,22 +57,17 @@ class Head:
     """
 
     __slots__ = (
-        "admitted",
-        "chunked",
-        "content_length",
-        "content_type",
-        "environ",
-        "expect_continue",
-        "http_1_1",
-        "keep_alive",
-        "line",
-        "method",
-        "path",
-        "query",
-        "raw",
-        "route",
-        "route_epoch",
-        "target",
+        *(
+            "admitted",
+            "chunked",
+            "content_length",
+            "content_type",
+            "environ",
+            "expect_continue",
+            "http_1_1",
+            "keep_alive",
+        ),
+        *("line", "method", "path", "query", "raw", "route", "route_epoch", "target"),
     )
 
     def __init__(self, raw: bytes) -> None:

@@ -84,7 +84,7 @@ class RequestIdHeader:
 
 
 def response_type(extra_headers: Mapping[str, str]) -> type[Response]:
-    """The response class of one app.
+    """Returns the response class of one app.
 
     Args:
         extra_headers: lower-case names and values that every answer carries besides `BASE_HEADERS` (CORS).
@@ -96,7 +96,7 @@ def response_type(extra_headers: Mapping[str, str]) -> type[Response]:
 
 
 def encode_json(body: Any) -> bytes:
-    """The JSON text TorchServe sends: indented by two spaces, not escaped beyond need, a newline at the end.
+    """Returns the JSON text TorchServe sends: indented by two spaces, not escaped beyond need, a newline at the end.
 
     A lone surrogate (a client can send one in a JSON body, and error texts quote it) becomes a question mark.
     """

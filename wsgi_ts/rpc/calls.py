@@ -80,7 +80,7 @@ class Calls:
             self._note(context.peer(), line, code, began_ns)
 
     async def _answer(self, line: str, method: Method, request: Any, context: aio.ServicerContext) -> Any:
-        """What the method returns.
+        """Returns what the method returns.
 
         Raises:
             Failure: whatever went wrong, in the words of this port.

@@ -43,7 +43,7 @@ class Inference:
         self._sequence_marks = (config.ts_header_key_sequence_start, config.ts_header_key_sequence_end)
 
     def service(self, calls: Calls) -> grpc.GenericRpcHandler:
-        """The service, for the server."""
+        """Returns the service, for the server."""
         request, response = messages.PredictionsRequest, messages.PredictionResponse
         methods = {
             "Ping": (self.ping, messages.Empty, messages.TorchServeHealthResponse, UNARY),
@@ -144,7 +144,7 @@ class Inference:
         return self._submit(request, "StreamPredictions2")
 
     def _sequence_lines(self, request: Any) -> str:
-        """The header lines that tell a handler of the request's sequence.
+        """Returns the header lines that tell a handler of the request's sequence.
 
         Whether it is the sequence's first or last request a client says by an input of the header's name.
         """
@@ -169,7 +169,7 @@ async def _write(context: aio.ServicerContext, writing: asyncio.Lock, response: 
 
 
 def _refusal(request: Any, error: ServerError | Failure) -> Any:
-    """An error as it stands in a stream that goes on."""
+    """Returns an error as it stands in a stream that goes on."""
     failure = error if isinstance(error, Failure) else inference_failure(error)
     status = messages.Status(code=failure.code.value[0], message=failure.message)
     status.details.add().Pack(messages.ErrorInfo(reason=failure.reason))

@@ -70,7 +70,7 @@ class OpenInference:
         self._management = management
 
     def service(self, calls: Calls) -> grpc.GenericRpcHandler:
-        """The service, for the server; ServerMetadata is not implemented."""
+        """Returns the service, for the server; ServerMetadata is not implemented."""
         methods = {
             "ServerLive": (self.server_live, messages.ServerLiveRequest, messages.ServerLiveResponse),
             "ServerReady": (self.server_ready, messages.ServerReadyRequest, messages.ServerReadyResponse),
@@ -91,13 +91,13 @@ class OpenInference:
         return messages.ServerReadyResponse(ready=True)
 
     async def model_ready(self, request: Any, context: aio.ServicerContext) -> Any:
-        """Whether a version has as many ready workers as it should have at least."""
+        """Returns whether a version has as many ready workers as it should have at least."""
         (description,) = await self._describe(request.name, request.version or None, "name")
         ready = sum(worker["status"] == "READY" for worker in description["workers"])
         return messages.ModelReadyResponse(ready=ready >= description["minWorkers"])
 
     async def model_metadata(self, request: Any, context: aio.ServicerContext) -> Any:
-        """The versions of a model; what its tensors look like is known to its handler alone."""
+        """Returns the versions of a model; what its tensors look like is known to its handler alone."""
         if request.version:
             await self._describe(request.name, request.version, "model_name")
         versions = await self._describe(request.name, "all", "model_name")
@@ -106,7 +106,7 @@ class OpenInference:
         )
 
     async def model_infer(self, request: Any, context: aio.ServicerContext) -> Any:
-        """A prediction."""
+        """Answers a prediction."""
         if not request.model_name:
             raise bad_request("Parameter model_name is required.")
         target = self._plane.routes.version_target(request.model_name, request.model_version or None)
@@ -121,7 +121,7 @@ class OpenInference:
         return await _converted(len(answer), lambda: infer_response(answer))
 
     async def _describe(self, name: str, version: str | None, parameter: str) -> list[dict[str, Any]]:
-        """What the supervisor says of a version, or of all.
+        """Returns what the supervisor says of a version, or of all.
 
         Raises:
             Failure: the name is empty (`parameter` says which argument that is), or there is no such model.
@@ -136,12 +136,12 @@ class OpenInference:
 
 
 async def _converted(size: int, convert: Callable[[], Any]) -> Any:
-    """What `convert` returns; where it takes a while, other calls go on meanwhile."""
+    """Returns what `convert` returns; where it takes a while, other calls go on meanwhile."""
     return convert() if size <= _QUICK_BYTES else await asyncio.to_thread(convert)
 
 
 def infer_body(request: Any) -> dict[str, Any]:
-    """A ModelInferRequest as the JSON of the REST protocol; BYTES are base64.
+    """Returns a ModelInferRequest as the JSON of the REST protocol; BYTES are base64.
 
     Raises:
         Failure: a raw tensor is not what its data type says.
@@ -163,7 +163,7 @@ def infer_body(request: Any) -> dict[str, Any]:
 
 
 def infer_response(answer: bytes) -> Any:
-    """A handler's JSON as a ModelInferResponse.
+    """Returns a handler's JSON as a ModelInferResponse.
 
     Raises:
         Failure: it is no such answer.

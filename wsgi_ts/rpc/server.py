@@ -35,7 +35,7 @@ _PEM_KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?-----END [A-Z ]*PR
 
 
 def credentials(pem: bytes) -> grpc.ServerCredentials:
-    """The TLS credentials in a PEM text that holds the key and then the certificates."""
+    """Returns the TLS credentials in a PEM text that holds the key and then the certificates."""
     key = _PEM_KEY.search(pem)
     if key is None:
         raise ValueError("no private key in the TLS settings")

@@ -102,7 +102,7 @@ class TokenTable:
         return True
 
     def living(self) -> frozenset[str]:
-        """The scopes whose key has not expired."""
+        """Returns the scopes whose key has not expired."""
         return frozenset(scope for scope, key in self._keys.items() if _is_living(key))
 
     def next_end(self) -> float:
@@ -122,7 +122,7 @@ class TokenTable:
 
 
 def _is_living(key: Mapping[str, Any]) -> bool:
-    """Whether a published key has not expired, by either clock."""
+    """Returns whether a published key has not expired, by either clock."""
     return key["wall_end"] is None or (time.time() < key["wall_end"] and time.monotonic() < key["monotonic_end"])
 
 
@@ -168,7 +168,7 @@ class Access:
         self._look_at_ns = int(min(now_ns + _LOOK_EVERY_NS, tokens.next_end() * 1e9))
 
     def has_admitted(self, head: Head) -> bool:
-        """Whether this head has passed under the keys that count now."""
+        """Returns whether this head has passed under the keys that count now."""
         return head.admitted is self._mark and (self._tokens is None or self._tokens.is_current)
 
     def refusal_of(self, head: Head) -> ServerError | None:
@@ -198,7 +198,7 @@ class Access:
         return HostNotAllowed()
 
     def _is_this_machine(self, host: str) -> bool:
-        """Whether a Host header names this machine; none at all is no browser's request."""
+        """Returns whether a Host header names this machine; none at all is no browser's request."""
         name = _PORT.sub("", host).strip("[]").lower()
         if name in ("", "localhost", self._own_name):
             return True

@@ -156,7 +156,7 @@ class WebApplication(BaseApplication):  # type: ignore[misc]
         return next(iter(self._apps.values()))
 
     def app_for(self, sock: Any) -> Callable[..., Any]:
-        """The WSGI app of a listening socket of the worker.
+        """Returns the WSGI app of a listening socket of the worker.
 
         Raises:
             KeyError: the socket is none of the listeners.
@@ -165,7 +165,7 @@ class WebApplication(BaseApplication):  # type: ignore[misc]
         return self._apps[sock.getsockname()]
 
     def kinds_for(self, sock: Any) -> tuple[str, ...]:
-        """The APIs that are served on a listening socket of the worker."""
+        """Returns the APIs that are served on a listening socket of the worker."""
         return self._kinds[sock.getsockname()]
 
     def run(self) -> None:
