@@ -67,22 +67,19 @@ def start(
     stop()
     store = tempfile.mkdtemp(prefix="model_store-") if model_store is None else os.fspath(model_store)
     command = [*_TORCHSERVE, "--start", "--model-store", store]
-    for flag, value in (("--plugins-path", plugin_folder), ("--ts-config", snapshot_file), ("--models", models)):
-        if value is not None:
-            command += [flag, os.fspath(value)]
-    for flag, wanted in (
-        ("--no-config-snapshots", no_config_snapshots),
-        ("--disable-token-auth", disable_token),
-        ("--enable-model-api", enable_model_api),
-    ):
-        if wanted:
-            command.append(flag)
+    named = {"--plugins-path": plugin_folder, "--ts-config": snapshot_file, "--models": models}
+    command += [part for flag, value in named.items() if value is not None for part in (flag, os.fspath(value))]
+    switches = {
+        "--no-config-snapshots": no_config_snapshots,
+        "--disable-token-auth": disable_token,
+        "--enable-model-api": enable_model_api,
+    }
+    command += [flag for flag, wanted in switches.items() if wanted]
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
     output = process.stdout
-    if output is None:
-        raise RuntimeError("the server's output was not redirected")
+    assert output is not None  # a pipe was asked for
     for line in output:
         print(line, end="")
         if _STARTED in line:

@@ -14,7 +14,7 @@ from wsgi_ts.handlers.bundled.base import BaseHandler
 from wsgi_ts.handlers.serving.context import Context
 from wsgi_ts.handlers.serving.errors import PredictionException
 from wsgi_ts.handlers.serving.inputs import content_of
-from wsgi_ts.handlers.toolkit.library_names import INTEGRATED_GRADIENTS
+from wsgi_ts.handlers.toolkit.library_names import INTEGRATED_GRADIENTS, load_for_explanation
 from wsgi_ts.handlers.toolkit.text_utils import (
     Vocabulary,
     expand_contractions,
@@ -178,7 +178,7 @@ class TextClassifier(TextHandler):
         Raises:
             PredictionException: 501, captum is missing or the model is not an eager one with an EmbeddingBag.
         """
-        integrated_gradients = INTEGRATED_GRADIENTS.load_for_explanation()
+        integrated_gradients = load_for_explanation(INTEGRATED_GRADIENTS)
         bag = self._embedding_bag()
         ends = [*text_preprocess.offsets.tolist()[1:], len(text_preprocess.indices)]
         targets = target if isinstance(target, list) else [target] * len(ends)

@@ -13,8 +13,13 @@ from wsgi_ts.handlers.bundled.base import BaseHandler
 from wsgi_ts.handlers.serving.context import Context
 from wsgi_ts.handlers.serving.errors import PredictionException
 from wsgi_ts.handlers.serving.inputs import content_of
-from wsgi_ts.handlers.toolkit.extras import import_extra
-from wsgi_ts.handlers.toolkit.library_names import INTEGRATED_GRADIENTS, MAX_IMAGE_PIXELS, OPEN_IMAGE
+from wsgi_ts.handlers.toolkit.library_names import (
+    INTEGRATED_GRADIENTS,
+    MAX_IMAGE_PIXELS,
+    OPEN_IMAGE,
+    import_extra,
+    load_for_explanation,
+)
 
 
 class VisionHandler(BaseHandler, ABC):
@@ -87,5 +92,5 @@ class VisionHandler(BaseHandler, ABC):
             PredictionException: 501, captum is missing.
         """
         if self._attribution is None:
-            self._attribution = INTEGRATED_GRADIENTS.load_for_explanation()(self.model)
+            self._attribution = load_for_explanation(INTEGRATED_GRADIENTS)(self.model)
         return self._attribution.attribute(tensor_data, target=target, n_steps=15).tolist()

@@ -23,7 +23,6 @@ from wsgi_ts.handlers.serving.context import Context, StreamClosed
 from wsgi_ts.handlers.serving.errors import PredictionException
 from wsgi_ts.handlers.serving.inputs import content_of
 from wsgi_ts.handlers.serving.results import send_intermediate_predict_response
-from wsgi_ts.handlers.toolkit.extras import import_extra
 from wsgi_ts.handlers.toolkit.library_names import (
     VLLM_APP_STATE,
     VLLM_ARGUMENTS,
@@ -32,6 +31,7 @@ from wsgi_ts.handlers.toolkit.library_names import (
     VLLM_LORA,
     VLLM_MAKE_PARSER,
     VLLM_PARSER,
+    import_extra,
 )
 from wsgi_ts.handlers.toolkit.utils import path_in_archive
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from wsgi_ts.handlers.toolkit.extras import import_extra, import_for_explanation
+from wsgi_ts.handlers.serving.errors import PredictionException
 
 #: Names under which models of transformers take and return their keys and values: up to 5.23, and from then on.
 CACHE_NAMES = ("past_key_values", "cache")
@@ -22,6 +21,10 @@ ROW_INPUTS = ("input_ids", "inputs_embeds")
 SHARED_INPUTS = ("cache_position", "logits_to_keep")
 #: The operator of DeepSpeed that must not be used on a CPU, in `COMPATIBLE_OPERATORS`.
 DEEPSPEED_SHARED_MEMORY = "deepspeed_shm_comm"
+
+
+#: Name for pip where it is not the import name.
+_DISTRIBUTIONS = {"PIL": "pillow", "nvidia": "nvidia-dali", "tensorrt_llm": "tensorrt-llm"}
 
 
 @dataclass(frozen=True)
@@ -57,22 +60,10 @@ class LibraryName:
         Raises:
             ImportError: the library is not installed, cannot be imported, or has no such name.
         """
-        return self._load(purpose, import_extra)
-
-    def load_for_explanation(self) -> Any:
-        """The same while an explanation is being made.
-
-        Raises:
-            PredictionException: 501, the library cannot be imported.
-            ImportError: it has no such name.
-        """
-        return self._load("An explanation", lambda module, _: import_for_explanation(module))
-
-    def _load(self, purpose: str, import_module: Callable[[str, str], Any]) -> Any:
         for module in self.modules:
             if module != self.modules[-1] and not _is_there(module):
                 continue
-            found = import_module(module, purpose)
+            found = import_extra(module, purpose)
             for step in self.name.split("."):
                 found = getattr(found, step, None)
             if found is not None:
@@ -82,6 +73,38 @@ class LibraryName:
             f"{purpose}: the installed {self.library} ({version}) has no {self.name} in {' or '.join(self.modules)}, "
             "which is leaned on here: install a version of the range in wsgi-ts's extras, or tell us of this one."
         )
+
+
+def import_extra(module: str, purpose: str) -> Any:
+    """Imports a package that only some handlers need.
+
+    Args:
+        module: its import name.
+        purpose: who needs it, for the message.
+
+    Raises:
+        ImportError: it is not installed, or cannot be imported; the message says what to install.
+    """
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        top = module.partition(".")[0]
+        raise ImportError(
+            f"{purpose} needs the package {_DISTRIBUTIONS.get(top, top)}, which cannot be imported here ({error}): "
+            f"install it beside torch in the environment of the model workers."
+        ) from error
+
+
+def load_for_explanation(name: LibraryName) -> Any:
+    """Loads what an explanation needs while a request for one is being answered.
+
+    Raises:
+        PredictionException: 501, it cannot be loaded; unlike an ImportError its text reaches the client.
+    """
+    try:
+        return name.load("An explanation")
+    except ImportError as error:
+        raise PredictionException(str(error), 501) from error
 
 
 def _is_there(module: str) -> bool:

@@ -295,16 +295,11 @@ def model_parser() -> argparse.ArgumentParser:
     add("--model-file", help="Python file with the one class of the model's architecture (eager mode only)")
     add("--handler", required=True, help="handler: FILE, FILE:FUNCTION, or the name of a bundled one")
     add(
-        "--extra-files",
-        help="comma-separated files, directories (their contents are added) and wildcards",
-    )
-    add(
         "--runtime",
         default="python",
         choices=["python", "python3", "LSP"],
         help="what runs the handler (default: python)",
     )
-    add("--export-path", default=os.getcwd(), help="directory for the archive (default: the current one)")
     add(
         "--archive-format",
         default="default",
@@ -312,10 +307,10 @@ def model_parser() -> argparse.ArgumentParser:
         help="tgz: MODEL_NAME.tar.gz; no-archive: directory MODEL_NAME; zip-store: MODEL_NAME.mar without "
         "compression; default: MODEL_NAME.mar",
     )
-    add("-f", "--force", action="store_true", help="overwrite an existing archive")
     add("-v", "--version", required=True, help="version of the model")
     add("-r", "--requirements-file", help="requirements.txt with the Python packages that the model needs")
     add("-c", "--config-file", help="model-config.yaml with the model's settings")
+    _add_common(parser)
     return parser
 
 
@@ -326,10 +321,12 @@ def workflow_parser() -> argparse.ArgumentParser:
     add("--workflow-name", required=True, help="name of the workflow; the archive is named WORKFLOW_NAME.war")
     add("--spec-file", required=True, help="YAML file with the workflow's models and their graph")
     add("--handler", help="Python file with the workflow's functions")
-    add(
-        "--extra-files",
-        help="comma-separated files, directories (their contents are added) and wildcards",
-    )
+    _add_common(parser)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--extra-files", help="comma-separated files, directories (their contents are added) and wildcards")
     add("--export-path", default=os.getcwd(), help="directory for the archive (default: the current one)")
     add("-f", "--force", action="store_true", help="overwrite an existing archive")
-    return parser

@@ -55,7 +55,7 @@ def uses(path: Path) -> Iterator[tuple[str, str | None]]:
             found = [(alias.name, None) for alias in node.names]
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if called in ("import_extra", "import_for_explanation", "import_module"):
+            if called in ("import_extra", "import_module"):
                 found = [(str(node.args[0].value), None)]
         yield from (each for each in found if each[0].partition(".")[0] in WATCHED)
 
