@@ -19,8 +19,7 @@ from wsgi_ts.batcher.shm.shared_memory import SHM_DIRECTORY, SharedMemoryFull
 from wsgi_ts.handlers.serving.context import StreamClosed
 from wsgi_ts.handlers.serving.inputs import BadInput, LazyHeaders, build_row
 from wsgi_ts.handlers.serving.request import Request
-from wsgi_ts.handlers.serving.results import Body
-from wsgi_ts.handlers.serving.service import Answer
+from wsgi_ts.handlers.serving.results import Answer, Body
 
 #: Content types whose body is given to the handler as it is.
 _OPAQUE_TYPES = frozenset((b"", b"application/octet-stream"))

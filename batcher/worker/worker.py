@@ -18,7 +18,8 @@ from wsgi_ts.batcher.shm.mailbox import WorkerMailbox
 from wsgi_ts.batcher.worker.continuous import UnderWay, ended_sequences, is_part
 from wsgi_ts.batcher.worker.slots import Place, WorkerSlots
 from wsgi_ts.handlers.serving.request import Request
-from wsgi_ts.handlers.serving.service import Answer, Service
+from wsgi_ts.handlers.serving.results import Answer
+from wsgi_ts.handlers.serving.service import Service
 from wsgi_ts.messages import ModelSpec
 
 #: A worker whose last batch came within SOON_NS and held at most FEW requests spins for SPIN_NS before it sleeps.

@@ -40,8 +40,6 @@ from wsgi_ts.handlers.serving.warm_up import warm_up
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.ts_path import shim_path
 
-__all__ = ["PREDICTION_METRIC", "Answer", "Service", "configure_logging", "shim_path"]
-
 log = logging.getLogger(__name__)
 
 MetricsSink = Callable[[list[Sample]], None]

@@ -28,6 +28,10 @@ class _Document:
     def __to_dict__(self) -> dict[str, Any]:
         raise NotImplementedError
 
+    def text(self) -> str:
+        """The document as an archive has it."""
+        return json.dumps(self.__to_dict__(), indent=2)
+
     def __str__(self) -> str:
         return json.dumps(self.__to_dict__())
 

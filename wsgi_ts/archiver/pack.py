@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import json
 import logging
 import os
 import re
@@ -83,23 +82,20 @@ def create_model_archive(request: ModelArchiveRequest, manifest: str | None = No
 
     Raises:
         ArchiverError: with the text for the user; an older archive is then untouched.
+        ValueError: there is no such runtime.
     """
     if request.archive_format not in FORMATS:
         raise ArchiverError(f"Unknown archive format {request.archive_format}: use one of {', '.join(FORMATS)}.")
-    check_name("Model", request.model_name)
-    output = output_path(request.export_path, request.model_name + FORMATS[request.archive_format])
-    check_overwrite(output, request.force, "model")
-    contents = Contents(output)
-    add_files(
-        contents, request.model_file, request.serialized_file, find_handler_file(request.handler, request.runtime)
-    )
+    contents = _begin("Model", request.model_name, FORMATS[request.archive_format], request.export_path, request.force)
+    handler_file = find_handler_file(request.handler, request.runtime)
+    add_files(contents, request.model_file, request.serialized_file, handler_file)
     add_extra_files(contents, request.extra_files)
     add_files(contents, request.requirements_file, request.config_file)
     if manifest is None:
-        manifest = json.dumps(model_manifest(request).__to_dict__(), indent=2)
+        manifest = model_manifest(request).text()
     write_archive(contents, {"MAR-INF/MANIFEST.json": manifest}, request.archive_format, request.model_name)
     log.info("Successfully exported model %s to file %s", request.model_name, request.export_path)
-    return output
+    return contents.output
 
 
 def create_workflow_archive(request: WorkflowArchiveRequest, manifest: str | None = None) -> Path:
@@ -112,16 +108,21 @@ def create_workflow_archive(request: WorkflowArchiveRequest, manifest: str | Non
     Raises:
         ArchiverError: with the text for the user; an older archive is then untouched.
     """
-    check_name("Workflow", request.workflow_name)
-    output = output_path(request.export_path, request.workflow_name + ".war")
-    check_overwrite(output, request.force, "workflow")
-    contents = Contents(output)
+    contents = _begin("Workflow", request.workflow_name, ".war", request.export_path, request.force)
     add_files(contents, request.spec_file, request.handler)
     add_extra_files(contents, request.extra_files)
     if manifest is None:
-        manifest = json.dumps(workflow_manifest(request).__to_dict__(), indent=2)
+        manifest = workflow_manifest(request).text()
     write_archive(contents, {"WAR-INF/MANIFEST.json": manifest}, "default", request.workflow_name)
-    return output
+    return contents.output
+
+
+def _begin(kind: str, name: str, ending: str, export_path: str, force: bool) -> Contents:
+    """The contents, still empty, of an archive that may be written."""
+    check_name(kind, name)
+    output = output_path(export_path, name + ending)
+    check_overwrite(output, force, kind.lower())
+    return Contents(output)
 
 
 def model_manifest(request: ModelArchiveRequest | argparse.Namespace) -> Manifest:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import os
 import re
@@ -148,7 +147,7 @@ class ModelExportUtils(_ExportUtils):
     @staticmethod
     def generate_manifest_json(args: ModelArchiverConfig | argparse.Namespace) -> str:
         """The text of the manifest."""
-        return json.dumps(pack.model_manifest(args).__to_dict__(), indent=2)
+        return pack.model_manifest(args).text()
 
     @staticmethod
     def copy_artifacts(model_path: str, **kwargs: str | None) -> None:
@@ -216,7 +215,7 @@ class WorkflowExportUtils(_ExportUtils):
     @staticmethod
     def generate_manifest_json(args: argparse.Namespace) -> str:
         """The text of the manifest."""
-        return json.dumps(pack.workflow_manifest(_workflow_request(args)).__to_dict__(), indent=2)
+        return pack.workflow_manifest(_workflow_request(args)).text()
 
     @staticmethod
     def check_workflow_name_regex_or_exit(workflow_name: str) -> None:

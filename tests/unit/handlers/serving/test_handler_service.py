@@ -16,7 +16,8 @@ from wsgi_ts.handlers.serving.context import StreamClosed
 from wsgi_ts.handlers.serving.errors import LoadError
 from wsgi_ts.handlers.serving.request import Request
 from wsgi_ts.handlers.serving.results import Answer
-from wsgi_ts.handlers.serving.service import Service, shim_path
+from wsgi_ts.handlers.serving.service import Service
+from wsgi_ts.ts_path import shim_path
 
 LoadModel = Callable[..., Service]
 

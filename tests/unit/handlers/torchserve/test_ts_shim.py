@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from wsgi_ts.handlers.serving.service import shim_path
+from wsgi_ts.ts_path import shim_path
 
 CHECK = """
 import importlib, sys
