@@ -37,7 +37,7 @@ class Reply:
     text: str
 
     def json(self) -> Any:
-        """The body, read as JSON."""
+        """Returns the body, read as JSON."""
         return json.loads(self.text)
 
 

@@ -102,7 +102,7 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
 
 
 def model_config(options: argparse.Namespace, gpus: int) -> dict[str, Any]:
-    """The model's YAML.
+    """Returns the model's YAML.
 
     Args:
         options: the parsed flags.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def shim_path() -> str:
-    """The folder that makes `import ts.…` work when it is on `sys.path`."""
+    """Returns the folder that makes `import ts.…` work when it is on `sys.path`."""
     return str(Path(__file__).absolute().parent / "ts_shim")
 
 

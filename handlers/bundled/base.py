@@ -342,11 +342,11 @@ class BaseHandler:
         return get_insights(data_preprocess, inputs, target)
 
     def describe_handle(self) -> Any:
-        """The handler's own part of a describe answer; None where it has nothing to add."""
+        """Returns the handler's own part of a describe answer; None where it has nothing to add."""
         return None
 
     def get_device(self) -> Any:
-        """Where the model runs."""
+        """Returns where the model runs."""
         return self.device
 
     def _is_explain(self) -> bool:
@@ -363,7 +363,7 @@ class BaseHandler:
 
 
 def _as_target(target: Any) -> Any:
-    """The class to explain; 0 where none is given. A form field brings it as text.
+    """Returns the class to explain; 0 where none is given. A form field brings it as text.
 
     Raises:
         PredictionException: 400, the text is not JSON.
@@ -377,7 +377,7 @@ def _as_target(target: Any) -> Any:
 
 
 def _compile_options(pt2: Any) -> dict[str, Any] | None:
-    """The arguments of torch.compile that the YAML's `pt2` stands for, None for no compilation."""
+    """Returns the arguments of torch.compile that the YAML's `pt2` stands for, None for no compilation."""
     if isinstance(pt2, str):
         return {"backend": pt2}
     if not isinstance(pt2, dict) or "export" in pt2 or not pt2:

@@ -56,7 +56,7 @@ class ImageClassifier(TransformingHandler):
         self.topk = topk
 
     def get_max_result_classes(self) -> int:
-        """How many classes an answer has."""
+        """Returns how many classes an answer has."""
         return self.topk
 
     def postprocess(self, data: torch.Tensor) -> list[dict[str, float]]:

@@ -54,7 +54,7 @@ class TextHandler(BaseHandler, ABC):
         self.source_vocab = load_vocabulary(self.get_source_vocab_path(context), weights_only=self._weights_only)
 
     def get_source_vocab_path(self, ctx: Context) -> str:
-        """The path of the vocabulary file.
+        """Returns the path of the vocabulary file.
 
         Raises:
             FileNotFoundError: there is none.
@@ -70,7 +70,7 @@ class TextHandler(BaseHandler, ABC):
         )
 
     def get_word_token(self, input_ids: Any, tokenizer: Any) -> list[str]:
-        """The tokens of some ids, without the mark that byte-pair tokenizers put before a word.
+        """Returns the tokens of some ids, without the mark that byte-pair tokenizers put before a word.
 
         Args:
             input_ids: ids of one text.
@@ -79,7 +79,7 @@ class TextHandler(BaseHandler, ABC):
         return [token.lstrip("\u0120") for token in tokenizer.convert_ids_to_tokens(input_ids)]
 
     def summarize_attributions(self, attributions: torch.Tensor) -> torch.Tensor:
-        """One number per token, (tokens,), from attributions (1, tokens, dimensions), scaled to a norm of 1."""
+        """Returns one number per token, (tokens,), from attributions (1, tokens, dimensions), scaled to a norm of 1."""
         summed = attributions.sum(dim=-1).squeeze(0)
         norm = torch.linalg.vector_norm(summed)
         return summed / norm if norm > 0 else summed
@@ -166,7 +166,7 @@ class TextClassifier(TextHandler):
         return map_class_to_label(torch.nn.functional.softmax(data, dim=1).tolist(), self.mapping)
 
     def get_insights(self, text_preprocess: TextBatch, _: Any, target: Any = 0) -> list[dict[str, Any]]:
-        """How much each n-gram speaks for the class `target`: integrated gradients over the model's embedding.
+        """Returns how much each n-gram speaks for the class `target`: integrated gradients over the model's embedding.
 
         Args:
             text_preprocess: what `preprocess` returned.
@@ -202,7 +202,7 @@ class TextClassifier(TextHandler):
         )
 
     def _from_vectors(self, bag: torch.nn.EmbeddingBag, vectors: torch.Tensor) -> Any:
-        """The model's output where the bag's words have these vectors: [texts, words, dimensions]."""
+        """Returns the model's output where the bag's words have these vectors: [texts, words, dimensions]."""
         pooled = vectors.sum(dim=1) if bag.mode == "sum" else vectors.mean(dim=1)
         hook = bag.register_forward_hook(lambda module, given, output: pooled)
         try:

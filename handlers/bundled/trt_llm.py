@@ -101,7 +101,7 @@ class TRTLLMHandler(BaseHandler):
             raise PredictionException(f"Wrong sampling parameters: {error}", 400) from error
 
     async def _generate(self, prompt: str, sampling: Any, streaming: bool, context: Context) -> str:
-        """The text; of a stream, nothing is left to answer with."""
+        """Returns the text; of a stream, nothing is left to answer with."""
         generation = self.engine.generate_async(prompt, sampling_params=sampling, streaming=streaming)
         sent, text, has_ended = 0, "", False
         try:
@@ -121,7 +121,7 @@ class TRTLLMHandler(BaseHandler):
 
 
 def _fields(row: Any) -> dict[str, Any]:
-    """The request's JSON object, which the server may have decoded."""
+    """Returns the request's JSON object, which the server may have decoded."""
     # As an envelope hands it over, or the server.
     body = row if isinstance(row, Mapping) and "prompt" in row else content_of(row)
     if isinstance(body, (bytes, bytearray, memoryview, str)):

@@ -77,7 +77,7 @@ class VLLMHandler(BaseHandler):
         self.initialized = True
 
     async def make_application(self, context: Context) -> Application:
-        """The ASGI application that answers. Override it to serve the same paths with another engine."""
+        """Returns the ASGI application that answers. Override it to serve the same paths with another engine."""
         return await vllm_application(context)
 
     async def handle(self, data: Any, context: Context) -> list[Any]:
@@ -110,7 +110,7 @@ class VLLMHandler(BaseHandler):
 
 
 def _body(row: Any) -> bytes:
-    """The request's JSON, which the server or an envelope may have decoded."""
+    """Returns the request's JSON, which the server or an envelope may have decoded."""
     body = content_of(row)
     if body is None:
         body = row  # an instance as an envelope hands it over
@@ -226,7 +226,7 @@ async def vllm_application(context: Context) -> Application:
 
 
 def _serve_arguments(context: Context, version: str) -> argparse.Namespace:
-    """The arguments of `vllm serve` that the model's YAML stands for."""
+    """Returns the arguments of `vllm serve` that the model's YAML stands for."""
     make_parser, parser = VLLM_MAKE_PARSER.load(_HANDLER), VLLM_PARSER.load(_HANDLER)
     arguments: argparse.Namespace = make_parser(parser()).parse_args([])
     for name, value in engine_settings(context).items():
@@ -256,7 +256,7 @@ class _WorkerAsServer:
 
 
 def engine_settings(context: Context) -> dict[str, Any]:
-    """The engine's arguments that the model's YAML gives; those that are null are left to vLLM.
+    """Returns the engine's arguments that the model's YAML gives; those that are null are left to vLLM.
 
     Raises:
         ValueError: no model is named, or the section has another form.
@@ -278,7 +278,7 @@ def engine_settings(context: Context) -> dict[str, Any]:
 
 
 def adapter_folders(context: Context) -> dict[str, str]:
-    """The LoRA adapters that the model's YAML gives: name -> folder."""
+    """Returns the LoRA adapters that the model's YAML gives: name -> folder."""
     adapters = _section(_section(context.model_yaml_config, "handler"), "adapters")
     model_dir = context.system_properties["model_dir"]
     return {str(name): path_in_archive(model_dir, str(path)) for name, path in adapters.items()}

@@ -57,7 +57,7 @@ class PipelineCache:
 
 
 def new_handle(number: int, config: Any) -> PipelineCache:
-    """The handle of a generation.
+    """Returns the handle of a generation.
 
     Args:
         number: the generation's number.
@@ -97,7 +97,7 @@ class StageCaches:
         self._freed: deque[int] = deque()
 
     def handle_for(self, named: dict[str, Any]) -> PipelineCache | None:
-        """The handle of the caches that a call uses, a new one for a generation that begins. Completes `named`.
+        """Returns the handle of the caches that a call uses, a new one for a generation that begins. Completes `named`.
 
         Args:
             named: the call's named arguments.
@@ -131,7 +131,7 @@ class StageCaches:
         return None
 
     def new_handle(self) -> PipelineCache:
-        """The handle of a generation that begins.
+        """Returns the handle of a generation that begins.
 
         Raises:
             ImportError: transformers is missing, or has no such cache.
@@ -142,7 +142,7 @@ class StageCaches:
         return handle
 
     def take_freed(self) -> list[int]:
-        """The numbers of generations whose handles nobody holds any more, each of them once."""
+        """Returns the numbers of generations whose handles nobody holds any more, each of them once."""
         return [self._freed.popleft() for _ in range(len(self._freed))]
 
     def drop(self, numbers: Sequence[int]) -> None:
@@ -151,7 +151,7 @@ class StageCaches:
             self._caches.pop(number, None)
 
     def of(self, number: int | None, pieces: int) -> list[Any]:
-        """The caches of a generation, one per micro-batch, made when first asked for; None each without a generation.
+        """Returns the caches of a generation, one per micro-batch, made when first asked for; None each without one.
 
         Args:
             number: the generation's number, None for a call without caches.
@@ -164,7 +164,7 @@ class StageCaches:
         return self._caches[number]
 
     def _new_cache(self) -> Any:
-        """A cache of transformers whose layers count from the stage's first one."""
+        """Returns a cache of transformers whose layers count from the stage's first one."""
         dynamic_cache: Any = DYNAMIC_CACHE.load(_PURPOSE)
         first_layer = self._first_layer
 
@@ -176,7 +176,7 @@ class StageCaches:
 
 
 def put_in_place(value: Any, is_meant: Callable[[Any], bool], new: Any) -> Any:
-    """A value with parts of it replaced, at any place in lists, tuples and mappings.
+    """Returns a value with parts of it replaced, at any place in lists, tuples and mappings.
 
     Args:
         value: what a layer or a model returned.

@@ -72,7 +72,7 @@ def _file(folder: str, key: str, name: Any) -> str:
 
 
 def _deepspeed(device: torch.device, name: LibraryName) -> Any:
-    """A function of DeepSpeed, for this kind of device."""
+    """Returns a function of DeepSpeed, for this kind of device."""
     if device.type == "cuda":
         return name.load("A DeepSpeed handler")
     # Read at its import. Without it a GPU is used that deviceType forbids.

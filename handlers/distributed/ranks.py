@@ -53,7 +53,7 @@ class DistributedHandler(BaseHandler):
 
 
 def section(context: Context, name: str) -> dict[str, Any]:
-    """A section of the model's YAML, {} where it has none.
+    """Returns a section of the model's YAML, {} where it has none.
 
     Raises:
         ValueError: it is no section.
@@ -67,14 +67,14 @@ def section(context: Context, name: str) -> dict[str, Any]:
 
 
 def rank_device(local_rank: int, context: Context) -> torch.device:
-    """This rank's own GPU among those that the group has, or the CPU where the model is not on GPUs."""
+    """Returns this rank's own GPU among those that the group has, or the CPU where the model is not on GPUs."""
     if torch.cuda.is_available() and context.system_properties.get("gpu_id") is not None:
         return torch.device("cuda", local_rank % torch.cuda.device_count())
     return torch.device("cpu")
 
 
 def group_backend(device: torch.device) -> str:
-    """The backends of a process group: lengths and shapes travel between CPUs even where tensors do not."""
+    """Returns the backends of a process group: lengths and shapes travel between CPUs even where tensors do not."""
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
@@ -95,12 +95,12 @@ def join_process_group(device: torch.device, world_size: int, context: Context) 
 
 
 def parallel_type(context: Context) -> str:
-    """How the model is divided: pp, tp, pptp, or "" where nothing is said."""
+    """Returns how the model is divided: pp, tp, pptp, or "" where nothing is said."""
     return str((context.model_yaml_config or {}).get("parallelType", "")).lower()
 
 
 def parallel_sizes(world_size: int, context: Context) -> tuple[int, int]:
-    """Into how many stages a model is cut, and among how many ranks each of them is shared out.
+    """Returns the number of stages that a model is cut into, and of the ranks that share each of them.
 
     Raises:
         ValueError: under `parallelType: pptp`, `tensor_parallel: tp_size` is missing or does not divide the ranks.

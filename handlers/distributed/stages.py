@@ -113,7 +113,7 @@ class Stage:
 
 
 def find_cut(model: nn.Module, stages: int) -> Cut:
-    """Where to cut a model so that its largest stage is as small as possible.
+    """Returns where to cut a model so that its largest stage is as small as possible.
 
     Args:
         model: the whole model.
@@ -164,7 +164,7 @@ def _starts(sizes: Sequence[int], stages: int) -> tuple[int, ...]:
 
 
 def _size(module: nn.Module) -> int:
-    """Bytes of a module's parameters; a module that occurs twice counts once."""
+    """Returns the bytes of a module's parameters; a module that occurs twice counts once."""
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
 
@@ -212,7 +212,7 @@ def _drop_what_follows(model: nn.Module, name: str) -> None:
 
 
 def _shell(module: nn.Module, forward: Callable[..., Any]) -> nn.Module:
-    """A module's stand-in: its attributes without parameters and submodules, and another `forward`."""
+    """Returns a module's stand-in: its attributes without parameters and submodules, and another `forward`."""
     shell = copy.copy(module)
     shell._modules, shell._parameters, shell._buffers = {}, {}, {}
     shell.forward = forward

@@ -71,7 +71,7 @@ def get_tensor_parallel_model(model: nn.Module, context: Context, plan: Mapping[
 
 
 def tensor_mesh(device: torch.device, pp_size: int, tp_size: int) -> DeviceMesh:
-    """The ranks that share a stage with this one: rank is stage * tp_size + place."""
+    """Returns the ranks that share a stage with this one: rank is stage * tp_size + place."""
     return init_device_mesh(device.type, (pp_size, tp_size), mesh_dim_names=("pp", "tp"))["tp"]
 
 

@@ -38,7 +38,7 @@ class Output(dict[str, Any]):
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
     def __missing__(self, key: str) -> Any:
-        """The cache, by the name that it has in another version of transformers."""
+        """Returns the cache, by the name that it has in another version of transformers."""
         if key in CACHE_NAMES:
             for name in CACHE_NAMES:
                 if name in self:
@@ -46,7 +46,7 @@ class Output(dict[str, Any]):
         raise KeyError(key)
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The values without the names."""
+        """Returns the values without the names."""
         return tuple(self.values())
 
 
@@ -126,25 +126,25 @@ def empty_tensors(form: list[Any], device: torch.device | str) -> list[torch.Ten
 
 
 def size_of(tensors: list[torch.Tensor]) -> int:
-    """Bytes of the tensors' contents."""
+    """Returns the bytes of the tensors' contents."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def to_bytes(form: list[Any], tensors: list[torch.Tensor]) -> bytes:
-    """A value as bytes: length of the form, form, contents of the tensors if there are any."""
+    """Returns a value as bytes: length of the form, form, contents of the tensors if there are any."""
     text = json.dumps(form).encode()
     contents = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for tensor in tensors]
     return b"".join([len(text).to_bytes(_LENGTH_BYTES, "little"), text, *(content.tobytes() for content in contents)])
 
 
 def form_of(message: bytes | bytearray) -> tuple[list[Any], bytes | bytearray]:
-    """The form that `to_bytes` wrote, and the bytes behind it."""
+    """Returns the form that `to_bytes` wrote, and the bytes behind it."""
     end = _LENGTH_BYTES + int.from_bytes(message[:_LENGTH_BYTES], "little")
     return json.loads(message[_LENGTH_BYTES:end]), message[end:]
 
 
 def tensors_from(form: list[Any], contents: bytes | bytearray, device: torch.device) -> list[torch.Tensor]:
-    """The tensors that `to_bytes` wrote behind the form."""
+    """Returns the tensors that `to_bytes` wrote behind the form."""
     tensors, start = empty_tensors(form, "cpu"), 0
     for tensor in tensors:
         size = size_of([tensor])
@@ -189,7 +189,7 @@ class Link:
         self._under_way.clear()
 
     def receive(self, source: int) -> Any:
-        """The next value from a rank."""
+        """Receives the next value from a rank."""
         head = bytearray(HEAD_BYTES)
         self._fill(torch.frombuffer(head, dtype=torch.uint8), source)
         length = int.from_bytes(head[:_LENGTH_BYTES], "little")

@@ -46,7 +46,7 @@ class MetricsCache(Recorder):
         self.store: deque[Sample] = deque(maxlen=MAX_SAMPLES)
 
     def take_samples(self) -> list[Sample]:
-        """The values recorded since the last call. A handler's threads may go on recording meanwhile."""
+        """Returns the values recorded since the last call. A handler's threads may go on recording meanwhile."""
         return [self.store.popleft() for _ in range(len(self.store))]
 
     @property
@@ -61,7 +61,7 @@ class MetricsCache(Recorder):
         self._batch_ids = request_ids
 
     def for_request(self, request_id: str) -> MetricsCache:
-        """The same metrics, whose values are those of one request among several that run at the same time."""
+        """Returns the same metrics, whose values are those of one request among several that run at the same time."""
         own = copy.copy(self)
         own._batch_ids = {0: request_id}
         return own
@@ -109,7 +109,7 @@ class MetricsCache(Recorder):
         return specification
 
     def cache_keys(self) -> list[str]:
-        """The names of all metrics."""
+        """Returns the names of all metrics."""
         return [name for metrics in self.cache.values() for name in metrics]
 
     def add_metric_to_cache(
@@ -134,7 +134,7 @@ class MetricsCache(Recorder):
         return metric
 
     def get_metric(self, metric_name: str, metric_type: MetricTypes = MetricTypes.COUNTER) -> CachingMetric:
-        """The metric of this type and name.
+        """Returns the metric of this type and name.
 
         Raises:
             MetricsCacheTypeError: an argument has the wrong type.

@@ -69,7 +69,7 @@ class Sample(NamedTuple):
     request_ids: str
 
     def __str__(self) -> str:
-        """The value in the text form of TorchServe's workers, less the "[METRICS]" that begins their line."""
+        """Returns the value in the text form of TorchServe's workers, less the "[METRICS]" that begins their line."""
         dimensions = ",".join(f"{name}:{value}" for name, value in self.dimensions)
         tail = f",{self.request_ids}" if self.request_ids else ""
         return (

@@ -55,7 +55,7 @@ class Metric:
         self.value = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """The metric, ready for JSON through `MetricEncoder`."""
+        """Returns the metric, ready for JSON through `MetricEncoder`."""
         return {
             "MetricName": self.name,
             "Value": self.value,
@@ -71,7 +71,7 @@ class MetricEncoder(json.JSONEncoder):
     """Makes JSON of metrics and dimensions."""
 
     def default(self, o: Any) -> Any:
-        """The dict that stands for a metric or dimension."""
+        """Returns the dict that stands for a metric or dimension."""
         return o.to_dict() if isinstance(o, (Metric, Dimension)) else super().default(o)
 
 

@@ -51,11 +51,11 @@ class RequestProcessor:
         self._request_header = request_header
 
     def get_request_property(self, key: str) -> Any:
-        """The request header of exactly this spelling, or None."""
+        """Returns the request header of exactly this spelling, or None."""
         return self._request_header.get(key)
 
     def get_request_properties(self) -> dict[str, Any]:
-        """All request headers, as a dict."""
+        """Returns all request headers, as a dict."""
         headers = self._request_header
         if not isinstance(headers, dict):
             headers = _as_dict(headers)
@@ -68,11 +68,11 @@ class RequestProcessor:
         self._reason_phrase = reason_phrase
 
     def get_response_status_code(self) -> Any:
-        """The answer's HTTP status; 200 unless set."""
+        """Returns the answer's HTTP status; 200 unless set."""
         return self._status_code
 
     def get_response_status_phrase(self) -> Any:
-        """The answer's reason phrase; None unless set."""
+        """Returns the answer's reason phrase; None unless set."""
         return self._reason_phrase
 
     def add_response_property(self, key: str, value: str) -> None:
@@ -80,11 +80,11 @@ class RequestProcessor:
         self._response_header[key] = value
 
     def get_response_headers(self) -> dict[Any, Any]:
-        """The headers set so far."""
+        """Returns the headers set so far."""
         return self._response_header
 
     def get_response_header(self, key: str) -> Any:
-        """One header set so far, or None."""
+        """Returns one header set so far, or None."""
         return self._response_header.get(key)
 
 
@@ -174,7 +174,7 @@ class Context:
         self._processors = processors
 
     def get_request_id(self, idx: int = 0) -> str | None:
-        """The id of the request in row `idx`, or None."""
+        """Returns the id of the request in row `idx`, or None."""
         return self.request_ids.get(idx)
 
     def get_request_header(self, idx: int, key: str) -> Any:
@@ -182,7 +182,7 @@ class Context:
         return self.request_processor[idx].get_request_property(key)
 
     def get_all_request_header(self, idx: int) -> dict[str, Any]:
-        """All request headers of row `idx`."""
+        """Returns all request headers of row `idx`."""
         return self.request_processor[idx].get_request_properties()
 
     def set_response_content_type(self, idx: int, value: str) -> None:
@@ -190,7 +190,7 @@ class Context:
         self.set_response_header(idx, "content-type", value)
 
     def get_response_content_type(self, idx: int) -> Any:
-        """The content type set for row `idx`, or None."""
+        """Returns the content type set for row `idx`, or None."""
         return self.get_response_headers(idx).get("content-type")
 
     def set_response_status(self, code: int = 200, phrase: str = "", idx: int = 0) -> None:
@@ -212,11 +212,11 @@ class Context:
         self.request_processor[idx].add_response_property(key, value)
 
     def get_response_headers(self, idx: int) -> dict[Any, Any]:
-        """The headers set for row `idx`."""
+        """Returns the headers set for row `idx`."""
         return self.request_processor[idx].get_response_headers()
 
     def get_sequence_id(self, idx: int) -> str:
-        """The id of the sequence that the request in row `idx` belongs to, "" where it belongs to none."""
+        """Returns the id of the sequence that the request in row `idx` belongs to, "" where it belongs to none."""
         return self.request_processor[idx].get_request_property(self.header_key_sequence_id) or ""
 
     def _mark_streams(self, results: list[Any]) -> None:
@@ -230,7 +230,7 @@ class Context:
     def _for_request(
         self, request_id: str, headers: Mapping[str, Any], send_chunk: SendChunk | None, metrics: Any
     ) -> Context:
-        """A context of its own for one request; what the handler has put into this one is shared, not copied."""
+        """Returns a context for one request alone; what the handler has put into this one is shared, not copied."""
         own = copy.copy(self)
         own.cl_socket = send_chunk
         own._metrics = metrics

@@ -63,15 +63,15 @@ class BaseEnvelope:
         return self.format_output(found) if found else found
 
     def parse_input(self, data: list[dict[str, Any]]) -> Any:
-        """The handler's data from the rows of the batch."""
+        """Returns the handler's data from the rows of the batch."""
         raise NotImplementedError(f"{type(self).__name__} does not define parse_input")
 
     def format_output(self, data: list[Any]) -> list[Any]:
-        """The answers from the handler's results."""
+        """Returns the answers from the handler's results."""
         raise NotImplementedError(f"{type(self).__name__} does not define format_output")
 
     def _per_request(self, data: list[Any]) -> list[list[Any]]:
-        """The results of each request, by how many rows it had; a lone request gets all, however many they are.
+        """Returns the results of each request, by how many rows it had; a lone request gets all, however many they are.
 
         Raises:
             BatchFailure: several requests, and not one result per row.
@@ -89,11 +89,11 @@ class BodyEnvelope(BaseEnvelope):
     """The handler gets the bodies themselves."""
 
     def parse_input(self, data: list[dict[str, Any]]) -> list[Any]:
-        """The body, or the field `data`, of each request."""
+        """Returns the body, or the field `data`, of each request."""
         return [content_of(row) for row in data]
 
     def format_output(self, data: list[Any]) -> list[Any]:
-        """The results as they are."""
+        """Returns the results as they are."""
         return data
 
 
@@ -101,7 +101,7 @@ class JSONEnvelope(BaseEnvelope):
     """`{"instances": […]}` in, `{"predictions": […]}` out."""
 
     def parse_input(self, data: list[dict[str, Any]]) -> list[Any]:
-        """The instances of all requests in one list; `{"b64": …}` becomes bytes.
+        """Returns the instances of all requests in one list; `{"b64": …}` becomes bytes.
 
         Raises:
             PredictionException: a body is not such JSON (400).
@@ -111,7 +111,7 @@ class JSONEnvelope(BaseEnvelope):
         return [instance for batch in batches for instance in batch]
 
     def format_output(self, data: list[Any]) -> list[str]:
-        """One JSON text per request, with as many predictions as it had instances."""
+        """Returns one JSON text per request, with as many predictions as it had instances."""
         return [json.dumps({"predictions": list(map(_readable, results))}) for results in self._per_request(data)]
 
 
@@ -119,7 +119,7 @@ class KServeEnvelope(BaseEnvelope):
     """KServe's v1 protocol: `{"instances": […]}` in, predictions or explanations out."""
 
     def parse_input(self, data: list[dict[str, Any]]) -> list[Any]:
-        """The instances of all requests in one list.
+        """Returns the instances of all requests in one list.
 
         Raises:
             PredictionException: a body is not such JSON (400).
@@ -129,7 +129,7 @@ class KServeEnvelope(BaseEnvelope):
         return [instance for batch in batches for instance in batch]
 
     def format_output(self, data: list[Any]) -> list[dict[str, Any]]:
-        """One answer per request, with as many results as it had instances; a lone request gets all."""
+        """Returns one answer per request, with as many results as it had instances; a lone request gets all."""
         return [{self._key(row): list(map(_readable, results))} for row, results in enumerate(self._per_request(data))]
 
     def _key(self, row: int) -> str:
@@ -146,7 +146,7 @@ class KServev2Envelope(BaseEnvelope):
         self._input_names: list[list[str]] = []
 
     def parse_input(self, data: list[dict[str, Any]]) -> list[Any]:
-        """The tensors of all requests in one list, each a row as the request has it, with its `data` unpacked.
+        """Returns the tensors of all requests in one list, each a row as the request has it, with its `data` unpacked.
 
         `data` becomes nested lists of the given shape, and of BYTES the one text, or a list of them where there are
         more.
@@ -161,7 +161,7 @@ class KServev2Envelope(BaseEnvelope):
         return [tensor for batch in batches for tensor in batch]
 
     def format_output(self, data: list[Any]) -> list[dict[str, Any]]:
-        """One answer per request, with one output tensor per result, flattened, named as the input it is for.
+        """Returns one answer per request, with one output tensor per result, flattened, named as the input it is for.
 
         A lone request gets all results; those beyond its inputs are named by their number.
         """
@@ -218,7 +218,7 @@ def _readable(result: Any) -> Any:
 
 
 def _given_id(value: Any) -> Any:
-    """The request's own id; None for blanks."""
+    """Returns the request's own id; None for blanks."""
     return value.strip() and value if isinstance(value, str) else value
 
 

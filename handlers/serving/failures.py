@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def batch_answer(error: BaseException, model_name: str) -> Answer:
-    """The answer of each request of a batch that raised this; logs why.
+    """Returns the answer of each request of a batch that raised this; logs why.
 
     Args:
         error: what the handler raised, or a `BatchFailure` for what it returned.
@@ -42,7 +42,7 @@ def batch_answer(error: BaseException, model_name: str) -> Answer:
 
 
 def load_error(error: BaseException) -> LoadError | None:
-    """The status that TorchServe has for an exception of a handler's initialisation, None where it has none.
+    """Returns the status that TorchServe has for an exception of a handler's initialisation, None where it has none.
 
     The traceback goes to stderr, each line by itself: the worker's log takes one line a record.
     """
@@ -56,7 +56,7 @@ def load_error(error: BaseException) -> LoadError | None:
 
 
 def has_broken_gpu(error: BaseException) -> bool:
-    """Whether this process can no longer compute on its GPU: after a device-side assert it cannot."""
+    """Returns whether this process can no longer compute on its GPU: after a device-side assert it cannot."""
     if isinstance(error, BatchFailure | PredictionException | MemoryError) or "CUDA" not in _text_of(error):
         return False
     torch = sys.modules.get("torch")

@@ -42,7 +42,7 @@ class BadInput(ValueError):
 
 
 def mime_type(content_type: str | None) -> str:
-    """The content type without its parameters ("application/json; charset=utf-8" -> "application/json")."""
+    """Returns the content type without its parameters ("application/json; charset=utf-8" -> "application/json")."""
     if not content_type:
         return ""
     return content_type.partition(";")[0].strip()
@@ -56,7 +56,7 @@ def build_row(
     query: str = "",
     types: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The element of a handler's `data` list that stands for one request.
+    """Returns the element of a handler's `data` list that stands for one request.
 
     Args:
         content_type: the request's Content-Type header as sent, None where it has none.
@@ -89,7 +89,7 @@ def build_row(
 
 
 def decode_value(mime: str, raw: memoryview | bytearray) -> Any:
-    """JSON and text as Python objects; what cannot be decoded stays a bytearray, as TorchServe leaves it.
+    """Returns JSON and text as Python objects; what cannot be decoded stays a bytearray, as TorchServe leaves it.
 
     Args:
         mime: the content type without its parameters.
@@ -115,7 +115,7 @@ def decode_value(mime: str, raw: memoryview | bytearray) -> Any:
 
 
 def content_of(row: Any) -> Any:
-    """What a request brought: `data` or `body` of its row. What an envelope has unwrapped stays as it is.
+    """Returns what a request brought: `data` or `body` of its row. What an envelope has unwrapped stays as it is.
 
     Args:
         row: an element of a handler's `data`.
@@ -127,7 +127,7 @@ def content_of(row: Any) -> Any:
 
 
 def is_too_deep(text: bytes) -> bool:
-    """Whether arrays and objects stand more than `MAX_JSON_DEPTH` deep in one another; linear for real texts.
+    """Returns whether arrays and objects stand more than `MAX_JSON_DEPTH` deep in one another; linear for real texts.
 
     Args:
         text: JSON; of text that is none the answer says only that reading it will not recurse deeper.
@@ -226,7 +226,7 @@ class LazyHeaders(Mapping[str, Any]):
         self._parsed: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """All entries, as one dict that stays the same object."""
+        """Returns all entries, as one dict that stays the same object."""
         if self._parsed is None:
             self._parsed = self._parse()
         return self._parsed

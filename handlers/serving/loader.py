@@ -100,7 +100,7 @@ def import_from(name: str, model_dir: str) -> ModuleType:
 
 
 def list_classes_from_module(module: ModuleType, parent_class: type | None = None) -> list[type]:
-    """The classes that a module defines itself, by name; imported ones do not count.
+    """Returns the classes that a module defines itself, by name; imported ones do not count.
 
     Args:
         module: where to look.

@@ -96,12 +96,12 @@ def send_intermediate_predict_response(
 
 
 def error_answer(status: int, message: str) -> Answer:
-    """An error answer with this text as its message."""
+    """Returns an error answer with this text as its message."""
     return Answer(status, "", [], message.encode("utf-8", "replace"), True)
 
 
 def row_answer(processor: RequestProcessor, body: Body) -> Answer:
-    """The answer with the status and headers that the handler set, or the error for broken ones."""
+    """Returns the answer with the status and headers that the handler set, or the error for broken ones."""
     status = processor.get_response_status_code()
     phrase = processor.get_response_status_phrase()
     phrase = "" if phrase is None else phrase
@@ -119,7 +119,7 @@ def row_answer(processor: RequestProcessor, body: Body) -> Answer:
 
 
 def is_status(status: Any) -> bool:
-    """Whether this is the status of a whole answer: an int of three digits, no 1xx."""
+    """Returns whether this is the status of a whole answer: an int of three digits, no 1xx."""
     return type(status) is int and 200 <= status <= 999
 
 
@@ -128,7 +128,7 @@ def _is_value(value: Any) -> bool:
 
 
 def encode(result: Any) -> Body | None:
-    """A handler's result as bytes; None where this result is to blame (circular, too deep, lone surrogate).
+    """Returns a handler's result as bytes; None where this result is to blame (circular, too deep, lone surrogate).
 
     Raises:
         BatchFailure: a type that JSON has no form for.

@@ -208,7 +208,7 @@ class Service:
         return list(results) if isinstance(results, list) else results
 
     def _answers(self, context: Context, results: Any, requests: list[Request]) -> list[Answer]:
-        """One answer per result.
+        """Returns one answer per result.
 
         Raises:
             BatchFailure: not a list of that length, or an element that cannot be sent.
@@ -236,7 +236,7 @@ class Service:
         return answers
 
     def _failed(self, error: BaseException) -> Answer:
-        """The answer of each request of a failed batch."""
+        """Returns the answer of each request of a failed batch."""
         answer = batch_answer(error, self.context.model_name)
         self.must_restart = self.must_restart or has_broken_gpu(error)
         return answer
@@ -250,7 +250,7 @@ class Service:
 
 
 def _new_context(spec: ModelSpec, gpu_id: int | None, send_chunk: SendChunk | None, group: Group | None) -> Context:
-    """The context of a model; of a metrics.yaml that is broken, which the server has told of, no metrics are made."""
+    """Returns a model's context; a metrics.yaml that is broken, which the server has told of, makes no metrics."""
     metrics = MetricsCache(spec.metrics_config, spec.name)
     if spec.metrics_config is not None:
         try:
@@ -274,7 +274,7 @@ def _new_context(spec: ModelSpec, gpu_id: int | None, send_chunk: SendChunk | No
 
 
 def _read_model_config(spec: ModelSpec) -> dict[str, Any]:
-    """The model's YAML file, {} where it has none or the file is empty."""
+    """Returns the model's YAML file, {} where it has none or the file is empty."""
     if not spec.config_file:
         return {}
     path = Path(spec.model_dir) / spec.config_file

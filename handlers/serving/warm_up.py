@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def warm_up_files(config: Mapping[str, Any], model_dir: str) -> list[Path]:
-    """The files that a model-config.yaml names, those that are not there left out with a warning.
+    """Returns the files that a model-config.yaml names, those that are not there left out with a warning.
 
     Args:
         config: the content of the model-config.yaml.

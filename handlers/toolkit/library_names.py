@@ -108,7 +108,7 @@ def load_for_explanation(name: LibraryName) -> Any:
 
 
 def _is_there(module: str) -> bool:
-    """Whether a module exists; that another package is missing, which it needs, is told by its import."""
+    """Returns whether a module exists; that another package is missing, which it needs, is told by its import."""
     try:
         importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -67,7 +67,7 @@ class MicroBatching:
         self._start()
 
     def get_micro_batch_idx(self) -> int:
-        """The number, from 0, of the piece that the calling thread works on."""
+        """Returns the number, from 0, of the piece that the calling thread works on."""
         number: int = self._current.number
         return number
 

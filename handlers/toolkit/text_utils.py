@@ -72,7 +72,7 @@ def expand_contractions(text: str) -> str:
 
 
 def basic_english(text: str) -> list[str]:
-    """Lower-case words and punctuation marks; quotes, colons and semicolons are dropped.
+    """Returns lower-case words and punctuation marks; quotes, colons and semicolons are dropped.
 
     These are the tokens that torchtext's `basic_english` gives, which models in use were trained with.
     """
@@ -81,7 +81,7 @@ def basic_english(text: str) -> list[str]:
 
 
 def get_tokenizer(tokenizer: str | Tokenizer | None, language: str = "en") -> Tokenizer:
-    """The function that cuts a text into tokens.
+    """Returns the function that cuts a text into tokens.
 
     Args:
         tokenizer: "basic_english"; None to cut at blanks; or a function, which is returned as it is.
@@ -102,7 +102,7 @@ def get_tokenizer(tokenizer: str | Tokenizer | None, language: str = "en") -> To
 
 
 def ngrams_iterator(token_list: Sequence[str], ngrams: int) -> Iterator[str]:
-    """The tokens, then the pairs of neighbours joined by a blank, then the triples, up to `ngrams` tokens."""
+    """Yields the tokens, then the pairs of neighbours joined by a blank, then the triples, up to `ngrams` tokens."""
     yield from token_list
     for length in range(2, ngrams + 1):
         for start in range(len(token_list) - length + 1):

@@ -1,4 +1,4 @@
-"""Helpers that TorchServe offers to handlers: label mappings, class look-up, an exception with a status."""
+"""Helpers that TorchServe offers to handlers: label mappings, class look-up, timing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class PT2Backend(str, Enum):
 
 
 def check_valid_pt2_backend(backend: str) -> bool:
-    """Whether torch.compile may be called with this backend; warns where not."""
+    """Returns whether torch.compile may be called with this backend; warns where not."""
     if backend in {member.value for member in PT2Backend}:
         return True
     log.warning("%s is not a supported backend", backend)
@@ -111,13 +111,13 @@ def map_class_to_label(
 
 
 def path_in_archive(model_dir: str, name: str) -> str:
-    """The path of a file or folder that the archive has; any other name (of a model hub, an absolute path) as it is."""
+    """Returns the path of a file or folder of the archive; any other name (of a model hub, a whole path) as it is."""
     path = os.path.join(model_dir, name)
     return path if os.path.exists(path) else name
 
 
 def get_yaml_config(yaml_file_path: str) -> dict[str, Any]:
-    """The content of a YAML file."""
+    """Returns the content of a YAML file."""
     with open(yaml_file_path, encoding="utf-8") as file:
         config: dict[str, Any] = yaml.safe_load(file)
     return config

@@ -82,5 +82,5 @@ class ModelLoaderFactory:
 
     @staticmethod
     def get_model_loader() -> TsModelLoader:
-        """The loader."""
+        """Returns the loader."""
         return TsModelLoader()

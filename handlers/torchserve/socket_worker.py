@@ -192,7 +192,7 @@ def _request(fields: dict[str, Any]) -> Request:
 
 
 def worker_parser() -> argparse.ArgumentParser:
-    """The command line of a worker on a socket."""
+    """Returns the command line of a worker on a socket."""
     parser = argparse.ArgumentParser(prog="model-server-worker", description="A model worker on a socket")
     add = parser.add_argument
     add("--sock-type", required=True, choices=["unix", "tcp"], help="kind of socket to listen on")

@@ -67,7 +67,7 @@ def _read_request(conn: socket.socket, request_id: bytes, decode: bool) -> dict[
 
 
 def create_load_model_response(code: int, message: str) -> bytes:
-    """The frame that answers a load command."""
+    """Returns the frame that answers a load command."""
     return predict_frame(code, message, ())
 
 
@@ -79,7 +79,7 @@ def create_predict_response(
     context: Context | None = None,
     ts_stream_next: bool = False,
 ) -> bytes:
-    """The frame that answers an inference command.
+    """Returns the frame that answers an inference command.
 
     Args:
         ret: one result per row; None if all failed.
@@ -105,7 +105,7 @@ def create_predict_response(
 
 
 def predict_frame(code: int, message: str, answers: Iterable[tuple[str, Answer]]) -> bytes:
-    """The frame with the answers of a batch.
+    """Returns the frame with the answers of a batch.
 
     Args:
         code: status of the whole batch.
@@ -121,7 +121,7 @@ def predict_frame(code: int, message: str, answers: Iterable[tuple[str, Answer]]
 
 
 def encode_response_headers(resp_hdr_map: Mapping[Any, Any]) -> bytes:
-    """Number of headers, then name and value of each."""
+    """Returns the number of headers, then name and value of each."""
     pairs = [_text(str(name)) + _text(str(value)) for name, value in resp_hdr_map.items()]
     return _INT.pack(len(pairs)) + b"".join(pairs)
 
@@ -132,7 +132,7 @@ def _text(text: str) -> bytes:
 
 
 def _read_list(conn: socket.socket) -> Iterator[bytes]:
-    """The first text of each element; the caller reads what else an element has before it asks for the next."""
+    """Yields the first text of each element; the caller reads what else an element has before it asks for the next."""
     while (length := _read_int(conn)) != -1:
         yield _read(conn, length)
 

@@ -29,7 +29,7 @@ class _Document:
         raise NotImplementedError
 
     def text(self) -> str:
-        """The document as an archive has it."""
+        """Returns the document as an archive has it."""
         return json.dumps(self.__to_dict__(), indent=2)
 
     def __str__(self) -> str:

@@ -118,7 +118,7 @@ def create_workflow_archive(request: WorkflowArchiveRequest, manifest: str | Non
 
 
 def _begin(kind: str, name: str, ending: str, export_path: str, force: bool) -> Contents:
-    """The contents, still empty, of an archive that may be written."""
+    """Returns the contents, still empty, of an archive that may be written."""
     check_name(kind, name)
     output = output_path(export_path, name + ending)
     check_overwrite(output, force, kind.lower())
@@ -126,7 +126,7 @@ def _begin(kind: str, name: str, ending: str, export_path: str, force: bool) -> 
 
 
 def model_manifest(request: ModelArchiveRequest | argparse.Namespace) -> Manifest:
-    """The manifest of a model.
+    """Returns the manifest of a model.
 
     Raises:
         ValueError: there is no such runtime.
@@ -144,7 +144,7 @@ def model_manifest(request: ModelArchiveRequest | argparse.Namespace) -> Manifes
 
 
 def workflow_manifest(request: WorkflowArchiveRequest) -> WorkflowManifest:
-    """The manifest of a workflow."""
+    """Returns the manifest of a workflow."""
     return WorkflowManifest(Workflow(request.workflow_name, request.spec_file, request.handler))
 
 
@@ -166,7 +166,7 @@ def check_name(kind: str, name: str) -> None:
 
 
 def output_path(export_path: str, file_name: str) -> Path:
-    """The path of the archive; its directory is made where it is missing.
+    """Returns the path of the archive; its directory is made where it is missing.
 
     Raises:
         ArchiverError: the directory cannot be made, or is a file.
@@ -202,7 +202,7 @@ def check_overwrite(output: Path, force: bool, kind: str) -> None:
 
 
 def find_handler_file(handler: str, runtime: str) -> Path | None:
-    """The file that a handler lives in, None for one that the server brings along."""
+    """Returns the file that a handler lives in, None for one that the server brings along."""
     if handler in (LSP_HANDLERS if runtime == "LSP" else BUNDLED_HANDLERS):
         return None
     path = handler.rpartition(":")[0] or handler
@@ -288,7 +288,7 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 
 
 def model_parser() -> argparse.ArgumentParser:
-    """The flags of `torch-model-archiver`."""
+    """Returns the flags of `torch-model-archiver`."""
     parser = argparse.ArgumentParser(prog="torch-model-archiver", description="Torch Model Archiver Tool")
     add = parser.add_argument
     add("--model-name", required=True, help="name of the model; the archive is named MODEL_NAME.mar")
@@ -316,7 +316,7 @@ def model_parser() -> argparse.ArgumentParser:
 
 
 def workflow_parser() -> argparse.ArgumentParser:
-    """The flags of `torch-workflow-archiver`."""
+    """Returns the flags of `torch-workflow-archiver`."""
     parser = argparse.ArgumentParser(prog="torch-workflow-archiver", description="Workflow Archiver Tool")
     add = parser.add_argument
     add("--workflow-name", required=True, help="name of the workflow; the archive is named WORKFLOW_NAME.war")

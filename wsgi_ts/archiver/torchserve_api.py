@@ -38,7 +38,7 @@ class ModelArchiverConfig(ModelArchiveRequest):
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> ModelArchiverConfig:
-        """The configuration that a parsed command line stands for."""
+        """Returns the configuration that a parsed command line stands for."""
         return cls(**_fields(args, ModelArchiveRequest))
 
 
@@ -85,7 +85,7 @@ def _workflow_request(args: argparse.Namespace) -> WorkflowArchiveRequest:
 
 
 def _fields(config: Any, request: type) -> dict[str, Any]:
-    """What of a configuration or a parsed command line the request has, too."""
+    """Returns what of a configuration or a parsed command line the request has, too."""
     return {item.name: getattr(config, item.name) for item in dataclasses.fields(request) if hasattr(config, item.name)}
 
 
@@ -105,12 +105,12 @@ class _ExportUtils:
 
     @staticmethod
     def directory_filter(directory: str, unwanted_dirs: Iterable[str]) -> bool:
-        """Whether a directory goes into an archive: it is not hidden, and none of the unwanted ones."""
+        """Returns whether a directory goes into an archive: it is not hidden, and none of the unwanted ones."""
         return directory not in unwanted_dirs and not directory.startswith(".")
 
     @staticmethod
     def file_filter(current_file: str, files_to_exclude: Iterable[str]) -> bool:
-        """Whether a file goes into an archive: it is not hidden, not compiled Python and none of the excluded ones."""
+        """Returns whether a file goes into an archive: not hidden, not compiled Python and none of the excluded ones."""
         return current_file not in files_to_exclude and re.match(r"\.|.*\.pyc$", current_file) is None
 
 
@@ -119,21 +119,21 @@ class ModelExportUtils(_ExportUtils):
 
     @staticmethod
     def get_archive_export_path(export_path: str, model_name: str, archive_format: str) -> str:
-        """The path of the archive."""
+        """Returns the path of the archive."""
         return os.path.join(export_path, model_name + FORMATS[archive_format])
 
     @staticmethod
     def check_mar_already_exists(
         model_name: str, export_path: str | None, overwrite: bool, archive_format: str = "default"
     ) -> str:
-        """The path of the archive, which must not exist unless it may be overwritten."""
+        """Returns the path of the archive, which must not exist unless it may be overwritten."""
         path = ModelExportUtils.get_archive_export_path(export_path or os.getcwd(), model_name, archive_format)
         pack.check_overwrite(Path(path), overwrite, "model")
         return path
 
     @staticmethod
     def find_unique(files: Sequence[str], suffix: str) -> str | None:
-        """The one file with this suffix, None if there is none; several are refused."""
+        """Returns the one file with this suffix, None if there is none; several are refused."""
         found = [file for file in files if file.endswith(suffix)]
         if len(found) > 1:
             raise ArchiverError(f"More than one file ends in {suffix}: {', '.join(found)}. Keep one of them.")
@@ -141,12 +141,12 @@ class ModelExportUtils(_ExportUtils):
 
     @staticmethod
     def generate_model(modelargs: ModelArchiverConfig | argparse.Namespace) -> Model:
-        """The manifest's entry for the model."""
+        """Returns the manifest's entry for the model."""
         return pack.model_manifest(modelargs).model
 
     @staticmethod
     def generate_manifest_json(args: ModelArchiverConfig | argparse.Namespace) -> str:
-        """The text of the manifest."""
+        """Returns the text of the manifest."""
         return pack.model_manifest(args).text()
 
     @staticmethod
@@ -207,14 +207,14 @@ class WorkflowExportUtils(_ExportUtils):
 
     @staticmethod
     def check_war_already_exists(workflow_name: str, export_path: str | None, overwrite: bool) -> str:
-        """The path of the archive, which must not exist unless it may be overwritten."""
+        """Returns the path of the archive, which must not exist unless it may be overwritten."""
         path = os.path.join(export_path or os.getcwd(), workflow_name + ".war")
         pack.check_overwrite(Path(path), overwrite, "workflow")
         return path
 
     @staticmethod
     def generate_manifest_json(args: argparse.Namespace) -> str:
-        """The text of the manifest."""
+        """Returns the text of the manifest."""
         return pack.workflow_manifest(_workflow_request(args)).text()
 
     @staticmethod

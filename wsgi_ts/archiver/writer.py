@@ -82,7 +82,7 @@ class Contents:
                 self._walk(entry, f"{prefix}{entry.name}/", above | {identity})
 
     def total_bytes(self) -> int:
-        """The size of all files."""
+        """Returns the size of all files."""
         return sum(path.stat().st_size for path in self.files.values())
 
 
@@ -154,7 +154,7 @@ def write_archive(
 
 
 def _progress(contents: Contents, stream: TextIO) -> tqdm:
-    """How much of the input is packed, shown while it is packed; nothing if it is small."""
+    """Returns what shows how much of the input is packed; nothing is shown where that is small."""
     total_bytes = contents.total_bytes()
     return tqdm(
         desc=contents.output.name,
