@@ -110,7 +110,7 @@ class _ExportUtils:
 
     @staticmethod
     def file_filter(current_file: str, files_to_exclude: Iterable[str]) -> bool:
-        """Returns whether a file goes into an archive: not hidden, not compiled Python and none of the excluded ones."""
+        """Returns whether a file goes into an archive: not hidden, no compiled Python and none of the excluded ones."""
         return current_file not in files_to_exclude and re.match(r"\.|.*\.pyc$", current_file) is None
 
 
