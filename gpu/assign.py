@@ -62,14 +62,12 @@ class Assigner:
     """Hands out GPUs: one counter for the server, and one for each model that has its own list.
 
     The server's counter is incremented before it is used: of several GPUs the first worker gets number 1.
+
+    Args:
+        gpus: GPUs that this server uses.
     """
 
     def __init__(self, gpus: int) -> None:
-        """Starts at the beginning.
-
-        Args:
-            gpus: GPUs that this server uses.
-        """
         self._gpus = gpus
         self._last = 0
 

@@ -228,7 +228,7 @@ def test_without_an_idle_time_there_are_no_sequences(server: ServerProcess) -> N
     assert server.register("off.mar").status == 200
     assert server.request("management", "GET", "/models/off").json()[0]["stateful"] is False
     assert ask(server, "off", None, "1").json()["sequence"] == ""
-    assert "sequenceBatching: it needs a sequenceMaxIdleMSec above 0" in server.log()
+    assert "key sequenceBatching: needs a sequenceMaxIdleMSec above 0" in server.log()
 
 
 def test_a_conversation_is_streamed_and_stays_open(chat: ServerProcess) -> None:

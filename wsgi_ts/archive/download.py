@@ -1,4 +1,4 @@
-"""Fetch a model archive from a URL into the model store, without being led to a place nobody allowed.
+"""Fetches a model archive from a URL into the model store, without being led to a place nobody allowed.
 
 The address of every hop is resolved once, checked and then connected to as it is, so a second DNS answer
 changes nothing. The file grows under a hidden name in the store and gets its real name in one step.
@@ -62,7 +62,7 @@ class DownloadRules:
     s3_sse_kms: bool = False
 
     def __post_init__(self) -> None:
-        """Compile each expression once, to find a wrong one at start instead of at the first registration."""
+        """Compiles each expression once, to find a wrong one at start instead of at the first registration."""
         for pattern in self.allowed_urls:
             try:
                 re.compile(pattern)
@@ -90,7 +90,7 @@ def is_fetched(url: str, rules: DownloadRules) -> bool:
 
 
 def fetch_archive(url: str, model_store: Path, rules: DownloadRules, limits: ArchiveLimits) -> Path:
-    """Copy what `url` (http, https or file) points to into the model store; returns the new file.
+    """Copies what `url` (http, https or file) points to into the model store; returns the new file.
 
     Raises:
         ModelNotFound: no pattern of `rules` allows the URL.
@@ -228,7 +228,7 @@ def _connect(parts: SplitResult, address: _Address, limits: ArchiveLimits) -> ht
 
 @contextlib.contextmanager
 def _time_limit(sock: socket.socket, deadline: float) -> Iterator[None]:
-    """Shut the connection down at `deadline`, which also ends a server that sends a byte a minute."""
+    """Shuts the connection down at `deadline`, which also ends a server that sends a byte a minute."""
 
     def hang_up() -> None:
         with contextlib.suppress(OSError):
@@ -268,7 +268,7 @@ def _body(name: str, response: http.client.HTTPResponse, limits: ArchiveLimits, 
 
 
 def _save(chunks: Iterator[bytes], target: Path, limits: ArchiveLimits) -> None:
-    """Write the chunks to a new file `target`, which appears whole or not at all.
+    """Writes the chunks to a new file `target`, which appears whole or not at all.
 
     Raises:
         FileExistsError: another registration has made `target` in the meantime.
@@ -292,7 +292,7 @@ def _save(chunks: Iterator[bytes], target: Path, limits: ArchiveLimits) -> None:
 
 
 def _give_name(part: Path, target: Path) -> None:
-    """Make `part` appear as `target`; a link, unlike a rename, never replaces another registration's file."""
+    """Makes `part` appear as `target`; a link, unlike a rename, never replaces another registration's file."""
     try:
         os.link(part, target)
     except FileExistsError:

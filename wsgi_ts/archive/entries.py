@@ -112,7 +112,7 @@ class _Names:
         self._taken: dict[tuple[str, ...], str | None] = {}
 
     def add(self, name: str, parts: list[str], is_directory: bool) -> None:
-        """Take the path and its parents; an entry may come again, as archivers append a newer file.
+        """Takes the path and its parents; an entry may come again, as archivers append a newer file.
 
         Raises:
             InvalidModel: it collides with another entry, or there are too many.
@@ -141,10 +141,15 @@ class _Link:
 
 
 class Extraction:
-    """The directory being filled, with the counters that stop it."""
+    """The directory being filled, with the counters that stop it.
+
+    Args:
+        root: the directory.
+        limits: what the archive may cost.
+        packed_bytes: its size.
+    """
 
     def __init__(self, root: Path, limits: ArchiveLimits, packed_bytes: int) -> None:
-        """Fill `root` from an archive of `packed_bytes`."""
         self.limits = limits
         self.names = _Names(limits)
         self._root = root
@@ -153,13 +158,13 @@ class Extraction:
         self._links: dict[tuple[str, ...], _Link] = {}
 
     def expect(self, total: int) -> None:
-        """Refuse at once what the archive itself says will not fit."""
+        """Refuses at once what the archive itself says will not fit."""
         self._check_size(total)
         if total > shutil.disk_usage(self._root).free:
             raise OutOfResources("Not enough disk space to extract the model archive.")
 
     def add_directory(self, parts: list[str]) -> None:
-        """Make a directory and its parents."""
+        """Makes a directory and its parents."""
         path = self._root
         for part in parts:
             path = path / part
@@ -167,7 +172,7 @@ class Extraction:
                 path.mkdir(mode=0o700)
 
     def add_file(self, parts: list[str], chunks: Iterator[bytes], executable: bool) -> int:
-        """Write one file, in place of an earlier one of that name; returns its bytes."""
+        """Writes one file, in place of an earlier one of that name; returns its bytes."""
         self.add_directory(parts[:-1])
         self._links.pop(tuple(parts), None)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -182,7 +187,7 @@ class Extraction:
         return written
 
     def add_link(self, name: str, parts: list[str], target: str, *, is_hard: bool) -> None:
-        """Keep a link for `make_links`: while files are written none is there that could lead them elsewhere.
+        """Keeps a link for `make_links`: while files are written none is there that could lead them elsewhere.
 
         Args:
             name: the entry's name.
@@ -198,7 +203,7 @@ class Extraction:
         self._links[tuple(parts)] = _Link(name, target, is_hard)
 
     def make_links(self) -> None:
-        """Make all links, when all files are written.
+        """Makes all links, when all files are written.
 
         Raises:
             InvalidModel: one leads out of the model directory, or is a hard link to no file.

@@ -1,4 +1,4 @@
-"""Unpack a model archive (zip or tar.gz) that nobody vouches for; a failure leaves nothing behind."""
+"""Unpacks a model archive (zip or tar.gz) that nobody vouches for; a failure leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 def extract_archive(source: Path, destination: Path, limits: ArchiveLimits = DEFAULT_LIMITS) -> None:
-    """Unpack `source` into the new directory `destination` (mode 0700); its kind is told by its first bytes.
+    """Unpacks `source` into the new directory `destination` (mode 0700); its kind is told by its first bytes.
 
     A zip is unpacked as it is; from a tar.gz the first path component of every entry is dropped. Files get
     mode 0600, or 0700 where the archive marks them executable.
@@ -70,9 +70,6 @@ def _what_is_it(magic: bytes) -> str:
     return "Model archive is neither zip nor tar.gz."
 
 
-# --- zip ---------------------------------------------------------------------------------------------------
-
-
 def _unpack_zip(file: BinaryIO, extraction: Extraction) -> None:
     try:
         directory_at = _check_zip_directory(file, extraction.limits)
@@ -92,7 +89,7 @@ def _unpack_zip(file: BinaryIO, extraction: Extraction) -> None:
 
 
 def _check_zip_directory(file: BinaryIO, limits: ArchiveLimits) -> int:
-    """Check size and place of the central directory before it is read into memory; returns its offset.
+    """Checks size and place of the central directory before it is read into memory; returns its offset.
 
     The record at the end has to be the very end, and the directory has to stand right before it: a second
     reader that looks elsewhere would see another archive.
@@ -154,7 +151,7 @@ def _is_zip_directory(name: str) -> bool:
 
 
 def _check_no_overlap(file: BinaryIO, entries: list[zipfile.ZipInfo], directory_at: int) -> None:
-    """Refuse entries that share packed bytes: the trick of zip bombs without nesting."""
+    """Refuses entries that share packed bytes: the trick of zip bombs without nesting."""
     ordered = sorted(entries, key=lambda entry: entry.header_offset)
     ends_before = [entry.header_offset for entry in ordered[1:]] + [directory_at]
     for entry, limit in zip(ordered, ends_before, strict=True):
@@ -185,9 +182,6 @@ def _unpack_zip_entry(
         raise refused(name, f"is {written} bytes, but its header says {entry.file_size}")
 
 
-# --- tar.gz ------------------------------------------------------------------------------------------------
-
-
 def _unpack_tar(file: BinaryIO, extraction: Extraction) -> None:
     try:
         with gzip.GzipFile(fileobj=file, mode="rb") as raw:
@@ -205,7 +199,7 @@ def _unpack_tar(file: BinaryIO, extraction: Extraction) -> None:
 
 
 def _unpack_tar_member(stream: _TarStream, member: tarfile.TarInfo, extraction: Extraction) -> None:
-    """Write one member without its first path component, as TorchServe does."""
+    """Writes one member without its first path component, as TorchServe does."""
     name = member.name
     split_name(name)
     parts = _without_first(name, member.isdir())
@@ -258,7 +252,7 @@ class _TarStream:
         return self._at - self._stepped_back
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to `offset`: one byte back, or forward over the padding of a member."""
+        """Goes to `offset`: one byte back, or forward over the padding of a member."""
         gap = offset - self.tell()
         if whence != os.SEEK_SET or gap < -1 or gap > tarfile.BLOCKSIZE or (gap < 0 and self._stepped_back):
             raise tarfile.ReadError("bad offset")
@@ -269,7 +263,7 @@ class _TarStream:
         return offset
 
     def read(self, size: int) -> bytes:
-        """Read (a part of) a header."""
+        """Reads (a part of) a header."""
         self._headers_bytes += size
         if size < 0 or size > self._MAX_HEADER_BYTES or self._headers_bytes > self._MAX_HEADERS_BYTES:
             raise tarfile.ReadError("header too large")
@@ -286,7 +280,7 @@ class _TarStream:
             yield chunk
 
     def finish(self) -> None:
-        """Check that the archive ended with a zero block or with the stream, and holds nothing after it."""
+        """Checks that the archive ended with a zero block or with the stream, and holds nothing after it."""
         padding_bytes = 0
         rest = self._last_header
         while True:

@@ -212,13 +212,11 @@ def _read_json(path: Path, max_bytes: int) -> dict[str, Any]:
     if content is None:
         raise _unparsable(f"not a file of at most {max_bytes} bytes")
     try:
-        raw = parse_lenient(content.decode("utf-8"))
+        raw = parse_lenient(content.decode("utf-8"), max_depth=_MAX_JSON_DEPTH)
     except ValueError as error:
         raise _unparsable(str(error)) from error
     if not isinstance(raw, dict):
         raise _unparsable("not a JSON object")
-    if _depth_exceeds(raw, _MAX_JSON_DEPTH):
-        raise _unparsable(f"nested deeper than {_MAX_JSON_DEPTH} levels")
     return raw
 
 
@@ -233,13 +231,6 @@ def _read_small_file(path: Path, max_bytes: int) -> bytes | None:
     except OSError:
         return None
     return content if len(content) <= max_bytes else None
-
-
-def _depth_exceeds(value: Any, levels: int) -> bool:
-    if not isinstance(value, dict | list):
-        return False
-    children = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_depth_exceeds(child, levels - 1) for child in children)
 
 
 def _text(model: dict[str, Any], key: str) -> str | None:

@@ -83,11 +83,8 @@ class SnapshotWriter:
             self._write("startup")
         except OSError as error:
             self._enabled = False
-            log.error(
-                "No snapshots are written, models registered from now on are lost at the next start: %s: %s",
-                self._directory,
-                error.strerror,
-            )
+            lost = "models registered from now on are lost at the next start"
+            log.error("No snapshots are written, %s: %s: %s", lost, self._directory, error.strerror)
 
     def record(self) -> None:
         """Writes the state after an operation, before that is answered.

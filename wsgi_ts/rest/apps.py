@@ -30,8 +30,8 @@ class Router(CompiledRouter):
     """Falcon's router with TorchServe's reading of a path and of OPTIONS."""
 
     def __init__(self) -> None:
-        """Makes an empty router where `on_request` takes the methods that have no responder of their own."""
         super().__init__()
+        # `on_request` takes the methods that have no responder of their own.
         self.options.default_to_on_request = True
 
     def find(self, uri: str, req: falcon.Request | None = None) -> Any:
@@ -51,7 +51,6 @@ class ApiDescription:
     """The connector's OpenAPI document: `OPTIONS /`, and `/api-description` with any method."""
 
     def __init__(self, document: dict[str, Any]) -> None:
-        """Keeps the document to answer with."""
         self._document = document
 
     def on_options_root(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -107,9 +106,10 @@ def build_app(
         control = control or ControlPlane(instance.run_dir)
         management.add_routes(app, instance, control)
         if instance.config.token_authorization:
-            tokens.add_routes(app, control)
+            app.add_route("/token", tokens.Tokens(control))
     if "metrics" in kinds:
-        metrics.add_routes(app, instance.config.metrics_mode, control or ControlPlane(instance.run_dir))
+        control = control or ControlPlane(instance.run_dir)
+        app.add_route("/metrics", metrics.Metrics(instance.config.metrics_mode, control))
     return app
 
 

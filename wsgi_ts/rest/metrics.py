@@ -6,8 +6,6 @@ The supervisor has the numbers and writes the text (`wsgi_ts.supervisor.metrics.
 
 from __future__ import annotations
 
-from typing import Any
-
 import falcon
 
 from wsgi_ts.control.client import ControlPlane
@@ -16,15 +14,14 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """`/metrics`, with any method."""
+    """`/metrics`, with any method.
+
+    Args:
+        mode: the key `metrics_mode`.
+        control: calls to the supervisor.
+    """
 
     def __init__(self, mode: str, control: ControlPlane) -> None:
-        """Asks for nothing yet.
-
-        Args:
-            mode: the key `metrics_mode`.
-            control: calls to the supervisor.
-        """
         self._in_logs = mode == "log"
         self._control = control
 
@@ -33,14 +30,3 @@ class Metrics:
         resp.set_header("content-type", CONTENT_TYPE)
         text = "" if self._in_logs else self._control.call("metrics", names=req.get_param_as_list("name[]") or None)
         resp.data = text.encode()
-
-
-def add_routes(app: falcon.App[Any, Any], mode: str, control: ControlPlane) -> None:
-    """Gives `app` the metrics route.
-
-    Args:
-        app: the app of a metrics (or combined) listener.
-        mode: the key `metrics_mode`.
-        control: calls to the supervisor.
-    """
-    app.add_route("/metrics", Metrics(mode, control))

@@ -266,7 +266,7 @@ def _assemble(operations: Iterable[Operation], config: Config | None) -> dict[st
 
 def _operation_object(operation: Operation) -> dict[str, Any]:
     parameters = [
-        schemas.parameter("path", name, schemas.PATH_PARTS[name], schemas.PATH_TEXTS[name], required=True)
+        schemas.parameter("path", name, schemas.PATH_PART, schemas.PATH_TEXTS[name], required=True)
         for name in re.findall(r"\{(\w+)\}", operation.path)
     ]
     parameters += [{**row, "required": row["name"] in operation.required} for row in operation.query]

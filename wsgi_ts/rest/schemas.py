@@ -21,13 +21,8 @@ INPUTS: dict[str, Schema] = {
     "multipart/form-data": {"schema": {"type": "object", "maxProperties": 1000, "additionalProperties": BINARY}},
 }
 
-#: The parts of paths, by the name in the template.
-PATH_PARTS: dict[str, Schema] = {
-    "model_name": {"type": "string", "minLength": 1},
-    "model_version": {"type": "string", "minLength": 1},
-    "workflow_name": {"type": "string", "minLength": 1},
-    "rest": {"type": "string", "minLength": 1},
-}
+#: A part of a path, and what it is by its name in the template.
+PATH_PART: Schema = {"type": "string", "minLength": 1}
 PATH_TEXTS = {
     "model_name": "Name of a registered model.",
     "model_version": "One of its versions.",

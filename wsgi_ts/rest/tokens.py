@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import falcon
 
@@ -27,7 +27,6 @@ class Tokens:
     """`/token?type=management|inference`, with any method, behind the API key."""
 
     def __init__(self, control: ControlPlane) -> None:
-        """Keeps the way to the supervisor."""
         self._control = control
 
     def on_request(self, req: falcon.Request, resp: falcon.Response) -> None:
@@ -44,7 +43,7 @@ class TokenCheck:
     """Falcon middleware: refuses requests without a token where the WSGI server has not done so."""
 
     def __init__(self, kinds: Collection[str], instance: Instance) -> None:
-        """Opens nothing yet: the process that answers maps the board, and may be a fork of this one."""
+        # The board is mapped by the process that answers, which may be a fork of this one.
         self._kinds = tuple(kinds)
         self._instance = instance
         self._access: Access | None = None
@@ -65,8 +64,3 @@ class TokenCheck:
                 instance = self._instance
                 self._access = Access(self._kinds, instance.config, instance.run_dir, Board.attach(instance.prefix))
             return self._access
-
-
-def add_routes(app: falcon.App[Any, Any], control: ControlPlane) -> None:
-    """Adds the token API to a management app."""
-    app.add_route("/token", Tokens(control))

@@ -154,16 +154,13 @@ def address(default_port: int, default_tls_port: int) -> Kind:
     return Kind("address", parse, str, parse_address)
 
 
-def _parse_header_name(text: str) -> str:
-    if re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", text) is None:
-        raise UnclearValue(f"{text!r} cannot be the name of a header")
-    return text
+def _header(pattern: str, fault: str, error: type[ValueError] = ValueError) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if re.fullmatch(pattern, text) is None:
+            raise error(f"{text!r} cannot be the {fault}")
+        return text
 
-
-def _parse_header_value(text: str) -> str:
-    if re.fullmatch(r"[\t -~\x80-\xff]*", text) is None:
-        raise ValueError(f"{text!r} cannot be the value of a header")
-    return text
+    return parse
 
 
 def _parse_regex(text: str) -> str:
@@ -227,8 +224,8 @@ FLAG = Kind("true | false", to_boolean, json_type="boolean")
 OIP = Kind("true | false | oip", _parse_oip)
 NUMBER = Kind("number above 0", _parse_float)
 PATH = Kind("path", _parse_path, str, Path)
-HEADER_NAME = Kind("name of a header", _parse_header_name)
-HEADER_VALUE = Kind("text", _parse_header_value, empty="unset")
+HEADER_NAME = Kind("name of a header", _header(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", "name of a header", UnclearValue))
+HEADER_VALUE = Kind("text", _header(r"[\t -~\x80-\xff]*", "value of a header"), empty="unset")
 REGEX = Kind("regular expression", _parse_regex, empty="unset")
 JSON_OBJECT = Kind("JSON object", parse_object)
 MODELS = Kind("JSON object", parse_models)

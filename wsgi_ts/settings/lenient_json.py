@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from typing import Any, NoReturn
 
-_MAX_DEPTH = 100
 _BLANK = re.compile(r"(?:[ \t\r\n\f]|//[^\r\n]*|#[^\r\n]*|/\*.*?\*/)*", re.DOTALL)
 _WORD = re.compile(r"[^\s{}\[\]:,;=/\\#\"']+")
 _QUOTED = {
@@ -37,17 +36,18 @@ class WrittenNumber(float):
         return number
 
 
-def parse_lenient(text: str, *, unique_keys: bool = False) -> Any:
+def parse_lenient(text: str, *, unique_keys: bool = False, max_depth: int = 100) -> Any:
     """Reads one JSON value.
 
     Args:
         text: the JSON.
         unique_keys: a key that stands twice in one object is an error; else the last one counts.
+        max_depth: levels of objects and lists in each other.
 
     Raises:
         ValueError: it is no JSON even so; the message says what and where.
     """
-    reader = _Reader(text.removeprefix("\ufeff"), unique_keys)
+    reader = _Reader(text.removeprefix("\ufeff"), unique_keys, max_depth)
     value = reader.value(0)
     reader.skip_blanks()
     if reader.at < len(reader.text):
@@ -55,13 +55,23 @@ def parse_lenient(text: str, *, unique_keys: bool = False) -> Any:
     return value
 
 
+def join_surrogates(text: str) -> str:
+    """The text with each character beyond U+FFFF as the one that is meant, where two escapes were written for it.
+
+    Raises:
+        UnicodeDecodeError: half of such a pair stands alone.
+    """
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+
+
 class _Reader:
     """The text and how far it has been read."""
 
-    def __init__(self, text: str, unique_keys: bool) -> None:
+    def __init__(self, text: str, unique_keys: bool, max_depth: int) -> None:
         self.text = text
         self.at = 0
         self._unique_keys = unique_keys
+        self._max_depth = max_depth
 
     def fail(self, reason: str) -> NoReturn:
         rest = self.text[self.at : self.at + 20]
@@ -77,8 +87,8 @@ class _Reader:
         return self.text[self.at : self.at + 1]
 
     def value(self, depth: int) -> Any:
-        if depth > _MAX_DEPTH:
-            self.fail(f"nested deeper than {_MAX_DEPTH} levels")
+        if depth > self._max_depth:
+            self.fail(f"nested deeper than {self._max_depth} levels")
         mark = self._next()
         if mark == "{":
             return self._object(depth)
@@ -135,8 +145,7 @@ class _Reader:
         plain = _ESCAPE.sub(self._escaped, match[1])
         self.at = match.end()
         try:
-            # A character beyond U+FFFF is written as two escapes; joined here into the one that is meant.
-            return plain.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+            return join_surrogates(plain)
         except UnicodeDecodeError:
             self.fail("half of a surrogate pair in a text")
 

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from wsgi_ts.settings.lenient_json import join_surrogates
+
 _BLANKS = " \t\f"
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _KEY_AND_VALUE = re.compile(r"((?:[^\\=: \t\f]|\\.)*)[ \t\f]*[=:]?[ \t\f]*(.*)", re.DOTALL)
@@ -124,9 +126,7 @@ def _unescape(text: str, line: int) -> str:
 
     if "\\" not in text:
         return text
-    plain = _ESCAPE.sub(replacement, text)
     try:
-        # Java writes a character beyond U+FFFF as two escapes; joined here into the one that is meant.
-        return plain.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        return join_surrogates(_ESCAPE.sub(replacement, text))
     except UnicodeDecodeError:
         raise PropertiesError(line, "half of a surrogate pair in a \\u escape") from None
