@@ -114,12 +114,11 @@ def server_line(spec: MetricSpec, values: Sequence[str], value: float, epoch_s: 
         value: the number.
         epoch_s: when, in seconds since the epoch.
     """
-    text = _dimensions_text(spec, values)
-    return f"{spec.name}.{spec.unit}:{java_double(value)}|#{text}|#hostname:{values[-1]},timestamp:{epoch_s}"
+    return model_line(spec, values, value, str(epoch_s), "")
 
 
 def model_line(spec: MetricSpec, values: Sequence[str], value: float, epoch: str, request_ids: str) -> str:
-    """A value as model_metrics.log shows it, without the time that begins the line.
+    """A value as model_metrics.log shows it: as `server_line`, with the requests.
 
     Args:
         spec: the metric.
@@ -128,11 +127,7 @@ def model_line(spec: MetricSpec, values: Sequence[str], value: float, epoch: str
         epoch: when, in seconds since the epoch.
         request_ids: the requests it belongs to, joined by commas; "" for none.
     """
-    text = _dimensions_text(spec, values)
+    dimensions = ",".join(f"{name}:{each}" for name, each in zip(spec.dimensions[:-1], values[:-1], strict=True))
     requests = f",requestID:{request_ids}" if request_ids else ""
-    head = f"{spec.name}.{spec.unit}:{java_double(value)}|#{text}"
+    head = f"{spec.name}.{spec.unit}:{java_double(value)}|#{dimensions}"
     return f"{head}|#hostname:{values[-1]}{requests},timestamp:{epoch}"
-
-
-def _dimensions_text(spec: MetricSpec, values: Sequence[str]) -> str:
-    return ",".join(f"{name}:{value}" for name, value in zip(spec.dimensions[:-1], values[:-1], strict=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +14,8 @@ from wsgi_ts.models.version import ModelVersion
 from wsgi_ts.settings.config import Config
 from wsgi_ts.settings.conversion import to_boolean, to_text
 from wsgi_ts.settings.model_entries import convert_entry, known_runtime
+from wsgi_ts.settings.sources import SNAPSHOT_NAME
 
-#: The name of a snapshot: local time to the millisecond, and what it was written for.
-FILE_NAME = re.compile(r"([0-9]{17})-(startup|snapshot|shutdown)\.cfg")
 #: What only our snapshots say of a model.
 _OURS: Mapping[str, Callable[[Any], Any]] = {
     "directory": to_text,
@@ -145,7 +143,7 @@ def recorded_models(config: Config) -> list[RecordedModel]:
     snapshot = config.model_snapshot
     if snapshot is None:
         file = config.config_file
-        if file is not None and FILE_NAME.fullmatch(file.name):
+        if file is not None and SNAPSHOT_NAME.fullmatch(file.name):
             raise SnapshotError(f"{file}: a snapshot without the key model_snapshot; remove it, or start with --ncs")
         return []
     try:

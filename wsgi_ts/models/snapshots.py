@@ -20,10 +20,11 @@ from typing import Any, Literal
 
 from wsgi_ts import TORCHSERVE_VERSION
 from wsgi_ts.errors import ServerError
-from wsgi_ts.models.recorded import FILE_NAME, RecordedModel
+from wsgi_ts.models.recorded import RecordedModel
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.settings.config import Config, property_settings
 from wsgi_ts.settings.properties import format_property
+from wsgi_ts.settings.sources import SNAPSHOT_NAME
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ class SnapshotWriter:
 
     def _write(self, occasion: Occasion) -> None:
         with self._lock:
-            known = sorted(name for name in os.listdir(self._directory) if FILE_NAME.fullmatch(name))
+            known = sorted(name for name in os.listdir(self._directory) if SNAPSHOT_NAME.fullmatch(name))
             name = f"{_stamp_after(known[-1] if known else None)}-{occasion}.cfg"
             temporary = self._directory / f".new-{os.getpid()}.cfg"
             try:
@@ -155,12 +156,11 @@ class SnapshotWriter:
 
     def _models(self) -> tuple[dict[str, dict[str, Any]], int]:
         with self._registry.changed:
-            versions = [model for model in self._registry.all_versions() if not model.unloading]
             defaults = {(model.name, model.version) for model in self._registry.default_versions()}
+            versions = {(each.name, each.version): each for each in self._registry.all_versions() if not each.unloading}
         recorded = {
             key: RecordedModel.from_model(model, is_default=key in defaults, config=self._config)
-            for model in versions
-            for key in [(model.name, model.version)]
+            for key, model in versions.items()
         }
         models: dict[str, dict[str, Any]] = {}
         self._not_restored = {key: model for key, model in self._not_restored.items() if key not in recorded}

@@ -23,7 +23,8 @@ from wsgi_ts.settings.model_entries import ENTRY_KEYS, unknown_settings
 from wsgi_ts.settings.properties import PropertiesError, parse_properties, substitute_variables
 
 _MAX_FILE_BYTES = 16 * 1024 * 1024
-_SNAPSHOT_NAME = re.compile(r"[0-9]{17}-(startup|snapshot|shutdown)\.cfg")
+#: The name of a snapshot: local time to the millisecond, and what it was written for.
+SNAPSHOT_NAME = re.compile(r"([0-9]{17})-(startup|snapshot|shutdown)\.cfg")
 #: What TorchServe writes into its snapshots besides settings.
 _SNAPSHOT_NOTES = frozenset({"version", "tsConfigFile", "NUM_WORKERS", "number_of_cpu"})
 _ARCHIVE_SUFFIXES = (".mar", ".model", ".tar.gz")
@@ -122,7 +123,7 @@ def find_config_file(command_line: CommandLine, environ: Mapping[str, str], log_
             raise ConfigError(f"--ts-config file not found: {named}{origin}")
         return named
     if not command_line.no_config_snapshots:
-        snapshots = [name for name in _names_in(log_dir / "config") if _SNAPSHOT_NAME.fullmatch(name)]
+        snapshots = [name for name in _names_in(log_dir / "config") if SNAPSHOT_NAME.fullmatch(name)]
         if snapshots:
             return str(log_dir / "config" / max(snapshots))
     return "config.properties" if os.path.isfile("config.properties") else None
