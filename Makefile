@@ -5,6 +5,7 @@
 #   PYTEST_ARGS="..."   more arguments for pytest, such as -m "not slow and not chaos"
 #   TEST_JOBS=4         how many tests run at the same time; most of them wait for a server most of the time
 #   BENCH_ARGS="..."    more arguments for the benchmarks, such as --quick
+#   BASE=v0.1.0         what `make bench-gate` compares with
 #   LOCK_ARGS="..."     more arguments for `make lock`, such as --upgrade
 
 PYTHON      ?= python3
@@ -35,7 +36,7 @@ EXAMPLES  := $(VENV)/.installed-examples
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo demo-stop format test test-latest fuzz lint lock bench bench-large chart clean
+.PHONY: help venv install demo demo-stop format test test-latest fuzz lint lock bench bench-gate bench-large chart clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -123,6 +124,9 @@ lock: ## write the versions of everything to requirements/, for each version of 
 
 bench: $(INSTALLED) ## measure wsgi-ts and TorchServe on this machine (needs java 11 or newer, and wrk)
 	@$(PY) benchmarks/bench.py $(BENCH_ARGS)
+
+bench-gate: $(INSTALLED) ## compare the CPU time per request with another revision's: BASE=..., or the last tag (needs wrk)
+	@$(PY) benchmarks/bench_gate.py $(if $(BASE),--base $(BASE)) $(BENCH_ARGS)
 
 bench-large: $(INSTALLED) ## measure groups of ranks and token generation on this machine, on the CPU
 	@$(PY) benchmarks/bench_large.py $(BENCH_ARGS)

@@ -11,16 +11,15 @@ The figures go to benchmarks/results/ as JSON, with the machine and the versions
 from __future__ import annotations
 
 import argparse
-import statistics
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
-from bench import OURS, describe_machine, publish, write_results
+from archive_server import archive_models, our_server
 from large import generation, handover, payload, recovery
 from large.measuring import Effort, Figures
-from servers import MODELS, BenchmarkError, Server, archive_models
+from reports import describe_machine, medians, publish, write_results
+from servers import BenchmarkError
 
 MEASUREMENTS = {"handover": handover, "payload": payload, "generation": generation, "recovery": recovery}
 BEGIN_MARK, END_MARK = "<!-- large models: written by bench_large.py --publish -->", "<!-- end of large models -->"
@@ -44,18 +43,11 @@ def measure_rounds(options: Options) -> dict[str, list[Figures]]:
     rounds: dict[str, list[Figures]] = {name: [] for name in options.names}
     for number in range(options.rounds):
         print(f"==> round {number + 1} of {options.rounds}", flush=True)
-        commands = Path(sys.executable).parent
-        settings = {"web_workers": "1", "enable_model_api": "true"}
-        server = Server(OURS, commands, batch_size=1, max_batch_delay_ms=5, settings=settings, models=MODELS[:1])
-        with server:
+        settings = {"enable_model_api": "true"}
+        with our_server(batch_size=1, web_workers=1, settings=settings, models=("echo",)) as server:
             for name in options.names:
                 rounds[name].append(MEASUREMENTS[name].measure(server, options.effort))
     return rounds
-
-
-def medians(rounds: list[Figures]) -> Figures:
-    """The median of each figure over the rounds."""
-    return {key: statistics.median(figures[key] for figures in rounds) for key in rounds[0]}
 
 
 def tables(summary: dict[str, Figures]) -> str:

@@ -1,7 +1,14 @@
--- The load of one scenario: POST requests with a body of BODY_BYTES bytes; the figures as one line of JSON.
+-- The load of one run (see load.py): POST requests with the headers HEADERS and a body of BODY_BYTES bytes, or BODY_HEX.
+-- With DISTINCT_HEADS every request has a trace id, a request id and a length of its own. The figures are one line of JSON.
+local body = string.rep("x", tonumber(os.getenv("BODY_BYTES")))
+if os.getenv("BODY_HEX") ~= "" then
+  body = os.getenv("BODY_HEX"):gsub("%x%x", function(pair) return string.char(tonumber(pair, 16)) end)
+end
 wrk.method = "POST"
-wrk.headers["Content-Type"] = "application/octet-stream"
-wrk.body = string.rep("x", tonumber(os.getenv("BODY_BYTES")))
+wrk.body = body
+for name, value in os.getenv("HEADERS"):gmatch("([^:\n]+): ([^\n]*)\n") do
+  wrk.headers[name] = value
+end
 
 function done(summary, latency, requests)
   io.write(string.format(

@@ -1,138 +1,81 @@
-"""The two servers under test, behind one interface: install, start, look at, stop.
+"""A server under test, whichever it is: start, ask, look at, stop.
 
-Both are started by their own `torchserve` command with the same kind of configuration file, so nothing here knows how
-either works inside. Each has its own temporary folder, log folder and free ports.
+What all of them share is here. `archive_server` has wsgi-ts and TorchServe, which take the same commands, configuration
+and archives; each of the others has a module in `rivals`. Each server has its own working folder, log and free ports.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 BENCHMARKS = Path(__file__).resolve().parent
 PROJECT = BENCHMARKS.parent
 WORK = BENCHMARKS / ".work"
-STORE = WORK / "model-store"
 
-TORCHSERVE_PACKAGES = (
-    "torchserve==0.12.0",
-    "torch-model-archiver==0.12.0",
-    "torch",  # the version that requirements/pins.txt names for both
-    "numpy",
-    "pyyaml",
-    "setuptools",
-)
-#: The models of `archive_models`.
-MODELS = ("echo", "torchmodel")
 LARGEST_BODY_BYTES = 20_000_000
 START_LIMIT_S = 180.0
 STOP_LIMIT_S = 90.0
+
+
+_Server = TypeVar("_Server", bound="Server")
 
 
 class BenchmarkError(Exception):
     """The benchmark cannot go on; the text says what to do."""
 
 
-class Server:
-    """A running server. A context manager: leaving it stops the server.
+class Server(ABC):
+    """A server, running while the context is open.
 
     Args:
-        name: "wsgi-ts" or "torchserve".
-        executables: the folder of its `torchserve` command.
-        batch_size: of the models that it starts with.
-        max_batch_delay_ms: of the same.
-        settings: further lines of its configuration file.
-        models: those it starts with.
+        name: of the program, as the tables have it.
+        folder: a name for its working folder; two servers that run at the same time have different ones.
+        models: those it serves; the first one is waited for first.
+
+    Attributes:
+        inference: the address that predictions are sent to, such as http://127.0.0.1:8080.
+        headers: those that every request needs.
+        first_answer_s: seconds from the start to the first model's first answer.
     """
 
-    def __init__(
-        self,
-        name: str,
-        executables: Path,
-        *,
-        batch_size: int,
-        max_batch_delay_ms: int,
-        settings: dict[str, str] | None = None,
-        models: Sequence[str] = MODELS,
-    ) -> None:
+    def __init__(self, name: str, *, folder: str, models: Sequence[str]) -> None:
         self.name = name
-        self._models = models
-        self._executables = executables
-        self._folder = WORK / f"run-{name}"
-        ports = free_ports(5)
-        self.inference = f"http://127.0.0.1:{ports[0]}"
-        self.management = f"http://127.0.0.1:{ports[1]}"
-        self._settings = {
-            "inference_address": self.inference,
-            "management_address": self.management,
-            "metrics_address": f"http://127.0.0.1:{ports[2]}",
-            "grpc_inference_port": str(ports[3]),
-            "grpc_management_port": str(ports[4]),
-            "disable_token_authorization": "true",
-            "job_queue_size": "1000",
-            "max_request_size": str(LARGEST_BODY_BYTES),
-            "max_response_size": str(LARGEST_BODY_BYTES),
-            "models": json.dumps(
-                {
-                    model: {
-                        "1.0": {
-                            "defaultVersion": True,
-                            "marName": f"{model}.mar",
-                            "minWorkers": 1,
-                            "maxWorkers": 1,
-                            "batchSize": batch_size,
-                            "maxBatchDelay": max_batch_delay_ms,
-                            "responseTimeout": 120,
-                        }
-                    }
-                    for model in models
-                }
-            ),
-            **(settings or {}),
-        }
+        self.folder = WORK / f"run-{folder}"
+        self.models = models
+        self.inference = f"http://127.0.0.1:{free_ports(1)[0]}"
+        self.headers = {"Content-Type": "application/octet-stream"}
         self.first_answer_s = 0.0
 
-    def __enter__(self) -> Server:
-        """Starts the server and waits for its first model's first answer (see `first_answer_s`), then for the others'.
+    def __enter__(self: _Server) -> _Server:
+        """Starts the server and waits until each model has answered.
 
         Raises:
             BenchmarkError: it ended, or was not ready in time.
         """
-        shutil.rmtree(self._folder, ignore_errors=True)
-        (self._folder / "tmp").mkdir(parents=True)
-        config = self._folder / "config.properties"
-        config.write_text("".join(f"{key}={value}\n" for key, value in self._settings.items()))
+        shutil.rmtree(self.folder, ignore_errors=True)
+        (self.folder / "tmp").mkdir(parents=True)
         started = time.monotonic()
-        with self._log.open("wb") as log:
-            status = self._command(
-                "--start", "--ncs", "--model-store", str(STORE), "--ts-config", str(config),
-                "--models", *(f"{model}={model}.mar" for model in self._models), log=log,
-            )  # fmt: skip
-        if status:
-            raise BenchmarkError(f"{self.name} did not start (exit status {status}):\n{self._last_lines()}")
         try:
-            first, *others = self._models
-            self._wait_for_answer(first, b"hello", started)
-            self.first_answer_s = time.monotonic() - started
-            for model in others:
-                self._wait_for_answer(model, b"hello", started)
+            self.launch()
+            for model in self.models:
+                self._wait_for_answer(model, started)
+                self.first_answer_s = self.first_answer_s or time.monotonic() - started
         except BaseException:
-            self._stop()
+            self.stop()
             raise
         return self
 
@@ -140,107 +83,119 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Stops the server and waits until all its processes have gone."""
-        self._stop()
+        self.stop()
+
+    @abstractmethod
+    def launch(self) -> None:
+        """Starts it, without waiting for an answer."""
+
+    @abstractmethod
+    def pid(self) -> int:
+        """The process that all others descend from; raises OSError or ValueError where there is none."""
+
+    @abstractmethod
+    def ask_to_stop(self) -> None:
+        """Asks it to end, without waiting."""
+
+    @abstractmethod
+    def path(self, model: str) -> str:
+        """Where predictions of a model are asked for."""
+
+    def example(self, model: str) -> bytes:
+        """A body that the model can answer."""
+        return EXAMPLES.get(model, b"hello")
 
     def predict(self, model: str, body: bytes) -> bytes:
         """One prediction; raises OSError (urllib's errors are) where the answer is not a 200."""
-        return _request("POST", f"{self.inference}/predictions/{model}", body)
-
-    def describe(self, model: str) -> dict[str, Any]:
-        """The management API's description of a model."""
-        answer: list[dict[str, Any]] = json.loads(_request("GET", f"{self.management}/models/{model}"))
-        return answer[0]
-
-    @contextmanager
-    def registered(self, *models: str) -> Iterator[None]:
-        """Further models of the store, with the workers that their model-config.yaml says, for as long as it is open.
-
-        Raises:
-            BenchmarkError: one of them cannot be loaded.
-        """
-        try:
-            for model in models:
-                try:
-                    _request("POST", f"{self.management}/models?url={model}.mar&synchronous=true", b"")
-                except urllib.error.HTTPError as error:
-                    text = error.read().decode(errors="replace")
-                    raise BenchmarkError(f"{self.name} cannot load {model}: {text}\n{self._last_lines()}") from error
-            yield
-        finally:
-            for model in models:
-                with suppress(OSError):  # not registered, or the server is gone, which has been told of
-                    _request("DELETE", f"{self.management}/models/{model}")
-
-    def scale(self, model: str, workers: int) -> float:
-        """Asks for that many model workers; the seconds until the server says they are ready."""
-        started = time.monotonic()
-        query = f"min_worker={workers}&max_worker={workers}&synchronous=true"
-        _request("PUT", f"{self.management}/models/{model}?{query}")
-        return time.monotonic() - started
+        return http_request("POST", f"{self.inference}{self.path(model)}", body, self.headers)
 
     def processes(self) -> list[psutil.Process]:
         """The server's process and all below it."""
-        top = psutil.Process(self._pid())
+        top = psutil.Process(self.pid())
         return [top, *top.children(recursive=True)]
 
+    def stop(self) -> None:
+        """Stops the server; what has not gone after half a minute is killed."""
+        try:
+            processes = self.processes()
+        except (OSError, ValueError, psutil.Error):
+            processes = []
+        self.ask_to_stop()
+        _, alive = psutil.wait_procs(processes, timeout=30)
+        for process in alive:
+            process.kill()
+
     @property
-    def _log(self) -> Path:
-        return self._folder / "server.log"
+    def log(self) -> Path:
+        """What the server prints."""
+        return self.folder / "server.log"
 
-    def _pid(self) -> int:
-        return int((self._folder / "tmp" / ".model_server.pid").read_text())
+    def last_lines(self) -> str:
+        """The end of what it has printed."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
 
-    def _command(self, *arguments: str, log: Any) -> int:
-        environment = {
-            **os.environ,
-            "PATH": f"{self._executables}{os.pathsep}{os.environ.get('PATH', '')}",
-            "TMPDIR": str(self._folder / "tmp"),
-            "TEMP": str(self._folder / "tmp"),
-            "LOG_LOCATION": str(self._folder / "logs"),
-            "METRICS_LOCATION": str(self._folder / "logs"),
-        }
-        return subprocess.run(
-            [str(self._executables / "torchserve"), *arguments],
-            cwd=self._folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            check=False, timeout=STOP_LIMIT_S,
-        ).returncode  # fmt: skip
-
-    def _wait_for_answer(self, model: str, body: bytes, started: float) -> None:
+    def _wait_for_answer(self, model: str, started: float) -> None:
         while True:
             try:
-                self.predict(model, body)
+                self.predict(model, self.example(model))
                 return
             except OSError as error:
                 if not self._runs():
                     raise BenchmarkError(
-                        f"{self.name} has ended while it was starting:\n{self._last_lines()}"
+                        f"{self.name} has ended while it was starting:\n{self.last_lines()}"
                     ) from error
                 if time.monotonic() - started > START_LIMIT_S:
                     raise BenchmarkError(
                         f"{self.name} gave no answer from {model} within {START_LIMIT_S:.0f} s ({error}):\n"
-                        f"{self._last_lines()}"
+                        f"{self.last_lines()}"
                     ) from error
                 time.sleep(0.01)
 
     def _runs(self) -> bool:
         try:
-            return psutil.Process(self._pid()).status() != psutil.STATUS_ZOMBIE
+            return psutil.Process(self.pid()).status() != psutil.STATUS_ZOMBIE
         except (OSError, ValueError, psutil.Error):
             return False
 
-    def _stop(self) -> None:
-        try:
-            processes = self.processes()
-        except (OSError, ValueError, psutil.Error):
-            processes = []
-        with self._log.open("ab") as log:
-            self._command("--stop", "--foreground", log=log)
-        _, alive = psutil.wait_procs(processes, timeout=30)
-        for process in alive:
-            process.kill()
 
-    def _last_lines(self) -> str:
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-15:])
+class CommandServer(Server):
+    """A server that is one command in the foreground, ended by SIGTERM to its process group."""
+
+    _process: subprocess.Popen[bytes] | None = None
+
+    @abstractmethod
+    def command(self) -> tuple[list[str], Mapping[str, str]]:
+        """The command, and what it needs in its environment."""
+
+    def launch(self) -> None:
+        """Starts the command."""
+        words, variables = self.command()
+        environment = {**os.environ, "TMPDIR": str(self.folder / "tmp"), **variables}
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                words, cwd=self.folder, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def pid(self) -> int:
+        """The command's process."""
+        if self._process is None:
+            raise ValueError(f"{self.name} has not been started")
+        return self._process.pid
+
+    def ask_to_stop(self) -> None:
+        """Sends SIGTERM."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    @property
+    def port(self) -> int:
+        """Of the inference address."""
+        return int(self.inference.rpartition(":")[2])
+
+
+#: Bodies for the models that do not take any.
+EXAMPLES: dict[str, bytes] = {}
 
 
 def free_ports(count: int) -> list[int]:
@@ -255,79 +210,31 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def _request(method: str, url: str, body: bytes | None = None) -> bytes:
-    headers = {"Content-Type": "application/octet-stream"} if body is not None else {}
-    request = urllib.request.Request(url, data=body, method=method, headers=headers)
+def http_request(method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> bytes:
+    """The body of the answer; raises OSError (urllib's errors are) where it is not a 200."""
+    request = urllib.request.Request(url, data=body, method=method, headers=dict(headers or {}))
     with urllib.request.urlopen(request, timeout=120) as answer:
         content: bytes = answer.read()
         return content
 
 
-# -- what the measurements need before they begin
-
-
-def install_torchserve() -> Path:
-    """TorchServe in a virtual environment of its own, made once; the folder of its commands."""
-    folder = WORK / "torchserve"
-    stamp = folder / ".installed"
-    if not stamp.exists():
-        print("==> installing TorchServe 0.12 into benchmarks/.work/torchserve (once)", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        constraints = ("-c", str(PROJECT / "requirements" / "pins.txt"))
-        subprocess.run(
-            [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", *constraints, *TORCHSERVE_PACKAGES],
-            check=True,
-        )
-        stamp.touch()
-    return folder / "bin"
-
-
-def archive_models() -> None:
-    """The model archives that both servers load."""
-    for model, handler in zip(MODELS, ("echo_handler.py", "torch_handler.py"), strict=True):
-        archive(model, BENCHMARKS / handler)
-
-
-def archive(
-    model: str, handler: Path, *, config: Mapping[str, Any] | None = None, extra_files: Sequence[Path] = ()
-) -> None:
-    """Makes a model archive in the store, in place of the one that may be there.
+def environment(name: str, requirements: Path) -> Path:
+    """A virtual environment in benchmarks/.work, made anew only when its requirements have changed.
 
     Args:
-        model: its name.
-        handler: file of the handler.
-        config: content of its model-config.yaml.
-        extra_files: further files of the archive.
+        name: of its folder.
+        requirements: file with the version of every package.
+
+    Returns:
+        The folder of its commands.
     """
-    STORE.mkdir(parents=True, exist_ok=True)
-    (STORE / f"{model}.mar").unlink(missing_ok=True)
-    command = [str(Path(sys.executable).parent / "torch-model-archiver"), "--model-name", model, "--version", "1.0"]
-    command += ["--handler", str(handler), "--export-path", str(STORE)]
-    if extra_files:
-        command += ["--extra-files", ",".join(map(str, extra_files))]
-    if config is not None:
-        path = WORK / f"{model}-model-config.yaml"
-        path.write_text(json.dumps(config, indent=2))
-        command += ["--config-file", str(path)]
-    subprocess.run(command, check=True)
-
-
-def check_tools(*, with_java: bool) -> None:
-    """Looks for the programs that are needed besides Python.
-
-    Raises:
-        BenchmarkError: one is missing.
-    """
-    if shutil.which("wrk") is None:
-        raise BenchmarkError("wrk is missing (Debian, Ubuntu: apt-get install wrk; macOS: brew install wrk).")
-    if not with_java:
-        return
-    if shutil.which("java") is None:
-        raise BenchmarkError(
-            "TorchServe needs Java 11 or newer (Debian, Ubuntu: apt-get install default-jre-headless); "
-            "`--only wsgi-ts` goes without."
-        )
-    said = subprocess.run(["java", "-version"], capture_output=True, text=True, check=False).stderr
-    version = re.search(r'version "(\d+)', said)
-    if version is None or int(version.group(1)) < 11:
-        raise BenchmarkError(f"TorchServe needs Java 11 or newer; this is:\n{said}")
+    folder = WORK / name
+    stamp = folder / ".installed"
+    wanted = requirements.read_text()
+    if not stamp.exists() or stamp.read_text() != wanted:
+        print(f"==> installing {name} into benchmarks/.work/{name} (once)", flush=True)
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        pip: list[Any] = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--requirement", requirements]
+        subprocess.run([str(word) for word in pip], check=True)
+        stamp.write_text(wanted)
+    return folder / "bin"

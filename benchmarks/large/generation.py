@@ -12,9 +12,11 @@ import time
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from servers import BenchmarkError, Server, archive
+from archive_server import ArchiveServer, archive
+from reports import markdown, say
+from servers import BenchmarkError
 
-from large.measuring import FOLDER, Effort, Figures, markdown, quantile, say
+from large.measuring import FOLDER, Effort, Figures, quantile
 
 DECODERS = {"gpt": "small GPT", "fixed": "simulated steps"}
 MODES = ("static", "continuous")
@@ -62,7 +64,7 @@ def _model(decoder: str, mode: str) -> str:
     return f"generation-{decoder}-{mode}"
 
 
-def measure(server: Server, effort: Effort) -> Figures:
+def measure(server: ArchiveServer, effort: Effort) -> Figures:
     """One round: tokens per second, and milliseconds to the first token."""
     figures: Figures = {}
     for decoder in DECODERS:
@@ -80,7 +82,7 @@ def measure(server: Server, effort: Effort) -> Figures:
     return figures
 
 
-async def _run(server: Server, model: str, clients: int, seconds: float) -> Run:
+async def _run(server: ArchiveServer, model: str, clients: int, seconds: float) -> Run:
     begins = time.monotonic() + _WARM_UP_S
     run = Run(begins, begins + seconds)
     # Each client has its own lengths, and the same ones in each run.
@@ -92,7 +94,7 @@ async def _run(server: Server, model: str, clients: int, seconds: float) -> Run:
     return run
 
 
-async def _client(server: Server, model: str, lengths: random.Random, run: Run) -> None:
+async def _client(server: ArchiveServer, model: str, lengths: random.Random, run: Run) -> None:
     """Asks and reads until the run ends.
 
     Raises:

@@ -13,9 +13,11 @@ import subprocess
 import sys
 import time
 
-from servers import BenchmarkError, Server, archive
+from archive_server import ArchiveServer, archive
+from reports import markdown, say
+from servers import BenchmarkError
 
-from large.measuring import FOLDER, Client, Effort, Figures, markdown, quantile, say
+from large.measuring import FOLDER, Client, Effort, Figures, quantile
 from large.tensor_parallel import BODY_BYTES
 
 RANKS = 2
@@ -45,7 +47,7 @@ def make_ranks_archive(model: str, ranks: int, *, runs_model: bool) -> None:
     archive(model, FOLDER / "ranks_handler.py", config=config, extra_files=[FOLDER / "tensor_parallel.py"])
 
 
-def measure(server: Server, effort: Effort) -> Figures:
+def measure(server: ArchiveServer, effort: Effort) -> Figures:
     """One round, in microseconds."""
     loops = {"split_loop": run_plain_loop(RANKS, effort.batches), "whole_loop": run_plain_loop(1, effort.batches)}
     with server.registered(SPLIT, WHOLE, EMPTY, SINGLE):
@@ -85,7 +87,7 @@ def run_plain_loop(processes: int, count: int) -> list[int]:
     return durations
 
 
-def _ask_in_turns(server: Server, count: int) -> dict[str, list[int]]:
+def _ask_in_turns(server: ArchiveServer, count: int) -> dict[str, list[int]]:
     """Nanoseconds from before each request to its answer, for each model."""
     body = bytes(BODY_BYTES)
     client = Client(server)

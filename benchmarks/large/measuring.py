@@ -1,4 +1,4 @@
-"""What the measurements of large models share: how much to do, one client, quantiles, progress."""
+"""What the measurements of large models share: how much to do, one client, quantiles."""
 
 from __future__ import annotations
 
@@ -77,15 +77,3 @@ def quantile(values: Sequence[float], share: float) -> float:
     if not values:
         raise BenchmarkError("a run gave no values: give it more time (--seconds)")
     return sorted(values)[min(int(share * len(values)), len(values) - 1)]
-
-
-def markdown(*lines: Sequence[str]) -> str:
-    """A Markdown table; the first of the lines is its head."""
-    rule = "|---" * len(lines[0]) + "|"
-    head, *rest = (f"| {' | '.join(cells)} |" for cells in lines)
-    return "\n".join([head, rule, *rest])
-
-
-def say(text: str) -> None:
-    """Progress, as it comes."""
-    print(f"  {text}", flush=True)

@@ -16,10 +16,12 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from servers import WORK, BenchmarkError, Server, archive
+from archive_server import ArchiveServer, archive
+from reports import markdown, say
+from servers import WORK, BenchmarkError
 
 from large.frame_rank import encode_request
-from large.measuring import FOLDER, Client, Effort, Figures, markdown, quantile, say
+from large.measuring import FOLDER, Client, Effort, Figures, quantile
 
 RANKS = 4
 BODY_BYTES = 8_000_000
@@ -79,7 +81,7 @@ def make_archives() -> None:
     archive(MODEL, FOLDER / "arrival_handler.py", config=config)
 
 
-def measure(server: Server, effort: Effort) -> Figures:
+def measure(server: ArchiveServer, effort: Effort) -> Figures:
     """One round, in microseconds; the two ways take turns, payload by payload."""
     body = os.urandom(BODY_BYTES)
     frame = encode_request(body)

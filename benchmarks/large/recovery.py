@@ -8,10 +8,12 @@ import time
 from contextlib import suppress
 
 import psutil
-from servers import BenchmarkError, Server
+from archive_server import ArchiveServer
+from reports import markdown, say
+from servers import BenchmarkError
 
 from large.handover import make_ranks_archive
-from large.measuring import Client, Effort, Figures, markdown, say
+from large.measuring import Client, Effort, Figures
 from large.tensor_parallel import BODY_BYTES
 
 GROUPS = (2, 4)
@@ -30,7 +32,7 @@ def _model(ranks: int) -> str:
     return f"recovery-{ranks}"
 
 
-def measure(server: Server, effort: Effort) -> Figures:
+def measure(server: ArchiveServer, effort: Effort) -> Figures:
     """One round, in seconds; how much effort makes no difference."""
     figures: Figures = {}
     for ranks in GROUPS:
@@ -43,7 +45,7 @@ def measure(server: Server, effort: Effort) -> Figures:
     return figures
 
 
-def kill_and_wait(server: Server, model: str, ranks: int, rank: int) -> float:
+def kill_and_wait(server: ArchiveServer, model: str, ranks: int, rank: int) -> float:
     """Seconds from killing a rank to the first answer.
 
     Raises:
@@ -62,7 +64,7 @@ def kill_and_wait(server: Server, model: str, ranks: int, rank: int) -> float:
     return took
 
 
-def wait_for_answer(server: Server, model: str) -> None:
+def wait_for_answer(server: ArchiveServer, model: str) -> None:
     """Asks until a 200 comes.
 
     Raises:
@@ -82,7 +84,7 @@ def wait_for_answer(server: Server, model: str) -> None:
             client.close()
 
 
-def rank_processes(server: Server, model: str) -> dict[int, psutil.Process]:
+def rank_processes(server: ArchiveServer, model: str) -> dict[int, psutil.Process]:
     """The processes of a model's group, by rank; their titles tell."""
     found: dict[int, psutil.Process] = {}
     for process in server.processes():

@@ -1,0 +1,195 @@
+"""`make bench-gate`: has this working tree become slower than another revision?
+
+    python benchmarks/bench_gate.py                       against the last tag: about four minutes
+    python benchmarks/bench_gate.py --base 3015f8a        against that revision
+    python benchmarks/bench_gate.py --rounds 15           more rounds: a narrower spread
+
+The other revision is checked out beside this one and run with this interpreter; nothing is installed. In each round
+both servers are started anew and take turns with the same load. The exit status is 1 when a request costs more CPU time
+than the limit allows, and 2 when nothing could be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from archive_server import archive_models, our_server
+from load import Load, check_wrk, failures, measure_load
+from reports import markdown, say
+from servers import PROJECT, WORK, BenchmarkError
+
+LOADS = tuple(Load(f"100 B, {count} connection{'s' * (count > 1)}", count) for count in (1, 16, 64))
+#: The figures that are compared: key of `run_load`, and heading.
+COMPARED = (("cpu_us", "CPU µs/request"), ("per_second", "requests/s"))
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to compare, and how long."""
+
+    base: str
+    rounds: int
+    seconds: float
+    limit_percent: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same figure of both revisions, measured one after the other."""
+
+    base: float
+    now: float
+
+    @property
+    def change_percent(self) -> float:
+        """By how much it has grown."""
+        return (self.now / self.base - 1) * 100
+
+
+#: The pairs of each load's title and figure's key, round by round.
+Pairs = dict[tuple[str, str], list[Pair]]
+
+
+@contextmanager
+def checked_out(revision: str) -> Iterator[Path]:
+    """A revision in a folder of its own, for as long as it is open.
+
+    Raises:
+        BenchmarkError: git does not know it.
+    """
+    commit = git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+    if not commit:
+        raise BenchmarkError(f"git knows no revision {revision!r}.")
+    folder = WORK / f"base-{commit[:12]}"
+    git("worktree", "remove", "--force", str(folder))
+    git("worktree", "prune")
+    git("worktree", "add", "--detach", str(folder), commit)
+    try:
+        for tree in (folder, PROJECT):
+            check_import(tree)
+        yield folder
+    finally:
+        git("worktree", "remove", "--force", str(folder))
+
+
+def git(*arguments: str) -> str:
+    """What a git command prints; empty where it fails."""
+    done = subprocess.run(["git", *arguments], cwd=PROJECT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def check_import(tree: Path) -> None:
+    """Makes sure that PYTHONPATH wins over an installed package.
+
+    Raises:
+        BenchmarkError: it does not.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", "import wsgi_ts; print(wsgi_ts.__file__)"],
+        cwd=WORK, env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if not done.stdout.startswith(f"{tree}{os.sep}"):
+        raise BenchmarkError(f"wsgi_ts of {tree} cannot be imported: {done.stdout}{done.stderr}")
+
+
+def measure_round(number: int, base: Path, seconds: float, pairs: Pairs) -> None:
+    """Starts both servers and adds a pair of each figure; who is first changes from load to load."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(our_server(source=tree, models=("echo",), folder=folder))
+                   for tree, folder in ((base, "gate-base"), (PROJECT, "gate-now"))]  # fmt: skip
+        for place, load in enumerate(LOADS):
+            found: list[dict[str, float]] = [{}, {}]
+            for index in (0, 1) if (number + place) % 2 == 0 else (1, 0):
+                found[index] = measure_load(servers[index], load, seconds)
+                if failures(found[index]):
+                    raise BenchmarkError(f"{failures(found[index]):.0f} requests failed: {load.title}.")
+            for key, _ in COMPARED:
+                pairs.setdefault((load.title, key), []).append(Pair(found[0][key], found[1][key]))
+            say(f"{load.title}: " + ", ".join(
+                f"{heading} {found[0][key]:,.0f} -> {found[1][key]:,.0f}" for key, heading in COMPARED
+            ))  # fmt: skip
+
+
+def table(pairs: Pairs) -> str:
+    """The medians of both revisions, and the median of the rounds' changes with their quartiles."""
+    head = [""]
+    for _, heading in COMPARED:
+        head += [f"{heading}: base", "now", "change (quartiles)"]
+    lines = []
+    for load in LOADS:
+        cells = [load.title]
+        for key, _ in COMPARED:
+            found = pairs[load.title, key]
+            low, middle, high = quartiles([each.change_percent for each in found])
+            cells += [f"{statistics.median(each.base for each in found):,.1f}"]
+            cells += [f"{statistics.median(each.now for each in found):,.1f}"]
+            cells += [f"{middle:+.1f} % ({low:+.1f} to {high:+.1f})"]
+        lines.append(cells)
+    return markdown(head, *lines)
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """The first quartile, the median and the third."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def too_expensive(pairs: Pairs, limit_percent: float) -> list[str]:
+    """The loads whose requests cost more CPU time than they may, each with its change."""
+    changes = {
+        load.title: quartiles([each.change_percent for each in pairs[load.title, "cpu_us"]])[1] for load in LOADS
+    }
+    return [f"{title}: {change:+.1f} %" for title, change in changes.items() if change > limit_percent]
+
+
+def parse_options() -> Options:
+    """The command line.
+
+    Raises:
+        BenchmarkError: there is no tag to compare with.
+    """
+    parser = argparse.ArgumentParser(description="Compares this working tree's speed with another revision's.")
+    parser.add_argument("--base", default="", help="the other revision (default: the last tag)")
+    parser.add_argument("--rounds", type=int, default=8, help="rounds, each with freshly started servers (default 8)")
+    parser.add_argument("--seconds", type=float, default=3, help="length of each run (default 3)")
+    parser.add_argument("--limit", type=float, default=3, help="per cent of CPU time that are allowed (default 3)")
+    given = parser.parse_args()
+    base = given.base or git("describe", "--tags", "--abbrev=0")
+    if not base:
+        raise BenchmarkError("there is no tag to compare with: give a revision (make bench-gate BASE=..., or --base).")
+    return Options(base, given.rounds, given.seconds, given.limit)
+
+
+def main() -> None:
+    """Compares, prints the table, and ends with status 1 when the working tree is too expensive."""
+    try:
+        options = parse_options()
+        check_wrk()
+        WORK.mkdir(exist_ok=True)
+        archive_models()
+        pairs: Pairs = {}
+        with checked_out(options.base) as base:
+            for number in range(options.rounds):
+                print(f"==> round {number + 1} of {options.rounds}: {options.base} -> working tree", flush=True)
+                measure_round(number, base, options.seconds, pairs)
+        print(f"\n{table(pairs)}\n")
+        if found := too_expensive(pairs, options.limit_percent):
+            sys.exit(f"bench-gate: above {options.limit_percent:+g} % CPU time per request: {'; '.join(found)}")
+        print(f"no load takes more than {options.limit_percent:+g} % CPU time per request")
+    except (BenchmarkError, subprocess.CalledProcessError) as error:
+        print(f"bench-gate: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
