@@ -36,7 +36,7 @@ EXAMPLES  := $(VENV)/.installed-examples
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo demo-stop format test test-latest fuzz lint lock bench bench-gate bench-large chart clean
+.PHONY: help venv install demo demo-stop format test test-latest fuzz lint lock bench bench-rivals bench-gate bench-large chart clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -125,13 +125,16 @@ lock: ## write the versions of everything to requirements/, for each version of 
 bench: $(INSTALLED) ## measure wsgi-ts and TorchServe on this machine (needs java 11 or newer, and wrk)
 	@$(PY) benchmarks/bench.py $(BENCH_ARGS)
 
+bench-rivals: $(INSTALLED) ## measure wsgi-ts, TorchServe, Triton, mosec, LitServe and Granian here (needs java and wrk; 5 GB of disk)
+	@$(PY) benchmarks/bench_rivals.py $(BENCH_ARGS)
+
 bench-gate: $(INSTALLED) ## compare the CPU time per request with another revision's: BASE=..., or the last tag (needs wrk)
 	@$(PY) benchmarks/bench_gate.py $(if $(BASE),--base $(BASE)) $(BENCH_ARGS)
 
 bench-large: $(INSTALLED) ## measure groups of ranks and token generation on this machine, on the CPU
 	@$(PY) benchmarks/bench_large.py $(BENCH_ARGS)
 
-chart: $(INSTALLED) ## draw the charts of README.md from the newest published results
+chart: $(INSTALLED) ## draw the charts of the newest published results
 	@$(PIP) -e '.[bench]'
 	@$(PY) benchmarks/chart.py
 

@@ -27,8 +27,13 @@ from servers import (
 
 OURS = "wsgi-ts"
 STORE = WORK / "model-store"
-#: The models of `archive_models`, with the files of their handlers.
-HANDLERS = {"echo": "echo_handler.py", "torchmodel": "torch_handler.py"}
+#: The files of each model's archive, the handler first.
+FILES = {
+    "echo": ("echo_handler.py",),
+    "torchmodel": ("torch_handler.py",),
+    "mlp": ("mlp_handler.py", "mlp.py"),
+    "json": ("json_handler.py", "mlp.py"),
+}
 
 
 class ArchiveServer(Server):
@@ -54,7 +59,7 @@ class ArchiveServer(Server):
         max_batch_delay_ms: int,
         settings: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
-        models: Sequence[str] = tuple(HANDLERS),
+        models: Sequence[str],
         folder: str = "",
     ) -> None:
         super().__init__(name, folder=folder or name, models=models)
@@ -184,10 +189,11 @@ def our_server(*, source: Path = PROJECT, batch_size: int = 32, web_workers: int
     )
 
 
-def archive_models() -> None:
-    """Makes the archives of `HANDLERS`, which both servers load."""
-    for model, handler in HANDLERS.items():
-        archive(model, BENCHMARKS / handler)
+def archive_models(models: Sequence[str]) -> None:
+    """Makes the archives of some of `FILES`, which both servers load."""
+    for model in models:
+        handler, *extra_files = (BENCHMARKS / "apps" / file for file in FILES[model])
+        archive(model, handler, extra_files=extra_files)
 
 
 def archive(

@@ -29,6 +29,7 @@ from servers import BenchmarkError, Server
 
 THEIRS = torchserve.NAME
 NAMES = (OURS, THEIRS)
+MODELS = ("echo", "torchmodel")
 SCALED_TO = 8
 TABLE_BEGIN, TABLE_END = "<!-- results: written by bench.py --publish -->", "<!-- end of results -->"
 
@@ -101,14 +102,14 @@ def measure(name: str, options: Options) -> dict[str, Any]:
     """Everything about one server, once. TorchServe does best with large bodies when it does not batch."""
     figures: dict[str, Any] = {"load": {}}
     if name == OURS:
-        with our_server() as server:
+        with our_server(models=MODELS) as server:
             _measure_processes(server, figures, options)
             _measure_load(server, LOADS, figures, options)
         return figures
-    with torchserve.server(batch_size=32) as server:
+    with torchserve.server(batch_size=32, models=MODELS) as server:
         _measure_processes(server, figures, options)
         _measure_load(server, SMALL, figures, options)
-    with torchserve.server(batch_size=1) as server:
+    with torchserve.server(batch_size=1, models=MODELS) as server:
         _measure_load(server, LARGE, figures, options)
     return figures
 
@@ -200,7 +201,7 @@ def main() -> None:
         check_wrk()
         if THEIRS in options.names:
             torchserve.check_java()
-        archive_models()
+        archive_models(MODELS)
         rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in options.names}
         for number in range(options.rounds):
             # The servers take turns, so that a machine that becomes slower or faster does so for both.

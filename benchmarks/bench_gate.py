@@ -176,7 +176,7 @@ def main() -> None:
         options = parse_options()
         check_wrk()
         WORK.mkdir(exist_ok=True)
-        archive_models()
+        archive_models(("echo",))
         pairs: Pairs = {}
         with checked_out(options.base) as base:
             for number in range(options.rounds):

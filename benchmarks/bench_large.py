@@ -37,7 +37,7 @@ class Options:
 
 def measure_rounds(options: Options) -> dict[str, list[Figures]]:
     """The figures of each measurement, round by round, each round with a freshly started server."""
-    archive_models()
+    archive_models(("echo",))
     for name in options.names:
         MEASUREMENTS[name].make_archives()
     rounds: dict[str, list[Figures]] = {name: [] for name in options.names}

@@ -1,24 +1,30 @@
-"""`make chart`: draws the newest published results, for README.md in light and in dark.
+"""`make chart`: draws the newest published results, in light and in dark.
 
-    python benchmarks/chart.py [RESULTS.json]    default: the newest of benchmarks/results
+    python benchmarks/chart.py [RESULTS.json]    default: the newest of each benchmark in benchmarks/results
 
-Writes docs/images/throughput-light.svg and throughput-dark.svg; the same results give the same bytes.
+Writes docs/images/throughput-*.svg for `make bench` and rivals-*.svg for `make bench-rivals`; the same results give the
+same bytes.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from tables import best
 
 BENCHMARKS = Path(__file__).resolve().parent
 IMAGES = BENCHMARKS.parent / "docs" / "images"
 BAR_HEIGHT = 0.38
+RIVALS_PREFIX = "rivals-"
+PANEL_COLUMNS = 3
 
 
 @dataclass(frozen=True)
@@ -37,13 +43,13 @@ THEMES = (
 )
 
 
-def newest() -> Path:
-    """The newest results of the servers that `make bench` compares."""
-    return max(BENCHMARKS.glob("results/2*.json"))
+def newest(pattern: str) -> list[Path]:
+    """The newest results whose name fits, in a list; empty where there are none."""
+    return sorted(BENCHMARKS.glob(f"results/{pattern}"))[-1:]
 
 
-def draw(results: dict[str, Any], theme: Theme) -> Figure:
-    """Requests per second of each server for each load, on a logarithmic axis."""
+def draw_torchserve(results: dict[str, Any], theme: Theme) -> Figure:
+    """Requests per second of both servers of `make bench` for each load, on a logarithmic axis."""
     servers: dict[str, Any] = results["summary"]
     loads = list(next(iter(servers.values()))["load"])
     figure = Figure(figsize=(8, 4.2), layout="constrained")
@@ -53,38 +59,74 @@ def draw(results: dict[str, Any], theme: Theme) -> Figure:
         rows = [number + (place - 0.5) * BAR_HEIGHT for number in range(len(loads))]
         bars = axes.barh(rows, rates, BAR_HEIGHT, color=colour, label=server)
         axes.bar_label(bars, [f" {rate:,.0f}" for rate in rates], color=theme.text, fontsize=9)
-    machine = results["machine"]
-    axes.set_title(
-        f"requests/s, echo model, {machine['cores']} cores with the load generator ({machine['when'][:10]})",
-        color=theme.text,
-        fontsize=10,
-    )
+    axes.set_title(_title(results, "requests/s, echo model"), color=theme.text, fontsize=10)
     axes.set_yticks(range(len(loads)), loads)
-    axes.set_facecolor("none")
+    _style(axes, theme)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlim(10, 200_000)
-    axes.invert_yaxis()
-    axes.tick_params(colors=theme.text, length=0)
     axes.grid(axis="x", color=theme.grid, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
     axes.legend(frameon=False, labelcolor=theme.text, loc="lower right")
     return figure
 
 
-def main() -> None:
-    """Draws both pictures."""
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else newest()
+def draw_rivals(results: dict[str, Any], theme: Theme) -> Figure:
+    """A panel for each load with the requests per second of each server, ours first and in colour."""
+    summary = results["summary"]
+    loads = [load["title"] for load in results["options"]["loads"]]
+    rows = -(-len(loads) // PANEL_COLUMNS)
+    figure = Figure(figsize=(11, 1.75 * rows + 0.5), layout="constrained")
+    figure.suptitle(_title(results, "requests/s, each server at its best"), color=theme.text, fontsize=11)
+    panels = figure.subplots(rows, PANEL_COLUMNS, squeeze=False).flat
+    for axes, load in zip(panels, loads, strict=False):
+        found = {name: best(configurations, load) for name, configurations in summary.items()}
+        rates = {name: each.figures["per_second"] for name, each in found.items() if each}
+        ours, others = theme.bars
+        colours = [ours if name == next(iter(summary)) else others for name in rates]
+        bars = axes.barh(list(rates), list(rates.values()), 0.72, color=colours)
+        axes.bar_label(bars, [f" {rate:,.0f}" for rate in rates.values()], color=theme.text, fontsize=8)
+        axes.set_title(load, color=theme.text, fontsize=9, loc="left")
+        axes.set_xlim(0, max(rates.values(), default=1) * 1.25)
+        axes.set_xticks([])
+        axes.tick_params(labelsize=8)
+        _style(axes, theme)
+    for axes in panels:
+        axes.set_axis_off()
+    return figure
+
+
+def _title(results: dict[str, Any], what: str) -> str:
+    machine = results["machine"]
+    return f"{what}, {machine['cores']} cores with the load generator ({machine['when'][:10]})"
+
+
+def _style(axes: Axes, theme: Theme) -> None:
+    axes.set_facecolor("none")
+    axes.invert_yaxis()
+    axes.tick_params(colors=theme.text, length=0)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
+
+
+def write(path: Path, folder: Path = IMAGES) -> None:
+    """Draws one file of results, in all themes.
+
+    Args:
+        path: the results.
+        folder: where the pictures go.
+    """
+    of_rivals = path.name.startswith(RIVALS_PREFIX)
+    draw: Callable[[dict[str, Any], Theme], Figure] = draw_rivals if of_rivals else draw_torchserve
     results = json.loads(path.read_text())
-    IMAGES.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     # No dates and no random ids, so that a picture changes only with its figures; text stays text.
     mpl.rcParams.update({"svg.hashsalt": "wsgi-ts", "svg.fonttype": "none", "font.family": "sans-serif"})
     for theme in THEMES:
-        target = IMAGES / f"throughput-{theme.name}.svg"
+        target = folder / f"{'rivals' if of_rivals else 'throughput'}-{theme.name}.svg"
         draw(results, theme).savefig(target, transparent=True, metadata={"Date": None})
-        print(f"{target.relative_to(BENCHMARKS.parent)}: {path.name}")
+        print(f"{target.name}: {path.name}")
 
 
 if __name__ == "__main__":
-    main()
+    for file in map(Path, sys.argv[1:]) if sys.argv[1:] else [*newest("2*.json"), *newest(f"{RIVALS_PREFIX}*.json")]:
+        write(file)

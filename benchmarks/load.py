@@ -1,4 +1,4 @@
-"""Load on a server: what wrk sends and counts, and the CPU time that the server takes for it."""
+"""Load on a server: what a load generator sends and counts, and the CPU time that the server takes for it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import subprocess
 import time
 from dataclasses import dataclass
 
+import grpc_load
 import psutil
 from servers import BENCHMARKS, BenchmarkError, Server
+from workloads import BODIES, body_to_check, is_right
+
+WARM_UP_S = 1
 
 
 @dataclass(frozen=True)
@@ -19,69 +23,72 @@ class Load:
 
     Attributes:
         title: the line of the table.
-        connections: how many.
-        body_bytes: of each request; the server must answer the model `echo` with them.
+        connections: how many; with gRPC, the calls under way at a time.
+        body_bytes: of each request to the model `echo`; the others have a body of their own in `workloads`.
         model: the one that is asked.
-        body: what is sent instead of `body_bytes` of x.
-        distinct_heads: every request differs from the others in its head.
+        heads: "equal" for twelve header lines, "distinct" for twelve that differ in every request.
+        grpc: asks TorchServe's gRPC inference API instead of HTTP.
     """
 
     title: str
     connections: int
     body_bytes: int = 100
     model: str = "echo"
-    body: bytes = b""
-    distinct_heads: bool = False
-
-
-WARM_UP_S = 1
+    heads: str = ""
+    grpc: bool = False
 
 
 def measure_load(server: Server, load: Load, seconds: float) -> dict[str, float]:
-    """The figures of one run of wrk after a second of warming up; see `run_load`."""
+    """The figures of one run after a second of warming up; see `run_load`."""
     run_load(server, load, WARM_UP_S)
     return run_load(server, load, seconds)
 
 
 def run_load(server: Server, load: Load, seconds: float) -> dict[str, float]:
-    """The figures of one run of wrk.
+    """The figures of one run.
 
     Returns:
-        What load.lua prints, and `per_second`, the answered requests, and `cpu_us`, the CPU time of all the server's
-        processes for each of them.
+        What the load generator counts: `requests`, `seconds`, `p50_ms`, `p99_ms`, `refused`, `broken`, `timed_out`; and
+        `per_second`, the answered requests, `cpu_us`, the CPU time of all the server's processes for each of them, and
+        `client_cpu_percent`, how much of one core the load generator took.
 
     Raises:
-        BenchmarkError: the server does not echo, or wrk gave no figures.
+        BenchmarkError: the server's answer is wrong, or there are no figures.
     """
-    if load.model == "echo":
-        body = os.urandom(load.body_bytes)
-        if server.predict("echo", body) != body:
-            raise BenchmarkError(f"{server.name} answers {load.title} with something else than what was sent.")
-    before = cpu_times(server)
+    body = body_to_check(load.model, load.body_bytes)
+    if not is_right(load.model, body, server.predict(load.model, body)):
+        raise BenchmarkError(f"{server.name} gives a wrong answer: {load.title}.")
+    before, spent = cpu_times(server), _children_cpu_seconds()
+    if load.grpc:
+        figures = grpc_load.run(server.grpc, load.model, load.body_bytes, load.connections, seconds)
+    else:
+        figures = _run_wrk(server, load, seconds)
+    spent = _children_cpu_seconds() - spent
+    answered = max(figures["requests"] - figures["refused"], 1)
+    figures["per_second"] = answered / figures["seconds"]
+    figures["cpu_us"] = cpu_seconds_between(before, cpu_times(server)) / answered * 1e6
+    figures["client_cpu_percent"] = spent / figures["seconds"] * 100
+    return figures
+
+
+def _run_wrk(server: Server, load: Load, seconds: float) -> dict[str, float]:
+    model = load.model
+    variables = {
+        "HEADERS": "".join(f"{name}: {value}\n" for name, value in server.headers(model).items()),
+        "BODY_BYTES": str(load.body_bytes),
+        "BODY_HEX": "" if model == "echo" else server.encode(model, BODIES[model]).hex(),
+        "HEADS": load.heads,
+    }
     done = subprocess.run(
         ["wrk", "-t1", f"-c{load.connections}", f"-d{seconds:g}s", "--timeout", "60s",
-         "-s", str(BENCHMARKS / "load.lua"), f"{server.inference}{server.path(load.model)}"],
-        env={**os.environ, **_variables(server, load)}, capture_output=True, text=True, check=False,
+         "-s", str(BENCHMARKS / "load.lua"), f"{server.inference}{server.path(model)}"],
+        env={**os.environ, **variables}, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    after = cpu_times(server)
     for line in done.stdout.splitlines():
         if line.startswith("RESULT "):
             figures: dict[str, float] = json.loads(line.removeprefix("RESULT "))
-            answered = figures["requests"] - figures["refused"]
-            figures["per_second"] = answered / figures["seconds"]
-            figures["cpu_us"] = cpu_seconds_between(before, after) / max(answered, 1) * 1e6
             return figures
     raise BenchmarkError(f"wrk gave no figures for {load.title}:\n{done.stdout}{done.stderr}")
-
-
-def _variables(server: Server, load: Load) -> dict[str, str]:
-    """What load.lua reads."""
-    return {
-        "HEADERS": "".join(f"{name}: {value}\n" for name, value in server.headers.items()),
-        "BODY_BYTES": str(load.body_bytes),
-        "BODY_HEX": load.body.hex(),
-        "DISTINCT_HEADS": "1" if load.distinct_heads else "",
-    }
 
 
 def failures(figures: dict[str, float]) -> float:
@@ -94,7 +101,8 @@ def describe(figures: dict[str, float]) -> str:
     failed = failures(figures)
     return (
         f"{figures['per_second']:.0f} requests/s, p50 {figures['p50_ms']:.2f} ms, p99 {figures['p99_ms']:.2f} ms, "
-        f"{figures['cpu_us']:.0f} µs of CPU each" + (f", {failed:.0f} FAILED" if failed else "")
+        f"{figures['cpu_us']:.0f} µs of CPU each, load generator {figures['client_cpu_percent']:.0f} %"
+        + (f", {failed:.0f} FAILED" if failed else "")
     )
 
 
@@ -120,6 +128,12 @@ def cpu_times(server: Server) -> dict[psutil.Process, float]:
 def cpu_seconds_between(before: dict[psutil.Process, float], after: dict[psutil.Process, float]) -> float:
     """What the processes of `after` have used since `before`."""
     return sum(seconds - before.get(process, 0.0) for process, seconds in after.items())
+
+
+def _children_cpu_seconds() -> float:
+    """What this process's children that have ended used."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def check_wrk() -> None:

@@ -52,7 +52,7 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def write_results(content: dict[str, Any], machine: dict[str, Any], kind: str = "") -> Path:
+def write_results(content: dict[str, Any], machine: dict[str, Any], kind: str = "") -> None:
     """Writes the file of one run into benchmarks/results, named by its time.
 
     Args:
@@ -65,7 +65,6 @@ def write_results(content: dict[str, Any], machine: dict[str, Any], kind: str = 
     path = results / f"{kind}{machine['when'].replace(':', '').replace('+0000', 'Z')}.json"
     path.write_text(json.dumps({"machine": machine, **content}, indent=2) + "\n")
     print(f"written to {path.relative_to(PROJECT)}")
-    return path
 
 
 def publish(text: str, machine: dict[str, Any], begin_mark: str, end_mark: str) -> None:

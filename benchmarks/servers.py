@@ -15,12 +15,14 @@ import sys
 import time
 import urllib.request
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import psutil
+from workloads import BODIES, CONTENT_TYPES
 
 BENCHMARKS = Path(__file__).resolve().parent
 PROJECT = BENCHMARKS.parent
@@ -48,16 +50,18 @@ class Server(ABC):
 
     Attributes:
         inference: the address that predictions are sent to, such as http://127.0.0.1:8080.
-        headers: those that every request needs.
+        grpc: the address of its gRPC inference API, where it has TorchServe's.
         first_answer_s: seconds from the start to the first model's first answer.
     """
+
+    stop_limit_s = 30.0
 
     def __init__(self, name: str, *, folder: str, models: Sequence[str]) -> None:
         self.name = name
         self.folder = WORK / f"run-{folder}"
         self.models = models
         self.inference = f"http://127.0.0.1:{free_ports(1)[0]}"
-        self.headers = {"Content-Type": "application/octet-stream"}
+        self.grpc = ""
         self.first_answer_s = 0.0
 
     def __enter__(self: _Server) -> _Server:
@@ -101,13 +105,22 @@ class Server(ABC):
     def path(self, model: str) -> str:
         """Where predictions of a model are asked for."""
 
-    def example(self, model: str) -> bytes:
-        """A body that the model can answer."""
-        return EXAMPLES.get(model, b"hello")
+    def headers(self, model: str) -> dict[str, str]:
+        """Those that a prediction of a model needs."""
+        return {"Content-Type": CONTENT_TYPES.get(model, "application/octet-stream")}
+
+    def encode(self, model: str, body: bytes) -> bytes:
+        """A body in the form that the server wants; `workloads` says what the models take."""
+        return body
+
+    def decode(self, model: str, answer: bytes) -> bytes:
+        """What the model said, out of the server's answer."""
+        return answer
 
     def predict(self, model: str, body: bytes) -> bytes:
         """One prediction; raises OSError (urllib's errors are) where the answer is not a 200."""
-        return http_request("POST", f"{self.inference}{self.path(model)}", body, self.headers)
+        url = f"{self.inference}{self.path(model)}"
+        return self.decode(model, http_request("POST", url, self.encode(model, body), self.headers(model)))
 
     def processes(self) -> list[psutil.Process]:
         """The server's process and all below it."""
@@ -115,13 +128,13 @@ class Server(ABC):
         return [top, *top.children(recursive=True)]
 
     def stop(self) -> None:
-        """Stops the server; what has not gone after half a minute is killed."""
+        """Stops the server; what has not gone after `stop_limit_s` seconds is killed."""
         try:
             processes = self.processes()
         except (OSError, ValueError, psutil.Error):
             processes = []
         self.ask_to_stop()
-        _, alive = psutil.wait_procs(processes, timeout=30)
+        _, alive = psutil.wait_procs(processes, timeout=self.stop_limit_s)
         for process in alive:
             process.kill()
 
@@ -137,7 +150,7 @@ class Server(ABC):
     def _wait_for_answer(self, model: str, started: float) -> None:
         while True:
             try:
-                self.predict(model, self.example(model))
+                self.predict(model, BODIES[model])
                 return
             except OSError as error:
                 if not self._runs():
@@ -161,6 +174,8 @@ class Server(ABC):
 class CommandServer(Server):
     """A server that is one command in the foreground, ended by SIGTERM to its process group."""
 
+    #: Some wait for requests whose clients have long gone.
+    stop_limit_s = 5.0
     _process: subprocess.Popen[bytes] | None = None
 
     @abstractmethod
@@ -194,8 +209,17 @@ class CommandServer(Server):
         return int(self.inference.rpartition(":")[2])
 
 
-#: Bodies for the models that do not take any.
-EXAMPLES: dict[str, bytes] = {}
+@dataclass(frozen=True)
+class Rival:
+    """A server with the settings that it may like best.
+
+    Attributes:
+        name: of the program; its versions are in rivals/NAME.txt.
+        configurations: what to call each, and what makes the server, not yet started.
+    """
+
+    name: str
+    configurations: Mapping[str, Callable[[], Server]]
 
 
 def free_ports(count: int) -> list[int]:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 
 from archive_server import ArchiveServer
-from servers import BENCHMARKS, BenchmarkError, environment
+from servers import BENCHMARKS, BenchmarkError, Rival, environment
 
 NAME = "torchserve"
 
 
-def server(*, batch_size: int) -> ArchiveServer:
+def server(*, batch_size: int, models: Sequence[str]) -> ArchiveServer:
     """The server, not yet started; installs it the first time."""
     commands = environment(NAME, BENCHMARKS / "rivals" / "torchserve.txt")
-    return ArchiveServer(NAME, (str(commands / "torchserve"),), batch_size=batch_size, max_batch_delay_ms=5)
+    command = (str(commands / "torchserve"),)
+    return ArchiveServer(NAME, command, batch_size=batch_size, max_batch_delay_ms=5, models=models)
 
 
 def check_java() -> None:
@@ -33,3 +35,13 @@ def check_java() -> None:
     version = re.search(r'version "(\d+)', said)
     if version is None or int(version.group(1)) < 11:
         raise BenchmarkError(f"TorchServe needs Java 11 or newer; this is:\n{said}")
+
+
+_MODELS = ("echo", "mlp", "json")
+RIVAL = Rival(
+    NAME,
+    {
+        "batch 1": lambda: server(batch_size=1, models=_MODELS),
+        "batch 32, 5 ms": lambda: server(batch_size=32, models=_MODELS),
+    },
+)
