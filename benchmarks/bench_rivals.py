@@ -53,7 +53,7 @@ LOADS = (
     Load("small model, JSON, 16 connections", 16, model="json"),
     Load("gRPC, 1 KB, 16 calls", 16, 1000, grpc=True),
 )
-CPU_LOADS = LOADS[:3]
+CPU_LOADS = (*LOADS[:3], *(load for load in LOADS if load.heads))
 BEGIN_MARK, END_MARK = "<!-- rivals: written by bench_rivals.py --publish -->", "<!-- end of rivals -->"
 
 #: For each server, for each configuration, what each round found.

@@ -49,8 +49,8 @@ def run_load(server: Server, load: Load, seconds: float) -> dict[str, float]:
 
     Returns:
         What the load generator counts: `requests`, `seconds`, `p50_ms`, `p99_ms`, `refused`, `broken`, `timed_out`; and
-        `per_second`, the answered requests, `cpu_us`, the CPU time of all the server's processes for each of them, and
-        `client_cpu_percent`, how much of one core the load generator took.
+        `per_second`, the answered requests, `cpu_us` and `client_cpu_us`, the CPU time of all the server's processes and of
+        the load generator for each of them, and `client_cpu_percent`, how much of one core the load generator took.
 
     Raises:
         BenchmarkError: the server's answer is wrong, or there are no figures.
@@ -67,6 +67,7 @@ def run_load(server: Server, load: Load, seconds: float) -> dict[str, float]:
     answered = max(figures["requests"] - figures["refused"], 1)
     figures["per_second"] = answered / figures["seconds"]
     figures["cpu_us"] = cpu_seconds_between(before, cpu_times(server)) / answered * 1e6
+    figures["client_cpu_us"] = spent / answered * 1e6
     figures["client_cpu_percent"] = spent / figures["seconds"] * 100
     return figures
 

@@ -92,13 +92,16 @@ def _share(configurations: dict[str, dict[str, Any]], distinct: str, equal: str)
 
 
 def cpu_table(summary: Summary, loads: Sequence[Load], headings: dict[str, str]) -> str:
-    """CPU time per request in the configuration of the other table, and when idle; the least in bold."""
-    lines = [["CPU of all the server's processes", *(headings[name] for name in summary)]]
+    """CPU time per request in the configuration of the other table, and when idle; the least in bold.
+
+    For the loads with heads it is the load generator's: whether it could be what limits the requests that differ.
+    """
+    lines = [["CPU time", *(headings[name] for name in summary)]]
     for load in loads:
+        key, whose = ("client_cpu_us", "load generator, ") if load.heads else ("cpu_us", "")
         found = [best(configurations, load.title) for configurations in summary.values()]
-        lines.append(
-            [f"µs/request: {load.title}", *_least([each.figures["cpu_us"] if each else None for each in found], ",.0f")]
-        )
+        cells = _least([each.figures[key] if each else None for each in found], ",.0f")
+        lines.append([f"{whose}µs/request: {load.title}", *cells])
     idle = [least_idle(configurations) for configurations in summary.values()]
     lines.append(["% of a core when idle", *_least([each[1] if each else None for each in idle], ".1f")])
     return markdown(*lines)

@@ -38,6 +38,7 @@ RIVAL = Rival(
     NAME,
     {
         "batch 1": lambda: LitServeServer(batch_size=1),
+        "batch 1, 2 API servers": lambda: LitServeServer(batch_size=1, api_servers=2),
         "batch 32, 1 ms": lambda: LitServeServer(batch_size=32, batch_timeout_s=0.001),
     },
 )

@@ -25,7 +25,7 @@ def benchmarks_on_the_path(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def figures(per_second: float, cpu_us: float, **others: float) -> dict[str, float]:
-    return {"per_second": per_second, "cpu_us": cpu_us, "client_cpu_percent": 20, "refused": 0, "broken": 0,
+    return {"per_second": per_second, "cpu_us": cpu_us, "client_cpu_percent": 20, "client_cpu_us": 7, "refused": 0, "broken": 0,
             "timed_out": 0, **others}  # fmt: skip
 
 
@@ -66,17 +66,15 @@ def test_differing_heads_are_also_shown_as_a_share_of_equal_ones() -> None:
         "| other | **150**, with failures |",
         "| … of equal heads | 75% |",
     ]
+    assert "| load generator, µs/request: other | **7** |" in tables.cpu_table(summary, loads, {"ours": "ours"})
 
 
 @pytest.mark.parametrize(("now", "loads_too_expensive"), [(102.9, 0), (103.1, 3)])
 def test_the_gate_goes_by_the_median_of_the_rounds_changes(now: float, loads_too_expensive: int) -> None:
     gate = import_module("bench_gate")
+    changes = (now, now, 1000, 10, now)
     rounds = [
-        gate.Pair(100, now),
-        gate.Pair(200, now * 2),
-        gate.Pair(50, 500),
-        gate.Pair(70, 7),
-        gate.Pair(300, now * 3),
+        gate.Pair(base, base * change / 100) for base, change in zip((100, 200, 50, 70, 300), changes, strict=True)
     ]
     pairs = {(load.title, key): rounds for load in gate.LOADS for key, _ in gate.COMPARED}
     assert len(gate.too_expensive(pairs, 3.0)) == loads_too_expensive
