@@ -25,8 +25,8 @@ def benchmarks_on_the_path(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def figures(per_second: float, cpu_us: float, **others: float) -> dict[str, float]:
-    return {"per_second": per_second, "cpu_us": cpu_us, "client_cpu_percent": 20, "client_cpu_us": 7, "refused": 0, "broken": 0,
-            "timed_out": 0, **others}  # fmt: skip
+    generator = {"client_cpu_percent": 20, "client_cpu_us": 7, "refused": 0, "broken": 0, "timed_out": 0}
+    return {**generator, "per_second": per_second, "cpu_us": cpu_us, **others}
 
 
 def round_of(idle: float, **loads: dict[str, float]) -> dict[str, Any]:
