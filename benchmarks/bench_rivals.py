@@ -24,7 +24,7 @@ from load import Load, check_wrk, describe, measure_idle_cpu, measure_load
 from reports import describe_machine, publish, say, write_results
 from rivals import granian, litserve, mosec, torchserve, triton
 from servers import BENCHMARKS, BenchmarkError, Rival, Server
-from tables import cpu_table, summarise, throughput_table
+from tables import CEILING, cpu_table, summarise, throughput_table
 
 MODELS = ("echo", "mlp", "json")
 #: In the order of the tables; the last one is no model server but the ceiling of HTTP alone.
@@ -118,6 +118,13 @@ def versions(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def heading(name: str, version: str) -> str:
+    """How a server is called in the tables."""
+    if name == CEILING:
+        return f"HTTP alone: {version}"
+    return f"{name}, {version}" if name in PACKAGES else version
+
+
 def parse_options() -> Options:
     """The command line.
 
@@ -161,7 +168,7 @@ def main() -> None:
         machine = describe_machine()
         machine["packages"].update(version.split(" ") for version in versions(options.names).values())
         summary = summarise(rounds)
-        headings = {OURS: OURS, **versions(options.names)}
+        headings = {OURS: OURS, **{name: heading(name, text) for name, text in versions(options.names).items()}}
         cpu_loads = [load for load in CPU_LOADS if load in options.loads]
         text = f"{throughput_table(summary, options.loads, headings)}\n\n{cpu_table(summary, cpu_loads, headings)}"
         print(f"\n{text}\n")

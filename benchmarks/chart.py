@@ -78,7 +78,7 @@ def draw_rivals(results: dict[str, Any], theme: Theme) -> Figure:
     figure = Figure(figsize=(11, 1.75 * rows + 0.5), layout="constrained")
     figure.suptitle(_title(results, "requests/s, each server at its best"), color=theme.text, fontsize=11)
     panels = figure.subplots(rows, PANEL_COLUMNS, squeeze=False).flat
-    for axes, load in zip(panels, loads, strict=False):
+    for load, axes in zip(loads, panels, strict=False):
         found = {name: best(configurations, load) for name, configurations in summary.items()}
         rates = {name: each.figures["per_second"] for name, each in found.items() if each}
         ours, others = theme.bars
@@ -90,6 +90,7 @@ def draw_rivals(results: dict[str, Any], theme: Theme) -> Figure:
         axes.set_xticks([])
         axes.tick_params(labelsize=8)
         _style(axes, theme)
+        axes.set_ylim(len(summary) - 0.5, -0.5)  # bars of the same height, however many servers have one
     for axes in panels:
         axes.set_axis_off()
     return figure

@@ -7,7 +7,7 @@ load's figures, and `idle_cpu_percent`.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ from reports import markdown, medians
 #: The load generator was the limit, or close to it, from here on.
 CLIENT_LIMIT_PERCENT = 90
 NOTHING = "n/a"
+#: No model server, but what HTTP alone can do: it is never the best of them.
+CEILING = "granian"
 
 #: For each server, for each of its configurations, its figures.
 Summary = dict[str, dict[str, dict[str, Any]]]
@@ -53,18 +55,13 @@ def best(configurations: dict[str, dict[str, Any]], title: str) -> Best | None:
     return max(found, key=lambda each: each.figures["per_second"], default=None)
 
 
-def least_idle(configurations: dict[str, dict[str, Any]]) -> tuple[str, float] | None:
-    """The configuration that uses the least CPU time when idle, and how much."""
-    found = [(name, float(figures["idle_cpu_percent"])) for name, figures in configurations.items()]
-    return min(found, key=lambda each: each[1], default=None)
-
-
 def throughput_table(summary: Summary, loads: Sequence[Load], headings: dict[str, str]) -> str:
-    """Requests per second, the best of the servers in bold, and the part that differing heads leave."""
+    """Requests per second, the best of the model servers in bold, and the part that differing heads leave."""
     lines = [["requests/s", *(headings[name] for name in summary)]]
     for load in loads:
         found = {name: best(configurations, load.title) for name, configurations in summary.items()}
-        most = max((each.figures["per_second"] for each in found.values() if each), default=0.0)
+        rates = [each.figures["per_second"] for name, each in found.items() if each and name != CEILING]
+        most = max(rates, default=0.0)
         lines.append([load.title, *(_rate(summary[name], each, most) for name, each in found.items())])
         if load.heads == "distinct":
             equal = next((each.title for each in loads if each.heads == "equal"), "")
@@ -99,16 +96,17 @@ def cpu_table(summary: Summary, loads: Sequence[Load], headings: dict[str, str])
     lines = [["CPU time", *(headings[name] for name in summary)]]
     for load in loads:
         key, whose = ("client_cpu_us", "load generator, ") if load.heads else ("cpu_us", "")
-        found = [best(configurations, load.title) for configurations in summary.values()]
-        cells = _least([each.figures[key] if each else None for each in found], ",.0f")
+        found = {name: best(configurations, load.title) for name, configurations in summary.items()}
+        cells = _least({name: each.figures[key] if each else None for name, each in found.items()}, ",.0f")
         lines.append([f"{whose}µs/request: {load.title}", *cells])
-    idle = [least_idle(configurations) for configurations in summary.values()]
-    lines.append(["% of a core when idle", *_least([each[1] if each else None for each in idle], ".1f")])
+    idle = {name: min(each["idle_cpu_percent"] for each in found.values()) for name, found in summary.items()}
+    lines.append(["% of a core when idle", *_least(idle, ".1f")])
     return markdown(*lines)
 
 
-def _least(values: list[float | None], form: str) -> list[str]:
-    least = min((value for value in values if value is not None), default=None)
-    texts = [NOTHING if value is None else f"{value:{form}}" for value in values]
-    return [f"**{text}**" if value == least and value is not None else text
-            for value, text in zip(values, texts, strict=True)]  # fmt: skip
+def _least(values: Mapping[str, float | None], form: str) -> list[str]:
+    """The values as text, the least of the model servers' in bold."""
+    least = min((value for name, value in values.items() if value is not None and name != CEILING), default=None)
+    texts = [NOTHING if value is None else f"{value:{form}}" for value in values.values()]
+    return [f"**{text}**" if value is not None and value == least else text
+            for value, text in zip(values.values(), texts, strict=True)]  # fmt: skip
