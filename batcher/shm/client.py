@@ -1,7 +1,7 @@
 """The web side of a segment: take a slot, write a request, push it, find the answer, give the slot back.
 
 One `SlotClient` belongs to one thread (the loop of a web worker). Where requests come from several threads
-(`dataplane.BlockingPlane`), its owner holds a lock around each call.
+(`dataplane.blocking`), its owner holds a lock around each call.
 """
 
 from __future__ import annotations
