@@ -95,10 +95,13 @@ def cpu_table(summary: Summary, loads: Sequence[Load], headings: dict[str, str])
     """
     lines = [["CPU time", *(headings[name] for name in summary)]]
     for load in loads:
-        key, whose = ("client_cpu_us", "load generator, ") if load.heads else ("cpu_us", "")
         found = {name: best(configurations, load.title) for name, configurations in summary.items()}
-        cells = _least({name: each.figures[key] if each else None for name, each in found.items()}, ",.0f")
-        lines.append([f"{whose}µs/request: {load.title}", *cells])
+        if load.heads:
+            spent = [f"{each.figures['client_cpu_us']:,.0f}" if each else NOTHING for each in found.values()]
+            lines.append([f"load generator, µs/request: {load.title}", *spent])
+            continue
+        values = {name: each.figures["cpu_us"] if each else None for name, each in found.items()}
+        lines.append([f"µs/request: {load.title}", *_least(values, ",.0f")])
     idle = {name: min(each["idle_cpu_percent"] for each in found.values()) for name, found in summary.items()}
     lines.append(["% of a core when idle", *_least(idle, ".1f")])
     return markdown(*lines)
