@@ -2,7 +2,8 @@
 
     python benchmarks/grpc_load.py ADDRESS MODEL BODY_BYTES CALLS SECONDS    one of the processes
 
-Two processes of grpcio take more CPU time than the server does: the figures are a lower limit of what it can do.
+Clients in Python take a good part of the cores from a server on the same machine: the figures are a lower limit of what
+it can do.
 """
 
 from __future__ import annotations
