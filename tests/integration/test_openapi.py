@@ -172,14 +172,18 @@ def test_the_limits_are_the_servers() -> None:
     described = {row["name"]: row["schema"] for row in post["parameters"]}
     for name, most in (("batch_size", MAX_BATCH_SIZE), ("initial_workers", MAX_WORKERS)):
         assert described[name]["anyOf"][0]["maximum"] == most
-        RegisterArguments("a.mar", **{name: most}).check()
+        RegisterArguments.checked({"url": "a.mar", name: most})
         with pytest.raises(BadRequest, match=f"{name} must not be larger than {most}"):
-            RegisterArguments("a.mar", **{name: most + 1}).check()
+            RegisterArguments.checked({"url": "a.mar", name: most + 1})
     for runtime in described["runtime"]["enum"]:
-        RegisterArguments("a.mar", runtime=runtime).check()
+        RegisterArguments.checked({"url": "a.mar", "runtime": runtime})
     assert set(described["runtime"]["enum"]) == set(RUNTIMES)
+    with pytest.raises(BadRequest, match=r"Wrong arguments: .*'workers'"):
+        RegisterArguments.checked({"url": "a.mar", "workers": 1})
+    with pytest.raises(BadRequest, match="Parameter url is required"):
+        RegisterArguments.checked({})
     with pytest.raises(BadRequest, match="Invalid RuntimeType value: ruby"):
-        RegisterArguments("a.mar", runtime="ruby").check()
+        RegisterArguments.checked({"url": "a.mar", "runtime": "ruby"})
 
 
 def test_every_argument_and_every_field_of_a_worker_is_there() -> None:

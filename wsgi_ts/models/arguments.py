@@ -5,6 +5,7 @@ REST, gRPC, the API description and the manager go by these tables. They are lig
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,19 +44,26 @@ class RegisterArguments:
         FLAG, False, "Whether the object is asked of S3 as one encrypted with a key of KMS.", unset=False
     )
 
-    def check(self) -> None:
-        """Refuses what cannot be meant.
+    @classmethod
+    def checked(cls, given: Mapping[str, Any]) -> RegisterArguments:
+        """The arguments of a call, where all of them can be meant.
 
         Raises:
-            BadRequest: the URL is missing, the runtime is none of TorchServe's, or a number is absurdly large.
+            BadRequest: one is unknown, the URL is missing, the runtime is none of TorchServe's, or a number is absurdly
+                large.
         """
-        if self.url is None:
+        try:
+            arguments = cls(**given)
+        except TypeError as error:
+            raise BadRequest(f"Wrong arguments: {error}") from error
+        if arguments.url is None:
             raise BadRequest("Parameter url is required.")
-        check_runtime(self.runtime)
-        for name, row in settings_of(RegisterArguments).items():
+        check_runtime(arguments.runtime)
+        for name, row in settings_of(cls).items():
             most = row.limits.get("maximum")
-            if most is not None and (getattr(self, name) or 0) > most:
+            if most is not None and (getattr(arguments, name) or 0) > most:
                 raise BadRequest(f"Parameter {name} must not be larger than {most}.")
+        return arguments
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,8 +79,7 @@ class ModelManager:
             given: the fields of RegisterArguments.
         """
         self._registry.refuse_while_draining()
-        arguments = RegisterArguments(**given)
-        arguments.check()
+        arguments = RegisterArguments.checked(given)
         directory = self._preparer.open(arguments, at_startup=at_startup)
         model = self._add(directory, None if at_startup else arguments)
         with model.operation:
