@@ -63,8 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log.warning("Supervisor %d of this server; the one before has ended: %s", options.life, options.last_end)
         return Supervisor(config, guard, options.run_dir or config.run_dir, log_plan, log_files).run()
     except (StartError, RunDirectoryError, BindError) as error:
-        log.error("%s", error)
-        print(safe_text(str(error)), file=sys.stderr, flush=True)
+        message = config.located(str(error))
+        log.error("%s", message)
+        print(safe_text(message), file=sys.stderr, flush=True)
         return 1
 
 
