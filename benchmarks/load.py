@@ -50,7 +50,7 @@ def run_load(server: Server, load: Load, seconds: float) -> dict[str, float]:
     Returns:
         What the load generator counts: `requests`, `seconds`, `p50_ms`, `p99_ms`, `refused`, `broken`, `timed_out`.
         Also `per_second`, answered requests; `cpu_us` and `client_cpu_us`, the CPU time of all the server's processes
-        and of the load generator for each of them; `client_cpu_percent`, how much of one core each of its processes took.
+        and of the load generator for each; `client_cpu_percent`, how much of a core each of its processes took.
 
     Raises:
         BenchmarkError: the server's answer is wrong, or there are no figures.
