@@ -13,7 +13,7 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, BinaryIO, TextIO
@@ -153,10 +153,28 @@ def write_archive(
             part.unlink(missing_ok=True)
 
 
+class _PlainLines(tqdm):  # type: ignore[misc,unused-ignore]
+    """tqdm where nobody looks at a terminal: a line each time, in place of one that is written over."""
+
+    @staticmethod
+    def status_printer(file: TextIO) -> Callable[[str], None]:
+        """Returns what prints the state; tqdm ends the last line itself."""
+        begun = False
+
+        def print_line(text: str) -> None:
+            nonlocal begun
+            file.write(f"\n{text}" if begun else text)
+            file.flush()
+            begun = True
+
+        return print_line
+
+
 def _progress(contents: Contents, stream: TextIO) -> tqdm:
     """Returns what shows how much of the input is packed; nothing is shown where that is small."""
     total_bytes = contents.total_bytes()
-    return tqdm(
+    shown = tqdm if stream.isatty() else _PlainLines
+    return shown(
         desc=contents.output.name,
         total=total_bytes,
         unit="B",
