@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -62,15 +63,6 @@ class ModelSpec:
     max_sequence_queue: int = 1
     min_workers: int = 1
     max_workers: int = 1
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready fields."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> ModelSpec:
-        """The spec that `to_dict` gave these fields of."""
-        return cls(**fields)
 
 
 class WorkerState(str, enum.Enum):
@@ -176,6 +168,16 @@ class SpawnWorker(WorkerLife):
     def thread_name(self) -> str:
         """The name under which the worker's lines are logged."""
         return f"W-{self.worker_id}-{self.spec.name}_{self.spec.version}"
+
+    def to_json(self) -> str:
+        """Returns it as an argument for a process that is no fork of the template."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> SpawnWorker:
+        """Returns the order that `to_json` gave this text of."""
+        fields = json.loads(text)
+        return cls(**fields | {"spec": ModelSpec(**fields["spec"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +303,7 @@ FromBatcher = (
 Message = TypeVar("Message")
 #: Fields that are more than JSON.
 _READERS: dict[str, Callable[[Any], Any]] = {
-    "spec": ModelSpec.from_dict,
+    "spec": lambda fields: ModelSpec(**fields),
     "state": WorkerState,
     "workers": lambda rows: [WantedWorker(**row) for row in rows],
 }
@@ -352,7 +354,7 @@ def _name(kind: type) -> str:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, ModelSpec):
-        return value.to_dict()
+        return dataclasses.asdict(value)
     if isinstance(value, list):
         return [dataclasses.asdict(each) if isinstance(each, WantedWorker) else each for each in value]
     return value

@@ -230,7 +230,19 @@ def exit_reason(returncode: int) -> str:
 
 
 class Child:
-    """A process that this one has started and that this one ends. Make it from the thread that lives longest.
+    """A process that this one starts and ends. Make it from the thread that lives longest.
+
+    It gets a session of its own: a Ctrl-C in the terminal reaches the supervisor alone.
+
+    Args:
+        role: for people.
+        argv: the command.
+        pass_fds: descriptors that it inherits, under the same numbers.
+        environ: variables that it gets in addition.
+        stderr: a descriptor to be its stderr; None for ours.
+
+    Raises:
+        OSError: it cannot be started.
 
     Attributes:
         role: for people ("batcher 0"); also in the record of the run directory.
@@ -248,18 +260,6 @@ class Child:
         environ: Mapping[str, str] | None = None,
         stderr: int | None = None,
     ) -> None:
-        """Starts it in a session of its own (a Ctrl-C in the terminal reaches the supervisor alone).
-
-        Args:
-            role: for people.
-            argv: the command.
-            pass_fds: descriptors that it inherits, under the same numbers.
-            environ: variables that it gets in addition.
-            stderr: a descriptor to be its stderr; None for ours.
-
-        Raises:
-            OSError: it cannot be started.
-        """
         variables = inherited_environ() | dict(environ or {})
         variables[PARENT_PID_VARIABLE] = str(os.getpid())
         # Without it setproctitle writes the title over the environment, and with it over the instance's mark.

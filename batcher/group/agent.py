@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gc
-import json
 import logging
 import os
 import select
@@ -33,7 +32,7 @@ from wsgi_ts.batcher.shm.mailbox import mailbox_name
 from wsgi_ts.batcher.spawn.exit import EXIT_CODE_OUT_OF_MEMORY
 from wsgi_ts.batcher.spawn.process import refresh, reset_signals, run_and_exit
 from wsgi_ts.control.channel import Channel, ChannelClosed
-from wsgi_ts.messages import ModelSpec
+from wsgi_ts.messages import SpawnWorker
 
 log = logging.getLogger(__name__)
 
@@ -228,32 +227,26 @@ def run_forked_rank(*words: str) -> NoReturn:
     run_and_exit(live)
 
 
-def run(
-    spec: ModelSpec,
-    worker_id: int,
-    start_count: int,
-    gpu_id: int | None,
-    prefix: str,
-    batcher_index: int,
-    threads: int,
-    status_fd: int,
-) -> int:
-    """The life of a group's agent; returns its exit code. The arguments are those of `worker.run`."""
+def run(order: SpawnWorker, status_fd: int) -> int:
+    """The life of a group's agent; returns its exit code.
+
+    Args:
+        order: what the group is.
+        status_fd: socket on which the progress and the result of loading are reported.
+    """
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous.api import RendezvousError
     from torch.distributed.launcher.api import elastic_launch
 
+    spec = order.spec
     assert spec.torchrun is not None
-    board = GroupBoard(mailbox_name(prefix, batcher_index, worker_id, start_count))
+    board = GroupBoard(mailbox_name(order.prefix, order.batcher_index, order.worker_id, order.start_count))
     watch = GroupWatch(board, Channel(socket.socket(fileno=status_fd)))
     watch.start()
     os.environ["OMP_NUM_THREADS"] = str(spec.torchrun["omp_number_threads"])
-    words = ["--spec-json", json.dumps(spec.to_dict()), "--worker-id", str(worker_id)]
-    words += ["--start-count", str(start_count), "--prefix", prefix, "--batcher-index", str(batcher_index)]
-    if gpu_id is not None:
-        words += ["--gpu-id", str(gpu_id)]
-    arguments = torchrun_arguments(spec.torchrun, f"{spec.name}_{worker_id}")
+    words = [order.to_json()]
+    arguments = torchrun_arguments(spec.torchrun, f"{spec.name}_{order.worker_id}")
     command = rank_command(spec.python or sys.executable, words)
     parsed = torchrun.parse_args([*arguments, "--no-python", *command])  # type: ignore[no-untyped-call]
     config, program, program_words = torchrun.config_from_args(parsed)

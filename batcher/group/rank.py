@@ -11,10 +11,8 @@ agent then ends all of them.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
-import json
 import math
 import os
 import sys
@@ -32,7 +30,7 @@ from wsgi_ts.handlers.serving.errors import LoadError
 from wsgi_ts.handlers.serving.request import Request
 from wsgi_ts.handlers.serving.results import PREDICTION_FAILED, Answer, error_answer
 from wsgi_ts.handlers.serving.service import Service, configure_logging
-from wsgi_ts.messages import ModelSpec
+from wsgi_ts.messages import ModelSpec, SpawnWorker
 from wsgi_ts.process import die_with_parent, enable_fault_traces, set_process_title
 
 #: The parallel type under which only rank 0 gets requests.
@@ -142,13 +140,13 @@ def _end_process_group() -> None:
         distributed.destroy_process_group()
 
 
-def lead(spec: ModelSpec, args: argparse.Namespace, name: str) -> int:
+def lead(order: SpawnWorker, name: str) -> int:
     """The life of rank 0; returns its exit code."""
     group = GroupLeader(GroupBoard(name))
-    kind = ModelWorker if spec.parallel_type == PIPELINE else LeaderWorker
-    bell = Board.attach(args.prefix).batcher_bell(args.batcher_index)
-    worker = kind(spec, args.prefix, WorkerMailbox(name), bell, group)
-    if not _load(worker, group, args.gpu_id):
+    kind = ModelWorker if order.spec.parallel_type == PIPELINE else LeaderWorker
+    bell = Board.attach(order.prefix).batcher_bell(order.batcher_index)
+    worker = kind(order.spec, order.prefix, WorkerMailbox(name), bell, group)
+    if not _load(worker, group, order.gpu_id):
         return 1
     worker.serve()
     worker.close()
@@ -159,11 +157,11 @@ def lead(spec: ModelSpec, args: argparse.Namespace, name: str) -> int:
     return 0
 
 
-def follow(spec: ModelSpec, args: argparse.Namespace, name: str, rank: int) -> int:
+def follow(order: SpawnWorker, name: str, rank: int) -> int:
     """The life of every other rank; returns its exit code."""
     group = GroupFollower(GroupBoard(name), rank)
-    worker = FollowerWorker(spec, args.prefix, group)
-    if not _load(worker, group, args.gpu_id):
+    worker = FollowerWorker(order.spec, order.prefix, group)
+    if not _load(worker, group, order.gpu_id):
         return 1
     worker.serve()
     worker.close()
@@ -192,23 +190,17 @@ def main(words: Sequence[str] | None = None) -> int:
     """Entry of one rank; returns its exit code.
 
     Args:
-        words: its arguments; None: those of the process.
+        words: its only argument, what the group is as JSON; None: that of the process.
     """
     die_with_parent(os.getppid())
-    parser = argparse.ArgumentParser(prog="python -m wsgi_ts.batcher.group.rank")
-    parser.add_argument("--spec-json", required=True)
-    parser.add_argument("--worker-id", type=int, required=True)
-    parser.add_argument("--start-count", type=int, required=True)
-    parser.add_argument("--gpu-id", type=int)
-    parser.add_argument("--prefix", required=True)
-    parser.add_argument("--batcher-index", type=int, required=True)
-    args = parser.parse_args(words)
-    spec = ModelSpec.from_dict(json.loads(args.spec_json))
+    (text,) = sys.argv[1:] if words is None else words
+    order = SpawnWorker.from_json(text)
+    spec = order.spec
     rank = int(os.environ["LOCAL_RANK"])
     enable_fault_traces()
-    set_process_title(f"wsgi-ts: rank {rank} of {args.worker_id} {spec.name} {spec.version}")
+    set_process_title(f"wsgi-ts: rank {rank} of {order.worker_id} {spec.name} {spec.version}")
     configure_logging()
     limit_threads(int(os.environ["OMP_NUM_THREADS"]))
     export_python_path(spec)
-    name = mailbox_name(args.prefix, args.batcher_index, args.worker_id, args.start_count)
-    return follow(spec, args, name, rank) if rank else lead(spec, args, name)
+    name = mailbox_name(order.prefix, order.batcher_index, order.worker_id, order.start_count)
+    return follow(order, name, rank) if rank else lead(order, name)

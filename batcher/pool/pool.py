@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 
+from wsgi_ts import messages
 from wsgi_ts.batcher.pool.actions import (
     Action,
     Cause,
@@ -40,20 +41,7 @@ from wsgi_ts.batcher.pool.life import (
     judge_exit,
     restart_delay_s,
 )
-from wsgi_ts.messages import (
-    FromTemplate,
-    KillWorker,
-    MetricsReported,
-    ModelSpec,
-    ModelUnloaded,
-    TemplateReady,
-    WantedWorker,
-    WorkerExited,
-    WorkerLoaded,
-    WorkerProgress,
-    WorkerStarted,
-    WorkerState,
-)
+from wsgi_ts.messages import FromTemplate, KillWorker, ModelSpec, ModelUnloaded, WantedWorker, WorkerState
 
 #: How long a process may take from fork or exec to its first instruction of ours, as TorchServe allows.
 START_TIMEOUT_S = 120.0
@@ -163,21 +151,21 @@ class WorkerPool:
 
     def on_template_event(self, event: FromTemplate, now: float) -> list[Action]:
         """Takes what the worker template says of itself and its workers."""
-        if isinstance(event, TemplateReady):
+        if isinstance(event, messages.TemplateReady):
             self._template_is_ready(now)
-        elif not isinstance(event, MetricsReported):
+        elif not isinstance(event, messages.MetricsReported):
             worker = self._live(event.worker_id, event.start_count)
             if worker is None or worker.state not in HAS_PROCESS:
                 return self._take_actions()
             match event:
-                case WorkerStarted():
+                case messages.WorkerStarted():
                     self._started(worker, event.pid, now)
-                case WorkerProgress():
+                case messages.WorkerProgress():
                     worker.progress = event.text
                     self._say(worker)
-                case WorkerLoaded():
+                case messages.WorkerLoaded():
                     self._loaded(worker, event, now)
-                case WorkerExited():
+                case messages.WorkerExited():
                     self._exited(worker, event, now)
         return self._take_actions()
 
@@ -264,7 +252,7 @@ class WorkerPool:
             worker.log_change("WORKER_STARTED")
             self._say(worker)
 
-    def _loaded(self, worker: Worker, event: WorkerLoaded, now: float) -> None:
+    def _loaded(self, worker: Worker, event: messages.WorkerLoaded, now: float) -> None:
         if worker.state is not WorkerState.LOADING:
             return
         worker.load_status, worker.load_ms = event.status, event.load_ms
@@ -286,7 +274,7 @@ class WorkerPool:
         self._actions.append(WorkerReady(worker.worker_id, worker.model_index, worker.pid, worker.start_count))
         self._say(worker)
 
-    def _exited(self, worker: Worker, event: WorkerExited, now: float) -> None:
+    def _exited(self, worker: Worker, event: messages.WorkerExited, now: float) -> None:
         worker.last_lines = event.last_lines
         cause, reason = judge_exit(worker, event.code, event.signal)
         if cause == "stopped":

@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import importlib
 import io
-import json
 import os
 import signal
 import socket
@@ -28,7 +27,7 @@ from wsgi_ts.batcher.spawn.exit import WORKER_VARIABLE, worker_mark
 from wsgi_ts.control.channel import Channel
 from wsgi_ts.gpu.devices import visibility
 from wsgi_ts.logs.setup import detach_logging
-from wsgi_ts.messages import ModelSpec, SpawnWorker
+from wsgi_ts.messages import SpawnWorker
 from wsgi_ts.process import die_with_parent, enable_fault_traces, set_process_title
 
 #: Where a model worker finds its status socket, once all other descriptors are closed.
@@ -46,7 +45,7 @@ _BOOTSTRAP = (
 GROUP_ENTRY = "wsgi_ts.batcher.group.agent:run"
 
 #: What a model worker runs: `wsgi_ts.batcher.worker.main.run` and whoever stands in for it.
-Entry = Callable[[ModelSpec, int, int, "int | None", str, int, int, int], int]
+Entry = Callable[[SpawnWorker, int], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +121,7 @@ def _child(order: SpawnWorker, entry: Entry, parent: int, fds: tuple[int, int, i
             _execute(order, order.spec.python, entry.__module__)
         refresh()
         life = load_entry(GROUP_ENTRY) if order.spec.ranks else entry
-        return life(
-            order.spec,
-            order.worker_id,
-            order.start_count,
-            order.gpu_id,
-            order.prefix,
-            order.batcher_index,
-            order.threads,
-            STATUS_FD,
-        )
+        return life(order, STATUS_FD)
 
     run_and_exit(live)
 
@@ -212,17 +202,6 @@ def _text_stream(fd: int) -> io.TextIOWrapper:
 def _execute(order: SpawnWorker, python: str, module: str) -> NoReturn:
     """Becomes another interpreter that runs `module.main`; what it cannot find, the server's folders have."""
     server_folder = str(Path(wsgi_ts.__file__).parent.parent)
-    arguments = {
-        "--spec-json": json.dumps(order.spec.to_dict()),
-        "--worker-id": order.worker_id,
-        "--start-count": order.start_count,
-        "--prefix": order.prefix,
-        "--batcher-index": order.batcher_index,
-        "--threads": order.threads,
-        "--status-fd": STATUS_FD,
-    }
-    if order.gpu_id is not None:
-        arguments["--gpu-id"] = order.gpu_id
     export_threads(order.threads)
-    words = [text for name, value in arguments.items() for text in (name, str(value))]
-    os.execv(python, [python, "-u", "-c", _BOOTSTRAP, server_folder, module, *words])
+    words = [python, "-u", "-c", _BOOTSTRAP, server_folder, module, order.to_json(), str(STATUS_FD)]
+    os.execv(python, words)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
-import json
 import socket
 import sys
 import time
@@ -19,7 +17,7 @@ from wsgi_ts.batcher.worker.worker import ModelWorker
 from wsgi_ts.control.channel import Channel
 from wsgi_ts.handlers.serving.errors import LoadError
 from wsgi_ts.handlers.serving.service import configure_logging
-from wsgi_ts.messages import ModelSpec
+from wsgi_ts.messages import SpawnWorker
 from wsgi_ts.process import enable_fault_traces, set_process_title
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -27,42 +25,28 @@ _LARGEST_HEAP_BLOCK = 32 * 1024 * 1024
 _KEPT_HEAP_BYTES = 64 * 1024 * 1024
 
 
-def run(
-    spec: ModelSpec,
-    worker_id: int,
-    start_count: int,
-    gpu_id: int | None,
-    prefix: str,
-    batcher_index: int,
-    threads: int,
-    status_fd: int,
-) -> int:
+def run(order: SpawnWorker, status_fd: int) -> int:
     """The life of a model worker; returns its exit code.
 
     Args:
-        spec: the model version.
-        worker_id: the worker's number (9000 …).
-        start_count: which life of this worker it is; part of the mailbox's name.
-        gpu_id: GPU for the handler, None for CPU.
-        prefix: the instance's name prefix.
-        batcher_index: the batcher that owns this worker.
-        threads: CPU threads that the handler's libraries may use, 0 = as they like.
+        order: what it is.
         status_fd: socket on which the result of loading is reported once.
     """
+    spec, prefix = order.spec, order.prefix
     status = Channel(socket.socket(fileno=status_fd))
     configure_logging()
-    limit_threads(threads)
+    limit_threads(order.threads)
     export_python_path(spec)
     _keep_freed_memory()
-    mailbox = WorkerMailbox(mailbox_name(prefix, batcher_index, worker_id, start_count))
+    mailbox = WorkerMailbox(mailbox_name(prefix, order.batcher_index, order.worker_id, order.start_count))
     kind = AsyncWorker if spec.async_communication else ModelWorker
-    worker = kind(spec, prefix, mailbox, Board.attach(prefix).batcher_bell(batcher_index))
+    worker = kind(spec, prefix, mailbox, Board.attach(prefix).batcher_bell(order.batcher_index))
     began = time.monotonic()
     report: Callable[[int, str], None] = lambda code, message: status.send(  # noqa: E731
         {"event": "loaded", "status": code, "message": message, "load_ms": int((time.monotonic() - began) * 1000)}
     )
     try:
-        worker.load(gpu_id)
+        worker.load(order.gpu_id)
     except LoadError as error:
         report(error.status, error.message)
         return 1
@@ -92,26 +76,8 @@ def _keep_freed_memory() -> None:
 
 def main() -> int:
     """Entry of a model worker with its own interpreter (a model with its own Python environment)."""
-    parser = argparse.ArgumentParser(prog="python -m wsgi_ts.batcher.worker")
-    parser.add_argument("--spec-json", required=True)
-    parser.add_argument("--worker-id", type=int, required=True)
-    parser.add_argument("--start-count", type=int, required=True)
-    parser.add_argument("--gpu-id", type=int)
-    parser.add_argument("--prefix", required=True)
-    parser.add_argument("--batcher-index", type=int, required=True)
-    parser.add_argument("--threads", type=int, default=0)
-    parser.add_argument("--status-fd", type=int, required=True)
-    args = parser.parse_args()
-    spec = ModelSpec.from_dict(json.loads(args.spec_json))
+    _, text, status_fd = sys.argv
+    order = SpawnWorker.from_json(text)
     enable_fault_traces()
-    set_process_title(f"wsgi-ts: model worker {args.worker_id} {spec.name} {spec.version}")
-    return run(
-        spec,
-        args.worker_id,
-        args.start_count,
-        args.gpu_id,
-        args.prefix,
-        args.batcher_index,
-        args.threads,
-        args.status_fd,
-    )
+    set_process_title(f"wsgi-ts: model worker {order.worker_id} {order.spec.name} {order.spec.version}")
+    return run(order, int(status_fd))

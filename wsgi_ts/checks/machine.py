@@ -19,6 +19,7 @@ from wsgi_ts.batcher.shm.machine import machine_problem
 from wsgi_ts.settings.config import Config
 
 _TORCH_FLOOR = (2, 6)
+_LIBRARIES = ("gunicorn", "falcon", "httptools", "grpcio", "protobuf", "posix-ipc", "numpy", "PyYAML", "setproctitle")
 #: Descriptors of a web worker besides one for each request under way: segments, sockets, logs.
 _SPARE_FILES = 256
 _GPU_LIMIT_S = 20
@@ -59,18 +60,7 @@ def check_clock() -> Iterator[Finding]:
 def check_python() -> Iterator[Finding]:
     """Versions of Python and of the libraries that it takes; torch is looked up, not imported."""
     yield Finding("OK", "Python", f"{platform.python_version()} ({sys.executable})")
-    for package in (
-        "torch",
-        "gunicorn",
-        "falcon",
-        "httptools",
-        "grpcio",
-        "protobuf",
-        "posix-ipc",
-        "numpy",
-        "PyYAML",
-        "setproctitle",
-    ):
+    for package in ("torch", *_LIBRARIES):
         try:
             version = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

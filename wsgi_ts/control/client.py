@@ -41,14 +41,12 @@ class ControlPlane:
 
     Each call has a connection to itself; idle ones are kept and used again. Connections are made on the
     first call, so an object made before a fork is safe to use after it.
+
+    Args:
+        run_dir: the instance's run directory, which holds `control.sock`.
     """
 
     def __init__(self, run_dir: Path | str) -> None:
-        """Connects to nothing yet.
-
-        Args:
-            run_dir: the instance's run directory, which holds `control.sock`.
-        """
         self._path = os.fspath(RunFiles(run_dir).control_socket)
         self._idle: list[Channel] = []
         self._lock = threading.Lock()

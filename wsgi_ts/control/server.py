@@ -63,15 +63,14 @@ class Operation:
 
 
 class ControlServer:
-    """Listens on the control socket from `start` to `stop`."""
+    """Listens on the control socket from `start` to `stop`.
+
+    Args:
+        path: of the socket; made by `start`, mode 0600.
+        operations: what can be asked for, by name.
+    """
 
     def __init__(self, path: Path, operations: Mapping[str, Operation]) -> None:
-        """Listens on nothing yet.
-
-        Args:
-            path: of the socket; made by `start`, mode 0600.
-            operations: what can be asked for, by name.
-        """
         self._path = path
         self._operations = dict(operations)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -1,7 +1,7 @@
 """`python -m wsgi_ts.guard`: the process that a user starts. It starts the supervisor, and again when that has died.
 
 What has to outlive a supervisor is kept here as open descriptors under names: the lock of the run directory, listening
-sockets, what is known of tokens and models. The supervisor hands them over on a socket (`guard_link`), the next one
+sockets, what is known of tokens and models. The supervisor hands them over on a socket (`link`), the next one
 inherits them. The guard looks into none of them, has no threads, and imports nothing large: there is little to it that
 could end it. Signals go on to the supervisor. What a killed supervisor has left is removed by a fork of the guard
 (`aftermath`), so that the guard stays small.
@@ -30,17 +30,16 @@ _LONG_S = 1.0
 
 
 class Guard:
-    """One instance from start to stop: `run` is all of its life."""
+    """One instance from start to stop: `run` is all of its life.
+
+    Args:
+        command: the supervisor's command, without what the guard adds.
+        run_dir: the run directory.
+        config_fd: a file in memory with the configuration.
+        foreground: started in a terminal: a signal that is ignored stays so, and SIGHUP is a wish to stop.
+    """
 
     def __init__(self, command: Sequence[str], run_dir: str, config_fd: int, *, foreground: bool) -> None:
-        """Starts nothing yet.
-
-        Args:
-            command: the supervisor's command, without what the guard adds.
-            run_dir: the run directory.
-            config_fd: a file in memory with the configuration.
-            foreground: started in a terminal: a signal that is ignored stays so, and SIGHUP is a wish to stop.
-        """
         self._command = tuple(command)
         self._run_dir = run_dir
         self._config_fd = config_fd
@@ -74,8 +73,6 @@ class Guard:
         if LOCK in self._kept and os.path.exists(os.path.join(self._run_dir, "record.json")):
             self._clean_up(for_good=True)
         return status if status >= 0 else 128 - status
-
-    # One supervisor
 
     def _one_life(self) -> int:
         """Starts a supervisor and waits for its end; returns its return code."""
@@ -171,8 +168,6 @@ class Guard:
         if fd >= 0:
             os.close(fd)
 
-    # Signals
-
     def _listen_for_signals(self) -> None:
         """Every signal becomes a byte on a socket; whoever has started the guard may have blocked them until now."""
         self._signals.setblocking(False)
@@ -209,8 +204,6 @@ class Guard:
             poll.poll(left_s * 1000)
             self._take_signals()
         return self._stop_wanted
-
-    # What a dead supervisor has left
 
     def _clean_up(self, *, for_good: bool) -> None:
         """Removes what is left of the instance, in a fork; a supervisor that follows tries once more.

@@ -22,6 +22,10 @@ _LIMIT_S = 2.0
 class GuardLink:
     """What a supervisor says to its guard. Used from any thread; without a guard nothing is kept.
 
+    Args:
+        fd: the socket to the guard; -1 where there is none.
+        pid, life, kept: see the attributes.
+
     Attributes:
         pid: the guard's; None where there is none.
         life: how many supervisors the guard has started, this one included.
@@ -31,14 +35,6 @@ class GuardLink:
     def __init__(
         self, fd: int = -1, pid: int | None = None, life: int = 1, kept: Mapping[str, int] | None = None
     ) -> None:
-        """Takes what the guard has handed down.
-
-        Args:
-            fd: the socket to the guard; -1 where there is none.
-            pid: the guard's.
-            life: see the attribute.
-            kept: see the attribute.
-        """
         self.pid = pid
         self.life = life
         self.kept = dict(kept or {})

@@ -26,12 +26,14 @@ _FILE_MODE = 0o644
 class Output:
     """A descriptor that takes whole lines.
 
+    Args:
+        fd: where to; -1 for nowhere.
+
     Attributes:
         lost: lines that could not be written.
     """
 
     def __init__(self, fd: int) -> None:
-        """Args: fd: where to; -1 for nowhere."""
         self.lost = 0
         self._fd = fd
 
@@ -69,7 +71,6 @@ class LogFile(Output):
     """
 
     def __init__(self, path: Path) -> None:
-        """Opens the file; creates it and its directory where they are not there."""
         super().__init__(-1)
         self.path = path
         self.began_at = time.time()

@@ -24,8 +24,8 @@ from wsgi_ts.logs.text import safe_text
 #: As TorchServe writes it; `{ms}` stands for the milliseconds, for which strftime has nothing.
 ISO8601 = "%Y-%m-%dT%H:%M:%S,{ms}"
 _LEVEL_NAMES = {logging.WARNING: "WARN", logging.CRITICAL: "ERROR", 5: "TRACE"}
-#: Names the descriptor of the server's stderr in a process whose own is read by the supervisor (`child_output`): what
-#: is logged there does not go through the supervisor.
+#: Names the descriptor of the server's stderr in a process whose own is read by the supervisor
+#: (`supervisor.child_output`): what is logged there does not go through the supervisor.
 STDERR_VARIABLE = "WSGI_TS_STDERR_FD"
 #: So many threads' frames a LineLog keeps: workers come and go.
 _MAX_FRAMES = 256
@@ -208,7 +208,7 @@ class LineLog:
         """Writes one line for each message, all with the present time, in one system call for each output.
 
         Args:
-            messages: on one line each, and clean (`log_text`): they are written as they are.
+            messages: on one line each, and clean (`text`): they are written as they are.
             level: one of `logging`'s.
             thread: what stands for the thread's name.
         """

@@ -97,9 +97,6 @@ def _read(path: Path) -> str:
         raise LogConfigError(path, line, "not UTF-8; save it as UTF-8") from None
 
 
-# Python's configurations
-
-
 def _python_config(
     path: Path, text: str, defaults: dict[str, Any], environ: Mapping[str, str]
 ) -> tuple[dict[str, Any], list[str]]:

@@ -135,7 +135,9 @@ class Batchers(ProcessGroup[BatcherProcess]):
             case messages.TemplateReady(missing):
                 self._template_is_ready(batcher, missing)
             case messages.TemplateFailed():
-                self._on_failure(batcher.failure("its worker template ended again and again before it had worked"))
+                # One that was ready under an earlier life of the batcher is started for ever, too.
+                if not batcher.is_warm:
+                    self._on_failure(batcher.failure("its worker template ended again and again before it had worked"))
             case messages.SegmentAttached(index):
                 # Only now: what it cannot do, it finds out with the first web worker's segment.
                 batcher.has_worked = True

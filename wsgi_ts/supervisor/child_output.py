@@ -19,6 +19,12 @@ _JOIN_LIMIT_S = 0.5
 class StderrRelay:
     """A pipe to be a child's stderr, whose other end a thread reads until nobody holds it any more.
 
+    Args:
+        name: of the child, for people.
+
+    Raises:
+        OSError, RuntimeError: there is no descriptor or no thread left.
+
     Attributes:
         fd: what the child gets as its stderr.
         server_fds: the server's own stderr, which the child inherits besides: it logs there.
@@ -26,14 +32,6 @@ class StderrRelay:
     """
 
     def __init__(self, name: str) -> None:
-        """Starts the thread.
-
-        Args:
-            name: of the child, for people.
-
-        Raises:
-            OSError, RuntimeError: there is no descriptor or no thread left.
-        """
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self.server_fds: tuple[int, ...] = ()
         # A server without a stderr logs nowhere.

@@ -18,16 +18,15 @@ log = logging.getLogger(__name__)
 
 
 class Publisher:
-    """Publishes what other processes of the instance have to know. Used from any thread."""
+    """Publishes what other processes of the instance have to know. Used from any thread.
+
+    Args:
+        registry: where the routes come from.
+        board: the instance's board.
+        directory: the run directory.
+    """
 
     def __init__(self, registry: Registry, board: Board, directory: RunDirectory) -> None:
-        """Publishes nothing yet.
-
-        Args:
-            registry: where the routes come from.
-            board: the instance's board.
-            directory: the run directory.
-        """
         self._registry = registry
         self._board = board
         self._directory = directory

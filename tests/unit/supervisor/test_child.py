@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from wsgi_ts.instance.run_directory import RunDirectory
+from wsgi_ts.messages import TemplateFailed
 from wsgi_ts.process import Child
 from wsgi_ts.supervisor.batcher_process import BatcherProcess
+from wsgi_ts.supervisor.batchers import Batchers
 from wsgi_ts.supervisor.child import SupervisedProcess
 from wsgi_ts.supervisor.servers import GrpcServer, Gunicorn
 
@@ -150,6 +152,17 @@ def test_who_is_silent_for_too_long_is_hung(directory: RunDirectory) -> None:
     assert not any(server.is_hung() for _ in range(20))
     server.came_up = True
     assert [server.is_hung() for _ in range(10)] == [False] * 8 + [True] * 2
+
+
+def test_a_worker_template_that_was_ready_once_ends_no_server(directory: RunDirectory) -> None:
+    batchers, failures = Batchers.__new__(Batchers), list[str]()
+    batchers._on_failure = failures.append
+    batcher = BatcherProcess(0, "cpu", directory)
+    batchers._take(batcher, TemplateFailed())
+    assert len(failures) == 1
+    batcher.is_warm = True
+    batchers._take(batcher, TemplateFailed())
+    assert len(failures) == 1
 
 
 LOGGING = """

@@ -2,7 +2,7 @@
 
 Three sources meet here, each read or told when it is needed, none on the way of a request:
 
-* the board in shared memory, on which batchers and web workers count (`board_metrics`);
+* the board in shared memory, on which batchers and web workers count (`board`);
 * what handlers report: their lines are read, checked and summed by the worker templates, and come as updates over the
   batchers' channels (`reported`);
 * the system metrics, measured by a thread (`system`), and what the registry knows of the model workers.
@@ -134,8 +134,6 @@ class MetricsCollector:
         """Adds what handlers have reported (`ModelMetrics.take_updates`)."""
         self._reported.apply(updates)
 
-    # Reading
-
     def _models(self) -> list[CountedModel]:
         return [
             CountedModel(model.name, model.version, model.spec.index, len(model.workers), model.restarts)
@@ -189,8 +187,6 @@ class MetricsCollector:
                 if (line := _line(spec, dimensions, value, now_s)) is not None
             ]
             self._log_files.ts_metrics.write(lines, thread=_THREAD)
-
-    # The log
 
     def _settle(self) -> None:
         """Has the batchers count what model workers have finished: those that sleep find out four times a second."""

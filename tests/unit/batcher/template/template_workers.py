@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -16,27 +15,21 @@ from pathlib import Path
 from wsgi_ts.batcher.shm.mailbox import mailbox_name
 from wsgi_ts.batcher.shm.shared_memory import SharedMemory, unlink
 from wsgi_ts.control.channel import Channel
-from wsgi_ts.messages import ModelSpec
+from wsgi_ts.messages import SpawnWorker
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 
 
-def run(
-    spec: ModelSpec,
-    worker_id: int,
-    start_count: int,
-    gpu_id: int | None,
-    prefix: str,
-    batcher_index: int,
-    threads: int,
-    status_fd: int,
-) -> int:
+def run(order: SpawnWorker, status_fd: int) -> int:
+    spec = order.spec
     if spec.handler == "rubbish":
         os.write(status_fd, b"\x00\x00\x00\x02[]")
         time.sleep(600)
     status = Channel(socket.socket(fileno=status_fd))
     facts = {
-        "arguments": [worker_id, start_count, gpu_id, prefix, batcher_index, threads],
+        "arguments": [
+            *(order.worker_id, order.start_count, order.gpu_id, order.prefix, order.batcher_index, order.threads)
+        ],
         "cwd": os.getcwd(),
         "fds": sorted(int(name) for name in os.listdir("/proc/self/fd"))[:-1],
         "session": os.getsid(0),
@@ -61,7 +54,7 @@ def run(
     elif behaviour == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     elif behaviour == "descendants":
-        _leave_descendants(mailbox_name(prefix, batcher_index, worker_id, start_count))
+        _leave_descendants(mailbox_name(order.prefix, order.batcher_index, order.worker_id, order.start_count))
     elif behaviour == "wait":
         time.sleep(600)
     return 0
@@ -103,20 +96,5 @@ def _leave_descendants(mailbox: str) -> None:
 
 def main() -> int:
     """The same in an interpreter of its own: takes the arguments that a model worker's `main` takes."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--spec-json", required=True)
-    parser.add_argument("--gpu-id", type=int)
-    parser.add_argument("--prefix", required=True)
-    for name in ("--worker-id", "--start-count", "--batcher-index", "--threads", "--status-fd"):
-        parser.add_argument(name, type=int, required=True)
-    args = parser.parse_args()
-    return run(
-        ModelSpec.from_dict(json.loads(args.spec_json)),
-        args.worker_id,
-        args.start_count,
-        args.gpu_id,
-        args.prefix,
-        args.batcher_index,
-        args.threads,
-        args.status_fd,
-    )
+    _, text, status_fd = sys.argv
+    return run(SpawnWorker.from_json(text), int(status_fd))
