@@ -112,7 +112,7 @@ class Around(RuleBasedStateMachine):
         self.processes: list[Process] = []
         self.kinds: list[int] = []
         self.next_worker = 9000
-        self.upheavals = 0
+        self.upheavals = self.losses = 0
         self.segments: list[Slots] = []
         self.free: list[tuple[Slots, int]] = []
         self.add_segment()
@@ -128,6 +128,11 @@ class Around(RuleBasedStateMachine):
     def may_upheave(self) -> bool:
         """Whether something may happen that ends most of what is under way."""
         return self.upheavals < 2
+
+    @property
+    def may_lose_worker(self) -> bool:
+        """Whether a worker may end that nobody replaces: where there is none, little else can happen."""
+        return self.losses < 3
 
     def request_of(self, job: Job) -> Request:
         return self.requests[id(job.segment), job.slot, job.generation]
@@ -276,17 +281,19 @@ class Around(RuleBasedStateMachine):
 class SchedulerMachine(Around):
     """What can happen."""
 
-    @initialize(kinds=st.lists(MODELS, min_size=1, max_size=2, unique=True))
-    def begin(self, kinds: list[int]) -> None:
+    @initialize(kinds=st.lists(MODELS, min_size=1, max_size=2, unique=True), are_short=st.booleans())
+    def begin(self, kinds: list[int], are_short: bool) -> None:
         self.kinds = kinds
         for kind in kinds:
             self.act(self.scheduler.load_model(spec_of(kind), self.now))
             self.add_worker(kind)
+        if are_short:
+            self.batches_are_short()
 
     # -- web workers
 
     @precondition(lambda self: self.free)
-    @rule(which=ANY, count=st.integers(1, 4), key=st.sampled_from("abc"), seen=st.sampled_from([True, True, False]))
+    @rule(which=ANY, count=st.integers(1, 6), key=st.sampled_from("abc"), seen=st.sampled_from([True, True, False]))
     def submit(self, which: int, count: int, key: str, seen: bool) -> None:
         kind = self.kinds[which % len(self.kinds)]
         for _ in range(min(count, len(self.free))):
@@ -384,11 +391,12 @@ class SchedulerMachine(Around):
     @rule(which=ANY)
     def load_model(self, which: int) -> None:
         kind = self.kinds[which % len(self.kinds)]
-        known = kind in self.scheduler.models
-        if not known:  # what an earlier batcher had let in comes first
-            self.order[kind].sort(key=lambda request: (not self.was_let_in(request), request.arrived_at))
-        self.act(self.scheduler.load_model(spec_of(kind), self.now))
-        self.settle()
+        if kind not in self.scheduler.models:
+            let_in = [request for request in self.order[kind] if self.was_let_in(request)]
+            self.order[kind].sort(key=lambda request: (request not in let_in, request.arrived_at))
+            self.act(self.scheduler.load_model(spec_of(kind), self.now))
+            assert all(request.is_open for request in let_in), "what an earlier batcher had let in is never refused"
+            self.settle()
 
     def was_let_in(self, request: Request) -> bool:
         return any(
@@ -416,20 +424,29 @@ class SchedulerMachine(Around):
         self.act(self.scheduler.worker_ready(process.handle, self.now))
         self.settle()
 
-    @precondition(lambda self: self.processes)
+    @precondition(lambda self: self.processes and self.may_lose_worker)
     @rule(which=ANY)
     def release_worker(self, which: int) -> None:
+        self.losses += 1
         process = self.processes[which % len(self.processes)]
         self.act(self.scheduler.release_worker(process.handle))
         if process in self.processes:
             process.asked_to_leave = not process.handle.held
         self.settle()
 
-    @precondition(lambda self: self.processes)
+    @precondition(lambda self: self.processes and self.may_lose_worker)
     @rule(which=ANY, oom=st.booleans())
     def end_worker(self, which: int, oom: bool) -> None:
+        self.losses += 1
         self.kill(self.processes[which % len(self.processes)], oom)
         self.settle()
+
+    @precondition(lambda self: self.with_a_batch())
+    @rule(which=ANY)
+    def replace_worker_that_has_not_begun(self, which: int) -> None:
+        process = self.with_a_batch()[which % len(self.with_a_batch())]
+        self.kill(process, oom=False)
+        self.add_worker(process.handle.model)
 
     # -- what a model worker does
 
@@ -501,6 +518,16 @@ class SchedulerMachine(Around):
         process.marks.append(mark_of(key))
         process.has_news = True
 
+    @precondition(lambda self: self.processes)
+    @rule()
+    def work(self) -> None:
+        """Every worker ends what it has begun, the loop looks, and every worker begins what it then has."""
+        while self.in_a_batch():
+            self.finish_batch(0)
+        self.look_at_mailboxes()
+        while self.with_a_batch():
+            self.take_batch(0)
+
     @precondition(lambda self: any(each.has_news for each in self.processes))
     @rule()
     def look_at_mailboxes(self) -> None:
@@ -511,7 +538,7 @@ class SchedulerMachine(Around):
 
     # -- the batcher
 
-    @rule(seconds=st.sampled_from([0.02, 0.3, WINDOW_S, DEADLINE_S + 0.1, RECOVERY_S, RESPONSE_S]))
+    @rule(seconds=st.sampled_from([0.02, 0.3, 0.3, WINDOW_S, DEADLINE_S + 0.1, RECOVERY_S, RESPONSE_S]))
     def wait(self, seconds: float) -> None:
         self.now += seconds
         self.act(self.scheduler.tick(self.now))
@@ -523,6 +550,16 @@ class SchedulerMachine(Around):
         for request in self.order[LATE] if LATE in self.scheduler.models else []:
             assert not self.is_over(request), "kept waiting after its deadline"
 
+    @precondition(lambda self: self.stalled())
+    @rule(which=ANY)
+    def find_batch_slow(self, which: int) -> None:
+        """A batch takes long, another one lies behind it, and there is a worker with nothing to do."""
+        self.add_worker(self.stalled()[which % len(self.stalled())].handle.model)
+        self.wait(0.6)
+
+    def stalled(self) -> list[Process]:
+        return [each for each in self.in_a_batch() if len(each.handle.batches) > 1]
+
     @precondition(lambda self: self.scheduler.models)
     @rule()
     def batches_are_short(self) -> None:
@@ -533,9 +570,9 @@ class SchedulerMachine(Around):
         self.settle()
 
     @precondition(lambda self: self.open and self.may_upheave)
-    @rule()
-    def replace_batcher(self) -> None:
-        """The batcher dies, and its workers with it; the next one scans the segments."""
+    @rule(is_told=st.booleans())
+    def replace_batcher(self, is_told: bool) -> None:
+        """The batcher dies, and its workers with it; the next one scans the segments, and is told of the models."""
         self.upheavals += 1
         self.processes.clear()
         self.scheduler = Scheduler(self.now)
@@ -554,18 +591,22 @@ class SchedulerMachine(Around):
         self.act(self.scheduler.recover(found, self.now))
         for request in self.open:
             assert not request.begun_by, "its worker is dead: it has to be answered"
+        for which in range(len(self.kinds)) if is_told else ():
+            self.load_model(which)
 
     # -- what always holds
 
     @invariant()
     def nothing_is_lost(self) -> None:
         held = [found.job for found in self.scheduler._recovered.found]
+        in_flight = [job for worker in self.scheduler.busy for batch in worker.batches for job in batch.jobs]
         for model in self.scheduler.models.values():
             waiting: list[Job] = []
             model.jobs.drop(lambda job, waiting=waiting: waiting.append(job))  # type: ignore[misc]
             assert len(waiting) == len(model.jobs)
             held += waiting
-            held += [job for worker in model.workers for batch in worker.batches for job in batch.jobs]
+        assert all(self.request_of(job).is_open for job in held), "nobody waits for this one"
+        held += in_flight
         requests = Counter(request for request in map(self.request_of, held) if request.is_open)
         assert all(count == 1 for count in requests.values()), "held twice"
         assert set(requests) == set(self.open) - set(self.unseen)
@@ -643,3 +684,22 @@ SchedulerMachine.TestCase.settings = settings(
     max_examples=150, stateful_step_count=60, deadline=None, report_multiple_bugs=False
 )
 TestScheduler = SchedulerMachine.TestCase
+
+
+def test_rule_10_a_batch_behind_a_slow_one_goes_to_an_idle_worker() -> None:
+    machine = SchedulerMachine()
+    machine.begin([PLAIN], are_short=True)
+    for count in (4, 2):  # one batch of three, and one that lies ready behind it
+        machine.submit(0, count, "", seen=True)
+    machine.take_batch(0)
+    slow = machine.processes[0]
+    assert [len(batch.jobs) for batch in slow.handle.batches] == [3, 3]
+    machine.find_batch_slow(0)
+    idle = machine.processes[1]
+    assert [len(process.handle.batches[-1].jobs) for process in (slow, idle)] == [0, 3]
+    machine.nothing_is_lost()
+    machine.take_batch(0)
+    machine.work()
+    machine.nothing_is_lost()
+    assert not machine.open
+    machine.teardown()
