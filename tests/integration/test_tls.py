@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import re
 import socket
 import ssl
 import time
@@ -304,8 +305,9 @@ def test_a_pair_that_does_not_match_stops_the_start(authority: Authority) -> Non
 
 def test_a_key_too_small_for_openssl_stops_the_start(authority: Authority) -> None:
     small = authority.pem("small", bits=1024)
-    said = start_failure(small)
-    assert said.strip().splitlines()[-1] == (
+    where, _, said = start_failure(small).strip().splitlines()[-1].partition(": ")
+    assert re.fullmatch(r".*/config\.properties:\d+", where)
+    assert said == (
         f"certificate_file {small['certificate_file']}: its key (RSA, 1024 bits) is too small for OpenSSL's security "
         "level 2; renew the certificate with a larger key, or set tls_security_level=1 until then"
     )

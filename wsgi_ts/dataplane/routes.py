@@ -28,6 +28,9 @@ from wsgi_ts.run_files import RunFiles
 
 log = logging.getLogger(__name__)
 
+#: Paths and queries whose meaning is remembered.
+_MOST_KNOWN = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -105,6 +108,7 @@ class RoutingTable:
         self._epoch = -1
         self._unread_epoch = -1
         self._models: dict[str, Any] = {}
+        self._known: dict[tuple[str, str], Target | None] = {}
         self.healthy = True
         self.draining = False
 
@@ -123,19 +127,29 @@ class RoutingTable:
             return
         self._epoch = epoch
         self._models = table["models"]
+        self._known.clear()
         self.healthy = bool(table["healthy"])
         self.draining = bool(table["draining"])
 
     def target_of(self, head: Head) -> Target | None:
         """Returns what a request asks for; None when it is not a prediction. Call `refresh` first.
 
-        The answer is kept with the head, which the parser keeps for the next request that is worded alike.
+        The answer is kept with the head, which the parser keeps for the next request that is worded alike, and for
+        other heads that ask for the same.
         """
         if head.route_epoch != self._epoch:
-            head.route = None if head.method == "OPTIONS" else self.target(head.path, head.query)
+            head.route = None if head.method == "OPTIONS" else self._known_target(head.path, head.query)
             head.route_epoch = self._epoch
         target: Target | None = head.route
         return target
+
+    def _known_target(self, path: str, query: str) -> Target | None:
+        asked = path, query
+        if asked not in self._known:
+            if len(self._known) >= _MOST_KNOWN:
+                self._known.clear()
+            self._known[asked] = self.target(path, query)
+        return self._known[asked]
 
     def target(self, path: str, query: str) -> Target | None:
         """Returns what a path means; None when it is not a prediction route. Call `refresh` first."""

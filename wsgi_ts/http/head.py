@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import httptools
@@ -19,8 +19,11 @@ MAX_REQUEST_LINE = 4096
 MAX_HEADER_BYTES = 8192
 MAX_HEADERS = 100
 _REMEMBERED_HEADS = 256
+_REMEMBERED_LINES = 1024
 _LONGEST_REMEMBERED = 1024
 _ABSOLUTE = re.compile(rb"(?i)https?://[^/?]*")
+_READ_HERE = frozenset((b"content-length", b"content-type", b"connection", b"expect", b"host", b"transfer-encoding"))
+_ONLY_ONCE = {b"content-type": "Content-Type", b"host": "Host"}
 _BARE_LINE_FEED = re.compile(rb"[^\r]\n")
 
 
@@ -38,6 +41,20 @@ class BadHead(Exception):
         self.message = message
 
 
+class _RequestLine(NamedTuple):
+    """A request line; see `Head`."""
+
+    method: str
+    target: str
+    line: str
+    path: str
+    query: str
+    http_1_1: bool
+
+
+_request_lines: dict[bytes, _RequestLine] = {}
+
+
 class Head:
     """A parsed request head.
 
@@ -51,7 +68,6 @@ class Head:
         chunked: the body comes in chunks.
         expect_continue: the client waits for "100 Continue".
         content_type: as sent, empty for none.
-        environ: the WSGI variables that follow from the head alone; copy before use.
         admitted: the mark of the check that let this head pass (`wsgi_ts.security.access`), None before.
         route, route_epoch: what the head means, for the routing table that found out, and its epoch then.
     """
@@ -62,12 +78,11 @@ class Head:
             "chunked",
             "content_length",
             "content_type",
-            "environ",
             "expect_continue",
             "http_1_1",
             "keep_alive",
         ),
-        *("line", "method", "path", "query", "raw", "route", "route_epoch", "target"),
+        *("_environ", "_headers", "line", "method", "path", "query", "raw", "route", "route_epoch", "target"),
     )
 
     def __init__(self, raw: bytes) -> None:
@@ -79,80 +94,121 @@ class Head:
             pass  # no protocol is offered to upgrade to; the request is answered as it stands
         except httptools.HttpParserError as error:
             raise BadHead(400, "Invalid HTTP message.") from error
-        version = parser.get_http_version()
-        if version not in ("1.1", "1.0"):
-            raise BadHead(400, "Invalid HTTP message.")
         self.raw = raw
         self.admitted: object = None
         self.route: Any = None
         self.route_epoch = -1
-        self.http_1_1 = version == "1.1"
-        self.method = parser.get_method().decode("latin-1")
-        self.target = collector.url.decode("latin-1")
-        self.line = f"{self.method} {safe_target(self.target)} HTTP/{version}"
-        # Otherwise RTSP and the like, or more than one space.
-        if not raw.startswith(f"{self.method} {self.target} HTTP/{version}\r\n".encode("latin-1")):
-            raise BadHead(400, "Invalid HTTP message.")
-        self._read_target(collector.url)
+        self._environ: dict[str, Any] | None = None
+        self._headers = collector.headers
+        first_line = raw[: raw.index(b"\r\n")]
+        # A client's heads may all differ, and yet ask for the same few things.
+        words = _request_lines.get(first_line)
+        if words is None:
+            words = _read_request_line(first_line, parser, collector.url)
+        self.method, self.target, self.line, self.path, self.query, self.http_1_1 = words
         self._read_headers(collector.headers)
 
-    def _read_target(self, url: bytes) -> None:
-        if not url.startswith(b"/"):
-            url = _ABSOLUTE.sub(b"", url, count=1)
-        path, _, query = url.partition(b"#")[0].partition(b"?")
-        self.path = (unquote_to_bytes(path) if b"%" in path else path or b"/").decode("latin-1")
-        self.query = query.decode("latin-1")
-
     def _read_headers(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """Reads what the server itself wants to know."""
         if len(headers) > MAX_HEADERS:
             raise BadHead(431, "Too many headers.")
         self.content_length = 0
         self.chunked = False
         self.expect_continue = False
         self.content_type = b""
-        environ: dict[str, Any] = {}
+        connection = b""
+        seen = set()
         for raw_name, raw_value in headers:
+            name = raw_name.lower()
+            if name not in _READ_HERE:
+                continue
+            value = raw_value.strip(b" \t")
+            if name in seen and name in _ONLY_ONCE:
+                raise BadHead(400, f"More than one {_ONLY_ONCE[name]} header.")
+            seen.add(name)
+            if name == b"content-length":
+                self.content_length = int(value)
+            elif name == b"content-type":
+                self.content_type = value
+            elif name == b"connection":
+                connection += b"," + value
+            elif name == b"transfer-encoding":
+                if value.lower() != b"chunked" or not self.http_1_1 or self.chunked:
+                    raise BadHead(501, "The only transfer coding this server knows is one chunked of HTTP/1.1.")
+                self.chunked = True
+            elif name == b"expect":
+                if value.lower() != b"100-continue":
+                    raise BadHead(417, "The only expectation this server meets is 100-continue.")
+                self.expect_continue = self.http_1_1
+        self.keep_alive = _wants_keep_alive(connection, self.http_1_1)
+
+    @property
+    def environ(self) -> dict[str, Any]:
+        """The WSGI variables that follow from the head alone; copy before use. Made when they are first asked for."""
+        if self._environ is None:
+            self._environ = self._make_environ()
+        return self._environ
+
+    def _make_environ(self) -> dict[str, Any]:
+        environ: dict[str, Any] = {}
+        for raw_name, raw_value in self._headers:
             if b"_" in raw_name:  # it would pass for another header, Content-Length included (as nginx does)
                 continue
             name = raw_name.decode("latin-1").upper().replace("-", "_")
             value = raw_value.decode("latin-1").strip(" \t")
-            if name == "CONTENT_LENGTH":
-                self.content_length = int(value)
+            if name in ("CONTENT_LENGTH", "CONTENT_TYPE"):
                 environ[name] = value
-            elif name == "CONTENT_TYPE":
-                if name in environ:
-                    raise BadHead(400, "More than one Content-Type header.")
-                self.content_type = raw_value.strip(b" \t")
-                environ[name] = value
-            elif name == "TRANSFER_ENCODING":
-                if value.lower() != "chunked" or not self.http_1_1 or self.chunked:
-                    raise BadHead(501, "The only transfer coding this server knows is one chunked of HTTP/1.1.")
-                self.chunked = True
-            elif name == "EXPECT":
-                if value.lower() != "100-continue":
-                    raise BadHead(417, "The only expectation this server meets is 100-continue.")
-                self.expect_continue = self.http_1_1
-            else:
+            elif name not in ("TRANSFER_ENCODING", "EXPECT"):  # the server has seen to them
                 key = "HTTP_" + name
-                if name == "HOST" and key in environ:
-                    raise BadHead(400, "More than one Host header.")
                 environ[key] = f"{environ[key]},{value}" if key in environ else value
-        self.keep_alive = _wants_keep_alive(environ.get("HTTP_CONNECTION", ""), self.http_1_1)
         environ["REQUEST_METHOD"] = self.method
         environ["PATH_INFO"] = self.path
         environ["QUERY_STRING"] = self.query
         environ["RAW_URI"] = self.target
         environ["SERVER_PROTOCOL"] = "HTTP/1.1" if self.http_1_1 else "HTTP/1.0"
-        self.environ = environ
+        return environ
 
 
-def _wants_keep_alive(connection: str, http_1_1: bool) -> bool:
+def _read_request_line(first_line: bytes, parser: httptools.HttpRequestParser, url: bytes) -> _RequestLine:
+    """Reads a request line that the parser has accepted, and remembers it.
+
+    Raises:
+        BadHead: it is not one of HTTP/1.1 or HTTP/1.0.
+    """
+    version = parser.get_http_version()
+    if version not in ("1.1", "1.0"):
+        raise BadHead(400, "Invalid HTTP message.")
+    method, target = parser.get_method().decode("latin-1"), url.decode("latin-1")
+    # Otherwise RTSP and the like, or more than one space.
+    if first_line != f"{method} {target} HTTP/{version}".encode("latin-1"):
+        raise BadHead(400, "Invalid HTTP message.")
+    if not url.startswith(b"/"):
+        url = _ABSOLUTE.sub(b"", url, count=1)
+    path, _, query = url.partition(b"#")[0].partition(b"?")
+    words = _RequestLine(
+        method,
+        target,
+        f"{method} {safe_target(target)} HTTP/{version}",
+        (unquote_to_bytes(path) if b"%" in path else path or b"/").decode("latin-1"),
+        query.decode("latin-1"),
+        version == "1.1",
+    )
+    if len(first_line) <= _LONGEST_REMEMBERED:
+        if len(_request_lines) >= _REMEMBERED_LINES:
+            _request_lines.clear()
+        _request_lines[first_line] = words
+    return words
+
+
+def _wants_keep_alive(connection: bytes, http_1_1: bool) -> bool:
     """Whether the client wants to go on using the connection (RFC 9112 9.3); no protocol is offered to upgrade to.
 
     The parser is not asked: it forgets the header when a request without a body is complete.
     """
-    options = {option.strip().lower() for option in connection.split(",")}
-    return "keep-alive" in options if not http_1_1 else not options & {"close", "upgrade"}
+    if not connection:
+        return http_1_1
+    options = {option.strip().lower() for option in connection.split(b",")}
+    return b"keep-alive" in options if not http_1_1 else not options & {b"close", b"upgrade"}
 
 
 class _Collector:

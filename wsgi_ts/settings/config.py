@@ -107,6 +107,9 @@ class Config:
     graceful_timeout: int = setting(
         integer(0, 86400, "s"), 30, "how long a stop waits for requests under way", ours=True
     )
+    direct_answers: bool = setting(
+        BOOLEAN, True, "predictions without headers of their handler are answered without the Falcon app", ours=True
+    )
     number_of_netty_threads: int = setting(integer(), 0, "taken as web_workers where that is not given")
     netty_client_threads: int = setting(integer(), 0, "threads towards the backend", has_effect=False)
     use_native_io: bool = setting(BOOLEAN, True, "epoll and Unix sockets", env=False, has_effect=False)

@@ -100,7 +100,14 @@ class Answers:
         else:
             exchange.keep_for_sending(slot)
             connection.release_slot = slot
-        self.respond(connection, self._response_to(connection, answer))
+        direct = connection.endpoint.direct
+        if direct is None or not direct.is_for(answer) or connection.wants_head_only:
+            self.respond(connection, self._response_to(connection, answer))
+            return
+        if connection.half_closed:
+            connection.close_after = True
+        lines = direct.head(answer, connection.request_id, connection.after_answer)
+        self._send_answer(connection, answer.status, lines, answer.body)
 
     @staticmethod
     def _response_to(connection: Connection, answer: Answer) -> Answer:
@@ -121,9 +128,18 @@ class Answers:
         if status == 413:
             self.too_large(connection)
             return
-        head = connection.head
-        body = b"" if head is not None and head.method == "HEAD" else response.body
-        lines = connection.answer_head(response)
+        body = b"" if connection.wants_head_only else response.body
+        self._send_answer(connection, status, connection.answer_head(response), body)
+
+    def _send_answer(self, connection: Connection, status: int, lines: bytes, body: bytes | memoryview) -> None:
+        """Sends a whole answer, and notes it.
+
+        Args:
+            connection: who is answered.
+            status: the HTTP status.
+            lines: the status line and the headers.
+            body: what follows them.
+        """
         self._report.note(connection, status)
         connection.phase = Phase.SEND
         if len(body) > _SMALL_BODY:

@@ -136,6 +136,11 @@ class Connection:
         """Whether the answer is sent without its body."""
         return self.head is not None and self.head.method == "HEAD"
 
+    @property
+    def after_answer(self) -> str:
+        """What becomes of the connection after the answer, as the header `connection` says it."""
+        return "close" if self.close_after else "keep-alive"
+
     def next_head(self) -> Head | None:
         """Takes the next request's head out of what was received; None while it is not complete.
 
@@ -165,8 +170,7 @@ class Connection:
     def answer_head(self, answer: Answer) -> bytes:
         """Returns the status line and the headers of an answer."""
         fields = "".join([f"{name}: {value}\r\n" for name, value in answer.headers])
-        last = "close" if self.close_after else "keep-alive"
-        text = f"HTTP/1.1 {answer.status} {answer.phrase}\r\n{fields}connection: {last}\r\n\r\n"
+        text = f"HTTP/1.1 {answer.status} {answer.phrase}\r\n{fields}connection: {self.after_answer}\r\n\r\n"
         return text.encode("latin-1")
 
     def begin_stream(self, answer: Answer) -> None:

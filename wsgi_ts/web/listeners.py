@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from wsgi_ts.rest.direct import DirectAnswers
 from wsgi_ts.rest.tokens import ADMITTED_KEY
 from wsgi_ts.security.access import Access
 
@@ -42,21 +43,28 @@ class Endpoint:
         kinds: the APIs that are served on it.
         app: their WSGI app.
         context: the TLS settings; None for plain HTTP.
+        direct: writes the answers that need no call of the app; None: the app answers everything.
 
     Attributes:
-        sock, app, context: as given.
+        sock, app, context, direct: as given.
         may_block: a call of the app may wait, for workers to load; predictions never do.
         access: refuses requests; None where everybody may ask.
         environ: the WSGI variables that all requests have in common.
     """
 
     def __init__(
-        self, sock: socket.socket, kinds: tuple[str, ...], app: WSGIApp, context: ssl.SSLContext | None = None
+        self,
+        sock: socket.socket,
+        kinds: tuple[str, ...],
+        app: WSGIApp,
+        context: ssl.SSLContext | None = None,
+        direct: DirectAnswers | None = None,
     ) -> None:
         self.sock = sock
         self.kinds = kinds
         self.app = app
         self.context = context
+        self.direct = direct
         self.may_block = kinds != ("inference",)
         self.access: Access | None = None
         name = sock.getsockname()

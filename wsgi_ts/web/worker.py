@@ -12,6 +12,7 @@ import os
 from gunicorn.workers.base import Worker
 
 from wsgi_ts.dataplane.exchange import Exchange
+from wsgi_ts.rest.direct import DirectAnswers
 from wsgi_ts.web.connection import Connection
 from wsgi_ts.web.listeners import Endpoint
 from wsgi_ts.web.loop import WebLoop
@@ -28,11 +29,12 @@ class WebWorker(Worker):  # type: ignore[misc]
         instance = self.app.instance
         app = self.app
         exchange = Exchange[Connection](instance) if app.kind == "inference" else None
+        direct = DirectAnswers(instance.config) if instance.config.direct_answers else None
         endpoints = []
         for sock in self.sockets:
             kinds = app.kinds_for(sock)
             context = app.context if instance.config.addresses[kinds[0]].is_tls else None
-            endpoints.append(Endpoint(sock, kinds, app.app_for(sock), context))
+            endpoints.append(Endpoint(sock, kinds, app.app_for(sock), context, direct))
         self._loop = WebLoop(instance, endpoints, exchange, self.PIPE[0], self._on_tick)
 
     def run(self) -> None:
