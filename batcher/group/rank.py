@@ -23,7 +23,7 @@ from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.group_board import GroupBoard, GroupFollower, GroupLeader, GroupStopped
 from wsgi_ts.batcher.shm.mailbox import WorkerMailbox, mailbox_name
 from wsgi_ts.batcher.spawn.environment import export_python_path, limit_threads
-from wsgi_ts.batcher.worker.slots import Place, WorkerSlots
+from wsgi_ts.batcher.worker.slots import SlotReference, WorkerSlots
 from wsgi_ts.batcher.worker.worker import ModelWorker, print_metrics
 from wsgi_ts.handlers.serving.context import StreamClosed
 from wsgi_ts.handlers.serving.errors import LoadError
@@ -42,12 +42,12 @@ DISAGREEMENT_LIMIT_S = 5.0
 class LeaderWorker(ModelWorker):
     """Rank 0 of a group whose ranks all get the requests."""
 
-    def _predict(self, service: Service, places: list[Place], requests: list[Request]) -> None:
+    def _predict(self, service: Service, refs: list[SlotReference], requests: list[Request]) -> None:
         assert self._group is not None
-        self._group.tell(array("Q", [place.entry for place in places]).tobytes())
-        super()._predict(service, places, requests)
+        self._group.tell(array("Q", [ref.entry for ref in refs]).tobytes())
+        super()._predict(service, refs, requests)
 
-    def _write_answers(self, service: Service, places: list[Place], answers: list[Answer], ended: int) -> None:
+    def _write_answers(self, service: Service, refs: list[SlotReference], answers: list[Answer], ended: int) -> None:
         assert self._group is not None
         self._group.ended()
         outcomes = self._group.outcomes(DISAGREEMENT_LIMIT_S if service.raised else math.inf)
@@ -55,8 +55,8 @@ class LeaderWorker(ModelWorker):
             print("The ranks of the group disagree about a batch: the group is started again.", file=sys.stderr)
             service.must_restart = True
             if not service.raised:
-                answers = [error_answer(503, PREDICTION_FAILED)] * len(places)
-        super()._write_answers(service, places, answers, ended)
+                answers = [error_answer(503, PREDICTION_FAILED)] * len(refs)
+        super()._write_answers(service, refs, answers, ended)
 
     def _send_chunk(self, index: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes) -> None:
         # The other ranks do not hear that a client has gone, and go on: this one has to keep in step with them.
@@ -110,9 +110,9 @@ class FollowerWorker:
         self._group.done(0)
 
     def _take_part(self, service: Service, message: bytes) -> None:
-        places = [self._slots.place(entry) for entry in array("Q", message)]
-        requests = [self._read(place) for place in places if place is not None]
-        if len(requests) == len(places):
+        refs = [self._slots.ref(entry) for entry in array("Q", message)]
+        requests = [self._read(ref) for ref in refs if ref is not None]
+        if len(requests) == len(refs):
             service.predict(requests)
         self._group.done(int(service.raised))
         if service.raised and not self._group.leader_ends(DISAGREEMENT_LIMIT_S):
@@ -120,11 +120,11 @@ class FollowerWorker:
         if self._spec.continuous_batching and not any(request.is_describe for request in requests):
             self._under_way = {request.request_id: request for request in requests}
 
-    def _read(self, place: Place) -> Request:
+    def _read(self, ref: SlotReference) -> Request:
         """The request as rank 0's handler gets it: what goes on in a continuous batch comes back as an empty row."""
-        known = self._under_way.get(place.segment.ids(place.slot)[1])
+        known = self._under_way.get(ref.segment.ids(ref.slot)[1])
         if known is None:
-            return self._slots.read(place)
+            return self._slots.read(ref)
         known.row = {}
         return known
 

@@ -20,7 +20,7 @@ from wsgi_ts.batcher.shm import layout, stream
 from wsgi_ts.batcher.shm.doorbell import Doorbell
 from wsgi_ts.batcher.shm.layout import SlotState
 from wsgi_ts.batcher.shm.mailbox import WorkerMailbox
-from wsgi_ts.batcher.worker.slots import Place, WorkerSlots
+from wsgi_ts.batcher.worker.slots import SlotReference, WorkerSlots
 from wsgi_ts.batcher.worker.worker import IDLE_S, ModelWorker
 from wsgi_ts.handlers.serving.context import StreamClosed
 from wsgi_ts.handlers.serving.request import Request
@@ -60,9 +60,9 @@ class AsyncWorker(ModelWorker):
         super().__init__(spec, prefix, mailbox, batcher_bell)
         self._number = 0
         self._seen = 0  # the number that the thread has told of
-        self._running: set[Exchange] = set()
+        self._running: set[RunningRequest] = set()
         self._backlog = Backlog()
-        self._ended: list[Exchange] = []
+        self._ended: list[RunningRequest] = []
         self._fault: BaseException | None = None
 
     def serve(self) -> None:
@@ -109,35 +109,35 @@ class AsyncWorker(ModelWorker):
             self._number += 1
             entries = self._mailbox.take_over(self._number)
             self._started_ns = time.monotonic_ns()
-            places, requests = self._accept(entries)
-            for place, request in zip(places, requests, strict=True):
-                exchange = Exchange(self._slots, place, self._started_ns, self._backlog)
-                self._running.add(exchange)
-                exchange.task = asyncio.create_task(self._answer(service, exchange, request))
-            if len(places) < len(entries):
-                not_run += len(entries) - len(places)
+            refs, requests = self._accept(entries)
+            for ref, request in zip(refs, requests, strict=True):
+                running = RunningRequest(self._slots, ref, self._started_ns, self._backlog)
+                self._running.add(running)
+                running.task = asyncio.create_task(self._answer(service, running, request))
+            if len(refs) < len(entries):
+                not_run += len(entries) - len(refs)
                 self._ring_owners(entries)
         if self._number > before:
             self._mailbox.add_finished(not_run)
             self._batcher_bell.ring(layout.News.COMPLETION)
 
-    async def _answer(self, service: Service, exchange: Exchange, request: Request) -> None:
+    async def _answer(self, service: Service, running: RunningRequest, request: Request) -> None:
         """The task of one request."""
-        exchange.has_begun = True
+        running.has_begun = True
         try:
-            await exchange.end(await service.answer(request, exchange.send))
+            await running.end(await service.answer(request, running.send))
         except BaseException as error:  # not the handler's doing: the slots can no longer be trusted
             self._fault = error
-        self._running.discard(exchange)
+        self._running.discard(running)
         if not self._ended:
             asyncio.get_running_loop().call_soon(self._report)
-        self._ended.append(exchange)
+        self._ended.append(running)
 
     def _report(self) -> None:
         """Tells of the requests that have ended in this turn of the event loop."""
         now, ended = time.monotonic_ns(), self._ended
-        self._ring_owners([exchange.place.entry for exchange in ended])
-        self._mailbox.end_step(now - sum(exchange.started_ns for exchange in ended) // len(ended))
+        self._ring_owners([running.ref.entry for running in ended])
+        self._mailbox.end_step(now - sum(running.started_ns for running in ended) // len(ended))
         self._mailbox.add_finished(len(ended))
         ended.clear()
         self._batcher_bell.ring(layout.News.COMPLETION)
@@ -145,32 +145,32 @@ class AsyncWorker(ModelWorker):
     def _poll_requests(self) -> bool:
         """Cancels the tasks whose client has gone, sends chunks that wait; returns whether some still do."""
         clogged = False
-        for exchange in tuple(self._running):
-            if exchange.place.is_cancelled:
-                exchange.cancel()
-            elif exchange.is_clogged:
-                clogged = not exchange.flush() or clogged
+        for running in tuple(self._running):
+            if running.ref.is_cancelled:
+                running.cancel()
+            elif running.is_clogged:
+                clogged = not running.flush() or clogged
         return clogged
 
 
-class Exchange:
+class RunningRequest:
     """One request under way: where it lies, its task, and the chunks of its answer that wait for room.
 
     `send` and `flush` may be called from any thread.
 
     Args:
         slots: the worker's segments.
-        place: where the request lies.
+        ref: where the request lies.
         started_ns: monotonic time at which it was taken over.
-        backlog: counts what waits here with what waits in the worker's other exchanges.
+        backlog: counts what waits here with what waits in the worker's other requests.
 
     Attributes:
         task: its task.
         has_begun: whether the task has run: one that is cancelled before that would end without a word.
     """
 
-    def __init__(self, slots: WorkerSlots, place: Place, started_ns: int, backlog: Backlog) -> None:
-        self.place = place
+    def __init__(self, slots: WorkerSlots, ref: SlotReference, started_ns: int, backlog: Backlog) -> None:
+        self.ref = ref
         self.started_ns = started_ns
         self.task: asyncio.Task[None] | None = None
         self.has_begun = False
@@ -211,10 +211,10 @@ class Exchange:
             BufferError: chunks of this answer wait already, and with those of others they are too many.
         """
         with self._lock:
-            if self._has_ended or self.place.is_cancelled:
+            if self._has_ended or self.ref.is_cancelled:
                 raise StreamClosed("the client has closed the connection, or has its whole answer")
-            if not self.place.streamed:
-                self._slots.open_stream(self.place, Answer(status, phrase, headers, body, False), self.started_ns)
+            if not self.ref.streamed:
+                self._slots.open_stream(self.ref, Answer(status, phrase, headers, body, False), self.started_ns)
             # A stream whose client keeps up is not refused for what others leave unread.
             if self._waiting and self._backlog.held > MOST_WAITING:
                 raise BufferError(
@@ -228,13 +228,13 @@ class Exchange:
     def flush(self) -> bool:
         """Sends what waits, as far as there is room; True when nothing waits any more."""
         with self._lock:
-            place, waiting, before = self.place, self._waiting, len(self._waiting)
-            while waiting and not self._has_ended and stream.try_push(place.segment, place.slot, waiting[0]):
+            ref, waiting, before = self.ref, self._waiting, len(self._waiting)
+            while waiting and not self._has_ended and stream.try_push(ref.segment, ref.slot, waiting[0]):
                 self._backlog.add(-len(waiting.popleft()))
             if len(waiting) < before:
-                if place.state == SlotState.RUNNING:
-                    place.set_state(SlotState.STREAMING)
-                self._slots.ring(place.segment.index)
+                if ref.state == SlotState.RUNNING:
+                    ref.set_state(SlotState.STREAMING)
+                self._slots.ring(ref.segment.index)
             return not waiting
 
     def _keep(self, body: bytes | bytearray | memoryview) -> None:
@@ -244,14 +244,14 @@ class Exchange:
 
     async def room(self) -> None:
         """Waits until nothing waits any more, or the client has gone."""
-        while not self.flush() and not self.place.is_cancelled:
+        while not self.flush() and not self.ref.is_cancelled:
             await asyncio.sleep(CLOGGED_S)
 
     async def end(self, answer: Answer) -> None:
         """Writes the answer into the slot, or ends the stream with it as the last chunk."""
-        place = self.place
+        ref = self.ref
         try:
-            if place.streamed and not answer.error:
+            if ref.streamed and not answer.error:
                 with self._lock:
                     self._keep(answer.body)
                 await self.room()
@@ -261,12 +261,12 @@ class Exchange:
             self._has_ended = True
             self._backlog.add(-sum(map(len, self._waiting)))
             self._waiting.clear()
-            if place.is_cancelled:
-                place.segment.fail_cancelled(place.slot)
-            elif place.streamed:
-                place.set_state(SlotState.FAILED if answer.error else SlotState.DONE)
+            if ref.is_cancelled:
+                ref.segment.fail_cancelled(ref.slot)
+            elif ref.streamed:
+                ref.set_state(SlotState.FAILED if answer.error else SlotState.DONE)
             else:
-                self._slots.write(place, answer, self.started_ns, time.monotonic_ns())
+                self._slots.write(ref, answer, self.started_ns, time.monotonic_ns())
 
 
 class Room:
@@ -274,8 +274,8 @@ class Room:
 
     __slots__ = ("_exchange",)
 
-    def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
+    def __init__(self, running: RunningRequest) -> None:
+        self._exchange = running
 
     def __await__(self) -> Generator[Any, None, None]:
         # At least one turn of the loop: a handler that has its tokens at hand must not hold up the others.

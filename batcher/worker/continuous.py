@@ -6,7 +6,7 @@ empty row, with its id and its headers; one that has ended makes room for anothe
 
 from __future__ import annotations
 
-from wsgi_ts.batcher.worker.slots import Place
+from wsgi_ts.batcher.worker.slots import SlotReference
 from wsgi_ts.handlers.serving.context import STREAM_NEXT
 from wsgi_ts.handlers.serving.request import Request
 from wsgi_ts.handlers.serving.results import Answer
@@ -16,47 +16,43 @@ class UnderWay:
     """What a continuous batch consists of, in the order in which it came.
 
     Attributes:
-        places: where the requests lie.
+        refs: where the requests lie.
         requests: what the handler gets in the next step, in the same order.
     """
 
     def __init__(self) -> None:
-        self.places: list[Place] = []
+        self.refs: list[SlotReference] = []
         self.requests: list[Request] = []
         self._staying: set[int] = set()
 
-    def join(self, place: Place, request: Request) -> None:
+    def join(self, ref: SlotReference, request: Request) -> None:
         """Adds a new request."""
-        self.places.append(place)
+        self.refs.append(ref)
         self.requests.append(request)
 
-    def drop_gone(self) -> list[Place]:
-        """Removes and returns the places whose client has gone."""
-        gone = [place for place in self.places if place.is_cancelled]
+    def drop_gone(self) -> list[SlotReference]:
+        """Removes and returns the requests whose client has gone."""
+        gone = [ref for ref in self.refs if ref.is_cancelled]
         if gone:
-            self._keep({place.entry for place in self.places} - {place.entry for place in gone})
+            self._keep({ref.entry for ref in self.refs} - {ref.entry for ref in gone})
         return gone
 
-    def stay(self, place: Place) -> None:
+    def stay(self, ref: SlotReference) -> None:
         """Notes in a step that this request has not ended with it."""
-        self._staying.add(place.entry)
+        self._staying.add(ref.entry)
 
     def end_step(self) -> int:
         """Removes the requests that have ended with the step; returns how many there were."""
-        count = len(self.places)
+        count = len(self.refs)
         self._keep(self._staying)
         self._staying = set()
         for request in self.requests:
             request.row = {}
-        return count - len(self.places)
+        return count - len(self.refs)
 
     def _keep(self, entries: set[int]) -> None:
-        kept = [
-            (place, request)
-            for place, request in zip(self.places, self.requests, strict=True)
-            if place.entry in entries
-        ]
-        self.places = [place for place, _ in kept]
+        kept = [(ref, request) for ref, request in zip(self.refs, self.requests, strict=True) if ref.entry in entries]
+        self.refs = [ref for ref, _ in kept]
         self.requests = [request for _, request in kept]
 
 

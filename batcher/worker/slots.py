@@ -36,7 +36,7 @@ _FULL = "Not enough shared memory for the response"
 _LONG_HEADERS = "The handler's response headers are too large"
 
 
-class Place:
+class SlotReference:
     """Where one request lies, and whether its answer is being streamed."""
 
     __slots__ = ("segment", "slot", "streamed")
@@ -81,11 +81,11 @@ class WorkerSlots:
         self._segments: dict[int, Segment] = {}
         self._bells: dict[int, Doorbell] = {}
 
-    def place(self, entry: int) -> Place | None:
-        """Returns the place that a mailbox names; None when its web worker has died and taken the memory along."""
+    def ref(self, entry: int) -> SlotReference | None:
+        """Returns where a request lies; None when its web worker has died and taken the memory along."""
         index, slot = layout.split_mail_entry(entry)
         segment = self._segments.get(index) or self._attach(index)
-        return None if segment is None else Place(segment, slot)
+        return None if segment is None else SlotReference(segment, slot)
 
     def ring(self, segment_index: int) -> None:
         """Wakes the web worker that owns a segment."""
@@ -99,7 +99,7 @@ class WorkerSlots:
             self._segments.pop(index).close()
             self._bells.pop(index).close()
 
-    def accept(self, entries: list[int], oldest_ns: int) -> tuple[list[Place], list[Request]]:
+    def accept(self, entries: list[int], oldest_ns: int) -> tuple[list[SlotReference], list[Request]]:
         """Reads the requests of a batch; those that are not to be run are answered here.
 
         Args:
@@ -107,35 +107,35 @@ class WorkerSlots:
             oldest_ns: requests that arrived before this monotonic time are too late; 0 for no limit.
 
         Returns:
-            The places and the requests to run, in the same order. Their state is still CLAIMED.
+            The refs and the requests to run, in the same order. Their state is still CLAIMED.
         """
-        places: list[Place] = []
+        refs: list[SlotReference] = []
         requests: list[Request] = []
         for entry in entries:
-            place = self.place(entry)
-            if place is None or place.state != SlotState.CLAIMED:
+            ref = self.ref(entry)
+            if ref is None or ref.state != SlotState.CLAIMED:
                 continue
-            segment, slot = place.segment, place.slot
+            segment, slot = ref.segment, ref.slot
             if segment.cancels[slot]:
                 segment.fail_cancelled(slot)
             elif segment.arrival_ns(slot) < oldest_ns:
                 segment.fail_late(slot)
             else:
                 try:
-                    requests.append(self.read(place))
+                    requests.append(self.read(ref))
                 except BadInput as error:
                     segment.fail(slot, 400, str(error))
                 else:
-                    places.append(place)
-        return places, requests
+                    refs.append(ref)
+        return refs, requests
 
-    def read(self, place: Place) -> Request:
+    def read(self, ref: SlotReference) -> Request:
         """Returns the request in a slot.
 
         Raises:
             BadInput: its body is not what its content type says.
         """
-        request_id, flags, head, rest, content_type, body = read_request(place.segment, place.slot)
+        request_id, flags, head, rest, content_type, body = read_request(ref.segment, ref.slot)
         if content_type in _OPAQUE_TYPES and flags & ~_FREE_FLAGS == RequestFlag.URL_PATH and not rest:
             # The common case, without anything to decode: the headers are read if the handler asks for them.
             row: dict[str, Any] = {"body": bytearray(body)}
@@ -155,11 +155,11 @@ class WorkerSlots:
         row = build_row(declared, body, decode=self._decode, query=query, types=types)
         return Request(request_id, row, LazyHeaders(head, extra, types))
 
-    def send_chunk(self, place: Place, answer: Answer, started: int) -> None:
+    def send_chunk(self, ref: SlotReference, answer: Answer, started: int) -> None:
         """Sends one chunk of a streamed answer; the first one sends status and headers.
 
         Args:
-            place: the request.
+            ref: the request.
             answer: the chunk is its body.
             started: monotonic time at which the request's batch was begun, in ns.
 
@@ -168,14 +168,14 @@ class WorkerSlots:
             SharedMemoryFull: /dev/shm has no room for the stream's ring.
             ValueError: phrase and headers are too long for a slot.
         """
-        self._put_chunk(place, answer, started)
-        self._bells[place.segment.index].ring()
+        self._put_chunk(ref, answer, started)
+        self._bells[ref.segment.index].ring()
 
-    def send_part(self, place: Place, answer: Answer, started: int) -> bool:
+    def send_part(self, ref: SlotReference, answer: Answer, started: int) -> bool:
         """Sends an answer that is to go on as a chunk, without waking anybody yet.
 
         Args:
-            place: the request.
+            ref: the request.
             answer: what the handler returned for it in this step.
             started: monotonic time at which the step was begun, in ns.
 
@@ -183,41 +183,41 @@ class WorkerSlots:
             False if the request has ended with it after all: its client has gone, or there is no memory.
         """
         try:
-            self._put_chunk(place, answer, started)
+            self._put_chunk(ref, answer, started)
         except StreamClosed:
-            place.segment.fail_cancelled(place.slot)
+            ref.segment.fail_cancelled(ref.slot)
         except SharedMemoryFull as full:
             print(f"{full}", file=sys.stderr)
-            place.segment.fail(place.slot, 507, _FULL)
+            ref.segment.fail(ref.slot, 507, _FULL)
         except ValueError:
-            place.segment.fail(place.slot, 500, _LONG_HEADERS)
+            ref.segment.fail(ref.slot, 500, _LONG_HEADERS)
         else:
             return True
         return False
 
-    def _put_chunk(self, place: Place, answer: Answer, started: int) -> None:
-        if place.streamed:
-            self._push(place, answer.body)
+    def _put_chunk(self, ref: SlotReference, answer: Answer, started: int) -> None:
+        if ref.streamed:
+            self._push(ref, answer.body)
         else:
-            self.open_stream(place, answer, started)
-            self._push(place, answer.body)
-            place.set_state(SlotState.STREAMING)
+            self.open_stream(ref, answer, started)
+            self._push(ref, answer.body)
+            ref.set_state(SlotState.STREAMING)
 
-    def open_stream(self, place: Place, answer: Answer, started: int) -> None:
+    def open_stream(self, ref: SlotReference, answer: Answer, started: int) -> None:
         """Writes the head of a streamed answer; once the first chunk is in its ring, the state may say STREAMING.
 
         Raises:
             SharedMemoryFull: /dev/shm has no room for the stream's ring.
             ValueError: phrase and headers are too long for a slot.
         """
-        stream.open_ring(place.segment, place.slot)
+        stream.open_ring(ref.segment, ref.slot)
         times = started, 0
-        write_answer(place.segment, place.slot, times, answer.status, answer.phrase, answer.headers, None)
-        place.streamed = True
+        write_answer(ref.segment, ref.slot, times, answer.status, answer.phrase, answer.headers, None)
+        ref.streamed = True
 
-    def _push(self, place: Place, body: Body) -> None:
+    def _push(self, ref: SlotReference, body: Body) -> None:
         """Puts a chunk into the stream's ring, in pieces where it is larger than the ring."""
-        segment, slot = place.segment, place.slot
+        segment, slot = ref.segment, ref.slot
         is_told = False
         for piece in stream.pieces_of(body):
             wait_s = _STREAM_WAIT_S
@@ -233,18 +233,18 @@ class WorkerSlots:
         if segment.cancels[slot]:
             raise StreamClosed("the client has closed the connection")
 
-    def write(self, place: Place, answer: Answer, started: int, ended: int) -> None:
+    def write(self, ref: SlotReference, answer: Answer, started: int, ended: int) -> None:
         """Writes an answer, or ends the stream that it is the last chunk of.
 
         Args:
-            place: the request.
+            ref: the request.
             answer: its answer.
             started: monotonic time at which its batch was begun, in ns.
             ended: and at which the handler returned.
         """
-        segment, slot = place.segment, place.slot
-        if place.streamed:
-            self._end_stream(place, answer)
+        segment, slot = ref.segment, ref.slot
+        if ref.streamed:
+            self._end_stream(ref, answer)
             return
         status, phrase, headers, body, error = answer
         if error:
@@ -259,17 +259,17 @@ class WorkerSlots:
         except ValueError:
             write_answer(segment, slot, times, 500, "", [], _LONG_HEADERS.encode())
             error = True
-        place.set_state(SlotState.FAILED if error else SlotState.DONE)
+        ref.set_state(SlotState.FAILED if error else SlotState.DONE)
 
-    def _end_stream(self, place: Place, answer: Answer) -> None:
+    def _end_stream(self, ref: SlotReference, answer: Answer) -> None:
         """The final result is the last chunk; an error ends the stream unfinished."""
         state = SlotState.FAILED if answer.error else SlotState.DONE
         if not answer.error:
             try:
-                self._push(place, answer.body)
+                self._push(ref, answer.body)
             except StreamClosed:
                 state = SlotState.FAILED
-        place.set_state(state)
+        ref.set_state(state)
 
     def _attach(self, index: int) -> Segment | None:
         try:

@@ -16,7 +16,7 @@ from wsgi_ts.batcher.shm.group_board import GroupLeader
 from wsgi_ts.batcher.shm.layout import SlotState, mark_of
 from wsgi_ts.batcher.shm.mailbox import WorkerMailbox
 from wsgi_ts.batcher.worker.continuous import UnderWay, ended_sequences, is_part
-from wsgi_ts.batcher.worker.slots import Place, WorkerSlots
+from wsgi_ts.batcher.worker.slots import SlotReference, WorkerSlots
 from wsgi_ts.handlers.serving.request import Request
 from wsgi_ts.handlers.serving.results import Answer
 from wsgi_ts.handlers.serving.service import Service
@@ -46,7 +46,7 @@ class ModelWorker:
         self._mailbox = mailbox
         self._batcher_bell = batcher_bell
         self._slots = WorkerSlots(prefix, spec.decode_input_request)
-        self._places: list[Place] = []
+        self._places: list[SlotReference] = []
         self._under_way = UnderWay()
         self._in_step = False
         self._ended_marks: list[int] = []  # marks of sequences of whose end the batcher has not been told
@@ -113,14 +113,14 @@ class ModelWorker:
         mailbox, under_way = self._mailbox, self._under_way
         number = 0
         while not service.must_restart:
-            if not under_way.places and not self._wait_for(number + 1):
+            if not under_way.refs and not self._wait_for(number + 1):
                 return
             before, finished = number, 0
             while mailbox.posted() > number:
                 number += 1
                 finished += self._let_join(service, mailbox.take_over(number))
             finished += self._drop_gone()
-            if under_way.places and not service.must_restart:
+            if under_way.refs and not service.must_restart:
                 finished += self._step(service)
             self._ended_marks = mailbox.put_ended(self._ended_marks)
             mailbox.add_finished(finished)
@@ -132,11 +132,11 @@ class ModelWorker:
         self._started_ns = time.monotonic_ns()
         self._last_count = len(entries)
         joined = 0
-        for place, request in zip(*self._accept(entries), strict=True):
+        for ref, request in zip(*self._accept(entries), strict=True):
             if request.is_describe:  # always by itself, and answered at once
-                self._call(service, [place], [request])
+                self._call(service, [ref], [request])
             else:
-                self._under_way.join(place, request)
+                self._under_way.join(ref, request)
                 joined += 1
         self._ring_owners(entries)
         return len(entries) - joined
@@ -144,67 +144,67 @@ class ModelWorker:
     def _drop_gone(self) -> int:
         """Lets go of the requests whose client has gone; returns how many."""
         gone = self._under_way.drop_gone()
-        for place in gone:
-            place.segment.fail_cancelled(place.slot)
-        self._ring_owners([place.entry for place in gone])
+        for ref in gone:
+            ref.segment.fail_cancelled(ref.slot)
+        self._ring_owners([ref.entry for ref in gone])
         return len(gone)
 
     def _step(self, service: Service) -> int:
         """One call of the handler with all requests under way; returns how many have ended with it."""
         under_way = self._under_way
-        places = under_way.places
+        refs = under_way.refs
         self._in_step = True
-        self._call(service, places, under_way.requests)
+        self._call(service, refs, under_way.requests)
         self._in_step = False
-        self._ring_owners([place.entry for place in places])
+        self._ring_owners([ref.entry for ref in refs])
         return under_way.end_step()
 
-    def _call(self, service: Service, places: list[Place], requests: list[Request]) -> None:
+    def _call(self, service: Service, refs: list[SlotReference], requests: list[Request]) -> None:
         """Calls the handler with its own limit of time."""
         self._started_ns = time.monotonic_ns()
         self._mailbox.begin_step(self._started_ns)
-        self._predict(service, places, requests)
+        self._predict(service, refs, requests)
         self._mailbox.end_step(time.monotonic_ns() - self._started_ns)
 
-    def _accept(self, entries: list[int]) -> tuple[list[Place], list[Request]]:
+    def _accept(self, entries: list[int]) -> tuple[list[SlotReference], list[Request]]:
         """The requests to run of those that were dispatched; from now on they are RUNNING."""
         limit_ms = self._spec.client_timeout_ms
         oldest_ns = self._started_ns - limit_ms * 1_000_000 if limit_ms else 0
-        places, requests = self._slots.accept(entries, oldest_ns)
-        for place in places:
-            place.set_state(SlotState.RUNNING)
-        return places, requests
+        refs, requests = self._slots.accept(entries, oldest_ns)
+        for ref in refs:
+            ref.set_state(SlotState.RUNNING)
+        return refs, requests
 
     def _ring_owners(self, entries: list[int]) -> None:
         for index in {layout.split_mail_entry(entry)[0] for entry in entries}:
             self._slots.ring(index)
 
     def _run_batch(self, service: Service, entries: list[int]) -> None:
-        places, requests = self._accept(entries)
+        refs, requests = self._accept(entries)
         if any(request.is_describe for request in requests):
             # A handler answers a describe request with one element, whatever else is in its batch.
-            for place, request in zip(places, requests, strict=True):
-                self._predict(service, [place], [request])
+            for ref, request in zip(refs, requests, strict=True):
+                self._predict(service, [ref], [request])
         elif requests:
-            self._predict(service, places, requests)
+            self._predict(service, refs, requests)
         self._ring_owners(entries)
 
-    def _predict(self, service: Service, places: list[Place], requests: list[Request]) -> None:
+    def _predict(self, service: Service, refs: list[SlotReference], requests: list[Request]) -> None:
         """Calls the handler and writes the answers."""
-        self._places = places
+        self._places = refs
         answers = service.predict(requests)
-        self._write_answers(service, places, answers, time.monotonic_ns())
+        self._write_answers(service, refs, answers, time.monotonic_ns())
 
-    def _write_answers(self, service: Service, places: list[Place], answers: list[Answer], ended: int) -> None:
+    def _write_answers(self, service: Service, refs: list[SlotReference], answers: list[Answer], ended: int) -> None:
         if self._in_step and self._spec.sequence_batching:
             header = service.context.header_key_sequence_end
             self._ended_marks += [mark_of(key) for key in ended_sequences(answers, header)]
-        for place, answer in zip(places, answers, strict=True):
+        for ref, answer in zip(refs, answers, strict=True):
             if self._in_step and is_part(answer):
-                if self._slots.send_part(place, answer, self._started_ns):
-                    self._under_way.stay(place)
+                if self._slots.send_part(ref, answer, self._started_ns):
+                    self._under_way.stay(ref)
             else:
-                self._slots.write(place, answer, self._started_ns, ended)
+                self._slots.write(ref, answer, self._started_ns, ended)
 
     def _send_chunk(self, index: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes) -> None:
         """Sends a chunk of the answer to one row of the present batch (called from inside the handler)."""

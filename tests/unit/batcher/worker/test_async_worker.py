@@ -13,7 +13,7 @@ from wsgi_ts.batcher.shm.layout import STREAM_RING_BYTES, SegmentLayout, SlotSta
 from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
 from wsgi_ts.batcher.worker import async_worker
-from wsgi_ts.batcher.worker.async_worker import Backlog, Exchange
+from wsgi_ts.batcher.worker.async_worker import Backlog, RunningRequest
 from wsgi_ts.batcher.worker.slots import WorkerSlots
 from wsgi_ts.handlers.serving.results import Answer
 
@@ -25,11 +25,11 @@ def segment() -> Iterator[Segment]:
     unlink_prefix(name)
 
 
-def exchange(segment: Segment, slots: WorkerSlots, slot: int, backlog: Backlog) -> Exchange:
+def exchange(segment: Segment, slots: WorkerSlots, slot: int, backlog: Backlog) -> RunningRequest:
     segment.states[slot] = 1 << 8 | SlotState.RUNNING
-    place = slots.place(layout.mail_entry(1, slot))
+    place = slots.ref(layout.mail_entry(1, slot))
     assert place is not None
-    return Exchange(slots, place, 1, backlog)
+    return RunningRequest(slots, place, 1, backlog)
 
 
 def test_what_waits_for_slow_clients_has_one_limit(segment: Segment, monkeypatch: pytest.MonkeyPatch) -> None:

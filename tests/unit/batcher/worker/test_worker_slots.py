@@ -30,7 +30,7 @@ def test_a_stream_that_waits_for_room_rings_once_for_what_it_has_put(
     segment = Segment.create(prefix, 1, SegmentLayout(16, 1, 100_000, 100_000))
     segment.states[3] = 1 << 8 | SlotState.RUNNING
     slots = WorkerSlots(prefix, decode_input_request=True)
-    place = slots.place(layout.mail_entry(1, 3))
+    place = slots.ref(layout.mail_entry(1, 3))
     assert place is not None
     rings: list[int] = []
 
