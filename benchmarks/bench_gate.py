@@ -1,6 +1,6 @@
 """`make bench-gate`: has this working tree become slower than another revision?
 
-    python benchmarks/bench_gate.py                       against the last tag: about four minutes
+    python benchmarks/bench_gate.py                       against the last tag: about seven minutes
     python benchmarks/bench_gate.py --base 3015f8a        against that revision
     python benchmarks/bench_gate.py --rounds 15           more rounds: a narrower spread
 
@@ -26,7 +26,11 @@ from load import Load, check_wrk, failures, measure_load
 from reports import markdown, say
 from servers import PROJECT, WORK, BenchmarkError
 
-LOADS = tuple(Load(f"100 B, {count} connection{'s' * (count > 1)}", count) for count in (1, 16, 64))
+LOADS = (
+    *(Load(f"100 B, {count} connection{'s' * (count > 1)}", count) for count in (1, 16, 64)),
+    Load("100 KB, 4 connections", 4, 100_000),
+    Load("1 MB, 4 connections", 4, 1_000_000),
+)
 #: The figures that are compared: key of `run_load`, and heading.
 COMPARED = (("cpu_us", "CPU µs/request"), ("per_second", "requests/s"))
 
