@@ -317,14 +317,11 @@ def main() -> NoReturn:
     set_process_title(f"wsgi-ts: worker template {args.device}")
     # Orphans of handlers come to us, so that they can be found.
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    # What is imported stays: looking for garbage in it would be a sixth of the time.
-    gc.disable()
     missing = warm_up(args.preload)
     entry = load_entry(args.entry)
     metrics = ModelMetrics.load(args.metrics_config, args.metrics_mode, args.metrics_auto_detect)
     gc.collect()
     gc.freeze()
-    gc.enable()
     Template(Channel(socket.socket(fileno=args.fd)), logs, metrics, entry, missing).run()
     # The interpreter would take half a second to give torch back, and the stop of the server waits for it.
     flush_outputs()
