@@ -1,4 +1,4 @@
-"""Replays the recorded requests, in their order, against one server: every answer must be TorchServe's."""
+"""Replays the recorded requests, in their order: every answer must be TorchServe's, with direct answers and without."""
 
 from __future__ import annotations
 
@@ -65,21 +65,27 @@ class Replay:
 
 
 @pytest.fixture(scope="module")
-def replay() -> Iterator[Replay]:
+def replays() -> Iterator[dict[str, Replay]]:
+    """Two servers: one answers what it can without its app, in the other the app answers everything."""
     config = {
         "job_queue_size": "100",
         "max_request_size": "70000",
         "max_response_size": "70000",
         "web_workers": "2",
     }
-    with ServerProcess(store=RECORDING / "store", config=config) as server:
-        yield Replay(server)
+    store = RECORDING / "store"
+    with (
+        ServerProcess(store=store, config={**config, "direct_answers": "true"}) as direct,
+        ServerProcess(store=store, config={**config, "direct_answers": "false"}) as app,
+    ):
+        yield {"direct": Replay(direct), "app": Replay(app)}
 
 
 @pytest.mark.parametrize("index", range(len(CASES)), ids=[case["id"] for case in CASES])
-def test_answer_is_torchserves(replay: Replay, index: int) -> None:
+@pytest.mark.parametrize("way", ["direct", "app"])
+def test_answer_is_torchserves(replays: dict[str, Replay], way: str, index: int) -> None:
     case = CASES[index]
-    reply = replay.answer(index)
+    reply = replays[way].answer(index)
     wanted = case["response"]
     assert {
         "status": reply.status,
@@ -88,6 +94,27 @@ def test_answer_is_torchserves(replay: Replay, index: int) -> None:
         "header_names": sorted(reply.headers),
     } == {name: wanted[name] for name in ("status", "content_type", "transfer_encoding", "header_names")}
     assert_same_body(reply.body.decode("utf-8", "backslashreplace"), wanted["body"])
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=[case["id"] for case in CASES])
+def test_both_ways_send_the_same(replays: dict[str, Replay], index: int) -> None:
+    """Every header in its order, and every byte of the body, but for what differs from run to run."""
+    direct, app = (replays[way].answer(index) for way in ("direct", "app"))
+    assert _fixed_headers(direct) == _fixed_headers(app)
+    assert _fixed_body(direct) == _fixed_body(app)
+
+
+def _fixed_headers(reply: Reply) -> list[tuple[str, str]]:
+    length = str(len(reply.body))
+    return [
+        (name, "*" if name == "x-request-id" or (name == "content-length" and value == length) else value)
+        for name, value in reply.headers.items()
+    ]
+
+
+def _fixed_body(reply: Reply) -> str:
+    body = reply.body.decode("utf-8", "backslashreplace")
+    return re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:*", VOLATILE.sub(r"\1*", body))
 
 
 def assert_same_body(ours: str, theirs: str) -> None:
