@@ -13,10 +13,12 @@ from typing import Any
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.doorbell import Doorbell
 from wsgi_ts.batcher.shm.group_board import GroupLeader
-from wsgi_ts.batcher.shm.layout import SlotState, mark_of
+from wsgi_ts.batcher.shm.layout import RequestFlag, SlotState, mark_of
 from wsgi_ts.batcher.shm.mailbox import WorkerMailbox
+from wsgi_ts.batcher.shm.request_codec import read_request
 from wsgi_ts.batcher.worker.continuous import UnderWay, ended_sequences, is_part
 from wsgi_ts.batcher.worker.slots import SlotReference, WorkerSlots
+from wsgi_ts.handlers.serving.recording import RecordedRequest, Recorder
 from wsgi_ts.handlers.serving.request import Request
 from wsgi_ts.handlers.serving.results import Answer
 from wsgi_ts.handlers.serving.service import Service
@@ -51,6 +53,7 @@ class ModelWorker:
         self._in_step = False
         self._ended_marks: list[int] = []  # marks of sequences of whose end the batcher has not been told
         self._service: Service | None = None
+        self._recorder: Recorder | None = None
         self._started_ns = 0
         self._last_wait_ns = SOON_NS
         self._last_count = 0
@@ -65,6 +68,7 @@ class ModelWorker:
         self._service = Service.load(
             self._spec, gpu_id, self._send_chunk, metrics_sink=print_metrics, group=self._group
         )
+        self._recorder = Recorder.of(self._service.context.model_yaml_config)
 
     def close(self) -> None:
         """Ends what the handler's service keeps."""
@@ -193,7 +197,16 @@ class ModelWorker:
         """Calls the handler and writes the answers."""
         self._places = refs
         answers = service.predict(requests)
+        if self._recorder is not None:
+            self._record(self._recorder, refs, answers)
         self._write_answers(service, refs, answers, time.monotonic_ns())
+
+    def _record(self, recorder: Recorder, refs: list[SlotReference], answers: list[Answer]) -> None:
+        """Records what a model-config.yaml wants recorded, before the answers are written over the requests."""
+        pairs = zip(refs, answers, strict=True)
+        recorder.put([recorded for ref, answer in pairs if (recorded := _recorded(ref, answer)) is not None])
+        if recorder.is_done:
+            self._recorder = None
 
     def _write_answers(self, service: Service, refs: list[SlotReference], answers: list[Answer], ended: int) -> None:
         if self._in_step and self._spec.sequence_batching:
@@ -210,6 +223,14 @@ class ModelWorker:
         """Sends a chunk of the answer to one row of the present batch (called from inside the handler)."""
         answer = Answer(status, phrase, headers, body, False)
         self._slots.send_chunk(self._places[index], answer, self._started_ns)
+
+
+def _recorded(ref: SlotReference, answer: Answer) -> RecordedRequest | None:
+    """A request with a body of its own: neither a description nor the fields of a gRPC call."""
+    received = read_request(ref.segment, ref.slot)
+    if received.flags & (RequestFlag.DESCRIBE | RequestFlag.FIELDS):
+        return None
+    return RecordedRequest.from_head(received.head, bytes(received.body), answer.status, bytes(answer.body))
 
 
 def print_metrics(samples: list[Any]) -> None:

@@ -45,10 +45,12 @@ class Entry(NamedTuple):
     Attributes:
         handle: called with (data, context) for each batch.
         initialize: called with the context once, before the first batch.
+        instance: the handler object; None where the handler is a function.
     """
 
     handle: Callable[[Any, Any], Any]
     initialize: Callable[[Any], Any]
+    instance: Any = None
 
 
 def load_entry(handler: str, model_dir: str, envelope: str | None = None) -> Entry:
@@ -144,7 +146,7 @@ def _class_entry(handler_class: type) -> Entry:
         # Looked up each time: initialize may replace it, for example by a MicroBatching.
         return instance.handle(data, context)
 
-    return Entry(handle, getattr(instance, "initialize", _no_initialize))
+    return Entry(handle, getattr(instance, "initialize", _no_initialize), instance)
 
 
 def _no_initialize(context: Any) -> None:

@@ -58,6 +58,7 @@ class Service:
 
     Attributes:
         context: what the handler is given at every call.
+        handler: the handler object; None where the handler is a function.
         must_restart: true once the CUDA context is broken for good, so that every later call would fail: the
             worker is to be replaced after this batch.
         raised: whether the handler, or what it returned, failed the whole of the last batch.
@@ -74,6 +75,7 @@ class Service:
         self.context = context
         self.must_restart = False
         self.raised = False
+        self.handler = entry.instance
         self._handle = entry.handle
         self._max_response_bytes = max_response_bytes
         self._metrics_sink = metrics_sink

@@ -48,6 +48,11 @@ def wsgi_ts(arguments: Sequence[str] | None = None) -> int:
         from wsgi_ts import llm_launcher
 
         return llm_launcher.main(words[1:], "wsgi-ts llm")
+    if words[:1] == ["handler"]:
+        # It loads what a model worker loads.
+        from wsgi_ts.handler_kit import commands
+
+        return commands.main(words[1:])
     options = _wsgi_ts_parser().parse_args(words)
     run_dir = Path(os.path.abspath(options.run_dir)) if options.run_dir else default_run_dir()
     try:
@@ -110,6 +115,7 @@ def _wsgi_ts_parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="show processes, models and workers")
     status.add_argument("--json", action="store_true", help="for programs")
     commands.add_parser("llm", help="serve one large language model without an archive")
+    commands.add_parser("handler", help="write, run, check and replay a handler without a server")
     doctor = commands.add_parser("doctor", help="check whether this machine can run the configuration")
     _add_start_flags(doctor)
     for command in (serve, stop, status, doctor):
