@@ -109,6 +109,7 @@ def _wsgi_ts_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="start a server and wait for its end")
     _add_start_flags(serve)
+    serve.add_argument("--reload", action="store_true", help="replace a model's workers when its files change")
     stop = commands.add_parser("stop", help="stop the running server and wait for its end")
     stop.add_argument("--fast", action="store_true", help="do not wait for requests under way")
     stop.add_argument("--timeout", type=float, default=STOP_LIMIT_S, metavar="SECONDS", help="default: 60")
@@ -135,5 +136,6 @@ def _command_line(options: argparse.Namespace) -> CommandLine:
         no_config_snapshots=options.no_config_snapshots,
         disable_token_auth=options.disable_token_auth,
         enable_model_api=options.enable_model_api,
+        reload=getattr(options, "reload", False),
         run_dir=getattr(options, "run_dir", None),
     )

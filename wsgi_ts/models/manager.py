@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from wsgi_ts.archive.model_directory import ModelDirectory
+from wsgi_ts.archive.model_directory import ModelDirectory, remove_model_directory
 from wsgi_ts.errors import BadRequest, ConflictStatus, RequestTimeout, ServerError, ServiceUnavailable
 from wsgi_ts.models.arguments import RegisterArguments, check_count, check_runtime
 from wsgi_ts.models.description import describe_version, status_of_version, status_of_worker
@@ -192,6 +192,28 @@ class ModelManager:
         log.info("Model %s version %s unregistered", model.name, model.version)
         self._record()
         return _status(200, f'Model "{model_name}" unregistered')
+
+    def reload(self, model: ModelVersion) -> None:
+        """Replaces the workers of a version by ones that load its files as they are now; no request is lost.
+
+        Its numbers stay as they were registered; all of it stays where a new worker does not get ready.
+
+        Raises:
+            ServerError: it stays as it was; the text says why.
+        """
+        with self._operation_on(model.name, model.version) as there_now:
+            if there_now is not model or model.unloading:
+                return
+            recorded = RecordedModel.from_model(model, is_default=False, config=self._config)
+            fresh = self._preparer.reread(recorded, model.spec.index)
+            try:
+                leaving = self.workers.replace(model, fresh.spec)
+            except ServerError:
+                remove_model_directory(fresh.directory)
+                raise
+            self.workers.wait_until_left(model, leaving, self._config.unregister_model_timeout)
+            old, model.directory, model.yaml = model.directory, fresh.directory, fresh.yaml
+            remove_model_directory(old)
 
     def kserve_ready(self, *, model_name: str) -> dict[str, Any]:
         """Whether a model has workers, as KServe asks it."""

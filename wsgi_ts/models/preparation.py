@@ -103,17 +103,41 @@ class ModelPreparer:
             directory = replace(directory, downloaded=store / recorded.archive)
         return directory
 
-    def prepare(self, directory: ModelDirectory, said: RegisterArguments | RecordedModel | None) -> ModelVersion:
-        """Makes the version that an unpacked archive holds, with an index of its own.
+    def reread(self, recorded: RecordedModel, index: int) -> ModelVersion:
+        """Makes a registered version anew from its files as they are now; it is in no registry.
+
+        Args:
+            recorded: what is registered.
+            index: its number on the data path.
+
+        Raises:
+            ServerError: the files are no model (any more), or those of another version.
+        """
+        directory = self.open(RegisterArguments(recorded.url, recorded.name), at_startup=True)
+        try:
+            version = directory.manifest.model_version
+            if version != recorded.version:
+                raise InvalidModel(f"{recorded.url} is version {version} now: register it")
+            return self.prepare(directory, recorded, index)
+        except BaseException:
+            remove_model_directory(directory)
+            raise
+
+    def prepare(
+        self, directory: ModelDirectory, said: RegisterArguments | RecordedModel | None, index: int | None = None
+    ) -> ModelVersion:
+        """Makes the version that an unpacked archive holds.
 
         Args:
             directory: the archive.
             said: what the register call says, or a snapshot, whose numbers count before all others; None for a model of
                 the configuration.
+            index: its number on the data path where it is registered already; by default it gets a new one.
         """
         name, version = directory.manifest.model_name, directory.manifest.model_version
         handler = resolve_handler(said.handler, directory.path) if said is not None and said.handler else None
-        self._registry.check_absent(name, version)
+        if index is None:
+            self._registry.check_absent(name, version)
         runtime = known_runtime(said.runtime if said is not None else None) or directory.manifest.runtime
         if runtime == "LSP":
             raise BadRequest("Runtime LSP is not supported by this server: it runs Python handlers only.")
@@ -140,7 +164,8 @@ class ModelPreparer:
         least, most = limit_workers(placement, name, settings.min_workers, settings.max_workers, holders)
         settings = replace(settings, min_workers=least, max_workers=most)
         python = self._interpreter(directory, use_venv=of_file.use_venv)
-        spec = self._spec(directory, of_file, runtime, handler, settings, python)
+        index = self._registry.allocate_index() if index is None else index
+        spec = self._spec(index, directory, of_file, runtime, handler, settings, python)
         return ModelVersion(spec, directory, yaml, placement)
 
     def _interpreter(self, directory: ModelDirectory, *, use_venv: bool) -> str | None:
@@ -153,6 +178,7 @@ class ModelPreparer:
 
     def _spec(
         self,
+        index: int,
         directory: ModelDirectory,
         yaml: ModelYaml,
         runtime: str,
@@ -170,7 +196,7 @@ class ModelPreparer:
             if hasattr(source, each.name) and each.name != "torchrun"
         }
         return ModelSpec(
-            index=self._registry.allocate_index(),
+            index=index,
             name=manifest.model_name,
             version=manifest.model_version,
             model_dir=str(directory.path),

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from wsgi_ts.errors import InternalServerError, OutOfResources, WorkerInitializationError
+from wsgi_ts.errors import InternalServerError, OutOfResources, ServerError, WorkerInitializationError
 from wsgi_ts.gpu.assign import Assigner, Placement, group_devices
-from wsgi_ts.messages import LoadModel, SetWorkers, ToBatcher, UnloadModel, WantedWorker
+from wsgi_ts.messages import LoadModel, ModelSpec, SetWorkers, ToBatcher, UnloadModel, WantedWorker
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.version import ModelVersion, WorkerRecord
 
@@ -50,17 +50,60 @@ class WorkerScaler:
                     model.leaving[worker_id] = worker
                 leaving.append(worker_id)
             # What goes is off the data path before its batcher hears of it; what comes, when it has answered.
-            self._publish()
-            for batcher in sorted(model.loaded_in | {each.batcher for each in model.workers.values()}):
-                if batcher not in model.loaded_in:
-                    model.loaded_in.add(batcher)
-                    self._send(batcher, LoadModel(model.spec))
-                self._send(batcher, _workers_message(model, batcher))
+            self._tell(model)
             self._registry.changed.wait_for(
                 lambda: self._registry.draining or {w.batcher for w in model.workers.values()} <= model.accepted_in,
                 _ACCEPT_LIMIT_S,
             )
         return leaving
+
+    def replace(self, model: ModelVersion, spec: ModelSpec) -> list[int]:
+        """Starts as many workers again, of another spec, and lets the present ones go when those are ready.
+
+        Returns:
+            The ids of those that were told to leave.
+
+        Raises:
+            ServerError: a new one does not get ready; none of them is left then, and the others have stayed.
+        """
+        with self._registry.changed:
+            before, old = model.spec, list(model.workers)
+            self._renew(model, spec)
+            new = [self._new_worker(model) for _ in old]
+            model.workers.update((worker.worker_id, worker) for worker in new)
+            self._tell(model)
+        try:
+            self.wait_until_ready(model, model.version)
+        except ServerError:
+            with self._registry.changed:
+                self._renew(model, before)
+            self._dismiss(model, [worker.worker_id for worker in new])
+            raise
+        self._dismiss(model, old)
+        return old
+
+    def _renew(self, model: ModelVersion, spec: ModelSpec) -> None:
+        """What workers are started from is `spec` from now on."""
+        model.spec = spec
+        for batcher in sorted(model.loaded_in):
+            self._send(batcher, LoadModel(spec))
+
+    def _dismiss(self, model: ModelVersion, worker_ids: Iterable[int]) -> None:
+        with self._registry.changed:
+            for worker_id in worker_ids:
+                worker = model.workers.pop(worker_id)
+                if worker.report is not None:
+                    model.leaving[worker_id] = worker
+            self._tell(model)
+
+    def _tell(self, model: ModelVersion) -> None:
+        """Tells the data path, and then each batcher, which workers a version has."""
+        self._publish()
+        for batcher in sorted(model.loaded_in | {each.batcher for each in model.workers.values()}):
+            if batcher not in model.loaded_in:
+                model.loaded_in.add(batcher)
+                self._send(batcher, LoadModel(model.spec))
+            self._send(batcher, _workers_message(model, batcher))
 
     def _new_worker(self, model: ModelVersion) -> WorkerRecord:
         placement = model.placement

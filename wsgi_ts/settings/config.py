@@ -168,6 +168,12 @@ class Config:
     cpu_launcher_args: str = setting(TEXT, "", "arguments of that launcher", has_effect=False)
     ipex_enable: bool = setting(BOOLEAN, False, "told to handlers as TS_IPEX_ENABLE")
     ipex_gpu_enable: bool = setting(BOOLEAN, False, "told to handlers as TS_IPEX_GPU_ENABLE")
+    reload: bool = setting(
+        BOOLEAN,
+        False,
+        "replace a model's workers when its archive or its folder changes, without losing a request",
+        ours=True,
+    )
     debug: bool = setting(BOOLEAN, False, "one worker per startup model, and no time-outs for model workers")
     ts_header_key_sequence_id: str = setting(kinds.HEADER_NAME, "ts_request_sequence_id", "header: sequence id")
     ts_header_key_sequence_start: str = setting(

@@ -44,6 +44,7 @@ class CommandLine:
     no_config_snapshots: bool = False
     disable_token_auth: bool = False
     enable_model_api: bool = False
+    reload: bool = False
     run_dir: str | None = None
 
     def keys(self) -> dict[str, Given]:
@@ -56,6 +57,7 @@ class CommandLine:
             ("plugins_path", "--plugins-path"): self.plugins_path,
             ("disable_token_authorization", "--disable-token-auth"): "true" if self.disable_token_auth else None,
             ("enable_model_api", "--enable-model-api"): "true" if self.enable_model_api else None,
+            ("reload", "--reload"): "true" if self.reload else None,
         }
         return {key: Given(text, flag) for (key, flag), text in texts.items() if text is not None}
 

@@ -34,6 +34,7 @@ from wsgi_ts.messages import ReopenLogs, Stop, ToBatcher
 from wsgi_ts.models.manager import ModelManager
 from wsgi_ts.models.recorded import SnapshotError
 from wsgi_ts.models.registry import Registry
+from wsgi_ts.models.reloading import Reloader
 from wsgi_ts.models.snapshots import SnapshotWriter
 from wsgi_ts.models.startup import ModelsToStart, StartupModels, models_to_start
 from wsgi_ts.process import Child
@@ -212,6 +213,10 @@ class Supervisor:
         stack.enter_context(self._metrics.running())
         stack.callback(self._kill_children)
         start_log_rotation(self._log_files, lambda: self._loop.post(self._reopen_logs), stack)
+        if self._config.reload:
+            reloader = Reloader(self._registry, self._manager)
+            reloader.start()
+            stack.callback(reloader.stop)
         for each in self._running():
             each.gives_up = self._guard.life == 1
         try:
