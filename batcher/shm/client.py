@@ -14,7 +14,7 @@ import numpy as np
 from wsgi_ts.batcher.shm import layout, stream
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import SlotState
-from wsgi_ts.batcher.shm.request_codec import Answer, Request, read_answer, write_request
+from wsgi_ts.batcher.shm.request_codec import Answer, Request, answer_range, read_answer, rewrite_header, write_request
 from wsgi_ts.batcher.shm.ring import RingProducer
 from wsgi_ts.batcher.shm.segment import Segment
 
@@ -127,6 +127,25 @@ class SlotClient:
         self._rings[batcher].push(slot, request.target.model, generation, request.idle_us)
         self.in_flight += 1
 
+    def submit_again(self, slot: int, batcher: int, model: int, arrival_ns: int) -> None:
+        """Submits the request of an answered slot once more, under its next generation; it is not written again.
+
+        Args:
+            slot: answered, and not released.
+            batcher: the batcher that gets it.
+            model: the index of the model version that it goes to.
+            arrival_ns: monotonic time that counts as its arrival.
+        """
+        self._held[self._model_of[slot]] -= 1
+        self._held[model] += 1
+        self._model_of[slot] = model
+        self._quiet.discard(slot)
+        generation = self._generations[slot] = self._generations[slot] + 1
+        rewrite_header(self.segment, slot, batcher, model, arrival_ns)
+        self._cancels[slot] = 0
+        self._states[slot] = generation << _GENERATION_SHIFT | SlotState.READY
+        self._rings[batcher].push(slot, model, generation, layout.NOT_RETURNING)
+
     def publish(self) -> None:
         """Shows the batchers what was submitted since the last call; wakes those that sleep."""
         for ring, bell in zip(self._rings, self._bells, strict=True):
@@ -171,8 +190,16 @@ class SlotClient:
             self._quiet.add(slot)
         return answer
 
+    def answer_range(self, slot: int) -> tuple[int, int, int, int]:
+        """Where the body of an answer lies that stays in its slot (see `request_codec.answer_range`)."""
+        found = answer_range(self.segment, slot)
+        _, length, _, flags = found
+        if flags & layout.ResponseFlag.BODY_OUTSIDE:
+            self._other_held[slot] = max(self._other_held[slot], length)
+        return found
+
     def keep_for_sending(self, slot: int) -> None:
-        """Marks an answered slot whose body is still being sent: `answered` leaves it out from now on."""
+        """Marks an answered slot whose body is still needed: `answered` leaves it out from now on."""
         self._states[slot] = self._generations[slot] << _GENERATION_SHIFT | SlotState.SENDING
 
     def read_stream(self, slot: int) -> list[bytes]:

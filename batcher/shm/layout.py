@@ -43,7 +43,7 @@ from hashlib import blake2b
 from typing import Final
 
 MAGIC = 0x7773_6769_2D74_7331
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 WORD = 8
 PAGE = 4096
 LINE_WORDS = 8
@@ -149,7 +149,7 @@ class SlotState:
 
     FREE: Final = 0  # web worker
     WRITING: Final = 1  # web worker: head or body still arriving
-    SENDING: Final = 2  # web worker: the answer is on its way to the client
+    SENDING: Final = 2  # web worker: the answer is on its way to the client, or read by the next node of a workflow
     READY: Final = 3  # batcher: in its submission ring, or found by a scan
     CLAIMED: Final = 4  # batcher or the model worker it was handed to: in the job queue or in a mailbox
     RUNNING: Final = 5  # model worker; the batcher once that worker is known to be dead
@@ -196,6 +196,22 @@ class RequestFlag:
     VERSION_NAMED: Final = 64
     #: The body is a list of named values (see `request_codec.pack_fields`), each a key of the handler's row.
     FIELDS: Final = 128
+    #: The body says where the values of the handler's row lie in the segment (see `request_codec.pack_reference`).
+    REFERENCES: Final = 256
+    #: The path's rest is the name of the function that is asked, of a workflow's handler.
+    FUNCTION: Final = 512
+
+
+class ReferenceKind:
+    """What a reference says of a key of the handler's row."""
+
+    VALUE: Final = 0  # its value lies there
+    ELEMENT: Final = 1  # the next element of the list that is its value
+    NO_ELEMENT: Final = 2  # that element is None
+    NO_ELEMENTS: Final = 3  # that list is empty
+    REQUEST: Final = 4  # as `key.name` the fields of the request in this slot
+    INLINE: Final = 5  # its value stands behind the name
+    INLINE_ELEMENT: Final = 6  # and so does the next element of the list that is its value
 
 
 #: Text of a request whose worker died while it ran; its status is 500, or 507 when the worker ran out of memory.
@@ -222,6 +238,8 @@ RESPONSE = struct.Struct("<QQQHHII4x")
 
 #: Before each field of a body of named values: bytes of its name, bytes of its value.
 FIELD = struct.Struct("<II")
+#: A reference: bytes of the key that follows it, ReferenceKind, offset in the segment (or slot), bytes of the value.
+REFERENCE = struct.Struct("<IIQQ")
 
 #: Entry of a submission ring, word 0: slot | model index << 20 | low 32 bits of the generation << 32.
 RING_MODEL_SHIFT = 20

@@ -6,11 +6,11 @@ the two headers are in `layout`. Nobody here stores a slot's state: that is the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from wsgi_ts.batcher.shm import layout
-from wsgi_ts.batcher.shm.layout import RequestFlag, ResponseFlag
+from wsgi_ts.batcher.shm.layout import ReferenceKind, RequestFlag, ResponseFlag
 from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.errors import ServerError
 
@@ -137,6 +137,14 @@ def write_request(
     start = segment.first_slot + slot * _SLOT_BYTES
     segment.buffer[start : start + len(data)] = data
     return is_outside
+
+
+def rewrite_header(segment: Segment, slot: int, batcher: int, model: int, arrival_ns: int) -> None:
+    """Changes where the request in a slot goes, and when it has arrived; all else stays."""
+    start = segment.first_slot + slot * _SLOT_BYTES
+    fields = list(layout.REQUEST.unpack_from(segment.buffer, start))
+    fields[0], fields[2], fields[7] = arrival_ns, model, batcher
+    segment.buffer[start : start + layout.REQUEST.size] = layout.REQUEST.pack(*fields)
 
 
 def _write_outside(segment: Segment, slot: int, data: bytes) -> None:
@@ -273,3 +281,43 @@ def unpack_fields(body: memoryview) -> dict[str, Any]:
         fields[str(body[start:value_start], "utf-8")] = bytearray(body[value_start:end])
         start = end
     return fields
+
+
+def pack_reference(key: str, kind: int, offset: int = 0, length: int = 0, inline: bytes = b"") -> bytes:
+    """Returns what says in a request's body where the value of a key lies.
+
+    Args:
+        key: of the handler's row.
+        kind: one of ReferenceKind.
+        offset: where in the segment its value lies; of a request the slot.
+        length: bytes of the value.
+        inline: the value itself, where it stands there.
+    """
+    name = key.encode()
+    return layout.REFERENCE.pack(len(name), kind, offset, length or len(inline)) + name + inline
+
+
+def unpack_references(body: memoryview) -> Iterator[tuple[str, int, int, int, memoryview]]:
+    """Yields what was packed: key, kind, offset, length, value that stands in the body."""
+    start = 0
+    while start < len(body):
+        name_bytes, kind, offset, length = layout.REFERENCE.unpack_from(body, start)
+        name_start = start + layout.REFERENCE.size
+        start = name_start + name_bytes
+        key = str(body[name_start:start], "utf-8")
+        inline = body[start : start + length] if kind >= ReferenceKind.INLINE else body[:0]
+        start += len(inline)
+        yield key, kind, offset, length, inline
+
+
+def answer_range(segment: Segment, slot: int) -> tuple[int, int, int, int]:
+    """Where the body of a slot's answer lies.
+
+    Returns:
+        Its offset in the segment and its length, the answer's HTTP status, and its ResponseFlag bits.
+    """
+    start = segment.first_slot + slot * _SLOT_BYTES + layout.RESPONSE_HEADER
+    _, _, length, status, flags, phrase_bytes, header_bytes = layout.RESPONSE.unpack_from(segment.buffer, start)
+    if flags & ResponseFlag.BODY_OUTSIDE:
+        return segment.layout.response_payload(slot), length, status, flags
+    return start + _RESPONSE_BYTES + phrase_bytes + header_bytes, length, status, flags

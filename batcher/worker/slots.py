@@ -12,8 +12,8 @@ from typing import Any
 
 from wsgi_ts.batcher.shm import layout, stream
 from wsgi_ts.batcher.shm.doorbell import Doorbell
-from wsgi_ts.batcher.shm.layout import RequestFlag, SlotState
-from wsgi_ts.batcher.shm.request_codec import read_request, unpack_fields, write_answer
+from wsgi_ts.batcher.shm.layout import ReferenceKind, RequestFlag, SlotState
+from wsgi_ts.batcher.shm.request_codec import read_request, unpack_fields, unpack_references, write_answer
 from wsgi_ts.batcher.shm.segment import Segment, segment_name
 from wsgi_ts.batcher.shm.shared_memory import SHM_DIRECTORY, SharedMemoryFull
 from wsgi_ts.handlers.serving.context import StreamClosed
@@ -142,9 +142,15 @@ class WorkerSlots:
             return Request(request_id, row, LazyHeaders(head, _PLAIN_EXTRA))
         if flags & RequestFlag.DESCRIBE:
             return Request(request_id, {}, LazyHeaders(head, {"describe": "True"}, {}), is_describe=True)
+        function = ""
+        if flags & RequestFlag.FUNCTION:
+            function, rest = str(rest, "utf-8"), rest[:0]
         if flags & RequestFlag.FIELDS:
             fields = unpack_fields(body)
-            return Request(request_id, fields, LazyHeaders(head, {}, dict.fromkeys(fields, "")))
+            return Request(request_id, fields, LazyHeaders(head, {}, dict.fromkeys(fields, "")), function=function)
+        if flags & RequestFlag.REFERENCES:
+            values = self._referenced(ref.segment, body)
+            return Request(request_id, values, LazyHeaders(head, {}, dict.fromkeys(values, "")), function=function)
         query = ""
         if flags & RequestFlag.QUERY_ROW:
             query = head.split(b"\r\n", 1)[0].partition(b"?")[2].rsplit(b" ", 1)[0].decode("latin-1")
@@ -153,7 +159,28 @@ class WorkerSlots:
         types: dict[str, str] = {}
         declared = content_type.decode("latin-1") if content_type else None
         row = build_row(declared, body, decode=self._decode, query=query, types=types)
-        return Request(request_id, row, LazyHeaders(head, extra, types))
+        return Request(request_id, row, LazyHeaders(head, extra, types), function=function)
+
+    def _referenced(self, segment: Segment, body: memoryview) -> dict[str, Any]:
+        """The row of a workflow's node: what the nodes before it have answered, copied from where that lies."""
+        row: dict[str, Any] = {}
+        for key, kind, offset, length, inline in unpack_references(body):
+            if kind == ReferenceKind.VALUE:
+                row[key] = bytearray(segment.buffer[offset : offset + length])
+            elif kind == ReferenceKind.ELEMENT:
+                row.setdefault(key, []).append(bytearray(segment.buffer[offset : offset + length]))
+            elif kind == ReferenceKind.NO_ELEMENT:
+                row.setdefault(key, []).append(None)
+            elif kind == ReferenceKind.NO_ELEMENTS:
+                row[key] = []
+            elif kind == ReferenceKind.REQUEST:
+                fields = self.read(SlotReference(segment, offset)).row
+                row.update({f"{key}.{name}": value for name, value in fields.items()})
+            elif kind == ReferenceKind.INLINE_ELEMENT:
+                row.setdefault(key, []).append(bytearray(inline))
+            else:
+                row[key] = bytearray(inline)
+        return row
 
     def send_chunk(self, ref: SlotReference, answer: Answer, started: int) -> None:
         """Sends one chunk of a streamed answer; the first one sends status and headers.

@@ -9,9 +9,13 @@ from typing import Any
 
 @dataclass(slots=True)
 class Request:
-    """One request of a batch, as the handler will see it."""
+    """One request of a batch, as the handler will see it.
+
+    `function` is the name of the function that is asked, where a workflow's functions share a worker.
+    """
 
     request_id: str
     row: dict[str, Any]
     headers: Mapping[str, Any]
     is_describe: bool = False
+    function: str = ""

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 from wsgi_ts.batcher.shm.layout import REQUEST_INLINE_BYTES, TOO_LATE, SlotState
-from wsgi_ts.batcher.shm.request_codec import Request
+from wsgi_ts.batcher.shm.request_codec import Answer, Request
 from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
 from wsgi_ts.dataplane.exchange import Exchange, no_memory
 from wsgi_ts.dataplane.ledger import Ledger
@@ -159,6 +159,8 @@ class AsyncPlane:
         self.unsent: Ledger[Call] = Ledger(MAX_UNSENT_OF_ALL)
         self._must_publish = False
         self._is_woken = False
+        exchange.walks.deliver = self._deliver
+        exchange.walks.limit = self._look_at
         exchange.listen(self._wake, always=True)
 
     @property
@@ -194,8 +196,10 @@ class AsyncPlane:
         else:
             body = b"".join(parts)
         request = Request(target, call.request_id, head, content_type, body, length, time.monotonic_ns())
-        exchange.submit(slot, call, target, request)
-        if target.client_timeout_ms:
+        call.slot = exchange.submit(slot, call, target, request)
+        if target.graph is not None:
+            self._look_at(call, exchange.walks.limit_of(call.slot))
+        elif target.client_timeout_ms:
             call.timer = self._loop.call_later(target.client_timeout_ms / 1000, self._too_late, call)
         if not self._must_publish:
             self._must_publish = True
@@ -231,6 +235,27 @@ class AsyncPlane:
         self._must_publish = False
         self._exchange.client.publish()
 
+    def _look_at(self, call: Call, limit_ns: int) -> None:
+        """Has a workflow's request be looked at then."""
+        if call.timer is not None:
+            call.timer.cancel()
+        delay_s = max(0.0, (limit_ns - time.monotonic_ns()) / 1e9)
+        call.timer = self._loop.call_later(delay_s, self._look, call)
+
+    def _look(self, call: Call) -> None:
+        limit_ns = self._exchange.walks.look(call.slot)
+        if limit_ns:
+            self._look_at(call, limit_ns)
+
+    def _deliver(self, call: Call, answer: Answer) -> None:
+        """Answers a workflow's request with what lies in no slot."""
+        call.slot = -1
+        if call.timer is not None:
+            call.timer.cancel()
+        if answer.error is None:
+            call.answer(bytes(answer.body))
+        call.end(answer.error)
+
     def _too_late(self, call: Call) -> None:
         call.end(RequestTimeout(TOO_LATE))
         self.forget(call)
@@ -252,6 +277,7 @@ class AsyncPlane:
                 log.exception("Unexpected error in request %s", call.request_id)
                 self.forget(call)
                 call.end(InternalServerError(_UNEXPECTED))
+        self._exchange.client.publish()  # the next nodes of workflows
 
     def _take_answer(self, call: Call, slot: int) -> None:
         if call.timer is not None:
@@ -265,6 +291,7 @@ class AsyncPlane:
                 self._finish(call, slot)
                 call.end(answer.error)
                 return
+            call.slot = slot
             call.is_streamed = True
         self._take_parts(call, slot)
 

@@ -18,6 +18,24 @@ from wsgi_ts.instance.instance import Instance
 
 log = logging.getLogger(__name__)
 
+#: How often the limits of a workflow's nodes are looked at.
+_LOOK_S = 0.25
+
+
+class _Waiting:
+    """One request that a thread waits for.
+
+    Attributes:
+        news: set when there is something to look at.
+        slot: where the answer lies, or the number under which the exchange knows the request.
+        answer: one that lies in no slot.
+    """
+
+    def __init__(self) -> None:
+        self.news = threading.Event()
+        self.slot = -1
+        self.answer: Answer | None = None
+
 
 class BlockingPlane:
     """The exchange of a process whose requests have a thread each.
@@ -34,7 +52,7 @@ class BlockingPlane:
             instance = replace(instance, config=replace(instance.config, slots_per_worker=slots))
         self._instance = instance
         self._lock = threading.Lock()
-        self._opened: Exchange[threading.Event] | None = None
+        self._opened: Exchange[_Waiting] | None = None
 
     @property
     def routes(self) -> RoutingTable:
@@ -70,56 +88,73 @@ class BlockingPlane:
         if target.error is not None:
             return Answer(target.error)
         exchange = self._exchange
-        event = threading.Event()
+        waiting = _Waiting()
         request = Request(target, request_id, head, content_type, body, len(body), time.monotonic_ns())
         with self._lock:
             try:
-                slot = exchange.take(target)
-                exchange.submit(slot, event, target, request)
+                waiting.slot = exchange.submit(exchange.take(target), waiting, target, request)
             except ServerError as error:
                 return Answer(error)
             exchange.client.publish()
-        limits = [limit_s, target.client_timeout_ms / 1000 or None]
-        event.wait(min((limit for limit in limits if limit is not None), default=None))
+        if target.graph is None:
+            limits = [limit_s, target.client_timeout_ms / 1000 or None]
+            waiting.news.wait(min((limit for limit in limits if limit is not None), default=None))
+        else:
+            self._wait_for_walk(exchange, waiting)
         with self._lock:
-            if not event.is_set():
-                exchange.forget(slot)
+            if waiting.answer is not None:
+                return waiting.answer
+            if not waiting.news.is_set():
+                exchange.forget(waiting.slot)
                 return Answer(RequestTimeout(TOO_LATE))
-            answer = exchange.answer(slot, target)
+            answer = exchange.answer(waiting.slot, target)
             if answer.stream is None:
                 answer.body = bytes(answer.body)
-                exchange.finish(slot)
+                exchange.finish(waiting.slot)
             else:
-                answer.stream = self._stream(exchange, slot, event)
+                answer.stream = self._stream(exchange, waiting)
         return answer
 
-    def _stream(self, exchange: Exchange[threading.Event], slot: int, event: threading.Event) -> Iterator[bytes]:
+    def _wait_for_walk(self, exchange: Exchange[_Waiting], waiting: _Waiting) -> None:
+        """Waits for a workflow's answer, and has its nodes' limits looked at when they are over."""
+        handle = waiting.slot
+        with self._lock:
+            limit_ns = exchange.walks.limit_of(handle)
+        # Not longer than a moment: a node that follows may have an earlier limit.
+        while not waiting.news.wait(max(0.0, min(_LOOK_S, (limit_ns - time.monotonic_ns()) / 1e9))):
+            with self._lock:
+                limit_ns = exchange.walks.limit_of(handle)
+                if 0 < limit_ns <= time.monotonic_ns():
+                    limit_ns = exchange.walks.look(handle)
+
+    def _stream(self, exchange: Exchange[_Waiting], waiting: _Waiting) -> Iterator[bytes]:
         state: int = SlotState.STREAMING
         try:
             while state == SlotState.STREAMING:
                 with self._lock:
-                    event.clear()
-                    chunks, state = exchange.chunks(slot)
+                    waiting.news.clear()
+                    chunks, state = exchange.chunks(waiting.slot)
                 yield from chunks
                 if state == SlotState.STREAMING:
-                    event.wait(1.0)
+                    waiting.news.wait(1.0)
             if state == SlotState.FAILED:
                 raise ConnectionError("the handler failed while it streamed its answer")
         finally:
             with self._lock:
                 if state == SlotState.STREAMING:  # the client has gone
-                    exchange.forget(slot)
+                    exchange.forget(waiting.slot)
                 else:
-                    exchange.finish(slot)
+                    exchange.finish(waiting.slot)
 
     @property
-    def _exchange(self) -> Exchange[threading.Event]:
+    def _exchange(self) -> Exchange[_Waiting]:
         with self._lock:
             if self._opened is None:
                 try:
                     self._opened = Exchange(self._instance)
                 except SharedMemoryFull as full:
                     raise no_memory(full) from full
+                self._opened.walks.deliver = _deliver
                 self._opened.listen(self._look, always=True)
             return self._opened
 
@@ -128,7 +163,14 @@ class BlockingPlane:
         try:
             with self._lock:
                 if self._opened is not None:
-                    for _, event in self._opened.news():
-                        event.set()
+                    for slot, waiting in self._opened.news():
+                        waiting.slot = slot
+                        waiting.news.set()
+                    self._opened.client.publish()
         except Exception:  # the next ring is heard all the same
             log.exception("The answers of a turn cannot be looked after")
+
+
+def _deliver(waiting: _Waiting, answer: Answer) -> None:
+    waiting.answer = answer
+    waiting.news.set()

@@ -23,7 +23,9 @@ from wsgi_ts.batcher.shm.request_codec import Answer, Request
 from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull, free_bytes
 from wsgi_ts.control.client import ControlPlane
+from wsgi_ts.dataplane.graph import Graph
 from wsgi_ts.dataplane.routes import RoutingTable, Target
+from wsgi_ts.dataplane.walks import Walks
 from wsgi_ts.errors import (
     BadRequest,
     InternalServerError,
@@ -72,7 +74,9 @@ class Exchange(Generic[Waiter]):
         ids: where ids of requests come from.
         client: the slots.
         bell: rung for answers.
-        waiting: of each submitted slot who waits for its answer; None where nobody does any more.
+        waiting: of each submitted slot who waits for its answer; None where nobody does any more, and of the slots of a
+            workflow's nodes: who waits for a workflow stands here under its handle.
+        walks: the workflows' requests.
 
     Raises:
         SharedMemoryFull: there is no room for a segment.
@@ -98,6 +102,9 @@ class Exchange(Generic[Waiter]):
         self.web_row = self.board.web_row(index)
         self.waiting: dict[int, Waiter | None] = {}
         self._chosen = 0
+        self.walks: Walks[Waiter] = Walks(
+            self.client, self.routes, self.waiting, self._choose, config.max_response_size
+        )
         names = config.ts_header_key_sequence_id, config.ts_header_key_sequence_start
         self._sequence_headers = names[0].encode("latin-1"), names[1].encode("latin-1")
         control.call("segment_ready", index=index)
@@ -132,7 +139,7 @@ class Exchange(Generic[Waiter]):
             raise ServiceUnavailable.no_slot(target.model_name, target.version)
         return slot
 
-    def submit(self, slot: int, waiter: Waiter, target: Target, request: Request) -> None:
+    def submit(self, slot: int, waiter: Waiter, target: Target, request: Request) -> int:
         """Submits a request; the batcher sees it after `client.publish`.
 
         Args:
@@ -141,10 +148,15 @@ class Exchange(Generic[Waiter]):
             target: where it goes.
             request: the request, to this target.
 
+        Returns:
+            The number under which the request is known until there is news of it: the slot, or a workflow's handle.
+
         Raises:
             OutOfResources: /dev/shm is full; the slot is given back.
         """
-        if target.has_sequences:
+        if target.is_special:
+            if target.graph is not None:
+                return self._begin_walk(slot, waiter, target, target.graph, request)
             sequence, head = self._sequence_of(request.head)
             request = request._replace(sequence=sequence, head=head)
         batchers = target.batchers
@@ -155,14 +167,26 @@ class Exchange(Generic[Waiter]):
             self.client.abandon(slot)
             raise no_memory(full) from full
         self.waiting[slot] = waiter
+        return slot
+
+    def _begin_walk(self, slot: int, waiter: Waiter, target: Target, graph: Graph, request: Request) -> int:
+        try:
+            return self.walks.begin(slot, waiter, target, graph, request)
+        except SharedMemoryFull as full:
+            self.client.abandon(slot)
+            raise no_memory(full) from full
 
     def news(self) -> Iterator[tuple[int, Waiter]]:
         """Yields the slots of which there is news, and who waits for that; gives back those that nobody waits for."""
-        client, waiting = self.client, self.waiting
+        client, waiting, walks = self.client, self.waiting, self.walks
         for slot in client.answered():
             waiter = waiting.get(slot)
             if waiter is not None:
                 yield slot, waiter
+            elif slot in walks.steps:
+                landed = walks.take_news(slot)
+                if landed is not None:
+                    yield landed
             elif client.state(slot) == SlotState.STREAMING:
                 client.read_stream(slot)  # its model worker must not wait for room
             else:
@@ -173,6 +197,8 @@ class Exchange(Generic[Waiter]):
         answer = self.client.answer(slot)
         if answer.error is not None:
             answer.error = _error_of(answer.error, target)
+        elif target.graph is not None:
+            return self.walks.answer(slot, answer)
         return answer
 
     def chunks(self, slot: int) -> tuple[list[bytes], int]:
@@ -197,6 +223,9 @@ class Exchange(Generic[Waiter]):
 
     def forget(self, slot: int) -> None:
         """Leaves a request to itself: what has not begun is never run, and its slot is given back at its end."""
+        if slot >= self.client.capacity:
+            self.walks.leave(slot)
+            return
         self.waiting[slot] = None
         self.client.cancel(slot)
 

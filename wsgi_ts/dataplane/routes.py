@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import RequestFlag
+from wsgi_ts.dataplane.graph import Graph
 from wsgi_ts.errors import (
     BadRequest,
+    InternalServerError,
     ModelNotFound,
     ModelVersionNotFound,
     ResourceNotFound,
     ServerError,
     ServiceUnavailable,
+    WorkflowNotFound,
 )
 from wsgi_ts.http.form_field import form_field
 from wsgi_ts.http.head import Head
@@ -30,6 +33,8 @@ log = logging.getLogger(__name__)
 
 #: Paths and queries whose meaning is remembered.
 _MOST_KNOWN = 1024
+#: Of `/wfpredict/{workflow}`, split at its slashes.
+_WORKFLOW_PARTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,8 @@ class Target:
         has_sequences: the request belongs to a sequence.
         error: set where the request is to be refused; the other fields are without meaning then.
         reads_form: the body, if it is a form, may name the model after all.
+        graph: of a workflow, whose first node the other fields are about.
+        is_special: it has a graph or sequences.
     """
 
     model_name: str
@@ -60,6 +67,8 @@ class Target:
     has_sequences: bool = False
     error: ServerError | None = None
     reads_form: bool = False
+    graph: Graph | None = None
+    is_special: bool = False
 
 
 def prediction_parts(path: str, query: str) -> tuple[str, str | None, str, int] | None:
@@ -108,7 +117,9 @@ class RoutingTable:
         self._epoch = -1
         self._unread_epoch = -1
         self._models: dict[str, Any] = {}
+        self._graphs: dict[str, Graph] = {}
         self._known: dict[tuple[str, str], Target | None] = {}
+        self._nodes: dict[tuple[str, str | None], Target] = {}
         self.healthy = True
         self.draining = False
 
@@ -127,7 +138,9 @@ class RoutingTable:
             return
         self._epoch = epoch
         self._models = table["models"]
+        self._graphs = {name: Graph.from_json(name, fields) for name, fields in table["workflows"].items()}
         self._known.clear()
+        self._nodes.clear()
         self.healthy = bool(table["healthy"])
         self.draining = bool(table["draining"])
 
@@ -158,7 +171,8 @@ class RoutingTable:
         except ServerError as error:
             return Target("", None, error=error)
         if parts is None:
-            return None
+            workflow = _workflow_in(path)
+            return None if workflow is None else self.workflow_target(_as_text(workflow))
         name, version, rest, flags = parts
         name = _as_text(name)
         if not name:
@@ -190,8 +204,38 @@ class RoutingTable:
         timeout_ms = entry["client_timeout_ms"]
         if version is not None:
             flags |= RequestFlag.VERSION_NAMED
-        modes = entry["continuous"], entry["sequences"]
-        return Target(name, version, entry["index"], batchers, rest.encode("latin-1"), flags, timeout_ms, *modes)
+        url_path = rest.encode("latin-1")
+        if "function" in entry:
+            flags, url_path = flags | RequestFlag.FUNCTION, entry["function"].encode()
+        sequences = entry["sequences"]
+        modes = entry["continuous"], sequences
+        index = entry["index"]
+        return Target(name, version, index, batchers, url_path, flags, timeout_ms, *modes, is_special=sequences)
+
+    def node_target(self, name: str, version: str | None) -> Target:
+        """Returns the target of a request from one node of a workflow to another, at this model."""
+        asked = name, version
+        target = self._nodes.get(asked)
+        if target is None:
+            target = self._nodes[asked] = self.version_target(name, version, flags=RequestFlag.REFERENCES)
+        return target
+
+    def workflow_target(self, name: str, flags: int = 0) -> Target:
+        """Returns the target of a request to a workflow: its first node's, with its graph.
+
+        Args:
+            name: the workflow.
+            flags: RequestFlag bits.
+        """
+        graph = self._graphs.get(name)
+        if graph is None:
+            return Target(name, None, error=WorkflowNotFound(f"Workflow not found: {name}"))
+        start = graph.nodes[graph.start]
+        first = self.version_target(start.model, start.version, flags=flags)
+        if first.error is not None:
+            error = first.error if isinstance(first.error, ServiceUnavailable) else InternalServerError(start.model)
+            return Target(name, None, error=error)
+        return replace(first, client_timeout_ms=start.timeout_ms, graph=graph, is_special=True)
 
     def form_target(self, content_type: bytes, body: bytes) -> Target:
         """Returns the target of an `/invocations` request whose model is named by a field of its form."""
@@ -210,6 +254,14 @@ class RoutingTable:
         if model is None:
             raise ModelNotFound.named(name)
         return model["default"], {version: entry["loaded"] for version, entry in model["versions"].items()}
+
+
+def _workflow_in(path: str) -> str | None:
+    """The workflow that a path names, whatever stands behind it; None where it is no such path."""
+    parts = path.split("/")
+    if len(parts) < _WORKFLOW_PARTS or parts[1].lower() != "wfpredict" or not parts[2]:
+        return None
+    return parts[2]
 
 
 def _as_text(part: str) -> str:

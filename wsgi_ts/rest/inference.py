@@ -6,6 +6,7 @@ A prediction comes here with its answer: the web worker submits it before the ap
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import falcon
@@ -13,7 +14,7 @@ import falcon
 from wsgi_ts.batcher.shm.request_codec import Answer
 from wsgi_ts.dataplane.blocking import BlockingPlane
 from wsgi_ts.dataplane.routes import RoutingTable
-from wsgi_ts.errors import PayloadTooLarge, ResourceNotFound, ServiceUnavailable, WorkflowNotFound
+from wsgi_ts.errors import PayloadTooLarge, ResourceNotFound, ServiceUnavailable
 from wsgi_ts.http.form_field import is_form
 from wsgi_ts.rest import openapi
 from wsgi_ts.rest.responses import REQUEST_ID_KEY, Response, head_of, write_error, write_json
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 #: Under our web worker: the answer to a prediction, and for what is none the routing table.
 ANSWER_KEY = "wsgi_ts.answer"
 ROUTES_KEY = "wsgi_ts.routes"
+
+#: In any case, and whatever stands behind the name.
+_WORKFLOWS = re.compile(r"/wfpredict/[^/]", re.IGNORECASE)
 
 _ROUTES = (
     "/predictions/{model}",
@@ -114,19 +118,11 @@ class Ping:
         write_json(resp, 200 if is_healthy else 500, {"status": "Healthy" if is_healthy else "Unhealthy"})
 
 
-class Workflows:
-    """`/wfpredict/{workflow}`: no workflow can be registered, so none is found."""
-
-    def on_request(self, req: falcon.Request, resp: falcon.Response, workflow: str) -> None:
-        """404, as for any unknown workflow."""
-        raise WorkflowNotFound(f"Workflow not found: {workflow}")
-
-
 def add_routes(app: falcon.App[Any, Any], instance: Instance) -> Predictions:
     """Adds the inference API's routes to an app; returns the resource that runs models."""
     predictions = Predictions(instance)
     for route in _ROUTES:
         app.add_route(route, predictions)
     app.add_route("/ping", Ping(predictions))
-    app.add_route("/wfpredict/{workflow}", Workflows())
+    app.add_sink(predictions.on_request, _WORKFLOWS)
     return predictions

@@ -58,7 +58,7 @@ def scope_of(kinds: Collection[str], path: str) -> str | None:
 
 def _is_inference(parts: list[str]) -> bool:
     root = parts[0]
-    if root in _INFERENCE_ROOTS:
+    if root in _INFERENCE_ROOTS or root.lower() == "wfpredict":
         return True
     if root == "models":
         return len(parts) == 3 and parts[2] == "invoke"

@@ -64,6 +64,9 @@ class Answers:
         self._table = table
         self._exchange = exchange
         self._report = report
+        if exchange is not None:
+            exchange.walks.deliver = self._deliver
+            exchange.walks.limit = table.limit_answer
 
     def collect(self) -> None:
         """Looks after all slots of which there is news."""
@@ -89,6 +92,7 @@ class Answers:
             self.quick_ns += (took_ns - self.quick_ns) // 8
         if answer.stream is not None:
             response = self._response_to(connection, answer)
+            connection.slot = slot
             connection.begin_stream(response)
             self._report.note(connection, response.status)
             self._pump(exchange, connection)
@@ -115,6 +119,14 @@ class Answers:
         environ = environ_of(connection)
         environ[ANSWER_KEY] = answer
         return call_app(connection.endpoint.app, environ)
+
+    def _deliver(self, connection: Connection, answer: Answer) -> None:
+        """Answers a workflow's request with what lies in no slot."""
+        connection.slot = -1
+        try:
+            self.respond(connection, self._response_to(connection, answer))
+        except Exception:
+            self.fail(connection)
 
     def answer(self, connection: Connection, error: ServerError) -> None:
         """Answers a prediction that no model worker has answered."""

@@ -135,6 +135,10 @@ class Requests:
             connection.limit_at = time.monotonic() + BODY_LIMIT_S
         elif phase == Phase.BODY or (phase == Phase.HEAD and connection.buffer):
             self._answers.refuse(connection, BadHead(408, "The request did not arrive in time."))
+        elif phase == Phase.ANSWER and connection.target is not None and connection.target.graph is not None:
+            limit_ns = self._table.exchange.walks.look(connection.slot)
+            if limit_ns:
+                self._table.limit_answer(connection, limit_ns)
         elif phase == Phase.ANSWER and connection.target is not None:
             # What has not begun will not be, since the slot is cancelled; what runs is answered to nobody.
             self._table.forget_slot(connection)
@@ -351,7 +355,7 @@ class Requests:
         came_ns, idle_us = connection.arrival_ns, connection.idle_us
         request = Request(target, connection.request_id, head.raw, head.content_type, body, length, came_ns, idle_us)
         try:
-            exchange.submit(connection.slot, connection, target, request)
+            connection.slot = exchange.submit(connection.slot, connection, target, request)
         except OutOfResources as error:
             connection.slot = -1
             self._answers.answer(connection, error)
@@ -359,7 +363,10 @@ class Requests:
         connection.phase = Phase.ANSWER
         connection.limit_at = 0.0
         if target.client_timeout_ms:
-            self._table.limit_answer(connection, came_ns + target.client_timeout_ms * 1_000_000)
+            limit_ns = came_ns + target.client_timeout_ms * 1_000_000
+            if target.graph is not None:
+                limit_ns = exchange.walks.limit_of(connection.slot)
+            self._table.limit_answer(connection, limit_ns)
         if connection.half_closed:
             self._table.watch(connection, connection.events & ~READ_EVENTS)
 

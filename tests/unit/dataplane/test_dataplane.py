@@ -76,7 +76,7 @@ def test_routes_that_cannot_be_read_leave_those_that_are_known(
     board: Any = SimpleNamespace(epoch=1)
     table = RoutingTable(tmp_path, board)
     routes = RunFiles(tmp_path).routes
-    routes.write_text(json.dumps({"models": {}, "healthy": False, "draining": False}))
+    routes.write_text(json.dumps({"models": {}, "workflows": {}, "healthy": False, "draining": False}))
     table.refresh()
     assert not table.healthy
     board.epoch = 2
@@ -87,6 +87,6 @@ def test_routes_that_cannot_be_read_leave_those_that_are_known(
     assert not table.healthy
     assert len(caplog.records) == 1
     routes.rmdir()
-    routes.write_text(json.dumps({"models": {}, "healthy": True, "draining": False}))
+    routes.write_text(json.dumps({"models": {}, "workflows": {}, "healthy": True, "draining": False}))
     table.refresh()
     assert table.healthy

@@ -1,0 +1,388 @@
+"""One request's way through the graph of a workflow: which nodes run, when, and how long their slots are needed.
+
+Pure: it is told what has happened and returns what is to be done, without clock, system call or shared memory
+(batcher/README.md, rules 14 to 17). `walks.Walks` tells it, and carries out what it returns.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import NamedTuple
+
+from wsgi_ts.dataplane.graph import DEFAULT, SKIP, Graph
+from wsgi_ts.errors import ServerError
+
+#: Elements of a scattered list that are under way at a time: they must not fill the queue of the next model.
+MOST_ELEMENTS = 32
+
+
+class State(IntEnum):
+    """Where a task is; those from DONE on are decided."""
+
+    WAITING = 0
+    RUNNING = 1
+    WITHDRAWN = 2
+    DONE = 3
+    DEFAULT = 4
+    SKIPPED = 5
+    FAILED = 6
+
+
+class Task:
+    """One node of one walk, or, between a scatter and its gather, one node for one element.
+
+    Attributes:
+        node: the node's place in the graph.
+        item: the element's number; -1 where the node runs once.
+        state: its State.
+        attempt: which attempt is under way, from 1 on.
+        is_gate: the request under way asks whether the node runs.
+        is_open: it has a request that is not answered for good.
+        awaited: parents that are not decided.
+        has_input: whether a parent has an answer.
+        refs: open tasks whose requests refer to its slot.
+        undecided: tasks that may still come to refer to it.
+        items: how many elements its answer has, where it scatters.
+        is_kept: its answer is the workflow's, or a part of it.
+        slot, limit_ns, began_ns, took_ns, value, parts, error: for who carries out the walk: where the request lies (-1
+            for nowhere), until when its attempt may take, since when it is under way and how long it has been, an
+            answer that does not lie in the slot, where its elements lie (or they themselves), and why it was refused.
+    """
+
+    __slots__ = (
+        *("attempt", "awaited", "began_ns", "error", "has_input", "is_gate", "is_kept", "is_open", "item", "items"),
+        *("limit_ns", "node", "parts", "refs", "slot", "state", "took_ns", "undecided", "value"),
+    )
+
+    def __init__(self, node: int, item: int, awaited: int, undecided: int) -> None:
+        self.node = node
+        self.item = item
+        self.awaited = awaited
+        self.undecided = undecided
+        self.state = State.WAITING
+        self.attempt = 0
+        self.is_gate = self.is_open = self.has_input = self.is_kept = False
+        self.refs = self.items = 0
+        self.slot = -1
+        self.limit_ns = self.began_ns = self.took_ns = 0
+        self.value: bytes | None = None
+        self.parts: list[tuple[int, int] | bytes] | None = None
+        self.error: ServerError | None = None
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether those that read it find something."""
+        return self.state in (State.DONE, State.DEFAULT)
+
+    def __repr__(self) -> str:
+        return f"<Task {self.node}.{self.item} {self.state.name} attempt {self.attempt}>"
+
+
+class Submit(NamedTuple):
+    """Submit the task's next attempt: in its slot, or, where it has none, in a new one."""
+
+    task: Task
+
+
+class Withdraw(NamedTuple):
+    """Set the cancel word of the task's slot."""
+
+    task: Task
+
+
+class Release(NamedTuple):
+    """Give the task's slot back."""
+
+    task: Task
+
+
+class Finish(NamedTuple):
+    """Answer the request with what these tasks have; their slots are left to whoever answers."""
+
+    tasks: list[Task]
+
+
+class Fail(NamedTuple):
+    """Answer the request with an error: all attempts of this task have failed."""
+
+    task: Task
+
+
+Action = Submit | Withdraw | Release | Finish | Fail
+
+
+class GraphWalk:
+    """The walk of one request.
+
+    Args:
+        graph: the workflow's graph.
+
+    Attributes:
+        is_over: the request is answered, or nobody waits for it: nothing more is begun.
+        open: how many tasks are open.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.is_over = False
+        self.open = 0
+        self._tasks: dict[tuple[int, int], Task] = {}
+        self._undecided = 0
+        self._elements: dict[int, deque[int]] = {}
+        self._actions: list[Action] = []
+        nodes, readers = graph.nodes, graph.readers
+        for place, node in enumerate(nodes):
+            if node.scatter < 0:
+                awaited = 1 if node.gathers else len(node.parents)
+                self._tasks[place, -1] = Task(place, -1, awaited, len(readers[place]))
+                self._undecided += 1
+
+    def begin(self) -> Task:
+        """Starts with the node that reads the client's request; its first attempt is to be submitted at once."""
+        start = self._tasks[self.graph.start, -1]
+        self._launch(start)
+        self._actions.clear()
+        return start
+
+    def tasks(self) -> Iterable[Task]:
+        """All tasks there are."""
+        return self._tasks.values()
+
+    def is_last(self, task: Task) -> bool:
+        """Whether the task's answer is the whole answer, and nothing else is left to do."""
+        return self._undecided == 1 and self.graph.ends == (task.node,) and not task.is_gate and not self.is_over
+
+    def answered(self, task: Task, *, passed: bool = True, items: int = 0) -> list[Action]:
+        """Its request is answered.
+
+        Args:
+            task: an open task.
+            passed: what a gate has said.
+            items: how many elements the answer has, where the node scatters.
+        """
+        if self._is_late(task):
+            return self._taken()
+        if not task.is_gate:
+            task.items = items
+            self._close(task)
+            self._decide(task, State.DONE)
+        elif passed:
+            task.is_gate = False
+            task.state, task.attempt = State.RUNNING, 1
+            self._actions += (Release(task), Submit(task))
+        else:
+            self._close(task)
+            self._decide(task, State.SKIPPED)
+        return self._taken()
+
+    def failed(self, task: Task, *, may_retry: bool = True) -> list[Action]:
+        """Its request is answered with an error.
+
+        Args:
+            task: an open task.
+            may_retry: False where another attempt is of no use: no worker, or a full queue.
+        """
+        if self._is_late(task):
+            return self._taken()
+        if may_retry and task.state == State.WITHDRAWN:
+            task.state = State.RUNNING
+            self._actions.append(Submit(task))
+        elif may_retry and task.attempt <= self.graph.nodes[task.node].retries:
+            task.attempt += 1
+            self._actions.append(Submit(task))
+        else:
+            self._close(task)
+            self._give_up(task)
+        return self._taken()
+
+    def refused(self, task: Task) -> list[Action]:
+        """What `Submit` asks for cannot be done; nothing was submitted."""
+        self._close(task)
+        if self.is_over:
+            self._let_go(task)
+        else:
+            self._give_up(task)
+        return self._taken()
+
+    def timed_out(self, task: Task) -> list[Action]:
+        """The time of its attempt is over; of one that is not under way any more that is no news."""
+        if task.state not in (State.RUNNING, State.WITHDRAWN) or self.is_over:
+            return []
+        if task.state == State.RUNNING:
+            self._actions.append(Withdraw(task))
+        if task.attempt <= self.graph.nodes[task.node].retries:
+            task.attempt += 1
+            task.state = State.WITHDRAWN
+        else:
+            self._give_up(task)
+        return self._taken()
+
+    def passed_on(self, task: Task) -> list[Action]:
+        """The last task's answer is streamed to the client: its slot is left to whoever does that."""
+        task.is_kept = True
+        self._close(task)
+        self._decide(task, State.DONE)
+        self._actions = [action for action in self._actions if not isinstance(action, Finish)]
+        return self._taken()
+
+    def stop(self) -> list[Action]:
+        """Nobody waits for the answer any more."""
+        self._stop()
+        return self._taken()
+
+    def _taken(self) -> list[Action]:
+        actions, self._actions = self._actions, []
+        return actions
+
+    def _is_late(self, task: Task) -> bool:
+        """Closes a task that is decided, or whose walk is over: its request is answered too late."""
+        if not self.is_over and task.state in (State.RUNNING, State.WITHDRAWN):
+            return False
+        self._close(task)
+        self._let_go(task)
+        return True
+
+    def _launch(self, task: Task) -> None:
+        """Has a task run whose parents are decided."""
+        task.state, task.attempt = State.RUNNING, 1
+        task.is_open = True
+        task.is_gate = bool(self.graph.nodes[task.node].when)
+        self.open += 1
+        for source in self._sources(task):
+            source.refs += 1
+        self._actions.append(Submit(task))
+
+    def _close(self, task: Task) -> None:
+        """Nothing reads what its request refers to any more."""
+        if not task.is_open:
+            return
+        task.is_open = False
+        self.open -= 1
+        for source in self._sources(task):
+            source.refs -= 1
+            self._let_go(source)
+
+    def _give_up(self, task: Task) -> None:
+        """All attempts have failed."""
+        on_error = self.graph.nodes[task.node].on_error
+        if on_error == SKIP:
+            self._decide(task, State.SKIPPED)
+        elif on_error == DEFAULT:
+            self._decide(task, State.DEFAULT)
+        else:
+            task.state = State.FAILED
+            self._actions.append(Fail(task))
+            self._stop()
+            self._let_go(task)
+
+    def _decide(self, task: Task, state: State) -> None:
+        """Notes how a task has ended, and goes on with those that read it."""
+        task.state = state
+        self._undecided -= 1
+        graph = self.graph
+        for source in self._sources(task):
+            source.undecided -= 1
+            self._let_go(source)
+        if graph.nodes[task.node].scatters:
+            self._scatter(task)
+        else:
+            for child in graph.children[task.node]:
+                self._tell(self._tasks[child, -1 if graph.nodes[child].gathers else task.item], task)
+        self._let_go(task)
+        if not self._undecided and not self.is_over:
+            self._finish()
+
+    def _tell(self, child: Task, parent: Task) -> None:
+        """Tells a task that one of its parents is decided."""
+        child.awaited -= 1
+        child.has_input = child.has_input or parent.has_answer or self.graph.nodes[child.node].gathers
+        if not child.awaited and not self.is_over:
+            if child.has_input:
+                self._launch(child)
+            else:
+                self._decide(child, State.SKIPPED)
+        if self.graph.nodes[child.node].gathers:
+            self._begin_element(self.graph.nodes[parent.node].scatter)
+
+    def _scatter(self, task: Task) -> None:
+        """Makes the tasks of all elements, and begins with the first ones."""
+        graph, region = self.graph, self.graph.region[task.node]
+        (gather,) = {child for inner in region for child in graph.children[inner] if graph.nodes[child].gathers}
+        count = task.items if task.state == State.DONE else 0
+        for item in range(count):
+            for inner in region:
+                node = graph.nodes[inner]
+                self._tasks[inner, item] = Task(inner, item, len(node.parents), len(graph.readers[inner]))
+        self._undecided += count * len(region)
+        # What may still refer to it: each element's first nodes, in place of the nodes themselves.
+        task.undecided += (count - 1) * len([child for child in graph.children[task.node] if child in region])
+        asking = [inner for inner in region if graph.nodes[inner].reads_request]
+        self._tasks[graph.start, -1].undecided += (count - 1) * len(asking)
+        self._elements[task.node] = deque(range(count))
+        if count:
+            self._tasks[gather, -1].awaited = count
+            for _ in range(min(count, MOST_ELEMENTS)):
+                self._begin_element(task.node)
+        elif task.state == State.DONE:
+            self._launch(self._tasks[gather, -1])
+        else:
+            self._decide(self._tasks[gather, -1], State.SKIPPED)
+
+    def _begin_element(self, scatter: int) -> None:
+        """Begins the next element of a list, if there is one."""
+        waiting = self._elements[scatter]
+        if waiting and not self.is_over:
+            item = waiting.popleft()
+            for child in self.graph.children[scatter]:
+                self._tell(self._tasks[child, item], self._tasks[scatter, -1])
+
+    def sources(self, task: Task) -> list[tuple[str, Task]]:
+        """Whose slots a task's request refers to, and under which key of the row; not what the client has sent."""
+        graph, tasks = self.graph, self._tasks
+        node = graph.nodes[task.node]
+        if node.gathers:
+            (parent,) = node.parents
+            count = self._tasks[graph.nodes[parent].scatter, -1].items
+            return [(graph.inputs[task.node][0][0], tasks[parent, item]) for item in range(count)]
+        return [
+            (key, tasks[parent, task.item if graph.nodes[parent].scatter >= 0 else -1])
+            for key, parent in graph.inputs[task.node]
+        ]
+
+    def _sources(self, task: Task) -> list[Task]:
+        found = [source for _, source in self.sources(task)]
+        if self.graph.nodes[task.node].reads_request:
+            found.append(self._tasks[self.graph.start, -1])
+        return found
+
+    def _let_go(self, task: Task) -> None:
+        """Releases a slot that nobody needs any more (rule 15)."""
+        if task.is_open or task.refs or task.is_kept or (task.undecided and not self.is_over):
+            return
+        if task.state > State.WITHDRAWN or self.is_over:
+            self._actions.append(Release(task))
+
+    def _finish(self) -> None:
+        """All tasks are decided: the answer is what those have behind which no other has one."""
+        graph = self.graph
+        answered = {place for place, item in self._tasks if item < 0 and self._tasks[place, -1].has_answer}
+        ends = [
+            self._tasks[place, -1]
+            for place in sorted(answered)
+            if not graph.nodes[place].scatters and not graph.behind[place] & answered
+        ]
+        for end in ends:
+            end.is_kept = True
+        self._actions.append(Finish(ends))
+        self._stop()
+
+    def _stop(self) -> None:
+        self.is_over = True
+        for task in self._tasks.values():
+            if task.is_open:
+                if task.state == State.RUNNING:
+                    self._actions.append(Withdraw(task))
+            else:
+                self._let_go(task)

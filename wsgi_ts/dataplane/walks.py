@@ -1,0 +1,454 @@
+"""The workflow requests that one process has under way: carries out what each one's `GraphWalk` decides.
+
+Nodes are requests like all others, in slots of the process's own segment. What goes from node to node stays where its
+model worker has written it; only its place is read and written here (batcher/README.md, rules 14 to 17).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from wsgi_ts.batcher.shm.client import SlotClient
+from wsgi_ts.batcher.shm.layout import ReferenceKind, ResponseFlag, SlotState
+from wsgi_ts.batcher.shm.request_codec import Answer, Request, pack_reference
+from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
+from wsgi_ts.dataplane.graph import REQUEST, Graph
+from wsgi_ts.dataplane.graph_walk import Action, Finish, GraphWalk, Release, State, Submit, Task, Withdraw
+from wsgi_ts.dataplane.node_answers import joined, json_parts, packed_parts
+from wsgi_ts.dataplane.routes import RoutingTable, Target
+from wsgi_ts.errors import (
+    InternalServerError,
+    OutOfResources,
+    RequestTimeout,
+    ServerError,
+    ServiceUnavailable,
+)
+
+log = logging.getLogger(__name__)
+
+Waiter = TypeVar("Waiter")
+
+#: With it a client says how long it waits for a workflow's answer, in milliseconds.
+DEADLINE_HEADER = b"x-request-timeout-ms"
+JSON_TYPE = ("content-type", "application/json")
+_FALSE = (b"", b"0")
+
+
+class Walk(Generic[Waiter]):
+    """One request of a workflow.
+
+    Attributes:
+        handle: the number under which the exchange knows the request.
+        waiter: who waits for its answer.
+        target: where it goes.
+        states: what its nodes do.
+        request: what the client has sent, as its first node gets it.
+        first_slot: where that lies.
+        began_ns: when it came (monotonic).
+        deadline_ns: when its client gives up (monotonic); 0 for never.
+        limit_ns: until when nothing has to be looked at.
+    """
+
+    __slots__ = ("began_ns", "deadline_ns", "first_slot", "handle", "limit_ns", "request", "states", "target", "waiter")
+
+    def __init__(self, handle: int, waiter: Waiter, target: Target, graph: Graph, request: Request) -> None:
+        self.handle = handle
+        self.waiter = waiter
+        self.target = target
+        self.states = GraphWalk(graph)
+        self.request = request
+        self.first_slot = -1
+        self.began_ns = request.arrival_ns
+        limit_ms = _deadline_ms(request.head)
+        self.deadline_ns = self.began_ns + limit_ms * 1_000_000 if limit_ms else 0
+        self.limit_ns = 0
+
+
+class Walks(Generic[Waiter]):
+    """The walks of one exchange; used on its thread.
+
+    Args:
+        client: the slots.
+        routes: where models are.
+        waiting: who waits for each request, by slot or handle; see `Exchange`.
+        choose: the batcher for a request.
+        most_answer_bytes: of an answer that is put together of several.
+
+    Attributes:
+        steps: of each slot of a walk its walk and task.
+        deliver: answers a request with what lies in no slot.
+        limit: says when a request is to be looked at, by monotonic time in ns, where that is earlier than was said.
+    """
+
+    def __init__(
+        self,
+        client: SlotClient,
+        routes: RoutingTable,
+        waiting: dict[int, Any],
+        choose: Callable[[Target, bytes], int],
+        most_answer_bytes: int,
+    ) -> None:
+        self.steps: dict[int, tuple[Walk[Waiter], Task]] = {}
+        self.deliver: Callable[[Waiter, Answer], None] = lambda waiter, answer: None
+        self.limit: Callable[[Waiter, int], None] = lambda waiter, limit_ns: None
+        self._client = client
+        self._routes = routes
+        self._waiting = waiting
+        self._choose = choose
+        self._most_answer_bytes = most_answer_bytes
+        self._by_handle: dict[int, Walk[Waiter]] = {}
+        self._number = client.capacity
+        self._timings: dict[int, str] = {}
+
+    def begin(self, slot: int, waiter: Waiter, target: Target, graph: Graph, request: Request) -> int:
+        """Submits the first node's request.
+
+        Args:
+            slot: from `SlotClient.take`, for the first node's model.
+            waiter: who waits for the answer.
+            target: where the first node's request goes.
+            graph: the workflow's graph.
+            request: what the client has sent.
+
+        Returns:
+            The handle: a number that no slot has.
+
+        Raises:
+            SharedMemoryFull: there is no room for the request; the slot is still the caller's.
+        """
+        self._client.submit(slot, self._choose(target, b""), request)
+        self._number += 1
+        # What follows needs only the head of it: a body that came in memory must not stay there as long.
+        walk = Walk(self._number, waiter, target, graph, request._replace(body=None, body_bytes=0))
+        task = walk.states.begin()
+        task.slot = walk.first_slot = slot
+        walk.limit_ns = request.arrival_ns + graph.nodes[task.node].timeout_ms * 1_000_000
+        if walk.deadline_ns:
+            walk.limit_ns = min(walk.limit_ns, walk.deadline_ns)
+        self._by_handle[walk.handle] = walk
+        self._waiting[walk.handle] = waiter
+        self._note_submitted(walk, task, request.arrival_ns)
+        return walk.handle
+
+    def take_news(self, slot: int) -> tuple[int, Waiter] | None:
+        """Goes on with the walk that an answered slot belongs to.
+
+        Returns:
+            The slot with the whole answer and who waits for it, once there is one.
+        """
+        walk, task = self.steps[slot]
+        client = self._client
+        state = client.state(slot)
+        if state == SlotState.STREAMING:
+            if walk.states.is_last(task):
+                return self._pass_on(walk, task)
+            self._take_chunks(task)
+            return None
+        offset, length, status, flags = client.answer_range(slot)
+        client.keep_for_sending(slot)
+        now_ns = time.monotonic_ns()
+        task.took_ns = now_ns - task.began_ns
+        if state == SlotState.FAILED:
+            # A full queue, or a worker that has gone: the batcher says no more.
+            is_refused = status == ServiceUnavailable.http_status and not length
+            task.error = self._no_worker(walk, task) if is_refused else None
+            if task.state == State.RUNNING:
+                task.limit_ns = 0  # the next attempt has its own time; one that waits for this one's end has it already
+            actions = walk.states.failed(task, may_retry=not is_refused)
+        else:
+            if flags & ResponseFlag.STREAMED and not walk.states.is_last(task):
+                self._take_chunks(task)
+                task.value = task.value or b""
+            actions = self._answered(walk, task, offset, length)
+        return self._carry_out(walk, actions)
+
+    def answer(self, slot: int, answer: Answer) -> Answer:
+        """Makes the answer of a last node the workflow's: its body is all that counts, but of a stream."""
+        timings = self._timings.pop(slot, "")
+        if answer.stream is None:
+            answer.status, answer.phrase, answer.headers = 200, "", []
+        if not any(name.lower() == JSON_TYPE[0] for name, _ in answer.headers):
+            answer.headers.append(JSON_TYPE)
+        if timings:
+            answer.headers.append(("server-timing", timings))
+        return answer
+
+    def look(self, handle: int) -> int:
+        """Looks at a walk whose limit may have passed.
+
+        Returns:
+            When to look again, by monotonic time in ns; 0 where the request is answered.
+        """
+        walk = self._by_handle.get(handle)
+        if walk is None:
+            return 0
+        now_ns = time.monotonic_ns()
+        if walk.deadline_ns and now_ns >= walk.deadline_ns:
+            self._deliver(
+                walk, Answer(RequestTimeout("The workflow was not finished in the time that the client gave"))
+            )
+            self._carry_out(walk, walk.states.stop())
+            return 0
+        for task in list(walk.states.tasks()):
+            if task.is_open and task.limit_ns <= now_ns and task.state in (State.RUNNING, State.WITHDRAWN):
+                name = walk.states.graph.nodes[task.node].name
+                log.error("Timed out while executing %s for attempt %d", name, task.attempt)
+                self._limit_attempt(walk, task, now_ns)
+                task.took_ns = now_ns - task.began_ns
+                self._carry_out(walk, walk.states.timed_out(task), in_slot=False)
+        self._client.publish()
+        if handle not in self._by_handle:
+            return 0
+        limits = [task.limit_ns for task in walk.states.tasks() if task.state in (State.RUNNING, State.WITHDRAWN)]
+        walk.limit_ns = min([*limits, *([walk.deadline_ns] if walk.deadline_ns else [])], default=now_ns)
+        return walk.limit_ns
+
+    def limit_of(self, handle: int) -> int:
+        """Until when nothing has to be looked at, by monotonic time in ns; 0 where the request is answered."""
+        walk = self._by_handle.get(handle)
+        return 0 if walk is None else walk.limit_ns
+
+    def leave(self, handle: int) -> None:
+        """Nobody waits for a walk any more: what has not begun is never run."""
+        walk = self._by_handle.pop(handle, None)
+        self._waiting.pop(handle, None)
+        if walk is not None:
+            self._carry_out(walk, walk.states.stop())
+
+    # -- carrying out
+
+    def _carry_out(
+        self, walk: Walk[Waiter], actions: list[Action], *, in_slot: bool = True
+    ) -> tuple[int, Waiter] | None:
+        """Does what a walk has decided; returns the slot and the waiter where that is the answer.
+
+        Args:
+            walk: the walk.
+            actions: what is to be done.
+            in_slot: whether the caller can take the answer out of a slot; else it is delivered.
+        """
+        landed = None
+        to_do = deque(actions)
+        while to_do:
+            action = to_do.popleft()
+            if isinstance(action, Finish):
+                landed = self._finish(walk, action.tasks, in_slot=in_slot)
+            elif isinstance(action, Submit):
+                to_do += self._submit(walk, action.task)
+            elif isinstance(action, Withdraw):
+                if action.task.slot >= 0:
+                    self._client.cancel(action.task.slot)
+            elif isinstance(action, Release):
+                self._release(action.task)
+            else:
+                name = walk.states.graph.nodes[action.task.node].name
+                error = action.task.error or InternalServerError(f"Error executing {name}")
+                self._deliver(walk, Answer(error))
+        return landed
+
+    def _submit(self, walk: Walk[Waiter], task: Task) -> list[Action]:
+        """Submits a task's next attempt; returns what follows where that cannot be done."""
+        states, client = walk.states, self._client
+        if states.is_over:
+            return states.refused(task)
+        node = states.graph.nodes[task.node]
+        target = self._routes.node_target(node.when if task.is_gate else node.model, node.version)
+        if target.error is not None:
+            task.error = self._unreachable(walk, task, target.error)
+            return states.refused(task)
+        now_ns = time.monotonic_ns()
+        if task.slot >= 0:
+            client.submit_again(task.slot, self._choose(target, b""), target.model, now_ns)
+            log.debug("Invoking -  %s for attempt %d", node.name, task.attempt)
+        else:
+            slot = client.take(target.model)
+            if slot is None:
+                task.error = ServiceUnavailable.no_slot(target.model_name, target.version)
+                return states.refused(task)
+            body = self._references(walk, task)
+            _, request_id, head, *_ = walk.request
+            request = Request(target, request_id, head, b"", body, len(body), now_ns)
+            try:
+                client.submit(slot, self._choose(target, b""), request)
+            except SharedMemoryFull as full:
+                client.abandon(slot)
+                log.error("%s", full.strerror)
+                task.error = OutOfResources("Not enough shared memory for the request")
+                return states.refused(task)
+            task.slot = slot
+        self._note_submitted(walk, task, now_ns)
+        return []
+
+    def _note_submitted(self, walk: Walk[Waiter], task: Task, now_ns: int) -> None:
+        self._waiting[task.slot] = None
+        self.steps[task.slot] = walk, task
+        if not task.began_ns:
+            task.began_ns = now_ns
+        if not task.limit_ns:
+            self._limit_attempt(walk, task, now_ns)
+
+    def _limit_attempt(self, walk: Walk[Waiter], task: Task, now_ns: int) -> None:
+        task.limit_ns = now_ns + walk.states.graph.nodes[task.node].timeout_ms * 1_000_000
+        if task.limit_ns < walk.limit_ns:
+            walk.limit_ns = task.limit_ns
+            self.limit(walk.waiter, walk.limit_ns)
+
+    def _references(self, walk: Walk[Waiter], task: Task) -> bytes:
+        """What a task's request says of where its row lies."""
+        graph = walk.states.graph
+        node = graph.nodes[task.node]
+        sources = walk.states.sources(task)
+        if node.gathers:
+            parts = [self._element(key, source) for key, source in sources]
+            parts = parts or [pack_reference(graph.inputs[task.node][0][0], ReferenceKind.NO_ELEMENTS)]
+        else:
+            parts = [self._value(key, source, task.item) for key, source in sources if source.has_answer]
+        if node.reads_request:
+            parts.append(pack_reference(REQUEST, ReferenceKind.REQUEST, walk.first_slot))
+        return b"".join(parts)
+
+    def _value(self, key: str, source: Task, item: int) -> bytes:
+        if source.parts is not None and item >= 0:
+            part = source.parts[item]
+            if isinstance(part, bytes):
+                return pack_reference(key, ReferenceKind.INLINE, inline=part)
+            return pack_reference(key, ReferenceKind.VALUE, *part)
+        if source.value is not None:
+            return pack_reference(key, ReferenceKind.INLINE, inline=source.value)
+        offset, length, _, _ = self._client.answer_range(source.slot)
+        return pack_reference(key, ReferenceKind.VALUE, offset, length)
+
+    def _element(self, key: str, source: Task) -> bytes:
+        if not source.has_answer:
+            return pack_reference(key, ReferenceKind.NO_ELEMENT)
+        if source.value is not None:
+            return pack_reference(key, ReferenceKind.INLINE_ELEMENT, inline=source.value)
+        offset, length, _, _ = self._client.answer_range(source.slot)
+        return pack_reference(key, ReferenceKind.ELEMENT, offset, length)
+
+    def _answered(self, walk: Walk[Waiter], task: Task, offset: int, length: int) -> list[Action]:
+        node = walk.states.graph.nodes[task.node]
+        if task.is_gate:
+            passed = bytes(self._client.segment.buffer[offset : offset + length]) not in _FALSE
+            task.limit_ns = 0
+            return walk.states.answered(task, passed=passed)
+        if not node.scatters:
+            return walk.states.answered(task)
+        try:
+            if node.is_function:
+                task.parts = packed_parts(self._client.segment.buffer, offset, length)
+            else:
+                task.parts = json_parts(bytes(self._client.segment.buffer[offset : offset + length]))
+        except ValueError as error:
+            log.error("The answer of %s cannot be scattered: %s", node.name, error)
+            return walk.states.failed(task)
+        return walk.states.answered(task, items=len(task.parts))
+
+    def _take_chunks(self, task: Task) -> None:
+        """Takes what has come of an inner node's stream, of which only the first chunk counts."""
+        self._client.answer(task.slot)  # from now on only more chunks are news
+        chunks = self._client.read_stream(task.slot)
+        if chunks and task.value is None:
+            task.value = chunks[0]
+
+    def _pass_on(self, walk: Walk[Waiter], task: Task) -> tuple[int, Waiter]:
+        """Leaves the stream of the last node to who waits for it."""
+        task.took_ns = time.monotonic_ns() - task.began_ns
+        self._carry_out(walk, walk.states.passed_on(task))
+        return self._land(walk, task)
+
+    def _finish(self, walk: Walk[Waiter], ends: list[Task], *, in_slot: bool) -> tuple[int, Waiter] | None:
+        """Answers with what the last tasks have."""
+        graph = walk.states.graph
+        if len(ends) == 1 and len(graph.ends) == 1:
+            (end,) = ends
+            node = graph.nodes[end.node]
+            if in_slot and not end.refs and end.slot >= 0 and end.state == State.DONE and end.value is None:
+                return self._land(walk, end)
+            answer = Answer()
+            answer.body = self._body_of(end, node.default)
+        else:
+            nodes = graph.nodes
+            answer = joined({nodes[end.node].name: self._body_of(end, nodes[end.node].default) for end in ends})
+            if len(answer.body) > self._most_answer_bytes:
+                answer = Answer(InternalServerError("Response is larger than max_response_size"))
+        if answer.error is None:
+            answer.headers = [JSON_TYPE, ("server-timing", self._timings_of(walk))]
+        for end in ends:
+            end.is_kept = False
+            if not end.refs and not end.is_open:
+                self._release(end)
+        self._deliver(walk, answer)
+        return None
+
+    def _land(self, walk: Walk[Waiter], end: Task) -> tuple[int, Waiter]:
+        """Makes a task's slot the one that the request is answered from."""
+        slot, end.slot = end.slot, -1
+        del self.steps[slot]
+        self._timings[slot] = self._timings_of(walk)
+        self._waiting[slot] = walk.waiter
+        self._forget(walk)
+        return slot, walk.waiter
+
+    def _body_of(self, end: Task, default: str) -> bytes:
+        if end.state == State.DEFAULT:
+            return default.encode()
+        if end.value is not None:
+            return end.value
+        offset, length, _, _ = self._client.answer_range(end.slot)
+        return bytes(self._client.segment.buffer[offset : offset + length])
+
+    def _deliver(self, walk: Walk[Waiter], answer: Answer) -> None:
+        if self._forget(walk):
+            self.deliver(walk.waiter, answer)
+
+    def _forget(self, walk: Walk[Waiter]) -> bool:
+        """Takes a walk's handle back; False where that was done before."""
+        self._waiting.pop(walk.handle, None)
+        return self._by_handle.pop(walk.handle, None) is not None
+
+    def _release(self, task: Task) -> None:
+        slot, task.slot = task.slot, -1
+        if slot >= 0:
+            del self.steps[slot]
+            self._waiting.pop(slot, None)
+            self._client.release(slot)
+
+    # -- words
+
+    def _timings_of(self, walk: Walk[Waiter]) -> str:
+        """What the header Server-Timing says: each node's milliseconds; of a list's elements the longest."""
+        graph = walk.states.graph
+        took = [0] * len(graph.nodes)
+        for task in walk.states.tasks():
+            took[task.node] = max(took[task.node], task.took_ns)
+        return ", ".join(
+            f"{node.timing_name};dur={took_ns / 1e6:.3f}"
+            for node, took_ns in zip(graph.nodes, took, strict=True)
+            if took_ns
+        )
+
+    def _no_worker(self, walk: Walk[Waiter], task: Task) -> ServerError:
+        node = walk.states.graph.nodes[task.node]
+        return ServiceUnavailable.no_worker(node.when if task.is_gate else node.model, None)
+
+    def _unreachable(self, walk: Walk[Waiter], task: Task, error: ServerError) -> ServerError:
+        """A node's model that has no worker, or was unregistered behind the workflow's back."""
+        if isinstance(error, ServiceUnavailable):
+            return self._no_worker(walk, task)
+        return InternalServerError(walk.states.graph.nodes[task.node].model)
+
+
+def _deadline_ms(head: bytes) -> int:
+    """How long the client waits, 0 where it does not say."""
+    if DEADLINE_HEADER not in head.lower():
+        return 0
+    for line in head.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name.lower() == DEADLINE_HEADER and value.strip().isdigit():
+            return min(int(value.strip()[:12]), 1 << 40)
+    return 0
