@@ -98,6 +98,34 @@ class WorkflowNotFound(ServerError):
     default_type = "WorkflowNotFoundException"
 
 
+class InvalidWorkflow(ServerError):
+    """The archive is no workflow archive (500, as by TorchServe), or not a safe or sound one (400)."""
+
+    default_type = "InvalidWorkflowException"
+
+
+class InvalidDag(ServerError):
+    """The specification of a workflow is wrong.
+
+    Args:
+        message: the text of the answer.
+        where: file and line ("spec.yaml:12") where `message` does not say it, for `wsgi-ts workflow check`.
+    """
+
+    http_status = 400
+    default_type = "InvalidDAGException"
+
+    def __init__(self, message: str, where: str = "") -> None:
+        super().__init__(message)
+        self.where = where
+
+
+class WorkflowFailed(ServerError):
+    """A workflow could not be registered: one of its nodes failed."""
+
+    default_type = "WorkflowException"
+
+
 class BadRequest(ServerError):
     """The request itself is wrong."""
 

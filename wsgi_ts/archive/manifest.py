@@ -208,7 +208,7 @@ def _check_inside(key: str, value: str) -> None:
 
 
 def _read_json(path: Path, max_bytes: int) -> dict[str, Any]:
-    content = _read_small_file(path, max_bytes)
+    content = read_small_file(path, max_bytes)
     if content is None:
         raise _unparsable(f"not a file of at most {max_bytes} bytes")
     try:
@@ -220,7 +220,7 @@ def _read_json(path: Path, max_bytes: int) -> dict[str, Any]:
     return raw
 
 
-def _read_small_file(path: Path, max_bytes: int) -> bytes | None:
+def read_small_file(path: Path, max_bytes: int) -> bytes | None:
     """The bytes of a regular file, None where it is none, unreadable or larger than `max_bytes`."""
     try:
         # Without O_NONBLOCK a fifo that poses as the file would hold us up for ever.
@@ -279,7 +279,7 @@ def load_model_yaml(path: Path, *, max_bytes: int = DEFAULT_LIMITS.max_config_by
         max_bytes: a larger one is not read.
     """
     try:
-        content = _read_small_file(path, max_bytes)
+        content = read_small_file(path, max_bytes)
         if content is None:
             raise ValueError(f"not a readable file of at most {max_bytes} bytes")
         loader = yaml.SafeLoader(content)
@@ -287,7 +287,7 @@ def load_model_yaml(path: Path, *, max_bytes: int = DEFAULT_LIMITS.max_config_by
             node = loader.get_single_node()
             if node is None:
                 return YamlSettings()
-            _expanded_nodes(node, {}, 0)
+            expanded_nodes(node, {}, 0)
             lines = dict(_lines(node))
             fields = loader.construct_document(node)
         finally:
@@ -312,7 +312,7 @@ def _lines(node: yaml.Node, section: str = "") -> Iterator[tuple[str, int]]:
                     yield from _lines(value, f"{key.value}.")
 
 
-def _expanded_nodes(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+def expanded_nodes(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     """How many values `node` stands for once every alias is written out."""
     if depth > _MAX_YAML_DEPTH:
         raise ValueError(f"nested deeper than {_MAX_YAML_DEPTH} levels, or an alias to itself")
@@ -323,7 +323,7 @@ def _expanded_nodes(node: yaml.Node, known: dict[int, int], depth: int) -> int:
         children = list(node.value)
     elif isinstance(node, yaml.MappingNode):
         children = [child for pair in node.value for child in pair]
-    count = 1 + sum(_expanded_nodes(child, known, depth + 1) for child in children)
+    count = 1 + sum(expanded_nodes(child, known, depth + 1) for child in children)
     if count > _MAX_YAML_NODES:
         raise ValueError(f"more than {_MAX_YAML_NODES} values, aliases written out")
     known[id(node)] = count

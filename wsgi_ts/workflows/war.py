@@ -1,0 +1,285 @@
+"""From the `url` of a registration, or a file, to an unpacked workflow with a checked manifest and specification."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from wsgi_ts.archive.download import DownloadRules, fetch_archive, is_fetched
+from wsgi_ts.archive.entries import DEFAULT_LIMITS, ArchiveLimits, escape_name
+from wsgi_ts.archive.extract import extract_archive
+from wsgi_ts.archive.manifest import check_name, read_small_file
+from wsgi_ts.errors import InternalServerError, InvalidModel, InvalidWorkflow, ModelNotFound, WorkflowNotFound
+from wsgi_ts.settings.conversion import to_text
+from wsgi_ts.settings.lenient_json import parse_lenient
+from wsgi_ts.workflows.spec import WorkflowSpec, parse_spec
+
+log = logging.getLogger(__name__)
+
+#: Where an archive has its manifest.
+MANIFEST_PATH = PurePosixPath("WAR-INF", "MANIFEST.json")
+
+_MAX_JSON_DEPTH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowDirectory:
+    """A workflow on disk.
+
+    Attributes:
+        path: absolute directory with its files.
+        name: as registered: the call's name, or the manifest's.
+        url: as registered.
+        spec_file: the specification.
+        handler_file: the file with the functions; None where the manifest names none.
+        manifest: MANIFEST.json as it stands in the archive.
+        extracted: whether `path` was made for it, and is removed with it.
+        downloaded: the file that was fetched into the workflow store for it, if any.
+    """
+
+    path: Path
+    name: str
+    url: str
+    spec_file: Path
+    handler_file: Path | None
+    manifest: dict[str, Any]
+    extracted: bool
+    downloaded: Path | None = None
+
+    def spec_text(self, limits: ArchiveLimits = DEFAULT_LIMITS) -> str:
+        """The text of the specification.
+
+        Raises:
+            InternalServerError: the archive has no such file.
+            InvalidWorkflow: it is too large.
+        """
+        if not self.spec_file.is_file():
+            name = self.spec_file.relative_to(self.path)
+            raise InternalServerError(str(name), type_name="NoSuchFileException")
+        content = read_small_file(self.spec_file, limits.max_config_bytes)
+        if content is None:
+            raise InvalidWorkflow("Failed to parse yaml.")
+        return content.decode("utf-8", "replace").removeprefix("\ufeff")
+
+    def read_spec(self, limits: ArchiveLimits = DEFAULT_LIMITS) -> WorkflowSpec:
+        """The checked specification.
+
+        Raises:
+            InternalServerError: the archive has no such file.
+            InvalidWorkflow: it is no YAML, or too large.
+            InvalidDag: it is no specification.
+        """
+        return parse_spec(self.spec_text(limits), self.spec_file.name)
+
+
+def open_workflow(
+    url: str,
+    workflow_store: Path | None,
+    workflows_dir: Path,
+    *,
+    limits: ArchiveLimits = DEFAULT_LIMITS,
+    rules: DownloadRules | None = None,
+    workflow_name: str | None = None,
+) -> WorkflowDirectory:
+    """Finds, fetches and unpacks the workflow at `url`, and checks its manifest; whatever fails, nothing is left.
+
+    The specification is read by `WorkflowDirectory.read_spec`; who gives up then calls `remove_workflow_directory`, and
+    `remove_downloaded_workflow`.
+
+    Args:
+        url: a file name in the workflow store, a path whose last part is one, or a URL.
+        workflow_store: the store, None where none is configured.
+        workflows_dir: where archives are unpacked, each in a new directory; made if missing.
+        limits: sizes and times that end the attempt.
+        rules: which URLs may be fetched; by default those that TorchServe allows.
+        workflow_name: the name that the call gave, in place of the manifest's.
+
+    Raises:
+        WorkflowNotFound: nothing there, or a URL that is not allowed.
+        DownloadFailed: the URL could not be fetched.
+        InvalidWorkflow: the archive or its manifest is wrong, or not safe.
+        BadRequest: the name cannot be part of an address.
+        OutOfResources: the disk is full.
+        InternalServerError: the store already has a file of that name, or a file operation failed.
+    """
+    with contextlib.ExitStack() as undo:
+        try:
+            source, fetched = _locate(url, workflow_store, rules or DownloadRules(), limits)
+            if fetched:
+                undo.callback(source.unlink, missing_ok=True)
+            directory = _unpack(source, workflows_dir, limits, undo)
+            found = _directory(directory, url, limits, workflow_name, source if fetched else None, extracted=True)
+        except OSError as error:
+            log.error("Failed to open the workflow archive %s: %s", escape_name(url), error)
+            raise InternalServerError(f"Failed to save workflow: {url}") from error
+        undo.pop_all()
+    return found
+
+
+@contextlib.contextmanager
+def workflow_from(path: Path, limits: ArchiveLimits = DEFAULT_LIMITS) -> Iterator[WorkflowDirectory]:
+    """A workflow from a .war file or the directory of one that was unpacked, wherever it lies; for the commands.
+
+    What was unpacked goes when the block is left.
+
+    Args:
+        path: the file or directory.
+        limits: what the archive may cost.
+
+    Raises:
+        InvalidWorkflow: it is no workflow, or not a safe one.
+        OutOfResources: the disk is full.
+        OSError: it cannot be read.
+    """
+    with contextlib.ExitStack() as undo:
+        extracted = not path.is_dir()
+        directory = path.absolute()
+        if extracted:
+            scratch = undo.enter_context(tempfile.TemporaryDirectory(prefix="wsgi-ts-workflow-"))
+            directory = _unpack(path, Path(scratch), limits, undo)
+        yield _directory(directory, path.name, limits, None, None, extracted=extracted)
+
+
+def remove_workflow_directory(workflow: WorkflowDirectory) -> None:
+    """Deletes what was unpacked; a directory that was used in place stays."""
+    if workflow.extracted:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(workflow.path)
+
+
+def remove_downloaded_workflow(workflow: WorkflowDirectory) -> None:
+    """Deletes the file that was fetched into the workflow store, so that its URL can be registered again."""
+    if workflow.downloaded is not None:
+        workflow.downloaded.unlink(missing_ok=True)
+
+
+def _locate(url: str, workflow_store: Path | None, rules: DownloadRules, limits: ArchiveLimits) -> tuple[Path, bool]:
+    """The archive, and whether it was fetched for this call."""
+    if workflow_store is None:
+        raise WorkflowNotFound("Workflow store has not been configured.")
+    fetched = is_fetched(url, rules)
+    if fetched and not rules.match(url):
+        raise WorkflowNotFound(f"Given URL {url} does not match any allowed URL(s)")
+    if ".." in (url.partition("?")[0] if fetched else url):
+        raise WorkflowNotFound(f"Relative path is not allowed in url: {url}")
+    if fetched:
+        return _fetch(url, workflow_store, rules, limits), True
+    found = Path(os.path.join(workflow_store, os.path.basename(url)))
+    if "\0" in url or not found.exists():
+        raise WorkflowNotFound(f"Workflow not found in workflow store: {url}")
+    if not found.is_file():
+        raise WorkflowNotFound(f"Workflow not found at: {url}")
+    return found, False
+
+
+def _fetch(url: str, workflow_store: Path, rules: DownloadRules, limits: ArchiveLimits) -> Path:
+    try:
+        return fetch_archive(url, workflow_store, rules, limits)
+    except ModelNotFound as error:
+        raise WorkflowNotFound(error.message) from error
+    except InternalServerError as error:
+        if isinstance(error.__cause__, FileExistsError):
+            name = os.path.basename(url.partition("?")[0])
+            raise InternalServerError(name, type_name="FileAlreadyExistsException") from error
+        raise
+
+
+def _unpack(source: Path, workflows_dir: Path, limits: ArchiveLimits, undo: contextlib.ExitStack) -> Path:
+    """Unpacks an archive into a new directory, which `undo` removes."""
+    workflows_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory = workflows_dir.absolute() / uuid.uuid4().hex
+    undo.callback(shutil.rmtree, directory, ignore_errors=True)
+    try:
+        extract_archive(source, directory, limits)
+    except InvalidModel as error:
+        message = error.message.replace("Model archive", "Workflow archive").replace(
+            "the model dir", "the workflow's dir"
+        )
+        raise InvalidWorkflow(message, status=400) from error
+    return directory
+
+
+def _directory(
+    directory: Path, url: str, limits: ArchiveLimits, name: str | None, downloaded: Path | None, *, extracted: bool
+) -> WorkflowDirectory:
+    """The workflow in a directory, by its checked manifest."""
+    manifest = _read_manifest(directory / MANIFEST_PATH, limits)
+    # As TorchServe: an entry that is not there is an empty one, and only a null is a missing one.
+    workflow = manifest.get("workflow", {})
+    if workflow is None:
+        raise InvalidWorkflow("Missing Workflow entry in manifest file.")
+    if not isinstance(workflow, dict):
+        raise _unparsable("workflow is not an object")
+    own_name = _text(workflow, "workflowName")
+    if own_name is None:
+        raise InvalidWorkflow("Workflow name is not defined.")
+    if _text(manifest, "archiverVersion") is None:
+        raise InvalidWorkflow("Workflow archive version is not defined.")
+    if _text(manifest, "createdOn") is None:
+        raise InvalidWorkflow("Workflow archive createdOn is not defined.")
+    check_name("Workflow name", name or own_name)
+    spec_file = _text(workflow, "specFile")
+    if not spec_file:
+        raise InvalidWorkflow("Workflow specification is not defined.")
+    handler = _text(workflow, "handler")
+    return WorkflowDirectory(
+        path=directory,
+        name=name or own_name,
+        url=url,
+        spec_file=_inside(directory, "specFile", spec_file),
+        handler_file=_inside(directory, "handler", handler) if handler else None,
+        manifest=manifest,
+        extracted=extracted,
+        downloaded=downloaded,
+    )
+
+
+def _read_manifest(path: Path, limits: ArchiveLimits) -> dict[str, Any]:
+    if not os.path.lexists(path):
+        return {}
+    content = read_small_file(path, limits.max_manifest_bytes)
+    if content is None:
+        raise _unparsable(f"not a file of at most {limits.max_manifest_bytes} bytes")
+    try:
+        raw = parse_lenient(content.decode("utf-8"), max_depth=_MAX_JSON_DEPTH)
+    except ValueError as error:
+        raise _unparsable(str(error)) from error
+    if not isinstance(raw, dict):
+        raise _unparsable("not a JSON object")
+    return raw
+
+
+def _text(section: dict[str, Any], key: str) -> str | None:
+    value = section.get(key)
+    if value is None:
+        return None
+    try:
+        return to_text(value)
+    except ValueError as error:
+        raise _unparsable(f"{key}: {error}") from None
+
+
+def _unparsable(reason: str) -> InvalidWorkflow:
+    log.warning("WAR-INF/MANIFEST.json cannot be used: %s", reason)
+    return InvalidWorkflow("Failed to parse signature.json.")
+
+
+def _inside(directory: Path, key: str, value: str) -> Path:
+    """The file that an entry of the manifest names.
+
+    Raises:
+        InvalidWorkflow: it leaves the directory.
+    """
+    path = PurePosixPath(value)
+    if "\0" in value or "\\" in value or path.is_absolute() or ".." in path.parts:
+        message = f"Manifest entry {key} leaves the workflow's directory: {escape_name(value)}"
+        raise InvalidWorkflow(message, status=400)
+    return directory / path
