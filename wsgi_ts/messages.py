@@ -24,6 +24,9 @@ class ModelSpec:
     `ranks` is the number of processes on this machine of a model that torchrun starts (pp, tp, pptp), else 0;
     `torchrun` then holds the fields of TorchrunOptions. Times carry their unit in the name. `index` is the version's
     number on the data path (below MAX_MODELS), never reused while a request of the old owner can still be under way.
+    `functions` are those of a workflow's handler file that the workers of this version run, by the name in a request:
+    `model` and `function` are its names outside and in the file, `kind` one of FunctionKind, `batch_size` how many
+    requests it takes at a time.
     """
 
     index: int
@@ -63,6 +66,15 @@ class ModelSpec:
     max_sequence_queue: int = 1
     min_workers: int = 1
     max_workers: int = 1
+    functions: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class FunctionKind:
+    """What a function of a workflow answers with."""
+
+    NODE = "node"  # what a handler returns
+    WHEN = "when"  # whether a node runs
+    SCATTER = "scatter"  # a list, whose elements go on one by one
 
 
 class WorkerState(str, enum.Enum):

@@ -105,6 +105,11 @@ class Board:
         """How many requests of a model version wait on some batchers."""
         return sum(self.words[self.model_row(batcher, model_index) + layout.ModelWord.QUEUED] for batcher in batchers)
 
+    def outstanding(self, batchers: Iterable[int], model_index: int) -> int:
+        """How many requests of a model version are under way on some batchers, or wait there."""
+        word = layout.ModelWord.OUTSTANDING
+        return sum(self.words[self.model_row(batcher, model_index) + word] for batcher in batchers)
+
     def batcher_bell(self, batcher: int) -> Doorbell:
         """The doorbell of a batcher."""
         word = self.batcher_row(batcher) + layout.BatcherWord.ASLEEP

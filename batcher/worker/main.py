@@ -13,6 +13,7 @@ from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.mailbox import WorkerMailbox, mailbox_name
 from wsgi_ts.batcher.spawn.environment import export_python_path, limit_threads
 from wsgi_ts.batcher.worker.async_worker import AsyncWorker
+from wsgi_ts.batcher.worker.function_worker import FunctionWorker
 from wsgi_ts.batcher.worker.worker import ModelWorker
 from wsgi_ts.control.channel import Channel
 from wsgi_ts.handlers.serving.errors import LoadError
@@ -39,7 +40,7 @@ def run(order: SpawnWorker, status_fd: int) -> int:
     export_python_path(spec)
     _keep_freed_memory()
     mailbox = WorkerMailbox(mailbox_name(prefix, order.batcher_index, order.worker_id, order.start_count))
-    kind = AsyncWorker if spec.async_communication else ModelWorker
+    kind = AsyncWorker if spec.async_communication else FunctionWorker if spec.functions else ModelWorker
     worker = kind(spec, prefix, mailbox, Board.attach(prefix).batcher_bell(order.batcher_index))
     began = time.monotonic()
     report: Callable[[int, str], None] = lambda code, message: status.send(  # noqa: E731

@@ -43,6 +43,7 @@ from wsgi_ts.ts_path import shim_path
 log = logging.getLogger(__name__)
 
 MetricsSink = Callable[[list[Sample]], None]
+Handle = Callable[[Any, Any], Any]
 
 #: Name of the metric that successful batches record.
 PREDICTION_METRIC = "PredictionTime"
@@ -90,6 +91,7 @@ class Service:
         send_chunk: SendChunk | None,
         metrics_sink: MetricsSink | None = None,
         group: Group | None = None,
+        shape: Callable[[Handle], Handle] | None = None,
     ) -> Service:
         """Imports the handler from the model's folder and initialises it.
 
@@ -101,6 +103,7 @@ class Service:
             send_chunk: called for each chunk of a streamed answer.
             metrics_sink: called once per batch with the metrics recorded since the last call.
             group: this process's rank, where the model spans several processes.
+            shape: makes of the handler's function the one that is called, where its results take another form.
 
         Raises:
             LoadError: memory ran out, or the handler raised a RuntimeError.
@@ -111,6 +114,8 @@ class Service:
         try:
             context.model_yaml_config = _read_model_config(spec)
             entry = loader.load_entry(spec.handler, spec.model_dir, spec.envelope)
+            if shape is not None:
+                entry = entry._replace(handle=shape(entry.handle))
             service = cls(entry, context, max_response_bytes=spec.max_response_bytes, metrics_sink=metrics_sink)
             service._settle(entry.initialize(context))
         except BaseException as error:

@@ -130,6 +130,7 @@ class GraphWalk:
         self.open = 0
         self._tasks: dict[tuple[int, int], Task] = {}
         self._undecided = 0
+        self._answered: set[int] = set()  # nodes that run once and have an answer
         self._elements: dict[int, deque[int]] = {}
         self._actions: list[Action] = []
         nodes, readers = graph.nodes, graph.readers
@@ -282,6 +283,8 @@ class GraphWalk:
         task.state = state
         self._undecided -= 1
         graph = self.graph
+        if task.has_answer and task.item < 0:
+            self._answered.add(task.node)
         for source in self._sources(task):
             source.undecided -= 1
             self._let_go(source)
@@ -359,20 +362,21 @@ class GraphWalk:
 
     def _let_go(self, task: Task) -> None:
         """Releases a slot that nobody needs any more (rule 15)."""
-        if task.is_open or task.refs or task.is_kept or (task.undecided and not self.is_over):
+        if task.is_open or task.refs or task.is_kept:
             return
-        if task.state > State.WITHDRAWN or self.is_over:
+        if self.is_over or (task.state > State.WITHDRAWN and not task.undecided and not self._may_be_end(task)):
             self._actions.append(Release(task))
+
+    def _may_be_end(self, task: Task) -> bool:
+        """Whether its answer may be the workflow's: it has one, and none that comes after it does."""
+        place = task.node
+        if place not in self._answered or task.item >= 0 or self.graph.nodes[place].scatters:
+            return False
+        return not self.graph.behind[place] & self._answered
 
     def _finish(self) -> None:
         """All tasks are decided: the answer is what those have behind which no other has one."""
-        graph = self.graph
-        answered = {place for place, item in self._tasks if item < 0 and self._tasks[place, -1].has_answer}
-        ends = [
-            self._tasks[place, -1]
-            for place in sorted(answered)
-            if not graph.nodes[place].scatters and not graph.behind[place] & answered
-        ]
+        ends = [task for task in self._tasks.values() if self._may_be_end(task)]
         for end in ends:
             end.is_kept = True
         self._actions.append(Finish(ends))

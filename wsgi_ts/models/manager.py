@@ -69,24 +69,50 @@ class ModelManager:
         self._queued = queued
         self._record = record
 
-    def register(self, *, at_startup: bool = False, **given: Any) -> dict[str, Any]:
+    def register(self, *, at_startup: bool = False, workflow: str = "", **given: Any) -> dict[str, Any]:
         """Registers a model and starts its first workers.
 
         If `synchronous` (the default) it answers when they are ready; if one fails, the model stays without workers.
 
         Args:
             at_startup: the configuration names this model.
+            workflow: the workflow that it is a node of; such a model is in no snapshot.
             given: the fields of RegisterArguments.
         """
         self._registry.refuse_while_draining()
         arguments = RegisterArguments.checked(given)
         directory = self._preparer.open(arguments, at_startup=at_startup)
-        model = self._add(directory, None if at_startup else arguments)
+        model = self._add(directory, None if at_startup else arguments, workflow)
         with model.operation:
             answer = self._start_registered(model, arguments.synchronous)
-        if not at_startup:
+        if not at_startup and not workflow:
             self._record()
         return answer
+
+    def register_functions(
+        self, workflow: str, directory: Path, url: str, handler: str, functions: dict[str, dict[str, Any]], **given: Any
+    ) -> None:
+        """Registers the functions of a workflow, and starts the worker that runs them all.
+
+        Args:
+            workflow: the workflow.
+            directory: its files.
+            url: where they are from.
+            handler: the file with the functions.
+            functions: `ModelSpec.functions`.
+            given: time-outs, as fields of RegisterArguments.
+        """
+        self._registry.refuse_while_draining()
+        arguments = RegisterArguments.checked({"url": url, **given})
+        model = self._preparer.prepare_functions(workflow, directory, handler, functions, arguments)
+        try:
+            self._registry.add(model)
+        except BaseException:
+            self._registry.free_index(model.spec.index)
+            raise
+        with model.operation:
+            self._registry.add_functions(model)
+            self._start_registered(model, synchronous=True)
 
     def restore(self, recorded: RecordedModel) -> None:
         """Registers a model version of a snapshot again, with the numbers recorded there, and starts its workers.
@@ -135,7 +161,7 @@ class ModelManager:
             raise BadRequest("max_worker cannot be less than min_worker.")
         check_count("min_worker", min_worker)
         check_count("max_worker", most)
-        with self._operation_on(model_name, version) as model:
+        with self._operation_on(self._host_of(model_name), version) as model:
             if model.unloading:
                 raise ConflictStatus(f"Model version {model.version} of {model_name} is being unregistered")
             least, most = limit_workers(model.placement, model.name, min_worker, most, self._registry.gpu_holders())
@@ -152,19 +178,24 @@ class ModelManager:
     def describe(self, *, model_name: str, version: str | None = None) -> dict[str, Any]:
         """Describes one version, the default one, or with `all` every one."""
         with self._registry.changed:
-            if version == "all":
+            host = self._registry.function_host(model_name)
+            if host is not None:
+                models = [self._registry.get(host.name, None if version == "all" else version)]
+            elif version == "all":
                 models = list(self._registry.versions_of(model_name).values())
             else:
                 models = [self._registry.get(model_name, version)]
             # Taken here, described without the lock: asking for a GPU's load takes a while.
             found = [(model, list(model.workers.values())) for model in models]
         body = [describe_version(model, workers, self._queued(model)) for model, workers in found]
+        if host is not None:
+            body = [{**each, "modelName": model_name, "modelUrl": None, "batchSize": 1} for each in body]
         return {"status": 200, "body": body}
 
     def list_models(self, *, limit: int, next_page_token: int) -> dict[str, Any]:
         """Lists `limit` of the default versions by name, from number `next_page_token` on."""
         end = next_page_token + limit
-        models = self._registry.default_versions()
+        models = [model for model in self._registry.default_versions() if not model.spec.functions]
         body: dict[str, Any] = {}
         if end <= len(models):
             body["nextPageToken"] = str(end)
@@ -185,6 +216,11 @@ class ModelManager:
     def unregister(self, *, model_name: str, version: str | None = None) -> dict[str, Any]:
         """Takes a version off the data path, and waits until its workers are gone."""
         self._registry.refuse_while_draining()
+        if self._registry.function_host(model_name) is not None:
+            with self._registry.changed:
+                self._registry.remove_function(model_name)
+                self._publish()
+            return _status(200, f'Model "{model_name}" unregistered')
         with self._operation_on(model_name, version) as model:
             self._registry.begin_removal(model.name, model.version)
             if not self._remove(model):
@@ -217,7 +253,7 @@ class ModelManager:
 
     def kserve_ready(self, *, model_name: str) -> dict[str, Any]:
         """Whether a model has workers, as KServe asks it."""
-        model = self._registry.get(model_name)
+        model = self._registry.get(self._host_of(model_name))
         return {"status": 200, "body": {"name": model_name, "ready": bool(model.workers)}}
 
     def status(self) -> dict[str, Any]:
@@ -232,6 +268,11 @@ class ModelManager:
             workers = [status_of_worker(model, each) for model in versions for each in model.workers.values()]
         return {"models": models, "workers": workers}
 
+    def _host_of(self, name: str) -> str:
+        """The model whose workers answer for a name: a function's host, or itself."""
+        host = self._registry.function_host(name)
+        return name if host is None else host.name
+
     @contextmanager
     def _operation_on(self, name: str, version: str | None) -> Iterator[ModelVersion]:
         """A version, the default one where none is named, with which nobody else does anything meanwhile."""
@@ -245,17 +286,21 @@ class ModelManager:
                     return
             model = there_now
 
-    def _add(self, directory: ModelDirectory, said: RegisterArguments | RecordedModel | None) -> ModelVersion:
+    def _add(
+        self, directory: ModelDirectory, said: RegisterArguments | RecordedModel | None, workflow: str = ""
+    ) -> ModelVersion:
         """Adds the version in an unpacked archive to the registry; where that fails, nothing of it is left.
 
         Args:
             directory: the archive.
             said: what the register call or a snapshot says of it; None for a model of the configuration.
+            workflow: the workflow that it is a node of.
         """
         recorded = said if isinstance(said, RecordedModel) else None
         model: ModelVersion | None = None
         try:
             model = self._preparer.prepare(directory, said)
+            model.workflow = workflow
             model.loaded_at_startup = recorded.at_startup if recorded is not None else said is None
             self._registry.add(model)
         except BaseException:
@@ -288,8 +333,9 @@ class ModelManager:
             leaving = self.workers.set_limits(model, 0, 0)
             self.workers.wait_until_left(model, leaving, self._config.unregister_model_timeout)
             # The answer is that the workers failed, whatever becomes of the snapshot; the log tells of that.
-            with contextlib.suppress(SnapshotNotWritten):
-                self._record()
+            if not model.workflow:
+                with contextlib.suppress(SnapshotNotWritten):
+                    self._record()
             raise
         return _status(200, f"{named} {wanted} initial workers")
 

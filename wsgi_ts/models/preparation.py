@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from wsgi_ts.archive.download import DownloadRules
-from wsgi_ts.archive.manifest import load_model_yaml, resolve_handler
+from wsgi_ts.archive.manifest import Manifest, load_model_yaml, resolve_handler
 from wsgi_ts.archive.model_directory import (
     ModelDirectory,
     empty_model_directory,
@@ -38,6 +38,8 @@ from wsgi_ts.settings.model_entries import known_runtime
 
 log = logging.getLogger(__name__)
 
+#: Requests that a workflow's functions are given at a time; each is answered by itself.
+MOST_CALLS = 16
 _NO_NAME = "Model name is not defined."
 
 
@@ -167,6 +169,55 @@ class ModelPreparer:
         index = self._registry.allocate_index() if index is None else index
         spec = self._spec(index, directory, of_file, runtime, handler, settings, python)
         return ModelVersion(spec, directory, yaml, placement)
+
+    def prepare_functions(
+        self,
+        workflow: str,
+        directory: Path,
+        handler: str,
+        functions: dict[str, dict[str, Any]],
+        arguments: RegisterArguments,
+    ) -> ModelVersion:
+        """Makes the version whose workers run the functions of a workflow.
+
+        Args:
+            workflow: the workflow.
+            directory: its files.
+            handler: the file with the functions.
+            functions: `ModelSpec.functions`.
+            arguments: the time-outs, and where the files are from.
+        """
+        config = self._config
+        name = f"{workflow}__functions"
+        while name in {each["model"] for each in functions.values()}:
+            name += "_"
+        manifest = Manifest(name)
+        self._registry.check_absent(name, manifest.model_version)
+        yaml = ModelYaml()
+        placement = place(self._gpus, yaml.device_type, yaml.device_ids, yaml.parallel_level)
+        settings = effective_settings(config, None, arguments, name, manifest.model_version, cores=1, gpus=self._gpus)
+        spec = ModelSpec(
+            index=self._registry.allocate_index(),
+            name=name,
+            version=manifest.model_version,
+            model_dir=str(directory),
+            handler=handler,
+            manifest=None,
+            batch_size=MOST_CALLS,
+            max_batch_delay_ms=0,
+            batch_policy="none",
+            response_timeout_s=settings.response_timeout_s,
+            startup_timeout_s=settings.startup_timeout_s,
+            job_queue_size=settings.job_queue_size,
+            decode_input_request=config.decode_input_request,
+            limit_max_image_pixels=config.limit_max_image_pixels,
+            max_response_bytes=config.max_response_size,
+            metrics_config=str(config.metrics_config or DEFAULT_FILE),
+            python=None if self._python == sys.executable else self._python,
+            functions=functions,
+        )
+        files = ModelDirectory(directory, manifest, arguments.url or "", extracted=False)
+        return ModelVersion(spec, files, None, placement, workflow=workflow)
 
     def _interpreter(self, directory: ModelDirectory, *, use_venv: bool) -> str | None:
         """The interpreter of the model's workers; None: they are forks of the worker template."""

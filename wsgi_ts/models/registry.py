@@ -53,6 +53,8 @@ class Registry:
         self._models: dict[str, dict[str, ModelVersion]] = {}
         self._defaults: dict[str, str] = {}
         self._expected: dict[str, dict[str, bool]] = {}
+        self._functions: dict[str, tuple[ModelVersion, str]] = {}
+        self._workflows: dict[str, dict[str, Any]] = {}
         self._next_worker_id = first_worker_id
         self._next_group_id = first_group_id
         # Indexes come back at the end: each rests as long as possible before another model gets it.
@@ -111,7 +113,7 @@ class Registry:
             ConflictStatus: it is there already.
         """
         with self.changed:
-            if version in self._models.get(name, {}):
+            if version in self._models.get(name, {}) or name in self._functions:
                 raise ConflictStatus(f"Model version {version} is already registered for model {name}")
 
     def add(self, model: ModelVersion) -> None:
@@ -124,6 +126,42 @@ class Registry:
             self.check_absent(model.name, model.version)
             self._models.setdefault(model.name, {})[model.version] = model
             self._defaults.setdefault(model.name, model.version)
+
+    def add_functions(self, host: ModelVersion) -> None:
+        """Makes the functions known that the workers of a version run, each as a model.
+
+        Raises:
+            ConflictStatus: a model has one of their names; then none is known.
+        """
+        with self.changed:
+            names = {function["model"]: key for key, function in host.spec.functions.items()}
+            for name in names:
+                if name in self._models or name in self._functions:
+                    raise ConflictStatus(f"Model version {host.version} is already registered for model {name}")
+            self._functions |= {name: (host, key) for name, key in names.items()}
+
+    def function_host(self, name: str) -> ModelVersion | None:
+        """The version whose workers run the function of this name; None where it is no function's."""
+        with self.changed:
+            found = self._functions.get(name)
+            return None if found is None else found[0]
+
+    def remove_function(self, name: str) -> None:
+        """Forgets a function; its host stays."""
+        with self.changed:
+            self._functions.pop(name, None)
+
+    def set_workflow(self, name: str, graph: dict[str, Any] | None) -> None:
+        """Notes what the data path has to know of a workflow; None where there is none of that name any more."""
+        with self.changed:
+            if graph is None:
+                self._workflows.pop(name, None)
+            else:
+                self._workflows[name] = graph
+
+    def nodes_of(self, workflow: str) -> list[ModelVersion]:
+        """The versions that a workflow has registered, its functions' host among them."""
+        return [model for model in self.all_versions() if model.workflow == workflow]
 
     def expect(self, versions: Iterable[tuple[str, str, bool]]) -> None:
         """Has the data path know of versions that are about to be restored: it answers 503 for them, and not 404.
@@ -205,6 +243,8 @@ class Registry:
             if versions.get(model.version) is not model:
                 return
             del versions[model.version]
+            for name in [name for name, (host, _) in self._functions.items() if host is model]:
+                del self._functions[name]
             if not versions:
                 del self._models[model.name]
                 del self._defaults[model.name]
@@ -288,11 +328,18 @@ class Registry:
                 "models": {
                     **{name: _expected_routes(versions) for name, versions in self._expected.items()},
                     **{name: self._model_routes(name) for name in self._models if self._is_routed(name)},
+                    **{name: self._function_routes(*found) for name, found in self._functions.items()},
                 },
+                "workflows": self._workflows,
             }
 
     def _is_routed(self, name: str) -> bool:
-        return not self._models[name][self._defaults[name]].unloading
+        default = self._models[name][self._defaults[name]]
+        return not default.unloading and not default.spec.functions
+
+    def _function_routes(self, host: ModelVersion, function: str) -> dict[str, Any]:
+        entry = {**_version_routes(host), "function": function}
+        return {"default": host.version, "startup": False, "versions": {host.version: entry}}
 
     def _model_routes(self, name: str) -> dict[str, Any]:
         return {
@@ -301,14 +348,7 @@ class Registry:
             "versions": {
                 **_expected_routes(self._expected.get(name, {}))["versions"],
                 **{
-                    version: {
-                        "index": model.spec.index,
-                        "batchers": {str(batcher): count for batcher, count in _worker_counts(model)},
-                        "client_timeout_ms": model.spec.client_timeout_ms,
-                        "continuous": model.spec.continuous_batching,
-                        "sequences": model.spec.sequence_batching,
-                        "loaded": any(worker.is_ready for worker in model.workers.values()),
-                    }
+                    version: _version_routes(model)
                     for version, model in self._models[name].items()
                     if not model.unloading
                 },
@@ -317,6 +357,17 @@ class Registry:
 
     def _routing_state(self, model: ModelVersion) -> tuple[set[int], bool]:
         return set(model.accepted_in), any(worker.is_ready for worker in model.workers.values())
+
+
+def _version_routes(model: ModelVersion) -> dict[str, Any]:
+    return {
+        "index": model.spec.index,
+        "batchers": {str(batcher): count for batcher, count in _worker_counts(model)},
+        "client_timeout_ms": model.spec.client_timeout_ms,
+        "continuous": model.spec.continuous_batching,
+        "sequences": model.spec.sequence_batching,
+        "loaded": any(worker.is_ready for worker in model.workers.values()),
+    }
 
 
 def _expected_routes(versions: Mapping[str, bool]) -> dict[str, Any]:

@@ -157,7 +157,11 @@ class SnapshotWriter:
     def _models(self) -> tuple[dict[str, dict[str, Any]], int]:
         with self._registry.changed:
             defaults = {(model.name, model.version) for model in self._registry.default_versions()}
-            versions = {(each.name, each.version): each for each in self._registry.all_versions() if not each.unloading}
+            versions = {
+                (each.name, each.version): each
+                for each in self._registry.all_versions()
+                if not each.unloading and not each.workflow
+            }
         recorded = {
             key: RecordedModel.from_model(model, is_default=key in defaults, config=self._config)
             for key, model in versions.items()

@@ -14,7 +14,7 @@ from falcon.routing import CompiledRouter
 
 from wsgi_ts.control.client import ControlPlane
 from wsgi_ts.errors import MethodNotAllowed
-from wsgi_ts.rest import management, metrics, openapi, tokens
+from wsgi_ts.rest import management, metrics, openapi, tokens, workflows
 from wsgi_ts.rest.responses import RequestIdHeader, install_error_handlers, response_type, write_json
 from wsgi_ts.settings.config import Config
 
@@ -105,6 +105,7 @@ def build_app(
     if "management" in kinds:
         control = control or ControlPlane(instance.run_dir)
         management.add_routes(app, instance, control)
+        workflows.add_routes(app, control)
         if instance.config.token_authorization:
             app.add_route("/token", tokens.Tokens(control))
     if "metrics" in kinds:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import falcon
 
 from wsgi_ts.control.client import QUICK_CALL_S, ControlPlane
-from wsgi_ts.errors import BadRequest, MethodNotAllowed, PayloadTooLarge, WorkflowNotFound
+from wsgi_ts.errors import BadRequest, MethodNotAllowed, PayloadTooLarge
 from wsgi_ts.models.arguments import RegisterArguments, page_arguments, read_argument
 from wsgi_ts.rest import openapi
 from wsgi_ts.rest.responses import JSON_TYPE, REQUEST_ID_KEY, head_of, write_json
@@ -152,28 +152,6 @@ class KServeReadiness(_Resource):
         write_answer(resp, self._control.call("kserve_ready", timeout_s=QUICK_CALL_S, model_name=model))
 
 
-class Workflows:
-    """`/workflows`: none can be registered, as in TorchServe's last state, so the list is empty."""
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Lists no workflow."""
-        write_json(resp, 200, {"workflows": []})
-
-    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Refuses a registration."""
-        if argument(req, "url") is None:
-            raise BadRequest("Parameter url is required.")
-        raise BadRequest("Registering new workflows is disabled.")
-
-    def on_get_one(self, req: falcon.Request, resp: falcon.Response, workflow_name: str) -> None:
-        """Finds no workflow."""
-        raise WorkflowNotFound(f"Workflow not found: {workflow_name}")
-
-    def on_delete_one(self, req: falcon.Request, resp: falcon.Response, workflow_name: str) -> None:
-        """Finds no workflow."""
-        raise WorkflowNotFound(f"Workflow not found: {workflow_name}")
-
-
 def add_routes(app: falcon.App[Any, Any], instance: Instance, control: ControlPlane) -> None:
     """Gives `app` the management routes.
 
@@ -183,14 +161,11 @@ def add_routes(app: falcon.App[Any, Any], instance: Instance, control: ControlPl
         control: calls to its supervisor.
     """
     one_model = ModelResource(instance, control)
-    workflows = Workflows()
     app.add_route("/models", ModelsResource(instance, control))
     app.add_route("/models/{model}", one_model)
     app.add_route("/models/{model}/{version}", one_model)
     app.add_route("/models/{model}/{version}/set-default", DefaultVersion(instance, control))
     app.add_route("/v1/models/{model}", KServeReadiness(instance, control))
-    app.add_route("/workflows", workflows)
-    app.add_route("/workflows/{workflow_name}", workflows, suffix="one")
 
 
 def may_wait(environ: Mapping[str, Any]) -> bool:
@@ -201,7 +176,7 @@ def may_wait(environ: Mapping[str, Any]) -> bool:
     """
     path = environ["PATH_INFO"].rstrip("/")
     if environ["REQUEST_METHOD"] in ("POST", "PUT", "DELETE"):
-        return path.startswith("/models") and not path.endswith("/set-default")
+        return path.startswith(("/models", "/workflows")) and not path.endswith("/set-default")
     return "customized" in environ["QUERY_STRING"]
 
 

@@ -19,6 +19,7 @@ from wsgi_ts.rest.schemas import Schema
 from wsgi_ts.settings.config import Config
 from wsgi_ts.settings.kinds import FLAG, INT32, TEXT
 from wsgi_ts.settings.table import Setting, settings_of
+from wsgi_ts.workflows.arguments import WorkflowArguments
 
 INFO = {
     "title": "TorchServe APIs",
@@ -88,6 +89,15 @@ _PREDICTION = {
     503: "No worker, a full queue, or a handler that failed.",
     507: "Out of memory.",
 }
+_NO_WORKFLOW = {404: "No such workflow."}
+_WALK = {
+    200: "The answer of the last node, or an object with those of all last nodes.",
+    **_NO_WORKFLOW,
+    408: "Not finished in the time that the request's header x-request-timeout-ms gives.",
+    500: "A node has failed in all its attempts.",
+    503: "A node has no worker, or a full queue.",
+    507: "Out of memory.",
+}
 _CHANGE = {200: "Done.", 202: "Under way.", 206: "Not done in time.", 400: "A wrong argument."}
 _FAILED = {500: "A worker failed to start.", 507: "A worker failed to start for lack of memory."}
 
@@ -132,9 +142,10 @@ def _inference_operations(config: Config) -> list[Operation]:
         *_prediction("/{model_name}/predict", "legacy_predict"),
         *_prediction("/{model_name}/{model_version}/predict", "version_legacy_predict"),
     ]
-    missing = {404: "No workflow can be registered, so there is none."}
-    workflow = Operation("/wfpredict/{workflow_name}", "post", "workflow_predict", "Runs a workflow.", missing)
-    rows += _any_method(replace(workflow, scope="inference"))
+    workflow = Operation(
+        "/wfpredict/{workflow_name}", "post", "workflow_predict", "Runs a workflow on one input.", _WALK, result=""
+    )
+    rows += _any_method(replace(workflow, bodies=schemas.INPUTS, scope="inference"))
     return rows + (_open_inference_operations() if config.ts_open_inference_protocol else [])
 
 
@@ -169,6 +180,24 @@ def _version_operations(path: str, prefix: str) -> list[Operation]:
     ]
 
 
+def _workflow_operations() -> list[Operation]:
+    registered = {200: "Registered.", 400: "A wrong argument, or specification.", 404: "No such archive."}
+    registered |= {409: "Already registered.", 500: "A node could not be registered; none of them is left."}
+    arguments = _arguments(**settings_of(WorkflowArguments))
+    body = {_JSON: {"schema": schemas.json_arguments(arguments, required=("url",))}}
+    text = "Registers a workflow with all its nodes."
+    register = Operation("/workflows", "post", "registerWorkflow", text, registered, query=arguments, bodies=body)
+    listed, described = {200: "The workflows."}, {200: "The workflow's numbers and graph.", **_NO_WORKFLOW}
+    removed = {200: "Unregistered.", **_NO_WORKFLOW, 500: "A node was gone already."}
+    one, about = "/workflows/{workflow_name}", "Describes a workflow."
+    return [
+        Operation("/workflows", "get", "listWorkflows", "Lists workflows.", listed, result="WorkflowList", query=_PAGE),
+        replace(register, required=("url",)),
+        Operation(one, "get", "describeWorkflow", about, described, result="Workflows"),
+        Operation(one, "delete", "unregisterWorkflow", "Unregisters a workflow.", removed),
+    ]
+
+
 def _management_operations(config: Config) -> list[Operation]:
     listed, registered = (
         {200: "The models."},
@@ -182,8 +211,6 @@ def _management_operations(config: Config) -> list[Operation]:
     register = Operation("/models", "post", "registerModel", text, registered, query=_REGISTER, required=("url",))
     default_path = "/models/{model_name}/{model_version}/set-default"
     ready = Operation("/v1/models/{model_name}", "get", "kserveReady", "Asks whether a model is ready.", {})
-    no_workflow = {404: "No workflow can be registered, so there is none."}
-    refused = {400: "Registering new workflows is disabled."}
     operations = [
         Operation("/models", "get", "listModels", "Lists the models.", listed, result="ModelList", query=_PAGE),
         replace(register, bodies=body),
@@ -191,10 +218,7 @@ def _management_operations(config: Config) -> list[Operation]:
         *_version_operations("/models/{model_name}/{model_version}", "version_"),
         Operation(default_path, "put", "setDefault", "Sets the default version.", {200: "Done.", **_NO_MODEL}),
         replace(ready, answers={200: "Whether the model has workers.", **_NO_MODEL}, result="Ready"),
-        Operation("/workflows", "get", "listWorkflows", "Lists the workflows.", {200: "None."}, result="Workflows"),
-        Operation("/workflows", "post", "registerWorkflow", "Registers no workflow.", refused),
-        Operation("/workflows/{workflow_name}", "get", "describeWorkflow", "Describes a workflow.", no_workflow),
-        Operation("/workflows/{workflow_name}", "delete", "unregisterWorkflow", "Removes a workflow.", no_workflow),
+        *_workflow_operations(),
     ]
     operations = [replace(operation, scope="management") for operation in operations]
     if not config.enable_model_api:

@@ -149,7 +149,18 @@ COMPONENTS: dict[str, Schema] = {
     "Ready": _object({"name": _TEXT, "ready": _FLAG}),
     "Status": _object({"status": _TEXT}),
     "Worker": _WORKER,
-    "Workflows": _object({"workflows": _list({"type": "object"})}),
+    "WorkflowList": _object(
+        {"workflows": _list(_object({"workflowName": _TEXT, "workflowUrl": _TEXT}))}, {"nextPageToken": _TEXT}
+    ),
+    "Workflows": _list(
+        _object(
+            {
+                **dict.fromkeys(("workflowName", "workflowUrl"), _TEXT),
+                **dict.fromkeys(("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay"), _NUMBER),
+                "workflowDag": _TEXT,
+            }
+        )
+    ),
 }
 
 HEADERS: dict[str, Schema] = {

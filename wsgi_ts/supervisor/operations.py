@@ -1,4 +1,4 @@
-"""What can be asked for over the control socket, but for the operations on models (`models.manager`)."""
+"""What can be asked for over the control socket, but for those on models and workflows (their managers)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from wsgi_ts.security.tokens import INFERENCE, MANAGEMENT, KeyFileError, KeyRing
 from wsgi_ts.supervisor.loop import MainLoop
 from wsgi_ts.supervisor.metrics.collector import MetricsCollector
 from wsgi_ts.supervisor.segments import Segments
+from wsgi_ts.workflows.manager import WorkflowManager
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class ControlOperations:
         loop: the main thread, which owns the segments and knows the status.
         registry: tells whether the instance is stopping.
         manager: the operations on models.
+        workflows: those on workflows.
         metrics: the metrics.
         segments: the segments.
         keys: the tokens; None where requests need none.
@@ -42,6 +44,7 @@ class ControlOperations:
         loop: MainLoop,
         registry: Registry,
         manager: ModelManager,
+        workflows: WorkflowManager,
         metrics: MetricsCollector,
         segments: Segments,
         keys: KeyRing | None,
@@ -51,6 +54,7 @@ class ControlOperations:
         self._loop = loop
         self._registry = registry
         self._manager = manager
+        self._workflows = workflows
         self._metrics = metrics
         self._segments = segments
         self._keys = keys
@@ -68,6 +72,10 @@ class ControlOperations:
             "set_default": Operation(manager.set_default),
             "unregister_model": Operation(manager.unregister),
             "kserve_ready": Operation(manager.kserve_ready),
+            "register_workflow": Operation(self._workflows.register),
+            "describe_workflow": Operation(self._workflows.describe),
+            "list_workflows": Operation(self._workflows.list_workflows),
+            "unregister_workflow": Operation(self._workflows.unregister),
             "metrics": Operation(self._metrics.text),
             "renew_token": Operation(self._renew_token),
             "new_segment": Operation(self._new_segment, told_peer=True),

@@ -55,6 +55,7 @@ from wsgi_ts.supervisor.start import (
     start_log_rotation,
     write_for_children,
 )
+from wsgi_ts.workflows.manager import WorkflowManager
 
 log = logging.getLogger(__name__)
 
@@ -171,6 +172,15 @@ class Supervisor:
             queued=lambda model: self._board.queued(model.loaded_in, model.spec.index),
             record=self._snapshots.record,
         )
+        self._workflows = WorkflowManager(
+            config,
+            self._registry,
+            self._manager,
+            self._dir.models,
+            publish=self._publisher.routes,
+            outstanding=lambda model: self._board.outstanding(model.loaded_in, model.spec.index),
+            record=self._snapshots.record,
+        )
         self._batchers = Batchers(
             devices,
             loop=self._loop,
@@ -195,6 +205,7 @@ class Supervisor:
             loop=self._loop,
             registry=self._registry,
             manager=self._manager,
+            workflows=self._workflows,
             metrics=self._metrics,
             segments=self._batchers.segments,
             keys=self._keys,

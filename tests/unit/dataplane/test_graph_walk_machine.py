@@ -104,6 +104,7 @@ class WalkMachine(RuleBasedStateMachine):
                 if isinstance(action, Finish):
                     for task in action.tasks:
                         assert task.has_answer
+                        assert task.state == State.DEFAULT or task in self.slot_of, "the answer was released"
 
     def submit(self, task: Task) -> None:
         again = self.slot_of.get(task)

@@ -1,0 +1,499 @@
+"""Workflows as TorchServe has them: registration, description, answers, and the texts of everything that goes wrong."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.archives import archive
+from support.http import Reply
+from support.server import ServerProcess
+from support.wars import NAMED, war
+
+CHAIN = """
+models:
+  min-workers: 1
+  max-workers: 1
+  batch-size: 3
+  max-batch-delay: 5000
+  retry-attempts: 3
+  timeout-ms: 5000
+  m1: {url: named.mar, max-workers: 2, batch-size: 4}
+  m2: {url: named.mar}
+dag:
+  before: [m1]
+  m1: [m2]
+  m2: [after]
+"""
+#: Two branches and a node that reads both.
+DIAMOND = """
+models:
+  a: {url: named.mar}
+  b: {url: named.mar}
+dag:
+  first: [a, b]
+  a: [join]
+  b: [join]
+"""
+DIAMOND_FUNCTIONS = """
+def first(data, context):
+    return None if data is None else [data[0]["body"]]
+
+def join(data, context):
+    if data is None:
+        return None
+    row = data[0]
+    return [{"keys": list(row), "a": bytes(row["a"]).decode(), "b": bytes(row["b"]).decode()}]
+"""
+#: Several last nodes; what the second one answers with the request says.
+ENDS = """
+models:
+  unused: {url: nowhere.mar}
+dag:
+  first: [left, right]
+"""
+ENDS_FUNCTIONS = """
+import json
+
+def first(data, context):
+    return None if data is None else [data[0]["body"]]
+
+def left(data, context):
+    return None if data is None else [{"left": 1}]
+
+def right(data, context):
+    return None if data is None else [bytes(data[0]["body"])]
+"""
+#: What a row looks like.
+ROW = """
+dag:
+  look: []
+models: {}
+"""
+ROW_FUNCTIONS = """
+def look(data, context):
+    if data is None:
+        return None
+    row = {key: (type(value).__name__, value if isinstance(value, (dict, str)) else bytes(value).decode())
+           for key, value in data[0].items()}
+    context.set_response_status(418, "teapot")
+    context.set_response_header(0, "x-mine", "1")
+    return [{"row": row, "rows": len(data), "header": context.get_request_header(0, "x-asked"),
+             "manifest": context.manifest, "model": context.model_name, "file": open(
+                 context.system_properties["model_dir"] + "/extra.txt").read()}]
+"""
+#: Fails, hangs or answers, as its request says; counts how often it was called.
+MOODS = """
+import time
+calls = {}
+
+def handle(data, context):
+    if data is None:
+        return None
+    what, _, name = bytes(data[0].get("body")).decode().partition(":")
+    calls[name] = calls.get(name, 0) + 1
+    if what == "fail" or (what == "once" and calls[name] == 1):
+        raise ValueError("no")
+    if what == "sleep":
+        time.sleep(float(name))
+    if what == "slow once" and calls[name] == 1:
+        time.sleep(0.5)
+    return ["%s %d" % (what, calls[name])]
+"""
+MOOD = """
+models:
+  retry-attempts: 2
+  timeout-ms: 3000
+  mood: {url: moods.mar}
+dag:
+  mood: []
+"""
+STALLED = """
+models:
+  mood: {url: moods.mar, retry-attempts: 1, timeout-ms: 300}
+dag:
+  mood: []
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    with ServerProcess() as running:
+        store = running.store
+        archive(store, "named", NAMED)
+        archive(store, "moods", MOODS)
+        archive(store, "broken", "def handle(data, context):\n    raise ValueError('broken')\n")
+        war(store, "chain", CHAIN)
+        war(store, "diamond", DIAMOND, DIAMOND_FUNCTIONS)
+        war(store, "ends", ENDS, ENDS_FUNCTIONS)
+        war(store, "row", ROW, ROW_FUNCTIONS, files={"extra.txt": "extra"})
+        war(store, "mood", MOOD)
+        war(store, "stalled", STALLED)
+        for name in ("chain", "diamond", "ends", "row", "mood", "stalled"):
+            assert register(running, f"{name}.war").status == 200
+        yield running
+
+
+def register(server: ServerProcess, url: str, **arguments: object) -> Reply:
+    query = "&".join(f"{name}={value}" for name, value in {"url": url, **arguments}.items())
+    return server.request("management", "POST", f"/workflows?{query}", timeout=90)
+
+
+def ask(server: ServerProcess, workflow: str, body: bytes | str = b"", method: str = "POST", **headers: str) -> Reply:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return server.request("inference", method, f"/wfpredict/{workflow}", body=body, headers=named)
+
+
+def said(reply: Reply) -> tuple[int, str, str]:
+    fields = reply.json()
+    assert fields["code"] == reply.status
+    return reply.status, fields["type"], fields["message"]
+
+
+def models(server: ServerProcess) -> list[str]:
+    return [each["modelName"] for each in server.request("management", "GET", "/models").json()["models"]]
+
+
+# Answers
+
+
+def test_a_chain_answers_with_what_its_last_node_says(server: ServerProcess) -> None:
+    reply = ask(server, "chain", "data=hello", content_type="application/x-www-form-urlencoded")
+    assert (reply.status, reply.text) == (200, "hello before chain__m1 chain__m2 after")
+    assert reply.headers["content-type"] == "application/json"
+    assert [entry.split(";")[0] for entry in reply.headers["server-timing"].split(", ")] == [
+        "before",
+        "m1",
+        "m2",
+        "after",
+    ]
+
+
+def test_a_lone_request_does_not_wait_for_the_batch_delay_of_each_node(server: ServerProcess) -> None:
+    began = time.monotonic()
+    assert ask(server, "chain", b"x").status == 200
+    assert time.monotonic() - began < 4, "one delay is 5 s"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "DELETE", "OPTIONS"])
+def test_any_method_and_any_rest_of_the_path(server: ServerProcess, method: str) -> None:
+    reply = server.request("inference", method, "/WfPredict/chain/1.0/rest?data=ignored", body=b"x")
+    assert (reply.status, reply.text) == (200, "x before chain__m1 chain__m2 after")
+
+
+def test_what_has_two_parents_reads_both_by_name(server: ServerProcess) -> None:
+    reply = ask(server, "diamond", b"x")
+    assert reply.json() == {"keys": ["a", "b"], "a": "x diamond__a", "b": "x diamond__b"}
+
+
+def test_several_last_nodes_answer_together(server: ServerProcess) -> None:
+    reply = ask(server, "ends", json.dumps({"r": [1]}))
+    assert reply.body == b'{\n  "left": {\n    "left": 1\n  },\n  "right": {\n    "r": [\n      1\n    ]\n  }\n}\n'
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"), [("[1, 2]", "[1,2]"), ('"abc"', '"abc"'), ("text", '"text"'), ("7", "7")]
+)
+def test_each_of_several_last_nodes_has_to_answer_with_an_object(
+    server: ServerProcess, answer: str, message: str
+) -> None:
+    assert said(ask(server, "ends", answer)) == (500, "InternalServerException", message)
+
+
+def test_what_the_first_node_reads(server: ServerProcess) -> None:
+    reply = server.request(
+        "inference",
+        "POST",
+        "/wfpredict/row?a=1",
+        body=b'{"k": 1}',
+        headers={"content-type": "application/json", "x-asked": "yes"},
+    )
+    assert reply.status == 200, "a node's own status is dropped"
+    assert "x-mine" not in reply.headers
+    assert reply.json() == {
+        "row": {"body": ["dict", {"k": 1}]},
+        "rows": 1,
+        "header": "yes",
+        "manifest": None,
+        "model": "row__look",
+        "file": "extra",
+    }
+
+
+def test_a_large_body_goes_through(server: ServerProcess) -> None:
+    body = b"0123456789abcdef" * 65536
+    reply = ask(server, "chain", body)
+    assert reply.body == body + b" before chain__m1 chain__m2 after"
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "kind", "message"),
+    [
+        ("/wfpredict/nope", 404, "WorkflowNotFoundException", "Workflow not found: nope"),
+        (
+            "/wfpredict",
+            404,
+            "ResourceNotFoundException",
+            "Requested resource is not found, please refer to API document.",
+        ),
+        ("/wfpredict/predict", 404, "ModelNotFoundException", "Model not found: wfpredict"),
+        ("/wfpredict/chain/predict", 404, "ModelNotFoundException", "Model not found: wfpredict"),
+    ],
+)
+def test_paths_that_find_nothing(server: ServerProcess, path: str, status: int, kind: str, message: str) -> None:
+    assert said(server.request("inference", "POST", path, body=b"x")) == (status, kind, message)
+
+
+def test_a_node_that_fails_is_tried_again(server: ServerProcess) -> None:
+    assert ask(server, "mood", b"once:here").text == "once 2"
+    assert said(ask(server, "mood", b"fail:all")) == (500, "InternalServerException", "Error executing mood")
+    assert ask(server, "mood", b"count:all").text == "count 4", "three attempts before this one"
+
+
+def test_an_attempt_that_is_too_late_is_not_run_twice(server: ServerProcess) -> None:
+    """The next attempt waits for the one that has begun, and takes its answer."""
+    assert ask(server, "stalled", b"slow once:a").text == "slow once 1"
+
+
+def test_a_node_that_never_answers(server: ServerProcess) -> None:
+    began = time.monotonic()
+    assert said(ask(server, "stalled", b"sleep:1.5")) == (500, "InternalServerException", "Error executing mood")
+    assert 0.55 < time.monotonic() - began < 1.4, "two attempts of 300 ms"
+    log = server.log()
+    assert "Timed out while executing mood for attempt 1" in log
+    assert "Timed out while executing mood for attempt 2" in log
+
+
+def test_the_client_s_own_deadline(server: ServerProcess) -> None:
+    reply = ask(server, "mood", b"sleep:1", x_request_timeout_ms="200")
+    assert (reply.status, reply.json()["type"]) == (408, "RequestTimeoutException")
+
+
+# The nodes as models
+
+
+def test_nodes_are_models(server: ServerProcess) -> None:
+    listed = models(server)
+    assert {"chain__m1", "chain__m2", "diamond__a", "diamond__b", "mood__mood"} <= set(listed)
+    assert not [name for name in listed if "before" in name or "functions" in name], "functions are not listed"
+    [model] = server.request("management", "GET", "/models/chain__m1").json()
+    assert (model["minWorkers"], model["batchSize"], model["maxBatchDelay"], model["modelUrl"]) == (
+        2,
+        4,
+        5000,
+        "named.mar",
+    )
+    [function] = server.request("management", "GET", "/models/chain__before").json()
+    assert (function["modelName"], function["modelVersion"], function["modelUrl"]) == ("chain__before", "1.0", None)
+    assert (function["minWorkers"], function["batchSize"], function["maxBatchDelay"]) == (1, 1, 0)
+    assert server.predict("chain__before", b"x").text == "x before"
+    assert server.predict("chain__m1", b"x").text == "x chain__m1"
+    assert server.request("inference", "GET", "/ping").status == 200
+
+
+def test_all_functions_of_a_workflow_share_a_process(server: ServerProcess) -> None:
+    pids = set()
+    for name in ("chain__before", "chain__after"):
+        [described] = server.request("management", "GET", f"/models/{name}").json()
+        pids |= {worker["pid"] for worker in described["workers"]}
+    assert len(pids) == 1
+
+
+def test_a_node_can_be_scaled(server: ServerProcess) -> None:
+    for name in ("diamond__a", "diamond__join"):
+        reply = server.request("management", "PUT", f"/models/{name}?min_worker=2&synchronous=true")
+        assert reply.json() == {"status": f"Workers scaled to 2 for model: {name}"}
+        [described] = server.request("management", "GET", f"/models/{name}").json()
+        assert len(described["workers"]) == 2
+    assert ask(server, "diamond", b"x").status == 200
+
+
+def test_a_node_without_a_worker_and_one_that_is_gone(server: ServerProcess) -> None:
+    war(server.store, "bare", "models:\n  m: {url: named.mar, max-workers: 0}\ndag:\n  before: [m]\n")
+    assert register(server, "bare.war").status == 200
+    reply = ask(server, "bare", b"x")
+    assert reply.status == 503
+    assert reply.json()["message"].startswith('Model "bare__m" has no worker to serve inference request.')
+    assert server.request("management", "DELETE", "/models/bare__m").status == 200
+    assert said(ask(server, "bare", b"x")) == (500, "InternalServerException", "bare__m")
+    status, kind, message = said(server.request("management", "DELETE", "/workflows/bare"))
+    assert (status, kind) == (500, "InternalServerException")
+    assert message == "Error while unregistering the workflow bare. Details: Model not found: bare__m"
+    assert said(server.request("management", "GET", "/workflows/bare"))[0] == 404
+
+
+# Management
+
+
+def test_list_and_describe(server: ServerProcess) -> None:
+    [described] = server.request("management", "GET", "/workflows/chain/ignored").json()
+    assert described == {
+        "workflowName": "chain",
+        "workflowUrl": "chain.war",
+        "minWorkers": 1,
+        "maxWorkers": 1,
+        "batchSize": 3,
+        "maxBatchDelay": 5000,
+        "workflowDag": "{before=[m1], m1=[m2], m2=[after]}",
+    }
+    page = server.request("management", "GET", "/workflows?limit=2").json()
+    assert page == {
+        "nextPageToken": "2",
+        "workflows": [
+            {"workflowName": "chain", "workflowUrl": "chain.war"},
+            {"workflowName": "diamond", "workflowUrl": "diamond.war"},
+        ],
+    }
+    everything = server.request("management", "GET", "/workflows?limit=-1&next_page_token=-3").json()
+    assert [each["workflowName"] for each in everything["workflows"]] == [
+        *("chain", "diamond", "ends", "mood", "row", "stalled")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "kind"),
+    [
+        ("PUT", "/workflows", 405, "MethodNotAllowedException"),
+        ("DELETE", "/workflows", 405, "MethodNotAllowedException"),
+        ("PUT", "/workflows/chain", 405, "MethodNotAllowedException"),
+        ("POST", "/workflows/chain", 405, "MethodNotAllowedException"),
+        ("GET", "/workflows/a/b/c", 404, "ResourceNotFoundException"),
+        ("GET", "/workflows/nope", 404, "WorkflowNotFoundException"),
+        ("DELETE", "/workflows/nope", 404, "WorkflowNotFoundException"),
+    ],
+)
+def test_other_calls(server: ServerProcess, method: str, path: str, status: int, kind: str) -> None:
+    assert said(server.request("management", method, path, body=b""))[:2] == (status, kind)
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "kind", "message"),
+    [
+        ("", 400, "BadRequestException", "Parameter url is required."),
+        ("?url=../x.war", 404, "WorkflowNotFoundException", "Relative path is not allowed in url: ../x.war"),
+        ("?url=no.war", 404, "WorkflowNotFoundException", "Workflow not found in workflow store: no.war"),
+        ("?url=", 404, "WorkflowNotFoundException", "Workflow not found at: "),
+        (
+            "?url=ftp://x/y.war",
+            404,
+            "WorkflowNotFoundException",
+            "Workflow not found in workflow store: ftp://x/y.war",
+        ),
+        ("?url=chain.war", 409, "ConflictStatusException", "Workflow chain is already registered."),
+        ("?url=http://127.0.0.1:9/x.war", 400, "DownloadArchiveException", None),
+    ],
+)
+def test_what_cannot_be_registered(
+    server: ServerProcess, query: str, status: int, kind: str, message: str | None
+) -> None:
+    found = said(server.request("management", "POST", f"/workflows{query}", body=b""))
+    assert found[:2] == (status, kind)
+    assert message is None or found[2] == message
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ({"workflow": None, "createdOn": "x", "archiverVersion": "1"}, "Missing Workflow entry in manifest file."),
+        ({"workflow": {"specFile": "s"}, "createdOn": "x", "archiverVersion": "1"}, "Workflow name is not defined."),
+        (
+            {"workflow": {"workflowName": "w", "specFile": "s"}, "createdOn": "x"},
+            "Workflow archive version is not defined.",
+        ),
+        (
+            {"workflow": {"workflowName": "w", "specFile": "s"}, "archiverVersion": "1"},
+            "Workflow archive createdOn is not defined.",
+        ),
+        ({}, "Workflow name is not defined."),
+    ],
+)
+def test_manifests_that_miss_something(server: ServerProcess, manifest: dict[str, object], message: str) -> None:
+    war(server.store, "lame", CHAIN, manifest=manifest)
+    assert said(register(server, "lame.war")) == (500, "InvalidWorkflowException", message)
+
+
+@pytest.mark.parametrize(
+    ("dag", "message"),
+    [
+        ("before: [before]", "Self loop exception"),
+        ("before: [after, after]", "loop exception"),
+        ("before: [after]\n  after: [before]", "DAG should have only one start node"),
+        ("before: [m1]\n  m1: [m2]\n  m2: [m1]", "Not a valid DAG"),
+        ("before: []\n  after: []", "DAG should have only one start node"),
+        ("before: after", "spec.yaml:6: key dag.before: 'after' is not a list of nodes: write [after]"),
+    ],
+)
+def test_graphs_that_are_none(server: ServerProcess, dag: str, message: str) -> None:
+    text = f"models:\n  m1: {{url: named.mar}}\n  m2:\n    url: named.mar\ndag:\n  {dag}\n"
+    war(server.store, "knot", text)
+    before = models(server)
+    assert said(register(server, "knot.war")) == (400, "InvalidDAGException", message)
+    assert models(server) == before
+
+
+def test_no_node_of_a_workflow_that_fails_stays(server: ServerProcess) -> None:
+    spec = "models:\n  ok: {url: named.mar}\n  bad: {url: broken.mar}\n  gone: {url: gone.mar}\ndag:\n  before: [ok, bad, gone]\n"
+    war(server.store, "torn", spec)
+    before = models(server)
+    assert said(register(server, "torn.war")) == (
+        500,
+        "WorkflowException",
+        "Workflow torn has failed to register. Failures: [Failed to start workers for model torn__bad version: 1.0, "
+        "Workflow Node torn__gone failed to register. Details: Model not found at: gone.mar]",
+    )
+    assert models(server) == before
+    assert server.request("management", "GET", "/models/torn__before").status == 404
+    assert said(ask(server, "torn", b"x"))[0] == 404
+
+
+def test_a_function_that_the_handler_lacks(server: ServerProcess) -> None:
+    war(server.store, "lacking", "models: {}\ndag:\n  before: [missing]\n")
+    assert said(register(server, "lacking.war"))[2] == (
+        "Workflow lacking has failed to register. "
+        "Failures: [Failed to start workers for model lacking__missing version: 1.0]"
+    )
+
+
+def test_a_function_that_is_missing_falls_back_to_the_only_class(server: ServerProcess) -> None:
+    source = "class Only:\n    def handle(self, data, context):\n        return [b'class ' + bytes(data[0]['body'])]\n"
+    war(server.store, "classy", "models: {}\ndag:\n  whatever: []\n", source)
+    assert register(server, "classy.war").status == 200
+    assert ask(server, "classy", b"x").text == "class x"
+    assert server.request("management", "DELETE", "/workflows/classy").status == 200
+
+
+def test_registered_by_json_under_another_name_and_unregistered(server: ServerProcess) -> None:
+    body = json.dumps({"url": "chain.war", "workflow_name": "other", "response_timeout": 7})
+    headers = {"content-type": "application/json"}
+    reply = server.request("management", "POST", "/workflows", body=body, headers=headers, timeout=90)
+    assert reply.json() == {"status": "Workflow other has been registered and scaled successfully."}
+    [described] = server.request("management", "GET", "/models/other__m1").json()
+    assert described["responseTimeout"] == 7
+    assert ask(server, "other", b"x").text == "x before other__m1 other__m2 after"
+    reply = server.request("management", "DELETE", "/workflows/other", timeout=60)
+    assert reply.json() == {"status": 'Workflow "other" unregistered'}
+    assert not [name for name in models(server) if name.startswith("other__")]
+    assert said(ask(server, "other", b"x"))[0] == 404
+    assert (server.store / "chain.war").exists()
+
+
+def test_an_archive_that_was_fetched_goes_with_its_workflow(server: ServerProcess, tmp_path: Path) -> None:
+    war(tmp_path, "far", CHAIN)
+    handler = type("Files", (http.server.SimpleHTTPRequestHandler,), {"log_message": lambda *_: None})
+    files = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: handler(*a, directory=str(tmp_path)))
+    threading.Thread(target=files.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{files.server_address[1]}/far.war"
+        assert register(server, url).status == 200
+        assert (server.store / "far.war").exists()
+        assert said(register(server, url))[:3] == (500, "FileAlreadyExistsException", "far.war")
+        assert server.request("management", "DELETE", "/workflows/far", timeout=60).status == 200
+        assert not (server.store / "far.war").exists()
+    finally:
+        files.shutdown()
+        files.server_close()

@@ -1,0 +1,121 @@
+"""From a workflow's specification to what the data path and the models' manager have to know."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from wsgi_ts.dataplane.graph import DEFAULT, SKIP, Graph, Node
+from wsgi_ts.errors import InvalidDag
+from wsgi_ts.messages import FunctionKind
+from wsgi_ts.workflows.spec import Node as SpecNode
+from wsgi_ts.workflows.spec import NodeKind, WorkflowSpec
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledWorkflow:
+    """What comes of a specification.
+
+    Attributes:
+        graph: for the data path.
+        models: the nodes that are registered as models of their own.
+        shared: the nodes that use a model which is registered by itself.
+        functions: `ModelSpec.functions` of the functions' host; empty where there are none.
+    """
+
+    graph: Graph
+    models: tuple[SpecNode, ...]
+    shared: tuple[SpecNode, ...]
+    functions: dict[str, dict[str, Any]]
+
+
+def model_name(workflow: str, node: str) -> str:
+    """The name under which a node is a model."""
+    return f"{workflow}__{node}"
+
+
+def compile_workflow(workflow: str, spec: WorkflowSpec) -> CompiledWorkflow:
+    """Makes the graph of a workflow.
+
+    Args:
+        workflow: its name.
+        spec: its specification.
+
+    Raises:
+        InvalidDag: its options ask for what cannot be done.
+    """
+    nodes = list(spec.nodes.values())
+    place = {node.name: number for number, node in enumerate(nodes)}
+    scatter = _scatters(spec, place)
+    return CompiledWorkflow(
+        Graph(workflow, tuple(_node(workflow, node, place, scatter.get(node.name, -1)) for node in nodes)),
+        tuple(node for node in nodes if node.kind is NodeKind.MODEL and node.options.model is None),
+        tuple(node for node in nodes if node.options.model is not None),
+        _functions(workflow, nodes),
+    )
+
+
+def _node(workflow: str, node: SpecNode, place: dict[str, int], scatter: int) -> Node:
+    options, shared = node.options, node.options.model
+    on_error = SKIP if options.optional and options.on_error != DEFAULT else options.on_error
+    return Node(
+        name=node.name,
+        model=model_name(workflow, node.name) if shared is None else shared.name,
+        version=None if shared is None else shared.version,
+        is_function=node.kind is NodeKind.FUNCTION,
+        parents=tuple(place[parent] for parent in node.parents),
+        timeout_ms=node.numbers.timeout_ms,
+        retries=node.numbers.retry_attempts,
+        when="" if options.when is None else model_name(workflow, _gate(options.when)),
+        on_error=on_error,
+        default=_as_answer(options.default) if on_error == DEFAULT else "",
+        reads_request=options.pass_request,
+        scatters=options.scatter,
+        gathers=options.gather,
+        scatter=scatter,
+    )
+
+
+def _scatters(spec: WorkflowSpec, place: dict[str, int]) -> dict[str, int]:
+    """For the nodes that run once for each element of a list: the node whose list that is."""
+    found: dict[str, int] = {}
+    for node in spec.nodes.values():
+        if not node.options.scatter:
+            continue
+        if node.options.on_error == DEFAULT:
+            raise InvalidDag(f"options of {node.name}: scatter does not go with a default")
+        (inner,) = node.successors
+        if spec.nodes[inner].options.gather:
+            raise InvalidDag(f"options of {node.name}: nothing stands between scatter and gather ({inner})")
+        while not spec.nodes[inner].options.gather:
+            found[inner] = place[node.name]
+            (inner,) = spec.nodes[inner].successors
+    return found
+
+
+def _functions(workflow: str, nodes: list[SpecNode]) -> dict[str, dict[str, Any]]:
+    functions: dict[str, dict[str, Any]] = {}
+    for node in nodes:
+        if node.kind is NodeKind.FUNCTION:
+            kind = FunctionKind.SCATTER if node.options.scatter else FunctionKind.NODE
+            functions[node.name] = _function(workflow, node.name, node.name, kind, node.options.batch_size or 1)
+        if node.options.when is not None:
+            key = _gate(node.options.when)
+            functions[key] = _function(workflow, key, node.options.when, FunctionKind.WHEN, 1)
+    return functions
+
+
+def _function(workflow: str, key: str, function: str, kind: str, batch_size: int) -> dict[str, Any]:
+    model = model_name(workflow, key)
+    return {"model": model, "function": function, "kind": kind, "batch_size": batch_size}
+
+
+def _gate(function: str) -> str:
+    """The name of a function that says whether a node runs: it may be a node as well."""
+    return f"when:{function}"
+
+
+def _as_answer(value: Any) -> str:
+    """A value of the specification as the answer that stands for a node's."""
+    return value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
