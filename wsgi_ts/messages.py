@@ -69,6 +69,10 @@ class ModelSpec:
     functions: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
+#: Before the function's name in the last line of a worker that could not load it.
+FUNCTION_FAILED = "Failed to load the workflow's function "
+
+
 class FunctionKind:
     """What a function of a workflow answers with."""
 

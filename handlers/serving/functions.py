@@ -17,10 +17,7 @@ from wsgi_ts.handlers.serving.context import SendChunk
 from wsgi_ts.handlers.serving.request import Request
 from wsgi_ts.handlers.serving.results import encode
 from wsgi_ts.handlers.serving.service import MetricsSink, Service
-from wsgi_ts.messages import FunctionKind, ModelSpec
-
-#: Before the function's name in the last line of a worker that could not load it.
-LOAD_FAILED = "Failed to load the workflow's function "
+from wsgi_ts.messages import FUNCTION_FAILED, FunctionKind, ModelSpec
 
 
 class FunctionHost:
@@ -68,7 +65,7 @@ class FunctionHost:
                     own, gpu_id, send_chunk, metrics_sink=metrics_sink, shape=_SHAPES.get(function["kind"])
                 )
             except BaseException:
-                print(f"{LOAD_FAILED}{name}", file=sys.stderr, flush=True)
+                print(f"{FUNCTION_FAILED}{name}", file=sys.stderr, flush=True)
                 raise
             batch_sizes[name] = function["batch_size"]
         return cls(services, batch_sizes)

@@ -437,8 +437,8 @@ def test_graphs_that_are_none(server: ServerProcess, dag: str, message: str) -> 
 
 
 def test_no_node_of_a_workflow_that_fails_stays(server: ServerProcess) -> None:
-    spec = "models:\n  ok: {url: named.mar}\n  bad: {url: broken.mar}\n  gone: {url: gone.mar}\ndag:\n  before: [ok, bad, gone]\n"
-    war(server.store, "torn", spec)
+    text = "models:\n  ok: {url: named.mar}\n  bad: {url: broken.mar}\n  gone: {url: gone.mar}\n"
+    war(server.store, "torn", text + "dag:\n  before: [ok, bad, gone]\n")
     before = models(server)
     assert said(register(server, "torn.war")) == (
         500,

@@ -151,7 +151,8 @@ class RoutingTable:
         other heads that ask for the same.
         """
         if head.route_epoch != self._epoch:
-            head.route = None if head.method == "OPTIONS" else self._known_target(head.path, head.query)
+            is_asked = head.method != "OPTIONS" or _workflow_in(head.path) is not None
+            head.route = self._known_target(head.path, head.query) if is_asked else None
             head.route_epoch = self._epoch
         target: Target | None = head.route
         return target

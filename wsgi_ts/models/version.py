@@ -75,6 +75,7 @@ class ModelVersion:
         restarts: how often one of its workers was started again.
         unloading: it is being unregistered: no requests any more.
         operation: held by the one operation that changes it at a time.
+        load_lines: the last lines of the worker that has failed to load it last.
         workflow: the workflow whose node it is, or whose functions it runs; "" for a model of its own.
     """
 
@@ -93,6 +94,7 @@ class ModelVersion:
     restarts: int = 0
     unloading: bool = False
     operation: threading.Lock = field(default_factory=threading.Lock)
+    load_lines: list[str] = field(default_factory=list)
     workflow: str = ""
 
     @property

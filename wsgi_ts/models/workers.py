@@ -135,6 +135,7 @@ class WorkerScaler:
             while pending := [worker for worker in waiting if not worker.is_ready]:
                 self._registry.refuse_while_draining()
                 failed = [worker for worker in pending if not worker.is_pending]
+                model.load_lines = [line for each in failed if each.report for line in each.report.last_lines]
                 if any(each.report and each.report.load_status == _OUT_OF_MEMORY for each in failed):
                     # TorchServe's own type, whatever the status.
                     raise OutOfResources(text)

@@ -27,6 +27,7 @@ from wsgi_ts.errors import (
     ServiceUnavailable,
     WorkflowNotFound,
 )
+from wsgi_ts.messages import FUNCTION_FAILED
 from wsgi_ts.models.manager import ModelManager
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.version import ModelVersion
@@ -300,6 +301,12 @@ class WorkflowManager:
     def _failed_functions(self, workflow: Workflow) -> list[str]:
         """The functions that could not be loaded, by what their worker has said last; all if it said nothing."""
         functions = workflow.compiled.functions
+        for model in self._registry.nodes_of(workflow.name):
+            named = [
+                line.removeprefix(FUNCTION_FAILED) for line in model.load_lines if line.startswith(FUNCTION_FAILED)
+            ]
+            if model.spec.functions and named:
+                return [key for key in functions if key == named[-1]]
         return list(functions)
 
     def _missing(self, workflow: Workflow) -> list[str]:

@@ -117,6 +117,7 @@ class TestRoutes:
             "epoch": 7,
             "healthy": True,
             "draining": False,
+            "workflows": {},
             "models": {
                 "m": {
                     "default": "1.0",

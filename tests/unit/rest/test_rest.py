@@ -273,10 +273,8 @@ def test_falcons_own_errors() -> None:
         ("GET", "/models/a/1.0/set-default", 405, "MethodNotAllowedException"),
         ("POST", "/v1/models/a", 405, "MethodNotAllowedException"),
         ("PUT", "/workflows", 405, "MethodNotAllowedException"),
-        ("GET", "/workflows/w", 404, "WorkflowNotFoundException"),
-        ("DELETE", "/workflows/w", 404, "WorkflowNotFoundException"),
+        ("PUT", "/workflows/w", 405, "MethodNotAllowedException"),
         ("POST", "/workflows", 400, "BadRequestException"),
-        ("POST", "/workflows?url=a.war", 400, "BadRequestException"),
     ],
 )
 def test_refusals(web: falcon.testing.TestClient, method: str, path: str, status: int, kind: str) -> None:
@@ -311,6 +309,22 @@ def test_empty_segments_at_the_end_do_not_count(
 ) -> None:
     assert web.simulate_get(path).status_code == 200
     assert supervisor.requests == [{"op": "list_models", "limit": 100, "next_page_token": 0}]
+
+
+def test_calls_about_workflows(supervisor: SupervisorSocket, web: falcon.testing.TestClient) -> None:
+    web.simulate_get("/workflows?limit=500&next_page_token=-1")
+    web.simulate_get("/workflows/w/ignored")
+    web.simulate_delete("/workflows/w")
+    web.simulate_post("/workflows?url=a.war&response_timeout=x&startup_timeout=5&synchronous=false")
+    web.simulate_post("/workflows?url=b.war", json={"url": "a.war", "response_timeout": 7, "s3_sse_kms": True})
+    registered = {"op": "register_workflow", "url": "a.war"}
+    assert supervisor.requests == [
+        {"op": "list_workflows", "limit": 100, "next_page_token": 0},
+        {"op": "describe_workflow", "workflow_name": "w"},
+        {"op": "unregister_workflow", "workflow_name": "w"},
+        {**registered, "response_timeout": 120, "startup_timeout": 5, "s3_sse_kms": False},
+        {**registered, "response_timeout": 7, "startup_timeout": 120, "s3_sse_kms": True},
+    ]
 
 
 def test_path_is_percent_decoded(supervisor: SupervisorSocket, web: falcon.testing.TestClient) -> None:
