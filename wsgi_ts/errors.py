@@ -20,6 +20,8 @@ class ServerError(Exception):
 
     http_status: ClassVar[int] = 500
     default_type: ClassVar[str] = "InternalServerException"
+    #: When the client may try again, in seconds, as the answer's Retry-After; 0 where that is not said.
+    retry_after_s: int = 0
 
     def __init__(self, message: str, *, status: int | None = None, type_name: str | None = None) -> None:
         super().__init__(message)
@@ -225,6 +227,17 @@ class ServiceUnavailable(ServerError):
             "to add workers. If this is a sequence inference, please check if it is closed, or expired; or exceeds "
             "maxSequenceJobQueueSize"
         )
+
+    @classmethod
+    def busy_node(cls, model_name: str) -> ServiceUnavailable:
+        """A workflow's node has no worker, or a full queue; TorchServe answers 500 here.
+
+        Args:
+            model_name: the node's model.
+        """
+        error = cls.no_worker(model_name, None)
+        error.retry_after_s = 1
+        return error
 
     @classmethod
     def no_slot(cls, model_name: str, version: str | None) -> ServiceUnavailable:

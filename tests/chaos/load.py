@@ -55,12 +55,18 @@ class Load:
     """Clients that send checked requests until told to stop; a context manager."""
 
     def __init__(
-        self, server: ServerProcess, model: str = "ledger", clients: int = 8, seed: int = 1, hang_s: float = HANG_S
+        self,
+        server: ServerProcess,
+        model: str = "ledger",
+        clients: int = 8,
+        seed: int = 1,
+        hang_s: float = HANG_S,
+        route: str = "predictions",
     ) -> None:
         self._hang_s = hang_s
         self.outcomes: list[Outcome] = []
         self._server = server
-        self._model = model
+        self._path = f"/{route}/{model}"
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._client, args=(random.Random(seed * 1000 + number),))
@@ -93,7 +99,7 @@ class Load:
             body = nonce.encode() + chance.randbytes(chance.choice(SIZES))
             sent_at = time.monotonic()
             try:
-                connection.request("POST", f"/predictions/{self._model}", body, {"content-type": "x/y"})
+                connection.request("POST", self._path, body, {"content-type": "x/y"})
                 reply = connection.getresponse()
                 answer = reply.read()
             except TimeoutError:

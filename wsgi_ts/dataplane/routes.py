@@ -234,8 +234,9 @@ class RoutingTable:
         start = graph.nodes[graph.start]
         first = self.version_target(start.model, start.version, flags=flags)
         if first.error is not None:
-            error = first.error if isinstance(first.error, ServiceUnavailable) else InternalServerError(start.model)
-            return Target(name, None, error=error)
+            if isinstance(first.error, ServiceUnavailable):
+                return Target(name, None, error=ServiceUnavailable.busy_node(start.model))
+            return Target(name, None, error=InternalServerError(start.model))
         return replace(first, client_timeout_ms=start.timeout_ms, graph=graph, is_special=True)
 
     def form_target(self, content_type: bytes, body: bytes) -> Target:

@@ -268,6 +268,7 @@ class Walks(Generic[Waiter]):
             slot = client.take(target.model)
             if slot is None:
                 task.error = ServiceUnavailable.no_slot(target.model_name, target.version)
+                task.error.retry_after_s = 1
                 return states.refused(task)
             body = self._references(walk, task)
             _, request_id, head, *_ = walk.request
@@ -434,7 +435,7 @@ class Walks(Generic[Waiter]):
 
     def _no_worker(self, walk: Walk[Waiter], task: Task) -> ServerError:
         node = walk.states.graph.nodes[task.node]
-        return ServiceUnavailable.no_worker(node.when if task.is_gate else node.model, None)
+        return ServiceUnavailable.busy_node(node.when if task.is_gate else node.model)
 
     def _unreachable(self, walk: Walk[Waiter], task: Task, error: ServerError) -> ServerError:
         """A node's model that has no worker, or was unregistered behind the workflow's back."""

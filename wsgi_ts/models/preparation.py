@@ -208,7 +208,7 @@ class ModelPreparer:
             batch_policy="none",
             response_timeout_s=settings.response_timeout_s,
             startup_timeout_s=settings.startup_timeout_s,
-            job_queue_size=settings.job_queue_size,
+            job_queue_size=settings.job_queue_size * len(functions),
             decode_input_request=config.decode_input_request,
             limit_max_image_pixels=config.limit_max_image_pixels,
             max_response_bytes=config.max_response_size,

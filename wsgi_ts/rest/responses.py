@@ -125,6 +125,8 @@ def write_error(resp: falcon.Response, error: ServerError) -> None:
         resp.data = b""
         return
     write_json(resp, error.status, error.to_dict())
+    if error.retry_after_s:
+        resp.set_header("retry-after", str(error.retry_after_s))
 
 
 def install_error_handlers(app: falcon.App[Any, Any]) -> None:
