@@ -17,7 +17,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from wsgi_ts import messages
@@ -67,7 +68,8 @@ class Batcher:
         self._config = Config.from_json(self._files.config.read_text(encoding="utf-8"))
         self._board = Board.attach(options.prefix)
         self._supervisor = Channel(socket.socket(fileno=options.control_fd))
-        self._template: Channel | None = None
+        #: To the worker template and, where modules are preloaded, the warm one: the last forks workers that need them.
+        self._templates: list[Channel] = []
         self._template_process: subprocess.Popen[bytes] | None = None
         self._template_worked = False
         self._template_failures = 0
@@ -143,7 +145,7 @@ class Batcher:
                 self._carry_out(self._pool.remove_model(index, now))
             case messages.ReopenLogs():
                 self._log_files.reopen()
-                self._tell_template(message)
+                self._tell_templates(message, self._templates)
             case messages.Stop(drain):
                 self._stopping = True
                 self._stop_at = now + (_STOP_LIMIT_S if drain else 0.0)
@@ -174,9 +176,8 @@ class Batcher:
                 case unknown:
                     raise ValueError(f"the loop's notice {unknown}")
 
-    def _from_template(self) -> None:
-        template = self._template
-        if template is None:
+    def _from_template(self, template: Channel) -> None:
+        if template not in self._templates:
             return
         try:
             events = template.receive_messages(messages.FROM_TEMPLATE, "the worker template")
@@ -196,36 +197,41 @@ class Batcher:
 
     def _start_template(self) -> None:
         self._end_template()
-        ours, theirs = socket.socketpair()
-        options = self._options
-        command = python_command("wsgi_ts.batcher.template", "--fd", str(theirs.fileno()))
+        options, preload = self._options, self._config.preload_modules
+        pairs = [socket.socketpair() for _ in (("--fd", "--warm-fd") if preload else ("--fd",))]
+        theirs = [each.fileno() for _, each in pairs]
+        command = python_command("wsgi_ts.batcher.template", "--fd", str(theirs[0]))
+        for module in preload:
+            command += ["--preload", module]
+        if preload:
+            command += ["--warm-fd", str(theirs[1])]
         command += ["--log-plan", str(self._files.log_plan), "--device", options.device]
         command += ["--metrics-mode", self._config.metrics_mode]
         if self._config.metrics_config is not None:
             command += ["--metrics-config", str(self._config.metrics_config)]
         if self._config.model_metrics_auto_detect:
             command.append("--metrics-auto-detect")
-        for module in self._config.preload_modules:
-            command += ["--preload", module]
         # Where the supervisor reads this process's stderr, the template logs to the server's as well.
         stderr = logged_stderr()
         given = {STDERR_VARIABLE: str(stderr)} if stderr != sys.stderr.fileno() else {}
         self._template_process = subprocess.Popen(
             command,
-            pass_fds=[theirs.fileno(), *map(int, given.values())],
+            pass_fds=[*theirs, *map(int, given.values())],
             stdin=subprocess.DEVNULL,
             env=worker_environment(os.environ, self._config) | given,
         )
-        theirs.close()
-        self._template = Channel(ours)
-        self._selector.register(self._template, selectors.EVENT_READ, self._from_template)
+        for ours, passed in pairs:
+            passed.close()
+            channel = Channel(ours)
+            self._templates.append(channel)
+            self._selector.register(channel, selectors.EVENT_READ, partial(self._from_template, channel))
 
     def _end_template(self) -> None:
         """Ends the template (EOF makes it kill its workers) and reaps it."""
-        if self._template is not None:
-            self._selector.unregister(self._template)
-            self._template.close()
-            self._template = None
+        for channel in self._templates:
+            self._selector.unregister(channel)
+            channel.close()
+        self._templates.clear()
         process = self._template_process
         if process is not None:
             try:
@@ -235,10 +241,10 @@ class Batcher:
                 process.wait()
             self._template_process = None
 
-    def _tell_template(self, message: messages.ToTemplate) -> None:
-        if self._template is not None:
+    def _tell_templates(self, message: messages.ToTemplate, templates: Sequence[Channel]) -> None:
+        for channel in templates:
             try:
-                self._template.send(messages.TO_TEMPLATE.encode(message))
+                channel.send(messages.TO_TEMPLATE.encode(message))
             except ChannelClosed:
                 log.warning("The worker template has gone; its end is noticed in a moment.")
 
@@ -250,7 +256,8 @@ class Batcher:
                 case StartWorker():
                     self._start_worker(action)
                 case messages.KillWorker():
-                    self._tell_template(action)
+                    # Of a worker that is no fork of its own a template knows nothing.
+                    self._tell_templates(action, self._templates)
                 case ReleaseWorker(worker_id, start_count):
                     self._loop.command("release_worker", worker_id, start_count)
                 case WorkerReady(worker_id, model_index, _, start_count):
@@ -274,18 +281,17 @@ class Batcher:
             self._carry_out(actions)
             return
         self._mailboxes[action.worker_id, action.start_count] = mailbox
-        self._tell_template(
-            messages.SpawnWorker(
-                worker_id=action.worker_id,
-                start_count=action.start_count,
-                spec=spec,
-                gpu_id=action.gpu_id,
-                devices=action.devices,
-                prefix=options.prefix,
-                batcher_index=options.index,
-                threads=spec.threads_per_worker or self._threads_for_each(),
-            )
+        order = messages.SpawnWorker(
+            worker_id=action.worker_id,
+            start_count=action.start_count,
+            spec=spec,
+            gpu_id=action.gpu_id,
+            devices=action.devices,
+            prefix=options.prefix,
+            batcher_index=options.index,
+            threads=spec.threads_per_worker or self._threads_for_each(),
         )
+        self._tell_templates(order, self._templates[-1:] if spec.needs_preloaded else self._templates[:1])
 
     def _threads_for_each(self) -> int:
         """CPU threads for a new worker: the cores shared out among the workers, 0 (no cap) where a GPU computes."""

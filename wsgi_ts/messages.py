@@ -27,6 +27,7 @@ class ModelSpec:
     `functions` are those of a workflow's handler file that the workers of this version run, by the name in a request:
     `model` and `function` are its names outside and in the file, `kind` one of FunctionKind, `batch_size` how many
     requests it takes at a time.
+    Where `needs_preloaded` is false its workers are started without waiting for `preload_modules` to be imported.
     """
 
     index: int
@@ -66,6 +67,7 @@ class ModelSpec:
     max_sequence_queue: int = 1
     min_workers: int = 1
     max_workers: int = 1
+    needs_preloaded: bool = True
     functions: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -202,8 +204,13 @@ class KillWorker(WorkerLife):
 
 
 @dataclass(frozen=True, slots=True)
+class TemplateStarted:
+    """The template can start workers that need none of `preload_modules`; `TemplateReady` follows."""
+
+
+@dataclass(frozen=True, slots=True)
 class TemplateReady:
-    """The template can start workers; `missing`: why modules of `preload_modules` cannot be imported, by name."""
+    """The template can start all workers; `missing`: why modules of `preload_modules` cannot be imported, by name."""
 
     missing: dict[str, str] = field(default_factory=dict)
 
@@ -305,7 +312,9 @@ class ModelUnloaded:
 ToBatcher = AttachSegment | RetireSegment | LoadModel | SetWorkers | UnloadModel | ReopenLogs | Stop
 ToTemplate = SpawnWorker | KillWorker | ReopenLogs
 #: The first two of these a batcher passes on to the supervisor.
-FromTemplate = TemplateReady | MetricsReported | WorkerStarted | WorkerProgress | WorkerLoaded | WorkerExited
+FromTemplate = (
+    TemplateReady | MetricsReported | TemplateStarted | WorkerStarted | WorkerProgress | WorkerLoaded | WorkerExited
+)
 FromBatcher = (
     TemplateReady
     | MetricsReported

@@ -8,8 +8,9 @@ A state machine without processes, sockets or clocks: the batcher tells it what 
        |            v           v          v
        +------------------- backoff  or  failed: given up, `max_retry_timeout_s` after the first failure
 
-waiting: for the worker template. releasing: finishes its batch, gets no other. ending: was killed or asked to
-leave, its exit is not yet seen. Not thread-safe: all calls come from the batcher's control thread.
+waiting: for the worker template, and for what it imports beforehand where the handler needs that. releasing: finishes
+its batch, gets no other. ending: was killed or asked to leave, its exit is not yet seen. Not thread-safe: all calls
+come from the batcher's control thread.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ class WorkerPool:
         self._models: dict[int, Model] = {}
         self._workers: dict[int, Worker] = {}
         self._actions: list[Action] = []
+        self._template_started = False
         self._template_ready = False
         self._template_ready_at = math.inf
         self._template_deadline = math.inf
@@ -151,8 +153,13 @@ class WorkerPool:
 
     def on_template_event(self, event: FromTemplate, now: float) -> list[Action]:
         """Takes what the worker template says of itself and its workers."""
-        if isinstance(event, messages.TemplateReady):
-            self._template_is_ready(now)
+        if isinstance(event, messages.TemplateStarted):
+            self._template_started = True
+            self._start_waiting(now)
+        elif isinstance(event, messages.TemplateReady):
+            self._template_ready, self._template_ready_at = True, now
+            self._template_deadline = math.inf
+            self._start_waiting(now)
         elif not isinstance(event, messages.MetricsReported):
             worker = self._live(event.worker_id, event.start_count)
             if worker is None or worker.state not in HAS_PROCESS:
@@ -176,13 +183,10 @@ class WorkerPool:
             stable = now - self._template_ready_at >= TEMPLATE_STABLE_S
             self._template_failures = 0 if stable else min(self._template_failures, 1)
         self._template_failures += 1
-        self._template_ready = False
         delay = 0 if self._template_failures == 1 else backoff_s(self._template_failures - 1)
         self._template_deadline = now + delay
         log.error("The worker template died; starting another in %d seconds.", delay)
-        for worker in [each for each in self._workers.values() if each.state in HAS_PROCESS]:
-            reason = worker.fault or "the worker template died"
-            self._gone(worker, "died", reason, now, blame=bool(worker.fault))
+        self._lose_all(now)
         return self.tick(now)
 
     def worker_not_started(self, worker_id: int, start_count: int, reason: str, now: float) -> list[Action]:
@@ -209,6 +213,8 @@ class WorkerPool:
     def tick(self, now: float) -> list[Action]:
         """Does what has become due."""
         if now >= self._template_deadline and not self._stopping:
+            # One that hangs may have started those that need not wait for it; they go with it.
+            self._lose_all(now)
             self._start_template(now)
         for worker in [each for each in self._workers.values() if each.deadline <= now]:
             self._due(worker, now)
@@ -221,25 +227,32 @@ class WorkerPool:
         return due if self._stopping else min(due, self._template_deadline)
 
     def _start_template(self, now: float) -> None:
-        self._template_ready = False
         self._template_deadline = now + TEMPLATE_TIMEOUT_S
         self._actions.append(StartTemplate())
 
-    def _template_is_ready(self, now: float) -> None:
-        self._template_ready, self._template_ready_at = True, now
-        self._template_deadline = math.inf
+    def _lose_all(self, now: float) -> None:
+        """The template's end is that of all its workers."""
+        self._template_started = self._template_ready = False
+        for worker in [each for each in self._workers.values() if each.state in HAS_PROCESS]:
+            reason = worker.fault or "the worker template died"
+            self._gone(worker, "died", reason, now, blame=bool(worker.fault))
+
+    def _start_waiting(self, now: float) -> None:
         for worker in self._workers.values():
-            if worker.state is WorkerState.WAITING:
+            if worker.state is WorkerState.WAITING and self._can_start(worker.model.spec):
                 self._start(worker, now)
+
+    def _can_start(self, spec: ModelSpec) -> bool:
+        return self._template_ready or (self._template_started and not spec.needs_preloaded)
 
     def _start(self, worker: Worker, now: float) -> None:
         """Starts a worker, or lets it wait for the template."""
         worker.pid, worker.stopping, worker.killed, worker.fault = -1, False, False, ""
         worker.progress, worker.ready_at = "", math.inf
-        if self._template_ready:
+        spec = worker.model.spec
+        if self._can_start(spec):
             worker.start_count += 1
             worker.begin(WorkerState.STARTING, now + START_TIMEOUT_S)
-            spec = worker.model.spec
             self._actions.append(StartWorker(worker.worker_id, worker.start_count, spec, worker.gpu_id, worker.devices))
         else:
             worker.begin(WorkerState.WAITING, now + TEMPLATE_TIMEOUT_S)

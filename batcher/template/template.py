@@ -1,8 +1,8 @@
-"""The worker template: a warm process with torch (`preload_modules`) imported, of which model workers are forks.
+"""The loop of a worker template: a process of which model workers are forks.
 
-Runs as `python -m wsgi_ts.batcher.template`, a child of its batcher and the parent of all the batcher's model
-workers, which it starts in milliseconds, kills and reaps, and whose output it writes to the model's logs. One
-thread, one selector; CUDA is never initialised here, since a fork of an initialised process cannot use it.
+It starts workers in milliseconds, kills and reaps them, and writes their output to the model's logs. One thread, one
+selector; CUDA is never initialised here, since a fork of an initialised process cannot use it. `start` tells what is
+imported in it, and why there are two.
 
 What it tells of each life of a worker: `WorkerStarted`, `WorkerLoaded` at most once, `WorkerExited` last. A start that
 fails is a `WorkerExited` with pid -1. The end of the channel ends the template, and the end of the template ends the
@@ -11,22 +11,15 @@ workers.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import ctypes
-import gc
-import importlib
 import logging
 import os
 import selectors
 import signal
 import socket
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NoReturn
 
 from wsgi_ts import messages
 from wsgi_ts.batcher.shm.group_board import group_name
@@ -38,27 +31,19 @@ from wsgi_ts.batcher.spawn.exit import (
     kill_leftovers,
     worker_mark,
 )
-from wsgi_ts.batcher.spawn.process import Entry, Spawned, load_entry, spawn
+from wsgi_ts.batcher.spawn.process import Entry, Spawned, spawn
 from wsgi_ts.batcher.template.output import WorkerOutput
 from wsgi_ts.control.channel import Channel, ChannelClosed
-from wsgi_ts.logs.output import flush_outputs
-from wsgi_ts.logs.plan import LogPlan
-from wsgi_ts.logs.setup import LogFiles, setup_logging
+from wsgi_ts.logs.setup import LogFiles
 from wsgi_ts.metrics.reported import ModelMetrics
-from wsgi_ts.process import die_with_parent, set_process_title
+from wsgi_ts.process import exit_reason
 
 log = logging.getLogger(__name__)
 
-DEFAULT_ENTRY = "wsgi_ts.batcher.worker.main:run"
-#: What every worker needs: loaded once here, shared by all forks.
-_WARM_MODULES = ("numpy.random", "wsgi_ts.handlers.serving.service")
-#: What most handlers that use torch import besides.
-_TORCH_HANDLERS = "wsgi_ts.handlers.bundled.base"
 #: A worker sends one frame, a group one for each rank more; what comes beyond that at once is nonsense.
 _MOST_STATUS_FRAMES = 256
 #: How much of a dead worker's unread output is still read.
 _FINAL_READS = 16
-_PR_SET_CHILD_SUBREAPER = 36
 #: Time between two hand-overs of metrics, in seconds.
 _HAND_OVER_S = 0.2
 
@@ -94,7 +79,8 @@ class Template:
         logs: where the workers' output goes.
         metrics: takes the metrics that workers report.
         entry: what a forked worker runs.
-        missing: why modules that were to be imported for the workers could not be, by name.
+        first: what the batcher is told first of all.
+        warm_pid: the warm template, where this process has forked one; each ends with the other.
     """
 
     def __init__(
@@ -103,14 +89,16 @@ class Template:
         logs: LogFiles,
         metrics: ModelMetrics,
         entry: Entry,
-        missing: Mapping[str, str] | None = None,
+        first: messages.FromTemplate,
+        warm_pid: int | None = None,
     ) -> None:
         self._batcher = batcher
         self._logs = logs
         self._metrics = metrics
         self._next_hand_over = 0.0
         self._entry = entry
-        self._missing = dict(missing or {})
+        self._first = first
+        self._warm_pid = warm_pid
         self._lives: dict[int, _Life] = {}
         self._stopping = False
         self._selector = selectors.DefaultSelector()
@@ -122,7 +110,7 @@ class Template:
         self._watch(self._signals.fileno(), self._on_signals)
         self._watch(self._batcher.fileno(), self._on_batcher)
         try:
-            self._tell(messages.TemplateReady(self._missing))
+            self._tell(self._first)
             while not self._stopping:
                 wait_s = max(0.0, self._next_hand_over - time.monotonic()) if self._metrics.has_updates else None
                 for key, _ in self._selector.select(wait_s):
@@ -237,10 +225,14 @@ class Template:
                 # Before it is reaped: until then nobody else can get its pid.
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(ended.si_pid, signal.SIGKILL)
-                kill_leftovers(ended.si_pid, life.marks(), self._lives.keys() - {ended.si_pid})
+                spare = self._lives.keys() | ({self._warm_pid} if self._warm_pid is not None else set())
+                kill_leftovers(ended.si_pid, life.marks(), spare - {ended.si_pid})
             _, status = os.waitpid(ended.si_pid, 0)
             if life is not None:
                 self._ended(life, status)
+            elif ended.si_pid == self._warm_pid:
+                log.error("The warm worker template ended: %s.", exit_reason(os.waitstatus_to_exitcode(status)))
+                self._stopping = True
 
     def _ended(self, life: _Life, status: int) -> None:
         pid = life.process.pid
@@ -268,61 +260,3 @@ class Template:
         os.close(life.process.stdout)
         os.close(life.process.stderr)
         life.process.status.close()
-
-
-def warm_up(preload: Sequence[str]) -> dict[str, str]:
-    """Imports what handlers need; without torch the server still runs handlers that do not use it.
-
-    Args:
-        preload: the modules that the configuration names.
-
-    Returns:
-        Why those of `preload` that cannot be imported cannot be, by name; torch, which is the default, is left out.
-    """
-    missing = {}
-    for name in (*_WARM_MODULES, *preload):
-        reason = _import_beforehand(name)
-        if reason is not None and name in preload and name != "torch":
-            missing[name] = reason
-    if "torch" in sys.modules:
-        _import_beforehand(_TORCH_HANDLERS)
-    return missing
-
-
-def _import_beforehand(name: str) -> str | None:
-    """Imports a module; returns None, or why it cannot be."""
-    try:
-        importlib.import_module(name)
-    except Exception as error:  # a module may raise whatever it likes; its workers will say more
-        log.warning("The worker template cannot import %s (%s): handlers that need it will fail", name, error)
-        return " ".join(str(error).split()) or type(error).__name__
-    return None
-
-
-def main() -> NoReturn:
-    """Entry of the worker template."""
-    # The channel tells if the batcher is gone already.
-    die_with_parent(os.getppid())
-    parser = argparse.ArgumentParser(prog="python -m wsgi_ts.batcher.template")
-    parser.add_argument("--fd", type=int, required=True, help="socket to the batcher")
-    parser.add_argument("--log-plan", type=Path, required=True)
-    parser.add_argument("--device", default="cpu", help="for the process title")
-    parser.add_argument("--entry", default=DEFAULT_ENTRY, help="module:function that a forked worker runs")
-    parser.add_argument("--preload", action="append", default=[], help="a module to import; may be repeated")
-    parser.add_argument("--metrics-mode", default="log")
-    parser.add_argument("--metrics-config", type=Path, help="metrics.yaml; the built-in one if not given")
-    parser.add_argument("--metrics-auto-detect", action="store_true")
-    args = parser.parse_args()
-    logs = setup_logging(LogPlan.read(args.log_plan))
-    set_process_title(f"wsgi-ts: worker template {args.device}")
-    # Orphans of handlers come to us, so that they can be found.
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    missing = warm_up(args.preload)
-    entry = load_entry(args.entry)
-    metrics = ModelMetrics.load(args.metrics_config, args.metrics_mode, args.metrics_auto_detect)
-    gc.collect()
-    gc.freeze()
-    Template(Channel(socket.socket(fileno=args.fd)), logs, metrics, entry, missing).run()
-    # The interpreter would take half a second to give torch back, and the stop of the server waits for it.
-    flush_outputs()
-    os._exit(0)

@@ -33,6 +33,12 @@ def handle(data, context):
     return ["%d" % len(data)] * len(data)
 """
 
+TORCH = """
+import torch
+def handle(data, context):
+    return [str(torch.ones(1).item() == 1.0)] * len(data or [])
+"""
+
 
 @pytest.fixture
 def gate(start_server: Start, store: Path, tmp_path: Path) -> ServerProcess:
@@ -143,17 +149,24 @@ def test_requests_of_several_web_workers_and_models_are_kept_apart(start_server:
         assert all(pool.map(ask, range(400)))
 
 
-def test_no_process_but_the_workers_and_their_template_loads_torch(start_server: Start, store: Path) -> None:
+def test_torch_is_loaded_once_for_those_whose_handlers_use_it(start_server: Start, store: Path) -> None:
     archive(store, "echo")
+    archive(store, "torch", TORCH)
     server = start_server(store=store, config=WITH_TORCH)
-    server.register("echo.mar")
-    assert server.predict("echo", "x").status == 200
-    loaded = {}
+    for name, answer in (("echo", "x"), ("torch", "True")):
+        server.register(f"{name}.mar")
+        assert server.predict(name, "x").text == answer
+    loaded: dict[str, set[bool]] = {}
+    parents = {}
     for process in server.processes():
         maps = Path(f"/proc/{process.pid}/maps").read_text()
-        loaded.setdefault(process.role, set()).add("libtorch" in maps)
-    assert loaded["template"] == {True}
-    for role in ("supervisor", "inference-arbiter", "web-worker", "management-worker", "batcher"):
+        name = process.command.split()[-2] if process.role == "model-worker" else process.role
+        loaded.setdefault(name, set()).add("libtorch" in maps)
+        parents[name] = next((each.role for each in server.processes() if each.pid == process.parent), "")
+    assert loaded["warm-template"] == loaded["torch"] == {True}
+    assert (parents["echo"], parents["torch"]) == ("template", "warm-template")
+    assert parents["warm-template"] == "template"
+    for role in ("supervisor", "template", "echo", "inference-arbiter", "web-worker", "management-worker", "batcher"):
         assert loaded[role] == {False}, role
 
 

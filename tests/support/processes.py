@@ -60,8 +60,8 @@ def server_processes(marker: str) -> list[Member]:
     """The processes of one server, each with its role.
 
     Roles: guard (the process that the test has started), guard-fork (while that cleans up), supervisor,
-    inference-arbiter, web-worker, management-arbiter, management-worker, grpc-server, batcher, template, model-worker,
-    other (children of those).
+    inference-arbiter, web-worker, management-arbiter, management-worker, grpc-server, batcher, template, warm-template,
+    model-worker, other (children of those).
     """
     rows: dict[int, tuple[int, str]] = {}
     for process in marked(marker):
@@ -86,10 +86,13 @@ _CHILD_ROLES = {
     "management-arbiter": "management-worker",
     "batcher": "template",
     "template": "model-worker",
+    "warm-template": "model-worker",
 }
 
 
 def _role(command: str, parent: str) -> str:
+    if parent == "template" and "warm worker template" in command:
+        return "warm-template"
     if parent in _CHILD_ROLES:
         return _CHILD_ROLES[parent]
     if "wsgi_ts.guard" in command or "wsgi_ts.cli" in command:

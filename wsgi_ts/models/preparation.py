@@ -27,6 +27,7 @@ from wsgi_ts.metrics.specification import DEFAULT_FILE
 from wsgi_ts.models.arguments import RegisterArguments, check_count
 from wsgi_ts.models.effective_settings import EffectiveSettings, effective_settings
 from wsgi_ts.models.environment import ModelEnvironments, interpreter
+from wsgi_ts.models.handler_imports import needs_preloaded
 from wsgi_ts.models.model_yaml import ModelYaml, check_parallel, launch_options, parse_model_yaml
 from wsgi_ts.models.recorded import RecordedModel
 from wsgi_ts.models.registry import Registry
@@ -239,6 +240,9 @@ class ModelPreparer:
     ) -> ModelSpec:
         config, manifest = self._config, directory.manifest
         torchrun = launch_options(yaml)
+        handler = handler or manifest.handler or config.default_service_handler or ""
+        # Another interpreter has nothing of the template, and torchrun is a part of torch.
+        preloaded = torchrun is not None or (python is None and needs_preloaded(handler, directory.path))
         # What the file alone says, and then what several may say: fields of the same name.
         by_name = {
             each.name: getattr(source, each.name)
@@ -251,7 +255,7 @@ class ModelPreparer:
             name=manifest.model_name,
             version=manifest.model_version,
             model_dir=str(directory.path),
-            handler=handler or manifest.handler or config.default_service_handler or "",
+            handler=handler,
             manifest=manifest.raw or None,
             config_file=manifest.config_file,
             runtime=runtime,
@@ -263,6 +267,7 @@ class ModelPreparer:
             python=python,
             ranks=torchrun.nproc_per_node if torchrun else 0,
             torchrun=dataclasses.asdict(torchrun) if torchrun else None,
+            needs_preloaded=preloaded,
             **by_name,
         )
 

@@ -59,8 +59,8 @@ def test_from_the_supervisor(frame: dict[str, Any], channel: Channel, caplog: py
 @pytest.mark.parametrize("frame", [{"event": "new_in_2.0", "worker_id": 1}, {"event": "odd"}, {}])
 def test_from_the_template(frame: dict[str, Any], channel: Channel, caplog: pytest.LogCaptureFixture) -> None:
     batcher = Batcher.__new__(Batcher)
-    batcher._template = channel
-    batcher._from_template()
+    batcher._templates = [channel]
+    batcher._from_template(channel)
     assert f"Unknown event {frame.get('event')!r} from the worker template" in caplog.text
 
 

@@ -28,6 +28,7 @@ from wsgi_ts.messages import (
     ModelSpec,
     ModelUnloaded,
     TemplateReady,
+    TemplateStarted,
     WantedWorker,
     WorkerExited,
     WorkerLoaded,
@@ -118,6 +119,31 @@ def test_workers_wait_for_the_template() -> None:
     driver.event(TemplateReady())
     starts = [action for action in driver.actions if isinstance(action, StartWorker)]
     assert [(start.worker_id, start.start_count) for start in starts] == [(9000, 1), (9001, 1)]
+
+
+def test_workers_that_need_nothing_imported_beforehand_do_not_wait_for_it() -> None:
+    driver = Driver(template_is_ready=False)
+    driver.pool.set_model(make_spec(index=4, needs_preloaded=False))
+    driver.set_workers(9000)
+    driver.pool.set_workers(4, [WantedWorker(9001)], driver.now)
+    driver.event(TemplateStarted())
+    assert driver.only(StartWorker).worker_id == 9001
+    driver.actions = driver.pool.set_workers(4, [WantedWorker(9001), WantedWorker(9002)], driver.now)
+    assert driver.only(StartWorker).worker_id == 9002
+    driver.event(TemplateReady())
+    assert driver.only(StartWorker).worker_id == 9000
+
+
+def test_a_template_that_hangs_takes_along_what_it_has_started() -> None:
+    driver = Driver(template_is_ready=False, needs_preloaded=False)
+    driver.event(TemplateStarted())
+    driver.make_ready(9000)
+    driver.wait(TEMPLATE_TIMEOUT_S)
+    assert driver.only(WorkerGone) == WorkerGone(9000, 3, 1, "died")
+    assert driver.actions[-1] == StartTemplate()
+    assert not driver.has(StartWorker)
+    driver.event(TemplateStarted())
+    assert driver.only(StartWorker).start_count == 2
 
 
 def test_set_workers_stops_what_is_not_wanted_after_its_batch() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from wsgi_ts.control.channel import Channel
@@ -35,25 +36,32 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
 class TemplateProcess:
     """A template, spoken to as its batcher does."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *preload: str) -> None:
         self.folder = folder
         self.prefix = "wsgi-ts-" + secrets.token_hex(16)
         ours, theirs = socket.socketpair()
-        ours.settimeout(LIMIT_S)
-        self.channel = Channel(ours)
+        warm, their_warm = socket.socketpair()
+        for each in (ours, warm):
+            each.settimeout(LIMIT_S)
+        self.channel, self.warm = Channel(ours), Channel(warm)
         plan = folder / "logging.json"
         default_plan(folder / "logs", folder / "logs").write(plan)
-        with (folder / "stdout").open("wb") as stdout, theirs:
+        modules = [word for name in preload for word in ("--preload", name)]
+        with (folder / "stdout").open("wb") as stdout, theirs, their_warm:
             self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "wsgi_ts.batcher.template", "--fd", str(theirs.fileno())),
                     *("--log-plan", str(plan), "--entry", "template_workers:run"),
+                    *(("--warm-fd", str(their_warm.fileno()), *modules) if preload else ()),
                 ],
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), their_warm.fileno()] if preload else [theirs.fileno()],
                 stdout=stdout,
                 env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parent.parent}"},
             )
-        assert self.channel.receive() == {"event": "template_ready", "missing": {}}
+        if preload:
+            assert self.channel.receive() == {"event": "template_started"}
+        ready = (self.warm if preload else self.channel).receive()
+        assert ready == {"event": "template_ready", "missing": {}}
 
     def start(self, worker_id: int, behaviour: str, start_count: int = 1, **spec: Any) -> None:
         model = ModelSpec(1, "probe", "1.0", str(self.folder), behaviour, None, **spec)
@@ -79,6 +87,7 @@ class TemplateProcess:
     def close(self) -> None:
         """Goes away, as a batcher that dies does."""
         self.channel.close()
+        self.warm.close()
         try:
             self.process.wait(LIMIT_S)
         finally:
@@ -233,6 +242,30 @@ def test_log_files_are_opened_again_when_the_batcher_says_so(shared: TemplatePro
     shared.started_and_loaded(9013, "print")
     shared.expect("worker_exited", 9013)
     assert "plain line" in log.read_text()
+
+
+def test_the_warm_template_has_workers_of_its_own_and_the_modules(tmp_path: Path) -> None:
+    template = TemplateProcess(tmp_path, "wave", "colorsys")
+    try:
+        template.started_and_loaded(9000, "wait")
+        template.channel, template.warm = template.warm, template.channel
+        warm_worker, facts = template.started_and_loaded(9001, "wait")
+        assert (facts["fds"], facts["threads"], facts["session"]) == ([0, 1, 2, 3], 1, warm_worker)
+        warm = psutil.Process(warm_worker).parent()
+        assert warm is not None
+        assert warm.parent() == psutil.Process(template.process.pid)
+        assert warm.cmdline()[0].startswith("wsgi-ts: warm worker template cpu")
+        # The end of another worker of the first one finds nothing of the warm one's.
+        template.channel, template.warm = template.warm, template.channel
+        template.kill(9000)
+        template.expect("worker_exited", 9000)
+        assert start_time(warm_worker) is not None
+        os.kill(warm.pid, signal.SIGKILL)
+        template.process.wait(LIMIT_S)
+        eventually(lambda: start_time(warm_worker) is None, "end of the warm template's worker")
+        assert "The warm worker template ended: killed by SIGKILL." in template.log("ts_log.log")
+    finally:
+        template.close()
 
 
 @pytest.mark.parametrize("end", ["channel", "SIGTERM", "SIGKILL"])
