@@ -82,9 +82,10 @@ class BatcherLoop:
         """One pass over everything that can have happened; True when something had."""
         now = time.monotonic()
         worked = False
-        while self._commands:
-            carry_out, arguments = self._commands.popleft()
-            carry_out(now, *arguments)
+        if self._commands:
+            while self._commands:
+                carry_out, arguments = self._commands.popleft()
+                carry_out(now, *arguments)
             self._show_gauges()
             worked = True
         # Ends before arrivals: a client's next request must not be counted before the answer it follows.

@@ -224,6 +224,12 @@ class ModelQueue:
         return len(self.jobs) + sum([len(batch.jobs) for worker in self.workers for batch in worker.batches])
 
     @property
+    def is_active(self) -> bool:
+        """Whether jobs wait here, or its end or that of a worker is under way."""
+        ends = self.closing or not self.accepting
+        return len(self.jobs) > 0 or ends or any(worker.leaving for worker in self.workers)
+
+    @property
     def ready_workers(self) -> int:
         """Workers that take jobs."""
         return sum(not worker.leaving for worker in self.workers)

@@ -28,6 +28,8 @@ LAST_ARRIVALS_S = 0.05
 UNANNOUNCED_S = 0.02
 #: How often a request is dispatched to workers that end before they begin it; then it is answered with an error.
 MOST_DELIVERIES = 3
+#: A server with so few versions need not ask each turn which of them have something to do.
+FEW = 8
 #: What a worker that does not take its batch gets on top of its response timeout: another one may have been before it.
 UNTAKEN_MARGIN_S = 1.0
 _GIVEN_UP = f"{WORKER_DIED} {MOST_DELIVERIES} workers ended before they had read this request: it is not tried again."
@@ -38,6 +40,7 @@ class Scheduler:
 
     Args:
         now: monotonic seconds; jobs of unknown models are kept for RECOVERY_S from now.
+        few: so many versions are looked at in each turn even where they have nothing to do, which is then not asked.
 
     Attributes:
         models: the model versions by index.
@@ -45,10 +48,13 @@ class Scheduler:
         wake_at: when to call `dispatch` again if nothing else happens before.
     """
 
-    def __init__(self, now: float) -> None:
+    def __init__(self, now: float, few: int = FEW) -> None:
         self.models: dict[int, ModelQueue] = {}
         self.busy: list[Worker] = []
+        #: The versions that a turn has to look at: all with jobs, or that end, or that workers are to leave.
+        self._active: dict[int, ModelQueue] = {}
         self.wake_at = math.inf
+        self._few = few
         self._recovered = Recovered(now)
 
     # -- models and workers come and go
@@ -67,6 +73,7 @@ class Scheduler:
             return [Unloaded(index)]
         if model.accepting and not model.closing:
             model.closing, model.closes_at = True, now + LAST_ARRIVALS_S
+            self._active[index] = model
         return self._forget_if_unused(model)
 
     def worker_ready(self, worker: Worker, now: float) -> list[Action]:
@@ -115,6 +122,7 @@ class Scheduler:
     def _let_go(self, model: ModelQueue, worker: Worker) -> list[Action]:
         """Gives a worker no further batch; it leaves after those that it has, and takes its sequences along."""
         worker.leaving = True
+        self._active[worker.model] = model
         actions = self._end_sequences(model, worker)
         return actions if worker.batches else actions + self._release(model, worker)
 
@@ -128,6 +136,7 @@ class Scheduler:
             return []
         index = model.spec.index
         del self.models[index]
+        self._active.pop(index, None)
         return [Fail(index, model.jobs.take(len(model.jobs)), NO_WORKER), Unloaded(index)]
 
     def _end_sequences(self, model: ModelQueue, worker: Worker) -> list[Action]:
@@ -148,6 +157,7 @@ class Scheduler:
         # What a sequence's worker knew of it is gone with the worker.
         if model.accepting and model.sequences is None:
             model.jobs.put_back(unbegun)
+            self._active[model.spec.index] = model
             return []
         return [Fail(model.spec.index, unbegun, NO_WORKER)]
 
@@ -161,6 +171,7 @@ class Scheduler:
                 return [Fail(index, jobs, NO_WORKER, "", ModelWord.REFUSED)]
             self._recovered.found += [Found(job, index, SlotState.READY) for job in jobs]
             return []
+        self._active[index] = model
         refused = model.offer(jobs)
         if refused:
             gone = set(refused)
@@ -187,6 +198,7 @@ class Scheduler:
 
     def _queue_recovered(self, model: ModelQueue, now: float) -> list[Action]:
         """Queues the recovered jobs of a model; those that an earlier batcher had let in are never refused."""
+        self._active[model.spec.index] = model
         let_in, others = self._recovered.take(model.spec.index, now)
         model.jobs.put_back(let_in)
         return [Fail(model.spec.index, model.offer(others), NO_WORKER, "", ModelWord.REFUSED)]
@@ -208,7 +220,9 @@ class Scheduler:
         actions: list[Action] = []
         self.wake_at = math.inf
         closing = False
-        for model in self.models.values():
+        if len(self._active) > self._few:
+            self._active = {index: model for index, model in self._active.items() if model.is_active}
+        for model in self._active.values():
             while len(model.jobs):
                 following = model.next_batch(now)
                 if following is None:
@@ -388,8 +402,9 @@ class Scheduler:
         A submission can wait for the end of a batch where all workers are busy with short ones, and an end that no job
         waits for is noticed with the next submission: under load and with a single client alike, one wake in two.
         """
-        wanted = 0
-        for model in self.models.values():
+        # One that is not looked at waits for submissions alone.
+        wanted = News.SUBMISSION if len(self._active) < len(self.models) else 0
+        for model in self._active.values():
             if len(model.jobs) or not model.accepting or any(worker.leaving for worker in model.workers):
                 wanted |= News.COMPLETION
                 if model.service_s <= UNANNOUNCED_S and model.idle_worker() is None:

@@ -28,16 +28,16 @@ class Board:
     def __init__(self, memory: SharedMemory, prefix: str) -> None:
         self._memory = memory
         self.prefix = prefix
-        self.words = memory.words(0, layout.BOARD_BYTES // layout.WORD)
+        self.words = memory.words(0, memory.size // layout.WORD)
 
     @classmethod
-    def create(cls, prefix: str) -> Board:
-        """Makes the board of a new instance.
+    def create(cls, prefix: str, batchers: int = 1) -> Board:
+        """Makes the board of a new instance with so many batchers.
 
         Raises:
             SharedMemoryFull: /dev/shm has no room for it.
         """
-        size = layout.BOARD_BYTES
+        size = layout.board_bytes(batchers)
         board = cls(SharedMemory(board_name(prefix), size, reserve=size, create=True), prefix)
         board.words[1] = layout.LAYOUT_VERSION
         board.words[0] = layout.MAGIC
@@ -92,8 +92,8 @@ class Board:
 
     def clear_model(self, model_index: int) -> None:
         """Zeroes what earlier owners of a number have counted. Only while no batcher knows the number."""
-        for batcher in range(layout.MAX_BATCHERS):
-            row = self.model_row(batcher, model_index)
+        step = layout.MAX_MODELS * layout.MODEL_WORDS
+        for row in range(self.model_row(0, model_index), len(self.words), step):
             for word in range(layout.MODEL_WORDS):
                 self.words[row + word] = 0
 

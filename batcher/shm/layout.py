@@ -8,7 +8,7 @@ Board, one per server, made by the supervisor::
     batcher rows    MAX_BATCHERS x BATCHER_WORDS      asleep, heartbeat (ns), lives, times of the last batch
     web rows        (MAX_WEB_ROWS + 1) x WEB_WORDS    counters of a web worker (one writer: the owner of the segment);
                                                       the last row is the web worker's that has no segment
-    model rows      MAX_BATCHERS x MAX_MODELS x MODEL_WORDS   counters of a model version on a batcher (writer: it)
+    model rows      batchers x MAX_MODELS x MODEL_WORDS       counters of a model version on a batcher (writer: it)
 
 Segment, one per producer (a web worker), made by it::
 
@@ -49,7 +49,7 @@ PAGE = 4096
 LINE_WORDS = 8
 
 MAX_BATCHERS = 32
-MAX_MODELS = 256
+MAX_MODELS = 1024
 MAX_WEB_ROWS = 64
 
 BATCHER_WORDS = 16
@@ -61,7 +61,11 @@ BOARD_TOKEN_EPOCH = 3
 BOARD_BATCHERS = 16
 BOARD_WEB = BOARD_BATCHERS + MAX_BATCHERS * BATCHER_WORDS
 BOARD_MODELS = BOARD_WEB + (MAX_WEB_ROWS + 1) * WEB_WORDS
-BOARD_BYTES = (BOARD_MODELS + MAX_BATCHERS * MAX_MODELS * MODEL_WORDS) * WORD
+
+
+def board_bytes(batchers: int) -> int:
+    """Size of the board of a server with so many batchers."""
+    return (BOARD_MODELS + batchers * MAX_MODELS * MODEL_WORDS) * WORD
 
 
 class BatcherWord:

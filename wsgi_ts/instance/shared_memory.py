@@ -38,7 +38,7 @@ def start_bytes(config: Config, batchers: int) -> int:
         batchers: how many batchers there are: one for the CPU and one for each GPU.
     """
     segments = config.web_workers + 1
-    board = (layout.BOARD_BYTES + layout.PAGE - 1) // layout.PAGE * layout.PAGE
+    board = (layout.board_bytes(batchers) + layout.PAGE - 1) // layout.PAGE * layout.PAGE
     # A doorbell is a semaphore: a file of a few bytes, which takes a page.
     doorbells = (segments + batchers) * layout.PAGE
     return board + segments * segment_layout(config, batchers).reserved_bytes + doorbells

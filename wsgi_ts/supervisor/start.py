@@ -126,7 +126,7 @@ def make_board(prefix: str, batchers: int, stack: ExitStack) -> Board:
         StartError: there is no room in /dev/shm.
     """
     try:
-        board = Board.create(prefix)
+        board = Board.create(prefix, batchers)
     except SharedMemoryFull as error:
         raise StartError(str(error.strerror)) from error
     stack.callback(board.close)

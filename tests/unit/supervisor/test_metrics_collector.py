@@ -274,7 +274,7 @@ def test_names_without_end_are_dropped_and_told_once(caplog: pytest.LogCaptureFi
 @pytest.fixture
 def board() -> Iterator[Board]:
     prefix = f"wsgi-ts-test-{os.getpid()}"
-    made = Board.create(prefix)
+    made = Board.create(prefix, 3)
     yield made
     made.close()
     Board.unlink(prefix)

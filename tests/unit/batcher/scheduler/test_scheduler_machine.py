@@ -117,7 +117,7 @@ class Around(RuleBasedStateMachine):
         self.free: list[tuple[Slots, int]] = []
         self.add_segment()
         self.add_segment()
-        self.scheduler = Scheduler(self.now - RECOVERY_S)
+        self.scheduler = Scheduler(self.now - RECOVERY_S, few=0)
 
     def add_segment(self) -> None:
         segment = Slots()
@@ -575,7 +575,7 @@ class SchedulerMachine(Around):
         """The batcher dies, and its workers with it; the next one scans the segments, and is told of the models."""
         self.upheavals += 1
         self.processes.clear()
-        self.scheduler = Scheduler(self.now)
+        self.scheduler = Scheduler(self.now, few=0)
         found = []
         for request in list(self.open):
             if request.segment.retired:
