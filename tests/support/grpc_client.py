@@ -21,6 +21,7 @@ _FILES = (
     "inference.proto",
     "management.proto",
     "open_inference_grpc.proto",
+    "health.proto",
     "google/rpc/status.proto",
     "google/rpc/error_details.proto",
 )
@@ -47,6 +48,8 @@ def _generated(*names: str) -> Iterator[Any]:
     management_pb2_grpc,
     open_inference_pb2,
     open_inference_pb2_grpc,
+    health_pb2,
+    health_pb2_grpc,
     error_details_pb2,
     empty_pb2,
 ) = _generated(
@@ -56,6 +59,8 @@ def _generated(*names: str) -> Iterator[Any]:
     "management_pb2_grpc",
     "open_inference_grpc_pb2",
     "open_inference_grpc_pb2_grpc",
+    "health_pb2",
+    "health_pb2_grpc",
     "google.rpc.error_details_pb2",
     "google.protobuf.empty_pb2",
 )
@@ -77,6 +82,7 @@ class GrpcClient:
         self._channels = [_channel(server.ports[f"grpc_{api}"], roots) for api in ("inference", "management")]
         self.inference = inference_pb2_grpc.InferenceAPIsServiceStub(self._channels[0])
         self.open_inference = open_inference_pb2_grpc.GRPCInferenceServiceStub(self._channels[0])
+        self.health = health_pb2_grpc.HealthStub(self._channels[0])
         self.management = management_pb2_grpc.ManagementAPIsServiceStub(self._channels[1])
 
     def __enter__(self) -> GrpcClient:

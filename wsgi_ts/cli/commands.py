@@ -89,6 +89,8 @@ def _add_start_flags(parser: argparse.ArgumentParser) -> None:
     add("--plugins-path", "--ppath", metavar="DIR", help="Java plug-ins (no effect)")
     add("--disable-token-auth", "--dt", action="store_true", help="answer requests without a token")
     add("--enable-model-api", action="store_true", help="allow registering and unregistering over the API")
+    add("--drain-delay", metavar="SECONDS", help="after SIGTERM, serve on for so long, not ready (drain_delay)")
+    add("--drain-timeout", metavar="SECONDS", help="then wait so long for requests under way (graceful_timeout)")
 
 
 def torchserve_parser() -> argparse.ArgumentParser:
@@ -137,5 +139,7 @@ def _command_line(options: argparse.Namespace) -> CommandLine:
         disable_token_auth=options.disable_token_auth,
         enable_model_api=options.enable_model_api,
         reload=getattr(options, "reload", False),
+        drain_delay=options.drain_delay,
+        drain_timeout=options.drain_timeout,
         run_dir=getattr(options, "run_dir", None),
     )

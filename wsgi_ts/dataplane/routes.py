@@ -109,7 +109,14 @@ def prediction_parts(path: str, query: str) -> tuple[str, str | None, str, int] 
 
 
 class RoutingTable:
-    """What the supervisor has published, read again whenever the board's epoch moves."""
+    """What the supervisor has published, read again whenever the board's epoch moves.
+
+    Attributes:
+        healthy: every model has the workers it should have.
+        started: the models of the start have been loaded.
+        ready: requests are welcome.
+        draining: the server stops, or will soon.
+    """
 
     def __init__(self, run_dir: Path, board: Board) -> None:
         self._path = RunFiles(run_dir).routes
@@ -121,6 +128,8 @@ class RoutingTable:
         self._known: dict[tuple[str, str], Target | None] = {}
         self._nodes: dict[tuple[str, str | None], Target] = {}
         self.healthy = True
+        self.started = False
+        self.ready = False
         self.draining = False
 
     def refresh(self) -> None:
@@ -142,6 +151,8 @@ class RoutingTable:
         self._known.clear()
         self._nodes.clear()
         self.healthy = bool(table["healthy"])
+        self.started = bool(table["started"])
+        self.ready = bool(table["ready"])
         self.draining = bool(table["draining"])
 
     def target_of(self, head: Head) -> Target | None:

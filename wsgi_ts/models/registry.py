@@ -32,6 +32,9 @@ class Registry:
     Attributes:
         changed: a condition on the registry's lock; notified after every report of a batcher.
         draining: the instance is stopping.
+        leaving: it will be stopping; it serves on, and says that it is not ready.
+        announced: all its processes serve, and the models of the start are registered.
+        started: their workers have been ready once, or are given up.
     """
 
     def __init__(
@@ -50,6 +53,9 @@ class Registry:
         self._clear = clear
         self.changed = threading.Condition(threading.RLock())
         self.draining = False
+        self.leaving = False
+        self.announced = False
+        self.started = False
         self._models: dict[str, dict[str, ModelVersion]] = {}
         self._defaults: dict[str, str] = {}
         self._expected: dict[str, dict[str, bool]] = {}
@@ -66,7 +72,7 @@ class Registry:
         Raises:
             ServiceUnavailable: it does.
         """
-        if self.draining:
+        if self.draining or self.leaving:
             raise ServiceUnavailable("The server is stopping.")
 
     def allocate_index(self) -> int:
@@ -313,6 +319,24 @@ class Registry:
         """Whether every model has the workers it should have at the monotonic time `now`."""
         return all(model.is_healthy(now) for model in self.default_versions() if not model.unloading)
 
+    def note_start(self, now: float) -> None:
+        """Looks whether the start is complete at the monotonic time `now`; once it is, it stays so."""
+        with self.changed:
+            first = [model for model in self.all_versions() if model.loaded_at_startup and model.min_workers > 0]
+            loaded = all(model.is_ready or not model.is_healthy(now) for model in first)
+            self.started = self.started or (self.announced and loaded)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the instance is to be sent requests.
+
+        One model that does not work, beside others that do, is no reason to send none; each has a path that tells.
+        """
+        with self.changed:
+            wanted = [each for each in self.default_versions() if each.min_workers > 0 and not each.unloading]
+            can_answer = not wanted or any(model.is_ready for model in wanted)
+            return self.started and can_answer and not (self.draining or self.leaving)
+
     def routes(self, epoch: int, now: float) -> dict[str, Any]:
         """What the data path has to know, as it is published.
 
@@ -324,7 +348,9 @@ class Registry:
             return {
                 "epoch": epoch,
                 "healthy": self.is_healthy(now),
-                "draining": self.draining,
+                "started": self.started,
+                "ready": self.is_ready,
+                "draining": self.draining or self.leaving,
                 "models": {
                     **{name: _expected_routes(versions) for name, versions in self._expected.items()},
                     **{name: self._model_routes(name) for name in self._models if self._is_routed(name)},
@@ -356,7 +382,7 @@ class Registry:
         }
 
     def _routing_state(self, model: ModelVersion) -> tuple[set[int], bool]:
-        return set(model.accepted_in), any(worker.is_ready for worker in model.workers.values())
+        return set(model.accepted_in), model.is_ready
 
 
 def _version_routes(model: ModelVersion) -> dict[str, Any]:
@@ -366,7 +392,7 @@ def _version_routes(model: ModelVersion) -> dict[str, Any]:
         "client_timeout_ms": model.spec.client_timeout_ms,
         "continuous": model.spec.continuous_batching,
         "sequences": model.spec.sequence_batching,
-        "loaded": any(worker.is_ready for worker in model.workers.values()),
+        "loaded": model.is_ready,
     }
 
 

@@ -107,6 +107,11 @@ class ModelVersion:
         """The version's name."""
         return self.spec.version
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a worker of it takes requests."""
+        return any(worker.is_ready for worker in self.workers.values())
+
     def workers_in(self, batcher: int) -> list[WorkerRecord]:
         """The wanted workers of one batcher."""
         return [worker for worker in self.workers.values() if worker.batcher == batcher]

@@ -118,6 +118,27 @@ class Ping:
         write_json(resp, 200 if is_healthy else 500, {"status": "Healthy" if is_healthy else "Unhealthy"})
 
 
+class Probes:
+    """`/livez`, `/readyz` and `/startupz`, with any method: what Kubernetes asks, without a token."""
+
+    def __init__(self, predictions: Predictions) -> None:
+        self._predictions = predictions
+
+    def on_request_live(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """200: it answers."""
+        write_json(resp, 200, {"live": True})
+
+    def on_request_ready(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """200 while requests are welcome, else 503."""
+        ready = self._predictions.routes(req).ready
+        write_json(resp, 200 if ready else 503, {"ready": ready})
+
+    def on_request_started(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """200 once the models of the start are loaded, until then 503."""
+        started = self._predictions.routes(req).started
+        write_json(resp, 200 if started else 503, {"started": started})
+
+
 def add_routes(app: falcon.App[Any, Any], instance: Instance) -> Predictions:
     """Adds the inference API's routes to an app; returns the resource that runs models."""
     predictions = Predictions(instance)
@@ -125,4 +146,8 @@ def add_routes(app: falcon.App[Any, Any], instance: Instance) -> Predictions:
         app.add_route(route, predictions)
     app.add_route("/ping", Ping(predictions))
     app.add_sink(predictions.on_request, _WORKFLOWS)
+    probes = Probes(predictions)
+    app.add_route("/livez", probes, suffix="live")
+    app.add_route("/readyz", probes, suffix="ready")
+    app.add_route("/startupz", probes, suffix="started")
     return predictions

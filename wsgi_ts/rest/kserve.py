@@ -24,7 +24,10 @@ _VERSIONS = re.compile(r".*/versions")
 
 
 class Server:
-    """`/v2`, `/v2/health/live` and `/v2/health/ready`, with any method: constants, as in TorchServe."""
+    """`/v2`, `/v2/health/live` and `/v2/health/ready`, with any method."""
+
+    def __init__(self, predictions: Predictions) -> None:
+        self._predictions = predictions
 
     def on_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         """The server's name and version."""
@@ -37,8 +40,9 @@ class Server:
         write_json(resp, 200, {"live": True})
 
     def on_request_ready(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """The server takes requests; whether a model does, its own path says."""
-        write_json(resp, 200, {"ready": True})
+        """200 while requests are welcome, else 503; whether a model is ready, its own path says."""
+        ready = self._predictions.routes(req).ready
+        write_json(resp, 200 if ready else 503, {"ready": ready})
 
 
 class Model:
@@ -72,7 +76,7 @@ def refuse_versions(req: falcon.Request, resp: falcon.Response, **_: Any) -> Non
 
 def add_routes(app: falcon.App[Any, Any], predictions: Predictions) -> None:
     """Adds the protocol's routes to the app of an inference listener."""
-    server, model = Server(), Model(predictions)
+    server, model = Server(predictions), Model(predictions)
     app.add_route("/v2", server)
     app.add_route("/v2/health/live", server, suffix="live")
     app.add_route("/v2/health/ready", server, suffix="ready")

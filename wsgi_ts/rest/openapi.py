@@ -123,11 +123,19 @@ def _prediction(path: str, name: str, query: tuple[Schema, ...] = ()) -> list[Op
     return _any_method(replace(row, bodies=schemas.INPUTS, required=required, any_status=True, scope="inference"))
 
 
+def _probe(path: str, name: str, meaning: str, result: str) -> list[Operation]:
+    answers = {200: meaning} if result == "OipLive" else {200: meaning, 503: "Not so (yet, or any more)."}
+    return _any_method(Operation(path, "get", name, meaning, answers, (503,), result=result))
+
+
 def _inference_operations(config: Config) -> list[Operation]:
     health = {200: "Every model has the workers it should have.", 500: "Some model has too few workers."}
     ping = Operation("/ping", "get", "ping", "Says whether the server is healthy.", health, (500,), scope="inference")
     rows = [
         *_any_method(ping),
+        *_probe("/livez", "live", "The server answers.", "OipLive"),
+        *_probe("/readyz", "ready", "Requests are welcome.", "OipReady"),
+        *_probe("/startupz", "started", "The models of the start are loaded.", "Started"),
         *_prediction("/predictions/{model_name}", "predictions"),
         *_prediction("/predictions/{model_name}/{model_version}", "version_predictions"),
         *_prediction("/predictions/{model_name}/{model_version}/{rest}", "version_predictions_rest"),
@@ -154,12 +162,13 @@ def _open_inference_operations() -> list[Operation]:
         return Operation(path, "get", name, description, {200: description}, result=result, scope="inference")
 
     ready = {200: "A worker of the default version is ready.", **_NO_MODEL, 503: "None is."}
+    server_ready = row("/v2/health/ready", "oipReady", "Requests are welcome.", "OipReady")
     model = row("/v2/models/{model_name}", "oipModel", "The model's versions.", "OipModel")
     model_ready = row("/v2/models/{model_name}/ready", "oipModelReady", "Whether the model is ready.", "OipModelReady")
     return [
         *_any_method(row("/v2", "oipServer", "The server's name and version.", "OipServer")),
         *_any_method(row("/v2/health/live", "oipLive", "The server answers.", "OipLive")),
-        *_any_method(row("/v2/health/ready", "oipReady", "The server takes requests.", "OipReady")),
+        *_any_method(replace(server_ready, answers=server_ready.answers | {503: "Not now."}, not_errors=(503,))),
         replace(model, answers=model.answers | _NO_MODEL),
         replace(model_ready, answers=ready, not_errors=(503,)),
     ]

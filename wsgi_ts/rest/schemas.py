@@ -147,6 +147,7 @@ COMPONENTS: dict[str, Schema] = {
     "OipServer": _object({"name": _TEXT, "version": _TEXT, "extenstion": _list(_TEXT)}),
     "OpenApi": _object({"openapi": _TEXT, "info": {"type": "object"}, "paths": {"type": "object"}}),
     "Ready": _object({"name": _TEXT, "ready": _FLAG}),
+    "Started": _object({"started": _FLAG}),
     "Status": _object({"status": _TEXT}),
     "Worker": _WORKER,
     "WorkflowList": _object(

@@ -12,6 +12,7 @@ PROTOS = Path(__file__).parent / "protos"
 INFERENCE = "org.pytorch.serve.grpc.inference"
 MANAGEMENT = "org.pytorch.serve.grpc.management"
 OPEN_INFERENCE = "org.pytorch.serve.grpc.openinference"
+HEALTH = "grpc.health.v1"
 
 
 def _load() -> descriptor_pool.DescriptorPool:
@@ -28,6 +29,9 @@ _POOL = _load()
 def _message(package: str, name: str) -> Any:
     return message_factory.GetMessageClass(_POOL.FindMessageTypeByName(f"{package}.{name}"))
 
+
+HealthCheckRequest = _message(HEALTH, "HealthCheckRequest")
+HealthCheckResponse = _message(HEALTH, "HealthCheckResponse")
 
 Empty = _message("google.protobuf", "Empty")
 Status = _message("google.rpc", "Status")

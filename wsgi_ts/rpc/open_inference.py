@@ -87,8 +87,8 @@ class OpenInference:
         return messages.ServerLiveResponse(live=True)
 
     async def server_ready(self, request: Any, context: aio.ServicerContext) -> Any:
-        """Always true; whether a model is ready, ModelReady says."""
-        return messages.ServerReadyResponse(ready=True)
+        """Whether requests are welcome; whether a model is ready, ModelReady says."""
+        return messages.ServerReadyResponse(ready=self._plane.routes.ready)
 
     async def model_ready(self, request: Any, context: aio.ServicerContext) -> Any:
         """Returns whether a version has as many ready workers as it should have at least."""

@@ -17,8 +17,12 @@ from wsgi_ts.instance.instance import Instance
 from wsgi_ts.logs.access import AccessLog
 from wsgi_ts.rpc.calls import Calls
 from wsgi_ts.rpc.codes import inference_failure, management_failure
+from wsgi_ts.rpc.health import Health
+from wsgi_ts.rpc.inference import NAME as INFERENCE_SERVICE
 from wsgi_ts.rpc.inference import Inference
+from wsgi_ts.rpc.management import NAME as MANAGEMENT_SERVICE
 from wsgi_ts.rpc.management import Management
+from wsgi_ts.rpc.open_inference import NAME as OPEN_INFERENCE_SERVICE
 from wsgi_ts.rpc.open_inference import OpenInference
 from wsgi_ts.security.access import TokenTable
 from wsgi_ts.security.tokens import INFERENCE, MANAGEMENT
@@ -67,19 +71,21 @@ async def serve(
     tokens = TokenTable(instance.run_dir, plane.board) if config.token_authorization else None
     calls = Calls(INFERENCE, tokens, access, inference_failure)
     management = Management(instance, ControlPlane(instance.run_dir))
-    services = [Inference(plane, config).service(calls)]
+    services = {INFERENCE_SERVICE: Inference(plane, config).service(calls)}
     if config.ts_open_inference_protocol:
-        services.append(OpenInference(plane, management).service(calls))
+        services[OPEN_INFERENCE_SERVICE] = OpenInference(plane, management).service(calls)
+    open_calls = Calls(INFERENCE, None, access, inference_failure)
+    health = Health(lambda: plane.routes.ready, [*services, MANAGEMENT_SERVICE])
     ages = config.grpc_inference_max_connection_age_ms, config.grpc_inference_max_connection_age_grace_ms
-    servers = [_server(config, services, ages)]
+    servers = [_server(config, [*services.values(), health.service(open_calls)], ages)]
     ages = config.grpc_management_max_connection_age_ms, config.grpc_management_max_connection_age_grace_ms
     managing = Calls(MANAGEMENT, tokens, access, management_failure)
-    servers.append(_server(config, [management.service(managing)], ages))
+    servers.append(_server(config, [management.service(managing), health.service(open_calls)], ages))
     for server, address in zip(servers, addresses, strict=True):
         _bind(server, address, tls)
         await server.start()
     heart = asyncio.create_task(_beat(ready_fd)) if ready_fd >= 0 else None
-    await _stop(servers, stop)
+    await _stop(servers, health, stop)
     access.flush()
     if heart is not None:
         heart.cancel()
@@ -122,9 +128,10 @@ async def _beat(ready_fd: int) -> None:
         await asyncio.sleep(_HEARTBEAT_S)
 
 
-async def _stop(servers: list[aio.Server], stop: asyncio.Queue[float]) -> None:
+async def _stop(servers: list[aio.Server], health: Health, stop: asyncio.Queue[float]) -> None:
     """Waits for the first request to stop, and hastens the drain at the second."""
     grace_s = await stop.get()
+    health.is_stopping = True
     draining = asyncio.gather(*(server.stop(grace_s) for server in servers))
     hastening = asyncio.create_task(_hasten(servers, stop))
     await draining

@@ -31,13 +31,14 @@ _LOOK_EVERY_NS = 1_000_000_000
 _BEARER = re.compile(r"Bearer\s+(\S+)")
 _AUTHORIZATION = re.compile(rb"(?im)^authorization:[^\r\n]*\r\n")
 _PORT = re.compile(r":[0-9]*$")
-_OPEN_PATHS = ("", "/api-description")
+#: The API description, and what Kubernetes' probes ask, which have no token.
+_OPEN_PATHS = ("", "/api-description", "/livez", "/readyz", "/startupz")
 _INFERENCE_ROOTS = ("predictions", "explanations", "ping", "invocations", "wfpredict", "v2", "metrics")
 _MANAGEMENT_ROOTS = ("models", "workflows", "token", "v1")
 
 
 def scope_of(kinds: Collection[str], path: str) -> str | None:
-    """Whose token a path takes; None for the API description, which takes none.
+    """Whose token a path takes; None for the API description and the probes, which take none.
 
     Where inference and management share an address, everything that is not clearly inference takes the management
     token.

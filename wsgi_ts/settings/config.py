@@ -107,6 +107,12 @@ class Config:
     graceful_timeout: int = setting(
         integer(0, 86400, "s"), 30, "how long a stop waits for requests under way", ours=True
     )
+    drain_delay: int = setting(
+        integer(0, 86400, "s"),
+        0,
+        "how long a stop goes on serving, while it says that it is not ready, until nobody sends any more",
+        ours=True,
+    )
     direct_answers: bool = setting(
         BOOLEAN, True, "predictions without headers of their handler are answered without the Falcon app", ours=True
     )

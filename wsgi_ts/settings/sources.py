@@ -45,6 +45,8 @@ class CommandLine:
     disable_token_auth: bool = False
     enable_model_api: bool = False
     reload: bool = False
+    drain_delay: str | None = None
+    drain_timeout: str | None = None
     run_dir: str | None = None
 
     def keys(self) -> dict[str, Given]:
@@ -55,6 +57,8 @@ class CommandLine:
             ("load_models", "--models"): None if self.models is None else ",".join(self.models),
             ("cpp_log_config", "--cpp-log-config"): self.cpp_log_config,
             ("plugins_path", "--plugins-path"): self.plugins_path,
+            ("drain_delay", "--drain-delay"): self.drain_delay,
+            ("graceful_timeout", "--drain-timeout"): self.drain_timeout,
             ("disable_token_authorization", "--disable-token-auth"): "true" if self.disable_token_auth else None,
             ("enable_model_api", "--enable-model-api"): "true" if self.enable_model_api else None,
             ("reload", "--reload"): "true" if self.reload else None,

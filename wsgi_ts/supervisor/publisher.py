@@ -31,30 +31,33 @@ class Publisher:
         self._board = board
         self._directory = directory
         self._epoch = 0
-        # None: the last publication failed.
-        self._published_health: bool | None = None
+        # What changes by itself, as it was published: healthy, started. None: the last publication failed.
+        self._published: tuple[bool, bool] | None = None
 
     def routes(self) -> None:
         """Makes the registry's present state known; what a full disk prevents is done later."""
         with self._registry.changed:
             self._epoch += 1
-            routes = self._registry.routes(self._epoch, time.monotonic())
+            now = time.monotonic()
+            self._registry.note_start(now)
+            routes = self._registry.routes(self._epoch, now)
             try:
                 write_json(self._directory.routes, routes)
             except OSError as error:
-                self._published_health = None
+                self._published = None
                 log.error(
                     "%s cannot be written: %s; requests go where they went before, until there is room",
                     self._directory.routes,
                     error.strerror,
                 )
                 return
-            self._published_health = routes["healthy"]
+            self._published = routes["healthy"], routes["started"]
             self._board.bump_epoch()
 
     def follow(self, now: float) -> None:
-        """Publishes what has changed by itself at the monotonic time `now`: health; to be called once a second."""
-        if self._registry.is_healthy(now) != self._published_health:
+        """Publishes what has changed by itself at the monotonic time `now`; to be called once a second."""
+        self._registry.note_start(now)
+        if (self._registry.is_healthy(now), self._registry.started) != self._published:
             self.routes()
 
     def tokens(self, keys: dict[str, Any]) -> None:

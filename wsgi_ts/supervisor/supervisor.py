@@ -110,6 +110,7 @@ class Supervisor:
                 self._turn()
             if self._failure:
                 raise StartError(self._failure)
+            self._leave()
             self._drain()
         if not self._exit_code:
             remove_pid_file(self._guard.pid or os.getpid())
@@ -273,12 +274,16 @@ class Supervisor:
         if not self._batchers.is_ready(warm=bool(self._config.preload_modules)):
             return
         self._announced = True
+        with self._registry.changed:
+            self._registry.announced = True
+            self._publisher.routes()
         say_started([*self._listeners, *self._grpc_ports], self._keys)
 
-    def _turn(self) -> None:
+    def _turn(self, most_s: float = _IDLE_WAIT_S) -> None:
+        """Does what there is to do, after a wait of at most `most_s` seconds."""
         restarting = any(each.child is None for each in self._running())
         wait_s = _BUSY_WAIT_S if restarting or self._registry.draining else _IDLE_WAIT_S
-        if not self._loop.turn(wait_s, self._do_what_is_due):
+        if not self._loop.turn(min(wait_s, most_s), self._do_what_is_due):
             log.error("It failed again and again within a minute: stopping")
             self._exit_code = 1
             self._request_stop(1)
@@ -345,6 +350,23 @@ class Supervisor:
 
     def _request_stop(self, count: int) -> None:
         self._stop_requests += count
+
+    def _leave(self) -> None:
+        """Serves on for `drain_delay`: those who choose among servers get the time to see that this one is leaving.
+
+        From now on it says that it is not ready, and ends each connection with its answer. A second stop request ends
+        the wait.
+        """
+        delay_s = self._config.drain_delay
+        if not delay_s or self._exit_code or not self._announced or self._stop_requests > 1:
+            return
+        log.info("Stopping in %d s; until then requests are answered", delay_s)
+        with self._registry.changed:
+            self._registry.leaving = True
+            self._publisher.routes()
+        until = time.monotonic() + delay_s
+        while self._stop_requests < 2 and (left_s := until - time.monotonic()) > 0:
+            self._turn(left_s)
 
     def _drain(self) -> None:
         """Lets requests under way end, then stops web processes and batchers; a second stop request waits no more."""

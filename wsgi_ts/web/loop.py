@@ -160,6 +160,8 @@ class WebLoop:
         """Takes in what the supervisor has published since the last turn: routes, and keys."""
         if self._exchange is not None:
             self._exchange.routes.refresh()
+            if self._exchange.routes.draining:
+                self.requests.is_leaving = True
         for access in self._accesses:
             access.refresh(self.table.now_ns)
 
@@ -224,7 +226,7 @@ class WebLoop:
     def drain(self) -> None:
         """Stops accepting once the backlog is taken; answers what is under way, with 503 what is not done in time."""
         table = self.table
-        self.requests.is_stopping = True
+        self.requests.is_stopping = self.requests.is_leaving = True
         for fd in self._listeners.by_fd:
             while self._accept(fd):
                 pass

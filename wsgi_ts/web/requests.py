@@ -57,7 +57,8 @@ class Requests:
 
     Attributes:
         calls: what threads have answered.
-        is_stopping: from now on every connection ends with its answer.
+        is_stopping: no connection is accepted any more.
+        is_leaving: from now on every connection ends with its answer.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Requests:
     ) -> None:
         self.calls = AppThreads(wake)
         self.is_stopping = False
+        self.is_leaving = False
         self._table = table
         self._answers = answers
         self._exchange = exchange
@@ -183,7 +185,7 @@ class Requests:
         connection.head = head
         connection.request_id = self._table.ids.new()
         connection.arrival_ns = self._table.now_ns
-        connection.close_after = not head.keep_alive or connection.half_closed or self.is_stopping
+        connection.close_after = not head.keep_alive or connection.half_closed or self.is_leaving
         if head.content_length > self._limit:
             self._answers.too_large(connection)
             return

@@ -17,6 +17,7 @@ from wsgi_ts.errors import ResourceNotFound
 from wsgi_ts.run_files import RunFiles
 
 PATH, EXPLAIN, QUERY = RequestFlag.URL_PATH, RequestFlag.EXPLAIN, RequestFlag.QUERY_ROW
+STATE = {"started": True, "ready": True, "draining": False}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_routes_that_cannot_be_read_leave_those_that_are_known(
     board: Any = SimpleNamespace(epoch=1)
     table = RoutingTable(tmp_path, board)
     routes = RunFiles(tmp_path).routes
-    routes.write_text(json.dumps({"models": {}, "workflows": {}, "healthy": False, "draining": False}))
+    routes.write_text(json.dumps({"models": {}, "workflows": {}, "healthy": False, **STATE}))
     table.refresh()
     assert not table.healthy
     board.epoch = 2
@@ -87,6 +88,6 @@ def test_routes_that_cannot_be_read_leave_those_that_are_known(
     assert not table.healthy
     assert len(caplog.records) == 1
     routes.rmdir()
-    routes.write_text(json.dumps({"models": {}, "workflows": {}, "healthy": True, "draining": False}))
+    routes.write_text(json.dumps({"models": {}, "workflows": {}, "healthy": True, **STATE}))
     table.refresh()
     assert table.healthy

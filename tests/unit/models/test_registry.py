@@ -116,6 +116,8 @@ class TestRoutes:
         assert routes == {
             "epoch": 7,
             "healthy": True,
+            "started": False,
+            "ready": False,
             "draining": False,
             "workflows": {},
             "models": {

@@ -72,6 +72,9 @@ SERVICES = {
         f"{name} {name}Request ManagementResponse"
         for name in ("DescribeModel", "ListModels", "RegisterModel", "ScaleWorker", "SetDefault", "UnregisterModel")
     ),
+    "grpc.health.v1.Health": (
+        "Check HealthCheckRequest HealthCheckResponse; Watch HealthCheckRequest *HealthCheckResponse"
+    ),
     "openinference.GRPCInferenceService": "; ".join(
         f"{name} {name}Request {name}Response"
         for name in ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
@@ -87,7 +90,8 @@ def test_the_descriptors_are_those_of_the_proto_files(tmp_path: Path) -> None:
     made = tmp_path / "descriptors.binpb"
     well_known = Path(protoc.__file__).parent / "_proto"
     arguments = [f"-I{PROTOS}", f"-I{well_known}", "--include_imports", f"--descriptor_set_out={made}"]
-    names = ["inference.proto", "management.proto", "open_inference_grpc.proto", "google/rpc/error_details.proto"]
+    names = ["inference.proto", "management.proto", "open_inference_grpc.proto", "health.proto"]
+    names.append("google/rpc/error_details.proto")
     assert protoc.main(["protoc", *arguments, *names]) == 0
     assert descriptor_pb2.FileDescriptorSet.FromString(made.read_bytes()) == files()
 
@@ -117,7 +121,7 @@ def test_messages_are_those_of_torchserve() -> None:
     assert {name: found[name] for name in CONTRACT} == CONTRACT
 
 
-def test_services_are_those_of_torchserve() -> None:
+def test_services_are_those_of_torchserve_and_grpc_s_health() -> None:
     found = {}
     for file in files().file:
         for service in file.service:
