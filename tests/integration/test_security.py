@@ -1,4 +1,4 @@
-"""What a server gives away, to whom it listens, and the sample files of deploy/: one test for each promise."""
+"""What a server gives away, to whom it listens: one test for each promise."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import ast
 import json
 import os
 import re
-import shutil
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -227,56 +224,7 @@ def test_nothing_between_the_processes_is_pickled() -> None:
             assert not {name.split(".")[0] for name in names} & banned, path
 
 
-# deploy/
-
-
-def test_the_nginx_sample_serves_the_inference_api_alone() -> None:
-    path = REPOSITORY / "deploy" / "nginx.conf"
-    text = "\n".join(line.partition("#")[0] for line in path.read_text().splitlines())
-    assert set(re.findall(r"127\.0\.0\.1:(\d+)", text)) == {"8080"}
-    for directive in (
-        "client_header_timeout",
-        "client_body_timeout",
-        "client_max_body_size 8m",
-        "proxy_request_buffering on",
-        "underscores_in_headers off",
-        "proxy_hide_header Server",
-        "ssl_protocols TLSv1.2 TLSv1.3",
-    ):
-        assert directive in text, directive
-    assert 8 * 2**20 >= 6553500
-    if shutil.which("nginx"):
-        assert (
-            b"unknown directive"
-            not in subprocess.run(["nginx", "-t", "-c", path], capture_output=True, check=False).stderr
-        )
-
-
-def test_the_unit_takes_away_what_is_not_needed(tmp_path: Path) -> None:
-    text = (REPOSITORY / "deploy" / "wsgi-ts.service").read_text()
-    lines = set(text.splitlines())
-    assert {
-        "NoNewPrivileges=yes",
-        "ProtectSystem=strict",
-        "ProtectHome=yes",
-        "PrivateTmp=yes",
-        "CapabilityBoundingSet=",
-        "LimitCORE=0",
-        "UMask=0077",
-        "OOMPolicy=continue",
-        "User=wsgi-ts",
-        "KillMode=mixed",
-    } <= lines
-    for key in ("ReadWritePaths=", "RestrictAddressFamilies=", "TasksMax="):
-        assert any(line.startswith(key) for line in lines), key
-    if shutil.which("systemd-analyze"):
-        unit = tmp_path / "wsgi-ts.service"
-        unit.write_text(text.replace("/opt/wsgi-ts/bin/wsgi-ts", sys.executable).replace("User=wsgi-ts\n", ""))
-        run = subprocess.run(
-            ["systemd-analyze", "verify", unit], capture_output=True, text=True, timeout=60, check=False
-        )
-        complaints = [line for line in run.stderr.splitlines() if "wsgi-ts.service" in line]
-        assert not complaints
+# Answers
 
 
 def test_raw_replies_carry_no_server_header(server: ServerProcess) -> None:

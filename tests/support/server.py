@@ -32,6 +32,15 @@ APIS = ("inference", "management", "metrics")
 GRPC_APIS = ("grpc_inference", "grpc_management")
 
 _LAUNCH = "import sys; from wsgi_ts.cli.commands import torchserve; sys.exit(torchserve())"
+#: Becomes another program, as systemd starts one: the descriptors are those from 3 on, and the variables say so.
+_HAND_OVER = """
+import fcntl, os, sys
+fds = [fcntl.fcntl(int(fd), fcntl.F_DUPFD, 100) for fd in sys.argv[1].split(",")]
+for place, fd in enumerate(fds, 3):
+    os.dup2(fd, place)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS=str(len(fds)))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 class ServerProcess:
@@ -46,6 +55,7 @@ class ServerProcess:
         web_workers: gunicorn workers of the inference API.
         combined: the inference and management APIs on one address.
         tls: the APIs that are served over TLS, each with what a client checks the server by.
+        sockets: listening sockets that each start is handed as systemd does; the first is the inference API's.
         snapshots: write snapshots, and start from one where `ts_config` is None.
 
     Attributes:
@@ -63,6 +73,7 @@ class ServerProcess:
         combined: bool = False,
         tls: Mapping[str, ssl.SSLContext] | None = None,
         snapshots: bool = False,
+        sockets: Sequence[socket.socket] = (),
     ) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="wts-", dir="/tmp"))
         self.store = self.home / "store"
@@ -75,6 +86,8 @@ class ServerProcess:
         self.tls = dict(tls or {})
         names = (*APIS, *GRPC_APIS)
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
+        if sockets:
+            self.ports["inference"] = sockets[0].getsockname()[1]
         if combined:
             self.ports["management"] = self.ports["inference"]
         self._config = {
@@ -95,6 +108,7 @@ class ServerProcess:
         self._arguments = [*([] if snapshots else ["--ncs"]), *arguments]
         self.ts_config: Path | None = self.home / "config.properties"
         self._environment = dict(environment or {})
+        self._sockets = tuple(sockets)
         self._process: subprocess.Popen[bytes] | None = None
         self._control: ControlPlane | None = None
         self._prefixes: set[str] = set()
@@ -139,12 +153,15 @@ class ServerProcess:
             "SPT_NOENV": "1",
             **self._environment,
         }
+        fds = [each.fileno() for each in self._sockets]
+        command = [sys.executable, "-c", _HAND_OVER, ",".join(map(str, fds)), *command] if fds else command
         self._started_lines = self.output().count("Model server started")
         with (self.home / "output.log").open("ab") as output:
             self._process = subprocess.Popen(
                 command,
                 cwd=self.home,
                 env=environment,
+                pass_fds=fds,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -14,6 +14,7 @@ from pathlib import Path
 from wsgi_ts import TORCHSERVE_VERSION, __version__
 from wsgi_ts.cli.start import start
 from wsgi_ts.cli.stop import STOP_LIMIT_S, stop_instance, stop_server
+from wsgi_ts.cli.upgrade import UPGRADE_LIMIT_S, upgrade
 from wsgi_ts.settings.config import ConfigError, default_run_dir
 from wsgi_ts.settings.sources import CommandLine
 
@@ -58,6 +59,8 @@ def wsgi_ts(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "serve":
             return start(_command_line(options), wait=True)
+        if options.command == "upgrade":
+            return upgrade(_command_line(options), run_dir, limit_s=options.timeout)
         if options.command == "doctor":
             from wsgi_ts.cli.doctor import run_doctor
 
@@ -115,13 +118,16 @@ def _wsgi_ts_parser() -> argparse.ArgumentParser:
     stop = commands.add_parser("stop", help="stop the running server and wait for its end")
     stop.add_argument("--fast", action="store_true", help="do not wait for requests under way")
     stop.add_argument("--timeout", type=float, default=STOP_LIMIT_S, metavar="SECONDS", help="default: 60")
+    replace = commands.add_parser("upgrade", help="put this version and configuration in a running server's place")
+    _add_start_flags(replace)
+    replace.add_argument("--timeout", type=float, default=UPGRADE_LIMIT_S, metavar="SECONDS", help="default: 600")
     status = commands.add_parser("status", help="show processes, models and workers")
     status.add_argument("--json", action="store_true", help="for programs")
     commands.add_parser("llm", help="serve one large language model without an archive")
     commands.add_parser("handler", help="write, run, check and replay a handler without a server")
     doctor = commands.add_parser("doctor", help="check whether this machine can run the configuration")
     _add_start_flags(doctor)
-    for command in (serve, stop, status, doctor):
+    for command in (serve, stop, replace, status, doctor):
         command.add_argument("--run-dir", metavar="DIR", help="the instance's run directory")
     return parser
 

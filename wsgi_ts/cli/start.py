@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from wsgi_ts.cli.activation import handed_sockets
 from wsgi_ts.control.memory_file import memory_file
 from wsgi_ts.guard.protocol import FORWARDED
 from wsgi_ts.instance.pid_file import GUARD_MODULE, SERVER_MODULE, PidFile, ServerHandle, pid_file_path
@@ -83,6 +84,8 @@ def _launch(config: Config, pid_file: PidFile | None, *, wait: bool) -> int:
     try:
         if wait:
             flags = ["--foreground"]
+            for name, fd in handed_sockets(config, os.environ).items():
+                flags += ["--kept", f"{name}={fd}"]
             if pid_file is not None:
                 pid_file.write(os.getpid())
                 flags += ["--pid-file-fd", str(pid_file.hand_down())]
@@ -105,8 +108,9 @@ def _launch(config: Config, pid_file: PidFile | None, *, wait: bool) -> int:
 
 def _guard_command(config: Config, config_fd: int, flags: Sequence[str]) -> list[str]:
     arguments = ["--config-fd", str(config_fd), "--run-dir", str(config.run_dir), *flags]
-    return python_command(GUARD_MODULE, *arguments, "--", *_supervisor_command())
+    return python_command(GUARD_MODULE, *arguments, "--", *supervisor_command())
 
 
-def _supervisor_command() -> list[str]:
+def supervisor_command() -> list[str]:
+    """The command of this version's supervisor, without what the guard adds."""
     return python_command(SERVER_MODULE)

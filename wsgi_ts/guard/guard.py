@@ -10,15 +10,18 @@ could end it. Signals go on to the supervisor. What a killed supervisor has left
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import select
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from wsgi_ts.guard.protocol import CAME_UP, DROP, FORWARDED, KEEP, LOCK, PACKET_BYTES, STOPPING
+from wsgi_ts.guard import notify
+from wsgi_ts.guard.notify import Notify
+from wsgi_ts.guard.protocol import ALIVE, CAME_UP, DROP, FORWARDED, KEEP, LOCK, PACKET_BYTES, REPLACE, STARTED, STOPPING
 from wsgi_ts.restart_backoff import RestartBackoff
 
 _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -37,14 +40,25 @@ class Guard:
         run_dir: the run directory.
         config_fd: a file in memory with the configuration.
         foreground: started in a terminal: a signal that is ignored stays so, and SIGHUP is a wish to stop.
+        kept: what is there to keep from the beginning: descriptors by name.
     """
 
-    def __init__(self, command: Sequence[str], run_dir: str, config_fd: int, *, foreground: bool) -> None:
-        self._command = tuple(command)
+    def __init__(
+        self,
+        command: Sequence[str],
+        run_dir: str,
+        config_fd: int,
+        *,
+        foreground: bool,
+        kept: Mapping[str, int] | None = None,
+    ) -> None:
+        self._program = tuple(command), config_fd
+        self._next_program: tuple[tuple[str, ...], int] | None = None
+        self._program_before: tuple[tuple[str, ...], int] | None = None
         self._run_dir = run_dir
-        self._config_fd = config_fd
         self._foreground = foreground
-        self._kept: dict[str, int] = {}
+        self._kept = dict(kept or {})
+        self._notify = Notify(os.environ)
         self._backoff = RestartBackoff()
         self._process: subprocess.Popen[bytes] | None = None
         self._lives = 0
@@ -60,6 +74,8 @@ class Guard:
         while True:
             status = self._one_life()
             _reap_orphans()
+            if self._takes_other_program():
+                continue
             if self._stop_wanted or not self._ever_came_up or status == 0:
                 break
             delay_s = self._backoff.on_death(time.monotonic(), came_up=self._came_up)
@@ -73,6 +89,20 @@ class Guard:
         if LOCK in self._kept and os.path.exists(os.path.join(self._run_dir, "record.json")):
             self._clean_up(for_good=True)
         return status if status >= 0 else 128 - status
+
+    def _takes_other_program(self) -> bool:
+        """Looks, after a life, whether the next is another program: a newer one, or the old one where that fails."""
+        if self._stop_wanted:
+            return False
+        if self._next_program is not None:
+            self._program_before, self._program, self._next_program = self._program, self._next_program, None
+            return True
+        if self._program_before is not None:
+            _say(f"The new supervisor has never served ({self._last_end}); the one before is started again.")
+            os.close(self._program[1])
+            self._program, self._program_before = self._program_before, None
+            return True
+        return False
 
     def _one_life(self) -> int:
         """Starts a supervisor and waits for its end; returns its return code."""
@@ -101,16 +131,19 @@ class Guard:
 
     def _start(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
         self._lives += 1
-        arguments = ["--config-fd", self._config_fd, "--run-dir", self._run_dir, "--guard-fd", theirs.fileno()]
+        command, config_fd = self._program
+        arguments = ["--config-fd", config_fd, "--run-dir", self._run_dir, "--guard-fd", theirs.fileno()]
         arguments += ["--guard-pid", os.getpid(), "--life", self._lives, "--last-end", self._last_end]
+        arguments += ["--trial"] if self._program_before is not None else []
+        arguments += ["--watched"] if self._notify.is_watched else []
         for name, fd in self._kept.items():
             arguments += ["--kept", f"{name}={fd}"]
         previous = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)
         try:
             return subprocess.Popen(
-                [*self._command, *map(str, arguments)],
+                [*command, *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), self._config_fd, *self._kept.values()),
+                pass_fds=(theirs.fileno(), config_fd, *self._kept.values()),
                 start_new_session=True,
             )
         finally:
@@ -146,8 +179,18 @@ class Guard:
             self._drop(data[len(DROP) :].decode())
         elif data == CAME_UP:
             self._came_up = self._ever_came_up = True
+            if self._program_before is not None:
+                os.close(self._program_before[1])
+                self._program_before = None
+        elif data.startswith(REPLACE) and fds:
+            self._next_program = tuple(json.loads(data[len(REPLACE) :])), fds[0]
+            self._notify.reloading()
+        elif data == STARTED:
+            self._notify.say(notify.READY)
+        elif data == ALIVE:
+            self._notify.beat()
         elif data == STOPPING:
-            self._stop_wanted = True
+            self._want_stop()
             try:
                 link.send(STOPPING)
             except OSError as error:
@@ -190,9 +233,15 @@ class Guard:
             hung_up = number == signal.SIGHUP and self._foreground
             wanted = int(signal.SIGTERM) if hung_up else number
             if wanted in FORWARDED:
-                self._stop_wanted = self._stop_wanted or wanted in _STOPS
+                if wanted in _STOPS:
+                    self._want_stop()
                 if self._process is not None:
                     self._process.send_signal(wanted)
+
+    def _want_stop(self) -> None:
+        if not self._stop_wanted:
+            self._stop_wanted = True
+            self._notify.say(notify.STOPPING)
 
     def _is_stopped_within(self, seconds: float) -> bool:
         """Waits so long, or until somebody wants a stop; returns whether one is wanted."""
@@ -201,7 +250,8 @@ class Guard:
         poll.register(self._signals.fileno(), select.POLLIN)
         self._take_signals()
         while not self._stop_wanted and (left_s := until - time.monotonic()) > 0:
-            poll.poll(left_s * 1000)
+            self._notify.beat()
+            poll.poll(min(left_s, _LONG_S) * 1000)
             self._take_signals()
         return self._stop_wanted
 
@@ -268,9 +318,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config-fd", type=int, required=True, help="a file in memory with the configuration")
     parser.add_argument("--run-dir", required=True)
     parser.add_argument("--foreground", action="store_true")
+    parser.add_argument("--kept", type=_kept, action="append", default=[], help="a listening socket: NAME=FD")
     parser.add_argument("--pid-file-fd", type=int, default=-1, help="the locked pid file; closed at once")
     parser.add_argument("command", nargs="+", help="the supervisor's")
     options = parser.parse_args(arguments)
     if options.pid_file_fd >= 0:
         os.close(options.pid_file_fd)
-    return Guard(options.command, options.run_dir, options.config_fd, foreground=options.foreground).run()
+    kept = dict(options.kept)
+    for fd in kept.values():
+        os.set_inheritable(fd, False)
+    return Guard(options.command, options.run_dir, options.config_fd, foreground=options.foreground, kept=kept).run()
+
+
+def _kept(text: str) -> tuple[str, int]:
+    name, _, fd = text.rpartition("=")
+    return name, int(fd)

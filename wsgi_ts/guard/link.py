@@ -7,11 +7,11 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wsgi_ts.control.memory_file import memory_file, read_memory_file
-from wsgi_ts.guard.protocol import CAME_UP, DROP, KEEP, PACKET_BYTES, STOPPING
+from wsgi_ts.guard.protocol import ALIVE, CAME_UP, DROP, KEEP, PACKET_BYTES, REPLACE, STARTED, STOPPING
 
 log = logging.getLogger(__name__)
 
@@ -24,19 +24,30 @@ class GuardLink:
 
     Args:
         fd: the socket to the guard; -1 where there is none.
-        pid, life, kept: see the attributes.
+        pid, life, kept, is_watched, is_trial: see the attributes.
 
     Attributes:
         pid: the guard's; None where there is none.
         life: how many supervisors the guard has started, this one included.
         kept: what the supervisors before this one had it keep: descriptors by name, open in this process.
+        is_watched: a watchdog wants to hear that this one works.
+        is_trial: it takes the place of another, which the guard starts again if this one never serves.
     """
 
     def __init__(
-        self, fd: int = -1, pid: int | None = None, life: int = 1, kept: Mapping[str, int] | None = None
+        self,
+        fd: int = -1,
+        pid: int | None = None,
+        life: int = 1,
+        kept: Mapping[str, int] | None = None,
+        *,
+        is_watched: bool = False,
+        is_trial: bool = False,
     ) -> None:
         self.pid = pid
         self.life = life
+        self.is_watched = is_watched
+        self.is_trial = is_trial
         self.kept = dict(kept or {})
         self._sock = socket.socket(fileno=fd) if fd >= 0 else None
         for each in (*self.kept.values(), *([fd] if fd >= 0 else [])):
@@ -70,6 +81,28 @@ class GuardLink:
     def say_came_up(self) -> None:
         """Says that this supervisor serves: when it dies, another is to follow."""
         self._send(CAME_UP)
+
+    def say_started(self) -> None:
+        """Says that the start is complete, for whoever has started the guard."""
+        self._send(STARTED)
+
+    def say_alive(self) -> None:
+        """Says that this supervisor's loop runs; to be called once a second where `is_watched`."""
+        if self.is_watched:
+            self._send(ALIVE)
+
+    def replace(self, command: Sequence[str], config: str) -> bool:
+        """Has another program, or another configuration, follow this supervisor; returns whether the guard knows.
+
+        Args:
+            command: the next supervisor's, without what the guard adds.
+            config: its configuration, as JSON.
+        """
+        fd = memory_file("config", config.encode())
+        try:
+            return self._send(REPLACE + json.dumps(list(command)).encode(), fd)
+        finally:
+            os.close(fd)
 
     def say_stopping(self) -> None:
         """Says that none is to follow; when it returns the guard has closed all that was dropped before."""

@@ -34,7 +34,7 @@ class Registry:
         draining: the instance is stopping.
         leaving: it will be stopping; it serves on, and says that it is not ready.
         announced: all its processes serve, and the models of the start are registered.
-        started: their workers have been ready once, or are given up.
+        started: each of those has had a ready worker, or has failed to load.
     """
 
     def __init__(
@@ -319,12 +319,17 @@ class Registry:
         """Whether every model has the workers it should have at the monotonic time `now`."""
         return all(model.is_healthy(now) for model in self.default_versions() if not model.unloading)
 
-    def note_start(self, now: float) -> None:
-        """Looks whether the start is complete at the monotonic time `now`; once it is, it stays so."""
+    def note_start(self) -> None:
+        """Looks whether the start is complete; once it is, it stays so."""
         with self.changed:
-            first = [model for model in self.all_versions() if model.loaded_at_startup and model.min_workers > 0]
-            loaded = all(model.is_ready or not model.is_healthy(now) for model in first)
-            self.started = self.started or (self.announced and loaded)
+            first = [model for model in self.all_versions() if model.loaded_at_startup]
+            self.started = self.started or (self.announced and not any(model.is_pending for model in first))
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether a model has no ready worker yet, but will have one."""
+        with self.changed:
+            return any(model.is_pending for model in self.all_versions() if not model.unloading)
 
     @property
     def is_ready(self) -> bool:

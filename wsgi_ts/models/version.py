@@ -112,6 +112,11 @@ class ModelVersion:
         """Whether a worker of it takes requests."""
         return any(worker.is_ready for worker in self.workers.values())
 
+    @property
+    def is_pending(self) -> bool:
+        """Whether no worker of it is ready, and the first load of one is still under way."""
+        return not self.is_ready and any(worker.is_pending for worker in self.workers.values())
+
     def workers_in(self, batcher: int) -> list[WorkerRecord]:
         """The wanted workers of one batcher."""
         return [worker for worker in self.workers.values() if worker.batcher == batcher]

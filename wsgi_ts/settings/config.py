@@ -262,6 +262,13 @@ class Config:
             "management": Address(scheme, self.grpc_management_address.strip("[]"), self.grpc_management_port),
         }
 
+    @property
+    def fixed(self) -> dict[str, str]:
+        """What an upgrade of a running server cannot change, for people: the sockets stay, and the keys."""
+        places = {f"{kind}_address": str(address) for kind, address in self.addresses.items()}
+        places |= {f"grpc_{kind}_port": str(address) for kind, address in self.grpc_addresses.items()}
+        return {**places, "token authorization": str(self.token_authorization).lower()}
+
     def model_defaults(self, name: str, version: str) -> dict[str, int]:
         """The numbers that the `models` key gives this version, by their keys there; those up to 0 count as unset."""
         entry = self.models.get(name, {}).get(version, {})

@@ -31,6 +31,8 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--guard-fd", type=int, default=-1, help="socket to the guard, which gives this and what follows")
     add("--guard-pid", type=int)
     add("--life", type=int, default=1, help="how many supervisors it has started")
+    add("--watched", action="store_true", help="it wants to hear once a second that this one works")
+    add("--trial", action="store_true", help="it starts the one before again if this one never serves")
     add("--last-end", default="", help="how the last one ended")
     add("--kept", type=_kept, action="append", default=[], help="what earlier ones had it keep: NAME=FD")
     return parser.parse_args(arguments)
@@ -47,7 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse_arguments(arguments)
     die_with_parent(options.guard_pid)
     os.set_inheritable(options.config_fd, False)
-    guard = GuardLink(options.guard_fd, options.guard_pid, options.life, dict(options.kept))
+    guard = GuardLink(
+        options.guard_fd,
+        options.guard_pid,
+        options.life,
+        dict(options.kept),
+        is_watched=options.watched,
+        is_trial=options.trial,
+    )
     try:
         config = Config.from_json(read_memory_file(options.config_fd).decode())
     except (OSError, ConfigError) as error:
@@ -59,7 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr, flush=True)
         return 1
     try:
-        if options.life > 1:
+        if options.trial:
+            log.info("Supervisor %d of this server, in the place of the one before", options.life)
+        elif options.life > 1:
             log.warning("Supervisor %d of this server; the one before has ended: %s", options.life, options.last_end)
         return Supervisor(config, guard, options.run_dir or config.run_dir, log_plan, log_files).run()
     except (StartError, RunDirectoryError, BindError) as error:

@@ -36,6 +36,7 @@ class ControlOperations:
         keys: the tokens; None where requests need none.
         status: what `wsgi-ts status` shows; called on the main thread.
         stop: counts so many requests to stop (two: at once); called on the main thread.
+        replace: has another program, with another configuration, take this supervisor's place; likewise.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class ControlOperations:
         keys: KeyRing | None,
         status: Callable[[], dict[str, Any]],
         stop: Callable[[int], None],
+        replace: Callable[[list[str], str, dict[str, str]], None],
     ) -> None:
         self._loop = loop
         self._registry = registry
@@ -60,6 +62,7 @@ class ControlOperations:
         self._keys = keys
         self._status = status
         self._stop = stop
+        self._replace = replace
 
     def table(self) -> dict[str, Operation]:
         """All operations, for `ControlServer`."""
@@ -81,6 +84,7 @@ class ControlOperations:
             "new_segment": Operation(self._new_segment, told_peer=True),
             "segment_ready": Operation(self._segment_ready, told_peer=True),
             "status": Operation(lambda: self._loop.call(self._status)),
+            "replace": Operation(self._request_replacement, told_peer=True),
             "stop": Operation(self._request_stop, told_peer=True),
         }
 
@@ -106,6 +110,11 @@ class ControlOperations:
         except KeyFileError as error:
             log.error("%s", error)
             raise InternalServerError("The new token could not be written; the old one still counts.") from error
+        return {}
+
+    def _request_replacement(self, *, peer: Peer, command: list[str], config: str, fixed: dict[str, str]) -> Any:
+        log.info("Process %d asks for an upgrade to %s", peer.pid, command[0] if command else "nothing")
+        self._loop.call(lambda: self._replace(command, config, fixed))
         return {}
 
     def _request_stop(self, *, peer: Peer, fast: bool = False) -> Any:

@@ -38,9 +38,8 @@ class Publisher:
         """Makes the registry's present state known; what a full disk prevents is done later."""
         with self._registry.changed:
             self._epoch += 1
-            now = time.monotonic()
-            self._registry.note_start(now)
-            routes = self._registry.routes(self._epoch, now)
+            self._registry.note_start()
+            routes = self._registry.routes(self._epoch, time.monotonic())
             try:
                 write_json(self._directory.routes, routes)
             except OSError as error:
@@ -56,7 +55,7 @@ class Publisher:
 
     def follow(self, now: float) -> None:
         """Publishes what has changed by itself at the monotonic time `now`; to be called once a second."""
-        self._registry.note_start(now)
+        self._registry.note_start()
         if (self._registry.is_healthy(now), self._registry.started) != self._published:
             self.routes()
 

@@ -22,6 +22,7 @@ from wsgi_ts import TORCHSERVE_VERSION, __version__
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.checks.start import StartError, check_configuration, check_machine, check_run_directory
 from wsgi_ts.control.server import ControlServer
+from wsgi_ts.errors import BadRequest
 from wsgi_ts.gpu.devices import gpu_count
 from wsgi_ts.guard.link import GuardLink
 from wsgi_ts.guard.protocol import FORWARDED, LOCK, MODELS
@@ -66,6 +67,8 @@ _BUSY_WAIT_S = 0.05
 _WEB_MARGIN_S = 4.0
 _BATCHER_STOP_S = 3.0
 _FAST_STOP_S = 2.0
+#: At an upgrade, how long connections that are in use get to end with an answer, in seconds.
+_UPGRADE_DELAY_S = 1.0
 
 
 class Supervisor:
@@ -91,6 +94,8 @@ class Supervisor:
         self._next_look = 0.0
         self._models_registered = False
         self._came_up = False
+        self._serves = False
+        self._is_replaced = False
         self._announced = False
         self._exit_code = 0
         self._failure = ""
@@ -112,7 +117,7 @@ class Supervisor:
                 raise StartError(self._failure)
             self._leave()
             self._drain()
-        if not self._exit_code:
+        if not self._exit_code and not self._is_replaced:
             remove_pid_file(self._guard.pid or os.getpid())
         log.info("Torchserve stopped.")
         return self._exit_code
@@ -212,6 +217,7 @@ class Supervisor:
             keys=self._keys,
             status=self._status,
             stop=self._request_stop,
+            replace=self._replace,
         )
         self._control = ControlServer(self._dir.control_socket, operations.table())
 
@@ -230,10 +236,11 @@ class Supervisor:
             reloader.start()
             stack.callback(reloader.stop)
         for each in self._running():
-            each.gives_up = self._guard.life == 1
+            each.gives_up = self._guard.life == 1 or self._guard.is_trial
         try:
             self._batchers.start()
-            self._servers.start()
+            if not self._guard.is_trial:
+                self._serve()
         except (OSError, RuntimeError) as error:
             raise StartError(f"a process or thread cannot be started: {error}") from error
         models = StartupModels(self._config, first, self._registry, self._manager, self._snapshots)
@@ -243,6 +250,18 @@ class Supervisor:
             name="startup models",
             daemon=True,
         ).start()
+
+    def _serve(self) -> None:
+        """Starts what takes requests.
+
+        In the place of another supervisor only when the models are loaded: until then who comes waits, and is not told
+        that there is no worker.
+
+        Raises:
+            OSError, RuntimeError: a process or thread cannot be started.
+        """
+        self._serves = True
+        self._servers.start()
 
     def _install_signals(self) -> None:
         self._loop.handle_signals(
@@ -277,6 +296,7 @@ class Supervisor:
         with self._registry.changed:
             self._registry.announced = True
             self._publisher.routes()
+        self._guard.say_started()
         say_started([*self._listeners, *self._grpc_ports], self._keys)
 
     def _turn(self, most_s: float = _IDLE_WAIT_S) -> None:
@@ -290,10 +310,13 @@ class Supervisor:
 
     def _do_what_is_due(self, now: float) -> None:
         if not self._registry.draining:
+            if not self._serves and self._models_registered and not self._registry.is_pending:
+                self._serve()
             self._batchers.start_again(now)
             self._servers.start_again(now)
         if now >= self._next_look:
             self._next_look = now + _IDLE_WAIT_S
+            self._guard.say_alive()
             self._batchers.kill_hung()
             self._servers.kill_hung()
             self._publisher.follow(now)
@@ -334,21 +357,51 @@ class Supervisor:
 
     def _fail(self, reason: str) -> None:
         """Ends the instance at its start, since one of its processes has never worked and never will."""
-        if self._guard.life > 1:
+        if self._guard.life > 1 and not self._guard.is_trial:
             # The configuration is the one with which the supervisor before has served.
             log.error("%s", reason)
             return
         self._failure = self._failure or reason
-        self._guard.say_stopping()
+        if not self._guard.is_trial:
+            self._guard.say_stopping()
         self._request_stop(1)
 
     @property
     def _is_followed(self) -> bool:
         """Whether the guard starts another supervisor when this one ends now."""
+        if self._is_replaced or (self._guard.is_trial and not self._came_up and self._failure):
+            return True
         asked_for = bool(self._stop_requests) and not self._exit_code
         return self._guard.pid is not None and not asked_for and (self._came_up or self._guard.life > 1)
 
+    def _replace(self, command: list[str], config: str, fixed: dict[str, str]) -> None:
+        """Ends this supervisor, so that the guard starts another program, or the same with another configuration.
+
+        Args:
+            command: the next supervisor's, without what the guard adds.
+            config: its configuration, as JSON. It is not read here: a later version may have other keys.
+            fixed: `Config.fixed` of it.
+
+        Raises:
+            BadRequest: it cannot take this one's place.
+        """
+        self._registry.refuse_while_draining()
+        for key in sorted(fixed.keys() | self._config.fixed.keys()):
+            is_now, would_be = self._config.fixed.get(key, "none"), fixed.get(key, "none")
+            if is_now != would_be:
+                raise BadRequest(
+                    f"An upgrade cannot change {key} ({is_now} now, {would_be} then); stop the server first."
+                )
+        if self._guard.pid is None or not self._guard.replace(command, config):
+            raise BadRequest("There is no guard that could start the next server.")
+        self._is_replaced = True
+        self._stop_requests += 1
+
     def _request_stop(self, count: int) -> None:
+        if self._is_replaced:
+            # Nobody follows any more.
+            self._is_replaced, self._stop_requests = False, 0
+            self._guard.say_stopping()
         self._stop_requests += count
 
     def _leave(self) -> None:
@@ -357,10 +410,10 @@ class Supervisor:
         From now on it says that it is not ready, and ends each connection with its answer. A second stop request ends
         the wait.
         """
-        delay_s = self._config.drain_delay
+        delay_s = _UPGRADE_DELAY_S if self._is_replaced else self._config.drain_delay
         if not delay_s or self._exit_code or not self._announced or self._stop_requests > 1:
             return
-        log.info("Stopping in %d s; until then requests are answered", delay_s)
+        log.info("Stopping in %g s; until then requests are answered", delay_s)
         with self._registry.changed:
             self._registry.leaving = True
             self._publisher.routes()

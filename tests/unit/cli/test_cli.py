@@ -65,7 +65,7 @@ import signal, sys
 from wsgi_ts.cli import commands as cli, start
 for number in (signal.SIGINT, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)  # a background job of a shell inherits them ignored
-start._supervisor_command = lambda: [sys.executable, "-c", {RECORDER!r}]
+start.supervisor_command = lambda: [sys.executable, "-c", {RECORDER!r}]
 sys.exit(cli.torchserve())
 """
 

@@ -242,7 +242,7 @@ def test_the_guard_is_small(place: Place) -> None:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     ours = {name for name in done.stdout.split() if name.startswith("wsgi_ts")}
-    modules = ("guard", "guard.guard", "guard.protocol", "restart_backoff")
+    modules = ("guard", "guard.guard", "guard.notify", "guard.protocol", "restart_backoff")
     assert ours == {"wsgi_ts", *(f"wsgi_ts.{name}" for name in modules)}
     assert not {"numpy", "yaml", "falcon", "cryptography", "psutil", "posix_ipc"} & set(done.stdout.split())
     guard = place.start("guard.say_came_up(); die() if life == 1 else wait()")

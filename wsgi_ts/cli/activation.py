@@ -1,0 +1,57 @@
+"""Listening sockets that a service manager has opened before the server is started (systemd's socket activation).
+
+They stay open when the server ends, so that a restart refuses no connection: who comes meanwhile waits.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import MutableMapping
+
+from wsgi_ts.instance.listeners import BACKLOG, kept_name
+from wsgi_ts.settings.address import Address
+from wsgi_ts.settings.config import Config, ConfigError
+
+#: Where the descriptors begin.
+_FIRST_FD = 3
+
+
+def handed_sockets(config: Config, environ: MutableMapping[str, str]) -> dict[str, int]:
+    """Returns the descriptors that are meant for this process, by the names under which the guard keeps them.
+
+    Args:
+        config: says which APIs there are, and at which ports.
+        environ: the environment; the variables are removed, since no other process may believe they are for it.
+
+    Raises:
+        ConfigError: a socket is none of this configuration's.
+    """
+    pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
+    names = environ.pop("LISTEN_FDNAMES", "").split(":")
+    if pid != str(os.getpid()) or not count.isdigit():
+        return {}
+    kinds_of: dict[Address, list[str]] = {}
+    for kind, address in config.addresses.items():
+        kinds_of.setdefault(address, []).append(kind)
+    found = {}
+    for number in range(int(count)):
+        fd = _FIRST_FD + number
+        found[_name(fd, names[number] if number < len(names) else "", kinds_of)] = fd
+    return found
+
+
+def _name(fd: int, given: str, kinds_of: dict[Address, list[str]]) -> str:
+    """What the guard is to keep a socket as; `given` is the FileDescriptorName of its unit."""
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        where = sock.getsockname()
+        port = where[1] if sock.family in (socket.AF_INET, socket.AF_INET6) else None
+        is_ours = sock.type == socket.SOCK_STREAM and port is not None
+        if is_ours:
+            # A unit's own backlog may be shorter.
+            sock.listen(BACKLOG)
+    for address, kinds in kinds_of.items():
+        if is_ours and (given in kinds or address.port == port) and address.scheme != "unix":
+            return kept_name(tuple(kinds), address)
+    known = ", ".join(f"{kinds[0]}_address {address}" for address, kinds in kinds_of.items())
+    raise ConfigError(f"the service manager hands over a socket on {where}, which is none of {known}; correct its unit")
