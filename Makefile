@@ -36,7 +36,7 @@ EXAMPLES  := $(VENV)/.installed-examples
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo demo-stop format test test-latest fuzz lint lock bench bench-rivals bench-gate bench-large chart clean
+.PHONY: help venv install demo demo-stop format test nginx test-latest fuzz lint lock bench bench-rivals bench-gate bench-large chart clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -98,10 +98,22 @@ format: $(DEV) ## format all sources
 	@$(BIN)/ruff check --quiet --fix .
 
 # The tests start some hundred servers, whose processes must not all compile our modules for themselves.
-test: lint ## lint, then every test that this machine can run
+test: lint nginx ## lint, then every test that this machine can run
 	@echo "==> pytest, $(TEST_JOBS) tests at a time"
 	@env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder \
 	  --max-worker-restart 0 --durations 60 --durations-min 2 $(PYTEST_ARGS)
+
+# Debian's package, unpacked: no root needed. The lists of packages are read anew, into a folder of this target's own.
+NGINX := $(CURDIR)/$(VENV)/nginx
+APT   := apt-get -qq -o APT::Sandbox::User=root -o Dir::State=$(NGINX)/apt -o Dir::Cache=$(NGINX)/apt \
+  -o Dir::State::status=/var/lib/dpkg/status
+
+nginx: ## nginx for the tests of deploy/nginx.conf, unpacked into .venv where the machine has none (Debian, Ubuntu)
+	@PATH="$$PATH:/usr/sbin"; command -v nginx >/dev/null || test -x $(NGINX)/usr/sbin/nginx || { \
+	  echo "==> fetching nginx into $(VENV)/nginx"; \
+	  mkdir -p $(NGINX)/apt/lists/partial $(NGINX)/apt/archives/partial && cd $(NGINX) && \
+	  $(APT) update && $(APT) download nginx && dpkg -x nginx_*.deb . && usr/sbin/nginx -v; } || \
+	  echo "nginx cannot be fetched; tests/integration/test_nginx.py needs it: apt-get install nginx-light"
 
 fuzz: lint ## requests mutated at random against the running server, a quarter of an hour of them
 	@WSGI_TS_FUZZ_REQUESTS=20000 $(PY) -m pytest tests/integration/test_input_corpus.py -k mutated -s $(PYTEST_ARGS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +15,11 @@ from support.archives import archive
 from support.eventually import eventually
 from support.pods import Service
 from support.server import REPOSITORY, ServerProcess
+from support.upgrades import upgrade
 
 from wsgi_ts.cli.start import supervisor_command
 from wsgi_ts.settings.config import Config
 from wsgi_ts.settings.sources import CommandLine, load_config
-
-_WSGI_TS = "import sys; from wsgi_ts.cli.commands import wsgi_ts; sys.exit(wsgi_ts())"
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +30,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     with ServerProcess(store=store, arguments=["--models", "echo.mar"], web_workers=2) as running:
         assert running.register("late.mar", initial_workers=2).status == 200
         yield running
-
-
-def upgrade(server: ServerProcess, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command, with the server's configuration unless `flags` name another."""
-    command = [sys.executable, "-c", _WSGI_TS, "upgrade", "--ncs", "--model-store", os.fspath(server.store)]
-    command += ["--run-dir", os.fspath(server.run_dir), "--ts-config", os.fspath(server.ts_config or ""), *flags]
-    environment = os.environ | {"PYTHONPATH": os.fspath(REPOSITORY), "TMPDIR": os.fspath(server.home / "tmp")}
-    return subprocess.run(
-        command, cwd=server.home, env=environment, capture_output=True, text=True, timeout=120, check=False
-    )
 
 
 def replace(server: ServerProcess, python: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import random
+import ssl
 import threading
 import time
 from collections import Counter
@@ -54,13 +55,15 @@ class Service:
         ports: the addresses.
         path: where a request is posted, which is answered with its own body.
         clients: how many.
+        tls: what the servers are checked by; None: plain HTTP.
 
     Attributes:
         outcomes: how many requests ended how: "ok", or what went wrong.
         answered: how many each address has answered.
     """
 
-    def __init__(self, ports: list[int], path: str, clients: int = 8) -> None:
+    def __init__(self, ports: list[int], path: str, clients: int = 8, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._ports = list(ports)
         self._path = path
         self._stopping = threading.Event()
@@ -122,4 +125,6 @@ class Service:
 
     def _connect(self, chance: random.Random) -> tuple[http.client.HTTPConnection, int]:
         port = chance.choice(self._ports)
+        if self._tls is not None:
+            return http.client.HTTPSConnection("127.0.0.1", port, timeout=30, context=self._tls), port
         return http.client.HTTPConnection("127.0.0.1", port, timeout=30), port
