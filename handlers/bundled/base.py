@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from wsgi_ts.cgroup import usable_cores
 from wsgi_ts.handlers.metrics.cache import SAMPLE_INTERVAL_S
 from wsgi_ts.handlers.serving.context import Context
 from wsgi_ts.handlers.serving.errors import PredictionException
@@ -155,7 +156,7 @@ class BaseHandler:
                 f"No model weights could be loaded: {os.path.basename(path)} needs the package onnxruntime"
             ) from error
         options = ONNX_OPTIONS.load(f"The model {path}")()
-        options.intra_op_num_threads = os.cpu_count() or 1
+        options.intra_op_num_threads = usable_cores()
         providers = ["CPUExecutionProvider"]
         if self.map_location == "cuda":
             providers.insert(0, "CUDAExecutionProvider")

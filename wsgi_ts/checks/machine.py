@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import resource
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from wsgi_ts.batcher.shm.machine import machine_problem
+from wsgi_ts.cgroup import usable_cores
 from wsgi_ts.settings.config import Config
 
 _TORCH_FLOOR = (2, 6)
@@ -89,7 +89,7 @@ def check_open_files(config: Config) -> Iterator[Finding]:
 
 def check_cores(config: Config) -> Iterator[Finding]:
     """Web workers against the cores that this process may use."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     text = f"{cores} for {config.web_workers} web workers and the model workers"
     if config.web_workers > 2 * cores:
         yield Finding("WARN", "cores", f"{text}; lower web_workers to {2 * cores} or less")

@@ -64,7 +64,7 @@ def wsgi_ts(arguments: Sequence[str] | None = None) -> int:
         if options.command == "doctor":
             from wsgi_ts.cli.doctor import run_doctor
 
-            return run_doctor(_command_line(options), os.environ)
+            return run_doctor(_command_line(options), os.environ, in_pod=options.k8s)
         if options.command == "stop":
             return stop_instance(run_dir, fast=options.fast, limit_s=options.timeout)
         from wsgi_ts.cli.status import print_status
@@ -127,6 +127,7 @@ def _wsgi_ts_parser() -> argparse.ArgumentParser:
     commands.add_parser("handler", help="write, run, check and replay a handler without a server")
     doctor = commands.add_parser("doctor", help="check whether this machine can run the configuration")
     _add_start_flags(doctor)
+    doctor.add_argument("--k8s", action="store_true", help="also what a pod of Kubernetes needs")
     for command in (serve, stop, replace, status, doctor):
         command.add_argument("--run-dir", metavar="DIR", help="the instance's run directory")
     return parser

@@ -21,24 +21,25 @@ from wsgi_ts.settings.config import ConfigError
 from wsgi_ts.settings.sources import CommandLine, load_config
 
 
-def run_doctor(command_line: CommandLine, environ: Mapping[str, str]) -> int:
+def run_doctor(command_line: CommandLine, environ: Mapping[str, str], *, in_pod: bool = False) -> int:
     """Prints all findings.
 
     Args:
         command_line: the flags that `serve` would get.
         environ: the environment variables.
+        in_pod: the server is to run in a pod of Kubernetes.
 
     Returns:
         The exit status: 1 if something FAILs, else 0.
     """
     failed = False
-    for finding in examine(command_line, environ):
+    for finding in examine(command_line, environ, in_pod=in_pod):
         print(finding, flush=True)
         failed = failed or finding.level == "FAIL"
     return 1 if failed else 0
 
 
-def examine(command_line: CommandLine, environ: Mapping[str, str]) -> Iterator[Finding]:
+def examine(command_line: CommandLine, environ: Mapping[str, str], *, in_pod: bool = False) -> Iterator[Finding]:
     """All findings; without a usable configuration only those that do not depend on it."""
     yield from check_machine()
     found = list(check_python())
@@ -62,4 +63,8 @@ def examine(command_line: CommandLine, environ: Mapping[str, str]) -> Iterator[F
 
         for check in CHECKS:
             yield from check(config)
+        if in_pod:
+            from wsgi_ts.checks.kubernetes import check_kubernetes
+
+            yield from check_kubernetes(config)
     yield from check_gpus(environ)

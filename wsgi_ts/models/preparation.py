@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import re
 import sys
 from dataclasses import replace
@@ -20,6 +19,7 @@ from wsgi_ts.archive.model_directory import (
     remove_downloaded_archive,
     remove_model_directory,
 )
+from wsgi_ts.cgroup import usable_cores
 from wsgi_ts.errors import BadRequest, InvalidModel
 from wsgi_ts.gpu.assign import place
 from wsgi_ts.messages import ModelSpec
@@ -153,7 +153,7 @@ class ModelPreparer:
             said if isinstance(said, RegisterArguments) else None,
             name,
             version,
-            cores=len(os.sched_getaffinity(0)),
+            cores=usable_cores(),
             gpus=self._gpus,
         )
         for warning in (*of_file.warnings, *placement.warnings, *settings.warnings):

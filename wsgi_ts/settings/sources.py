@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wsgi_ts.cgroup import usable_cores
 from wsgi_ts.logs.text import safe_text
 from wsgi_ts.settings.address import Address
 from wsgi_ts.settings.config import Config, ConfigError, default_run_dir, env_variable, property_settings
@@ -86,13 +87,13 @@ def load_config(command_line: CommandLine, environ: Mapping[str, str]) -> Config
     """
     warnings: list[str] = []
     temp_dir = _temp_dir(environ)
-    log_dir = _location(environ, "LOG_LOCATION")
+    log_dir = _location(environ, "LOG_LOCATION", temp_dir, warnings)
     log_config = _existing_file("--log-config", command_line.log_config)
     path = find_config_file(command_line, environ, log_dir)
     given = _read_file(path, environ, warnings) if path is not None else {}
     from_file = dict(given)
     given |= command_line.keys()
-    given |= _from_environment(from_file, environ)
+    given |= _from_environment(from_file, environ, has_file=path is not None)
     _complete_tokens(given, environ)
     values = _parse_values(given, warnings)
     values.update(
@@ -100,7 +101,7 @@ def load_config(command_line: CommandLine, environ: Mapping[str, str]) -> Config
         no_config_snapshots=command_line.no_config_snapshots,
         log_config=log_config or _log_config_of_vmargs(values, given),
         log_dir=log_dir,
-        metrics_dir=_location(environ, "METRICS_LOCATION"),
+        metrics_dir=_location(environ, "METRICS_LOCATION", temp_dir, warnings),
         temp_dir=temp_dir,
         run_dir=default_run_dir(temp_dir) if command_line.run_dir is None else _absolute(command_line.run_dir),
     )
@@ -166,8 +167,14 @@ def _temp_dir(environ: Mapping[str, str]) -> Path:
     return _absolute(temp)
 
 
-def _location(environ: Mapping[str, str], variable: str) -> Path:
-    return _absolute(environ.get(variable) or "logs")
+def _location(environ: Mapping[str, str], variable: str, temp_dir: Path, warnings: list[str]) -> Path:
+    """Where log files go: where the variable says, else into the current directory, or where that is read-only not."""
+    named = environ.get(variable)
+    if named or os.access("logs", os.W_OK) or (not os.path.exists("logs") and os.access(".", os.W_OK)):
+        return _absolute(named or "logs")
+    place = temp_dir / "logs"
+    warnings.append(f"the current directory cannot be written: logs go to {place}; {variable} names another place")
+    return place
 
 
 def _existing_file(flag: str, path: str | None) -> Path | None:
@@ -219,18 +226,24 @@ def _nearest(key: str, known: Iterable[str]) -> str:
     return f"; did you mean {spelt[close[0]]}?" if close else ""
 
 
-def _from_environment(from_file: Mapping[str, Given], environ: Mapping[str, str]) -> dict[str, Given]:
+def _from_environment(
+    from_file: Mapping[str, Given], environ: Mapping[str, str], *, has_file: bool
+) -> dict[str, Given]:
     def says_true(key: str) -> bool:
         return key in from_file and is_true(from_file[key].text)
 
-    all_count = says_true("enable_envvars_config")
+    # A container may have nothing but its environment; where there is a file, that decides.
+    by_variable = not has_file and is_true(environ.get("TS_ENABLE_ENVVARS_CONFIG", ""))
+    all_count = says_true("enable_envvars_config") or by_variable
     given = {}
     for name, row in property_settings().items():
         variable = env_variable(name, row)
         if variable is not None and variable in environ and (all_count or row.env_always):
             given[name] = Given(environ[variable], f"environment variable {variable}")
-    if says_true("use_env_allowed_urls") and "TS_ALLOWED_URLS" in environ:
+    if (by_variable or says_true("use_env_allowed_urls")) and "TS_ALLOWED_URLS" in environ:
         given["allowed_urls"] = Given(environ["TS_ALLOWED_URLS"], "environment variable TS_ALLOWED_URLS")
+    if "K_SERVICE" in environ and "PORT" in environ and "inference_address" not in {*given, *from_file}:
+        given["inference_address"] = Given(f"http://0.0.0.0:{environ['PORT']}", "environment variable PORT")
     return given
 
 
@@ -301,7 +314,7 @@ def _complete_web_workers(values: dict[str, Any], warnings: list[str]) -> None:
     threads = values.get("number_of_netty_threads", 0)
     if threads == 0 or "web_workers" in values:
         return
-    values["web_workers"] = min(threads, 2 * (os.cpu_count() or 1))
+    values["web_workers"] = min(threads, 2 * usable_cores())
     warnings.append(
         f"number_of_netty_threads={threads} taken as web_workers={values['web_workers']} (at most two a core)"
     )

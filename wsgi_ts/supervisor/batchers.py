@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import time
@@ -12,6 +11,7 @@ from collections.abc import Callable, Sequence
 from wsgi_ts import messages
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import BatcherWord
+from wsgi_ts.cgroup import usable_cores
 from wsgi_ts.control.channel import ChannelClosed
 from wsgi_ts.instance.run_directory import RunDirectory
 from wsgi_ts.models.manager import ModelManager
@@ -101,7 +101,7 @@ class Batchers(ProcessGroup[BatcherProcess]):
         process.remove_mailboxes()
         # Under the registry's lock no operation sends anything between the start and what the start has to tell.
         with self._registry.changed:
-            process.start(self.segments.table.attachable(), len(os.sched_getaffinity(0)))
+            process.start(self.segments.table.attachable(), usable_cores())
             for message in self._manager.workers.replay(process.index):
                 process.send(message)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from wsgi_ts import TORCHSERVE_VERSION
+from wsgi_ts.cgroup import usable_cores
 from wsgi_ts.metrics.specification import DEFAULT_FILE
 from wsgi_ts.settings.config import Config
 
@@ -28,7 +28,7 @@ def configuration_lines(config: Config, gpus: int) -> Iterator[str]:
         "Temp directory": config.temp_dir,
         "Metrics config path": config.metrics_config or DEFAULT_FILE,
         "Number of GPUs": gpus,
-        "Number of CPUs": len(os.sched_getaffinity(0)),
+        "Number of CPUs": usable_cores(),
         "Max heap size": _NONE,
         "Python executable": config.python,
         "Config file": config.config_file or _NONE,
