@@ -90,7 +90,7 @@ class ModelCounters:
 
     def clear_gauges(self) -> None:
         """Zeroes what describes the present, when the model is unloaded; counters stay."""
-        for word in (ModelWord.READY_WORKERS, ModelWord.OUTSTANDING, ModelWord.QUEUED):
+        for word in (ModelWord.READY_WORKERS, ModelWord.OUTSTANDING, ModelWord.QUEUED, ModelWord.OLDEST_NS):
             self.show(word, 0)
 
     def _count_times(self, word: int, named_word: int, bucket: int, jobs: Sequence[Job], until_ns: int) -> None:

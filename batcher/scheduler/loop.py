@@ -251,6 +251,7 @@ class BatcherLoop:
             counters.show(ModelWord.READY_WORKERS, model.ready_workers)
             counters.show(ModelWord.OUTSTANDING, model.outstanding)
             counters.show(ModelWord.QUEUED, len(model.jobs))
+            counters.show(ModelWord.OLDEST_NS, int(model.jobs.oldest_at * 1e9) if model.jobs else 0)
 
     def _look_after_segments(self) -> None:
         """Wakes the web workers for which there are answers, and detaches what nobody writes to any more."""

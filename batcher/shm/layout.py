@@ -97,10 +97,10 @@ class WebWord:
 class ModelWord:
     """Words of a model version on the board (one row per batcher); written by that batcher alone.
 
-    READY_WORKERS and OUTSTANDING are gauges that web workers read to choose a device; QUEUED is one, too; the rest are
-    counters. Those whose name ends in _NAMED count the requests that named the model's version, the same words
-    without it those that did not. A word whose name ends in BUCKETS is the first of a histogram's counts: one word per
-    bound of TIME_BUCKETS_US (of BATCH_BUCKETS: BATCH_SIZES), and one for what lies above.
+    READY_WORKERS and OUTSTANDING are gauges that web workers read to choose a device; QUEUED and OLDEST_NS are gauges,
+    too; the rest are counters. Those whose name ends in _NAMED count the requests that named the model's version, the
+    same words without it those that did not. A word whose name ends in BUCKETS is the first of a histogram's counts:
+    one word per bound of TIME_BUCKETS_US (of BATCH_BUCKETS: BATCH_SIZES), and one for what lies above.
     """
 
     READY_WORKERS: Final = 0
@@ -124,6 +124,7 @@ class ModelWord:
     SERVICE_BUCKETS: Final = 48
     HANDOVER_BUCKETS: Final = 64
     BATCH_BUCKETS: Final = 80
+    OLDEST_NS: Final = 91  # when the request arrived that waits longest (monotonic); 0 where none waits
 
 
 #: Upper bounds, in microseconds, of the histograms of times.

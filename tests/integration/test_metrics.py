@@ -103,6 +103,17 @@ SYSTEM_NAMES = {
     *("CPUUtilization", "MemoryUsed", "MemoryAvailable", "MemoryUtilization"),
     *("DiskUsage", "DiskAvailable", "DiskUtilization"),
 }
+#: Gauges of ours that have a prefix like TorchServe's.
+LOAD_NAMES = {
+    *("ts_queue_depth", "ts_running_requests", "ts_queue_wait_seconds"),
+    *("ts_worker_busy_ratio", "ts_capacity_rps", "ts_desired_replicas_hint"),
+}
+
+
+def is_ours(name: str) -> bool:
+    return name.startswith("wsgi_ts_") or name in LOAD_NAMES
+
+
 LEGACY_NAMES = {name for name in SERVER_NAMES if name.startswith("ts_")}
 
 
@@ -221,7 +232,7 @@ def test_what_handlers_report_is_added_up(start_server: Start, store: Path, tmp_
     assert f'Rows{{Color="red",ModelName="reporter",Level="Model",Hostname="{HOST}",}} 4.0\n' in text
     assert "# HELP LastSize Torchserve prometheus gauge metric with unit: bytes\n" in text
     assert f'total{{hostname="{HOST}",model_version="default",model_name="reporter",}} 4.0\n' in text
-    names = {name for name in re.findall(r"# TYPE (\w+)", text) if not name.startswith("wsgi_ts_")}
+    names = {name for name in re.findall(r"# TYPE (\w+)", text) if not is_ours(name)}
     assert names == {
         *("Requests2XX", "ts_inference_requests_total", "MemoryUsed"),
         *("Rows", "LastSize", "PredictionTime", "Sizes"),
@@ -303,7 +314,7 @@ def test_a_broken_metrics_yaml_is_told_and_nothing_is_recorded(start_server: Sta
     assert server.predict("reporter", b"x").status == 200
     assert "ts_metrics: gauge: entry 1 (MemoryUsed): `unit` must be a text that is not empty" in server.log()
     text = server.request("metrics", "GET", "/metrics").text
-    assert all(name.startswith("wsgi_ts_") for name in re.findall(r"# TYPE (\w+)", text))
+    assert all(is_ours(name) for name in re.findall(r"# TYPE (\w+)", text))
 
 
 # The system

@@ -257,6 +257,14 @@ class RoutingTable:
             return Target("", None, error=BadRequest("Parameter model_name is required."))
         return self.version_target(name, None, flags=RequestFlag.QUERY_ROW | RequestFlag.URL_PATH)
 
+    def rows(self) -> list[tuple[int, tuple[int, ...]]]:
+        """Returns the number of each model version on the board, and the batchers that have workers of it."""
+        return [
+            (entry["index"], tuple(map(int, entry["batchers"])))
+            for model in self._models.values()
+            for entry in model["versions"].values()
+        ]
+
     def versions(self, name: str) -> tuple[str, dict[str, bool]]:
         """Returns a model's default version, and of each of its versions whether a worker is ready.
 

@@ -203,6 +203,12 @@ class Config:
     metrics_mode: str = setting(kinds.choice("log", "prometheus", "legacy", or_default=True), "log", "where metrics go")
     metrics_config: Path | None = setting(PATH, None, "metrics.yaml; unset: the built-in one")
     model_metrics_auto_detect: bool = setting(BOOLEAN, False, "accept metrics that metrics.yaml lacks")
+    vllm_metric_names: bool = setting(
+        BOOLEAN, False, "/metrics also shows queue and running requests under vLLM's names", ours=True
+    )
+    endpoint_load_metrics: bool = setting(
+        BOOLEAN, False, "predictions' answers tell the server's load in a header, for proxies (ORCA)", ours=True
+    )
     disable_system_metrics: bool = setting(BOOLEAN, False, "no CPU, memory, disk and GPU metrics")
     system_metrics_cmd: str = setting(TEXT, "", "program that prints the system metrics", env=False)
     metric_time_interval: int = setting(integer(1, unit="s"), 60, "period of the system metrics", env=False)

@@ -20,6 +20,7 @@ from wsgi_ts.rest.responses import BASE_HEADERS, ERROR_KEY, UNEXPECTED, encode_j
 from wsgi_ts.security.tls import TlsSocket
 from wsgi_ts.web.app import call_app, environ_of
 from wsgi_ts.web.connection import Connection, Phase
+from wsgi_ts.web.load_header import LoadHeader
 from wsgi_ts.web.report import NO_LINE, Report
 from wsgi_ts.web.table import READ_EVENTS, ConnectionTable
 from wsgi_ts.web.transfer import send_now, send_queued
@@ -54,16 +55,24 @@ class Answers:
         table: the connections.
         exchange: the requests under way; None where no predictions are served.
         report: the access log and the counters.
+        load: the header that tells how busy the server is; None: answers do not tell.
 
     Attributes:
         quick_ns: smoothed time from a request to its answer while few are under way.
     """
 
-    def __init__(self, table: ConnectionTable, exchange: Exchange[Connection] | None, report: Report) -> None:
+    def __init__(
+        self,
+        table: ConnectionTable,
+        exchange: Exchange[Connection] | None,
+        report: Report,
+        load: LoadHeader | None = None,
+    ) -> None:
         self.quick_ns = SPIN_LIMIT_NS
         self._table = table
         self._exchange = exchange
         self._report = report
+        self._load = load
         if exchange is not None:
             exchange.walks.deliver = self._deliver
             exchange.walks.limit = table.limit_answer
@@ -153,6 +162,8 @@ class Answers:
             body: what follows them.
         """
         self._report.note(connection, status)
+        if self._load is not None:
+            lines = self._load.add_to(lines, self._table.now_ns)
         connection.phase = Phase.SEND
         if len(body) > _SMALL_BODY:
             connection.queue(lines)

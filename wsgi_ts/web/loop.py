@@ -23,6 +23,7 @@ from wsgi_ts.security.tls import PlainHttp, accept_tls
 from wsgi_ts.web.answers import SPIN_IN_FLIGHT, SPIN_LIMIT_NS, Answers
 from wsgi_ts.web.connection import Connection, Phase
 from wsgi_ts.web.listeners import Endpoint, Listeners
+from wsgi_ts.web.load_header import LoadHeader
 from wsgi_ts.web.report import Report
 from wsgi_ts.web.requests import HEAD_LIMIT_S, Requests
 from wsgi_ts.web.table import ConnectionTable
@@ -67,7 +68,10 @@ class WebLoop:
         row = exchange.web_row if exchange is not None else board.control_web_row
         table = self.table = ConnectionTable(exchange, config.max_request_size)
         self.report = Report(instance.log_files.access, board, row)
-        self.answers = Answers(table, exchange, self.report)
+        load = None
+        if exchange is not None and config.endpoint_load_metrics:
+            load = LoadHeader(board, exchange.routes)
+        self.answers = Answers(table, exchange, self.report, load)
         self.requests = Requests(table, self.answers, exchange, config.max_request_size, self._wake)
         self._accesses: list[Access] = []
         for endpoint in endpoints:

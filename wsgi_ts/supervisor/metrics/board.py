@@ -31,7 +31,8 @@ _REQUESTS = {
     "ts_inference_latency_microseconds": (ModelWord.LATENCY_US, ModelWord.LATENCY_US_NAMED),
     "ts_queue_latency_microseconds": (ModelWord.QUEUE_US, ModelWord.QUEUE_US_NAMED),
 }
-_LABELS = ("model_name", "model_version")
+#: The labels of what is counted for a model version.
+MODEL_LABELS = ("model_name", "model_version")
 _SECONDS = tuple(bound / 1e6 for bound in layout.TIME_BUCKETS_US)
 #: Our histograms of times: what they are, the first word of the buckets, and the words that make up the sum.
 _TIMES = {
@@ -113,7 +114,7 @@ class BoardMetrics:
         for model in models:
             for name, words in _REQUESTS.items():
                 for version, word in zip((_DEFAULT_VERSION, model.version), words, strict=True):
-                    if count := self._model(model, word):
+                    if count := self.count(model, word):
                         found[name][model.name, version, self._hostname] = count
         return found | self._last_batch(host)
 
@@ -141,13 +142,13 @@ class BoardMetrics:
     def _histograms(self, models: list[CountedModel]) -> list[Family]:
         families = []
         for name, (text, first, sums) in _TIMES.items():
-            family = Family(OWN_PREFIX + name, HISTOGRAM, text, _LABELS)
+            family = Family(OWN_PREFIX + name, HISTOGRAM, text, MODEL_LABELS)
             for model in models:
                 counts = self._counts(model, first, len(_SECONDS) + 1)
-                total_us = sum(self._model(model, word) for word in sums)
+                total_us = sum(self.count(model, word) for word in sums)
                 family.samples[model.name, model.version] = Histogram(_SECONDS, counts, total_us / 1e6)
             families.append(family)
-        sizes = Family(f"{OWN_PREFIX}batch_size", HISTOGRAM, "Requests in a batch", _LABELS)
+        sizes = Family(f"{OWN_PREFIX}batch_size", HISTOGRAM, "Requests in a batch", MODEL_LABELS)
         for model in models:
             counts = self._counts(model, ModelWord.BATCH_BUCKETS, len(layout.BATCH_SIZES) + 1)
             # Each request of a batch has its place in the histogram of latencies.
@@ -156,37 +157,43 @@ class BoardMetrics:
         return [*families, sizes]
 
     def _gauges(self, models: list[CountedModel]) -> list[Family]:
-        queue = Family(f"{OWN_PREFIX}queue_length", GAUGE, "Requests that wait for a model worker", _LABELS)
-        ready = Family(f"{OWN_PREFIX}workers_ready", GAUGE, "Model workers that take requests", _LABELS)
-        wanted = Family(f"{OWN_PREFIX}workers", GAUGE, "Model workers that there should be", _LABELS)
+        queue = Family(f"{OWN_PREFIX}queue_length", GAUGE, "Requests that wait for a model worker", MODEL_LABELS)
+        ready = Family(f"{OWN_PREFIX}workers_ready", GAUGE, "Model workers that take requests", MODEL_LABELS)
+        wanted = Family(f"{OWN_PREFIX}workers", GAUGE, "Model workers that there should be", MODEL_LABELS)
         restarts = Family(
-            f"{OWN_PREFIX}worker_restarts_total", COUNTER, "Model workers that were started again", _LABELS
+            f"{OWN_PREFIX}worker_restarts_total", COUNTER, "Model workers that were started again", MODEL_LABELS
         )
         unanswered = Family(
             f"{OWN_PREFIX}requests_unanswered_total",
             COUNTER,
             "Requests that no handler has answered: refused at a full queue or without worker, expired in the queue, "
             "cancelled by the client, or lost with a model worker that died",
-            (*_LABELS, "reason"),
+            (*MODEL_LABELS, "reason"),
         )
         for model in models:
             labels = (model.name, model.version)
-            queue.samples[labels] = self._model(model, ModelWord.QUEUED)
-            ready.samples[labels] = self._model(model, ModelWord.READY_WORKERS)
+            queue.samples[labels] = self.count(model, ModelWord.QUEUED)
+            ready.samples[labels] = self.count(model, ModelWord.READY_WORKERS)
             wanted.samples[labels] = model.workers
             restarts.samples[labels] = model.restarts
             for reason, word in _UNANSWERED.items():
-                unanswered.samples[(*labels, reason)] = self._model(model, word)
+                unanswered.samples[(*labels, reason)] = self.count(model, word)
         return [queue, ready, wanted, restarts, unanswered]
 
     def _counts(self, model: CountedModel, first_word: int, size: int) -> list[int]:
         """The counts of a histogram."""
-        return [self._model(model, first_word + place) for place in range(size)]
+        return [self.count(model, first_word + place) for place in range(size)]
 
-    def _model(self, model: CountedModel, word: int) -> int:
+    def count(self, model: CountedModel, word: int) -> int:
         """A word of a model version, summed over the batchers."""
         words = self._board.words
         return sum(words[self._board.model_row(batcher, model.index) + word] for batcher in range(self._batchers))
+
+    def least(self, model: CountedModel, word: int) -> int:
+        """The least value of a word of a model version that is not 0 on all batchers; 0 where it is."""
+        words = self._board.words
+        rows = [self._board.model_row(batcher, model.index) for batcher in range(self._batchers)]
+        return min((words[row + word] for row in rows if words[row + word]), default=0)
 
     def _responses(self, word: int) -> int:
         """A count of answers, summed over the web workers."""

@@ -32,6 +32,7 @@ from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.version import ModelVersion
 from wsgi_ts.settings.config import Config
 from wsgi_ts.supervisor.metrics.board import HOST_LEVEL, BoardMetrics, CountedModel, Values
+from wsgi_ts.supervisor.metrics.load import LoadGauges
 from wsgi_ts.supervisor.metrics.system import SystemMetrics
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class MetricsCollector:
         self._specs = dict(specification.server) if specification is not None else {}
         self._reported = ReportedMetrics(specification)
         self._board = BoardMetrics(board, gpus + 1, self._hostname)
+        self._load = LoadGauges(self._board, vllm_names=config.vllm_metric_names)
         # Never closed: somebody may ask for the metrics until the very end.
         self._bells = [board.batcher_bell(index) for index in range(gpus + 1)]
         self._system_values: dict[str, Values] = {}
@@ -120,7 +122,8 @@ class MetricsCollector:
         if self._mode == PROMETHEUS_MODE:
             models = self._models()
             families = self._server_families(models)
-            return render([*families, *self._reported.families(), *self._board.own_families(models)], names)
+            own = [*self._board.own_families(models), *self._load.families(models)]
+            return render([*families, *self._reported.families(), *own], names)
         if self._mode == _LEGACY_MODE:
             families = self._server_families(self._models())
             return render([family for family in families if family.name in _LEGACY_NAMES], names)

@@ -1,0 +1,98 @@
+"""What a server tells those who decide how many there should be, and proxies that choose among several."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from support.archives import archive
+from support.eventually import eventually
+from support.server import ServerProcess
+
+HELD = """
+import os, time
+
+def handle(data, context):
+    if data is None:
+        return None
+    while not os.path.exists(os.environ["GATE"]):
+        time.sleep(0.02)
+    return [row["body"] for row in data]
+"""
+
+
+@pytest.fixture(scope="module")
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("gate") / "gate"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, gate: Path) -> Iterator[ServerProcess]:
+    store = tmp_path_factory.mktemp("store")
+    archive(store, "held", HELD)
+    archive(store, "echo")
+    config = {"metrics_mode": "prometheus", "vllm_metric_names": "true", "endpoint_load_metrics": "true"}
+    with ServerProcess(store=store, config=config, environment={"GATE": os.fspath(gate)}) as running:
+        for name in ("held", "echo"):
+            assert running.register(f"{name}.mar").status == 200
+        yield running
+
+
+def gauges(server: ServerProcess, model: str = "held") -> dict[str, float]:
+    """The gauges of a model, read as a gateway reads them: by name and label."""
+    text = server.request("metrics", "GET", "/metrics").text
+    return {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if family.type == "gauge" and sample.labels.get("model_name") == model
+    }
+
+
+def test_queue_running_requests_and_offered_load(server: ServerProcess, gate: Path) -> None:
+    gauges(server)
+    with ThreadPoolExecutor() as pool:
+        held = [pool.submit(server.predict, "held", b"x") for _ in range(3)]
+
+        def full() -> bool:
+            now = gauges(server)
+            return (now["ts_queue_depth"], now["ts_running_requests"]) == (2, 1) and now["ts_worker_busy_ratio"] == 1
+
+        eventually(full, within=10)
+        now = gauges(server)
+        assert (now["vllm:num_requests_waiting"], now["vllm:num_requests_running"]) == (2, 1)
+        waited = now["ts_queue_wait_seconds"]
+        assert waited > 0
+        threading.Event().wait(0.3)
+        assert gauges(server)["ts_queue_wait_seconds"] >= waited + 0.3
+        assert "ts_capacity_rps" not in now, "nothing is known yet"
+        reply = server.predict("echo", b"x")
+        kind, _, value = reply.headers["endpoint-load-metrics"].partition(" ")
+        load = json.loads(value)
+        # The request that is answered may still count.
+        assert (kind, load["named_metrics"]["queue_depth"]) == ("JSON", 2)
+        assert load["named_metrics"]["running_requests"] in (1, 2)
+        assert load["application_utilization"] in (1.5, 2), "three or four requests for two workers"
+        gate.touch()
+        assert [each.result().status for each in held] == [200] * 3
+    eventually(lambda: gauges(server).get("ts_capacity_rps", 0) > 0, within=10)
+    present = ("ts_queue_depth", "ts_running_requests", "ts_queue_wait_seconds")
+    # What is present is looked at four times a second.
+    eventually(lambda: [gauges(server)[name] for name in present] == [0, 0, 0], within=5)
+    now = gauges(server)
+    assert now["ts_desired_replicas_hint"] > 0
+    assert 0 <= now["ts_worker_busy_ratio"] <= 1
+
+
+def test_errors_tell_the_load_too_and_a_model_that_goes_takes_its_gauges_along(server: ServerProcess) -> None:
+    assert "endpoint-load-metrics" in server.predict("nothing").headers
+    assert server.request("management", "DELETE", "/models/echo").status == 200
+    assert gauges(server, "echo") == {}
+    assert server.register("echo.mar").status == 200
+    assert gauges(server, "echo")["ts_queue_depth"] == 0

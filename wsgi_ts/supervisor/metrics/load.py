@@ -1,0 +1,124 @@
+"""Gauges for those who decide how many servers there should be: queue, work under way, capacity, offered load.
+
+What is a rate is taken over the time since an earlier look, one of ten seconds or more ago where there is one: whoever
+scrapes sets the pace, and several may.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm.layout import ModelWord
+from wsgi_ts.metrics.exposition import Family
+from wsgi_ts.metrics.specification import GAUGE
+from wsgi_ts.supervisor.metrics.board import MODEL_LABELS, BoardMetrics, CountedModel
+
+#: Rates are over this time at least, in seconds, once the server has been looked at for so long.
+WINDOW_S = 10.0
+#: Looks that are kept; who scrapes more often than ten times a second gets rates over a shorter time.
+_LOOKS = 100
+
+_HELP = {
+    "ts_queue_depth": "Requests that wait for a model worker",
+    "ts_running_requests": "Requests that model workers have",
+    "ts_queue_wait_seconds": "How long the request has waited that waits longest, in seconds",
+    "ts_worker_busy_ratio": "Part of their time that the ready model workers were busy, 0 to 1",
+    "ts_capacity_rps": "Requests a second that the ready model workers can do at the batch sizes they had last",
+    "ts_desired_replicas_hint": "Requests a second that came, in parts of ts_capacity_rps; summed over all servers: "
+    "how many of them the load takes",
+}
+#: What vLLM calls the first two.
+_VLLM = {"vllm:num_requests_waiting": "ts_queue_depth", "vllm:num_requests_running": "ts_running_requests"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What had been counted of one model version at a time."""
+
+    at: float
+    arrived: int
+    answered: int
+    service_s: float
+
+
+class LoadGauges:
+    """The gauges of one instance; used from any thread.
+
+    Args:
+        board: what is counted.
+        vllm_names: show two of them under vLLM's names, too.
+    """
+
+    def __init__(self, board: BoardMetrics, *, vllm_names: bool) -> None:
+        self._board = board
+        self._vllm_names = vllm_names
+        self._lock = threading.Lock()
+        # By number and name: a number may get another model, whose counts begin anew.
+        self._looks: dict[tuple[int, str, str], deque[_Look]] = {}
+        self._capacity: dict[tuple[int, str, str], float] = {}
+
+    def families(self, models: Sequence[CountedModel]) -> list[Family]:
+        """Looks at the models, and returns the gauges."""
+        found = {name: Family(name, GAUGE, text, MODEL_LABELS) for name, text in _HELP.items()}
+        with self._lock:
+            known = {(model.index, model.name, model.version) for model in models}
+            for gone in self._looks.keys() - known:
+                del self._looks[gone]
+                self._capacity.pop(gone, None)
+            for model in models:
+                for name, value in self._values(model).items():
+                    found[name].samples[model.name, model.version] = value
+        families = list(found.values())
+        if self._vllm_names:
+            families += [self._by_model(name, found[ours]) for name, ours in _VLLM.items()]
+        return families
+
+    @staticmethod
+    def _by_model(name: str, family: Family) -> Family:
+        """A gauge under a name of vLLM's, which has no versions: their sum."""
+        sums = Family(name, GAUGE, family.help, ("model_name",))
+        for (model, _), value in family.samples.items():
+            sums.samples[(model,)] = float(sums.samples.get((model,), 0)) + float(value)  # type: ignore[arg-type]
+        return sums
+
+    def _values(self, model: CountedModel) -> dict[str, float]:
+        """The gauges of one model version, now."""
+        now = time.monotonic()
+        count = self._board.count
+        queued, ready = count(model, ModelWord.QUEUED), count(model, ModelWord.READY_WORKERS)
+        running = max(0, count(model, ModelWord.OUTSTANDING) - queued)
+        look = _Look(
+            now,
+            count(model, ModelWord.REQUESTS) + count(model, ModelWord.REQUESTS_NAMED),
+            sum(count(model, ModelWord.LATENCY_BUCKETS + place) for place in range(len(layout.TIME_BUCKETS_US) + 1)),
+            count(model, ModelWord.SERVICE_US) / 1e6,
+        )
+        key = (model.index, model.name, model.version)
+        looks = self._looks.setdefault(key, deque(maxlen=_LOOKS))
+        before = next((each for each in reversed(looks) if now - each.at >= WINDOW_S), looks[0] if looks else None)
+        looks.append(look)
+        oldest_ns = self._board.least(model, ModelWord.OLDEST_NS)
+        values = {
+            "ts_queue_depth": queued,
+            "ts_running_requests": running,
+            "ts_queue_wait_seconds": max(0.0, now - oldest_ns / 1e9) if oldest_ns else 0.0,
+        }
+        if before is None or now == before.at:
+            return values
+        elapsed_s = now - before.at
+        answered, service_s = look.answered - before.answered, look.service_s - before.service_s
+        if answered > 0 and service_s > 0 and ready:
+            self._capacity[key] = ready * answered / service_s
+        # Work that takes longer than the time looked at is not counted yet.
+        busy = service_s / elapsed_s if answered else min(running, ready)
+        values["ts_worker_busy_ratio"] = min(1.0, busy / ready) if ready else 0.0
+        capacity = self._capacity.get(key)
+        if capacity is not None:
+            values["ts_capacity_rps"] = capacity
+            values["ts_desired_replicas_hint"] = (look.arrived - before.arrived) / elapsed_s / capacity
+        return values
