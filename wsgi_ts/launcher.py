@@ -56,7 +56,7 @@ def start(
         model_store: folder of the model archives; a fresh one by default.
         snapshot_file: configuration file or snapshot (`--ts-config`).
         no_config_snapshots: neither write nor read snapshots.
-        plugin_folder: Java plug-ins; without effect.
+        plugin_folder: a folder with plugins.
         disable_token: answer requests without a token.
         models: models to load at startup, as one argument.
         enable_model_api: allow registering and unregistering over the API.

@@ -19,6 +19,7 @@ class RunFiles:
         routes: what the data path reads.
         tokens: what tokens are checked by.
         models: where archives are unpacked.
+        plugins: what each process says of its plugins.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -31,3 +32,4 @@ class RunFiles:
         self.routes = self.path / "routes.json"
         self.tokens = self.path / "tokens.json"
         self.models = self.path / "models"
+        self.plugins = self.path / "plugins"

@@ -55,7 +55,8 @@ def wsgi_ts(arguments: Sequence[str] | None = None) -> int:
 
         return commands.main(words[1:])
     options = _wsgi_ts_parser().parse_args(words)
-    run_dir = Path(os.path.abspath(options.run_dir)) if options.run_dir else default_run_dir()
+    given = getattr(options, "run_dir", None)
+    run_dir = Path(os.path.abspath(given)) if given else default_run_dir()
     try:
         if options.command == "serve":
             return start(_command_line(options), wait=True)
@@ -65,6 +66,14 @@ def wsgi_ts(arguments: Sequence[str] | None = None) -> int:
             from wsgi_ts.cli.doctor import run_doctor
 
             return run_doctor(_command_line(options), os.environ, in_pod=options.k8s)
+        if options.command == "plugins":
+            from wsgi_ts.cli.plugins import print_plugins
+
+            return print_plugins(_command_line(options), run_dir, as_json=options.json)
+        if options.command == "plugin":
+            from wsgi_ts.cli.plugins import new_plugin
+
+            return new_plugin(options.group, options.name, Path.cwd())
         if options.command == "stop":
             return stop_instance(run_dir, fast=options.fast, limit_s=options.timeout)
         from wsgi_ts.cli.status import print_status
@@ -89,7 +98,7 @@ def _add_start_flags(parser: argparse.ArgumentParser) -> None:
     add("--log-config", metavar="FILE", help="log configuration")
     add("--cpp-log-config", metavar="FILE", help="log configuration of the C++ backend (no effect)")
     add("--no-config-snapshots", "--ncs", action="store_true", help="neither write nor read snapshots")
-    add("--plugins-path", "--ppath", metavar="DIR", help="Java plug-ins (no effect)")
+    add("--plugins-path", "--ppath", metavar="DIR", help="folders with plugins, separated by colons")
     add("--disable-token-auth", "--dt", action="store_true", help="answer requests without a token")
     add("--enable-model-api", action="store_true", help="allow registering and unregistering over the API")
     add("--drain-delay", metavar="SECONDS", help="after SIGTERM, serve on for so long, not ready (drain_delay)")
@@ -123,12 +132,19 @@ def _wsgi_ts_parser() -> argparse.ArgumentParser:
     replace.add_argument("--timeout", type=float, default=UPGRADE_LIMIT_S, metavar="SECONDS", help="default: 600")
     status = commands.add_parser("status", help="show processes, models and workers")
     status.add_argument("--json", action="store_true", help="for programs")
+    plugins = commands.add_parser("plugins", help="show the plugins, and what is wrong with them")
+    _add_start_flags(plugins)
+    plugins.add_argument("--json", action="store_true", help="for programs")
+    making = commands.add_parser("plugin", help="make a plugin").add_subparsers(required=True, metavar="ACTION")
+    new = making.add_parser("new", help="write the files of a new plugin into a folder of its name")
+    new.add_argument("group", choices=("endpoint",), help="what kind of plugin")
+    new.add_argument("name", metavar="NAME", help="its name, such as model-ready")
     commands.add_parser("llm", help="serve one large language model without an archive")
     commands.add_parser("handler", help="write, run, check and replay a handler without a server")
     doctor = commands.add_parser("doctor", help="check whether this machine can run the configuration")
     _add_start_flags(doctor)
     doctor.add_argument("--k8s", action="store_true", help="also what a pod of Kubernetes needs")
-    for command in (serve, stop, replace, status, doctor):
+    for command in (serve, stop, replace, status, plugins, doctor):
         command.add_argument("--run-dir", metavar="DIR", help="the instance's run directory")
     return parser
 

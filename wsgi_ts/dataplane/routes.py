@@ -131,6 +131,8 @@ class RoutingTable:
         self.started = False
         self.ready = False
         self.draining = False
+        #: First segments of paths that endpoints of plugins have taken over.
+        self.taken: frozenset[str] = frozenset()
 
     def refresh(self) -> None:
         """Reads the published file again if there is a newer one (one load of a shared word if not)."""
@@ -173,7 +175,8 @@ class RoutingTable:
         if asked not in self._known:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
-            self._known[asked] = self.target(path, query)
+            is_taken = bool(self.taken) and path.split("/", 2)[1] in self.taken
+            self._known[asked] = None if is_taken else self.target(path, query)
         return self._known[asked]
 
     def target(self, path: str, query: str) -> Target | None:

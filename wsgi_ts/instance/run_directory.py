@@ -76,6 +76,7 @@ class RunDirectory(RunFiles):
         try:
             directory._remove_leftovers()
             directory.models.mkdir(mode=0o700)
+            directory.plugins.mkdir(mode=0o700)
             directory._write_record()
         except OSError as error:
             os.close(fd)
@@ -169,8 +170,9 @@ class RunDirectory(RunFiles):
             file.unlink(missing_ok=True)
         for entry in self.path.glob(".new-*"):
             entry.unlink(missing_ok=True)
-        if self.models.exists():
-            shutil.rmtree(self.models, onerror=_warn_of_leftover)
+        for directory in (self.models, self.plugins):
+            if directory.exists():
+                shutil.rmtree(directory, onerror=_warn_of_leftover)
 
     def _update_record(self) -> None:
         """Writes the record; a full disk is no reason to stop: processes are found by the instance's prefix, too."""

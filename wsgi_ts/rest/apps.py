@@ -10,12 +10,11 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import falcon
-from falcon.routing import CompiledRouter
 
 from wsgi_ts.control.client import ControlPlane
-from wsgi_ts.errors import MethodNotAllowed
 from wsgi_ts.rest import management, metrics, openapi, tokens, workflows
 from wsgi_ts.rest.responses import RequestIdHeader, install_error_handlers, response_type, write_json
+from wsgi_ts.rest.router import Router
 from wsgi_ts.settings.config import Config
 
 if TYPE_CHECKING:
@@ -24,27 +23,6 @@ if TYPE_CHECKING:
 
 #: The interfaces an app can carry. One app carries several when their addresses are equal.
 KINDS = ("inference", "management", "metrics")
-
-
-class Router(CompiledRouter):
-    """Falcon's router with TorchServe's reading of a path and of OPTIONS."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        # `on_request` takes the methods that have no responder of their own.
-        self.options.default_to_on_request = True
-
-    def find(self, uri: str, req: falcon.Request | None = None) -> Any:
-        """Finds the resource of a path, however many slashes end it."""
-        return super().find(uri.rstrip("/") if uri.endswith("/") else uri, req=req)
-
-    def map_http_methods(self, resource: object, **kwargs: Any) -> Any:
-        """Maps methods to responders; Falcon's own answer to OPTIONS is not wanted."""
-        method_map: dict[str, Any] = dict(super().map_http_methods(resource, **kwargs))
-        suffix = kwargs.get("suffix")
-        fallback = getattr(resource, f"on_request_{suffix}" if suffix else "on_request", _method_not_allowed)
-        method_map.setdefault("OPTIONS", fallback)
-        return method_map
 
 
 class ApiDescription:
@@ -122,7 +100,3 @@ def cors_headers(config: Config) -> dict[str, str]:
         "access-control-allow-headers": config.cors_allowed_headers,
     }
     return {name: value for name, value in wanted.items() if value}
-
-
-def _method_not_allowed(req: falcon.Request, resp: falcon.Response, **params: Any) -> None:
-    raise MethodNotAllowed()

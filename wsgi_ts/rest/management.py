@@ -18,6 +18,7 @@ import falcon
 from wsgi_ts.control.client import QUICK_CALL_S, ControlPlane
 from wsgi_ts.errors import BadRequest, MethodNotAllowed, PayloadTooLarge
 from wsgi_ts.models.arguments import RegisterArguments, page_arguments, read_argument
+from wsgi_ts.plugins.report import plugin_rows
 from wsgi_ts.rest import openapi
 from wsgi_ts.rest.responses import JSON_TYPE, REQUEST_ID_KEY, head_of, write_json
 from wsgi_ts.settings.lenient_json import parse_lenient
@@ -152,6 +153,15 @@ class KServeReadiness(_Resource):
         write_answer(resp, self._control.call("kserve_ready", timeout_s=QUICK_CALL_S, model_name=model))
 
 
+class Plugins(_Resource):
+    """`/plugins`."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Lists the plugins, one entry for each process that has loaded one."""
+        rows = plugin_rows(self._instance.config.found_plugins, self._instance.run_dir)
+        write_json(resp, 200, {"plugins": rows})
+
+
 def add_routes(app: falcon.App[Any, Any], instance: Instance, control: ControlPlane) -> None:
     """Gives `app` the management routes.
 
@@ -166,6 +176,7 @@ def add_routes(app: falcon.App[Any, Any], instance: Instance, control: ControlPl
     app.add_route("/models/{model}/{version}", one_model)
     app.add_route("/models/{model}/{version}/set-default", DefaultVersion(instance, control))
     app.add_route("/v1/models/{model}", KServeReadiness(instance, control))
+    app.add_route("/plugins", Plugins(instance, control))
 
 
 def may_wait(environ: Mapping[str, Any]) -> bool:

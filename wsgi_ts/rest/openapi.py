@@ -227,6 +227,7 @@ def _management_operations(config: Config) -> list[Operation]:
         *_version_operations("/models/{model_name}/{model_version}", "version_"),
         Operation(default_path, "put", "setDefault", "Sets the default version.", {200: "Done.", **_NO_MODEL}),
         replace(ready, answers={200: "Whether the model has workers.", **_NO_MODEL}, result="Ready"),
+        Operation("/plugins", "get", "listPlugins", "Lists the plugins.", {200: "The plugins."}, result="Plugins"),
         *_workflow_operations(),
     ]
     operations = [replace(operation, scope="management") for operation in operations]

@@ -118,6 +118,12 @@ _MODEL = _object(
     },
     {"deviceIds": _list(_NUMBER), "customizedMetadata": {"type": "object"}},
 )
+_PLUGIN = _object(
+    {
+        **dict.fromkeys(("name", "version", "group", "from", "process", "state", "error"), _TEXT),
+        "errors": {"type": "integer"},
+    }
+)
 
 #: The schemas that operations refer to.
 COMPONENTS: dict[str, Schema] = {
@@ -150,6 +156,7 @@ COMPONENTS: dict[str, Schema] = {
     "Started": _object({"started": _FLAG}),
     "Status": _object({"status": _TEXT}),
     "Worker": _WORKER,
+    "Plugins": _object({"plugins": _list(_PLUGIN)}),
     "WorkflowList": _object(
         {"workflows": _list(_object({"workflowName": _TEXT, "workflowUrl": _TEXT}))}, {"nextPageToken": _TEXT}
     ),

@@ -144,6 +144,8 @@ class Access:
         self._kinds = frozenset(kinds)
         self._tokens = TokenTable(run_dir, board) if config.token_authorization else None
         self._own_name = config.management_address.host.lower()
+        #: First segments of further paths of the inference API.
+        self.inference_roots: frozenset[str] = frozenset()
         self._mark = object()
         self._living: frozenset[str] = frozenset()
         self._look_at_ns = 0
@@ -189,6 +191,8 @@ class Access:
         scope = scope_of(self._kinds, path)
         if scope is None:
             return None
+        if self.inference_roots and "inference" in self._kinds and path.split("/", 2)[1] in self.inference_roots:
+            scope = INFERENCE
         if self._tokens is not None:
             self.refresh(time.monotonic_ns())
             if self._tokens.accepts(scope, environ.get("HTTP_AUTHORIZATION", "")):

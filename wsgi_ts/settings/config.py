@@ -214,11 +214,29 @@ class Config:
     metric_time_interval: int = setting(integer(1, unit="s"), 60, "period of the system metrics", env=False)
     async_logging: bool = setting(BOOLEAN, False, "log lines are written by a thread of their own")
 
+    # Plugins
+    plugins_path: str = setting(TEXT, "", "folders with plugins, separated by colons")
+    plugin: tuple[str, ...] = setting(kinds.OBJECTS, (), "plugins by their Python names", ours=True)
+    plugins: tuple[str, ...] = setting(
+        kinds.NAMES,
+        (),
+        "load only these of the plugins that are installed or in plugins_path; unset: all in plugins_path, and those "
+        "installed that open nothing to the network",
+        ours=True,
+    )
+    plugins_strict: bool = setting(BOOLEAN, False, "do not start where a plugin cannot be loaded", ours=True)
+    middleware: tuple[str, ...] = setting(
+        kinds.OBJECTS, (), "WSGI middleware around the apps, the outermost first", ours=True
+    )
+    middleware_all: bool = setting(
+        BOOLEAN, False, "predictions pass the middleware, too; then no answer is direct", ours=True
+    )
+    gunicorn_config: Path | None = setting(PATH, None, "Python file with hooks of gunicorn", ours=True)
+
     # The launcher's own
     enable_envvars_config: bool = setting(BOOLEAN, False, "let TS_… variables set keys", env=False)
     model_server_home: Path | None = setting(PATH, None, "where the server is installed", env_always=True)
     cpp_log_config: Path | None = setting(PATH, None, "log configuration of the C++ backend", has_effect=False)
-    plugins_path: str = setting(TEXT, "", "Java plug-ins", has_effect=False)
     vmargs: str = setting(
         TEXT, "", "arguments of the Java machine; the log configuration they name is read", has_effect=False
     )
@@ -233,6 +251,7 @@ class Config:
     temp_dir: Path = launch_value(PATH, Path("/tmp"), "TEMP, or the system's directory for temporary files")
     run_dir: Path = launch_value(PATH, Path("/tmp/wsgi-ts"), "what belongs to the running instance")
     warnings: tuple[str, ...] = launch_value(kinds.LINES, (), "what the launcher has warned of already")
+    found_plugins: tuple[dict[str, Any], ...] = launch_value(kinds.ROWS, (), "the plugins that are loaded")
     origins: dict[str, str] = launch_value(kinds.JSON_OBJECT, {}, "file and line of each key that was given")
 
     @property
@@ -245,8 +264,15 @@ class Config:
         """Whether requests need a token: as `disable_token_authorization` says; unset, if others can reach an API."""
         if self.disable_token_authorization is not None:
             return not self.disable_token_authorization
+        if self.auth_plugins:
+            return False
         everywhere = [*self.addresses.values(), *self.grpc_addresses.values()]
         return not all(address.is_local for address in everywhere)
+
+    @property
+    def auth_plugins(self) -> bool:
+        """Whether plugins say who may ask; tokens are off then, unless the configuration wants both."""
+        return any(row["group"] == "auth" for row in self.found_plugins)
 
     @property
     def serves_tls(self) -> bool:

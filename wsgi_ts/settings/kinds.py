@@ -205,6 +205,15 @@ def _parse_modules(text: str) -> tuple[str, ...]:
     return names
 
 
+def _parse_object_names(text: str) -> tuple[str, ...]:
+    names = _words(text)
+    for name in names:
+        module, colon, attribute = name.partition(":")
+        if not colon or not all(part.isidentifier() for part in f"{module}.{attribute}".split(".")):
+            raise ValueError(f"{name!r} is not of the form module:attribute")
+    return names
+
+
 def _parse_device_ids(value: Any) -> tuple[int, ...]:
     numbers = tuple(map(to_whole_number, value if isinstance(value, list) else [value]))
     if any(number < 0 for number in numbers):
@@ -236,6 +245,8 @@ PORT = integer(0, 65534, "port")
 INT32 = integer(-(2**31), read=to_whole_number)
 URL_PATTERNS = Kind("regular expressions, comma separated", _parse_url_patterns, list, tuple, "unset")
 MODULES = Kind("names of Python modules, comma separated", _parse_modules, list, tuple, "value")
+OBJECTS = Kind("module:attribute, comma separated", _parse_object_names, list, tuple, "unset")
+NAMES = Kind("names, comma separated", _words, list, tuple, "unset")
 MODEL_LIST = Kind(
     "all, or archive or name=archive, comma separated",
     _parse_model_list,
@@ -244,5 +255,6 @@ MODEL_LIST = Kind(
     "unset",
 )
 LINES = Kind("lines of text", lambda text: tuple(text.splitlines()), list, tuple)
+ROWS = Kind("rows", tuple, list, tuple)
 DEVICE_IDS = Kind("list of GPU numbers", _parse_device_ids)
 SECTION = Kind("section", _parse_section)

@@ -27,10 +27,14 @@ from wsgi_ts.logs.plan import LogPlan
 from wsgi_ts.logs.rotation import LogRotation
 from wsgi_ts.logs.setup import LogFiles, setup_logging
 from wsgi_ts.logs.user_config import load_plan
+from wsgi_ts.plugins.found import Found
 from wsgi_ts.security.tokens import KeyFileError, KeyRing
 from wsgi_ts.settings.config import Config
 
 log = logging.getLogger(__name__)
+
+#: First segments of the paths of predictions.
+PREDICTION_ROOTS = frozenset({"predictions", "explanations", "invocations", "models", "v1", "v2"})
 
 
 def open_logs(config: Config) -> tuple[LogPlan, LogFiles]:
@@ -147,6 +151,22 @@ def write_for_children(config: Config, log_plan: LogPlan, directory: RunDirector
         directory.config.write_text(dataclasses.replace(config, keystore_pass="").to_json())
     except OSError as error:
         raise StartError(f"run directory {directory.path}: {error}; make room, or set another --run-dir") from error
+
+
+def say_plugins(config: Config) -> None:
+    """Logs which plugins are loaded, and what the server leaves out because of them."""
+    found = [Found(**row) for row in config.found_plugins]
+    usable = [each for each in found if not each.error]
+    for each in usable:
+        if each.group == "endpoints":
+            log.info("Loading plugin for endpoint %s", each.path)
+        else:
+            log.info("Loading plugin %s of the group %s", each.name, each.group)
+    taken = {each.path for each in usable if each.type == "inference"} & PREDICTION_ROOTS
+    for path in sorted(taken):
+        log.info("Requests under /%s go to a plugin: they have no direct answers", path)
+    if config.middleware_all and config.middleware and config.direct_answers:
+        log.info("middleware_all=true: predictions pass the middleware, so direct_answers is off")
 
 
 def say_started(listeners: Iterable[BoundListener], keys: KeyRing | None) -> None:

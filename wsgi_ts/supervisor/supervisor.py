@@ -52,6 +52,7 @@ from wsgi_ts.supervisor.start import (
     make_board,
     make_keys,
     open_certificates,
+    say_plugins,
     say_started,
     start_log_rotation,
     write_for_children,
@@ -141,6 +142,7 @@ class Supervisor:
         gpus = gpu_count(config.number_of_gpu)
         for line in configuration_lines(config, gpus):
             log.info("%s", line)
+        say_plugins(config)
         devices = ["cpu", *(f"cuda:{number}" for number in range(gpus))]
         if len(devices) > layout.MAX_BATCHERS:
             raise StartError(f"{gpus} GPUs are more than this server handles; set number_of_gpu")
@@ -166,7 +168,8 @@ class Supervisor:
         """Makes the parts that serve, of which nothing runs yet."""
         config = self._config
         gpus = len(devices) - 1
-        self._metrics = MetricsCollector(config, self._board, self._registry, self._log_files, gpus)
+        run_dir = self._dir.path if config.found_plugins else None
+        self._metrics = MetricsCollector(config, self._board, self._registry, self._log_files, gpus, run_dir)
         self._snapshots = SnapshotWriter(config, self._registry, lambda models: self._guard.keep_json(MODELS, models))
         self._manager = ModelManager(
             config,

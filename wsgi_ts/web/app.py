@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from wsgi_ts.batcher.shm.request_codec import Answer
+from wsgi_ts.errors import ServerError
+from wsgi_ts.rest.plugin_endpoints import WSGIApp
 from wsgi_ts.rest.responses import REQUEST_ID_KEY
-from wsgi_ts.web.connection import Connection
-from wsgi_ts.web.listeners import WSGIApp
+from wsgi_ts.web.connection import Connection, Phase
+from wsgi_ts.web.plugins import PluginEndpoint
 
 #: For calls that are answered at once, and for those that wait.
 QUICK_THREADS = 8
@@ -58,6 +61,8 @@ class AppThreads:
     A call that waits for models to load or to end must not stand in the way of one that is answered at once: each kind
     has threads of its own.
 
+    Endpoints of plugins have threads of their own, and a limit: one that hangs costs nobody else anything.
+
     Args:
         wake: wakes the loop; called on a thread.
     """
@@ -65,7 +70,8 @@ class AppThreads:
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         self._pools: dict[bool, ThreadPoolExecutor] = {}
-        self._finished: deque[tuple[Connection, Answer | Exception]] = deque()
+        self._finished: deque[tuple[Connection, str, Answer | Exception]] = deque()
+        self._asked: dict[Connection, PluginEndpoint] = {}
 
     def submit(self, connection: Connection, environ: dict[str, Any], *, waits: bool) -> None:
         """Has a thread call the app.
@@ -79,17 +85,32 @@ class AppThreads:
         if pool is None:
             threads, name = (WAITING_THREADS, "management-waiting") if waits else (QUICK_THREADS, "management")
             pool = self._pools[waits] = ThreadPoolExecutor(threads, thread_name_prefix=name)
-        pool.submit(self._call, connection, environ)
+        pool.submit(self._call, connection.endpoint.app, connection, connection.request_id, environ)
+
+    def ask_plugin(self, connection: Connection, environ: dict[str, Any], plugin: PluginEndpoint) -> None:
+        """Has a thread of an endpoint's own call it; `give_up` ends the wait for it."""
+        self._asked[connection] = plugin
+        plugin.submit(partial(self._call, plugin.app, connection, connection.request_id, environ))
+
+    def give_up(self, connection: Connection) -> ServerError:
+        """Returns what a client is told whose answer an endpoint of a plugin owes it, and that is late."""
+        return self._asked.pop(connection).is_late()
 
     def take(self) -> tuple[Connection, Answer | Exception] | None:
         """Returns the next answer, or what was raised in its place; None when there is none."""
-        return self._finished.popleft() if self._finished else None
+        while self._finished:
+            connection, request_id, result = self._finished.popleft()
+            # One that was given up may come after all, when the connection has gone on.
+            if connection.phase == Phase.ANSWER and connection.request_id == request_id:
+                self._asked.pop(connection, None)
+                return connection, result
+        return None
 
-    def _call(self, connection: Connection, environ: dict[str, Any]) -> None:
+    def _call(self, app: WSGIApp, connection: Connection, request_id: str, environ: dict[str, Any]) -> None:
         result: Answer | Exception
         try:
-            result = call_app(connection.endpoint.app, environ)
+            result = call_app(app, environ)
         except Exception as error:  # the loop logs it and answers
             result = error
-        self._finished.append((connection, result))
+        self._finished.append((connection, request_id, result))
         self._wake()

@@ -15,14 +15,14 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from wsgi_ts.rest.direct import DirectAnswers
+from wsgi_ts.rest.plugin_endpoints import WSGIApp
 from wsgi_ts.rest.tokens import ADMITTED_KEY
 from wsgi_ts.security.access import Access
-
-WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+from wsgi_ts.web.plugins import PluginEndpoint
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class Endpoint:
         sock, app, context, direct: as given.
         may_block: a call of the app may wait, for workers to load; predictions never do.
         access: refuses requests; None where everybody may ask.
+        plugins: the endpoints of plugins by the first segment of their paths.
         environ: the WSGI variables that all requests have in common.
     """
 
@@ -67,6 +68,7 @@ class Endpoint:
         self.direct = direct
         self.may_block = kinds != ("inference",)
         self.access: Access | None = None
+        self.plugins: dict[str, PluginEndpoint] = {}
         name = sock.getsockname()
         server, port = (str(name[0]), str(name[1])) if isinstance(name, tuple) else (str(name), "")
         self.environ: dict[str, Any] = {

@@ -77,6 +77,8 @@ class WebLoop:
         for endpoint in endpoints:
             if Access.is_limited(endpoint.kinds, config):
                 endpoint.access = Access(endpoint.kinds, config, instance.run_dir, board)
+                ours = [path for path, plugin in endpoint.plugins.items() if plugin.found.type == "inference"]
+                endpoint.access.inference_roots = frozenset(ours)
                 self._accesses.append(endpoint.access)
         self._events: list[tuple[int, int]] = []
         self._listeners = Listeners(endpoints, table.epoll)

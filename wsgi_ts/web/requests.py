@@ -10,6 +10,7 @@ import io
 import logging
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from wsgi_ts.batcher.shm.layout import TOO_LATE
 from wsgi_ts.batcher.shm.request_codec import Request
@@ -22,11 +23,13 @@ from wsgi_ts.http.form_field import is_form
 from wsgi_ts.http.head import BadHead, Head
 from wsgi_ts.rest.inference import ROUTES_KEY
 from wsgi_ts.rest.management import may_wait
+from wsgi_ts.rest.plugin_endpoints import first_segment
 from wsgi_ts.rest.responses import HEAD_KEY
 from wsgi_ts.security.tls import TlsSocket
 from wsgi_ts.web.answers import AS_SENT, NO_REQUEST, Answers, events_ahead
 from wsgi_ts.web.app import AppThreads, call_app, environ_of
 from wsgi_ts.web.connection import TURN_BYTES, Connection, Phase, SlotBody
+from wsgi_ts.web.plugins import PluginEndpoint
 from wsgi_ts.web.table import READ_EVENTS, ConnectionTable
 
 log = logging.getLogger(__name__)
@@ -145,6 +148,9 @@ class Requests:
             # What has not begun will not be, since the slot is cancelled; what runs is answered to nobody.
             self._table.forget_slot(connection)
             self._answers.answer(connection, RequestTimeout(TOO_LATE))
+        elif phase == Phase.ANSWER and connection.limit_at:
+            # Of all other calls only those of plugins have a limit.
+            self._answers.error(connection, self.calls.give_up(connection))
         elif phase in (Phase.ANSWER, Phase.STREAM):
             connection.limit_at = 0.0
         else:
@@ -335,6 +341,13 @@ class Requests:
     def _body_complete(self, connection: Connection, body: bytes) -> None:
         """Goes on with a request whose body is in memory."""
         target, head, exchange = connection.target, connection.head, self._exchange
+        if target is None and head is not None and connection.endpoint.plugins:
+            plugin = connection.endpoint.plugins.get(first_segment(head.path))
+            if plugin is not None and not plugin.is_stuck:
+                self._ask_plugin(connection, plugin, body)
+                return
+            if exchange is not None and plugin is not None and head.method != "OPTIONS":
+                target = connection.target = exchange.routes.target(head.path, head.query)
         if target is None or head is None or exchange is None:
             self._call_app(connection, body)
             return
@@ -372,12 +385,23 @@ class Requests:
         if connection.half_closed:
             self._table.watch(connection, connection.events & ~READ_EVENTS)
 
-    def _call_app(self, connection: Connection, body: bytes) -> None:
+    def _ask_plugin(self, connection: Connection, plugin: PluginEndpoint, body: bytes) -> None:
+        environ = self._environ_with(connection, body)
+        environ["CONTENT_LENGTH"] = str(len(body))  # of a chunked body, too
+        connection.phase = Phase.ANSWER
+        self._table.limit_answer(connection, time.monotonic_ns() + int(plugin.found.timeout_s * 1e9))
+        self.calls.ask_plugin(connection, environ, plugin)
+
+    def _environ_with(self, connection: Connection, body: bytes) -> dict[str, Any]:
         environ = environ_of(connection)
         environ["wsgi.input"] = io.BytesIO(body)
-        environ[ROUTES_KEY] = self._exchange.routes if self._exchange is not None else None
         if connection.head is not None:
             environ[HEAD_KEY] = connection.head.raw
+        return environ
+
+    def _call_app(self, connection: Connection, body: bytes) -> None:
+        environ = self._environ_with(connection, body)
+        environ[ROUTES_KEY] = self._exchange.routes if self._exchange is not None else None
         if not connection.endpoint.may_block:
             self._answers.respond(connection, call_app(connection.endpoint.app, environ))
             return

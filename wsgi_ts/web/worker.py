@@ -16,6 +16,7 @@ from wsgi_ts.rest.direct import DirectAnswers
 from wsgi_ts.web.connection import Connection
 from wsgi_ts.web.listeners import Endpoint
 from wsgi_ts.web.loop import WebLoop
+from wsgi_ts.web.plugged import add_plugins
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,9 @@ class WebWorker(Worker):  # type: ignore[misc]
             kinds = app.kinds_for(sock)
             context = app.context if instance.config.addresses[kinds[0]].is_tls else None
             endpoints.append(Endpoint(sock, kinds, app.app_for(sock), context, direct))
+        if instance.config.found_plugins:
+            # In the worker and not before the fork: a plugin may start threads, or open connections.
+            add_plugins(instance, app.kind, endpoints, exchange)
         self._loop = WebLoop(instance, endpoints, exchange, self.PIPE[0], self._on_tick)
 
     def run(self) -> None:

@@ -14,6 +14,7 @@ from wsgi_ts.settings.properties import format_property, parse_properties
 
 #: Texts of which every kind of value takes at least two.
 _TEXTS = (
+    "package.module:attribute",
     "3",
     "true",
     "false",

@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from wsgi_ts.batcher.shm.board import Board
@@ -30,6 +31,7 @@ from wsgi_ts.metrics.reported import PROMETHEUS_MODE, ReportedMetrics
 from wsgi_ts.metrics.specification import COUNTER, MetricsConfigError, MetricSpec, load_specification
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.version import ModelVersion
+from wsgi_ts.plugins.report import error_counts
 from wsgi_ts.settings.config import Config
 from wsgi_ts.supervisor.metrics.board import HOST_LEVEL, BoardMetrics, CountedModel, Values
 from wsgi_ts.supervisor.metrics.load import LoadGauges
@@ -58,9 +60,19 @@ class MetricsCollector:
         registry: the models.
         log_files: for ts_metrics.log.
         gpus: how many GPUs models may use.
+        run_dir: where processes say what has become of their plugins; None where there are none.
     """
 
-    def __init__(self, config: Config, board: Board, registry: Registry, log_files: LogFiles, gpus: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        board: Board,
+        registry: Registry,
+        log_files: LogFiles,
+        gpus: int,
+        run_dir: Path | None = None,
+    ) -> None:
+        self._run_dir = run_dir
         self._mode = config.metrics_mode
         self._registry = registry
         self._log_files = log_files
@@ -122,7 +134,7 @@ class MetricsCollector:
         if self._mode == PROMETHEUS_MODE:
             models = self._models()
             families = self._server_families(models)
-            own = [*self._board.own_families(models), *self._load.families(models)]
+            own = [*self._board.own_families(models), *self._load.families(models), *self._plugin_families()]
             return render([*families, *self._reported.families(), *own], names)
         if self._mode == _LEGACY_MODE:
             families = self._server_families(self._models())
@@ -173,6 +185,13 @@ class MetricsCollector:
                     family.samples[ordered] = value
             families.append(family)
         return families
+
+    def _plugin_families(self) -> list[Family]:
+        if self._run_dir is None:
+            return []
+        errors = Family("ts_plugin_errors_total", COUNTER, "Failures of plugins", ("plugin",))
+        errors.samples |= {(name,): count for name, count in error_counts(self._run_dir).items()}
+        return [errors]
 
     def _take_system_values(self, values: dict[str, Values]) -> None:
         for name in values.keys() - self._system_values.keys():

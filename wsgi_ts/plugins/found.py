@@ -1,0 +1,127 @@
+"""One plugin that was found: what the processes of an instance are told of it, and how it is imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsgi_ts.plugins.api import API, API_NAME, ENDPOINT_TIMEOUT_S, Marked, mark_of
+
+
+class PluginError(Exception):
+    """A plugin cannot be used; the message says why, and what to do, on one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A plugin.
+
+    Attributes:
+        name: what it is called in logs, metrics and lists.
+        group: one of `api.GROUPS`; empty where it could not be found out.
+        target: `module:attribute`.
+        origin: who names it: a distribution, a file, or a key.
+        version: of its distribution; empty for none.
+        path, type, timeout_s: of an endpoint, see `api.endpoint`.
+        scheme: of a fetcher.
+        error: why it cannot be used; empty where it can.
+    """
+
+    name: str
+    group: str
+    target: str
+    origin: str
+    version: str = ""
+    path: str = ""
+    type: str = ""
+    timeout_s: float = ENDPOINT_TIMEOUT_S
+    scheme: str = ""
+    error: str = ""
+
+    def row(self) -> dict[str, Any]:
+        """It as JSON."""
+        return dataclasses.asdict(self)
+
+    def load(self) -> Any:
+        """Imports it, and returns the object.
+
+        Raises:
+            PluginError: there is no such module or object, or it is written for another version of the API.
+            Exception: what the module itself raises.
+        """
+        return import_object(self.target)
+
+
+def found_in(rows: Iterable[Mapping[str, Any]], *groups: str) -> list[Found]:
+    """The usable plugins of some groups, of `Config.found_plugins`."""
+    found = [Found(**row) for row in rows]
+    return [each for each in found if each.group in groups and not each.error]
+
+
+def import_object(target: str) -> Any:
+    """Imports `module:attribute`.
+
+    Raises:
+        PluginError: see `Found.load`.
+        Exception: what the module itself raises.
+    """
+    name, _, attribute = target.partition(":")
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise PluginError(f"there is no module {error.name}; install it, or put it into plugins_path") from error
+    check_api(module)
+    found: Any = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise PluginError(f"module {name} has no {attribute}")
+        found = getattr(found, part)
+    return found
+
+
+def check_api(module: Any) -> None:
+    """Makes sure that a module is written for this version of the API.
+
+    Raises:
+        PluginError: it says that it is not.
+    """
+    wanted = getattr(module, API_NAME, API)
+    if wanted != API:
+        raise PluginError(f"{module.__name__} is written for plugin API {wanted!r}, this server has {API}")
+
+
+def bare(plugin: Any) -> Any:
+    """The object itself, where a decorator had to wrap it."""
+    return plugin.plugin if isinstance(plugin, Marked) else plugin
+
+
+def made(plugin: Any) -> Any:
+    """An instance of a class; anything else as it is."""
+    plugin = bare(plugin)
+    return plugin() if isinstance(plugin, type) else plugin
+
+
+def mark_name(plugin: Any, default: str) -> str:
+    """The name that a decorator has given, else the default."""
+    mark = mark_of(plugin)
+    return mark.name if mark is not None else default
+
+
+def folders(plugins_path: str) -> list[Path]:
+    """The folders of `plugins_path`; `folder/*`, as one writes it for jars, is `folder`."""
+    return [Path(part.removesuffix("/*")).expanduser().absolute() for part in plugins_path.split(":") if part.strip()]
+
+
+def add_folders(plugins_path: str) -> None:
+    """Has modules be found in the folders and in the wheels there, after all that is installed."""
+    for folder in folders(plugins_path):
+        for place in (folder, *sorted(folder.glob("*.whl"))):
+            if str(place) not in sys.path:
+                sys.path.append(str(place))

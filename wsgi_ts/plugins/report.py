@@ -1,0 +1,156 @@
+"""What a process says of its plugins: a file in the run directory, read for `/plugins`, `/metrics`, `wsgi-ts plugins`.
+
+A failure costs the process that has it a count and, at most once a minute for a plugin, a line in the log. The file is
+written by a thread of its own: nobody waits for the disk, and nobody needs a lock of another process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from wsgi_ts.plugins.discovery import said
+from wsgi_ts.plugins.found import Found, add_folders, found_in
+from wsgi_ts.run_files import RunFiles
+from wsgi_ts.settings.config import Config
+
+log = logging.getLogger("wsgi_ts.plugins")
+
+LOADED, FAILED, OFF = "loaded", "failed", "off"
+_SAY_EVERY_S = 60.0
+_WRITE_EVERY_S = 1.0
+
+
+class PluginReport:
+    """The plugins of one process. Any thread may call.
+
+    Args:
+        run_dir: the run directory.
+        process: what the process is called.
+    """
+
+    def __init__(self, run_dir: Path, process: str) -> None:
+        self._path = RunFiles(run_dir).plugins / f"{os.getpid()}.json"
+        self._process = process
+        self._lock = threading.Lock()
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._said_at: dict[str, float] = {}
+        self._is_due = False
+
+    def load(
+        self, config: Config, group: str, wanted: Callable[[Found], bool] = lambda found: True
+    ) -> Iterator[tuple[Found, Any]]:
+        """Imports the plugins of a group that are wanted here; those that fail are told, and left out."""
+        rows = [found for found in found_in(config.found_plugins, group) if wanted(found)]
+        if rows:
+            add_folders(config.plugins_path)
+        for found in rows:
+            try:
+                plugin = found.load()
+            except (Exception, SystemExit) as error:
+                self.failed(found, error, state=FAILED)
+                continue
+            self.note(found, LOADED)
+            yield found, plugin
+
+    def note(self, found: Found, state: str, error: str = "") -> None:
+        """Notes what has become of a plugin here."""
+        with self._lock:
+            row = self._rows.setdefault(found.name, {"group": found.group, "errors": 0})
+            row |= {"state": state, "error": error}
+        self._write_soon()
+
+    def failed(self, found: Found, error: BaseException | str, *, state: str = "", instead: str = "") -> None:
+        """Counts a failure, and says so.
+
+        Args:
+            found: whose it is.
+            error: what went wrong.
+            state: what has become of the plugin; empty: it goes on.
+            instead: what is done in its place, for the log.
+        """
+        text = error if isinstance(error, str) else said(error)
+        now = time.monotonic()
+        with self._lock:
+            row = self._rows.setdefault(found.name, {"group": found.group, "errors": 0, "state": LOADED})
+            row["errors"] += 1
+            row["error"] = text
+            row["state"] = state or row["state"]
+            is_news = bool(state) or now >= self._said_at.get(found.name, 0.0)
+            if is_news:
+                self._said_at[found.name] = now + _SAY_EVERY_S
+        if is_news:
+            trace = error if isinstance(error, BaseException) else None
+            log.error("Plugin %s: %s%s", found.name, text, f"; {instead}" if instead else "", exc_info=trace)
+        self._write_soon()
+
+    def _write_soon(self) -> None:
+        with self._lock:
+            if self._is_due:
+                return
+            self._is_due = True
+        timer = threading.Timer(0.0 if not self._path.exists() else _WRITE_EVERY_S, self._write)
+        timer.daemon = True
+        timer.start()
+
+    def _write(self) -> None:
+        with self._lock:
+            self._is_due = False
+            text = json.dumps({"process": self._process, "pid": os.getpid(), "plugins": self._rows})
+        temporary = self._path.with_suffix(".new")
+        # The directory goes with the instance, perhaps before this process does.
+        with contextlib.suppress(OSError):
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, self._path)
+
+
+def read_reports(run_dir: Path) -> list[dict[str, Any]]:
+    """What the processes of an instance have said, those of dead ones included."""
+    reports = []
+    for path in sorted(RunFiles(run_dir).plugins.glob("*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            reports.append(json.loads(path.read_text(encoding="utf-8")))
+    return reports
+
+
+def plugin_rows(config_rows: Iterable[Mapping[str, Any]], run_dir: Path) -> list[dict[str, Any]]:
+    """The plugins of an instance, a row for each kind of process that has one.
+
+    Args:
+        config_rows: `Config.found_plugins`.
+        run_dir: the run directory.
+    """
+    reports = read_reports(run_dir)
+    rows = []
+    for found in (Found(**row) for row in config_rows):
+        base = {"name": found.name, "version": found.version, "group": found.group, "from": found.origin}
+        by_process: dict[str, dict[str, Any]] = {}
+        for report in reports:
+            here = report["plugins"].get(found.name)
+            if here is None:
+                continue
+            row = by_process.setdefault(report["process"], {"state": LOADED, "errors": 0, "error": ""})
+            row["errors"] += here["errors"]
+            row["error"] = here["error"] or row["error"]
+            row["state"] = row["state"] if here["state"] == LOADED else here["state"]
+        if not by_process:
+            by_process[""] = {"state": FAILED if found.error else "not loaded", "errors": 0, "error": found.error}
+        rows += [{**base, "process": process, **row} for process, row in sorted(by_process.items())]
+    return rows
+
+
+def error_counts(run_dir: Path) -> dict[str, int]:
+    """How often each plugin has failed, in all processes together."""
+    counts: Counter[str] = Counter()
+    for report in read_reports(run_dir):
+        for name, row in report["plugins"].items():
+            counts[name] += row["errors"]
+    return dict(counts)

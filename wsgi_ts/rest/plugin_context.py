@@ -1,0 +1,113 @@
+"""The server as an endpoint plugin sees it: settings, models, and a way to run one."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from wsgi_ts.control.client import QUICK_CALL_S, ControlPlane
+from wsgi_ts.errors import ModelNotFound
+from wsgi_ts.models.arguments import MAX_PAGE
+from wsgi_ts.models.snapshots import given_settings
+from wsgi_ts.plugins.api import ModelView, Prediction, WorkerView
+from wsgi_ts.rest.responses import encode_json
+
+if TYPE_CHECKING:
+    from wsgi_ts.dataplane.blocking import BlockingPlane
+    from wsgi_ts.instance.instance import Instance
+
+#: Predictions of plugins under way at a time, in one process.
+_SLOTS = 64
+_NO_HEAD = b"POST / HTTP/1.1\r\n\r\n"
+
+
+class PluginContext:
+    """What an endpoint is called with; one for all plugins of a process. Any thread may use it.
+
+    Args:
+        instance: the instance.
+        control: calls to its supervisor; by default its own.
+    """
+
+    def __init__(self, instance: Instance, control: ControlPlane | None = None) -> None:
+        self._instance = instance
+        self._control = control or ControlPlane(instance.run_dir)
+        self._lock = threading.Lock()
+        self._plane: BlockingPlane | None = None
+
+    @property
+    def config(self) -> Mapping[str, str]:
+        """The settings that are given, as the text in config.properties."""
+        return given_settings(self._instance.config)
+
+    @property
+    def models(self) -> dict[str, ModelView]:
+        """The registered models by name, as they are now."""
+        return {view.name: view for name in self._names() if (view := self._view(name)) is not None}
+
+    def predict(
+        self,
+        name: str,
+        data: bytes,
+        timeout: float | None = None,
+        *,
+        version: str | None = None,
+        content_type: str = "",
+    ) -> Prediction:
+        """Runs a model; what goes wrong is in the answer, as a client would get it.
+
+        Args:
+            name: the model.
+            data: the request's body.
+            timeout: seconds for the answer; None for as long as the model may take.
+            version: one of its versions; None for the default one.
+            content_type: of the body.
+        """
+        plane = self._open_plane()
+        target = plane.routes.version_target(name, version)
+        kind = content_type.encode("latin-1")
+        answer = plane.predict(target, str(uuid.uuid4()), _head(content_type, data), kind, bytes(data), timeout)
+        if answer.error is not None:
+            headers = {"content-type": "application/json"}
+            return Prediction(answer.error.status, headers, encode_json(answer.error.to_dict()))
+        body = b"".join(answer.stream) if answer.stream is not None else bytes(answer.body)
+        return Prediction(answer.status, {key.lower(): value for key, value in answer.headers}, body)
+
+    def _names(self) -> list[str]:
+        names: list[str] = []
+        page: dict[str, Any] = {}
+        while not names or "nextPageToken" in page:
+            token = int(page.get("nextPageToken", 0))
+            answer = self._control.call("list_models", timeout_s=QUICK_CALL_S, limit=MAX_PAGE, next_page_token=token)
+            page = answer["body"]
+            names += [each["modelName"] for each in page["models"]]
+            if not names:
+                break
+        return names
+
+    def _view(self, name: str) -> ModelView | None:
+        try:
+            answer = self._control.call("describe_model", timeout_s=QUICK_CALL_S, model_name=name)
+        except ModelNotFound:
+            return None
+        (said,) = answer["body"]
+        workers = tuple(WorkerView(each["status"] == "READY", each["memoryUsage"]) for each in said["workers"])
+        return ModelView(said["modelName"], said["modelVersion"], said["modelUrl"], workers)
+
+    def _open_plane(self) -> BlockingPlane:
+        """The way to the models: most plugins never need it, and it takes shared memory."""
+        with self._lock:
+            if self._plane is None:
+                from wsgi_ts.dataplane.blocking import BlockingPlane
+
+                self._plane = BlockingPlane(self._instance, _SLOTS)
+            return self._plane
+
+
+def _head(content_type: str, data: bytes) -> bytes:
+    """What the handler sees as the request's head."""
+    if not content_type:
+        return _NO_HEAD
+    return f"POST / HTTP/1.1\r\ncontent-type: {content_type}\r\ncontent-length: {len(data)}\r\n\r\n".encode("latin-1")

@@ -1,0 +1,36 @@
+"""What plugins change in a web worker, made where it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from wsgi_ts.dataplane.exchange import Exchange
+from wsgi_ts.plugins.report import PluginReport
+from wsgi_ts.web.connection import Connection
+from wsgi_ts.web.listeners import Endpoint
+from wsgi_ts.web.plugins import load_endpoints
+
+if TYPE_CHECKING:
+    from wsgi_ts.instance.instance import Instance
+
+
+def add_plugins(
+    instance: Instance, kind: str, endpoints: Sequence[Endpoint], exchange: Exchange[Connection] | None
+) -> None:
+    """Loads the plugins of a web worker, and puts them where they are called.
+
+    Args:
+        instance: the instance.
+        kind: which gunicorn it belongs to.
+        endpoints: what is served.
+        exchange: the requests under way; None where no predictions are served.
+    """
+    report = PluginReport(instance.run_dir, f"web worker {kind}")
+    kinds = {each for endpoint in endpoints for each in endpoint.kinds}
+    for plugin in load_endpoints(instance, kinds, report):
+        for endpoint in endpoints:
+            if plugin.found.type in endpoint.kinds:
+                endpoint.plugins[plugin.found.path] = plugin
+        if exchange is not None and plugin.found.type == "inference":
+            exchange.routes.taken |= {plugin.found.path}
