@@ -195,7 +195,7 @@ class Head:
     Attributes:
         method, path, query: of the request line; of gRPC `POST` and `/package.Service/Method`.
         headers: by name in lower case.
-        peer: the client's address, `/10.0.0.1:1234`.
+        peer: the client's address, without its port.
     """
 
     method: str
@@ -215,22 +215,24 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """A request is not let in: the status and the text of the answer, and a `www-authenticate` header if given."""
+    """A request is not let in: the status and the text of the answer."""
 
     status: int = 401
     text: str = "Authentication failed."
-    challenge: str = ""
 
 
 class Auth(Protocol):
     """Group `auth`: who may do what. Both are asked before the body is read.
 
     What they may depend on is the peer's address and the values of the headers named in `headers`: an answer is
-    remembered for them, for `cache_s` seconds.
+    remembered for them, for `cache_s` seconds. The actions in `open_actions` are everybody's. An answer may take
+    `timeout_s`; then the request gets 503. These four may be left out.
     """
 
     headers: Sequence[str] = ("authorization",)
     cache_s: float = 1.0
+    open_actions: Sequence[str] = ()
+    timeout_s: float = 5.0
 
     def authenticate(self, head: Head) -> Principal | Refuse | None:
         """Who asks; None where this plugin cannot say: the next one is asked, and after the last the answer is 401."""
@@ -240,8 +242,8 @@ class Auth(Protocol):
 
         Args:
             principal: what `authenticate` has returned.
-            action: predict, explain, describe, register, scale, unregister, metrics, or other.
-            model: the model's name; empty where there is none.
+            action: predict, explain, describe, register, scale, unregister, metrics, ping, or other.
+            model: the model's name; empty where the request names none before its body.
         """
 
 

@@ -101,11 +101,12 @@ class PluginServer:
         self._environment = {**os.environ, "TMPDIR": str(home / "tmp"), **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *flags: str) -> None:
+    def start(self, *flags: str, wait_for_model: bool = True) -> None:
         """Starts it, and waits until it says that it has started.
 
         Args:
             flags: of `wsgi-ts serve`; by default `--ncs`, so that it neither reads nor writes snapshots.
+            wait_for_model: until `echo` is answered by something else than 503.
 
         Raises:
             RuntimeError: it has ended instead; the message is what it has said.
@@ -126,8 +127,7 @@ class PluginServer:
                 self.stop()
                 raise RuntimeError(f"the server has not started:\n{self.output[-4000:]}")
             time.sleep(0.02)
-        # Models load meanwhile.
-        while self.post("/predictions/echo", b"").status == 503 and time.monotonic() < deadline:
+        while wait_for_model and self.post("/predictions/echo", b"").status == 503 and time.monotonic() < deadline:
             time.sleep(0.02)
 
     def stop(self) -> int:

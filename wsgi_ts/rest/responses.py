@@ -9,6 +9,7 @@ import json
 import logging
 import uuid
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 import falcon
@@ -127,6 +128,8 @@ def write_error(resp: falcon.Response, error: ServerError) -> None:
     write_json(resp, error.status, error.to_dict())
     if error.retry_after_s:
         resp.set_header("retry-after", str(error.retry_after_s))
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        resp.set_header("www-authenticate", "Bearer")
 
 
 def install_error_handlers(app: falcon.App[Any, Any]) -> None:

@@ -16,6 +16,7 @@ from grpc import StatusCode, aio
 from wsgi_ts.errors import InvalidKey, ServerError
 from wsgi_ts.logs.access import AccessLog
 from wsgi_ts.rpc.codes import Failure
+from wsgi_ts.rpc.gate import GrpcGate
 from wsgi_ts.security.access import TokenTable
 
 log = logging.getLogger(__name__)
@@ -39,11 +40,18 @@ class Calls:
         tokens: the keys; None where calls need no token.
         access: the access log.
         failure_of: how an error is said on this port.
+        gate: the plugins that say who may ask; None for none.
     """
 
     def __init__(
-        self, scope: str, tokens: TokenTable | None, access: AccessLog, failure_of: Callable[[ServerError], Failure]
+        self,
+        scope: str,
+        tokens: TokenTable | None,
+        access: AccessLog,
+        failure_of: Callable[[ServerError], Failure],
+        gate: GrpcGate | None = None,
     ) -> None:
+        self._gate = gate
         self._scope = scope
         self._tokens = tokens
         self._access = access
@@ -88,6 +96,8 @@ class Calls:
         try:
             if self._tokens is not None:
                 self._admit(self._tokens, context)
+            if self._gate is not None:
+                request = await self._gate.admit(line, request, context)
             return await method(request, context)
         except ServerError as error:
             raise self._failure_of(error) from error

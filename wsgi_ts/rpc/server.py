@@ -15,8 +15,11 @@ from wsgi_ts.control.client import ControlPlane
 from wsgi_ts.dataplane.async_plane import AsyncPlane
 from wsgi_ts.instance.instance import Instance
 from wsgi_ts.logs.access import AccessLog
+from wsgi_ts.plugins.auth import load_gate
+from wsgi_ts.plugins.report import PluginReport
 from wsgi_ts.rpc.calls import Calls
 from wsgi_ts.rpc.codes import inference_failure, management_failure
+from wsgi_ts.rpc.gate import GrpcGate
 from wsgi_ts.rpc.health import Health
 from wsgi_ts.rpc.inference import NAME as INFERENCE_SERVICE
 from wsgi_ts.rpc.inference import Inference
@@ -69,7 +72,10 @@ async def serve(
     plane = AsyncPlane(instance, loop)
     access = AccessLog(instance.log_files.access)
     tokens = TokenTable(instance.run_dir, plane.board) if config.token_authorization else None
-    calls = Calls(INFERENCE, tokens, access, inference_failure)
+    report = PluginReport(instance.run_dir, "gRPC server")
+    plugins = load_gate(config, report)
+    gate = None if plugins is None else GrpcGate(plugins)
+    calls = Calls(INFERENCE, tokens, access, inference_failure, gate)
     management = Management(instance, ControlPlane(instance.run_dir))
     services = {INFERENCE_SERVICE: Inference(plane, config).service(calls)}
     if config.ts_open_inference_protocol:
@@ -79,7 +85,7 @@ async def serve(
     ages = config.grpc_inference_max_connection_age_ms, config.grpc_inference_max_connection_age_grace_ms
     servers = [_server(config, [*services.values(), health.service(open_calls)], ages)]
     ages = config.grpc_management_max_connection_age_ms, config.grpc_management_max_connection_age_grace_ms
-    managing = Calls(MANAGEMENT, tokens, access, management_failure)
+    managing = Calls(MANAGEMENT, tokens, access, management_failure, gate)
     servers.append(_server(config, [management.service(managing), health.service(open_calls)], ages))
     for server, address in zip(servers, addresses, strict=True):
         _bind(server, address, tls)

@@ -10,6 +10,8 @@ from typing import Any
 
 from wsgi_ts.batcher.shm.request_codec import Answer
 from wsgi_ts.errors import ServerError
+from wsgi_ts.plugins.auth import Decision, Gate
+from wsgi_ts.plugins.threads import DaemonThreads
 from wsgi_ts.rest.plugin_endpoints import WSGIApp
 from wsgi_ts.rest.responses import REQUEST_ID_KEY
 from wsgi_ts.web.connection import Connection, Phase
@@ -70,8 +72,8 @@ class AppThreads:
     def __init__(self, wake: Callable[[], None]) -> None:
         self._wake = wake
         self._pools: dict[bool, ThreadPoolExecutor] = {}
-        self._finished: deque[tuple[Connection, str, Answer | Exception]] = deque()
-        self._asked: dict[Connection, PluginEndpoint] = {}
+        self._finished: deque[tuple[Connection, str, Answer | Decision | Exception]] = deque()
+        self._asked: dict[Connection, PluginEndpoint | Gate] = {}
 
     def submit(self, connection: Connection, environ: dict[str, Any], *, waits: bool) -> None:
         """Has a thread call the app.
@@ -92,11 +94,16 @@ class AppThreads:
         self._asked[connection] = plugin
         plugin.submit(partial(self._call, plugin.app, connection, connection.request_id, environ))
 
+    def ask_gate(self, connection: Connection, gate: Gate, threads: DaemonThreads, ask: Callable[[], Decision]) -> None:
+        """Has a thread ask the plugins that say who may ask; `give_up` ends the wait for them."""
+        self._asked[connection] = gate
+        threads.submit(partial(self._finish, connection, connection.request_id, ask))
+
     def give_up(self, connection: Connection) -> ServerError:
-        """Returns what a client is told whose answer an endpoint of a plugin owes it, and that is late."""
+        """Returns what a client is told for which a plugin takes too long."""
         return self._asked.pop(connection).is_late()
 
-    def take(self) -> tuple[Connection, Answer | Exception] | None:
+    def take(self) -> tuple[Connection, Answer | Decision | Exception] | None:
         """Returns the next answer, or what was raised in its place; None when there is none."""
         while self._finished:
             connection, request_id, result = self._finished.popleft()
@@ -107,9 +114,12 @@ class AppThreads:
         return None
 
     def _call(self, app: WSGIApp, connection: Connection, request_id: str, environ: dict[str, Any]) -> None:
-        result: Answer | Exception
+        self._finish(connection, request_id, lambda: call_app(app, environ))
+
+    def _finish(self, connection: Connection, request_id: str, call: Callable[[], Answer | Decision]) -> None:
+        result: Answer | Decision | Exception
         try:
-            result = call_app(app, environ)
+            result = call()
         except Exception as error:  # the loop logs it and answers
             result = error
         self._finished.append((connection, request_id, result))

@@ -18,10 +18,12 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from wsgi_ts.plugins.auth import Gate
 from wsgi_ts.rest.direct import DirectAnswers
 from wsgi_ts.rest.plugin_endpoints import WSGIApp
 from wsgi_ts.rest.tokens import ADMITTED_KEY
 from wsgi_ts.security.access import Access
+from wsgi_ts.web.gate import GatedAccess
 from wsgi_ts.web.plugins import PluginEndpoint
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class Endpoint:
         may_block: a call of the app may wait, for workers to load; predictions never do.
         access: refuses requests; None where everybody may ask.
         plugins: the endpoints of plugins by the first segment of their paths.
+        gate: the plugins that say who may ask; None for none.
         environ: the WSGI variables that all requests have in common.
     """
 
@@ -67,8 +70,9 @@ class Endpoint:
         self.context = context
         self.direct = direct
         self.may_block = kinds != ("inference",)
-        self.access: Access | None = None
+        self.access: Access | GatedAccess | None = None
         self.plugins: dict[str, PluginEndpoint] = {}
+        self.gate: Gate | None = None
         name = sock.getsockname()
         server, port = (str(name[0]), str(name[1])) if isinstance(name, tuple) else (str(name), "")
         self.environ: dict[str, Any] = {

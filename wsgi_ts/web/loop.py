@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.dataplane.exchange import Exchange
 from wsgi_ts.errors import ServiceUnavailable
+from wsgi_ts.plugins.auth import Decision
 from wsgi_ts.security.access import Access
 from wsgi_ts.security.tls import PlainHttp, accept_tls
 from wsgi_ts.web.answers import SPIN_IN_FLIGHT, SPIN_LIMIT_NS, Answers
 from wsgi_ts.web.connection import Connection, Phase
+from wsgi_ts.web.gate import GatedAccess
 from wsgi_ts.web.listeners import Endpoint, Listeners
 from wsgi_ts.web.load_header import LoadHeader
 from wsgi_ts.web.report import Report
@@ -76,10 +78,13 @@ class WebLoop:
         self._accesses: list[Access] = []
         for endpoint in endpoints:
             if Access.is_limited(endpoint.kinds, config):
-                endpoint.access = Access(endpoint.kinds, config, instance.run_dir, board)
+                access = endpoint.access = Access(endpoint.kinds, config, instance.run_dir, board)
                 ours = [path for path, plugin in endpoint.plugins.items() if plugin.found.type == "inference"]
-                endpoint.access.inference_roots = frozenset(ours)
-                self._accesses.append(endpoint.access)
+                access.inference_roots = frozenset(ours)
+                self._accesses.append(access)
+            if endpoint.gate is not None:
+                tokens = endpoint.access if isinstance(endpoint.access, Access) else None
+                endpoint.access = GatedAccess(tokens, endpoint.gate, endpoint.kinds)
         self._events: list[tuple[int, int]] = []
         self._listeners = Listeners(endpoints, table.epoll)
         self._own_fds = {self._wake_fd, signal_fd}
@@ -211,7 +216,10 @@ class WebLoop:
     def _send_called(self, connection: Connection, result: Any) -> None:
         if isinstance(result, Exception):
             raise result
-        self.answers.respond(connection, result)
+        if isinstance(result, Decision):
+            self.requests.decided(connection, result)
+        else:
+            self.answers.respond(connection, result)
 
     def _wake(self) -> None:
         """Ends the loop's sleep; on any thread."""

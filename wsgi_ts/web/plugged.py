@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wsgi_ts.dataplane.exchange import Exchange
+from wsgi_ts.plugins.auth import load_gate
 from wsgi_ts.plugins.report import PluginReport
 from wsgi_ts.web.connection import Connection
 from wsgi_ts.web.listeners import Endpoint
@@ -28,6 +29,9 @@ def add_plugins(
     """
     report = PluginReport(instance.run_dir, f"web worker {kind}")
     kinds = {each for endpoint in endpoints for each in endpoint.kinds}
+    gate = load_gate(instance.config, report)
+    for endpoint in endpoints:
+        endpoint.gate = gate
     for plugin in load_endpoints(instance, kinds, report):
         for endpoint in endpoints:
             if plugin.found.type in endpoint.kinds:

@@ -10,6 +10,7 @@ import io
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from wsgi_ts.batcher.shm.layout import TOO_LATE
@@ -21,14 +22,17 @@ from wsgi_ts.errors import OutOfResources, RequestTimeout, ServiceUnavailable
 from wsgi_ts.http.body import ChunkedBody, SizedBody
 from wsgi_ts.http.form_field import is_form
 from wsgi_ts.http.head import BadHead, Head
+from wsgi_ts.plugins.auth import Decision
 from wsgi_ts.rest.inference import ROUTES_KEY
 from wsgi_ts.rest.management import may_wait
 from wsgi_ts.rest.plugin_endpoints import first_segment
 from wsgi_ts.rest.responses import HEAD_KEY
+from wsgi_ts.security.access import Access
 from wsgi_ts.security.tls import TlsSocket
 from wsgi_ts.web.answers import AS_SENT, NO_REQUEST, Answers, events_ahead
 from wsgi_ts.web.app import AppThreads, call_app, environ_of
 from wsgi_ts.web.connection import TURN_BYTES, Connection, Phase, SlotBody
+from wsgi_ts.web.gate import GatedAccess
 from wsgi_ts.web.plugins import PluginEndpoint
 from wsgi_ts.web.table import READ_EVENTS, ConnectionTable
 
@@ -73,6 +77,7 @@ class Requests:
         wake: Callable[[], None],
     ) -> None:
         self.calls = AppThreads(wake)
+        self._decided: Decision | None = None
         self.is_stopping = False
         self.is_leaving = False
         self._table = table
@@ -196,11 +201,8 @@ class Requests:
             self._answers.too_large(connection)
             return
         access = connection.endpoint.access
-        if access is not None and not access.has_admitted(head):
-            refusal = access.refusal_of(head)
-            if refusal is not None:
-                self._answers.error(connection, refusal)
-                return
+        if access is not None and not access.has_admitted(head) and not self._admit(connection, head, access):
+            return
         exchange = self._exchange
         target = exchange.routes.target_of(head) if exchange is not None else None
         connection.target = target
@@ -212,6 +214,34 @@ class Requests:
             self._begin_body(connection, head)
         else:
             self._answers.answer(connection, target.error)
+
+    def _admit(self, connection: Connection, head: Head, access: Access | GatedAccess) -> bool:
+        """Returns whether a request may go on now; one that may not is answered, or waits for what plugins decide."""
+        refusal = access.refusal_of(head)
+        if refusal is None and isinstance(access, GatedAccess):
+            decision = self._decided or access.known(head, connection.peer)
+            if decision is None:
+                connection.phase = Phase.ANSWER
+                self._table.limit_answer(connection, time.monotonic_ns() + int(access.gate.timeout_s * 1e9))
+                ask = partial(access.decide, head, connection.peer)
+                self.calls.ask_gate(connection, access.gate, access.threads, ask)
+                return False
+            refusal = decision.refusal
+        if refusal is not None:
+            self._answers.error(connection, refusal)
+        return refusal is None
+
+    def decided(self, connection: Connection, decision: Decision) -> None:
+        """Plugins have said whether a request may go on: it begins again, with that."""
+        head = connection.head
+        if head is None:
+            raise RuntimeError("a decision without a request")
+        connection.phase, connection.limit_at = Phase.HEAD, 0.0
+        self._decided = decision
+        try:
+            self._begin(connection, head)
+        finally:
+            self._decided = None
 
     def _begin_prediction(
         self, exchange: Exchange[Connection], connection: Connection, head: Head, target: Target

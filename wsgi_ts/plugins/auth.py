@@ -1,0 +1,158 @@
+"""Who may ask, where plugins of the group `auth` decide: what they have said is remembered for a moment.
+
+A plugin that raises or does not answer lets nobody in: its requests get 503.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from wsgi_ts.errors import ServerError, ServiceUnavailable
+from wsgi_ts.plugins.api import Head, Principal, Refuse
+from wsgi_ts.plugins.found import Found, found_in, made
+from wsgi_ts.plugins.report import FAILED, PluginReport
+from wsgi_ts.settings.config import Config
+
+_MOST_KNOWN = 4096
+_HEADERS = ("authorization",)
+_CACHE_S = 1.0
+_TIMEOUT_S = 5.0
+_NOBODY = Refuse(401, "No credentials that this server accepts.")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether a request is let in: what it is answered with where it is not, and who asks where it is."""
+
+    refusal: ServerError | None
+    principal: Principal | None = None
+
+
+@dataclass(slots=True)
+class _Known:
+    """What is remembered for a peer and its headers: until when (monotonic), who it is, and what he may do."""
+
+    until: float
+    asker: Principal | Refuse
+    plugin: int
+    may: dict[tuple[str, str], bool] = field(default_factory=dict)
+
+
+class Gate:
+    """Asks the plugins. `known` is for a thread that must not wait, `decide` for any other.
+
+    Args:
+        config: the configuration.
+        report: is told of each plugin, and gets its failures.
+
+    Attributes:
+        timeout_s: how long a decision may take.
+    """
+
+    def __init__(self, config: Config, report: PluginReport) -> None:
+        self._report = report
+        self._plugins: list[tuple[Found, Any]] = []
+        for found, plugin in report.load(config, "auth"):
+            try:
+                self._plugins.append((found, made(plugin)))
+            except Exception as error:
+                report.failed(found, error, state=FAILED)
+        # Without one of them nobody knows whom it would have refused.
+        self._is_whole = len(self._plugins) == len(found_in(config.found_plugins, "auth"))
+        plugins = [plugin for _, plugin in self._plugins]
+        self._headers = sorted({name.lower() for each in plugins for name in getattr(each, "headers", _HEADERS)})
+        self._cache_s = min((float(getattr(each, "cache_s", _CACHE_S)) for each in plugins), default=_CACHE_S)
+        self.timeout_s = min((float(getattr(each, "timeout_s", _TIMEOUT_S)) for each in plugins), default=_TIMEOUT_S)
+        self._open = frozenset(action for each in plugins for action in getattr(each, "open_actions", ()))
+        self._lock = threading.Lock()
+        self._known: dict[tuple[str, ...], _Known] = {}
+
+    def known(self, head: Head, action: str, model: str) -> Decision | None:
+        """The decision that was taken a moment ago; None: somebody has to `decide`."""
+        if action in self._open:
+            return Decision(None)
+        known = self._known.get(self._key(head))
+        if known is None or known.until < time.monotonic():
+            return None
+        return self._decision(known, action, model)
+
+    def decide(self, head: Head, action: str, model: str) -> Decision:
+        """Asks the plugins.
+
+        Args:
+            head: the request.
+            action: what is asked for.
+            model: of which model; empty for none.
+        """
+        decision = self.known(head, action, model)
+        if decision is not None:
+            return decision
+        if not self._is_whole:
+            return Decision(_unavailable())
+        known = self._known.get(self._key(head))
+        if known is None or known.until < time.monotonic():
+            known = self._authenticate(head)
+            if known is None:
+                return Decision(_unavailable())
+            with self._lock:
+                if len(self._known) >= _MOST_KNOWN:
+                    self._known.clear()
+                self._known[self._key(head)] = known
+        asker = known.asker
+        if isinstance(asker, Principal) and (action, model) not in known.may:
+            found, plugin = self._plugins[known.plugin]
+            try:
+                known.may[action, model] = bool(plugin.authorize(asker, action, model))
+            except Exception as error:
+                self._report.failed(found, error, instead="the request is refused")
+                return Decision(_unavailable())
+        return self._decision(known, action, model) or Decision(_unavailable())
+
+    def is_late(self) -> ServerError:
+        """A decision was given up: counts it, and returns what the client is told."""
+        self._report.failed(
+            self._plugins[0][0], f"no decision within {self.timeout_s:g} s", instead="the request is refused"
+        )
+        return _unavailable()
+
+    def _authenticate(self, head: Head) -> _Known | None:
+        """Who asks; None where a plugin fails."""
+        until = time.monotonic() + self._cache_s
+        for number, (found, plugin) in enumerate(self._plugins):
+            try:
+                asker = plugin.authenticate(head)
+            except Exception as error:
+                self._report.failed(found, error, instead="the request is refused")
+                return None
+            if isinstance(asker, Principal | Refuse):
+                return _Known(until, asker, number)
+        return _Known(until, _NOBODY, 0)
+
+    def _decision(self, known: _Known, action: str, model: str) -> Decision | None:
+        asker = known.asker
+        if isinstance(asker, Refuse):
+            return Decision(ServerError(asker.text, status=asker.status, type_name="AuthenticationException"))
+        may = known.may.get((action, model))
+        if may is None:
+            return None
+        if may:
+            return Decision(None, asker)
+        what = f"{action} of model {model}" if model else action
+        text = f"{asker.name} is not allowed to ask for this: {what}"
+        return Decision(ServerError(text, status=403, type_name="AuthorizationException"))
+
+    def _key(self, head: Head) -> tuple[str, ...]:
+        headers = head.headers
+        return head.peer, *[headers.get(name, "") for name in self._headers]
+
+
+def load_gate(config: Config, report: PluginReport) -> Gate | None:
+    """The gate of a process; None where no plugin says who may ask."""
+    return Gate(config, report) if config.auth_plugins else None
+
+
+def _unavailable() -> ServerError:
+    return ServiceUnavailable("Who may ask cannot be found out at the moment. Please try again in a few seconds.")

@@ -1,0 +1,65 @@
+"""What a request asks for, in the words of the plugins that say who may: an action, and a model."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qs
+
+from wsgi_ts.batcher.shm.layout import RequestFlag
+from wsgi_ts.dataplane.routes import prediction_parts
+from wsgi_ts.errors import ServerError
+
+_MODEL_ACTIONS = {"GET": "describe", "HEAD": "describe", "OPTIONS": "describe", "PUT": "scale", "DELETE": "unregister"}
+_OPEN_PATHS = ("", "/api-description")
+
+
+def needs_nobody(path: str) -> bool:
+    """Whether anybody may ask for a path: that of the API description."""
+    return path.rstrip("/") in _OPEN_PATHS
+
+
+def action_of(kinds: frozenset[str], method: str, path: str, query: str) -> tuple[str, str]:
+    """Reads a request.
+
+    Args:
+        kinds: the APIs of the listener.
+        method: of the request line.
+        path: decoded.
+        query: as sent.
+
+    Returns:
+        predict, explain, describe, register, scale, unregister, metrics, ping or other; and the model's name, empty
+        where none is named there.
+    """
+    parts = path.strip("/").split("/")
+    if "inference" in kinds:
+        predicted = _prediction(method, path, query)
+        if predicted is not None:
+            return predicted
+        if parts == ["ping"]:
+            return "ping", ""
+    if parts == ["metrics"]:
+        return "metrics", ""
+    if parts[0] == "models":
+        if len(parts) == 1:
+            name = parse_qs(query).get("model_name", [""])[0]
+            return ("register", name) if method == "POST" else ("describe", "")
+        return _MODEL_ACTIONS.get(method, "other"), _as_text(parts[1])
+    if parts[:2] == ["v1", "models"] and len(parts) > 2:
+        return "describe", _as_text(parts[2])
+    return ("describe" if parts == ["plugins"] else "other"), ""
+
+
+def _prediction(method: str, path: str, query: str) -> tuple[str, str] | None:
+    try:
+        named = prediction_parts(path, query)
+    except ServerError:
+        return "predict", ""
+    if named is None:
+        return None
+    name, _, _, flags = named
+    action = "describe" if method == "OPTIONS" else "explain" if flags & RequestFlag.EXPLAIN else "predict"
+    return action, _as_text(name)
+
+
+def _as_text(part: str) -> str:
+    return part.encode("latin-1", "replace").decode("utf-8", "replace")

@@ -1,0 +1,88 @@
+"""Plugins that say who may ask, for calls over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import unquote
+
+from grpc import aio
+
+from wsgi_ts.plugins.api import Head
+from wsgi_ts.plugins.auth import Decision, Gate
+from wsgi_ts.plugins.threads import DaemonThreads
+
+_THREADS = 8
+#: What the methods ask for; those that are not here ask for predictions of the model that their request names.
+_ACTIONS = {
+    **dict.fromkeys(("Ping", "ServerLive", "ServerReady"), "ping"),
+    **dict.fromkeys(("DescribeModel", "ListModels", "ModelMetadata", "ModelReady", "ServerMetadata"), "describe"),
+    **{"RegisterModel": "register", "ScaleWorker": "scale", "SetDefault": "scale", "UnregisterModel": "unregister"},
+}
+
+
+class GrpcGate:
+    """Lets calls pass.
+
+    Args:
+        gate: the plugins.
+    """
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._threads = DaemonThreads(_THREADS, "plugin auth")
+
+    async def admit(self, line: str, request: Any, context: aio.ServicerContext) -> Any:
+        """Lets a call pass; returns its request, or its requests, each of which is looked at as it comes.
+
+        Args:
+            line: `gRPC package.Service/Method HTTP/2.0`.
+            request: the message, or an iterator of messages.
+            context: the call's.
+
+        Raises:
+            ServerError: it may not pass.
+        """
+        path = "/" + line.split(" ")[1]
+        headers = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
+        peer = unquote(context.peer().partition(":")[2]).rpartition(":")[0]
+        head = Head("POST", path, "", headers, peer)
+        if hasattr(request, "__aiter__"):
+            return self._each(head, request)
+        await self._check(head, request)
+        return request
+
+    async def _each(self, head: Head, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            await self._check(head, request)
+            yield request
+
+    async def _check(self, head: Head, request: Any) -> None:
+        action = _ACTIONS.get(head.path.rpartition("/")[2], "predict")
+        model = getattr(request, "model_name", "") or getattr(request, "name", "") or ""
+        decision = self._gate.known(head, action, model)
+        if decision is None:
+            try:
+                decision = await asyncio.wait_for(self._decide(head, action, model), self._gate.timeout_s)
+            except asyncio.TimeoutError:
+                raise self._gate.is_late() from None
+        if decision.refusal is not None:
+            raise decision.refusal
+
+    async def _decide(self, head: Head, action: str, model: str) -> Decision:
+        loop = asyncio.get_running_loop()
+        decided: asyncio.Future[Decision] = loop.create_future()
+
+        def take(decision: Decision) -> None:
+            if not decided.done():  # nobody may be waiting any more
+                decided.set_result(decision)
+
+        def decide() -> None:
+            decision = self._gate.decide(head, action, model)
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(take, decision)
+
+        self._threads.submit(decide)
+        return await decided

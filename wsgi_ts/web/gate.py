@@ -1,0 +1,63 @@
+"""Plugins that say who may ask, at a listener of a web worker."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from wsgi_ts.errors import ServerError
+from wsgi_ts.http.head import Head
+from wsgi_ts.plugins import api
+from wsgi_ts.plugins.auth import Decision, Gate
+from wsgi_ts.plugins.threads import DaemonThreads
+from wsgi_ts.rest.actions import action_of, needs_nobody
+from wsgi_ts.security.access import Access
+
+#: Threads that ask plugins.
+THREADS = 8
+
+
+class GatedAccess:
+    """Stands in the place of `Access`: what that refuses is refused, and of the rest the plugins decide.
+
+    Args:
+        tokens: the check of tokens and of the Host header; None where there is none.
+        gate: the plugins.
+        kinds: the APIs of the listener.
+
+    Attributes:
+        gate: as given.
+        threads: ask it what it does not know.
+    """
+
+    def __init__(self, tokens: Access | None, gate: Gate, kinds: Collection[str]) -> None:
+        self.gate = gate
+        self.threads = DaemonThreads(THREADS, "plugin auth")
+        self._tokens = tokens
+        self._kinds = frozenset(kinds)
+
+    def has_admitted(self, head: Head) -> bool:
+        """False: plugins are asked for every request, and remember what they have said."""
+        return False
+
+    def refusal_of(self, head: Head) -> ServerError | None:
+        """Checks the token; returns what to answer, None where plugins are to be asked."""
+        if self._tokens is None or self._tokens.has_admitted(head):
+            return None
+        return self._tokens.refusal_of(head)
+
+    def known(self, head: Head, peer: str) -> Decision | None:
+        """The decision that needs no waiting."""
+        if needs_nobody(head.path):
+            return Decision(None)
+        return self.gate.known(*self._question(head, peer))
+
+    def decide(self, head: Head, peer: str) -> Decision:
+        """Asks the plugins, on one of the threads."""
+        return self.gate.decide(*self._question(head, peer))
+
+    def _question(self, head: Head, peer: str) -> tuple[api.Head, str, str]:
+        headers = {
+            name[5:].replace("_", "-").lower(): value for name, value in head.environ.items() if name[:5] == "HTTP_"
+        }
+        asked = api.Head(head.method, head.path, head.query, headers, peer.lstrip("/").rpartition(":")[0])
+        return asked, *action_of(self._kinds, head.method, head.path, head.query)
