@@ -22,6 +22,7 @@ from functools import partial
 from typing import Any
 
 from wsgi_ts import messages
+from wsgi_ts.batcher.batching_plugins import BatchingPlugins
 from wsgi_ts.batcher.pool.actions import (
     Action,
     ReleaseWorker,
@@ -66,6 +67,7 @@ class Batcher:
         self._log_files = log_files
         self._files = RunFiles(options.run_dir)
         self._config = Config.from_json(self._files.config.read_text(encoding="utf-8"))
+        self._batching = BatchingPlugins(self._config, options.run_dir, options.index)
         self._board = Board.attach(options.prefix)
         self._supervisor = Channel(socket.socket(fileno=options.control_fd))
         #: To the worker template and, where modules are preloaded, the warm one: the last forks workers that need them.
@@ -135,7 +137,7 @@ class Batcher:
                 self._loop.command("retire_segment", index)
             case messages.LoadModel(spec):
                 self._pool.set_model(spec)
-                self._loop.command("load_model", spec)
+                self._loop.command("load_model", spec, self._batching.queue_for(spec))
             case messages.SetWorkers(index, workers):
                 self._wanted[index] = len(workers)
                 self._carry_out(self._pool.set_workers(index, workers, now))

@@ -42,6 +42,7 @@ class ModelSpec:
     batch_size: int = 1
     max_batch_delay_ms: int = 100
     batch_policy: str = "adaptive"
+    batching: str | None = None
     response_timeout_s: float = 120.0
     startup_timeout_s: float = 120.0
     max_retry_timeout_s: float = 300.0

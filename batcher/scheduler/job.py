@@ -27,6 +27,9 @@ class SlotTable(Protocol):
     def ids(self, slot: int) -> tuple[str, str]:
         """The ids of the slot's sequence ("" where its model has none) and of its request."""
 
+    def head(self, slot: int) -> tuple[bytes, int]:
+        """The head of the slot's request, and the length of its body."""
+
     def fail(self, slot: int, status: int, text: str) -> None:
         """Answers a slot with an error."""
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from wsgi_ts.batcher.scheduler.actions import Action, Dispatch, Fail, Kill, Record, Release, Revoke, Unloaded
 from wsgi_ts.batcher.scheduler.counters import CountersByModel
-from wsgi_ts.batcher.scheduler.model_queue import Worker
+from wsgi_ts.batcher.scheduler.model_queue import ModelQueue, Worker
 from wsgi_ts.batcher.scheduler.scheduler import UNANNOUNCED_S, Scheduler
 from wsgi_ts.batcher.scheduler.segments import AttachedSegment
 from wsgi_ts.batcher.shm.board import Board
@@ -170,8 +170,8 @@ class BatcherLoop:
             segment.retire()
             self._scheduler.retire(segment)
 
-    def _on_load_model(self, now: float, spec: ModelSpec) -> None:
-        self._act(self._scheduler.load_model(spec, now), now)
+    def _on_load_model(self, now: float, spec: ModelSpec, queue: ModelQueue | None = None) -> None:
+        self._act(self._scheduler.load_model(spec, now, queue), now)
 
     def _on_unload_model(self, now: float, index: int) -> None:
         self._act(self._scheduler.unload_model(index, now), now)

@@ -59,11 +59,17 @@ class Scheduler:
 
     # -- models and workers come and go
 
-    def load_model(self, spec: ModelSpec, now: float) -> list[Action]:
-        """Opens the queue of a model version, with the jobs that were found before it was known."""
+    def load_model(self, spec: ModelSpec, now: float, queue: ModelQueue | None = None) -> list[Action]:
+        """Opens the queue of a model version, with the jobs that were found before it was known.
+
+        Args:
+            spec: the model version.
+            now: the present time.
+            queue: its queue, where that is not an ordinary one.
+        """
         if spec.index in self.models:
             return []
-        model = self.models[spec.index] = ModelQueue(spec)
+        model = self.models[spec.index] = queue or ModelQueue(spec)
         return self._queue_recovered(model, now)
 
     def unload_model(self, index: int, now: float) -> list[Action]:

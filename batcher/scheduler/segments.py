@@ -48,6 +48,7 @@ class AttachedSegment:
         self.states = segment.states
         self.cancels = segment.cancels
         self.ids = segment.ids
+        self.head = segment.head
         self.ring = RingConsumer(segment, batcher)
         self.bell = segment.bell(prefix)
         self.retired = self.touched = False

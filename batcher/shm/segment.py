@@ -106,6 +106,14 @@ class Segment:
         start += sum(fields[4:7])  # head, url_path, content type
         return str(self.buffer[start : start + fields[9]], "latin-1"), str(fields[8], "ascii")
 
+    def head(self, slot: int) -> tuple[bytes, int]:
+        """The head of the slot's request, and the length of its body."""
+        fields = layout.REQUEST.unpack_from(self.buffer, self.layout.slot(slot))
+        start = self.layout.slot(slot) + layout.REQUEST_INLINE
+        if fields[3] & RequestFlag.HEAD_OUTSIDE:
+            start = self.layout.request_payload(slot)
+        return bytes(self.buffer[start : start + fields[4]]), fields[1]
+
     def write_response(self, slot: int, header: bytes, meta: bytes, body: bytes | bytearray | memoryview) -> None:
         """Writes a response header and the inline data behind it with one copy; the state word is the caller's."""
         data = b"".join((header, meta, body))

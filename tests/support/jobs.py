@@ -25,6 +25,10 @@ class Slots:
         self.retired = False
         self.keys: dict[int, str] = {}
         self.statuses: dict[int, int] = {}
+        self.heads: dict[int, tuple[bytes, int]] = {}
+
+    def head(self, slot: int) -> tuple[bytes, int]:
+        return self.heads.get(slot, (b"POST / HTTP/1.1\r\n\r\n", 0))
 
     def fail(self, slot: int, status: int, text: str) -> None:
         self.states[slot] = self.states[slot] & ~0xFF | SlotState.FAILED

@@ -60,6 +60,13 @@ class ModelYaml:
         ours=True,
         key="batchPolicy",
     )
+    batching: str | None = setting(
+        TEXT,
+        None,
+        "plugin that says which requests go together: its name, or `module:attribute`",
+        ours=True,
+        key="batching",
+    )
     response_timeout_s: int = setting(
         whole(1, "s"), 120, "longest run of the handler for one batch; then its worker is killed", key="responseTimeout"
     )

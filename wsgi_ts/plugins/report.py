@@ -144,6 +144,13 @@ def plugin_rows(config_rows: Iterable[Mapping[str, Any]], run_dir: Path) -> list
         if not by_process:
             by_process[""] = {"state": FAILED if found.error else "not loaded", "errors": 0, "error": found.error}
         rows += [{**base, "process": process, **row} for process, row in sorted(by_process.items())]
+    known = {row["name"] for row in rows}
+    for report in reports:
+        for name, here in report["plugins"].items():
+            if name not in known:
+                base = {"name": name, "version": "", "group": here["group"], "from": "model-config.yaml"}
+                values = {key: here[key] for key in ("state", "errors", "error")}
+                rows.append({**base, "process": report["process"], **values})
     return rows
 
 

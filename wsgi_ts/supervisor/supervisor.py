@@ -168,8 +168,7 @@ class Supervisor:
         """Makes the parts that serve, of which nothing runs yet."""
         config = self._config
         gpus = len(devices) - 1
-        run_dir = self._dir.path if config.found_plugins else None
-        self._metrics = MetricsCollector(config, self._board, self._registry, self._log_files, gpus, run_dir)
+        self._metrics = MetricsCollector(config, self._board, self._registry, self._log_files, gpus, self._dir.path)
         self._snapshots = SnapshotWriter(config, self._registry, lambda models: self._guard.keep_json(MODELS, models))
         self._manager = ModelManager(
             config,

@@ -60,7 +60,7 @@ class MetricsCollector:
         registry: the models.
         log_files: for ts_metrics.log.
         gpus: how many GPUs models may use.
-        run_dir: where processes say what has become of their plugins; None where there are none.
+        run_dir: where processes say what has become of their plugins; None: nobody does.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class MetricsCollector:
             return []
         errors = Family("ts_plugin_errors_total", COUNTER, "Failures of plugins", ("plugin",))
         errors.samples |= {(name,): count for name, count in error_counts(self._run_dir).items()}
-        return [errors]
+        return [errors] if errors.samples else []
 
     def _take_system_values(self, values: dict[str, Values]) -> None:
         for name in values.keys() - self._system_values.keys():

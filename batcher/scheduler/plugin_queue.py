@@ -1,0 +1,166 @@
+"""The queue of a model whose batches a plugin forms: which requests go together is its word, all else is as ever.
+
+Sizes, delays and workers stay the batcher's: a batch never has more than `batchSize` requests, and never waits longer
+than `maxBatchDelay` after its oldest request came.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+
+from wsgi_ts.batcher.scheduler.job import Job
+from wsgi_ts.batcher.scheduler.job_queue import JobQueue
+from wsgi_ts.batcher.scheduler.model_queue import ModelQueue, Worker
+from wsgi_ts.messages import ModelSpec
+from wsgi_ts.plugins.api import BatchHead, ModelState, QueueState
+from wsgi_ts.plugins.batching import BatchingRules
+
+
+class Group:
+    """Waiting requests that would go together.
+
+    Attributes:
+        jobs: the requests, oldest first.
+        cost: their summed cost.
+        is_full: nothing more joins it.
+    """
+
+    __slots__ = ("cost", "is_full", "jobs")
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self.cost = 0.0
+        self.is_full = False
+
+
+class KeyedQueue(JobQueue):
+    """A job queue that knows each request's key and cost.
+
+    Args:
+        capacity: see `JobQueue`.
+        rules: say key and cost.
+        head_of: what they may know of a request.
+    """
+
+    def __init__(self, capacity: int, rules: BatchingRules, head_of: Callable[[Job], BatchHead]) -> None:
+        super().__init__(capacity)
+        self._rules = rules
+        self._head_of = head_of
+        self._known: dict[Job, tuple[Hashable, float]] = {}
+
+    def groups(self, most: int) -> list[Group]:
+        """The batches that the waiting requests would make, each of at most so many, the oldest first."""
+        rules = self._rules
+        by_key: dict[Hashable, Group] = {}
+        for job in self._jobs:
+            key, cost = self._said_of(job)
+            group = by_key.setdefault(key, Group())
+            if group.is_full:
+                continue
+            if group.jobs and not rules.admit(group.cost, len(group.jobs), cost):
+                group.is_full = True
+                continue
+            group.jobs.append(job)
+            group.cost += cost
+            group.is_full = len(group.jobs) >= most
+        return list(by_key.values())
+
+    def remove(self, jobs: Sequence[Job]) -> None:
+        """Takes jobs out that go to a worker."""
+        gone = set(jobs)
+        self.drop(gone.__contains__)
+
+    def take(self, count: int) -> list[Job]:
+        """Removes the first `count` jobs, whatever their keys."""
+        jobs = super().take(count)
+        for job in jobs:
+            self._known.pop(job, None)
+        return jobs
+
+    def drop(self, unwanted: Callable[[Job], bool]) -> list[Job]:
+        """Removes and returns the jobs for which `unwanted` holds."""
+        dropped = super().drop(unwanted)
+        for job in dropped:
+            self._known.pop(job, None)
+        return dropped
+
+    def _said_of(self, job: Job) -> tuple[Hashable, float]:
+        known = self._known.get(job)
+        if known is None:
+            head = self._head_of(job)
+            known = self._known[job] = self._rules.key(head), self._rules.cost(head)
+        return known
+
+
+class PluginQueue(ModelQueue):
+    """A model version with a batching plugin; once that is switched off, one without.
+
+    Args:
+        spec: the model version; no continuous batches, sequences or tickets.
+        rules: the plugin.
+        head_of: what it may know of a request.
+    """
+
+    def __init__(self, spec: ModelSpec, rules: BatchingRules, head_of: Callable[[Job], BatchHead]) -> None:
+        super().__init__(spec)
+        self._rules = rules
+        self._keyed = KeyedQueue(spec.job_queue_size, rules, head_of)
+        self.jobs = self._keyed
+        self._max_delay_s = spec.max_batch_delay_ms / 1000
+
+    def next_batch(self, now: float) -> tuple[Worker, list[Job]] | None:
+        """Takes from the queue what goes to a worker now; None when nothing does."""
+        self.wait_until = math.inf
+        worker = self.idle_worker()
+        is_idle = worker is not None
+        worker = worker or self._worker_to_prefetch()
+        if worker is None:
+            return None
+        group = self._group_to_go(now, is_idle=is_idle) if self._rules.is_on else None
+        # Asked last: what has been switched off just now has said nothing.
+        if not self._rules.is_on:
+            return super().next_batch(now)
+        if group is None:
+            return None
+        self._keyed.remove(group.jobs)
+        return worker, group.jobs
+
+    def _group_to_go(self, now: float, *, is_idle: bool) -> Group | None:
+        """The batch that goes now, a full one where the worker is not idle; sets `wait_until` where none does.
+
+        Full ones go first, the oldest of them; but nobody waits longer than maxBatchDelay for that.
+        """
+        groups = self._keyed.groups(self.batch_size)
+        late = next((each for each in groups if now - each.jobs[0].came_at >= self._max_delay_s), None)
+        full = next((each for each in groups if each.is_full), None)
+        if full is not None and (late is None or not is_idle):
+            return full
+        if not is_idle or late is not None:
+            return late if is_idle else None
+        for group in groups:
+            wait_s = self._wait_s(group, now)
+            if wait_s <= 0.0:
+                return group
+            self.wait_until = min(self.wait_until, now + wait_s)
+        return None
+
+    def _wait_s(self, group: Group, now: float) -> float:
+        oldest_at = group.jobs[0].came_at
+        if not self._rules.has_wait:
+            return self.policy.decide(now, len(group.jobs), oldest_at, self.batch_size)
+        oldest_s = now - oldest_at
+        queue = QueueState(len(group.jobs), group.cost, oldest_s, len(self.jobs))
+        model = ModelState(self.batch_size, self._max_delay_s, self.service_s)
+        return min(self._rules.wait(queue, model), self._max_delay_s - oldest_s)
+
+
+def head_of(job: Job) -> BatchHead:
+    """What a policy may know of a request: its header lines and the length of its body."""
+    head, body_bytes = job.segment.head(job.slot)
+    headers: dict[str, str] = {}
+    for line in head.split(b"\r\n")[1:]:
+        name, colon, value = line.partition(b":")
+        if colon:
+            headers[name.decode("latin-1").lower()] = value.strip().decode("latin-1")
+    return BatchHead(headers, body_bytes)
