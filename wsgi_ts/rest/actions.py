@@ -9,6 +9,8 @@ from wsgi_ts.dataplane.routes import prediction_parts
 from wsgi_ts.errors import ServerError
 
 _MODEL_ACTIONS = {"GET": "describe", "HEAD": "describe", "OPTIONS": "describe", "PUT": "scale", "DELETE": "unregister"}
+#: By what a register call names what it registers.
+_NAMED_BY = {"models": "model_name", "workflows": "workflow_name"}
 _OPEN_PATHS = ("", "/api-description")
 
 
@@ -27,21 +29,23 @@ def action_of(kinds: frozenset[str], method: str, path: str, query: str) -> tupl
         query: as sent.
 
     Returns:
-        predict, explain, describe, register, scale, unregister, metrics, ping or other; and the model's name, empty
-        where none is named there.
+        predict, explain, describe, register, scale, unregister, metrics, ping or other; and the name of the model, or of
+        the workflow, empty where none is named there.
     """
     parts = path.strip("/").split("/")
     if "inference" in kinds:
         predicted = _prediction(method, path, query)
         if predicted is not None:
             return predicted
+        if parts[0].lower() == "wfpredict" and len(parts) > 1:
+            return "predict", _as_text(parts[1])
         if parts == ["ping"]:
             return "ping", ""
     if parts == ["metrics"]:
         return "metrics", ""
-    if parts[0] == "models":
+    if parts[0] in _NAMED_BY:
         if len(parts) == 1:
-            name = parse_qs(query).get("model_name", [""])[0]
+            name = parse_qs(query).get(_NAMED_BY[parts[0]], [""])[0]
             return ("register", name) if method == "POST" else ("describe", "")
         return _MODEL_ACTIONS.get(method, "other"), _as_text(parts[1])
     if parts[:2] == ["v1", "models"] and len(parts) > 2:

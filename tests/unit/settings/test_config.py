@@ -646,8 +646,7 @@ def test_model_yaml_all_keys() -> None:
         "sequenceBatching": True, "continuousBatching": True, "asyncCommunication": False, "useVenv": True,
         "sequenceMaxIdleMSec": 5, "sequenceTimeoutMSec": 6, "maxSequenceJobQueueSize": 10,
         "maxNumSequence": 11,
-        "batchPolicy": "Fixed", "weightsOnly": False, "handler": {"profile": True},
-        "batching": "pkg:Policy",
+        "batchPolicy": "Fixed", "batching": "pkg:Policy", "weightsOnly": False, "handler": {"profile": True},
     }  # fmt: skip
     yaml = parse_model_yaml(fields)
     assert yaml.warnings == ()
@@ -788,7 +787,6 @@ def test_other_settings_of_a_model() -> None:
     chosen = effective_settings(config, None, None, "m", "1.0", cores=1)
     assert (chosen.job_queue_size, chosen.batch_policy, chosen.weights_only) == (10, "none", False)
     fields = {"jobQueueSize": 5, "batchPolicy": "fixed", "weightsOnly": True, "clientTimeoutInMills": 9}
-        "batching": "pkg:Policy",
     chosen = effective_settings(config, parse_model_yaml(fields), None, "m", "1.0", cores=1)
     assert (chosen.job_queue_size, chosen.batch_policy, chosen.weights_only) == (5, "fixed", True)
     assert parse_model_yaml(fields).client_timeout_ms == 9
