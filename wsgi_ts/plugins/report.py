@@ -1,6 +1,6 @@
 """What a process says of its plugins: a file in the run directory, read for `/plugins`, `/metrics`, `wsgi-ts plugins`.
 
-A failure costs the process that has it a count and, at most once a minute for a plugin, a line in the log. The file is
+A failure costs the process that has it a count and, at most once a minute for each that is alike, a line in the log. The file is
 written by a thread of its own: nobody waits for the disk, and nobody needs a lock of another process.
 """
 
@@ -26,6 +26,7 @@ log = logging.getLogger("wsgi_ts.plugins")
 
 LOADED, FAILED, OFF = "loaded", "failed", "off"
 _SAY_EVERY_S = 60.0
+_MOST_SAID = 256
 _WRITE_EVERY_S = 1.0
 
 
@@ -42,7 +43,7 @@ class PluginReport:
         self._process = process
         self._lock = threading.Lock()
         self._rows: dict[str, dict[str, Any]] = {}
-        self._said_at: dict[str, float] = {}
+        self._said_at: dict[tuple[str, str], float] = {}
         self._is_due = False
 
     def load(
@@ -64,7 +65,7 @@ class PluginReport:
     def note(self, found: Found, state: str, error: str = "") -> None:
         """Notes what has become of a plugin here."""
         with self._lock:
-            row = self._rows.setdefault(found.name, {"group": found.group, "errors": 0})
+            row = self._rows.setdefault(found.name, _new_row(found))
             row |= {"state": state, "error": error}
         self._write_soon()
 
@@ -80,13 +81,15 @@ class PluginReport:
         text = error if isinstance(error, str) else said(error)
         now = time.monotonic()
         with self._lock:
-            row = self._rows.setdefault(found.name, {"group": found.group, "errors": 0, "state": LOADED})
+            row = self._rows.setdefault(found.name, _new_row(found))
             row["errors"] += 1
             row["error"] = text
             row["state"] = state or row["state"]
-            is_news = bool(state) or now >= self._said_at.get(found.name, 0.0)
+            is_news = bool(state) or now >= self._said_at.get((found.name, text), 0.0)
             if is_news:
-                self._said_at[found.name] = now + _SAY_EVERY_S
+                if len(self._said_at) >= _MOST_SAID:
+                    self._said_at.clear()
+                self._said_at[found.name, text] = now + _SAY_EVERY_S
         if is_news:
             trace = error if isinstance(error, BaseException) else None
             log.error("Plugin %s: %s%s", found.name, text, f"; {instead}" if instead else "", exc_info=trace)
@@ -110,6 +113,10 @@ class PluginReport:
         with contextlib.suppress(OSError):
             temporary.write_text(text, encoding="utf-8")
             os.replace(temporary, self._path)
+
+
+def _new_row(found: Found) -> dict[str, Any]:
+    return {"group": found.group, "from": found.origin, "errors": 0, "state": LOADED, "error": ""}
 
 
 def read_reports(run_dir: Path) -> list[dict[str, Any]]:
@@ -148,7 +155,7 @@ def plugin_rows(config_rows: Iterable[Mapping[str, Any]], run_dir: Path) -> list
     for report in reports:
         for name, here in report["plugins"].items():
             if name not in known:
-                base = {"name": name, "version": "", "group": here["group"], "from": "model-config.yaml"}
+                base = {"name": name, "version": "", "group": here["group"], "from": here["from"]}
                 values = {key: here[key] for key in ("state", "errors", "error")}
                 rows.append({**base, "process": report["process"], **values})
     return rows

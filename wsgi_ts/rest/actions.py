@@ -29,8 +29,8 @@ def action_of(kinds: frozenset[str], method: str, path: str, query: str) -> tupl
         query: as sent.
 
     Returns:
-        predict, explain, describe, register, scale, unregister, metrics, ping or other; and the name of the model, or of
-        the workflow, empty where none is named there.
+        predict, explain, describe, register, scale, unregister, metrics, ping or other; and the name of the model or
+        workflow, empty where none is named there.
     """
     parts = path.strip("/").split("/")
     if "inference" in kinds:

@@ -25,11 +25,13 @@ from gunicorn.glogging import Logger
 from wsgi_ts.instance.instance import Instance
 from wsgi_ts.logs.plan import LogPlan
 from wsgi_ts.logs.setup import LogFiles, setup_logging
+from wsgi_ts.plugins.report import PluginReport
 from wsgi_ts.process import die_with_parent, enable_fault_traces, raise_open_files_limit, set_process_title
 from wsgi_ts.rest.apps import KINDS, build_app
 from wsgi_ts.run_files import RunFiles
 from wsgi_ts.security.tls import server_context
 from wsgi_ts.settings.config import Config
+from wsgi_ts.web.gunicorn_config import both, read_gunicorn_config
 
 #: How long a web worker may be silent before the arbiter kills it, in seconds.
 WORKER_TIMEOUT_S = 30
@@ -131,7 +133,7 @@ class WebApplication(BaseApplication):  # type: ignore[misc]
     def load_config(self) -> None:
         """Sets all that differs from gunicorn's defaults."""
         config = self.instance.config
-        values = {
+        values: dict[str, Any] = {
             "bind": [f"fd://{listener.fd}" for listener in self._listeners],
             "worker_class": "wsgi_ts.web.worker.WebWorker",
             "workers": config.web_workers if self.kind == "inference" else 1,
@@ -146,6 +148,12 @@ class WebApplication(BaseApplication):  # type: ignore[misc]
             "post_fork": _post_fork,
             "post_worker_init": self._post_worker_init,
         }
+        if config.gunicorn_config is not None:
+            report = PluginReport(self.instance.run_dir, f"gunicorn {self.kind}")
+            hooks = read_gunicorn_config(config.gunicorn_config, report)
+            for name in ("post_fork", "post_worker_init"):
+                hooks[name] = both(values[name], hooks.get(name))
+            values |= hooks
         for name, value in values.items():
             self.cfg.set(name, value)
 

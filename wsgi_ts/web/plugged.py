@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from wsgi_ts.dataplane.exchange import Exchange
 from wsgi_ts.plugins.auth import load_gate
+from wsgi_ts.plugins.found import found_in
 from wsgi_ts.plugins.report import PluginReport
 from wsgi_ts.web.connection import Connection
 from wsgi_ts.web.listeners import Endpoint
+from wsgi_ts.web.middleware import wrapped
 from wsgi_ts.web.plugins import load_endpoints
 
 if TYPE_CHECKING:
@@ -29,7 +31,15 @@ def add_plugins(
     """
     report = PluginReport(instance.run_dir, f"web worker {kind}")
     kinds = {each for endpoint in endpoints for each in endpoint.kinds}
-    gate = load_gate(instance.config, report)
+    config = instance.config
+    if found_in(config.found_plugins, "middleware"):
+        for endpoint in endpoints:
+            endpoint.app = wrapped(endpoint.app, config, report)
+            # On threads, but for predictions: middleware may wait for somebody.
+            endpoint.may_block = True
+            if config.middleware_all:
+                endpoint.direct = None
+    gate = load_gate(config, report)
     for endpoint in endpoints:
         endpoint.gate = gate
     for plugin in load_endpoints(instance, kinds, report):
