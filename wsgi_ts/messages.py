@@ -71,6 +71,10 @@ class ModelSpec:
     needs_preloaded: bool = True
     functions: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    def worker_name(self, worker_id: int) -> str:
+        """The name of one of its workers in logs and metrics, TorchServe's."""
+        return f"W-{worker_id}-{self.name}_{self.version}"
+
 
 #: Before the function's name in the last line of a worker that could not load it.
 FUNCTION_FAILED = "Failed to load the workflow's function "
@@ -186,7 +190,7 @@ class SpawnWorker(WorkerLife):
     @property
     def thread_name(self) -> str:
         """The name under which the worker's lines are logged."""
-        return f"W-{self.worker_id}-{self.spec.name}_{self.spec.version}"
+        return self.spec.worker_name(self.worker_id)
 
     def to_json(self) -> str:
         """Returns it as an argument for a process that is no fork of the template."""

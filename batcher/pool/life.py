@@ -84,7 +84,7 @@ class Worker:
     @property
     def thread_name(self) -> str:
         """The name TorchServe's log gives to a worker."""
-        return f"W-{self.worker_id}-{self.model.spec.name}_{self.model.spec.version}"
+        return self.model.spec.worker_name(self.worker_id)
 
     def begin(self, state: WorkerState, deadline: float = math.inf) -> None:
         """Enters a state that may last until `deadline` (monotonic seconds)."""

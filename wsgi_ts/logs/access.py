@@ -6,11 +6,7 @@ from wsgi_ts.logs.setup import LineLog
 
 
 class AccessLog:
-    """Lines gathered in memory; `flush` writes them.
-
-    Args:
-        log: the logger ACCESS_LOG of this process.
-    """
+    """Lines gathered in memory; `flush` writes them."""
 
     def __init__(self, log: LineLog) -> None:
         self._log = log
@@ -23,7 +19,6 @@ class AccessLog:
         Args:
             peer: "/address:port".
             line: method, target and protocol, fit for a log (`Head.line`).
-            status: HTTP status.
             took_ms: milliseconds from the request's first byte to its answer.
         """
         if self._is_on:

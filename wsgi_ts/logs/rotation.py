@@ -100,7 +100,6 @@ class LogRotation:
     """Rotates the files of an instance, on a thread of its own: a slow disk holds up nobody else.
 
     Args:
-        files: the files, and when each is rotated.
         began_at: when each file was begun, as far as that is known (seconds since the epoch).
         reopen: has every process of the instance open its log files again; returns at once.
     """

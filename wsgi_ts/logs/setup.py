@@ -155,8 +155,7 @@ class OutputHandler(logging.Handler):
     def frame(self, record: logging.LogRecord) -> tuple[str, str] | None:
         """What stands before and after each message of the same level, thread and time; None where that is open.
 
-        Args:
-            record: with the message NUL.
+        `record` has the message NUL.
         """
         # A formatter of the user's own may do anything with a message.
         if self.formatter is not None and type(self.formatter) not in (LineFormatter, SafeFormatter):
@@ -189,11 +188,7 @@ class ConsoleHandler(OutputHandler):
 
 
 class LineLog:
-    """One of TorchServe's loggers whose lines are made by the thousand.
-
-    Args:
-        name: the logger, as `MODEL_LOG`.
-    """
+    """One of TorchServe's loggers whose lines are made by the thousand."""
 
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)
@@ -209,7 +204,6 @@ class LineLog:
 
         Args:
             messages: on one line each, and clean (`text`): they are written as they are.
-            level: one of `logging`'s.
             thread: what stands for the thread's name.
         """
         if not messages or not self.is_on(level):

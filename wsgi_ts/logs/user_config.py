@@ -22,13 +22,7 @@ from typing import Any
 
 from wsgi_ts.logs.log4j2 import translate
 from wsgi_ts.logs.notation import LogConfigError, level_number, substitute, with_our_names
-from wsgi_ts.logs.plan import (
-    CONSOLE_CLASS,
-    FILE_CLASS,
-    LogPlan,
-    default_plan,
-    file_handler,
-)
+from wsgi_ts.logs.plan import CONSOLE_CLASS, FILE_CLASS, LogPlan, default_plan, file_handler
 from wsgi_ts.logs.rotation import PERIODS
 
 _MAX_FILE_BYTES = 1024 * 1024
@@ -46,12 +40,7 @@ _FILE_KEYS = {"maxBytes": "max_bytes", "backupCount": "keep", "when": "period"}
 
 
 def load_plan(
-    log_dir: Path,
-    metrics_dir: Path,
-    file: Path | None,
-    environ: Mapping[str, str],
-    *,
-    asynchronous: bool = False,
+    log_dir: Path, metrics_dir: Path, file: Path | None, environ: Mapping[str, str], *, asynchronous: bool = False
 ) -> LogPlan:
     """How an instance logs.
 
@@ -60,7 +49,6 @@ def load_plan(
         metrics_dir: directory of the built-in metrics logs.
         file: the user's configuration; None for the built-in one.
         environ: for `${env:NAME}`.
-        asynchronous: see `LogPlan`.
 
     Raises:
         LogConfigError: the file cannot be used.
@@ -167,7 +155,7 @@ class _Merger:
 
     def _handler(self, name: str, row: dict[str, Any]) -> dict[str, Any]:
         """A handler's row; files and streams become ours."""
-        row = {key: substitute_all(value, self._environ, self._fail("handlers", name)) for key, value in row.items()}
+        row = {key: self._substituted(name, value) for key, value in row.items()}
         if "class" not in row and "()" not in row:
             base = self.rows["handlers"].get(name)
             if base is None:
@@ -246,23 +234,15 @@ class _Merger:
         except ValueError as error:
             raise self._error(section, name, f"{name!r}: {error}") from None
 
-    def _fail(self, section: str, name: str) -> Callable[[ValueError], LogConfigError]:
-        return lambda error: self._error(section, name, f"{name!r}: {error}")
+    def _substituted(self, name: str, value: Any) -> Any:
+        """A value with its lookups replaced, where it is a text."""
+        try:
+            return substitute(value, {}, self._environ) if isinstance(value, str) else value
+        except ValueError as error:
+            raise self._error("handlers", name, f"{name!r}: {error}") from None
 
     def _error(self, section: str, name: str, reason: str) -> LogConfigError:
         return LogConfigError(self._path, self._line_of(section, name), reason)
-
-
-def substitute_all(value: Any, environ: Mapping[str, str], fail: Callable[[ValueError], LogConfigError]) -> Any:
-    """A value with its lookups replaced, where it is a text.
-
-    Raises:
-        LogConfigError: made by `fail`, where one has no value.
-    """
-    try:
-        return substitute(value, {}, environ) if isinstance(value, str) else value
-    except ValueError as error:
-        raise fail(error) from None
 
 
 def _read_yaml(path: Path, text: str) -> tuple[dict[str, Any], LineOf]:

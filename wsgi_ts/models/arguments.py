@@ -79,12 +79,7 @@ class ScaleArguments:
 
 
 def page_arguments(limit: int | None, first: int | None) -> dict[str, int]:
-    """The arguments of the call that lists models.
-
-    Args:
-        limit: how many the client asks for; None: as many as there may be.
-        first: number of the first one; None: from the beginning.
-    """
+    """The arguments of the call that lists models; None: as many as there may be, from the beginning."""
     size = MAX_PAGE if limit is None or not 0 <= limit <= MAX_PAGE else limit
     return {"limit": size, "next_page_token": max(0, first or 0)}
 

@@ -16,13 +16,7 @@ _NO_YAML = ModelYaml()
 
 
 def describe_version(model: ModelVersion, workers: Iterable[WorkerRecord], queued: int) -> dict[str, Any]:
-    """The description of one version.
-
-    Args:
-        model: the version.
-        workers: its workers.
-        queued: how many of its requests wait.
-    """
+    """The description of one version, of whose requests `queued` wait."""
     spec, yaml = model.spec, model.yaml or _NO_YAML
     description: dict[str, Any] = {
         "modelName": model.name,

@@ -33,6 +33,12 @@ log = logging.getLogger(__name__)
 class ModelManager:
     """The operations on the models of one instance.
 
+    Args:
+        send: see WorkerScaler.
+        publish: makes the registry's present state known to the data path.
+        queued: how many requests of a version wait.
+        record: writes the snapshot; called after each change, before it is answered.
+
     Attributes:
         workers: starts and stops workers, and knows what a restarted batcher has to be told.
     """
@@ -49,18 +55,6 @@ class ModelManager:
         queued: Callable[[ModelVersion], int],
         record: Callable[[], None] = lambda: None,
     ) -> None:
-        """Puts the parts together.
-
-        Args:
-            config: the configuration.
-            registry: what is registered.
-            models_dir: where archives are unpacked.
-            gpus: GPUs that models may use.
-            send: see WorkerScaler.
-            publish: makes the registry's present state known to the data path.
-            queued: how many requests of a version wait.
-            record: writes the snapshot; called after each change, before it is answered.
-        """
         self._config = config
         self._registry = registry
         self._preparer = ModelPreparer(config, registry, models_dir, gpus)
@@ -73,11 +67,8 @@ class ModelManager:
         """Registers a model and starts its first workers.
 
         If `synchronous` (the default) it answers when they are ready; if one fails, the model stays without workers.
-
-        Args:
-            at_startup: the configuration names this model.
-            workflow: the workflow that it is a node of; such a model is in no snapshot.
-            given: the fields of RegisterArguments.
+        `given` has fields of RegisterArguments; `at_startup`: the configuration names this model; `workflow`: the
+        workflow that it is a node of, so that it is in no snapshot.
         """
         self._registry.refuse_while_draining()
         arguments = RegisterArguments.checked(given)
@@ -120,9 +111,6 @@ class ModelManager:
         One whose archive cannot be read any more is registered all the same, without code: it stays visible, and
         `/ping` tells of it, until somebody puts the archive right or unregisters it.
 
-        Args:
-            recorded: the version; its archive has been there a moment ago.
-
         Raises:
             ServerError: it cannot be registered.
         """
@@ -149,7 +137,6 @@ class ModelManager:
         """Sets how many workers a version has.
 
         Args:
-            model_name: the model.
             version: the version; None for the default one.
             min_worker: start workers until there are so many.
             max_worker: stop workers until there are no more than so many; None for `min_worker`.
@@ -210,8 +197,7 @@ class ModelManager:
             self._registry.set_default(model_name, version)
             self._publish()
         self._record()
-        message = f'Default version successfully updated for model "{model_name}" to "{version}"'
-        return _status(200, message)
+        return _status(200, f'Default version successfully updated for model "{model_name}" to "{version}"')
 
     def unregister(self, *, model_name: str, version: str | None = None) -> dict[str, Any]:
         """Takes a version off the data path, and waits until its workers are gone."""
@@ -291,10 +277,8 @@ class ModelManager:
     ) -> ModelVersion:
         """Adds the version in an unpacked archive to the registry; where that fails, nothing of it is left.
 
-        Args:
-            directory: the archive.
-            said: what the register call or a snapshot says of it; None for a model of the configuration.
-            workflow: the workflow that it is a node of.
+        `said` is what the register call or a snapshot says of it; None for a model of the configuration. `workflow` is
+        the workflow that it is a node of.
         """
         recorded = said if isinstance(said, RecordedModel) else None
         model: ModelVersion | None = None
@@ -317,8 +301,7 @@ class ModelManager:
         log.info("Model %s version %s registered from %s", model.name, model.version, model.directory.url)
         self.workers.set_limits(model, wanted, model.spec.max_workers)
         if wanted == 0:
-            text = f"{named} 0 initial workers. Use scale workers API to add workers for the model."
-            return _status(200, text)
+            return _status(200, f"{named} 0 initial workers. Use scale workers API to add workers for the model.")
         if not synchronous:
             return _status(202, "Processing worker updates...")
         try:

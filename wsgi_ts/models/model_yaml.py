@@ -134,10 +134,7 @@ class ModelYaml:
 
 
 def parse_model_yaml(fields: Mapping[str, Any]) -> ModelYaml:
-    """Checks a model-config.yaml.
-
-    Args:
-        fields: the file as the YAML reader returned it; keys that the server does not know are the handler's.
+    """Checks a model-config.yaml as the YAML reader returned it; keys that the server does not know are the handler's.
 
     Returns:
         The settings; `warnings` holds one line for each key that was wrong and counts as not given.

@@ -43,7 +43,6 @@ class RecordedModel:
     """One model version of a snapshot; None where the snapshot says nothing.
 
     Attributes:
-        name: the model.
         version: its version.
         is_default: whether it was the default version.
         archive: its archive's name in the model store.

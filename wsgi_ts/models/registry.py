@@ -29,6 +29,11 @@ from wsgi_ts.models.version import ModelVersion
 class Registry:
     """All models of one instance.
 
+    Args:
+        first_worker_id: the id of the first worker; each one gets the next, and none is used twice.
+        clear: removes what earlier owners of a number have counted under it, before a version gets it.
+        first_group_id: the id of the first worker that spans several processes or GPUs.
+
     Attributes:
         changed: a condition on the registry's lock; notified after every report of a batcher.
         draining: the instance is stopping.
@@ -38,18 +43,8 @@ class Registry:
     """
 
     def __init__(
-        self,
-        first_worker_id: int,
-        clear: Callable[[int], None] = lambda index: None,
-        first_group_id: int = 29500,
+        self, first_worker_id: int, clear: Callable[[int], None] = lambda index: None, first_group_id: int = 29500
     ) -> None:
-        """An empty registry.
-
-        Args:
-            first_worker_id: the id of the first worker; each one gets the next, and none is used twice.
-            clear: removes what earlier owners of a number have counted under it, before a version gets it.
-            first_group_id: the id of the first worker that spans several processes or GPUs.
-        """
         self._clear = clear
         self.changed = threading.Condition(threading.RLock())
         self.draining = False
@@ -261,13 +256,10 @@ class Registry:
             self.changed.notify_all()
 
     def pass_on_archive(self, removed: ModelVersion) -> ModelDirectory:
-        """Leaves an archive that was downloaded to another version that was made from it, and goes with it then.
-
-        Args:
-            removed: a version that was forgotten.
+        """Leaves a removed version's downloaded archive to another version made from it, and goes with it then.
 
         Returns:
-            Its files, without an archive that is still needed: a snapshot is restored from it.
+            The removed version's files, without an archive that is still needed: a snapshot is restored from it.
         """
         directory = removed.directory
         with self.changed:
@@ -343,12 +335,7 @@ class Registry:
             return self.started and can_answer and not (self.draining or self.leaving)
 
     def routes(self, epoch: int, now: float) -> dict[str, Any]:
-        """What the data path has to know, as it is published.
-
-        Args:
-            epoch: the number of this publication.
-            now: monotonic seconds.
-        """
+        """What the data path has to know at the monotonic time `now`, as it is published under the number `epoch`."""
         with self.changed:
             return {
                 "epoch": epoch,

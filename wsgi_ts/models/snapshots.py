@@ -43,8 +43,7 @@ class SnapshotWriter:
     """Writes the snapshots of one instance, and what its guard knows of it; each call may come from another thread.
 
     Args:
-        config: the configuration; with `no_config_snapshots` no file is ever written.
-        registry: the models.
+        config: with `no_config_snapshots` no file is ever written.
         remember: called with the models after each change, with and without snapshots: a supervisor that follows this
             one has to go on with them. `started` there tells whether all models of the start are among them.
     """

@@ -37,7 +37,6 @@ def models_to_start(config: Config, kept: Mapping[str, Any] | None) -> ModelsToS
     """What an instance begins with.
 
     Args:
-        config: the configuration.
         kept: what the guard has kept of the models of a supervisor that has died; None for a fresh start. The archives
             are not looked for: one that has gone meanwhile must not keep the other models away.
 
@@ -59,53 +58,42 @@ def models_to_start(config: Config, kept: Mapping[str, Any] | None) -> ModelsToS
     return ModelsToStart(recorded, source, configured=False)
 
 
+@dataclass(frozen=True, slots=True)
 class StartupModels:
     """Registers the models of the start, on a thread of its own. One that fails is told in the log and left out.
 
-    Args:
-        config: the configuration.
-        first: the models.
+    Attributes:
         registry: tells whether the instance is stopping.
-        manager: registers them.
         snapshots: begins when they are registered, and keeps those that could not be restored.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        first: ModelsToStart,
-        registry: Registry,
-        manager: ModelManager,
-        snapshots: SnapshotWriter,
-    ) -> None:
-        self._config = config
-        self._first = first
-        self._registry = registry
-        self._manager = manager
-        self._snapshots = snapshots
+    config: Config
+    first: ModelsToStart
+    registry: Registry
+    manager: ModelManager
+    snapshots: SnapshotWriter
 
     def register(self, done: Callable[[], None]) -> None:
-        """Registers them, one after the other; their workers load side by side.
+        """Registers them, one after the other, and calls `done` unless the instance is stopping by then.
 
-        Args:
-            done: called at the end, unless the instance is stopping by then.
+        Their workers load side by side.
         """
-        if self._first.source:
+        if self.first.source:
             self._restore()
-        if self._first.configured:
+        if self.first.configured:
             self._load()
-        if not self._registry.draining:
-            self._snapshots.start()
+        if not self.registry.draining:
+            self.snapshots.start()
             done()
 
     def _load(self) -> None:
-        for name, url in self._config.load_models:
-            if self._registry.draining:
+        for name, url in self.config.load_models:
+            if self.registry.draining:
                 return
             try:
-                self._manager.register(url=url, model_name=name, synchronous=False, at_startup=True)
+                self.manager.register(url=url, model_name=name, synchronous=False, at_startup=True)
             except ServerError as error:
-                if self._first.recorded and isinstance(error, ConflictStatus):
+                if self.first.recorded and isinstance(error, ConflictStatus):
                     # The last supervisor had come to it.
                     continue
                 log.error("Failed to load model: %s: %s", url if name is None else name, error.message)
@@ -113,23 +101,23 @@ class StartupModels:
                 log.exception("Failed to load model: %s", url if name is None else name)
 
     def _restore(self) -> None:
-        recorded, source = self._first.recorded, self._first.source
-        if not recorded and not self._first.configured:
+        recorded, source = self.first.recorded, self.first.source
+        if not recorded and not self.first.configured:
             log.warning("Model snapshot is empty. Starting TorchServe without initial models.")
         log.info("Restoring %d model versions from %s", len(recorded), source)
         # What is recorded from now on holds all of them, whether their turn has come or not.
         for model in recorded:
-            self._snapshots.keep(model)
-        self._manager.expect(recorded)
+            self.snapshots.keep(model)
+        self.manager.expect(recorded)
         for model in recorded:
-            if self._registry.draining:
+            if self.registry.draining:
                 return
             try:
-                self._manager.restore(model)
+                self.manager.restore(model)
             except ServerError as error:
                 log.error("Error while registering model. Details: %s %s: %s", model.name, model.version, error.message)
             except Exception:
                 log.exception("Error while registering model. Details: %s %s", model.name, model.version)
             else:
-                self._snapshots.restored(model)
-        self._manager.expect(())
+                self.snapshots.restored(model)
+        self.manager.expect(())

@@ -24,7 +24,6 @@ class WorkerScaler:
     """Tells the batchers which workers each version has.
 
     Args:
-        registry: what is registered.
         gpus: GPUs that models may use.
         send: takes a message to a batcher; dropped where that batcher is being restarted (see `replay`).
         publish: makes the registry's present state known to the data path.
@@ -120,7 +119,6 @@ class WorkerScaler:
         """Waits until every worker whose first load was under way is ready.
 
         Args:
-            model: the version.
             shown_version: its name in the error's text; None for "null", as TorchServe shows a default version.
 
         Raises:
@@ -179,7 +177,6 @@ def limit_workers(
 
     Args:
         placement: where the model may run.
-        name: the model's name.
         least: workers that are wanted.
         most: workers at most.
         holders: for each GPU the workers that have it, for the message.

@@ -1,7 +1,7 @@
 """What a process says of its plugins: a file in the run directory, read for `/plugins`, `/metrics`, `wsgi-ts plugins`.
 
-A failure costs the process that has it a count and, at most once a minute for each that is alike, a line in the log. The file is
-written by a thread of its own: nobody waits for the disk, and nobody needs a lock of another process.
+A failure costs the process that has it a count and, at most once a minute for each that is alike, a line in the log.
+The file is written by a thread of its own: nobody waits for the disk, and nobody needs a lock of another process.
 """
 
 from __future__ import annotations

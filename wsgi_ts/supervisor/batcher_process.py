@@ -27,12 +27,10 @@ class BatcherProcess(SupervisedProcess):
     """One batcher, through all its lives. All methods but `send` belong to the supervisor's main thread.
 
     Args:
-        index: its number, also on the board.
         device: `cpu` or `cuda:N`.
-        directory: the run directory.
 
     Attributes:
-        index: its number.
+        index: its number, also on the board.
         channel: to its present life; None between two lives.
         segments: the segments that this life was told to attach.
         is_warm: its worker template was ready at least once.

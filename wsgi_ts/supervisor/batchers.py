@@ -13,12 +13,9 @@ from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import BatcherWord
 from wsgi_ts.cgroup import usable_cores
 from wsgi_ts.control.channel import ChannelClosed
-from wsgi_ts.instance.run_directory import RunDirectory
 from wsgi_ts.models.manager import ModelManager
-from wsgi_ts.models.registry import Registry
 from wsgi_ts.supervisor.batcher_process import BatcherProcess
-from wsgi_ts.supervisor.child import ProcessGroup
-from wsgi_ts.supervisor.loop import MainLoop
+from wsgi_ts.supervisor.child import Owner, ProcessGroup
 from wsgi_ts.supervisor.metrics.collector import MetricsCollector
 from wsgi_ts.supervisor.segments import Segments
 
@@ -30,15 +27,13 @@ _WORKERS_LOOK_S = 0.05
 
 
 class Batchers(ProcessGroup[BatcherProcess]):
-    """All batchers of an instance. All methods but `send` belong to the supervisor's main thread.
+    """All batchers of an instance, one for each device. All methods but `send` belong to the supervisor's main thread.
 
     Args:
-        devices: one batcher for each of these.
-        board: the instance's board, for their heartbeats.
+        board: has their heartbeats.
         manager: knows what a restarted one has to be told.
         metrics: takes what they report of handlers' metrics.
         publish: makes the registry's state known to the data path.
-        loop, directory, registry, on_ready, on_failure: see `ProcessGroup`; the registry is told what they report.
 
     Attributes:
         segments: the segments that they attach.
@@ -47,22 +42,15 @@ class Batchers(ProcessGroup[BatcherProcess]):
     def __init__(
         self,
         devices: Sequence[str],
+        owner: Owner,
         *,
-        loop: MainLoop,
-        directory: RunDirectory,
         board: Board,
-        registry: Registry,
         manager: ModelManager,
         metrics: MetricsCollector,
         publish: Callable[[], None],
-        on_ready: Callable[[], None],
-        on_failure: Callable[[str], None],
     ) -> None:
-        batchers = [BatcherProcess(index, device, directory) for index, device in enumerate(devices)]
-        super().__init__(
-            batchers, loop=loop, directory=directory, registry=registry, on_ready=on_ready, on_failure=on_failure
-        )
-        self.segments = Segments(directory.prefix, loop.selector, self.processes)
+        super().__init__([BatcherProcess(n, device, owner.directory) for n, device in enumerate(devices)], owner)
+        self.segments = Segments(owner.directory.prefix, owner.loop.selector, self.processes)
         self._board = board
         self._manager = manager
         self._metrics = metrics
@@ -100,7 +88,7 @@ class Batchers(ProcessGroup[BatcherProcess]):
     def _start(self, process: BatcherProcess) -> None:
         process.remove_mailboxes()
         # Under the registry's lock no operation sends anything between the start and what the start has to tell.
-        with self._registry.changed:
+        with self._owner.registry.changed:
             process.start(self.segments.table.attachable(), usable_cores())
             for message in self._manager.workers.replay(process.index):
                 process.send(message)
@@ -110,7 +98,7 @@ class Batchers(ProcessGroup[BatcherProcess]):
             events = process.inbox.receive_messages(messages.FROM_BATCHER, process.name)
         except (ChannelClosed, ValueError) as error:
             # Its pidfd tells the rest. A batcher that closed its channel and lives on is of no use.
-            if process.child is not None and not self._registry.draining:
+            if process.child is not None and not self._owner.registry.draining:
                 log.debug("%s closed its channel: %s", process.name, error)
                 process.child.send_signal(signal.SIGKILL)
             return False
@@ -119,11 +107,11 @@ class Batchers(ProcessGroup[BatcherProcess]):
         return True
 
     def _bury(self, process: BatcherProcess) -> str:
-        with self._registry.changed:
+        with self._owner.registry.changed:
             reason = super()._bury(process)
-            self._registry.batcher_lost(process.index)
+            self._owner.registry.batcher_lost(process.index)
         self.segments.table.batcher_lost(process.index)
-        if not self._registry.draining:
+        if not self._owner.registry.draining:
             self._publish()
         return reason
 
@@ -137,17 +125,18 @@ class Batchers(ProcessGroup[BatcherProcess]):
             case messages.TemplateFailed():
                 # One that was ready under an earlier life of the batcher is started for ever, too.
                 if not batcher.is_warm:
-                    self._on_failure(batcher.failure("its worker template ended again and again before it had worked"))
+                    reason = "its worker template ended again and again before it had worked"
+                    self._owner.on_failure(batcher.failure(reason))
             case messages.SegmentAttached(index):
                 # Only now: what it cannot do, it finds out with the first web worker's segment.
                 batcher.has_worked = True
-                self._on_ready()
+                self._owner.on_ready()
                 self.segments.table.attached(index, batcher.index)
             case messages.SegmentRetired(index):
                 self.segments.table.retired(index, batcher.index)
             case messages.WorkerReport():
-                with self._registry.changed:
-                    if self._registry.apply_report(batcher.index, event):
+                with self._owner.registry.changed:
+                    if self._owner.registry.apply_report(batcher.index, event):
                         self._publish()
                         self._metrics.worker_changed()
             case messages.MetricsReported(updates):
@@ -159,9 +148,9 @@ class Batchers(ProcessGroup[BatcherProcess]):
         """A module that cannot be imported stops the start; later it is one that was there and is not any more."""
         if missing and not batcher.is_warm:
             name, reason = next(iter(missing.items()))
-            self._on_failure(
+            self._owner.on_failure(
                 f"preload_modules: {name} cannot be imported ({reason}); correct the name, install it for "
                 f"{sys.executable}, or take it out of the key"
             )
         batcher.is_warm = True
-        self._on_ready()
+        self._owner.on_ready()

@@ -13,6 +13,7 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from wsgi_ts.control.channel import Channel
@@ -70,7 +71,6 @@ class SupervisedProcess(ABC):
         """Starts the process of the next life.
 
         Args:
-            command: what to run.
             pass_fds: descriptors that it inherits.
             environ: further environment variables.
 
@@ -123,14 +123,7 @@ class SupervisedProcess(ABC):
         return reason
 
     def give_up(self, reason: str) -> str | None:
-        """Decides, after a death, whether it is started again.
-
-        Args:
-            reason: how the life ended, as "exit code 1".
-
-        Returns:
-            Why it cannot be started, on one line; None where it may be tried again.
-        """
+        """Decides, after a death for `reason` ("exit code 1"), whether it is given up; says why then, on one line."""
         if self.has_worked or not self.gives_up:
             return None
         self._failed_lives += 1
@@ -160,37 +153,31 @@ class SupervisedProcess(ABC):
 Process = TypeVar("Process", bound=SupervisedProcess)
 
 
-class ProcessGroup(ABC, Generic[Process]):
-    """Processes of one kind.
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """What all processes need of the supervisor.
 
-    Args:
-        processes: the processes.
+    Attributes:
         loop: where they are watched and heard.
         directory: the run directory, which records them.
         registry: tells whether the instance is stopping, so that a death is none to speak of.
         on_ready: called when one of them has something to say of itself.
         on_failure: told why one that has never worked cannot be started.
-
-    Attributes:
-        processes: the processes.
     """
 
-    def __init__(
-        self,
-        processes: Sequence[Process],
-        *,
-        loop: MainLoop,
-        directory: RunDirectory,
-        registry: Registry,
-        on_ready: Callable[[], None],
-        on_failure: Callable[[str], None],
-    ) -> None:
+    loop: MainLoop
+    directory: RunDirectory
+    registry: Registry
+    on_ready: Callable[[], None]
+    on_failure: Callable[[str], None]
+
+
+class ProcessGroup(ABC, Generic[Process]):
+    """Processes of one kind."""
+
+    def __init__(self, processes: Sequence[Process], owner: Owner) -> None:
         self.processes = list(processes)
-        self._selector = loop.selector
-        self._directory = directory
-        self._registry = registry
-        self._on_ready = on_ready
-        self._on_failure = on_failure
+        self._owner = owner
 
     @abstractmethod
     def _start(self, process: Process) -> None:
@@ -239,27 +226,29 @@ class ProcessGroup(ABC, Generic[Process]):
     def _start_watched(self, process: Process) -> None:
         self._start(process)
         assert process.child is not None
-        self._selector.register(process.child.pidfd, selectors.EVENT_READ, lambda: self._on_death(process))
-        self._selector.register(process.inbox, selectors.EVENT_READ, lambda: self._on_news(process))
-        self._directory.add_child(process.child.identity, process.name)
+        selector = self._owner.loop.selector
+        selector.register(process.child.pidfd, selectors.EVENT_READ, lambda: self._on_death(process))
+        selector.register(process.inbox, selectors.EVENT_READ, lambda: self._on_news(process))
+        self._owner.directory.add_child(process.child.identity, process.name)
 
     def _on_news(self, process: Process) -> None:
         if not self._hear(process):
-            self._selector.unregister(process.inbox)
+            self._owner.loop.selector.unregister(process.inbox)
 
     def _on_death(self, process: Process) -> None:
         assert process.child is not None
         pid = process.child.pid
-        self._selector.unregister(process.child.pidfd)
+        selector = self._owner.loop.selector
+        selector.unregister(process.child.pidfd)
         # It may have come to its end before.
         with contextlib.suppress(KeyError):
-            self._selector.unregister(process.inbox)
+            selector.unregister(process.inbox)
         reason = self._bury(process)
-        self._directory.remove_child(pid)
-        if self._registry.draining:
+        self._owner.directory.remove_child(pid)
+        if self._owner.registry.draining:
             return
         failure = process.give_up(reason)
         if failure is not None:
-            self._on_failure(failure)
+            self._owner.on_failure(failure)
         else:
             log.error("%s (pid %d) has ended (%s) and is started again", process.name, pid, reason)

@@ -19,9 +19,6 @@ _JOIN_LIMIT_S = 0.5
 class StderrRelay:
     """A pipe to be a child's stderr, whose other end a thread reads until nobody holds it any more.
 
-    Args:
-        name: of the child, for people.
-
     Raises:
         OSError, RuntimeError: there is no descriptor or no thread left.
 

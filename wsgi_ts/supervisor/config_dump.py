@@ -14,12 +14,7 @@ _NONE = "N/A"
 
 
 def configuration_lines(config: Config, gpus: int) -> Iterator[str]:
-    """One `label: value` after another; what only a Java server has is told as N/A or by its nearest counterpart.
-
-    Args:
-        config: the configuration.
-        gpus: how many GPUs are used.
-    """
+    """One `label: value` after another; what only a Java server has is told as N/A or by its nearest counterpart."""
     home = config.model_server_home or Path(__file__).resolve().parents[1]
     rows: dict[str, object] = {
         "Torchserve version": TORCHSERVE_VERSION,

@@ -45,10 +45,9 @@ class MainLoop:
         self.selector.register(self._wake_r, selectors.EVENT_READ, self._on_wake)
 
     def handle_signals(self, actions: Mapping[int, Callable[[], None]]) -> None:
-        """Handles the signals of a long-lived process; each that has a handler ends the present wait.
+        """Has each of `actions` called at once when its signal comes, which ends the present wait, too.
 
-        Args:
-            actions: called when that signal comes, at once. Others that would end the process do nothing.
+        Other signals that would end the process do nothing.
         """
         self._wakes_on_signals = True
         signal.set_wakeup_fd(self._wake_w.fileno(), warn_on_full_buffer=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from wsgi_ts.control.server import Operation, Peer
@@ -23,50 +24,33 @@ log = logging.getLogger(__name__)
 _ATTACH_LIMIT_S = 30.0
 
 
+@dataclass(frozen=True, slots=True)
 class ControlOperations:
     """The operations by name, each called on the thread of the connection that asks for it.
 
-    Args:
+    Attributes:
         loop: the main thread, which owns the segments and knows the status.
         registry: tells whether the instance is stopping.
-        manager: the operations on models.
-        workflows: those on workflows.
-        metrics: the metrics.
-        segments: the segments.
         keys: the tokens; None where requests need none.
         status: what `wsgi-ts status` shows; called on the main thread.
         stop: counts so many requests to stop (two: at once); called on the main thread.
         replace: has another program, with another configuration, take this supervisor's place; likewise.
     """
 
-    def __init__(
-        self,
-        *,
-        loop: MainLoop,
-        registry: Registry,
-        manager: ModelManager,
-        workflows: WorkflowManager,
-        metrics: MetricsCollector,
-        segments: Segments,
-        keys: KeyRing | None,
-        status: Callable[[], dict[str, Any]],
-        stop: Callable[[int], None],
-        replace: Callable[[list[str], str, dict[str, str]], None],
-    ) -> None:
-        self._loop = loop
-        self._registry = registry
-        self._manager = manager
-        self._workflows = workflows
-        self._metrics = metrics
-        self._segments = segments
-        self._keys = keys
-        self._status = status
-        self._stop = stop
-        self._replace = replace
+    loop: MainLoop
+    registry: Registry
+    manager: ModelManager
+    workflows: WorkflowManager
+    metrics: MetricsCollector
+    segments: Segments
+    keys: KeyRing | None
+    status: Callable[[], dict[str, Any]]
+    stop: Callable[[int], None]
+    replace: Callable[[list[str], str, dict[str, str]], None]
 
     def table(self) -> dict[str, Operation]:
         """All operations, for `ControlServer`."""
-        manager = self._manager
+        manager = self.manager
         return {
             "register_model": Operation(manager.register),
             "scale_model": Operation(manager.scale),
@@ -75,15 +59,15 @@ class ControlOperations:
             "set_default": Operation(manager.set_default),
             "unregister_model": Operation(manager.unregister),
             "kserve_ready": Operation(manager.kserve_ready),
-            "register_workflow": Operation(self._workflows.register),
-            "describe_workflow": Operation(self._workflows.describe),
-            "list_workflows": Operation(self._workflows.list_workflows),
-            "unregister_workflow": Operation(self._workflows.unregister),
-            "metrics": Operation(self._metrics.text),
+            "register_workflow": Operation(self.workflows.register),
+            "describe_workflow": Operation(self.workflows.describe),
+            "list_workflows": Operation(self.workflows.list_workflows),
+            "unregister_workflow": Operation(self.workflows.unregister),
+            "metrics": Operation(self.metrics.text),
             "renew_token": Operation(self._renew_token),
             "new_segment": Operation(self._new_segment, told_peer=True),
             "segment_ready": Operation(self._segment_ready, told_peer=True),
-            "status": Operation(lambda: self._loop.call(self._status)),
+            "status": Operation(lambda: self.loop.call(self.status)),
             "replace": Operation(self._request_replacement, told_peer=True),
             "stop": Operation(self._request_stop, told_peer=True),
         }
@@ -91,22 +75,22 @@ class ControlOperations:
     def _new_segment(self, *, peer: Peer, pid: int) -> Any:
         if pid != peer.pid:
             raise BadRequest("A process asks for its own segment only.")
-        if self._registry.draining:
+        if self.registry.draining:
             raise ServiceUnavailable("The server is stopping.")
-        return self._loop.call(lambda: self._segments.new(peer.pid))
+        return self.loop.call(lambda: self.segments.new(peer.pid))
 
     def _segment_ready(self, *, peer: Peer, index: int) -> Any:
         attached = threading.Event()
-        self._loop.call(lambda: self._segments.ready(index, peer.pid, attached.set))
+        self.loop.call(lambda: self.segments.ready(index, peer.pid, attached.set))
         if not attached.wait(_ATTACH_LIMIT_S):
             raise InternalServerError("The batchers did not attach the segment in time.")
         return {}
 
     def _renew_token(self, *, scope: str) -> Any:
-        if self._keys is None or scope not in (MANAGEMENT, INFERENCE):
+        if self.keys is None or scope not in (MANAGEMENT, INFERENCE):
             raise BadRequest("There is no such token.")
         try:
-            self._keys.renew(scope)
+            self.keys.renew(scope)
         except KeyFileError as error:
             log.error("%s", error)
             raise InternalServerError("The new token could not be written; the old one still counts.") from error
@@ -114,11 +98,11 @@ class ControlOperations:
 
     def _request_replacement(self, *, peer: Peer, command: list[str], config: str, fixed: dict[str, str]) -> Any:
         log.info("Process %d asks for an upgrade to %s", peer.pid, command[0] if command else "nothing")
-        self._loop.call(lambda: self._replace(command, config, fixed))
+        self.loop.call(lambda: self.replace(command, config, fixed))
         return {}
 
     def _request_stop(self, *, peer: Peer, fast: bool = False) -> Any:
         count = 2 if fast else 1
         log.info("Process %d asks for a stop", peer.pid)
-        self._loop.post(lambda: self._stop(count))
+        self.loop.post(lambda: self.stop(count))
         return {}

@@ -18,13 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class Publisher:
-    """Publishes what other processes of the instance have to know. Used from any thread.
-
-    Args:
-        registry: where the routes come from.
-        board: the instance's board.
-        directory: the run directory.
-    """
+    """Publishes what other processes of the instance have to know. Used from any thread."""
 
     def __init__(self, registry: Registry, board: Board, directory: RunDirectory) -> None:
         self._registry = registry

@@ -90,24 +90,18 @@ class SegmentTable:
         for entry in self.all():
             self._settle(entry, batcher)
 
-    def remove(self, entry: SegmentEntry) -> None:
-        """Forgets a segment."""
-        self._entries.pop(entry.index, None)
+    def remove(self, entry: SegmentEntry) -> SegmentEntry:
+        """Forgets a segment, and returns it."""
+        return self._entries.pop(entry.index)
 
     def _await(self, entry: SegmentEntry, batchers: Iterable[int], done: Callable[[], None]) -> None:
         entry.pending = set(batchers)
         entry.on_settled = done
-        if not entry.pending:
-            self._finish(entry)
-
-    def _settle(self, entry: SegmentEntry, batcher: int) -> None:
-        if batcher in entry.pending:
-            entry.pending.discard(batcher)
-            if not entry.pending:
-                self._finish(entry)
+        self._settle(entry, -1)
 
     @staticmethod
-    def _finish(entry: SegmentEntry) -> None:
-        done, entry.on_settled = entry.on_settled, None
-        if done is not None:
+    def _settle(entry: SegmentEntry, batcher: int) -> None:
+        entry.pending.discard(batcher)
+        if not entry.pending and entry.on_settled is not None:
+            done, entry.on_settled = entry.on_settled, None
             done()

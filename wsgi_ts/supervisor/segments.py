@@ -25,7 +25,6 @@ class Segments:
     Args:
         prefix: the start of the instance's shared-memory names.
         selector: the main thread's; deaths of owners are noticed there.
-        batchers: all batchers.
 
     Attributes:
         table: who owns what, and who still has to say something.
@@ -74,22 +73,17 @@ class Segments:
 
     def describe(self) -> list[dict[str, Any]]:
         """The lines of `wsgi-ts status`."""
-        return [
-            {"segment": each.index, "web_worker": each.pid, "retired": each.is_retired} for each in self.table.all()
-        ]
+        entries = self.table.all()
+        return [{"segment": each.index, "web_worker": each.pid, "retired": each.is_retired} for each in entries]
 
     def _on_owner_death(self, entry: SegmentEntry, pidfd: int) -> None:
         self._selector.unregister(pidfd)
         os.close(pidfd)
         holders = [each for each in self._batchers if entry.index in each.segments]
-        self.table.await_retire(entry, [each.index for each in holders], lambda: self._remove(entry))
+        self.table.await_retire(entry, [each.index for each in holders], lambda: self._unlink(self.table.remove(entry)))
         for batcher in holders:
             batcher.segments.discard(entry.index)
             batcher.send(RetireSegment(entry.index))
-
-    def _remove(self, entry: SegmentEntry) -> None:
-        self._unlink(entry)
-        self.table.remove(entry)
 
     def _unlink(self, entry: SegmentEntry) -> None:
         name = segment_name(self._prefix, entry.index)

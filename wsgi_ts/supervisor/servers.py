@@ -22,7 +22,6 @@ class Server(SupervisedProcess):
 
     Args:
         name: for people.
-        directory: the run directory.
         tls_fd: a file with what TLS takes, -1 for none.
         workers: how many bytes in its inbox say that all of it has booted.
 
@@ -41,11 +40,7 @@ class Server(SupervisedProcess):
 
     @abstractmethod
     def _command(self, common: list[str]) -> tuple[list[str], list[int]]:
-        """Returns the command of the next life, and the descriptors that it inherits.
-
-        Args:
-            common: arguments that all have.
-        """
+        """Returns the command of the next life, with the arguments that all have, and the descriptors it inherits."""
 
     def _tls(self, *listeners: BoundListener) -> tuple[list[str], list[int]]:
         """Returns the arguments and the descriptors of a process that serves these, for TLS."""
@@ -106,10 +101,7 @@ class Gunicorn(Server):
 
     Args:
         kind: `inference` or `management`.
-        listeners: the sockets it serves.
         workers: how many web workers it has.
-        directory: the run directory.
-        tls_fd: see `Server`.
     """
 
     def __init__(
@@ -132,8 +124,6 @@ class GrpcServer(Server):
 
     Args:
         ports: those of the inference and of the management API.
-        directory: the run directory.
-        tls_fd: see `Server`.
     """
 
     hung_looks = 8
@@ -162,10 +152,7 @@ def make_servers(
     """Makes the gunicorn that carries predictions, one for the rest if there is any, and the gRPC server.
 
     Args:
-        config: the configuration.
-        listeners: the sockets that are served.
         grpc_ports: the ports of the gRPC APIs, inference first.
-        directory: the run directory.
         tls_fd: a file with what TLS takes, -1 for none.
     """
     inference = [listener for listener in listeners if "inference" in listener.kinds]
@@ -202,5 +189,5 @@ class Servers(ProcessGroup[Server]):
 
     def _hear(self, process: Server) -> bool:
         goes_on = process.hear()
-        self._on_ready()
+        self._owner.on_ready()
         return goes_on

@@ -45,11 +45,7 @@ def open_logs(config: Config) -> tuple[LogPlan, LogFiles]:
     """
     try:
         plan = load_plan(
-            config.log_dir,
-            config.metrics_dir,
-            config.log_config,
-            os.environ,
-            asynchronous=config.async_logging,
+            config.log_dir, config.metrics_dir, config.log_config, os.environ, asynchronous=config.async_logging
         )
         files = setup_logging(plan)
     except (LogConfigError, ValueError) as error:
@@ -66,7 +62,6 @@ def start_log_rotation(files: LogFiles, reopen: Callable[[], None], stack: ExitS
     """Rotates the log files from now on.
 
     Args:
-        files: the open log files.
         reopen: has every process open its files again; called on the rotation's thread, returns at once.
         stack: ends it.
     """
@@ -104,7 +99,6 @@ def make_keys(
     """Makes the tokens and the file that clients take them from; None where requests need no tokens.
 
     Args:
-        config: the configuration.
         publish: see `KeyRing`.
         guard: keeps them for the supervisor after this one, so that clients need no new ones.
         stack: removes the file.
@@ -170,12 +164,7 @@ def say_plugins(config: Config) -> None:
 
 
 def say_started(listeners: Iterable[BoundListener], keys: KeyRing | None) -> None:
-    """Logs where the server listens and who may ask there.
-
-    Args:
-        listeners: where it listens.
-        keys: the tokens; None where requests need none.
-    """
+    """Logs where the server listens and who may ask there: everybody where there are no keys."""
     for listener in listeners:
         log.info("%s API listens on %s", " and ".join(listener.kinds).capitalize(), listener.address)
         if not listener.address.is_local and keys is None:

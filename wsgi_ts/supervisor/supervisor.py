@@ -41,7 +41,7 @@ from wsgi_ts.models.startup import ModelsToStart, StartupModels, models_to_start
 from wsgi_ts.process import Child
 from wsgi_ts.settings.config import Config
 from wsgi_ts.supervisor.batchers import Batchers
-from wsgi_ts.supervisor.child import SupervisedProcess
+from wsgi_ts.supervisor.child import Owner, SupervisedProcess
 from wsgi_ts.supervisor.config_dump import configuration_lines
 from wsgi_ts.supervisor.loop import MainLoop
 from wsgi_ts.supervisor.metrics.collector import MetricsCollector
@@ -76,11 +76,7 @@ class Supervisor:
     """One instance from start to stop: `run` is all of its life.
 
     Args:
-        config: the configuration.
         guard: the process that has started this one, and starts the next when it dies.
-        run_dir: the run directory.
-        log_plan: how the instance logs.
-        log_files: the open log files.
     """
 
     def __init__(self, config: Config, guard: GuardLink, run_dir: Path, log_plan: LogPlan, log_files: LogFiles) -> None:
@@ -189,25 +185,18 @@ class Supervisor:
             outstanding=lambda model: self._board.outstanding(model.loaded_in, model.spec.index),
             record=self._snapshots.record,
         )
+        owner = Owner(self._loop, self._dir, self._registry, on_ready=self._announce, on_failure=self._fail)
         self._batchers = Batchers(
             devices,
-            loop=self._loop,
-            directory=self._dir,
+            owner,
             board=self._board,
-            registry=self._registry,
             manager=self._manager,
             metrics=self._metrics,
             publish=self._publisher.routes,
-            on_ready=self._announce,
-            on_failure=self._fail,
         )
         self._servers = Servers(
             make_servers(config, self._listeners, self._grpc_ports, self._dir, tls_fd),
-            loop=self._loop,
-            directory=self._dir,
-            registry=self._registry,
-            on_ready=self._announce,
-            on_failure=self._fail,
+            owner,
         )
         operations = ControlOperations(
             loop=self._loop,

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -18,7 +19,7 @@ from wsgi_ts.messages import TemplateFailed
 from wsgi_ts.process import Child
 from wsgi_ts.supervisor.batcher_process import BatcherProcess
 from wsgi_ts.supervisor.batchers import Batchers
-from wsgi_ts.supervisor.child import SupervisedProcess
+from wsgi_ts.supervisor.child import Owner, SupervisedProcess
 from wsgi_ts.supervisor.servers import GrpcServer, Gunicorn
 
 
@@ -156,7 +157,7 @@ def test_who_is_silent_for_too_long_is_hung(directory: RunDirectory) -> None:
 
 def test_a_worker_template_that_was_ready_once_ends_no_server(directory: RunDirectory) -> None:
     batchers, failures = Batchers.__new__(Batchers), list[str]()
-    batchers._on_failure = failures.append
+    batchers._owner = cast(Owner, SimpleNamespace(on_failure=failures.append))
     batcher = BatcherProcess(0, "cpu", directory)
     batchers._take(batcher, TemplateFailed())
     assert len(failures) == 1

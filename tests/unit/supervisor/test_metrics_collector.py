@@ -20,14 +20,18 @@ from support.eventually import eventually
 from support.jobs import Jobs
 
 import wsgi_ts.handlers
+from wsgi_ts.archive.manifest import parse_manifest
+from wsgi_ts.archive.model_directory import ModelDirectory
 from wsgi_ts.batcher.scheduler.counters import ModelCounters
 from wsgi_ts.batcher.scheduler.job import Job
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.board import Board, batcher_bell_name
 from wsgi_ts.batcher.shm.doorbell import Doorbell
 from wsgi_ts.batcher.shm.layout import BatcherWord, ModelWord, WebWord
+from wsgi_ts.gpu.assign import place
 from wsgi_ts.gpu.devices import gpu_loads
 from wsgi_ts.logs.setup import LogFiles
+from wsgi_ts.messages import ModelSpec
 from wsgi_ts.metrics.exposition import Family, Histogram, java_double, render, server_line
 from wsgi_ts.metrics.host import MEASURES
 from wsgi_ts.metrics.reported import MAX_METRICS, MAX_SERIES, ModelMetrics, ReportedMetrics, parse_line
@@ -38,9 +42,10 @@ from wsgi_ts.metrics.specification import (
     load_specification,
 )
 from wsgi_ts.models.registry import Registry
+from wsgi_ts.models.version import ModelVersion
 from wsgi_ts.settings.config import Config
 from wsgi_ts.supervisor.metrics import collector
-from wsgi_ts.supervisor.metrics.board import BoardMetrics, CountedModel
+from wsgi_ts.supervisor.metrics.board import BoardMetrics
 from wsgi_ts.supervisor.metrics.collector import MetricsCollector
 from wsgi_ts.supervisor.metrics.system import SystemMetrics
 
@@ -289,14 +294,15 @@ def test_the_words_of_all_processes_are_summed(board: Board) -> None:
         words[board.model_row(batcher, 4) + ModelWord.REQUESTS_NAMED] = 1
     words[board.batcher_row(1) + BatcherWord.LAST_BATCH_NS] = 5
     words[board.batcher_row(1) + BatcherWord.LAST_QUEUE_US] = 1500
-    values = BoardMetrics(board, 2, "h").server_values([CountedModel("m", "1.0", 4, 1, 0)])
+    directory = ModelDirectory(Path("/m"), parse_manifest({"model": {"modelName": "m", "handler": "h"}}), "m.mar", True)
+    model = ModelVersion(ModelSpec(4, "m", "1.0", "/m", "h", None), directory, None, place(0))
+    values = BoardMetrics(board, 2, "h").server_values([model])
     assert values["Requests2XX"] == {("Host", "h"): 123}
     assert values["Requests5XX"] == {}
     assert values["ts_inference_requests_total"] == {("m", "default", "h"): 7, ("m", "1.0", "h"): 2}
     assert values["QueueTime"] == {("Host", "h"): 1.5}
     board.clear_model(4)
-    values = BoardMetrics(board, 2, "h").server_values([CountedModel("m", "1.0", 4, 1, 0)])
-    assert values["ts_inference_requests_total"] == {}
+    assert BoardMetrics(board, 2, "h").server_values([model])["ts_inference_requests_total"] == {}
 
 
 @given(st.lists(st.tuples(st.integers(0, 20_000_000), st.booleans()), min_size=1, max_size=600))

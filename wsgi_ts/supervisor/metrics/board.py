@@ -7,13 +7,13 @@ belongs to the supervisor, so the counts outlive every other process.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import BatcherWord, ModelWord, WebWord
 from wsgi_ts.metrics.exposition import Family, Histogram
 from wsgi_ts.metrics.specification import COUNTER, GAUGE, HISTOGRAM, OWN_PREFIX
+from wsgi_ts.models.version import ModelVersion
 
 #: Values of one metric: for the values of its dimensions, in the built-in order, the number.
 Values = dict[tuple[str, ...], float]
@@ -66,30 +66,10 @@ _UNANSWERED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class CountedModel:
-    """A model version as the metrics see it.
-
-    Attributes:
-        name: the model's name.
-        version: the version's name.
-        index: its number on the board.
-        workers: model workers that are wanted.
-        restarts: how often one of its workers was started again.
-    """
-
-    name: str
-    version: str
-    index: int
-    workers: int
-    restarts: int
-
-
 class BoardMetrics:
     """Reads one board.
 
     Args:
-        board: the instance's board.
         batchers: how many batchers there are.
         hostname: the value of the host dimension.
     """
@@ -99,7 +79,7 @@ class BoardMetrics:
         self._batchers = batchers
         self._hostname = hostname
 
-    def server_values(self, models: Iterable[CountedModel]) -> dict[str, Values]:
+    def server_values(self, models: Iterable[ModelVersion]) -> dict[str, Values]:
         """The metrics of TorchServe's frontend that are counted on the board.
 
         What has not been counted yet is left out, as TorchServe knows a label only from its first use on.
@@ -122,7 +102,7 @@ class BoardMetrics:
         """How many requests were answered so far, whatever the status."""
         return sum(map(self._responses, _RESPONSES.values()))
 
-    def own_families(self, models: Iterable[CountedModel]) -> list[Family]:
+    def own_families(self, models: Iterable[ModelVersion]) -> list[Family]:
         """What wsgi-ts counts besides."""
         models = list(models)
         return [*self._histograms(models), *self._gauges(models)]
@@ -139,7 +119,7 @@ class BoardMetrics:
             "WorkerThreadTime": {host: words[last + BatcherWord.LAST_HANDOVER_US] / 1000},
         }
 
-    def _histograms(self, models: list[CountedModel]) -> list[Family]:
+    def _histograms(self, models: list[ModelVersion]) -> list[Family]:
         families = []
         for name, (text, first, sums) in _TIMES.items():
             family = Family(OWN_PREFIX + name, HISTOGRAM, text, MODEL_LABELS)
@@ -156,7 +136,7 @@ class BoardMetrics:
             sizes.samples[model.name, model.version] = Histogram(layout.BATCH_SIZES, counts, requests)
         return [*families, sizes]
 
-    def _gauges(self, models: list[CountedModel]) -> list[Family]:
+    def _gauges(self, models: list[ModelVersion]) -> list[Family]:
         queue = Family(f"{OWN_PREFIX}queue_length", GAUGE, "Requests that wait for a model worker", MODEL_LABELS)
         ready = Family(f"{OWN_PREFIX}workers_ready", GAUGE, "Model workers that take requests", MODEL_LABELS)
         wanted = Family(f"{OWN_PREFIX}workers", GAUGE, "Model workers that there should be", MODEL_LABELS)
@@ -174,25 +154,25 @@ class BoardMetrics:
             labels = (model.name, model.version)
             queue.samples[labels] = self.count(model, ModelWord.QUEUED)
             ready.samples[labels] = self.count(model, ModelWord.READY_WORKERS)
-            wanted.samples[labels] = model.workers
+            wanted.samples[labels] = len(model.workers)
             restarts.samples[labels] = model.restarts
             for reason, word in _UNANSWERED.items():
                 unanswered.samples[(*labels, reason)] = self.count(model, word)
         return [queue, ready, wanted, restarts, unanswered]
 
-    def _counts(self, model: CountedModel, first_word: int, size: int) -> list[int]:
+    def _counts(self, model: ModelVersion, first_word: int, size: int) -> list[int]:
         """The counts of a histogram."""
         return [self.count(model, first_word + place) for place in range(size)]
 
-    def count(self, model: CountedModel, word: int) -> int:
+    def count(self, model: ModelVersion, word: int) -> int:
         """A word of a model version, summed over the batchers."""
         words = self._board.words
-        return sum(words[self._board.model_row(batcher, model.index) + word] for batcher in range(self._batchers))
+        return sum(words[self._board.model_row(batcher, model.spec.index) + word] for batcher in range(self._batchers))
 
-    def least(self, model: CountedModel, word: int) -> int:
+    def least(self, model: ModelVersion, word: int) -> int:
         """The least value of a word of a model version that is not 0 on all batchers; 0 where it is."""
         words = self._board.words
-        rows = [self._board.model_row(batcher, model.index) for batcher in range(self._batchers)]
+        rows = [self._board.model_row(batcher, model.spec.index) for batcher in range(self._batchers)]
         return min((words[row + word] for row in rows if words[row + word]), default=0)
 
     def _responses(self, word: int) -> int:

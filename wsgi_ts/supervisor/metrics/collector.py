@@ -30,10 +30,9 @@ from wsgi_ts.metrics.exposition import Family, render, server_line
 from wsgi_ts.metrics.reported import PROMETHEUS_MODE, ReportedMetrics
 from wsgi_ts.metrics.specification import COUNTER, MetricsConfigError, MetricSpec, load_specification
 from wsgi_ts.models.registry import Registry
-from wsgi_ts.models.version import ModelVersion
 from wsgi_ts.plugins.report import error_counts
 from wsgi_ts.settings.config import Config
-from wsgi_ts.supervisor.metrics.board import HOST_LEVEL, BoardMetrics, CountedModel, Values
+from wsgi_ts.supervisor.metrics.board import HOST_LEVEL, BoardMetrics, Values
 from wsgi_ts.supervisor.metrics.load import LoadGauges
 from wsgi_ts.supervisor.metrics.system import SystemMetrics
 
@@ -55,9 +54,6 @@ class MetricsCollector:
     """The metrics of one instance. Its methods may be called from any thread.
 
     Args:
-        config: the configuration.
-        board: the instance's board.
-        registry: the models.
         log_files: for ts_metrics.log.
         gpus: how many GPUs models may use.
         run_dir: where processes say what has become of their plugins; None: nobody does.
@@ -132,13 +128,11 @@ class MetricsCollector:
         if self._mode in (PROMETHEUS_MODE, _LEGACY_MODE):
             self._settle()
         if self._mode == PROMETHEUS_MODE:
-            models = self._models()
-            families = self._server_families(models)
+            models = self._registry.all_versions()
             own = [*self._board.own_families(models), *self._load.families(models), *self._plugin_families()]
-            return render([*families, *self._reported.families(), *own], names)
+            return render([*self._server_families(), *self._reported.families(), *own], names)
         if self._mode == _LEGACY_MODE:
-            families = self._server_families(self._models())
-            return render([family for family in families if family.name in _LEGACY_NAMES], names)
+            return render([family for family in self._server_families() if family.name in _LEGACY_NAMES], names)
         return ""
 
     def worker_changed(self) -> None:
@@ -149,12 +143,6 @@ class MetricsCollector:
         """Adds what handlers have reported (`ModelMetrics.take_updates`)."""
         self._reported.apply(updates)
 
-    def _models(self) -> list[CountedModel]:
-        return [
-            CountedModel(model.name, model.version, model.spec.index, len(model.workers), model.restarts)
-            for model in self._registry.all_versions()
-        ]
-
     def _worker_pids(self) -> list[int]:
         with self._registry.changed:
             reports = [worker.report for model in self._registry.all_versions() for worker in model.workers.values()]
@@ -164,18 +152,18 @@ class MetricsCollector:
         """How long each model worker took to load, in milliseconds."""
         with self._registry.changed:
             return {
-                (_worker_name(model, worker.worker_id), HOST_LEVEL, self._hostname): worker.report.load_ms
+                (model.spec.worker_name(worker.worker_id), HOST_LEVEL, self._hostname): worker.report.load_ms
                 for model in self._registry.all_versions()
                 for worker in model.workers.values()
                 if worker.report is not None and worker.report.load_ms
             }
 
-    def _server_values(self, models: list[CountedModel]) -> dict[str, Values]:
+    def _server_values(self) -> dict[str, Values]:
         """What the server itself records, but for the system metrics, by name."""
-        return self._board.server_values(models) | {"WorkerLoadTime": self._load_times()}
+        return self._board.server_values(self._registry.all_versions()) | {"WorkerLoadTime": self._load_times()}
 
-    def _server_families(self, models: list[CountedModel]) -> list[Family]:
-        values = self._server_values(models) | self._system_values
+    def _server_families(self) -> list[Family]:
+        values = self._server_values() | self._system_values
         families = []
         for spec in self._specs.values():
             family = Family.of(spec)
@@ -237,7 +225,7 @@ class MetricsCollector:
     def _log_changes(self) -> None:
         """Writes what has changed since the last time."""
         now_s = int(time.time())
-        values = self._server_values(self._models())
+        values = self._server_values()
         lines = []
         for name, found in values.items():
             spec = self._specs.get(name)
@@ -255,10 +243,6 @@ class MetricsCollector:
                     lines.append(line)
         self._logged = values
         self._log_files.ts_metrics.write(lines, thread=_THREAD)
-
-
-def _worker_name(model: ModelVersion, worker_id: int) -> str:
-    return f"W-{worker_id}-{model.name}_{model.version}"
 
 
 def _ordered(spec: MetricSpec, values: Sequence[str]) -> tuple[str, ...] | None:

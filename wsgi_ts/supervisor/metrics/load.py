@@ -16,7 +16,8 @@ from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.layout import ModelWord
 from wsgi_ts.metrics.exposition import Family
 from wsgi_ts.metrics.specification import GAUGE
-from wsgi_ts.supervisor.metrics.board import MODEL_LABELS, BoardMetrics, CountedModel
+from wsgi_ts.models.version import ModelVersion
+from wsgi_ts.supervisor.metrics.board import MODEL_LABELS, BoardMetrics
 
 #: Rates are over this time at least, in seconds, once the server has been looked at for so long.
 WINDOW_S = 10.0
@@ -62,11 +63,11 @@ class LoadGauges:
         self._looks: dict[tuple[int, str, str], deque[_Look]] = {}
         self._capacity: dict[tuple[int, str, str], float] = {}
 
-    def families(self, models: Sequence[CountedModel]) -> list[Family]:
+    def families(self, models: Sequence[ModelVersion]) -> list[Family]:
         """Looks at the models, and returns the gauges."""
         found = {name: Family(name, GAUGE, text, MODEL_LABELS) for name, text in _HELP.items()}
         with self._lock:
-            known = {(model.index, model.name, model.version) for model in models}
+            known = {(model.spec.index, model.name, model.version) for model in models}
             for gone in self._looks.keys() - known:
                 del self._looks[gone]
                 self._capacity.pop(gone, None)
@@ -86,7 +87,7 @@ class LoadGauges:
             sums.samples[(model,)] = float(sums.samples.get((model,), 0)) + float(value)  # type: ignore[arg-type]
         return sums
 
-    def _values(self, model: CountedModel) -> dict[str, float]:
+    def _values(self, model: ModelVersion) -> dict[str, float]:
         """The gauges of one model version, now."""
         now = time.monotonic()
         count = self._board.count
@@ -98,7 +99,7 @@ class LoadGauges:
             sum(count(model, ModelWord.LATENCY_BUCKETS + place) for place in range(len(layout.TIME_BUCKETS_US) + 1)),
             count(model, ModelWord.SERVICE_US) / 1e6,
         )
-        key = (model.index, model.name, model.version)
+        key = (model.spec.index, model.name, model.version)
         looks = self._looks.setdefault(key, deque(maxlen=_LOOKS))
         before = next((each for each in reversed(looks) if now - each.at >= WINDOW_S), looks[0] if looks else None)
         looks.append(look)

@@ -38,7 +38,6 @@ class SystemMetrics:
 
     Args:
         interval_s: the time from one measurement to the next, in seconds.
-        gpus: how many GPUs to measure.
         hostname: the value of the host dimension.
         command: `system_metrics_cmd`; "" measures by itself.
         home: the directory in which the command runs; None for where the package `ts` lies.
