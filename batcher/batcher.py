@@ -19,19 +19,12 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
 
 from wsgi_ts import messages
 from wsgi_ts.batcher.batching_plugins import BatchingPlugins
-from wsgi_ts.batcher.pool.actions import (
-    Action,
-    ReleaseWorker,
-    StartTemplate,
-    StartWorker,
-    WorkerGone,
-    WorkerReady,
-)
+from wsgi_ts.batcher.pool.actions import Action, StartTemplate, StartWorker, WorkerGone, WorkerReady
 from wsgi_ts.batcher.pool.pool import WorkerPool
+from wsgi_ts.batcher.scheduler import loop
 from wsgi_ts.batcher.scheduler.loop import BatcherLoop
 from wsgi_ts.batcher.scheduler.model_queue import largest_batch
 from wsgi_ts.batcher.shm.board import Board
@@ -55,12 +48,7 @@ _TEMPLATE_LIVES = 3
 
 
 class Batcher:
-    """The control thread of a batcher.
-
-    Args:
-        options: the parsed command line.
-        log_files: the open log files.
-    """
+    """The control thread of a batcher."""
 
     def __init__(self, options: argparse.Namespace, log_files: LogFiles) -> None:
         self._options = options
@@ -77,7 +65,7 @@ class Batcher:
         self._template_failures = 0
         self._selector = selectors.DefaultSelector()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._notices: deque[tuple[Any, ...]] = deque()
+        self._notices: deque[loop.Notice] = deque()
         self._pool = WorkerPool()
         self._wanted: dict[int, int] = {}
         self._mailboxes: dict[tuple[int, int], BatcherMailbox] = {}
@@ -90,7 +78,7 @@ class Batcher:
         """Serves until the supervisor says stop, or is gone; returns the exit code."""
         self._board.words[self._board.batcher_row(self._options.index) + BatcherWord.LIVES] += 1
         for index in filter(None, self._options.segments.split(",")):
-            self._loop.command("attach_segment", self._options.prefix, int(index))
+            self._loop.command(messages.AttachSegment(int(index)))
         self._thread.start()
         self._selector.register(self._supervisor, selectors.EVENT_READ, self._from_supervisor)
         self._selector.register(self._wake_fd, selectors.EVENT_READ, self._from_loop)
@@ -102,7 +90,7 @@ class Batcher:
         except ChannelClosed:
             log.info("The supervisor has gone; this batcher leaves.")
         finally:
-            self._loop.command("stop")
+            self._loop.command(messages.Stop())
             self._thread.join()
             self._end_template()
         return 0
@@ -131,19 +119,17 @@ class Batcher:
 
     def _take(self, message: messages.ToBatcher, now: float) -> None:
         match message:
-            case messages.AttachSegment(index):
-                self._loop.command("attach_segment", self._options.prefix, index)
-            case messages.RetireSegment(index):
-                self._loop.command("retire_segment", index)
+            case messages.AttachSegment() | messages.RetireSegment():
+                self._loop.command(message)
             case messages.LoadModel(spec):
                 self._pool.set_model(spec)
-                self._loop.command("load_model", spec, self._batching.queue_for(spec))
+                self._loop.command(loop.TakeModel(spec, self._batching.queue_for(spec)))
             case messages.SetWorkers(index, workers):
                 self._wanted[index] = len(workers)
                 self._carry_out(self._pool.set_workers(index, workers, now))
             case messages.UnloadModel(index):
                 self._wanted.pop(index, None)
-                self._loop.command("unload_model", index)
+                self._loop.command(message)
                 self._carry_out(self._pool.remove_model(index, now))
             case messages.ReopenLogs():
                 self._log_files.reopen()
@@ -156,7 +142,7 @@ class Batcher:
     def _tell_supervisor(self, message: messages.FromBatcher) -> None:
         self._supervisor.send(messages.FROM_BATCHER.encode(message))
 
-    def _notice(self, notice: tuple[Any, ...]) -> None:
+    def _notice(self, notice: loop.Notice) -> None:
         self._notices.append(notice)
         os.eventfd_write(self._wake_fd, 1)
 
@@ -164,19 +150,15 @@ class Batcher:
         os.eventfd_read(self._wake_fd)
         while self._notices:
             now = time.monotonic()
-            match self._notices.popleft():
-                case ("segment_attached", index):
-                    self._tell_supervisor(messages.SegmentAttached(index))
-                case ("segment_retired", index):
-                    self._tell_supervisor(messages.SegmentRetired(index))
-                case ("worker_released", worker_id, start_count):
+            match notice := self._notices.popleft():
+                case messages.SegmentAttached() | messages.SegmentRetired():
+                    self._tell_supervisor(notice)
+                case messages.WorkerReleased(worker_id, start_count):
                     self._carry_out(self._pool.worker_released(worker_id, start_count, now))
-                case ("kill_worker", worker_id, start_count):
+                case messages.KillWorker(worker_id, start_count):
                     self._carry_out(self._pool.worker_timed_out(worker_id, start_count, now))
-                case ("model_unloaded", _):
+                case messages.ModelUnloaded():
                     continue  # the pool tells of it, when the last worker's process is gone
-                case unknown:
-                    raise ValueError(f"the loop's notice {unknown}")
 
     def _from_template(self, template: Channel) -> None:
         if template not in self._templates:
@@ -260,15 +242,15 @@ class Batcher:
                 case messages.KillWorker():
                     # Of a worker that is no fork of its own a template knows nothing.
                     self._tell_templates(action, self._templates)
-                case ReleaseWorker(worker_id, start_count):
-                    self._loop.command("release_worker", worker_id, start_count)
+                case messages.ReleaseWorker():
+                    self._loop.command(action)
                 case WorkerReady(worker_id, model_index, _, start_count):
                     mailbox = self._mailboxes[worker_id, start_count]
-                    self._loop.command("worker_ready", worker_id, start_count, model_index, mailbox)
+                    self._loop.command(loop.TakeWorker(worker_id, start_count, model_index, mailbox))
                 case WorkerGone(worker_id, _, start_count, cause):
                     gone = self._mailboxes.pop((worker_id, start_count), None)
                     if gone is not None:
-                        self._loop.command("worker_gone", cause == "oom", gone)
+                        self._loop.command(loop.SettleWorker(gone, oom=cause == "oom"))
                 case messages.WorkerReport() | messages.ModelUnloaded():
                     self._tell_supervisor(action)
 

@@ -1,4 +1,6 @@
-"""The messages between supervisor, batcher and worker template, and what they carry: dataclasses, JSON on the way.
+"""The messages between supervisor, batcher, worker template and model worker, and what they carry: dataclasses.
+
+JSON on the way.
 
 A frame holds one message: the name of its class, in lower case with underscores, under `op` where it goes down (from
 the supervisor to a batcher, from a batcher to its template) and under `event` where it comes up; its fields stand
@@ -214,6 +216,16 @@ class TemplateStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class ReleaseWorker(WorkerLife):
+    """Within a batcher: give the worker no further batch; after its last one ask it to leave, and say so."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReleased(WorkerLife):
+    """Within a batcher: a worker has nothing in flight any more, and was asked to leave."""
+
+
+@dataclass(frozen=True, slots=True)
 class TemplateReady:
     """The template can start all workers; `missing`: why modules of `preload_modules` cannot be imported, by name."""
 
@@ -320,6 +332,7 @@ ToTemplate = SpawnWorker | KillWorker | ReopenLogs
 FromTemplate = (
     TemplateReady | MetricsReported | TemplateStarted | WorkerStarted | WorkerProgress | WorkerLoaded | WorkerExited
 )
+FromWorker = WorkerProgress | WorkerLoaded
 FromBatcher = (
     TemplateReady
     | MetricsReported
@@ -393,4 +406,5 @@ def _plain(value: Any) -> Any:
 TO_BATCHER: Messages[ToBatcher] = Messages("op", ToBatcher)
 TO_TEMPLATE: Messages[ToTemplate] = Messages("op", ToTemplate)
 FROM_TEMPLATE: Messages[FromTemplate] = Messages("event", FromTemplate)
+FROM_WORKER: Messages[FromWorker] = Messages("event", FromWorker)
 FROM_BATCHER: Messages[FromBatcher] = Messages("event", FromBatcher)

@@ -32,7 +32,7 @@ from wsgi_ts.batcher.shm.mailbox import mailbox_name
 from wsgi_ts.batcher.spawn.exit import EXIT_CODE_OUT_OF_MEMORY
 from wsgi_ts.batcher.spawn.process import refresh, reset_signals, run_and_exit
 from wsgi_ts.control.channel import Channel, ChannelClosed
-from wsgi_ts.messages import SpawnWorker
+from wsgi_ts.messages import FROM_WORKER, FromWorker, SpawnWorker, WorkerLoaded, WorkerProgress
 
 log = logging.getLogger(__name__)
 
@@ -105,12 +105,13 @@ class GroupWatch(threading.Thread):
     """Tells the template how the loading of a group goes; ends this process, and so all ranks, when one of them ends.
 
     Args:
-        board: the group's.
+        order: what the group is.
         status: the socket to the template.
     """
 
-    def __init__(self, board: GroupBoard, status: Channel) -> None:
+    def __init__(self, order: SpawnWorker, board: GroupBoard, status: Channel) -> None:
         super().__init__(name="ranks", daemon=True)
+        self._order = order
         self._board = board
         self._status = status
         self._began = time.monotonic()
@@ -158,17 +159,20 @@ class GroupWatch(threading.Thread):
                 self._shown = loaded
                 text = f"{loaded} of {len(statuses)} ranks have loaded the model"
                 print(text, flush=True)
-                self._status.send({"event": "progress", "text": text})
+                self._tell(WorkerProgress(self._order.worker_id, self._order.start_count, text))
             if failed is not None or loaded == len(statuses):
                 code = failed or _LOADED
                 took_ms = int((time.monotonic() - self._began) * 1000)
                 message = _FAILED_TEXTS.get(code, "loaded")
-                self._status.send({"event": "loaded", "status": code, "message": message, "load_ms": took_ms})
+                self._tell(WorkerLoaded(self._order.worker_id, self._order.start_count, code, message, took_ms))
                 self._told = True
                 self._status.close()
         except ChannelClosed:
             log.debug("The template is gone, and this process goes with it.")
             self._told = True
+
+    def _tell(self, message: FromWorker) -> None:
+        self._status.send(FROM_WORKER.encode(message))
 
     def _rank_ended(self, descriptor: int) -> None:
         """A rank has ended: one of all that were told to leave, or the first of a group that must end with it."""
@@ -230,9 +234,7 @@ def run_forked_rank(*words: str) -> NoReturn:
 def run(order: SpawnWorker, status_fd: int) -> int:
     """The life of a group's agent; returns its exit code.
 
-    Args:
-        order: what the group is.
-        status_fd: socket on which the progress and the result of loading are reported.
+    The progress and the result of loading are reported on the socket `status_fd`.
     """
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -242,7 +244,7 @@ def run(order: SpawnWorker, status_fd: int) -> int:
     spec = order.spec
     assert spec.torchrun is not None
     board = GroupBoard(mailbox_name(order.prefix, order.batcher_index, order.worker_id, order.start_count))
-    watch = GroupWatch(board, Channel(socket.socket(fileno=status_fd)))
+    watch = GroupWatch(order, board, Channel(socket.socket(fileno=status_fd)))
     watch.start()
     os.environ["OMP_NUM_THREADS"] = str(spec.torchrun["omp_number_threads"])
     words = [order.to_json()]

@@ -1,7 +1,7 @@
 """What a WorkerPool asks its batcher to do: one frozen dataclass for each kind of action.
 
-Three are messages as they are: `KillWorker` for the worker template, `WorkerReport` and `ModelUnloaded` for the
-supervisor.
+Four are messages as they are: `KillWorker` for the worker template, `ReleaseWorker` for the batching thread,
+`WorkerReport` and `ModelUnloaded` for the supervisor.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from wsgi_ts.messages import KillWorker, ModelSpec, ModelUnloaded, WorkerLife, WorkerReport
+from wsgi_ts.messages import KillWorker, ModelSpec, ModelUnloaded, ReleaseWorker, WorkerLife, WorkerReport
 
 #: Why a life of a worker ended; `stopped` means that we wanted it.
 Cause = Literal["died", "oom", "stopped"]
@@ -27,11 +27,6 @@ class StartWorker(WorkerLife):
     spec: ModelSpec
     gpu_id: int | None
     devices: list[int] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseWorker(WorkerLife):
-    """Give the worker no further batch; after its last one ask it to leave, then call `worker_released`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,6 @@ from wsgi_ts import messages
 from wsgi_ts.batcher.pool.actions import (
     Action,
     Cause,
-    ReleaseWorker,
     StartTemplate,
     StartWorker,
     WorkerGone,
@@ -372,7 +371,7 @@ class WorkerPool:
     def _release(self, worker: Worker, now: float) -> None:
         worker.stopping = True
         worker.begin(WorkerState.RELEASING, now + worker.model.spec.response_timeout_s + RELEASE_MARGIN_S)
-        self._actions.append(ReleaseWorker(worker.worker_id, worker.start_count))
+        self._actions.append(messages.ReleaseWorker(worker.worker_id, worker.start_count))
 
     def _kill(self, worker: Worker, now: float) -> None:
         worker.killed = True

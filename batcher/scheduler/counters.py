@@ -12,12 +12,7 @@ from wsgi_ts.batcher.shm.layout import ModelWord
 
 
 class CountersByModel(dict[int, "ModelCounters"]):
-    """The counters of all model versions of one batcher, by model index.
-
-    Args:
-        board: the instance's board.
-        batcher: the batcher's number.
-    """
+    """The counters of all model versions of one batcher, by model index."""
 
     def __init__(self, board: Board, batcher: int) -> None:
         super().__init__()
@@ -32,9 +27,7 @@ class CountersByModel(dict[int, "ModelCounters"]):
 class ModelCounters:
     """Counters and gauges of one model version on one batcher, which is their only writer.
 
-    Args:
-        words: the board's words.
-        row: the first word of this model version's row.
+    `row` is the first word of its row on the board.
     """
 
     def __init__(self, words: memoryview, row: int) -> None:
@@ -57,12 +50,7 @@ class ModelCounters:
             words[row + ModelWord.REQUESTS_NAMED] += named
 
     def dispatched(self, jobs: Sequence[Job], now: float) -> None:
-        """Counts how long the requests of a batch have waited.
-
-        Args:
-            jobs: the requests; not empty.
-            now: monotonic seconds.
-        """
+        """Counts how long the requests of a batch (one at least) have waited at `now`, in monotonic seconds."""
         self._count_times(ModelWord.QUEUE_US, ModelWord.QUEUE_US_NAMED, ModelWord.QUEUE_BUCKETS, jobs, int(now * 1e9))
 
     def begun(self, handover_us: int) -> None:
@@ -75,7 +63,6 @@ class ModelCounters:
         """Counts a finished batch: its size, its service time, and each request's time from arrival to answer.
 
         Args:
-            jobs: the requests; not empty.
             ended_at: monotonic seconds.
             service_s: how long the handler took, in seconds.
         """

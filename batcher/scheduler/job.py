@@ -1,4 +1,4 @@
-"""One request as its batcher knows it. Pure: the words of shared memory that it looks at are passed in.
+"""One request as its batcher knows it, and the queue it waits in. Pure: the shared words it looks at are passed in.
 
 A slot is used again as soon as its answer has been fetched, which may be before the batcher hears that the model worker
 is done. So a job is told from the requests before and after it in the same slot by the slot's generation (README,
@@ -8,8 +8,9 @@ rule 5), and by nothing else: all that is asked of a job here holds for that one
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from wsgi_ts.batcher.shm.layout import GENERATION_SHIFT, NOT_RETURNING, STATE_MASK, SlotState
 
@@ -39,8 +40,6 @@ class Job:
     """A request whose slot is CLAIMED by this batcher.
 
     Attributes:
-        segment: the segment that it lies in.
-        slot: its slot.
         generation: the slot's generation while it is this request's.
         arrived_ns: when its first byte arrived (monotonic).
         named: whether it named the model's version.
@@ -84,12 +83,20 @@ class Job:
         return self.arrived_ns < oldest_ns or bool(self.segment.cancels[self.slot])
 
 
+class Found(NamedTuple):
+    """A job that was found before its model was known; `state` is what its slot's state was."""
+
+    job: Job
+    model: int
+    state: int
+    has_sequence: bool = False
+
+
 @dataclass(slots=True, eq=False, repr=False)
 class Sequence:
     """One live sequence.
 
     Attributes:
-        key: its id.
         created_at: monotonic seconds.
         active_at: when a request of it last came or ended.
         worker: the worker that has it; None while it waits for one.
@@ -106,3 +113,51 @@ class Sequence:
 
     def __repr__(self) -> str:
         return f"<Sequence {self.key} worker {self.worker} waiting {len(self.jobs)}>"
+
+
+class JobQueue:
+    """The jobs of one model version on one device that wait for a worker, first in first out.
+
+    `offer` refuses what is beyond `capacity`, the model's `job_queue_size`.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._jobs: deque[Job] = deque()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __repr__(self) -> str:
+        return f"<JobQueue {len(self._jobs)} of {self.capacity}>"
+
+    @property
+    def oldest_at(self) -> float:
+        """When the first job came; only while there is one."""
+        return self._jobs[0].came_at
+
+    def offer(self, jobs: list[Job]) -> list[Job]:
+        """Adds jobs at the end; returns those for which there is no room."""
+        room = max(0, self.capacity - len(self._jobs))
+        if len(jobs) <= room:
+            self._jobs.extend(jobs)
+            return []
+        self._jobs.extend(jobs[:room])
+        return jobs[room:]
+
+    def put_back(self, jobs: list[Job]) -> None:
+        """Puts jobs that were taken but never begun at the head, in their order; never refused."""
+        self._jobs.extendleft(reversed(jobs))
+
+    def take(self, count: int) -> list[Job]:
+        """Removes the first `count` jobs, or all if there are fewer."""
+        popleft = self._jobs.popleft
+        return [popleft() for _ in range(min(count, len(self._jobs)))]
+
+    def drop(self, unwanted: Callable[[Job], bool]) -> list[Job]:
+        """Removes and returns the jobs for which `unwanted` holds."""
+        dropped = [job for job in self._jobs if unwanted(job)]
+        if dropped:
+            gone = set(dropped)
+            self._jobs = deque(job for job in self._jobs if job not in gone)
+        return dropped

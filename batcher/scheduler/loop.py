@@ -12,7 +12,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import NamedTuple
 
 from wsgi_ts.batcher.scheduler.actions import Action, Dispatch, Fail, Kill, Record, Release, Revoke, Unloaded
 from wsgi_ts.batcher.scheduler.counters import CountersByModel
@@ -23,7 +23,19 @@ from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import BatcherWord, MailWord, ModelWord, News, SlotState
 from wsgi_ts.batcher.shm.mailbox import BatcherMailbox
 from wsgi_ts.batcher.shm.ring import RingDamaged
-from wsgi_ts.messages import ModelSpec
+from wsgi_ts.messages import (
+    AttachSegment,
+    KillWorker,
+    ModelSpec,
+    ModelUnloaded,
+    ReleaseWorker,
+    RetireSegment,
+    SegmentAttached,
+    SegmentRetired,
+    Stop,
+    UnloadModel,
+    WorkerReleased,
+)
 
 log = logging.getLogger("wsgi_ts.batcher")
 
@@ -33,18 +45,42 @@ TICK_S = 0.25
 GC_THRESHOLD = 50_000
 
 
+class TakeModel(NamedTuple):
+    """Command: make a model version known, or renew its settings; `queue`: one of its own, by a batching plugin."""
+
+    spec: ModelSpec
+    queue: ModelQueue | None = None
+
+
+class TakeWorker(NamedTuple):
+    """Command: a worker has loaded its model; give it batches through its mailbox."""
+
+    worker_id: int
+    start_count: int
+    model: int
+    mailbox: BatcherMailbox
+
+
+class SettleWorker(NamedTuple):
+    """Command: a worker is dead, for lack of memory (`oom`) or otherwise; settle its jobs and remove its mailbox."""
+
+    mailbox: BatcherMailbox
+    oom: bool = False
+
+
+#: What the control thread tells the loop, and what the loop tells the control thread.
+Command = AttachSegment | RetireSegment | TakeModel | UnloadModel | TakeWorker | ReleaseWorker | SettleWorker | Stop
+Notice = SegmentAttached | SegmentRetired | ModelUnloaded | WorkerReleased | KillWorker
+
+
 class BatcherLoop:
     """State and steps of the loop; `run` is the thread's body.
 
     Args:
-        board: the instance's board.
-        index: this batcher's number.
-        notify: called with each notice for the control thread, a tuple that starts with its name:
-            ("segment_attached" | "segment_retired", index), ("model_unloaded", model index),
-            ("worker_released" | "kill_worker", worker id, start count).
+        notify: called with each notice for the control thread, at once and on the loop's thread.
     """
 
-    def __init__(self, board: Board, index: int, notify: Callable[[tuple[Any, ...]], None]) -> None:
+    def __init__(self, board: Board, index: int, notify: Callable[[Notice], None]) -> None:
         self._board = board
         self._index = index
         self._notify = notify
@@ -55,23 +91,17 @@ class BatcherLoop:
         self._segments: dict[int, AttachedSegment] = {}
         self._mailboxes: dict[Worker, BatcherMailbox] = {}
         self._counters = CountersByModel(board, index)
-        self._commands: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._commands: deque[Command] = deque()
         self._next_tick = 0.0
         self._running = True
 
-    def command(self, name: str, *arguments: Any) -> None:
-        """Hands a command to the loop, from another thread.
-
-        Args:
-            name: "stop", "attach_segment", "retire_segment", "load_model", "unload_model", "worker_ready",
-                "release_worker" or "worker_gone": the method `_on_` of that name.
-            arguments: those of the method, but for the time.
-        """
-        self._commands.append((getattr(self, f"_on_{name}"), arguments))
+    def command(self, command: Command) -> None:
+        """Hands a command to the loop, from another thread."""
+        self._commands.append(command)
         self._bell.force()
 
     def run(self) -> None:
-        """Runs until the command "stop"."""
+        """Runs until the command Stop."""
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
         while self._running:
@@ -82,10 +112,8 @@ class BatcherLoop:
         """One pass over everything that can have happened; True when something had."""
         now = time.monotonic()
         worked = False
-        if self._commands:
-            while self._commands:
-                carry_out, arguments = self._commands.popleft()
-                carry_out(now, *arguments)
+        while self._commands:
+            self._obey(self._commands.popleft(), now)
             self._show_gauges()
             worked = True
         # Ends before arrivals: a client's next request must not be counted before the answer it follows.
@@ -147,50 +175,55 @@ class BatcherLoop:
 
     # -- commands
 
-    def _on_stop(self, _: float) -> None:
-        self._running = False
+    def _obey(self, command: Command, now: float) -> None:
+        match command:
+            case AttachSegment(index):
+                self._attach(index, now)
+            case RetireSegment(index):
+                self._retire(index)
+            case TakeModel(spec, queue):
+                self._act(self._scheduler.load_model(spec, now, queue), now)
+            case UnloadModel(index):
+                self._act(self._scheduler.unload_model(index, now), now)
+            case TakeWorker(worker_id, start_count, model, mailbox):
+                worker = Worker(worker_id, start_count, model)
+                self._mailboxes[worker] = mailbox
+                self._act(self._scheduler.worker_ready(worker, now), now)
+            case ReleaseWorker(worker_id, start_count):
+                self._release(worker_id, start_count, now)
+            case SettleWorker(mailbox, oom):
+                self._settle(mailbox, oom, now)
+            case Stop():
+                self._running = False
 
-    def _on_attach_segment(self, now: float, prefix: str, index: int) -> None:
+    def _attach(self, index: int, now: float) -> None:
         """Attaches a segment and takes over what lies in it; one that cannot be attached is logged."""
         if index not in self._segments:
             try:
-                segment = self._segments[index] = AttachedSegment(prefix, index, self._index)
+                segment = self._segments[index] = AttachedSegment(self._board.prefix, index, self._index)
             except (FileNotFoundError, ValueError) as error:
                 log.error("Segment %d cannot be attached: %s", index, error)
             else:
                 self._recover(segment, now)
-        self._notify(("segment_attached", index))
+        self._notify(SegmentAttached(index))
 
-    def _on_retire_segment(self, _: float, index: int) -> None:
+    def _retire(self, index: int) -> None:
         """Gives up a segment whose web worker is dead; it is detached when no model worker can write to it."""
         segment = self._segments.get(index)
         if segment is None:
-            self._notify(("segment_retired", index))
+            self._notify(SegmentRetired(index))
         else:
             segment.retire()
             self._scheduler.retire(segment)
 
-    def _on_load_model(self, now: float, spec: ModelSpec, queue: ModelQueue | None = None) -> None:
-        self._act(self._scheduler.load_model(spec, now, queue), now)
-
-    def _on_unload_model(self, now: float, index: int) -> None:
-        self._act(self._scheduler.unload_model(index, now), now)
-
-    def _on_worker_ready(
-        self, now: float, worker_id: int, start_count: int, model: int, mailbox: BatcherMailbox
-    ) -> None:
-        worker = Worker(worker_id, start_count, model)
-        self._mailboxes[worker] = mailbox
-        self._act(self._scheduler.worker_ready(worker, now), now)
-
-    def _on_release_worker(self, now: float, worker_id: int, start_count: int) -> None:
+    def _release(self, worker_id: int, start_count: int, now: float) -> None:
         for worker in self._mailboxes:
             if (worker.worker_id, worker.start_count) == (worker_id, start_count):
                 self._act(self._scheduler.release_worker(worker), now)
                 return
-        self._notify(("worker_released", worker_id, start_count))
+        self._notify(WorkerReleased(worker_id, start_count))
 
-    def _on_worker_gone(self, now: float, oom: bool, mailbox: BatcherMailbox) -> None:
+    def _settle(self, mailbox: BatcherMailbox, oom: bool, now: float) -> None:
         """Settles the jobs of a worker that is dead, if it was ready, and removes its mailbox."""
         for worker in [worker for worker, its in self._mailboxes.items() if its is mailbox]:
             self._read_mailbox(worker, now)
@@ -220,13 +253,13 @@ class BatcherLoop:
                     if self._mailboxes[worker].revoke(batch.number):
                         self._act(self._scheduler.revoked(worker, batch), now)
                 case Kill(worker):
-                    self._notify(("kill_worker", worker.worker_id, worker.start_count))
+                    self._notify(KillWorker(worker.worker_id, worker.start_count))
                 case Release(worker):
                     self._mailboxes.pop(worker).stop()
-                    self._notify(("worker_released", worker.worker_id, worker.start_count))
+                    self._notify(WorkerReleased(worker.worker_id, worker.start_count))
                 case Unloaded(model):
                     self._counters[model].clear_gauges()
-                    self._notify(("model_unloaded", model))
+                    self._notify(ModelUnloaded(model))
 
     def _record(self, ended: Record, now: float) -> None:
         """Counts answered jobs; the times of the last batch are on the board for the gauges that show them."""
@@ -265,7 +298,7 @@ class BatcherLoop:
         for segment in unused:
             del self._segments[segment.index]
             segment.close()
-            self._notify(("segment_retired", segment.index))
+            self._notify(SegmentRetired(segment.index))
 
     # -- sleep
 

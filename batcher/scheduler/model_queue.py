@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from operator import attrgetter
 
-from wsgi_ts.batcher.scheduler.job import Job
-from wsgi_ts.batcher.scheduler.job_queue import JobQueue
+from wsgi_ts.batcher.scheduler.job import Job, JobQueue
 from wsgi_ts.batcher.scheduler.policy import NONE, BatchPolicy, make_policy
 from wsgi_ts.batcher.scheduler.sequences import SequenceQueue
 from wsgi_ts.batcher.shm.layout import MAIL_PLACES, SlotState
@@ -33,7 +33,6 @@ class Batch:
 
     Attributes:
         number: the mailbox's number of it.
-        jobs: the jobs.
         posted_at: when it was dispatched (monotonic seconds).
         alone: whether the worker had nothing else to do.
         revoked: whether the worker was told not to begin it.
@@ -60,9 +59,7 @@ class Worker:
     """The handle of one life of a model worker.
 
     Attributes:
-        worker_id: its number (9000 …).
         start_count: which life of it this is.
-        model: its model's index.
         batches: what it has in flight, oldest first.
         posted: number of the last batch dispatched to it.
         done: number of the last batch it is known to have done.
@@ -99,9 +96,6 @@ class Worker:
 
 class ModelQueue:
     """Jobs, workers and batching rule of one model version.
-
-    Args:
-        spec: the model version.
 
     Attributes:
         sequences: the jobs by sequence, where the model has sequences; it is `jobs`, too.
@@ -187,7 +181,7 @@ class ModelQueue:
 
     def _next_of_sequences(self, sequences: SequenceQueue) -> tuple[Worker, list[Job]] | None:
         """The worker that has waited longest of those for which there are jobs of sequences, and these jobs."""
-        for worker in sorted(self.workers, key=_idle_since):
+        for worker in sorted(self.workers, key=attrgetter("idle_since")):
             room = self._room(worker)
             taken = sequences.take_for(worker.worker_id, room) if room > 0 else []
             if taken:
@@ -241,7 +235,3 @@ def largest_batch(spec: ModelSpec) -> int:
         return ASYNC_LIMIT
     doubled = spec.sequence_batching and spec.continuous_batching
     return max(1, spec.batch_size) * (2 if doubled else 1)
-
-
-def _idle_since(worker: Worker) -> float:
-    return worker.idle_since

@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 
-from wsgi_ts.batcher.scheduler.job import Job
-from wsgi_ts.batcher.scheduler.job_queue import JobQueue
+from wsgi_ts.batcher.scheduler.job import Job, JobQueue
 from wsgi_ts.batcher.scheduler.model_queue import ModelQueue, Worker
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.plugins.api import BatchHead, ModelState, QueueState

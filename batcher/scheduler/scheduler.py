@@ -12,9 +12,8 @@ import math
 from collections.abc import Sequence
 
 from wsgi_ts.batcher.scheduler.actions import Action, Dispatch, Fail, Kill, Record, Release, Revoke, Unloaded
-from wsgi_ts.batcher.scheduler.job import Job, SlotTable
+from wsgi_ts.batcher.scheduler.job import Found, Job, SlotTable
 from wsgi_ts.batcher.scheduler.model_queue import Batch, ModelQueue, Worker
-from wsgi_ts.batcher.scheduler.recovery import Found, Recovered
 from wsgi_ts.batcher.shm.layout import CLIENT_GONE, NOT_RETURNING, TOO_LATE, WORKER_DIED, ModelWord, News, SlotState
 from wsgi_ts.messages import ModelSpec
 
@@ -23,6 +22,8 @@ log = logging.getLogger("wsgi_ts.batcher")
 #: Status of answers whose text the web side composes, since it knows how the model was asked for.
 NO_WORKER = 503
 #: How long a version that is unregistered still takes jobs: a web worker may have looked at its routes just before.
+#: How long a new batcher keeps jobs of models it has not been told of yet.
+RECOVERY_S = 5.0
 LAST_ARRIVALS_S = 0.05
 #: Longest sleep without being woken for submissions: bounds how late a full queue refuses when a short batch hangs.
 UNANNOUNCED_S = 0.02
@@ -38,12 +39,14 @@ _GIVEN_UP = f"{WORKER_DIED} {MOST_DELIVERIES} workers ended before they had read
 class Scheduler:
     """The jobs, models and model workers of one batcher.
 
+    A batcher that takes the place of a dead one scans the segments before it is told of the models: from `now` on, such
+    jobs of unknown models are kept for RECOVERY_S.
+
     Args:
-        now: monotonic seconds; jobs of unknown models are kept for RECOVERY_S from now.
+        now: monotonic seconds.
         few: so many versions are looked at in each turn even where they have nothing to do, which is then not asked.
 
     Attributes:
-        models: the model versions by index.
         busy: the workers that have batches.
         wake_at: when to call `dispatch` again if nothing else happens before.
     """
@@ -55,7 +58,8 @@ class Scheduler:
         self._active: dict[int, ModelQueue] = {}
         self.wake_at = math.inf
         self._few = few
-        self._recovered = Recovered(now)
+        self._unknown: list[Found] = []
+        self._known_by = now + RECOVERY_S
 
     # -- models and workers come and go
 
@@ -173,9 +177,9 @@ class Scheduler:
         """Queues jobs of the model `index`, in the order in which they came; refuses those for which it has no room."""
         model = self.models.get(index)
         if model is None:
-            if now >= self._recovered.until:
+            if now >= self._known_by:
                 return [Fail(index, jobs, NO_WORKER, "", ModelWord.REFUSED)]
-            self._recovered.found += [Found(job, index, SlotState.READY) for job in jobs]
+            self._unknown += [Found(job, index, SlotState.READY) for job in jobs]
             return []
         self._active[index] = model
         refused = model.offer(jobs)
@@ -197,21 +201,26 @@ class Scheduler:
                 # Its sequence's worker has died with the batcher, and what it knew with it.
                 actions.append(Fail(each.model, [each.job], NO_WORKER))
             else:
-                self._recovered.found.append(each)
+                self._unknown.append(each)
         for model in self.models.values():
             actions += self._queue_recovered(model, now)
         return actions
 
     def _queue_recovered(self, model: ModelQueue, now: float) -> list[Action]:
         """Queues the recovered jobs of a model; those that an earlier batcher had let in are never refused."""
-        self._active[model.spec.index] = model
-        let_in, others = self._recovered.take(model.spec.index, now)
-        model.jobs.put_back(let_in)
-        return [Fail(model.spec.index, model.offer(others), NO_WORKER, "", ModelWord.REFUSED)]
+        index = model.spec.index
+        self._active[index] = model
+        mine = sorted((each for each in self._unknown if each.model == index), key=lambda each: each.job.arrived_ns)
+        self._unknown = [each for each in self._unknown if each.model != index]
+        for each in mine:
+            each.job.came_at = now
+        model.jobs.put_back([each.job for each in mine if each.state == SlotState.CLAIMED])
+        others = [each.job for each in mine if each.state != SlotState.CLAIMED]
+        return [Fail(index, model.offer(others), NO_WORKER, "", ModelWord.REFUSED)]
 
     def retire(self, segment: SlotTable) -> None:
         """Drops the waiting jobs of a segment whose web worker is dead; what runs finishes for nobody."""
-        self._recovered.drop(segment)
+        self._unknown = [each for each in self._unknown if each.job.segment is not segment]
         for model in self.models.values():
             model.jobs.drop(lambda job: job.segment is segment)
 
@@ -290,12 +299,10 @@ class Scheduler:
         """Takes note of what a worker has finished.
 
         Args:
-            worker: the worker.
             done: number of the last batch that it has done; of a continuous batch, that it has taken over.
             begun_at: when it began the last batch.
             service_s: how long the last finished batch, or step, took.
             marks: those of the sequences that its handler has ended.
-            now: the present time.
         """
         model = self.models[worker.model]
         worker.done = done
@@ -353,7 +360,8 @@ class Scheduler:
 
     def tick(self, now: float) -> list[Action]:
         """Answers waiting jobs whose client has gone, whose deadline has passed, or whose model has not come."""
-        late = self._recovered.take_late(now)
+        late = self._unknown if now >= self._known_by else []
+        self._unknown = [] if late else self._unknown
         actions: list[Action] = [Fail(each.model, [each.job], NO_WORKER) for each in late]
         for model in self.models.values():
             oldest_ns = model.oldest_in_time_ns(now)
@@ -368,11 +376,9 @@ class Scheduler:
         """Looks for batches that run too long, or are not even taken: over `responseTimeout` their worker is killed.
 
         Args:
-            worker: a busy one.
             started: number of the last batch that it has begun.
             done: number of the last batch that it has done.
             begun_at: when it began that, or the present step of a continuous batch; 0 between two steps.
-            now: the present time.
         """
         if worker.killed:
             return []

@@ -6,8 +6,7 @@ model worker may still have a slot of it.
 
 from __future__ import annotations
 
-from wsgi_ts.batcher.scheduler.job import Job
-from wsgi_ts.batcher.scheduler.recovery import Found
+from wsgi_ts.batcher.scheduler.job import Found, Job
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.layout import GENERATION_SHIFT, SLOT_WORDS, STATE_MASK, SlotState
 from wsgi_ts.batcher.shm.ring import RingConsumer
@@ -20,12 +19,7 @@ _LEFT_BEHIND = (SlotState.READY, SlotState.CLAIMED, SlotState.RUNNING, SlotState
 
 
 class AttachedSegment:
-    """One attached segment.
-
-    Args:
-        prefix: of the server's names in /dev/shm.
-        index: the segment's number.
-        batcher: this batcher's number.
+    """One attached segment, as the batcher with the number `batcher` sees it.
 
     Attributes:
         mail_base: what a mailbox calls slot 0 of it; slot n is `mail_base | n`.

@@ -12,9 +12,9 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from itertools import islice
+from operator import attrgetter
 
-from wsgi_ts.batcher.scheduler.job import Job, Sequence
-from wsgi_ts.batcher.scheduler.job_queue import JobQueue
+from wsgi_ts.batcher.scheduler.job import Job, JobQueue, Sequence
 from wsgi_ts.batcher.shm.layout import mark_of
 from wsgi_ts.messages import ModelSpec
 
@@ -25,7 +25,6 @@ class SequenceQueue(JobQueue):
     """The jobs of a model with `sequenceBatching`, by sequence.
 
     Args:
-        spec: the model version: its limits.
         workers_here: how many workers take jobs from this queue now; more may have other devices.
     """
 
@@ -89,7 +88,7 @@ class SequenceQueue(JobQueue):
 
     def take(self, count: int) -> list[Job]:
         """Removes the first `count` waiting jobs, whatever their sequences."""
-        waiting = sorted((job for each in self._live.values() for job in each.jobs), key=_came_at)
+        waiting = sorted((job for each in self._live.values() for job in each.jobs), key=attrgetter("came_at"))
         chosen = set(waiting[:count])
         return self.drop(lambda job: job in chosen)
 
@@ -118,7 +117,7 @@ class SequenceQueue(JobQueue):
         for sequence in islice(waiting, max(0, share)):
             sequence.worker = worker
             mine.append(sequence)
-        ready = sorted((each for each in mine if each.jobs and not each.running), key=_first_came)
+        ready = sorted((each for each in mine if each.jobs and not each.running), key=lambda each: each.jobs[0].came_at)
         taken = []
         for sequence in ready[:count]:
             job = sequence.jobs.popleft()
@@ -182,11 +181,3 @@ class SequenceQueue(JobQueue):
     def _remove(self, sequence: Sequence) -> None:
         del self._live[sequence.key]
         log.info("Clean jobGroup: %s", sequence.key)
-
-
-def _first_came(sequence: Sequence) -> float:
-    return sequence.jobs[0].came_at
-
-
-def _came_at(job: Job) -> float:
-    return job.came_at

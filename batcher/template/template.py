@@ -201,15 +201,15 @@ class Template:
             self._forget(life, fd)
             return
         # The worker runs user code, which may write anything here: pass on what makes sense, once.
-        for message in frames[:_MOST_STATUS_FRAMES]:
-            if message.get("event") == "progress" and life.order.spec.ranks:
-                self._tell(messages.WorkerProgress(*life.key, str(message.get("text", ""))))
-            if message.get("event") == "loaded" and isinstance(message.get("status"), int):
-                self._forget(life, fd)
-                text, load_ms = str(message.get("message", "")), message.get("load_ms")
-                load_ms = load_ms if isinstance(load_ms, int) else 0
-                self._tell(messages.WorkerLoaded(*life.key, message["status"], text, load_ms))
-                return
+        for frame in frames[:_MOST_STATUS_FRAMES]:
+            with contextlib.suppress(messages.UnknownMessage):
+                match messages.FROM_WORKER.decode(frame):
+                    case messages.WorkerProgress(text=str(text)) if life.order.spec.ranks:
+                        self._tell(messages.WorkerProgress(*life.key, text))
+                    case messages.WorkerLoaded(status=int(code), message=str(text), load_ms=int(load_ms)):
+                        self._forget(life, fd)
+                        self._tell(messages.WorkerLoaded(*life.key, code, text, load_ms))
+                        return
 
     def _reap(self) -> None:
         """Sees to every child that has ended: workers, and orphans of their handlers."""

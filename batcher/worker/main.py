@@ -7,7 +7,6 @@ import gc
 import socket
 import sys
 import time
-from collections.abc import Callable
 
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.mailbox import WorkerMailbox, mailbox_name
@@ -18,7 +17,7 @@ from wsgi_ts.batcher.worker.worker import ModelWorker
 from wsgi_ts.control.channel import Channel
 from wsgi_ts.handlers.serving.errors import LoadError
 from wsgi_ts.handlers.serving.service import configure_logging
-from wsgi_ts.messages import SpawnWorker
+from wsgi_ts.messages import FROM_WORKER, SpawnWorker, WorkerLoaded
 from wsgi_ts.process import enable_fault_traces, set_process_title
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -27,12 +26,7 @@ _KEPT_HEAP_BYTES = 64 * 1024 * 1024
 
 
 def run(order: SpawnWorker, status_fd: int) -> int:
-    """The life of a model worker; returns its exit code.
-
-    Args:
-        order: what it is.
-        status_fd: socket on which the result of loading is reported once.
-    """
+    """The life of a model worker; returns its exit code. How loading ends is reported on the socket `status_fd`."""
     spec, prefix = order.spec, order.prefix
     status = Channel(socket.socket(fileno=status_fd))
     configure_logging()
@@ -43,9 +37,12 @@ def run(order: SpawnWorker, status_fd: int) -> int:
     kind = AsyncWorker if spec.async_communication else FunctionWorker if spec.functions else ModelWorker
     worker = kind(spec, prefix, mailbox, Board.attach(prefix).batcher_bell(order.batcher_index))
     began = time.monotonic()
-    report: Callable[[int, str], None] = lambda code, message: status.send(  # noqa: E731
-        {"event": "loaded", "status": code, "message": message, "load_ms": int((time.monotonic() - began) * 1000)}
-    )
+
+    def report(code: int, message: str) -> None:
+        load_ms = int((time.monotonic() - began) * 1000)
+        loaded = WorkerLoaded(order.worker_id, order.start_count, code, message, load_ms)
+        status.send(FROM_WORKER.encode(loaded))
+
     try:
         worker.load(order.gpu_id)
     except LoadError as error:

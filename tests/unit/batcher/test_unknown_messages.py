@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 from collections import deque
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args
+from unittest.mock import MagicMock
 
 import pytest
 
 from wsgi_ts.batcher.batcher import Batcher
+from wsgi_ts.batcher.scheduler.loop import Notice
 from wsgi_ts.batcher.template.template import Template
 from wsgi_ts.control.channel import Channel
 from wsgi_ts.messages import (
@@ -22,6 +25,7 @@ from wsgi_ts.messages import (
     LoadModel,
     Messages,
     ModelSpec,
+    ModelUnloaded,
     SetWorkers,
     SpawnWorker,
     WantedWorker,
@@ -91,10 +95,13 @@ def test_a_message_arrives_as_it_was_sent(messages: Messages[Any], message: Any,
     assert messages.decode(frame) == message
 
 
-def test_from_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", get_args(Notice))
+def test_every_notice_of_the_loop_is_taken(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
     batcher = Batcher.__new__(Batcher)
-    batcher._notices = deque([("model_unloaded", 3), ("odd", 1)])
+    batcher._notices = deque([kind(*range(len(dataclasses.fields(kind))))])
     monkeypatch.setattr("wsgi_ts.batcher.batcher.os.eventfd_read", lambda fd: 1)
     batcher._wake_fd = -1
-    with pytest.raises(ValueError, match="odd"):
-        batcher._from_loop()
+    batcher._pool, batcher._supervisor = MagicMock(), MagicMock()
+    monkeypatch.setattr(batcher, "_carry_out", taken := MagicMock())
+    batcher._from_loop()
+    assert taken.called or batcher._supervisor.send.called or kind is ModelUnloaded

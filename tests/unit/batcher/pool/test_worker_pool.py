@@ -14,7 +14,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from wsgi_ts.batcher.pool.actions import (
     Action,
     Cause,
-    ReleaseWorker,
     StartTemplate,
     StartWorker,
     WorkerGone,
@@ -27,6 +26,7 @@ from wsgi_ts.messages import (
     KillWorker,
     ModelSpec,
     ModelUnloaded,
+    ReleaseWorker,
     TemplateReady,
     TemplateStarted,
     WantedWorker,

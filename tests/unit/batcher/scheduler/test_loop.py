@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.batcher.scheduler.loop import BatcherLoop
+from wsgi_ts.batcher.scheduler.loop import BatcherLoop, Notice, SettleWorker, TakeWorker
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.board import Board, batcher_bell_name
 from wsgi_ts.batcher.shm.client import SlotClient
@@ -25,7 +25,18 @@ from wsgi_ts.batcher.shm.mailbox import BatcherMailbox, WorkerMailbox, mailbox_n
 from wsgi_ts.batcher.shm.request_codec import Request
 from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
-from wsgi_ts.messages import ModelSpec
+from wsgi_ts.messages import (
+    AttachSegment,
+    KillWorker,
+    LoadModel,
+    ModelSpec,
+    ModelUnloaded,
+    ReleaseWorker,
+    RetireSegment,
+    SegmentRetired,
+    UnloadModel,
+    WorkerReleased,
+)
 
 HEAD = b"POST /predictions/m HTTP/1.1\r\n\r\n"
 REQUEST_ID = "00000000-0000-4000-8000-000000000000"
@@ -57,14 +68,14 @@ class Bench:
         self.segment = Segment.create(prefix, 1, SegmentLayout(16, 1, 100_000, 100_000))
         self.client = SlotClient(self.segment, self.board, 1, warm_bytes=50_000)
         self.holders = itertools.count()
-        self.notices: list[tuple[Any, ...]] = []
+        self.notices: list[Notice] = []
         self.loop = self.new_loop()
-        self.loop.command("load_model", self.spec)
+        self.loop.command(LoadModel(self.spec))
         self.turn()
 
     def new_loop(self) -> BatcherLoop:
         loop = BatcherLoop(self.board, 0, self.notices.append)
-        loop.command("attach_segment", self.prefix, 1)
+        loop.command(AttachSegment(1))
         return loop
 
     def turn(self) -> None:
@@ -73,13 +84,13 @@ class Bench:
 
     def lose_worker(self, ours: BatcherMailbox, *, oom: bool = False) -> None:
         """A model worker's process ends."""
-        self.loop.command("worker_gone", oom, ours)
+        self.loop.command(SettleWorker(ours, oom))
         self.turn()
 
     def add_worker(self, worker_id: int = WORKER) -> tuple[BatcherMailbox, WorkerMailbox]:
         name = mailbox_name(self.prefix, 0, worker_id, 1)
         ours = BatcherMailbox(name, max(1, self.spec.batch_size))
-        self.loop.command("worker_ready", worker_id, 1, MODEL, ours)
+        self.loop.command(TakeWorker(worker_id, 1, MODEL, ours))
         self.turn()
         return ours, WorkerMailbox(name)
 
@@ -109,7 +120,7 @@ class Bench:
     def replace_loop(self) -> None:
         """The batcher is killed, and the next one takes its place."""
         self.loop = self.new_loop()
-        self.loop.command("load_model", self.spec)
+        self.loop.command(LoadModel(self.spec))
         self.turn()
 
     def state(self, slot: int) -> int:
@@ -197,7 +208,7 @@ def test_rule_3_what_a_dead_worker_had_begun_fails_and_the_rest_is_queued_again(
     begun = bench.submit()
     waiting = bench.submit()
     assert bench.begin(worker, 1) == [begun]
-    bench.loop.command("worker_gone", False, ours)
+    bench.loop.command(SettleWorker(ours))
     bench.turn()
     assert bench.state(begun) == SlotState.FAILED
     assert bench.status(begun) == 500
@@ -210,7 +221,7 @@ def test_rule_3_a_worker_killed_between_taking_and_running_loses_nothing(bench: 
     ours, worker = bench.add_worker()
     slot = bench.submit()
     assert worker.begin(1, 1) is not None  # it dies here: the handler was not called
-    bench.loop.command("worker_gone", False, ours)
+    bench.loop.command(SettleWorker(ours))
     bench.turn()
     _, successor = bench.add_worker(9001)
     assert bench.begin(successor, 1) == [slot]
@@ -336,14 +347,14 @@ def test_a_worker_that_does_not_take_its_batch_is_reported(prefix: str, monkeypa
     for _ in range(2):
         bench.loop._next_tick = 0.0
         bench.turn()
-    assert bench.notices.count(("kill_worker", WORKER, 1)) == 1
+    assert bench.notices.count(KillWorker(WORKER, 1)) == 1
 
 
 def test_a_worker_out_of_memory_is_answered_507(bench: Bench) -> None:
     ours, worker = bench.add_worker()
     slot = bench.submit()
     bench.begin(worker, 1)
-    bench.loop.command("worker_gone", True, ours)
+    bench.loop.command(SettleWorker(ours, oom=True))
     bench.turn()
     assert bench.status(slot) == 507
 
@@ -396,7 +407,7 @@ def test_the_next_batcher_finds_what_the_last_one_left(bench: Bench) -> None:
     bench.client.publish()  # the batcher is killed before it sees this one
     bench.loop = bench.new_loop()
     bench.turn()
-    bench.loop.command("load_model", bench.spec)
+    bench.loop.command(LoadModel(bench.spec))
     bench.turn()
     assert bench.state(running) == SlotState.FAILED
     assert bench.status(running) == 500
@@ -485,7 +496,7 @@ def test_a_ring_is_not_overrun_by_requests_that_the_scan_was_quicker_than(bench:
     for slot in slots:
         bench.push(slot, 1)
     bench.loop = bench.new_loop()  # which finds them all before they are published
-    bench.loop._on_attach_segment(0.0, bench.prefix, 1)
+    bench.loop._attach(1, 0.0)
     bench.loop._commands.clear()
     bench.loop._act(bench.loop._scheduler.tick(math.inf), math.inf)
     for slot in slots:
@@ -495,7 +506,7 @@ def test_a_ring_is_not_overrun_by_requests_that_the_scan_was_quicker_than(bench:
     for slot in again:
         bench.push(slot, 2)
     bench.client.publish()
-    bench.loop.command("load_model", bench.spec)
+    bench.loop.command(LoadModel(bench.spec))
     bench.turn()
     assert [bench.state(slot) for slot in again] == [SlotState.CLAIMED] * 16
 
@@ -514,20 +525,20 @@ def test_a_retired_segment_is_let_go_when_nothing_runs_into_it(bench: Bench) -> 
     _, worker = bench.add_worker()
     slots = [bench.submit(), bench.submit()]
     bench.begin(worker, 1)
-    bench.loop.command("retire_segment", 1)
+    bench.loop.command(RetireSegment(1))
     bench.turn()
-    assert ("segment_retired", 1) not in bench.notices
+    assert SegmentRetired(1) not in bench.notices
     bench.finish(worker, 1, slots[:1])
-    assert ("segment_retired", 1) in bench.notices
+    assert SegmentRetired(1) in bench.notices
     assert worker.posted() == 1  # the queued one was dropped
 
 
 def test_an_unloaded_model_answers_what_is_queued(bench: Bench) -> None:
     slot = bench.submit()
-    bench.loop.command("unload_model", MODEL)
+    bench.loop.command(UnloadModel(MODEL))
     bench.turn()
     assert bench.status(slot) == 503
-    assert ("model_unloaded", MODEL) in bench.notices
+    assert ModelUnloaded(MODEL) in bench.notices
 
 
 def test_an_unloaded_model_serves_what_is_queued_before_its_worker_leaves(
@@ -537,8 +548,8 @@ def test_an_unloaded_model_serves_what_is_queued_before_its_worker_leaves(
     _, worker = bench.add_worker()
     slots = [bench.submit(), bench.submit()]
     bench.begin(worker, 1)
-    bench.loop.command("unload_model", MODEL)
-    bench.loop.command("release_worker", WORKER, 1)
+    bench.loop.command(UnloadModel(MODEL))
+    bench.loop.command(ReleaseWorker(WORKER, 1))
     bench.turn()
     assert not worker.stopping
     bench.finish(worker, 1, slots[:1])
@@ -546,13 +557,13 @@ def test_an_unloaded_model_serves_what_is_queued_before_its_worker_leaves(
     bench.finish(worker, 2, slots[1:])
     assert [bench.status(slot) for slot in slots] == [418, 418]
     assert worker.stopping
-    assert ("model_unloaded", MODEL) in bench.notices
+    assert ModelUnloaded(MODEL) in bench.notices
 
 
 def test_an_unloaded_model_still_takes_jobs_that_were_on_their_way(bench: Bench) -> None:
     _, worker = bench.add_worker()
-    bench.loop.command("unload_model", MODEL)
-    bench.loop.command("release_worker", WORKER, 1)
+    bench.loop.command(UnloadModel(MODEL))
+    bench.loop.command(ReleaseWorker(WORKER, 1))
     bench.turn()
     slot = bench.submit()
     assert bench.begin(worker, 1) == [slot]
@@ -562,12 +573,12 @@ def test_a_released_worker_finishes_its_batch(bench: Bench) -> None:
     _, worker = bench.add_worker()
     slot = bench.submit()
     bench.begin(worker, 1)
-    bench.loop.command("release_worker", WORKER, 1)
+    bench.loop.command(ReleaseWorker(WORKER, 1))
     bench.turn()
     assert not worker.stopping
     bench.finish(worker, 1, [slot])
     assert worker.stopping
-    assert ("worker_released", WORKER, 1) in bench.notices
+    assert WorkerReleased(WORKER, 1) in bench.notices
 
 
 def test_a_worker_over_its_response_timeout_is_reported_once(prefix: str) -> None:
@@ -580,7 +591,7 @@ def test_a_worker_over_its_response_timeout_is_reported_once(prefix: str) -> Non
     bench.loop.turn()
     bench.loop._next_tick = 0.0
     bench.loop.turn()
-    assert bench.notices.count(("kill_worker", WORKER, 1)) == 1
+    assert bench.notices.count(KillWorker(WORKER, 1)) == 1
 
 
 def test_large_bodies_give_their_pages_back_beyond_the_warm_budget(bench: Bench) -> None:
@@ -655,7 +666,7 @@ def test_rule_3_holds_for_the_requests_of_a_continuous_batch(prefix: str) -> Non
     bench.client.release(ended)
     again = bench.client.take()
     assert again == ended
-    bench.loop.command("worker_gone", False, ours)
+    bench.loop.command(SettleWorker(ours))
     bench.turn()
     assert (bench.state(running), bench.status(running)) == (SlotState.FAILED, 500)
     assert bench.state(waiting) == SlotState.CLAIMED
@@ -669,13 +680,13 @@ def test_a_worker_leaves_when_its_last_stream_has_ended(prefix: str) -> None:
     _, worker = bench.add_worker()
     slot = bench.submit()
     bench.join(worker, 1)
-    bench.loop.command("release_worker", WORKER, 1)
+    bench.loop.command(ReleaseWorker(WORKER, 1))
     bench.submit()
     assert (worker.posted(), worker.stopping) == (1, False)
     bench.end(worker, slot)
     bench.turn()
     assert worker.stopping
-    assert ("worker_released", WORKER, 1) in bench.notices
+    assert WorkerReleased(WORKER, 1) in bench.notices
 
 
 def test_the_response_timeout_is_that_of_one_step(prefix: str) -> None:
@@ -685,7 +696,7 @@ def test_the_response_timeout_is_that_of_one_step(prefix: str) -> None:
     bench.join(worker, 1)
     bench.loop._next_tick = 0.0
     bench.turn()
-    kill = ("kill_worker", WORKER, 1)
+    kill = KillWorker(WORKER, 1)
     assert kill not in bench.notices
     worker.begin_step(1)
     bench.loop._next_tick = 0.0
@@ -698,13 +709,13 @@ def test_requests_of_a_retired_segment_count_as_given_up(prefix: str) -> None:
     _, worker = bench.add_worker()
     slot = bench.submit()
     bench.join(worker, 1)
-    bench.loop.command("retire_segment", 1)
+    bench.loop.command(RetireSegment(1))
     bench.turn()
     assert bench.segment.cancels[slot] == 1
-    assert ("segment_retired", 1) not in bench.notices
+    assert SegmentRetired(1) not in bench.notices
     bench.end(worker, slot)
     bench.turn()
-    assert ("segment_retired", 1) in bench.notices
+    assert SegmentRetired(1) in bench.notices
 
 
 SEQUENCES = {"sequence_batching": True, "sequence_max_idle_ms": 60_000, "max_sequences": 4, "max_sequence_queue": 4}
@@ -726,7 +737,7 @@ def test_a_sequence_ends_with_its_worker(prefix: str) -> None:
     running = bench.submit(sequence=b"a")
     bench.begin(worker, 1)
     waiting = bench.submit(sequence=b"a")
-    bench.loop.command("worker_gone", False, ours)
+    bench.loop.command(SettleWorker(ours))
     bench.turn()
     assert (bench.status(running), bench.status(waiting)) == (500, 503)
 
@@ -763,6 +774,6 @@ def test_a_new_batcher_refuses_what_waited_in_a_sequence(prefix: str) -> None:
     assert (bench.state(waiting), bench.status(waiting)) == (SlotState.FAILED, 503)
     # What comes before the batcher has been told of the model waits for that.
     early = bench.submit(sequence=b"a")
-    bench.loop.command("load_model", bench.spec)
+    bench.loop.command(LoadModel(bench.spec))
     _, worker = bench.add_worker(9001)
     assert bench.begin(worker, 1) == [early]

@@ -18,10 +18,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from support.jobs import Slots
 
 from wsgi_ts.batcher.scheduler.actions import Action, Dispatch, Fail, Kill, Record, Release, Revoke, Unloaded
-from wsgi_ts.batcher.scheduler.job import Job
+from wsgi_ts.batcher.scheduler.job import Found, Job
 from wsgi_ts.batcher.scheduler.model_queue import Batch, Worker
-from wsgi_ts.batcher.scheduler.recovery import RECOVERY_S, Found
-from wsgi_ts.batcher.scheduler.scheduler import MOST_DELIVERIES, Scheduler
+from wsgi_ts.batcher.scheduler.scheduler import MOST_DELIVERIES, RECOVERY_S, Scheduler
 from wsgi_ts.batcher.shm.layout import GENERATION_SHIFT, MAIL_PLACES, STATE_MASK, News, SlotState, mark_of
 from wsgi_ts.messages import ModelSpec
 
@@ -328,7 +327,7 @@ class SchedulerMachine(Around):
             self.act(self.scheduler.arrived(kind, jobs, self.now))
             accepted = sum(request.is_open for request in requests)
             if model is None or not model.accepting:
-                assert accepted == 0 or self.now < self.scheduler._recovered.until
+                assert accepted == 0 or self.now < self.scheduler._known_by
             elif model.sequences is None:
                 room = max(0, QUEUE - len(before))
                 if kind == TICKETS:
@@ -401,7 +400,7 @@ class SchedulerMachine(Around):
     def was_let_in(self, request: Request) -> bool:
         return any(
             found.state == SlotState.CLAIMED and self.request_of(found.job) is request
-            for found in self.scheduler._recovered.found
+            for found in self.scheduler._unknown
         )
 
     @precondition(lambda self: self.scheduler.models and self.may_upheave)
@@ -598,7 +597,7 @@ class SchedulerMachine(Around):
 
     @invariant()
     def nothing_is_lost(self) -> None:
-        held = [found.job for found in self.scheduler._recovered.found]
+        held = [found.job for found in self.scheduler._unknown]
         in_flight = [job for worker in self.scheduler.busy for batch in worker.batches for job in batch.jobs]
         for model in self.scheduler.models.values():
             waiting: list[Job] = []

@@ -15,7 +15,7 @@ from pathlib import Path
 from wsgi_ts.batcher.shm.mailbox import mailbox_name
 from wsgi_ts.batcher.shm.shared_memory import SharedMemory, unlink
 from wsgi_ts.control.channel import Channel
-from wsgi_ts.messages import SpawnWorker
+from wsgi_ts.messages import FROM_WORKER, SpawnWorker, WorkerLoaded
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 
@@ -39,7 +39,7 @@ def run(order: SpawnWorker, status_fd: int) -> int:
         "numpy_random": _random(),
         "executable": sys.executable,
     }
-    status.send({"event": "loaded", "status": 200, "message": json.dumps(facts), "load_ms": 7})
+    status.send(FROM_WORKER.encode(WorkerLoaded(order.worker_id, order.start_count, 200, json.dumps(facts), 7)))
     behaviour = spec.handler
     if behaviour == "print":
         _print_all_kinds()
