@@ -41,7 +41,6 @@ def place(
     """Reads what a model-config.yaml says of devices.
 
     Args:
-        gpus: GPUs that this server uses.
         device_type: `cpu`, `gpu` or None; gpu without GPUs is the CPU.
         device_ids: the key deviceIds; the whole list is ignored where one of them does not exist.
         parallel_level: GPUs of one worker.
@@ -62,9 +61,6 @@ class Assigner:
     """Hands out GPUs: one counter for the server, and one for each model that has its own list.
 
     The server's counter is incremented before it is used: of several GPUs the first worker gets number 1.
-
-    Args:
-        gpus: GPUs that this server uses.
     """
 
     def __init__(self, gpus: int) -> None:
@@ -75,7 +71,6 @@ class Assigner:
         """The GPU of a new worker (of several: the first), None on the CPU.
 
         Args:
-            placement: of its model.
             nth_of_model: how many workers of this model version were given a GPU before.
         """
         if placement.usable_gpus == 0:
@@ -92,7 +87,6 @@ def group_devices(placement: Placement, nth_of_model: int) -> tuple[int, ...]:
     """The GPUs of a worker that spans several: the next ones of the model's list, from its start again at its end.
 
     Args:
-        placement: of its model.
         nth_of_model: how many workers of this model version were given GPUs before.
     """
     ids = placement.device_ids

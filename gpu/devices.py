@@ -28,7 +28,6 @@ def gpu_count(limit: int | None, environ: Mapping[str, str] = os.environ) -> int
 
     Args:
         limit: the key `number_of_gpu`; None for all.
-        environ: the environment variables.
     """
     if limit == 0:
         return 0
@@ -57,7 +56,6 @@ def visibility(devices: Sequence[int], environ: Mapping[str, str] = os.environ) 
     """The variables that show a process these GPUs only.
 
     Args:
-        devices: numbers as processes of this server see them.
         environ: the environment variables; where they restrict the GPUs already, an entry (a number, or the name of a
             GPU or MIG slice) is passed through.
     """

@@ -19,10 +19,7 @@ class MockContext(Context):
 
     Args:
         model_pt_file: the manifest's serialized file, None for none.
-        model_dir: folder of the model's files.
         model_file: the manifest's model file, None for none.
-        gpu_id: index of the GPU, None for CPU.
-        model_name: name of the model.
         model_yaml_config_file: a YAML file in `model_dir`, or a path to one.
     """
 

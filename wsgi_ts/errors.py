@@ -218,7 +218,6 @@ class ServiceUnavailable(ServerError):
         """TorchServe's one text for no worker, a full queue and a refused sequence (unbalanced quote included).
 
         Args:
-            model_name: the model asked for.
             version: the version named in the request, None where it named none.
         """
         versioned = "" if version is None else f' Version {version}"'
@@ -241,12 +240,7 @@ class ServiceUnavailable(ServerError):
 
     @classmethod
     def no_slot(cls, model_name: str, version: str | None) -> ServiceUnavailable:
-        """The model has workers, but the process that took the request has no slot left for it; ours, not TorchServe's.
-
-        Args:
-            model_name: the model asked for.
-            version: the version named in the request, None where it named none.
-        """
+        """The model has workers, but the process that took the request has no slot left for it; the text is ours."""
         versioned = "" if version is None else f" version {version}"
         return cls(
             f'Model "{model_name}"{versioned} has as many requests under way as this server takes for one model '

@@ -120,9 +120,7 @@ def register_model(model_name: str, url: str, *, management_url: str = MANAGEMEN
     """Registers a model with one worker, and waits for it.
 
     Args:
-        model_name: the model's name.
         url: archive in the model store, or its address.
-        management_url: where the management API listens.
     """
     params = {"model_name": model_name, "url": url, "initial_workers": "1", "synchronous": "true"}
     return register_model_with_params(params, management_url=management_url)
@@ -135,7 +133,6 @@ def register_model_with_params(
 
     Args:
         params: the call's parameters, as a mapping or pairs.
-        management_url: where the management API listens.
 
     Returns:
         The answer, also where it is an error.

@@ -33,7 +33,6 @@ def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> int:
 
     Args:
         arguments: the command line without the program's name; default: that of this process.
-        program: that name.
 
     Returns:
         The exit status.
@@ -105,7 +104,6 @@ def model_config(options: argparse.Namespace, gpus: int) -> dict[str, Any]:
     """Returns the model's YAML.
 
     Args:
-        options: the parsed flags.
         gpus: GPUs of this machine; the model spans all of them.
     """
     given = vars(options)
@@ -150,11 +148,6 @@ def model_config(options: argparse.Namespace, gpus: int) -> dict[str, Any]:
 
 def write_model(options: argparse.Namespace, config: dict[str, Any], folder: Path) -> Path:
     """Writes the model's folder; returns its path.
-
-    Args:
-        options: the parsed flags.
-        config: the model's YAML.
-        folder: where to make it.
 
     Raises:
         ArchiverError: the model's name is none.

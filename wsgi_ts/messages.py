@@ -174,11 +174,9 @@ class SpawnWorker(WorkerLife):
     """Start the process of a life of a model worker.
 
     Attributes:
-        spec: the model version.
         gpu_id: the GPU for its handler; None for the CPU.
         devices: the only GPUs that it may see; None for all.
         prefix: the start of the instance's shared-memory names.
-        batcher_index: the batcher's number.
         threads: CPU threads that its libraries may use; 0: as they like.
     """
 

@@ -51,7 +51,6 @@ class ProcessIdentity:
     """One process for as long as the machine runs: a pid alone is given to others again.
 
     Attributes:
-        pid: its number.
         start_time: when it was started, in clock ticks since boot.
     """
 
@@ -236,7 +235,6 @@ class Child:
 
     Args:
         role: for people.
-        argv: the command.
         pass_fds: descriptors that it inherits, under the same numbers.
         environ: variables that it gets in addition.
         stderr: a descriptor to be its stderr; None for ours.
@@ -246,7 +244,6 @@ class Child:
 
     Attributes:
         role: for people ("batcher 0"); also in the record of the run directory.
-        pid: its number.
         pidfd: becomes readable when it ends; closed by `close`.
         identity: pid and start time.
     """

@@ -14,7 +14,6 @@ class RunFiles:
         lock: held for the instance's life by guard and supervisor.
         record: what the instance has written down of itself.
         control_socket: the supervisor's socket.
-        config: the configuration as the children read it.
         log_plan: how every process logs.
         routes: what the data path reads.
         tokens: what tokens are checked by.

@@ -94,7 +94,6 @@ def rank_command(python: str, words: Sequence[str]) -> list[str]:
     """The command of one rank.
 
     Args:
-        python: its interpreter.
         words: arguments of `rank.main`.
     """
     server_folder = str(Path(wsgi_ts.__file__).parent.parent)

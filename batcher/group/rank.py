@@ -27,7 +27,7 @@ from wsgi_ts.batcher.worker.slots import SlotReference, WorkerSlots
 from wsgi_ts.batcher.worker.worker import ModelWorker, print_metrics
 from wsgi_ts.handlers.serving.context import StreamClosed
 from wsgi_ts.handlers.serving.errors import LoadError
-from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.results import PREDICTION_FAILED, Answer, error_answer
 from wsgi_ts.handlers.serving.service import Service, configure_logging
 from wsgi_ts.messages import ModelSpec, SpawnWorker

@@ -81,9 +81,7 @@ class WorkerOutput:
 
     Args:
         thread_name: `W-9000-probe_1.0`, the start of the name under which its lines are logged.
-        logs: where they go.
         metrics: takes the metrics among them.
-        now: monotonic seconds.
     """
 
     def __init__(self, thread_name: str, logs: LogFiles, metrics: ModelMetrics, now: float) -> None:
@@ -101,7 +99,6 @@ class WorkerOutput:
         Args:
             fd: the pipe.
             stream: `stdout` or `stderr`.
-            now: monotonic seconds.
         """
         try:
             data = os.read(fd, _READ_BYTES)

@@ -75,9 +75,7 @@ class Template:
     """The loop of a worker template.
 
     Args:
-        batcher: the channel to the batcher.
         logs: where the workers' output goes.
-        metrics: takes the metrics that workers report.
         entry: what a forked worker runs.
         first: what the batcher is told first of all.
         warm_pid: the warm template, where this process has forked one; each ends with the other.

@@ -23,7 +23,7 @@ from wsgi_ts.batcher.shm.mailbox import WorkerMailbox
 from wsgi_ts.batcher.worker.slots import SlotReference, WorkerSlots
 from wsgi_ts.batcher.worker.worker import IDLE_S, ModelWorker
 from wsgi_ts.handlers.serving.context import StreamClosed
-from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.results import Answer
 from wsgi_ts.handlers.serving.service import Service
 from wsgi_ts.messages import ModelSpec
@@ -159,13 +159,11 @@ class RunningRequest:
     `send` and `flush` may be called from any thread.
 
     Args:
-        slots: the worker's segments.
         ref: where the request lies.
         started_ns: monotonic time at which it was taken over.
         backlog: counts what waits here with what waits in the worker's other requests.
 
     Attributes:
-        task: its task.
         has_begun: whether the task has run: one that is cancelled before that would end without a word.
     """
 
@@ -197,10 +195,6 @@ class RunningRequest:
 
         Args:
             row: always 0.
-            status: HTTP status.
-            phrase: reason phrase.
-            headers: the handler's headers.
-            body: the chunk.
 
         Returns:
             What a handler may await: it ends when nothing waits any more.

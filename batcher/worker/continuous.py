@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from wsgi_ts.batcher.worker.slots import SlotReference
 from wsgi_ts.handlers.serving.context import STREAM_NEXT
-from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.results import Answer
 
 

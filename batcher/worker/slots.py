@@ -17,8 +17,7 @@ from wsgi_ts.batcher.shm.request_codec import read_request, unpack_fields, unpac
 from wsgi_ts.batcher.shm.segment import Segment, segment_name
 from wsgi_ts.batcher.shm.shared_memory import SHM_DIRECTORY, SharedMemoryFull
 from wsgi_ts.handlers.serving.context import StreamClosed
-from wsgi_ts.handlers.serving.inputs import BadInput, LazyHeaders, build_row
-from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.inputs import BadInput, LazyHeaders, Request, build_row
 from wsgi_ts.handlers.serving.results import Answer, Body
 
 #: Content types whose body is given to the handler as it is.
@@ -71,7 +70,6 @@ class WorkerSlots:
     """The segments that a model worker has attached, and what it does with their slots.
 
     Args:
-        prefix: the instance's name prefix.
         decode_input_request: whether handlers get text and JSON decoded.
     """
 
@@ -186,7 +184,6 @@ class WorkerSlots:
         """Sends one chunk of a streamed answer; the first one sends status and headers.
 
         Args:
-            ref: the request.
             answer: the chunk is its body.
             started: monotonic time at which the request's batch was begun, in ns.
 
@@ -202,7 +199,6 @@ class WorkerSlots:
         """Sends an answer that is to go on as a chunk, without waking anybody yet.
 
         Args:
-            ref: the request.
             answer: what the handler returned for it in this step.
             started: monotonic time at which the step was begun, in ns.
 
@@ -264,8 +260,6 @@ class WorkerSlots:
         """Writes an answer, or ends the stream that it is the last chunk of.
 
         Args:
-            ref: the request.
-            answer: its answer.
             started: monotonic time at which its batch was begun, in ns.
             ended: and at which the handler returned.
         """

@@ -18,8 +18,8 @@ from wsgi_ts.batcher.shm.mailbox import WorkerMailbox
 from wsgi_ts.batcher.shm.request_codec import read_request
 from wsgi_ts.batcher.worker.continuous import UnderWay, ended_sequences, is_part
 from wsgi_ts.batcher.worker.slots import SlotReference, WorkerSlots
+from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.recording import RecordedRequest, Recorder
-from wsgi_ts.handlers.serving.request import Request
 from wsgi_ts.handlers.serving.results import Answer
 from wsgi_ts.handlers.serving.service import Service
 from wsgi_ts.messages import ModelSpec

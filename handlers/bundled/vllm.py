@@ -196,9 +196,6 @@ class _Exchange:
 async def vllm_application(context: Context) -> Application:
     """Starts vLLM's engine and builds its HTTP application over it.
 
-    Args:
-        context: of the model.
-
     Raises:
         ImportError: vllm is not installed, or has other entry points than this function knows.
         ValueError: the section `handler` is wrong.

@@ -78,7 +78,6 @@ class StageCaches:
     """The key-value caches of one stage's layers, by generation, and the handles by which callers know them.
 
     Args:
-        model: the stage's model.
         first_layer: number of the stage's first layer.
 
     Attributes:
@@ -98,9 +97,6 @@ class StageCaches:
 
     def handle_for(self, named: dict[str, Any]) -> PipelineCache | None:
         """Returns the handle of the caches that a call uses, a new one for a generation that begins. Completes `named`.
-
-        Args:
-            named: the call's named arguments.
 
         Raises:
             TypeError, ImportError: as `take_handle` and `new_handle` do.
@@ -179,9 +175,7 @@ def put_in_place(value: Any, is_meant: Callable[[Any], bool], new: Any) -> Any:
     """Returns a value with parts of it replaced, at any place in lists, tuples and mappings.
 
     Args:
-        value: what a layer or a model returned.
         is_meant: says whether a part is to be replaced.
-        new: takes its place.
 
     Returns:
         The value; a model's output object as an `Output`.

@@ -39,7 +39,6 @@ def get_ds_engine(model: Any, context: Context) -> Any:
 
     Args:
         model: the model, with the same weights in all processes.
-        context: the handler's context.
 
     Returns:
         DeepSpeed's engine; the model to call is its `module`.

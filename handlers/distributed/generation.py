@@ -18,12 +18,6 @@ def generate(
 ) -> Any:
     """Runs a model's `generate` with another `forward`.
 
-    Args:
-        model: a stage of the model, which knows how inputs are prepared and tokens chosen.
-        call: runs the whole model.
-        args: positional arguments of `generate`.
-        kwargs: named ones.
-
     Raises:
         TypeError: the model has no `generate`.
     """

@@ -66,8 +66,6 @@ class Inputs(NamedTuple):
     """The arguments of one call of the model, with what the ranks have to know besides.
 
     Attributes:
-        args: positional arguments.
-        kwargs: named arguments.
         cache: number of the key-value cache to use, None for none.
         freed: numbers of caches that nobody will use again.
     """
@@ -84,12 +82,9 @@ class PipelineDriver:
     Rows are shared out among micro-batches by tensors whose first dimension is the batch; all else goes to each.
 
     Args:
-        stage: this rank's stage.
-        link: the way to the other stages.
         members: global rank of each stage.
         number: which stage this is.
         options: the `pippy` section of the model's YAML.
-        device: where the stage is.
         teller: rank 0's way to the others; None where every rank makes the calls.
         receivers: global ranks that get the result, besides the last stage's own.
     """
@@ -267,7 +262,6 @@ def get_pipeline_driver(
     Args:
         model: the whole model, on the CPU, with the same weights in all processes. It is changed: what belongs to
             other stages is dropped.
-        world_size: number of processes.
         context: the handler's context; the `pippy` section of its YAML is read.
         plan: for pptp: how layers are shared out, see `parallelize`.
 

@@ -40,7 +40,6 @@ class Cut:
     Attributes:
         name: the list of layers, as `model.get_submodule` takes it.
         starts: number of each stage's first layer.
-        count: how many layers there are.
         largest: size of the largest stage, in bytes.
     """
 
@@ -55,7 +54,6 @@ class Stage:
 
     Args:
         model: the model; it is changed, and loses the parameters of the other stages.
-        cut: where it is cut.
         number: which stage to keep.
         device: where it will run.
 
@@ -80,8 +78,6 @@ class Stage:
         """Runs this stage's part of `model(*args, **kwargs)`.
 
         Args:
-            args: the model's positional arguments.
-            kwargs: its others.
             received: what the stage before returned; not looked at by the first stage.
 
         Returns:
@@ -114,10 +110,6 @@ class Stage:
 
 def find_cut(model: nn.Module, stages: int) -> Cut:
     """Returns where to cut a model so that its largest stage is as small as possible.
-
-    Args:
-        model: the whole model.
-        stages: how many are wanted.
 
     Raises:
         ValueError: the model has no list of as many layers, or is an encoder-decoder.

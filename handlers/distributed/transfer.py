@@ -57,11 +57,7 @@ class CachePlace:
 
 @dataclass(frozen=True)
 class Failure:
-    """Takes the place of a value that could not be computed.
-
-    Attributes:
-        text: where and why.
-    """
+    """Takes the place of a value that could not be computed."""
 
     text: str
 

@@ -35,7 +35,6 @@ class MetricsCache(Recorder):
 
     Args:
         config_file_path: a metrics.yaml whose `model_metrics` are made by `initialize_cache`.
-        model_name: value of the dimension ModelName.
     """
 
     def __init__(self, config_file_path: str | None = None, model_name: str = "") -> None:

@@ -53,9 +53,7 @@ class Sample(NamedTuple):
     """One recorded value.
 
     Attributes:
-        name: of the metric.
         unit: written out ("Milliseconds").
-        value: the number recorded.
         dimensions: name and value pairs, in the metric's order.
         metric_type: "counter", "gauge" or "histogram".
         request_ids: the requests it belongs to, joined by commas; "" for none.
@@ -87,9 +85,7 @@ class CachingMetric:
     """One metric, and how to record values of it.
 
     Args:
-        metric_name: its name.
         unit: "ms", "count", "MB", … or any other text.
-        dimension_names: names of the dimensions each value comes with.
         metric_type: counter, gauge or histogram.
         record: gets each value; prints it by default.
     """
@@ -115,8 +111,6 @@ class CachingMetric:
         """Records a value. A wrong number of dimensions or a negative count is logged, and not recorded.
 
         Args:
-            value: the number, in the metric's unit.
-            dimension_values: one per dimension name.
             request_id: the requests it belongs to.
         """
         if len(dimension_values) != len(self.dimension_names):

@@ -16,8 +16,6 @@ class Metric:
     """One value with its unit, dimensions and request.
 
     Args:
-        name: of the metric.
-        value: the first value.
         unit: "ms", "count", "MB", … or any other text.
         dimensions: what the value belongs to.
         request_id: the request, or several joined by commas.

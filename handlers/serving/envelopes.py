@@ -18,17 +18,8 @@ from wsgi_ts.handlers.serving.results import WRONG_LENGTH
 #: numpy's name of each data type of the Open Inference Protocol.
 _NUMPY_TYPES = {
     "BOOL": "bool",
-    "UINT8": "uint8",
-    "UINT16": "uint16",
-    "UINT32": "uint32",
-    "UINT64": "uint64",
-    "INT8": "int8",
-    "INT16": "int16",
-    "INT32": "int32",
-    "INT64": "int64",
-    "FP16": "float16",
-    "FP32": "float32",
-    "FP64": "float64",
+    **{f"{kind.upper()}{bits}": f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 16, 32, 64)},
+    **{f"FP{bits}": f"float{bits}" for bits in (16, 32, 64)},
 }
 _PROTOCOL_TYPES = {numpy_name: name for name, numpy_name in _NUMPY_TYPES.items()}
 
@@ -70,6 +61,11 @@ class BaseEnvelope:
         """Returns the answers from the handler's results."""
         raise NotImplementedError(f"{type(self).__name__} does not define format_output")
 
+    def _joined(self, batches: list[list[Any]]) -> list[Any]:
+        """Returns the rows of all requests in one list, and notes how many each has."""
+        self._rows_per_request = [len(batch) for batch in batches]
+        return [row for batch in batches for row in batch]
+
     def _per_request(self, data: list[Any]) -> list[list[Any]]:
         """Returns the results of each request, by how many rows it had; a lone request gets all, however many they are.
 
@@ -106,9 +102,7 @@ class JSONEnvelope(BaseEnvelope):
         Raises:
             PredictionException: a body is not such JSON (400).
         """
-        batches = [[_plain_value(instance) for instance in _field(row, "instances")] for row in data]
-        self._rows_per_request = [len(batch) for batch in batches]
-        return [instance for batch in batches for instance in batch]
+        return self._joined([[_plain_value(instance) for instance in _field(row, "instances")] for row in data])
 
     def format_output(self, data: list[Any]) -> list[str]:
         """Returns one JSON text per request, with as many predictions as it had instances."""
@@ -124,9 +118,7 @@ class KServeEnvelope(BaseEnvelope):
         Raises:
             PredictionException: a body is not such JSON (400).
         """
-        batches = [_field(row, "instances") for row in data]
-        self._rows_per_request = [len(batch) for batch in batches]
-        return [instance for batch in batches for instance in batch]
+        return self._joined([_field(row, "instances") for row in data])
 
     def format_output(self, data: list[Any]) -> list[dict[str, Any]]:
         """Returns one answer per request, with as many results as it had instances; a lone request gets all."""
@@ -157,8 +149,7 @@ class KServev2Envelope(BaseEnvelope):
         self._request_ids = [_json_object(row).get("id") for row in data]
         batches = [[_tensor(position, tensor) for position, tensor in enumerate(_field(row, "inputs"))] for row in data]
         self._input_names = [[tensor["name"] for tensor in batch] for batch in batches]
-        self._rows_per_request = [len(batch) for batch in batches]
-        return [tensor for batch in batches for tensor in batch]
+        return self._joined(batches)
 
     def format_output(self, data: list[Any]) -> list[dict[str, Any]]:
         """Returns one answer per request, with one output tensor per result, flattened, named as the input it is for.

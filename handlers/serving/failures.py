@@ -23,12 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def batch_answer(error: BaseException, model_name: str) -> Answer:
-    """Returns the answer of each request of a batch that raised this; logs why.
-
-    Args:
-        error: what the handler raised, or a `BatchFailure` for what it returned.
-        model_name: for the log.
-    """
+    """Returns the answer of each request of a batch that raised this, `BatchFailure` for what it returned; logs why."""
     if isinstance(error, BatchFailure):
         log.warning("Model %s: %s.", model_name, error)
         return error_answer(503, error.message)

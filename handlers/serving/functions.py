@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from wsgi_ts.handlers.serving.context import SendChunk
-from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.results import encode
 from wsgi_ts.handlers.serving.service import MetricsSink, Service
 from wsgi_ts.messages import FUNCTION_FAILED, FunctionKind, ModelSpec

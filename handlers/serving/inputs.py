@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_plus, unquote_to_bytes
 
@@ -35,6 +36,20 @@ _JSON_STRING = re.compile(rb'"[^"\\]*(?:\\.?[^"\\]*)*(?:"|\Z)', re.DOTALL)
 _BRACKETS = bytes.maketrans(b"{}", b"[]")
 _PILE = b"[" * (MAX_JSON_DEPTH + 1)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
+
+
+@dataclass(slots=True)
+class Request:
+    """One request of a batch, as the handler will see it.
+
+    `function` is the name of the function that is asked, where a workflow's functions share a worker.
+    """
+
+    request_id: str
+    row: dict[str, Any]
+    headers: Mapping[str, Any]
+    is_describe: bool = False
+    function: str = ""
 
 
 class BadInput(ValueError):
@@ -93,7 +108,6 @@ def decode_value(mime: str, raw: memoryview | bytearray) -> Any:
 
     Args:
         mime: the content type without its parameters.
-        raw: the value as sent.
 
     Raises:
         BadInput: JSON is nested too deep.
@@ -115,11 +129,7 @@ def decode_value(mime: str, raw: memoryview | bytearray) -> Any:
 
 
 def content_of(row: Any) -> Any:
-    """Returns what a request brought: `data` or `body` of its row. What an envelope has unwrapped stays as it is.
-
-    Args:
-        row: an element of a handler's `data`.
-    """
+    """Returns what a request brought: `data` or `body` of its row. What an envelope has unwrapped stays as it is."""
     if not isinstance(row, Mapping):
         return row
     data = row.get("data")

@@ -24,7 +24,7 @@ from wsgi_ts.handlers.serving import loader
 from wsgi_ts.handlers.serving.context import Context, Group, SendChunk, StreamClosed
 from wsgi_ts.handlers.serving.errors import BatchFailure
 from wsgi_ts.handlers.serving.failures import batch_answer, has_broken_gpu, load_error
-from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.results import (
     INVALID_OUTPUT,
     PREDICTION_FAILED,
@@ -98,7 +98,6 @@ class Service:
         Puts the model's folder and the `ts` compatibility package at the head of `sys.path`.
 
         Args:
-            spec: the model version.
             gpu_id: GPU to use, None for CPU.
             send_chunk: called for each chunk of a streamed answer.
             metrics_sink: called once per batch with the metrics recorded since the last call.
@@ -168,7 +167,6 @@ class Service:
         """Runs an async handler on one request, with a context of its own, beside others that run at the same time.
 
         Args:
-            request: the request.
             send_chunk: called for each chunk of its answer, if that is streamed.
 
         Returns:

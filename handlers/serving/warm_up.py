@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wsgi_ts.handlers.serving.context import Context
-from wsgi_ts.handlers.serving.inputs import BadInput, build_row
-from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.inputs import BadInput, Request, build_row
 from wsgi_ts.handlers.serving.results import Answer
 from wsgi_ts.messages import ModelSpec
 
@@ -25,7 +24,6 @@ def warm_up_files(config: Mapping[str, Any], model_dir: str) -> list[Path]:
     """Returns the files that a model-config.yaml names, those that are not there left out with a warning.
 
     Args:
-        config: the content of the model-config.yaml.
         model_dir: the model's folder; a file outside of it does not count.
     """
     section = config.get("handler")
@@ -47,11 +45,6 @@ def warm_up(context: Context, predict: Callable[[list[Request]], list[Answer]], 
     """Runs the warm-up files as requests, one after the other; one that fails is told of and changes nothing.
 
     The content type is that of the file's suffix, so that a handler gets what a client's request would give it.
-
-    Args:
-        context: the handler's.
-        predict: runs a batch.
-        spec: the model version.
     """
     send_chunk, context.cl_socket = context.cl_socket, lambda *_: None
     try:

@@ -14,8 +14,6 @@ class TextIteratorStreamerBatch(BaseStreamer):
     Each step of the iteration gives a list with the next piece of text of every row; "" for a row without one.
 
     Args:
-        tokenizer: turns ids into text.
-        batch_size: rows of the batch.
         skip_prompt: leave out the prompt that generation begins with.
         timeout: how long a step may take, in seconds; None for ever. `queue.Empty` is raised beyond it.
         decode_kwargs: further arguments of the tokenizer's `decode`.

@@ -78,10 +78,6 @@ class LibraryName:
 def import_extra(module: str, purpose: str) -> Any:
     """Imports a package that only some handlers need.
 
-    Args:
-        module: its import name.
-        purpose: who needs it, for the message.
-
     Raises:
         ImportError: it is not installed, or cannot be imported; the message says what to install.
     """

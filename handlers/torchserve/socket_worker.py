@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from wsgi_ts.handlers.serving.errors import LoadError
-from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.results import Answer
 from wsgi_ts.handlers.serving.service import Service, configure_logging
 from wsgi_ts.handlers.torchserve.model_loader import TsModelLoader

@@ -209,11 +209,8 @@ def _connect(parts: SplitResult, address: _Address, limits: ArchiveLimits) -> ht
     """A connection to exactly this address; TLS checks the certificate against the host's name."""
     host = parts.hostname or ""
     timeout_s = limits.stall_timeout_s
-    connection: http.client.HTTPConnection
-    if parts.scheme == "https":
-        connection = http.client.HTTPSConnection(host, parts.port, timeout=timeout_s)
-    else:
-        connection = http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(host, parts.port, timeout=timeout_s)
     plain = socket.create_connection((str(address), connection.port), timeout=timeout_s)
     try:
         if parts.scheme == "https":
@@ -287,16 +284,13 @@ def _save(chunks: Iterator[bytes], target: Path, limits: ArchiveLimits) -> None:
             os.fsync(file.fileno())
         _give_name(part, target)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            part.unlink()
+        part.unlink(missing_ok=True)
 
 
 def _give_name(part: Path, target: Path) -> None:
     """Makes `part` appear as `target`; a link, unlike a rename, never replaces another registration's file."""
     try:
         os.link(part, target)
-    except FileExistsError:
-        raise
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise

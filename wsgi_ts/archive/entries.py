@@ -141,13 +141,7 @@ class _Link:
 
 
 class Extraction:
-    """The directory being filled, with the counters that stop it.
-
-    Args:
-        root: the directory.
-        limits: what the archive may cost.
-        packed_bytes: its size.
-    """
+    """The directory being filled, with the counters that stop it."""
 
     def __init__(self, root: Path, limits: ArchiveLimits, packed_bytes: int) -> None:
         self.limits = limits
@@ -190,8 +184,6 @@ class Extraction:
         """Keeps a link for `make_links`: while files are written none is there that could lead them elsewhere.
 
         Args:
-            name: the entry's name.
-            parts: where the link is.
             target: relative to the link's directory; of a hard link, the other entry's path.
             is_hard: a second name of another entry's file.
 

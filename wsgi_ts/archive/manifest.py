@@ -43,7 +43,6 @@ class Manifest:
 
     Attributes:
         model_name: the name that the register call asked for, where it did.
-        model_version: the version.
         handler: the handler's file or name; None where it names none.
         runtime: one of RUNTIMES.
         serialized_file: the weights; this and the other files are relative to the model directory.
@@ -74,15 +73,11 @@ _FILES = {
 
 
 def parse_manifest(
-    source: Path | dict[str, Any],
-    *,
-    model_name: str | None = None,
-    max_bytes: int = DEFAULT_LIMITS.max_manifest_bytes,
+    source: Path | dict[str, Any], *, model_name: str | None = None, max_bytes: int = DEFAULT_LIMITS.max_manifest_bytes
 ) -> Manifest:
     """Checks a MANIFEST.json (the file, or its parsed content).
 
     Args:
-        source: the file or the dictionary.
         model_name: replaces the manifest's own name.
         max_bytes: a larger file is refused unread.
 
@@ -270,13 +265,9 @@ class YamlSettings(dict[str, Any]):
 
 
 def load_model_yaml(path: Path, *, max_bytes: int = DEFAULT_LIMITS.max_config_bytes) -> YamlSettings:
-    """The settings of a model-config.yaml; empty, with one line in the log, where they cannot be read.
+    """The settings of a model-config.yaml; empty, with one line in the log, where they cannot be read or are larger.
 
     Only plain data is built. Aliases may not blow the document up to more than 100 000 values.
-
-    Args:
-        path: the file.
-        max_bytes: a larger one is not read.
     """
     try:
         content = read_small_file(path, max_bytes)

@@ -1,8 +1,7 @@
 """From the `url` of a register call to a model directory with a checked manifest.
 
-`open_archive` finds (or downloads) the archive, unpacks it, reads MAR-INF/MANIFEST.json and checks that what
-it names lies inside the model directory. Directories are used where they are. Whatever fails, nothing is left
-behind.
+`open_archive` finds (or downloads) the archive, unpacks it, reads MAR-INF/MANIFEST.json and checks that what it names
+lies inside the model directory. Directories are used where they are. Whatever fails, nothing is left behind.
 """
 
 from __future__ import annotations
@@ -33,8 +32,6 @@ class ModelDirectory:
 
     Args:
         path: absolute directory with the model's files.
-        manifest: its manifest, or the default one.
-        url: as registered.
         extracted: whether `path` was made by `open_archive` (and is removed with the model).
         downloaded: the file that was fetched into the model store for it, if any.
         archive: the file that `path` was unpacked from, None for a directory that is used in place.
@@ -62,9 +59,7 @@ def open_archive(
 
     Args:
         url: a file name in the model store, a path whose last part is one, a directory, or a URL.
-        model_store: the store, None where none is configured.
         models_dir: where archives are unpacked, each in a new directory; made if missing.
-        limits: sizes and times that end the attempt.
         rules: which URLs may be fetched; by default those that TorchServe allows.
         model_name: the name that the register call gave, in place of the manifest's.
         any_directory: whether a directory may lie outside of the model store.
@@ -114,14 +109,7 @@ def _unpack(source: Path, models_dir: Path, limits: ArchiveLimits, undo: context
 
 
 def empty_model_directory(models_dir: Path, name: str, version: str, url: str) -> ModelDirectory:
-    """A model directory without any file, as TorchServe makes it of an archive that it cannot read.
-
-    Args:
-        models_dir: where archives are unpacked.
-        name: the model's name.
-        version: its version.
-        url: as registered.
-    """
+    """A model directory without any file, as TorchServe makes it of an archive that it cannot read."""
     directory = models_dir.absolute() / uuid.uuid4().hex
     directory.mkdir(mode=0o700, parents=True)
     return ModelDirectory(directory, Manifest(name, version), url, extracted=True)

@@ -51,11 +51,7 @@ def is_s3(parts: SplitResult) -> bool:
 
 
 def find_credentials(environ: Mapping[str, str]) -> Credentials | None:
-    """The credentials of whoever runs the server; None where there are none.
-
-    Args:
-        environ: the environment variables.
-    """
+    """The credentials of whoever runs the server; None where there are none."""
     key_id, secret = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
     if key_id and secret:
         return Credentials(key_id, secret, environ.get("AWS_SESSION_TOKEN") or None)
@@ -93,12 +89,7 @@ def _from_file(environ: Mapping[str, str]) -> Credentials | None:
 def s3_headers(parts: SplitResult, environ: Mapping[str, str], *, sse_kms: bool) -> dict[str, str]:
     """The headers with which S3 is asked for an object; empty where nothing is to be added.
 
-    Credentials are used over https only.
-
-    Args:
-        parts: the object's address.
-        environ: the environment variables.
-        sse_kms: say that the object is encrypted with a key of KMS.
+    Credentials are used over https only. `sse_kms`: say that the object is encrypted with a key of KMS.
     """
     if not is_s3(parts):
         return {}
@@ -121,8 +112,6 @@ def sign(
     Args:
         parts: where it goes; the path is percent-encoded as it will be sent.
         headers: the other headers to sign; Host is added.
-        credentials: who asks.
-        region: AWS region of the bucket.
         now: the time, UTC.
     """
     stamp = now.strftime("%Y%m%dT%H%M%SZ")

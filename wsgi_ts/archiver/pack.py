@@ -77,7 +77,6 @@ def create_model_archive(request: ModelArchiveRequest, manifest: str | None = No
     """Writes the model archive; returns its path.
 
     Args:
-        request: what to archive.
         manifest: text of the MANIFEST.json; made from `request` by default.
 
     Raises:
@@ -153,7 +152,6 @@ def check_name(kind: str, name: str) -> None:
 
     Args:
         kind: "Model" or "Workflow", for the text.
-        name: the name.
 
     Raises:
         ArchiverError: it has characters that are not allowed.
@@ -247,11 +245,7 @@ def add_extra_files(contents: Contents, extra_files: str | None) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs `torch-model-archiver`; returns the exit status.
-
-    Args:
-        arguments: the command line without the program's name, `sys.argv` by default.
-    """
+    """Runs `torch-model-archiver` with `arguments`, by default those of this process; returns the exit status."""
     options = vars(model_parser().parse_args(arguments))
     return _run(lambda: create_model_archive(ModelArchiveRequest(**options)))
 

@@ -151,11 +151,9 @@ class ModelExportUtils(_ExportUtils):
 
     @staticmethod
     def copy_artifacts(model_path: str, **kwargs: str | None) -> None:
-        """Copies the files of an archive, which must exist, into a directory.
+        """Copies the files of an archive, which must exist, into the directory `model_path`.
 
-        Args:
-            model_path: the directory.
-            kwargs: file by its kind: handler, serialized_file, model_file, extra_files, …; `runtime` for the handler.
+        `kwargs` has files by kind: handler, serialized_file, model_file, extra_files, …; `runtime` for the handler.
         """
         runtime = kwargs.pop("runtime", None) or "python"
         contents = Contents(Path(model_path))

@@ -47,10 +47,6 @@ def check_machine() -> None:
 def check_configuration(config: Config, batchers: int) -> None:
     """Makes sure that this machine can run a configuration, and warns of what it may not be meant to allow.
 
-    Args:
-        config: the configuration.
-        batchers: how many batchers there are.
-
     Raises:
         StartError: it cannot; the message says why and what to do.
     """

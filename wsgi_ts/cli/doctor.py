@@ -26,7 +26,6 @@ def run_doctor(command_line: CommandLine, environ: Mapping[str, str], *, in_pod:
 
     Args:
         command_line: the flags that `serve` would get.
-        environ: the environment variables.
         in_pod: the server is to run in a pod of Kubernetes.
 
     Returns:

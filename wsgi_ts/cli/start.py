@@ -28,7 +28,6 @@ def start(command_line: CommandLine, *, wait: bool) -> int:
     """Starts a server.
 
     Args:
-        command_line: the flags.
         wait: this process becomes the server's guard, and does not return.
 
     Returns:

@@ -21,10 +21,6 @@ ANSWER_LIMIT_S = 10.0
 def print_status(run_dir: Path, *, as_json: bool) -> int:
     """Prints the state of an instance.
 
-    Args:
-        run_dir: its run directory.
-        as_json: as one JSON object instead of tables.
-
     Returns:
         The exit status: 0, 3 if nothing runs there, 1 if the supervisor refused or does not run at the moment.
     """

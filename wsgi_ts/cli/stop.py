@@ -21,7 +21,6 @@ def stop_server(run_dir: Path, *, wait: bool) -> int:
 
     Args:
         run_dir: where that server may have its record.
-        wait: for its end.
 
     Returns:
         The exit status.
@@ -56,7 +55,6 @@ def stop_instance(run_dir: Path, *, fast: bool, limit_s: float) -> int:
     """Stops the instance of a run directory and waits for its end, as `wsgi-ts stop` does.
 
     Args:
-        run_dir: the run directory.
         fast: requests under way are not waited for.
         limit_s: how long its end is waited for, in seconds.
 

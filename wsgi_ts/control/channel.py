@@ -78,10 +78,6 @@ class Channel:
     def receive_messages(self, messages: Messages[Message], sender: str) -> list[Message]:
         """As `receive_ready`, for typed messages: those of another version are told in the log, and left out.
 
-        Args:
-            messages: what may come.
-            sender: for the log.
-
         Raises:
             ChannelClosed: the peer is gone and no complete object is left.
         """

@@ -10,7 +10,6 @@ def memory_file(name: str, data: bytes) -> int:
 
     Args:
         name: for people who look into /proc.
-        data: what it holds.
     """
     fd = os.memfd_create(f"wsgi-ts-{name}", os.MFD_CLOEXEC)
     left = memoryview(data)

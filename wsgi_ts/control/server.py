@@ -67,7 +67,6 @@ class ControlServer:
 
     Args:
         path: of the socket; made by `start`, mode 0600.
-        operations: what can be asked for, by name.
     """
 
     def __init__(self, path: Path, operations: Mapping[str, Operation]) -> None:

@@ -37,7 +37,6 @@ class Guard:
 
     Args:
         command: the supervisor's command, without what the guard adds.
-        run_dir: the run directory.
         config_fd: a file in memory with the configuration.
         foreground: started in a terminal: a signal that is ignored stays so, and SIGHUP is a wish to stop.
         kept: what is there to keep from the beginning: descriptors by name.

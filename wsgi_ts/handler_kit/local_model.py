@@ -18,9 +18,8 @@ from wsgi_ts.archive.manifest import parse_manifest
 from wsgi_ts.archive.model_directory import ModelDirectory
 from wsgi_ts.errors import ServerError
 from wsgi_ts.handlers.serving.errors import LoadError
-from wsgi_ts.handlers.serving.inputs import LazyHeaders, build_row
+from wsgi_ts.handlers.serving.inputs import LazyHeaders, Request, build_row
 from wsgi_ts.handlers.serving.recording import RecordedRequest
-from wsgi_ts.handlers.serving.request import Request
 from wsgi_ts.handlers.serving.results import Answer
 from wsgi_ts.handlers.serving.service import Service
 from wsgi_ts.messages import ModelSpec

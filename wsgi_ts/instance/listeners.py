@@ -67,7 +67,6 @@ def bind_all(config: Config, kept: Mapping[str, int]) -> list[BoundListener]:
     """Binds the addresses of all APIs; inference comes first.
 
     Args:
-        config: the configuration.
         kept: descriptors of sockets that an earlier supervisor has bound, by `kept_as`.
 
     Raises:
@@ -93,10 +92,6 @@ def hold_grpc_ports(config: Config, kept: Mapping[str, int]) -> list[BoundListen
 
     gRPC cannot take a socket over: its process binds the port once more, beside this socket, which keeps everybody else
     away, also while that process is being started again.
-
-    Args:
-        config: the configuration.
-        kept: see `bind_all`.
 
     Raises:
         BindError: one cannot be bound; none stays bound then.
@@ -128,7 +123,6 @@ def bind_problem(address: Address, address_key: str, port_key: str) -> str | Non
     """Why an address cannot be listened on, and what to do; None where it can. Nothing is left behind or removed.
 
     Args:
-        address: the address.
         address_key: the key that says where.
         port_key: the key that says at which port; it may be the same.
     """

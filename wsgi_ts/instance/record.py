@@ -84,8 +84,6 @@ def record_of(owner: ProcessIdentity, prefix: str, children: Iterable[tuple[Proc
     """Returns the fields of a record.
 
     Args:
-        owner: see `Record`.
-        prefix: see `Record`.
         children: its other processes, and what each is for people.
     """
     return {

@@ -12,19 +12,13 @@ def segment_layout(config: Config, batchers: int) -> SegmentLayout:
 
     Args:
         config: the configuration; its `slots_per_worker` is rounded up to a power of two.
-        batchers: how many batchers there are.
     """
     slots = 1 << (config.slots_per_worker - 1).bit_length()
     return SegmentLayout(slots, batchers, config.max_request_size, config.max_response_size)
 
 
 def address_bytes(config: Config, batchers: int) -> int:
-    """How much of its addresses a batcher gives to all segments: most of them never have memory behind them.
-
-    Args:
-        config: the configuration.
-        batchers: how many batchers there are.
-    """
+    """How much of its addresses a batcher gives to all segments: most of them never have memory behind them."""
     return (config.web_workers + 1) * segment_layout(config, batchers).total_bytes
 
 
@@ -34,7 +28,6 @@ def start_bytes(config: Config, batchers: int) -> int:
     The board, a segment for each web worker and one for the gRPC server, and their doorbells and the batchers'.
 
     Args:
-        config: the configuration.
         batchers: how many batchers there are: one for the CPU and one for each GPU.
     """
     segments = config.web_workers + 1

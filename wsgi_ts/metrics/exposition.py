@@ -34,10 +34,7 @@ class Family:
     """One metric with its values.
 
     Attributes:
-        name: its name.
-        kind: `counter`, `gauge` or `histogram`.
         help: what it is, for people.
-        labels: names of the labels.
         samples: for the labels' values a number, or a Histogram.
     """
 
@@ -58,7 +55,6 @@ def render(families: Iterable[Family], names: Collection[str] = ()) -> str:
     """The answer of `/metrics`.
 
     Args:
-        families: the metrics.
         names: only these, when there are any.
     """
     return "".join(_family_text(family) for family in families if not names or family.name in names)
@@ -109,9 +105,6 @@ def server_line(spec: MetricSpec, values: Sequence[str], value: float, epoch_s: 
     """A value as ts_metrics.log shows it, without the time that begins the line; the last dimension is the host.
 
     Args:
-        spec: the metric.
-        values: of its dimensions.
-        value: the number.
         epoch_s: when, in seconds since the epoch.
     """
     return model_line(spec, values, value, str(epoch_s), "")
@@ -121,9 +114,6 @@ def model_line(spec: MetricSpec, values: Sequence[str], value: float, epoch: str
     """A value as model_metrics.log shows it: as `server_line`, with the requests.
 
     Args:
-        spec: the metric.
-        values: of its dimensions.
-        value: the number.
         epoch: when, in seconds since the epoch.
         request_ids: the requests it belongs to, joined by commas; "" for none.
     """

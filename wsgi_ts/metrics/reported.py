@@ -54,9 +54,7 @@ class ReportedValue:
     """One line of a handler or of `system_metrics_cmd`.
 
     Attributes:
-        name: of the metric.
         unit: as reported.
-        value: the number.
         dimensions: names and values, in the order of the line.
         kind: `counter`, `gauge` or `histogram`; a counter where the line does not say.
         host: who reported it.
@@ -123,8 +121,6 @@ class ModelMetrics:
 
     Args:
         specification: the metrics.yaml; None where it cannot be used, so that nothing is recorded.
-        mode: the key `metrics_mode`.
-        auto_detect: the key `model_metrics_auto_detect`.
     """
 
     def __init__(self, specification: MetricsSpecification | None, mode: str, auto_detect: bool) -> None:
@@ -137,13 +133,7 @@ class ModelMetrics:
 
     @classmethod
     def load(cls, config_file: Path | None, mode: str, auto_detect: bool) -> ModelMetrics:
-        """Reads metrics.yaml; what is wrong with it is the supervisor's to tell.
-
-        Args:
-            config_file: the key `metrics_config`.
-            mode: the key `metrics_mode`.
-            auto_detect: the key `model_metrics_auto_detect`.
-        """
+        """Reads metrics.yaml; what is wrong with it is the supervisor's to tell."""
         try:
             specification = load_specification(config_file, for_prometheus=mode == PROMETHEUS_MODE)
         except MetricsConfigError:

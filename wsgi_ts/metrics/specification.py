@@ -35,7 +35,6 @@ class MetricSpec:
     """One metric.
 
     Attributes:
-        name: its name.
         kind: `counter`, `gauge` or `histogram`.
         unit: as the file spells it.
         dimensions: their names, in the order of labels and log lines.

@@ -15,11 +15,7 @@ _NO_CONTENT = 204
 
 
 class DirectAnswers:
-    """Writes the head of such answers.
-
-    Args:
-        config: says which headers all answers have in common.
-    """
+    """Writes the head of such answers."""
 
     def __init__(self, config: Config) -> None:
         common = {**BASE_HEADERS, **cors_headers(config)}
@@ -41,7 +37,6 @@ class DirectAnswers:
         """Returns the status line and the headers.
 
         Args:
-            answer: what the handler has returned.
             request_id: for `x-request-id`.
             connection: `close` or `keep-alive`.
         """

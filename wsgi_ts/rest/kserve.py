@@ -23,7 +23,7 @@ _MOST_SEGMENTS = 4
 _VERSIONS = re.compile(r".*/versions")
 
 
-class Server:
+class ServerStatus:
     """`/v2`, `/v2/health/live` and `/v2/health/ready`, with any method."""
 
     def __init__(self, predictions: Predictions) -> None:
@@ -45,7 +45,7 @@ class Server:
         write_json(resp, 200 if ready else 503, {"ready": ready})
 
 
-class Model:
+class ModelStatus:
     """`/v2/models/{model}` and `/v2/models/{model}/ready`."""
 
     def __init__(self, predictions: Predictions) -> None:
@@ -54,11 +54,8 @@ class Model:
     def on_get(self, req: falcon.Request, resp: falcon.Response, model: str) -> None:
         """The model's versions; what its tensors look like is known to its handler alone."""
         _, versions = self._predictions.routes(req).versions(model)
-        write_json(
-            resp,
-            200,
-            {"name": model, "versions": sorted(versions), "platform": "", "inputs": [], "outputs": []},
-        )
+        body = {"name": model, "versions": sorted(versions), "platform": "", "inputs": [], "outputs": []}
+        write_json(resp, 200, body)
 
     def on_get_ready(self, req: falcon.Request, resp: falcon.Response, model: str) -> None:
         """200 when a worker of the default version is ready, else 503."""
@@ -76,7 +73,7 @@ def refuse_versions(req: falcon.Request, resp: falcon.Response, **_: Any) -> Non
 
 def add_routes(app: falcon.App[Any, Any], predictions: Predictions) -> None:
     """Adds the protocol's routes to the app of an inference listener."""
-    server, model = Server(predictions), Model(predictions)
+    server, model = ServerStatus(predictions), ModelStatus(predictions)
     app.add_route("/v2", server)
     app.add_route("/v2/health/live", server, suffix="live")
     app.add_route("/v2/health/ready", server, suffix="ready")

@@ -1,9 +1,9 @@
 """The management API: reads a request's arguments, asks the supervisor, and passes its answer on.
 
-The supervisor decides everything about models; here is only what HTTP adds: arguments, defaults, methods, the
-gate of `enable_model_api`. Of a repeated query argument the first value counts. A register call says of each argument
-that does not fit what is wrong; elsewhere, as with TorchServe, a number that does not parse counts as absent, and a
-boolean is true when it says so in any case, else false.
+The supervisor decides everything about models; here is only what HTTP adds: arguments, defaults, methods, and the
+refusal of calls that `enable_model_api` does not allow. Of a repeated query argument the first value counts. A register
+call says of each argument that does not fit what is wrong; elsewhere, as with TorchServe, a number that does not parse
+counts as absent, and a boolean is true when it says so in any case, else false.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ class _Resource:
 
     Args:
         instance: the instance; without its `enable_model_api` no model is registered or unregistered.
-        control: calls to its supervisor.
     """
 
     def __init__(self, instance: Instance, control: ControlPlane) -> None:
@@ -167,8 +166,6 @@ def add_routes(app: falcon.App[Any, Any], instance: Instance, control: ControlPl
 
     Args:
         app: the app of a management (or combined) listener.
-        instance: the instance.
-        control: calls to its supervisor.
     """
     one_model = ModelResource(instance, control)
     app.add_route("/models", ModelsResource(instance, control))

@@ -18,7 +18,6 @@ class Metrics:
 
     Args:
         mode: the key `metrics_mode`.
-        control: calls to the supervisor.
     """
 
     def __init__(self, mode: str, control: ControlPlane) -> None:

@@ -277,7 +277,6 @@ def model_document(model_name: str, model_version: str | None) -> dict[str, Any]
     """The document of one model: how to ask it for a prediction.
 
     Args:
-        model_name: a registered model.
         model_version: the version the caller named, None for the default one.
     """
     version = "" if model_version is None else f"/{model_version}"

@@ -108,8 +108,6 @@ def write_json(resp: falcon.Response, status: int, body: Any) -> None:
     """Makes `resp` a JSON answer.
 
     Args:
-        resp: the response to fill.
-        status: HTTP status.
         body: anything `json.dumps` takes; the order of its keys is kept.
     """
     resp.status = status

@@ -45,7 +45,6 @@ def scope_of(kinds: Collection[str], path: str) -> str | None:
 
     Args:
         kinds: the APIs of the listener.
-        path: the decoded path.
     """
     path = path.rstrip("/")
     if path in _OPEN_PATHS:
@@ -72,7 +71,6 @@ class TokenTable:
     """A process's copy of what the supervisor published of the keys. Used from any thread.
 
     Args:
-        run_dir: the run directory.
         board: tells when there is something newer.
     """
 
@@ -135,9 +133,6 @@ class Access:
 
     Args:
         kinds: the APIs of the listener.
-        config: the configuration.
-        run_dir: the run directory.
-        board: the instance's board.
     """
 
     def __init__(self, kinds: Collection[str], config: Config, run_dir: Path, board: Board) -> None:

@@ -78,10 +78,6 @@ class Given:
 def load_config(command_line: CommandLine, environ: Mapping[str, str]) -> Config:
     """The configuration of an instance that is to be started.
 
-    Args:
-        command_line: the flags.
-        environ: the environment variables.
-
     Raises:
         ConfigError: something in it cannot be used.
     """

@@ -22,15 +22,12 @@ from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 from gunicorn.glogging import Logger
 
-from wsgi_ts.instance.instance import Instance
-from wsgi_ts.logs.plan import LogPlan
-from wsgi_ts.logs.setup import LogFiles, setup_logging
+from wsgi_ts.instance.instance import Instance, begin_process
+from wsgi_ts.logs.setup import LogFiles
 from wsgi_ts.plugins.report import PluginReport
-from wsgi_ts.process import die_with_parent, enable_fault_traces, raise_open_files_limit, set_process_title
+from wsgi_ts.process import die_with_parent, set_process_title
 from wsgi_ts.rest.apps import KINDS, build_app
-from wsgi_ts.run_files import RunFiles
 from wsgi_ts.security.tls import server_context
-from wsgi_ts.settings.config import Config
 from wsgi_ts.web.gunicorn_config import both, read_gunicorn_config
 
 #: How long a web worker may be silent before the arbiter kills it, in seconds.
@@ -198,33 +195,17 @@ def _address_of_fd(fd: int) -> Any:
         return sock.getsockname()
 
 
-def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m wsgi_ts.web", description=__doc__)
-    parser.add_argument("--kind", choices=("inference", "management"), required=True)
-    parser.add_argument("--config-json", type=Path, required=True)
-    parser.add_argument("--run-dir", type=Path, required=True)
-    parser.add_argument("--prefix", required=True)
-    parser.add_argument("--listener", type=Listener.parse, action="append", required=True)
-    parser.add_argument("--ready-fd", type=int, default=-1)
-    parser.add_argument("--tls-fd", type=int, default=-1, help="key and certificates as PEM; read once, then closed")
-    return parser.parse_args(arguments)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one gunicorn until it is told to stop."""
     global _log_files  # noqa: PLW0603 (gunicorn makes the logger that reopens them itself)
-    die_with_parent()
-    enable_fault_traces()
-    raise_open_files_limit()
-    options = _parse_arguments(arguments)
-    config = Config.from_json(options.config_json.read_text())
-    _log_files = setup_logging(LogPlan.read(RunFiles(options.run_dir).log_plan))
-    instance = Instance(config, options.run_dir, options.prefix, _log_files)
+    parser = argparse.ArgumentParser(prog="python -m wsgi_ts.web", description=__doc__)
+    parser.add_argument("--kind", choices=("inference", "management"), required=True)
+    parser.add_argument("--listener", type=Listener.parse, action="append", required=True)
+    options, instance = begin_process(parser, arguments)
+    _log_files = instance.log_files
     sys.argv = sys.argv[:1]
-    if options.ready_fd >= 0:
-        os.set_inheritable(options.ready_fd, False)
     context = None
     if options.tls_fd >= 0:
-        context = server_context(options.tls_fd, config.tls_security_level)
+        context = server_context(options.tls_fd, instance.config.tls_security_level)
         os.close(options.tls_fd)
     WebApplication(instance, options.kind, options.listener, options.ready_fd, context).run()

@@ -14,7 +14,7 @@ from PIL import Image
 from support.engines import engine_files
 
 from wsgi_ts.handlers.bundled import densenet
-from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.service import Service
 
 CLASSIFIER = """

@@ -12,7 +12,7 @@ import torch
 
 from wsgi_ts.handlers.bundled.base import BaseHandler, _compile_options
 from wsgi_ts.handlers.serving.errors import LoadError
-from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.service import Service
 from wsgi_ts.handlers.testing import MockContext
 

@@ -11,7 +11,7 @@ import pytest
 
 from wsgi_ts.handlers.metrics.metric import Sample
 from wsgi_ts.handlers.serving.context import StreamClosed
-from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.results import Answer
 from wsgi_ts.handlers.serving.service import Service
 

@@ -14,7 +14,7 @@ import pytest
 from wsgi_ts.handlers.metrics.metric import Sample
 from wsgi_ts.handlers.serving.context import StreamClosed
 from wsgi_ts.handlers.serving.errors import LoadError
-from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.results import Answer
 from wsgi_ts.handlers.serving.service import Service
 from wsgi_ts.ts_path import shim_path
