@@ -70,19 +70,17 @@ class ControlPlane:
         """
         request = {"op": op, **{name: value for name, value in arguments.items() if value is not None}}
         channel = self._take()
-        try:
-            channel.sock.settimeout(timeout_s)
-            answer = channel.call(request)
-        except TimeoutError as error:
-            channel.close()
-            raise ServiceUnavailable(f"The server did not answer within {timeout_s} seconds.") from error
-        except ChannelClosed as error:
-            channel.close()
-            raise NotReachable() from error
-        except BaseException:
+        with contextlib.ExitStack() as on_error:
             # What is left on the connection (half a request, a late answer) must not reach the next call.
-            channel.close()
-            raise
+            on_error.callback(channel.close)
+            try:
+                channel.sock.settimeout(timeout_s)
+                answer = channel.call(request)
+            except TimeoutError as error:
+                raise ServiceUnavailable(f"The server did not answer within {timeout_s} seconds.") from error
+            except ChannelClosed as error:
+                raise NotReachable() from error
+            on_error.pop_all()
         self._put_back(channel)
         if "error" in answer:
             raise ServerError.from_dict(answer["error"])

@@ -6,11 +6,7 @@ import os
 
 
 def memory_file(name: str, data: bytes) -> int:
-    """A descriptor of a new file in memory that holds `data`; the caller closes it.
-
-    Args:
-        name: for people who look into /proc.
-    """
+    """A descriptor of a new file in memory that holds `data`, and is called `name` in /proc; the caller closes it."""
     fd = os.memfd_create(f"wsgi-ts-{name}", os.MFD_CLOEXEC)
     left = memoryview(data)
     while left:

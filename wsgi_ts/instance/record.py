@@ -81,11 +81,7 @@ class Record:
 
 
 def record_of(owner: ProcessIdentity, prefix: str, children: Iterable[tuple[ProcessIdentity, str]]) -> dict[str, Any]:
-    """Returns the fields of a record.
-
-    Args:
-        children: its other processes, and what each is for people.
-    """
+    """Returns the fields of a record; `children` are its other processes, and what each is for people."""
     return {
         "pid": owner.pid,
         "start_time": owner.start_time,

@@ -113,8 +113,7 @@ class RunDirectory(RunFiles):
     def release(self, *, for_good: bool = True) -> None:
         """Removes all shared-memory names of the instance and all in the directory, and unlocks it.
 
-        Args:
-            for_good: False: the guard goes on, so that the lock stays, and a record that names it.
+        If not `for_good`, the guard goes on: the lock stays, and a record that names it.
         """
         unlink_prefix(self.prefix)
         self._remove_files()
@@ -140,10 +139,8 @@ class RunDirectory(RunFiles):
                 self._end_processes(record)
             if record.prefix:
                 removed = unlink_prefix(record.prefix)
-                log.info(
-                    "Removed what an instance that did not stop properly has left: %d shared-memory names",
-                    len(removed),
-                )
+                told = "Removed what an instance that did not stop properly has left: %d shared-memory names"
+                log.info(told, len(removed))
         self._remove_files()
 
     def _end_processes(self, record: Record) -> None:

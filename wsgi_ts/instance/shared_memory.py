@@ -8,11 +8,7 @@ from wsgi_ts.settings.config import Config
 
 
 def segment_layout(config: Config, batchers: int) -> SegmentLayout:
-    """The layout of the segment of a web worker or of the gRPC server.
-
-    Args:
-        config: the configuration; its `slots_per_worker` is rounded up to a power of two.
-    """
+    """The layout of a segment of a web worker or the gRPC server; `slots_per_worker` becomes a power of two."""
     slots = 1 << (config.slots_per_worker - 1).bit_length()
     return SegmentLayout(slots, batchers, config.max_request_size, config.max_response_size)
 
@@ -26,9 +22,6 @@ def start_bytes(config: Config, batchers: int) -> int:
     """Bytes of /dev/shm that an instance has taken when it has started; models and large bodies come on top.
 
     The board, a segment for each web worker and one for the gRPC server, and their doorbells and the batchers'.
-
-    Args:
-        batchers: how many batchers there are: one for the CPU and one for each GPU.
     """
     segments = config.web_workers + 1
     board = (layout.board_bytes(batchers) + layout.PAGE - 1) // layout.PAGE * layout.PAGE

@@ -52,11 +52,7 @@ class Family:
 
 
 def render(families: Iterable[Family], names: Collection[str] = ()) -> str:
-    """The answer of `/metrics`.
-
-    Args:
-        names: only these, when there are any.
-    """
+    """The answer of `/metrics`, or of it only the metrics of these names, if any are given."""
     return "".join(_family_text(family) for family in families if not names or family.name in names)
 
 

@@ -152,11 +152,8 @@ class ModelMetrics:
         try:
             values = (*(reported.dimensions[name] for name in spec.dimensions[:-1]), reported.host)
         except KeyError as missing:
-            self._tell(
-                f"{spec.name} lacks",
-                logging.ERROR,
-                f"Failed to update metric {spec.name}: it was reported without the dimension {missing} of metrics.yaml",
-            )
+            fault = f"it was reported without the dimension {missing} of metrics.yaml"
+            self._tell(f"{spec.name} lacks", logging.ERROR, f"Failed to update metric {spec.name}: {fault}")
             return None
         if not self._summed:
             return model_line(spec, values, reported.value, reported.epoch, reported.request_ids)
@@ -224,11 +221,7 @@ class ModelMetrics:
 
 
 class ReportedMetrics:
-    """The sums of what all handlers have reported since the start; the supervisor's.
-
-    Args:
-        specification: the metrics.yaml, whose metrics are shown before they have a value.
-    """
+    """The sums of what all handlers have reported; metrics of metrics.yaml are shown before they have a value."""
 
     def __init__(self, specification: MetricsSpecification | None) -> None:
         known = specification.model if specification is not None else {}

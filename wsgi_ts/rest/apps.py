@@ -61,11 +61,7 @@ def build_app(
     middleware: list[Any] = [RequestIdHeader()]
     if instance.config.token_authorization and {"inference", "management"} & set(kinds):
         middleware.append(tokens.TokenCheck(kinds, instance))
-    app = falcon.App(
-        response_type=response_type(cors_headers(instance.config)),
-        middleware=middleware,
-        router=Router(),
-    )
+    app = falcon.App(response_type=response_type(cors_headers(instance.config)), middleware=middleware, router=Router())
     # A prediction has no content type unless its handler sets one.
     app.resp_options.default_media_type = None  # type: ignore[assignment]
     install_error_handlers(app)

@@ -24,22 +24,12 @@ class DirectAnswers:
     @staticmethod
     def is_for(answer: Answer) -> bool:
         """Returns whether an answer is of this kind: a 2xx with a body, whole, without headers of the handler."""
-        status = answer.status
-        return (
-            answer.error is None
-            and 200 <= status < 300
-            and status != _NO_CONTENT
-            and answer.stream is None
-            and not answer.headers
-        )
+        if answer.error is not None or answer.stream is not None or answer.headers:
+            return False
+        return 200 <= answer.status < 300 and answer.status != _NO_CONTENT
 
     def head(self, answer: Answer, request_id: str, connection: str) -> bytes:
-        """Returns the status line and the headers.
-
-        Args:
-            request_id: for `x-request-id`.
-            connection: `close` or `keep-alive`.
-        """
+        """Returns the status line and the headers; `connection` is `close` or `keep-alive`."""
         return (
             f"HTTP/1.1 {answer.status} {answer.phrase}\r\n{self._fields}x-request-id: {request_id}\r\n"
             f"content-length: {len(answer.body)}\r\nconnection: {connection}\r\n\r\n"

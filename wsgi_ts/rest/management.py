@@ -35,11 +35,7 @@ _INT32 = range(-(2**31), 2**31)
 
 
 class _Resource:
-    """Something that the supervisor is asked about.
-
-    Args:
-        instance: the instance; without its `enable_model_api` no model is registered or unregistered.
-    """
+    """Something that the supervisor is asked about; with `enable_model_api` off no model comes or goes."""
 
     def __init__(self, instance: Instance, control: ControlPlane) -> None:
         self._instance = instance
@@ -82,13 +78,8 @@ class ModelResource(_Resource):
         answer = self._describe(model, version)
         if boolean_argument(req, "customized") and version != "all":
             (description,) = answer["body"]
-            said = self._ask_handlers().ask(
-                description["modelName"],
-                description["modelVersion"],
-                description["responseTimeout"],
-                head_of(req),
-                req.env.get(REQUEST_ID_KEY),
-            )
+            name, shown, limit_s = (description[key] for key in ("modelName", "modelVersion", "responseTimeout"))
+            said = self._ask_handlers().ask(name, shown, limit_s, head_of(req), req.env.get(REQUEST_ID_KEY))
             if said is not None:
                 description["customizedMetadata"] = said
         write_answer(resp, answer)
@@ -111,8 +102,7 @@ class ModelResource(_Resource):
     def on_delete(self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None) -> None:
         """Unregisters one version."""
         self._refuse_unless_enabled()
-        answer = self._control.call("unregister_model", model_name=model, version=version)
-        write_answer(resp, answer)
+        write_answer(resp, self._control.call("unregister_model", model_name=model, version=version))
 
     def on_options(self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None) -> None:
         """The OpenAPI document of one model; 404 when there is none of that name."""
@@ -162,11 +152,7 @@ class Plugins(_Resource):
 
 
 def add_routes(app: falcon.App[Any, Any], instance: Instance, control: ControlPlane) -> None:
-    """Gives `app` the management routes.
-
-    Args:
-        app: the app of a management (or combined) listener.
-    """
+    """Gives `app`, that of a management (or combined) listener, the management routes."""
     one_model = ModelResource(instance, control)
     app.add_route("/models", ModelsResource(instance, control))
     app.add_route("/models/{model}", one_model)
@@ -177,11 +163,7 @@ def add_routes(app: falcon.App[Any, Any], instance: Instance, control: ControlPl
 
 
 def may_wait(environ: Mapping[str, Any]) -> bool:
-    """Whether a call may last as long as a model takes to load, to end or to answer.
-
-    Args:
-        environ: the request, as WSGI has it; of the management API or of one that shares its address.
-    """
+    """Whether a call, as WSGI has it, may last as long as a model takes to load, to end or to answer."""
     path = environ["PATH_INFO"].rstrip("/")
     if environ["REQUEST_METHOD"] in ("POST", "PUT", "DELETE"):
         return path.startswith(("/models", "/workflows")) and not path.endswith("/set-default")

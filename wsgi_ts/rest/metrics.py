@@ -14,11 +14,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """`/metrics`, with any method.
-
-    Args:
-        mode: the key `metrics_mode`.
-    """
+    """`/metrics`, with any method; in `metrics_mode` log it is empty."""
 
     def __init__(self, mode: str, control: ControlPlane) -> None:
         self._in_logs = mode == "log"

@@ -208,10 +208,8 @@ def _workflow_operations() -> list[Operation]:
 
 
 def _management_operations(config: Config) -> list[Operation]:
-    listed, registered = (
-        {200: "The models."},
-        {**_CHANGE, 404: "No such archive.", 409: "Already registered.", **_FAILED},
-    )
+    listed = {200: "The models."}
+    registered = {**_CHANGE, 404: "No such archive.", 409: "Already registered.", **_FAILED}
     text = (
         "Registers a model. With a JSON body the arguments are taken from there, and those of the query string are not "
         "looked at."
@@ -256,12 +254,7 @@ def _metrics_operations() -> list[Operation]:
 
 
 def document(kinds: Collection[str], config: Config) -> dict[str, Any]:
-    """The document of a connector.
-
-    Args:
-        kinds: which of "inference", "management" and "metrics" it serves.
-        config: the instance's configuration: some routes exist only under a setting.
-    """
+    """The document of a connector that serves these kinds of APIs; some routes exist only under a setting."""
     operations = _shared_operations()
     if "inference" in kinds:
         operations += _inference_operations(config)
@@ -274,11 +267,7 @@ def document(kinds: Collection[str], config: Config) -> dict[str, Any]:
 
 
 def model_document(model_name: str, model_version: str | None) -> dict[str, Any]:
-    """The document of one model: how to ask it for a prediction.
-
-    Args:
-        model_version: the version the caller named, None for the default one.
-    """
+    """The document of one model, None: of its default version: how to ask it for a prediction."""
     version = "" if model_version is None else f"/{model_version}"
     return _assemble(_prediction(f"/predictions/{model_name}{version}", "predictions"), None)
 
@@ -303,11 +292,8 @@ def _operation_object(operation: Operation) -> dict[str, Any]:
         for name in re.findall(r"\{(\w+)\}", operation.path)
     ]
     parameters += [{**row, "required": row["name"] in operation.required} for row in operation.query]
-    made: dict[str, Any] = {
-        "description": operation.description,
-        "operationId": operation.name,
-        "parameters": parameters,
-    }
+    made: dict[str, Any] = {"description": operation.description, "operationId": operation.name}
+    made["parameters"] = parameters
     if operation.bodies is not None:
         made["requestBody"] = {"content": operation.bodies, "required": False}
     answers = {

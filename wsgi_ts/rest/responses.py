@@ -85,11 +85,7 @@ class RequestIdHeader:
 
 
 def response_type(extra_headers: Mapping[str, str]) -> type[Response]:
-    """Returns the response class of one app.
-
-    Args:
-        extra_headers: lower-case names and values that every answer carries besides `BASE_HEADERS` (CORS).
-    """
+    """Returns the response class of one app, whose answers carry these (lower-case) headers besides `BASE_HEADERS`."""
     if not extra_headers:
         return Response
     headers = {**BASE_HEADERS, **extra_headers}
@@ -105,11 +101,7 @@ def encode_json(body: Any) -> bytes:
 
 
 def write_json(resp: falcon.Response, status: int, body: Any) -> None:
-    """Makes `resp` a JSON answer.
-
-    Args:
-        body: anything `json.dumps` takes; the order of its keys is kept.
-    """
+    """Makes `resp` a JSON answer; the order of the body's keys is kept."""
     resp.status = status
     resp.set_header("content-type", JSON_TYPE)
     resp.data = encode_json(body)

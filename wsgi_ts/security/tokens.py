@@ -102,10 +102,7 @@ class KeyRing:
         self._written: os.stat_result | None = None
 
     def create(self, kept: Mapping[str, Any] | None = None) -> None:
-        """Makes all keys, writes the file and publishes.
-
-        Args:
-            kept: those of a supervisor that has died, which clients hold.
+        """Makes all keys, or takes over what clients hold of a supervisor that has died; writes the file and publishes.
 
         Raises:
             KeyFileError: the file cannot be written.
@@ -119,10 +116,7 @@ class KeyRing:
         self._warn_of_open_folder()
 
     def renew(self, scope: str) -> None:
-        """Replaces the key of a scope; when this returns, the new one counts everywhere and the old one nowhere.
-
-        Args:
-            scope: `MANAGEMENT` or `INFERENCE`.
+        """Replaces a key but the API's; when this returns, the new one counts everywhere and the old one nowhere.
 
         Raises:
             KeyFileError: the file cannot be written; the old key stays.
@@ -180,11 +174,7 @@ class KeyRing:
 
 
 def remove_kept_key_file(kept: Mapping[str, Any]) -> None:
-    """Removes the key file of a supervisor that has died, unless it is another instance's by now.
-
-    Args:
-        kept: what its `KeyRing` gave to `keep`.
-    """
+    """Removes the key file of a supervisor that has died (see `keep`), unless it is another instance's by now."""
     path = Path(kept["path"])
     with contextlib.suppress(FileNotFoundError):
         status = path.lstat()

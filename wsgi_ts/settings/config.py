@@ -150,10 +150,7 @@ class Config:
     )
     install_py_dep_per_model: bool = setting(BOOLEAN, False, "install an archive's requirements file at registration")
     allowed_urls: tuple[str, ...] = setting(
-        kinds.URL_PATTERNS,
-        DEFAULT_ALLOWED_URLS,
-        "URLs that may be registered (the whole URL must match)",
-        env=False,
+        kinds.URL_PATTERNS, DEFAULT_ALLOWED_URLS, "URLs that may be registered (the whole URL must match)", env=False
     )
     use_env_allowed_urls: bool = setting(BOOLEAN, False, "take allowed_urls from TS_ALLOWED_URLS", env=False)
     blacklist_env_vars: str = setting(kinds.REGEX, "", "variables kept from model workers (whole name matches)")
@@ -307,11 +304,7 @@ class Config:
         return {key: entry[key] for key in ENTRY_NUMBERS if entry.get(key, 0) > 0}
 
     def located(self, message: str) -> str:
-        """An error message with file and line of the key that it begins with, or has in parentheses.
-
-        Args:
-            message: an error that was found after reading, such as "keystore /x.p12: cannot be read".
-        """
+        """An error message found after reading, with file and line of the key it begins with, or has in parentheses."""
         for key in _KEY_OF_ERROR.findall(message):
             if key in self.origins:
                 return f"{self.origins[key]}: {message}"
