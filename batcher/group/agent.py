@@ -91,11 +91,7 @@ def torchrun_arguments(options: Mapping[str, Any], rendezvous_id: str) -> list[s
 
 
 def rank_command(python: str, words: Sequence[str]) -> list[str]:
-    """The command of one rank.
-
-    Args:
-        words: arguments of `rank.main`.
-    """
+    """The command of one rank, with the arguments of `rank.main`."""
     server_folder = str(Path(wsgi_ts.__file__).parent.parent)
     return [python, "-u", "-c", _BOOTSTRAP, server_folder, *words]
 
@@ -213,11 +209,7 @@ def _close_descriptors() -> None:
 
 
 def run_forked_rank(*words: str) -> NoReturn:
-    """The life of a rank that is a fork of the agent.
-
-    Args:
-        words: arguments of `rank.main`.
-    """
+    """The life of a rank that is a fork of the agent, with the arguments of `rank.main`."""
 
     def live() -> int:
         # What the agent has open is no rank's; its objects stay, so that none closes a descriptor of the handler's.

@@ -187,11 +187,7 @@ def _load(worker: ModelWorker | FollowerWorker, group: GroupLeader | GroupFollow
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Entry of one rank; returns its exit code.
-
-    Args:
-        words: its only argument, what the group is as JSON; None: that of the process.
-    """
+    """Entry of one rank; returns its exit code. Its only argument is what the group is, as JSON."""
     die_with_parent(os.getppid())
     (text,) = sys.argv[1:] if words is None else words
     order = SpawnWorker.from_json(text)

@@ -21,14 +21,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from wsgi_ts import messages
-from wsgi_ts.batcher.pool.actions import (
-    Action,
-    Cause,
-    StartTemplate,
-    StartWorker,
-    WorkerGone,
-    WorkerReady,
-)
+from wsgi_ts.batcher.pool.actions import Action, Cause, StartTemplate, StartWorker, WorkerGone, WorkerReady
 from wsgi_ts.batcher.pool.life import (
     BEFORE_READY,
     HAS_PROCESS,
@@ -361,17 +354,14 @@ class WorkerPool:
         """Lets a worker go that is no longer wanted."""
         worker.wanted = False
         if worker.state is WorkerState.READY:
-            self._release(worker, now)
+            worker.stopping = True
+            worker.begin(WorkerState.RELEASING, now + worker.model.spec.response_timeout_s + RELEASE_MARGIN_S)
+            self._actions.append(messages.ReleaseWorker(worker.worker_id, worker.start_count))
         elif worker.state in BEFORE_READY:
             worker.stopping = True
             self._kill(worker, now)
         elif worker.state not in HAS_PROCESS:
             self._forget(worker)
-
-    def _release(self, worker: Worker, now: float) -> None:
-        worker.stopping = True
-        worker.begin(WorkerState.RELEASING, now + worker.model.spec.response_timeout_s + RELEASE_MARGIN_S)
-        self._actions.append(messages.ReleaseWorker(worker.worker_id, worker.start_count))
 
     def _kill(self, worker: Worker, now: float) -> None:
         worker.killed = True

@@ -64,11 +64,7 @@ def export_python_path(spec: ModelSpec) -> None:
 
 
 def export_threads(threads: int) -> None:
-    """Tells libraries that are loaded from now on how many threads to use; who runs the server may have said so.
-
-    Args:
-        threads: for each library; 0: as they like.
-    """
+    """Has libraries that are loaded from now on use so many threads; 0, or OMP_NUM_THREADS set: as they like."""
     if threads > 0 and "OMP_NUM_THREADS" not in os.environ:
         os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(threads)))
 
@@ -76,11 +72,8 @@ def export_threads(threads: int) -> None:
 def limit_threads(threads: int) -> None:
     """Caps the threads of OpenMP, MKL, OpenBLAS and torch, loaded already or later.
 
-    Workers x cores threads on the same cores slow each other down. `OMP_NUM_THREADS` of whoever runs the server counts
-    instead.
-
-    Args:
-        threads: for each library; 0: as they like.
+    Workers x cores threads on the same cores slow each other down. 0: as they like. `OMP_NUM_THREADS` of whoever runs
+    the server counts instead.
     """
     if threads <= 0 or os.environ.get("OMP_NUM_THREADS", str(threads)) != str(threads):
         return

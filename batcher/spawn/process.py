@@ -127,11 +127,7 @@ def _child(order: SpawnWorker, entry: Entry, parent: int, fds: tuple[int, int, i
 
 
 def run_and_exit(live: Callable[[], int]) -> NoReturn:
-    """Runs what a fork was made for and ends the process, whatever happens: nothing gets back into its parent's code.
-
-    Args:
-        live: returns the exit code.
-    """
+    """Runs what a fork was made for, which returns its exit code; nothing ever gets back into its parent's code."""
     code = 1
     try:
         code = live()

@@ -94,12 +94,7 @@ class WorkerOutput:
         self.last_lines: deque[str] = deque(maxlen=LAST_LINES)
 
     def read(self, fd: int, stream: str, now: float) -> bool:
-        """Reads what is there (one piece) from a non-blocking pipe; False at its end.
-
-        Args:
-            fd: the pipe.
-            stream: `stdout` or `stderr`.
-        """
+        """Reads what is there (one piece) from a non-blocking pipe, of `stdout` or `stderr`; False at its end."""
         try:
             data = os.read(fd, _READ_BYTES)
         except BlockingIOError:

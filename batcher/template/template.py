@@ -24,13 +24,7 @@ from dataclasses import dataclass, field
 from wsgi_ts import messages
 from wsgi_ts.batcher.shm.group_board import group_name
 from wsgi_ts.batcher.shm.mailbox import mailbox_name
-from wsgi_ts.batcher.spawn.exit import (
-    WORKER_VARIABLE,
-    exit_fields,
-    kill_descendants,
-    kill_leftovers,
-    worker_mark,
-)
+from wsgi_ts.batcher.spawn.exit import WORKER_VARIABLE, exit_fields, kill_descendants, kill_leftovers, worker_mark
 from wsgi_ts.batcher.spawn.process import Entry, Spawned, spawn
 from wsgi_ts.batcher.template.output import WorkerOutput
 from wsgi_ts.control.channel import Channel, ChannelClosed

@@ -287,11 +287,7 @@ class BaseHandler:
             context.metrics.add_time("HandlerTime", round(elapsed_ms, 2), None, "ms")
 
     def _infer_with_profiler(self, data: Any) -> tuple[Any, Any]:
-        """Runs the phases under the profiler.
-
-        Returns:
-            The results, and the profiler.
-        """
+        """Runs the phases under the profiler; returns the results and the profiler."""
         arguments = dict(self.profiler_args)
         arguments.setdefault("activities", [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA])
         arguments.setdefault("record_shapes", True)

@@ -52,10 +52,7 @@ class LibraryName:
         return f"{self.modules[0]}.{self.name}"
 
     def load(self, purpose: str) -> Any:
-        """Imports the library and returns what has this name.
-
-        Args:
-            purpose: who needs it, for the message.
+        """Imports the library and returns what has this name; `purpose` is who needs it, for the message.
 
         Raises:
             ImportError: the library is not installed, cannot be imported, or has no such name.
@@ -116,9 +113,7 @@ def _is_there(module: str) -> bool:
 
 DYNAMIC_CACHE = LibraryName("DynamicCache", ("transformers",), members=("update", "get_seq_length", "reorder_cache"))
 #: Positional arguments of `DynamicCache.update`: stages shift the layer's number.
-CACHE_UPDATE = LibraryName(
-    "DynamicCache.update", ("transformers",), parameters=("key_states", "value_states", "layer_idx")
-)
+CACHE_UPDATE = LibraryName("DynamicCache.update", ("transformers",), ("key_states", "value_states", "layer_idx"))
 GENERATE = LibraryName("GenerationMixin.generate", ("transformers",))
 BASE_STREAMER = LibraryName("BaseStreamer", ("transformers.generation.streamers",), members=("put", "end"))
 TEXT_STREAMER = LibraryName(
@@ -128,9 +123,7 @@ TEXT_STREAMER = LibraryName(
     members=("put", "end", "__next__"),
 )
 DOWNLOAD = LibraryName(
-    "snapshot_download",
-    ("huggingface_hub",),
-    parameters=("repo_id", "revision", "allow_patterns", "cache_dir", "token"),
+    "snapshot_download", ("huggingface_hub",), ("repo_id", "revision", "allow_patterns", "cache_dir", "token")
 )
 
 # DeepSpeed
