@@ -33,10 +33,7 @@ class Placement:
 
 
 def place(
-    gpus: int,
-    device_type: str | None = None,
-    device_ids: Sequence[int] | None = None,
-    parallel_level: int = 0,
+    gpus: int, device_type: str | None = None, device_ids: Sequence[int] | None = None, parallel_level: int = 0
 ) -> Placement:
     """Reads what a model-config.yaml says of devices.
 
@@ -68,11 +65,7 @@ class Assigner:
         self._last = 0
 
     def next(self, placement: Placement, nth_of_model: int) -> int | None:
-        """The GPU of a new worker (of several: the first), None on the CPU.
-
-        Args:
-            nth_of_model: how many workers of this model version were given a GPU before.
-        """
+        """The GPU of a new worker (of several: the first), after `nth_of_model` of its model; None on the CPU."""
         if placement.usable_gpus == 0:
             return None
         if placement.parallel_level > 0:
@@ -86,8 +79,7 @@ class Assigner:
 def group_devices(placement: Placement, nth_of_model: int) -> tuple[int, ...]:
     """The GPUs of a worker that spans several: the next ones of the model's list, from its start again at its end.
 
-    Args:
-        nth_of_model: how many workers of this model version were given GPUs before.
+    `nth_of_model` workers of this model version were given GPUs before.
     """
     ids = placement.device_ids
     devices = ids if ids is not None else tuple(range(placement.usable_gpus))

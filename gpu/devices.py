@@ -24,11 +24,7 @@ _LOAD_FIELDS = ("utilization.gpu", "memory.used", "memory.total")
 
 
 def gpu_count(limit: int | None, environ: Mapping[str, str] = os.environ) -> int:
-    """How many GPUs models may use.
-
-    Args:
-        limit: the key `number_of_gpu`; None for all.
-    """
+    """How many GPUs models may use, at most `limit`, the key `number_of_gpu`; None for all."""
     if limit == 0:
         return 0
     found = len(visible_devices(environ))
@@ -114,11 +110,6 @@ def gpu_loads(count: int, environ: Mapping[str, str] = os.environ) -> list[dict[
             utilization, used, total = (float(value.split()[0]) for value in lines[0].split(","))
         except (IndexError, ValueError):
             return []
-        loads.append(
-            {
-                "GPUMemoryUtilization": 100 * used / total if total else 0.0,
-                "GPUMemoryUsed": used,
-                "GPUUtilization": utilization,
-            }
-        )
+        memory = {"GPUMemoryUtilization": 100 * used / total if total else 0.0, "GPUMemoryUsed": used}
+        loads.append({**memory, "GPUUtilization": utilization})
     return loads

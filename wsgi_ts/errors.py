@@ -215,11 +215,7 @@ class ServiceUnavailable(ServerError):
 
     @classmethod
     def no_worker(cls, model_name: str, version: str | None) -> ServiceUnavailable:
-        """TorchServe's one text for no worker, a full queue and a refused sequence (unbalanced quote included).
-
-        Args:
-            version: the version named in the request, None where it named none.
-        """
+        """TorchServe's one text for no worker, a full queue and a refused sequence (unbalanced quote included)."""
         versioned = "" if version is None else f' Version {version}"'
         return cls(
             f'Model "{model_name}"{versioned} has no worker to serve inference request. Please use scale workers API '

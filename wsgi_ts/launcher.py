@@ -107,21 +107,13 @@ def _add(lines: Queue[str | None], line: str | None) -> None:
 
 
 def stop(wait: bool = True) -> None:
-    """Stops the server, if one runs.
-
-    Args:
-        wait: until it has ended.
-    """
+    """Stops the server, if one runs, and by default waits until it has ended."""
     command = [*_TORCHSERVE, "--stop"]
     subprocess.run([*command, "--foreground"] if wait else command, stdin=subprocess.DEVNULL, check=False)
 
 
 def register_model(model_name: str, url: str, *, management_url: str = MANAGEMENT_URL) -> Reply:
-    """Registers a model with one worker, and waits for it.
-
-    Args:
-        url: archive in the model store, or its address.
-    """
+    """Registers a model, from the model store or the address `url`, with one worker, and waits for it."""
     params = {"model_name": model_name, "url": url, "initial_workers": "1", "synchronous": "true"}
     return register_model_with_params(params, management_url=management_url)
 
@@ -129,13 +121,7 @@ def register_model(model_name: str, url: str, *, management_url: str = MANAGEMEN
 def register_model_with_params(
     params: Mapping[str, Any] | tuple[tuple[str, Any], ...], *, management_url: str = MANAGEMENT_URL
 ) -> Reply:
-    """Registers a model.
-
-    Args:
-        params: the call's parameters, as a mapping or pairs.
-
-    Returns:
-        The answer, also where it is an error.
+    """Registers a model with these parameters; returns the answer, also where it is an error.
 
     Raises:
         OSError: nobody answers there.

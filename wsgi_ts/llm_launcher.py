@@ -29,13 +29,9 @@ _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def main(arguments: Sequence[str] | None = None, program: str = PROGRAM) -> int:
-    """Runs the server in the foreground.
+    """Runs the server in the foreground; returns the exit status.
 
-    Args:
-        arguments: the command line without the program's name; default: that of this process.
-
-    Returns:
-        The exit status.
+    `arguments` is the command line without the program's name; default: that of this process.
     """
     options = parser(program).parse_args(arguments)
     store = Path(options.model_store)
@@ -101,11 +97,7 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
 
 
 def model_config(options: argparse.Namespace, gpus: int) -> dict[str, Any]:
-    """Returns the model's YAML.
-
-    Args:
-        gpus: GPUs of this machine; the model spans all of them.
-    """
+    """Returns the model's YAML; the model spans all GPUs of this machine."""
     given = vars(options)
     config: dict[str, Any] = {
         "minWorkers": 1,

@@ -115,8 +115,7 @@ def resident_bytes(pid: int) -> int:
 def processes_of_instance(prefix: str) -> Iterator[ProcessIdentity]:
     """Finds the processes of an instance: they map its shared memory, or have its mark in their environment.
 
-    Args:
-        prefix: the start of the instance's shared-memory names; random, so that nothing else has it.
+    `prefix`, the start of its shared-memory names, is random, so that nothing else has it.
     """
     marks = {"environ": f"{INSTANCE_VARIABLE}={prefix}", "maps": f"/dev/shm/{prefix}"}
     return _processes_with(marks)
@@ -157,11 +156,8 @@ def die_with_parent(parent_pid: int | None = None) -> None:
     """Ties this process to its parent: it is killed when the parent thread that started it ends.
 
     Call it first of all in a child's main function, or right after a fork. Ends the process if the parent is
-    gone already.
-
-    Args:
-        parent_pid: the parent; None takes it from the environment, where `Child` put it (not there:
-            started by hand, nothing happens).
+    gone already. Without `parent_pid` it is the one in the environment, where `Child` put it; nothing happens to what
+    was started by hand.
     """
     if parent_pid is None:
         text = os.environ.pop(PARENT_PID_VARIABLE, "")
@@ -297,16 +293,6 @@ class Child:
         while self.poll() is None and (left := deadline - time.monotonic()) > 0:
             poll.poll(left * 1000)
         return self.poll()
-
-    def stop(self, limit_s: float, number: int = signal.SIGTERM) -> str:
-        """Ends it: a signal, at most `limit_s` seconds for it to go, then SIGKILL. Returns why it ended."""
-        self.send_signal(number)
-        reason = self.wait(limit_s)
-        if reason is None:
-            log.warning("%s (pid %d) did not stop within %g s and is killed", self.role, self.pid, limit_s)
-            self.send_signal(signal.SIGKILL)
-            reason = exit_reason(self._process.wait())
-        return reason
 
     def close(self) -> None:
         """Gives the pidfd back; the process has ended, or is left to `die_with_parent`."""

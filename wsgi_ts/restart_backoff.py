@@ -21,15 +21,7 @@ class RestartBackoff:
         self._in_a_row = 0
 
     def on_death(self, now: float, *, came_up: bool = False) -> float:
-        """Counts a death.
-
-        Args:
-            now: the monotonic time, in seconds.
-            came_up: whether the life that has ended had come to be of use.
-
-        Returns:
-            The seconds until the next start.
-        """
+        """Counts a death at the monotonic time `now`, of a life that came up or not; returns the wait in seconds."""
         while self._deaths and now - self._deaths[0] > self._WINDOW_S:
             self._deaths.popleft()
         if came_up or not self._deaths:

@@ -34,7 +34,8 @@ def children() -> Iterator[list[Child]]:
     made: list[Child] = []
     yield made
     for child in made:
-        child.stop(1.0, signal.SIGKILL)
+        child.send_signal(signal.SIGKILL)
+        child.wait(10.0)
         child.close()
 
 
@@ -52,14 +53,17 @@ def test_child_tells_why_it_ended(children: list[Child]) -> None:
     assert child.poll() == "exit code 3"
 
 
-def test_stop_kills_what_does_not_listen(children: list[Child]) -> None:
+def test_what_does_not_listen_can_be_killed(children: list[Child]) -> None:
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); time.sleep(60)"
     read, write = os.pipe()
     child = Child("deaf", python(f"import os; os.dup2({write}, 1); {deaf}"), pass_fds=[write])
     children.append(child)
     os.close(write)
     assert os.read(read, 1) == b"x"
-    assert child.stop(0.2) == "killed by SIGKILL"
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(0.2) is None
+    child.send_signal(signal.SIGKILL)
+    assert child.wait(10.0) == "killed by SIGKILL"
     os.close(read)
 
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from logging.handlers import BufferingHandler
 
 from wsgi_ts.batcher.shm.shared_memory import SHM_DIRECTORY, free_bytes
 from wsgi_ts.checks.machine import Finding
@@ -112,8 +113,8 @@ def check_certificates(config: Config) -> Iterator[Finding]:
             yield Finding("FAIL", "certificate", str(error))
         else:
             yield Finding("OK", "certificate", "key and certificate can be served")
-    for text in warnings:
-        yield Finding("WARN", "certificate", text)
+    for record in warnings:
+        yield Finding("WARN", "certificate", record.getMessage())
 
 
 def check_models_interpreter(config: Config) -> Iterator[Finding]:
@@ -194,27 +195,16 @@ def check_leftovers(config: Config) -> Iterator[Finding]:
         yield Finding("WARN", "left-overs", text)
 
 
-class _Collector(logging.Handler):
-    """Keeps the messages of warnings."""
-
-    def __init__(self, into: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self._into = into
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keeps one."""
-        self._into.append(record.getMessage())
-
-
 @contextlib.contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """What the start would log as warnings, as lines."""
-    logger, told = logging.getLogger("wsgi_ts"), list[str]()
-    collector, passes_on = _Collector(told), logger.propagate
+def _warnings() -> Iterator[list[logging.LogRecord]]:
+    """What the start would log as warnings."""
+    logger, collector = logging.getLogger("wsgi_ts"), BufferingHandler(sys.maxsize)
+    collector.setLevel(logging.WARNING)
+    passes_on = logger.propagate
     logger.addHandler(collector)
     logger.propagate = False
     try:
-        yield told
+        yield collector.buffer
     finally:
         logger.removeHandler(collector)
         logger.propagate = passes_on

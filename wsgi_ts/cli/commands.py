@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from wsgi_ts import TORCHSERVE_VERSION, __version__
@@ -20,14 +21,7 @@ from wsgi_ts.settings.sources import CommandLine
 
 
 def torchserve(arguments: Sequence[str] | None = None) -> int:
-    """The `torchserve` command.
-
-    Args:
-        arguments: the command line without the program's name; default: that of this process.
-
-    Returns:
-        The exit status.
-    """
+    """The `torchserve` command with `arguments`, by default those of this process; returns the exit status."""
     options = torchserve_parser().parse_args(arguments)
     if options.version:
         print(f"TorchServe Version is {TORCHSERVE_VERSION}")
@@ -150,19 +144,5 @@ def _wsgi_ts_parser() -> argparse.ArgumentParser:
 
 
 def _command_line(options: argparse.Namespace) -> CommandLine:
-    return CommandLine(
-        ts_config=options.ts_config,
-        model_store=options.model_store,
-        workflow_store=options.workflow_store,
-        models=None if options.models is None else tuple(options.models),
-        log_config=options.log_config,
-        cpp_log_config=options.cpp_log_config,
-        plugins_path=options.plugins_path,
-        no_config_snapshots=options.no_config_snapshots,
-        disable_token_auth=options.disable_token_auth,
-        enable_model_api=options.enable_model_api,
-        reload=getattr(options, "reload", False),
-        drain_delay=options.drain_delay,
-        drain_timeout=options.drain_timeout,
-        run_dir=getattr(options, "run_dir", None),
-    )
+    given = {each.name: getattr(options, each.name) for each in fields(CommandLine) if hasattr(options, each.name)}
+    return CommandLine(**given)

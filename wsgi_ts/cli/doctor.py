@@ -8,28 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from wsgi_ts.checks.machine import (
-    Finding,
-    check_clock,
-    check_cores,
-    check_gpus,
-    check_machine,
-    check_open_files,
-    check_python,
-)
+from wsgi_ts.checks import machine
+from wsgi_ts.checks.machine import Finding
 from wsgi_ts.settings.config import ConfigError
 from wsgi_ts.settings.sources import CommandLine, load_config
 
 
 def run_doctor(command_line: CommandLine, environ: Mapping[str, str], *, in_pod: bool = False) -> int:
-    """Prints all findings.
+    """Prints all findings for the flags that `serve` would get; returns the exit status, 1 if something FAILs.
 
-    Args:
-        command_line: the flags that `serve` would get.
-        in_pod: the server is to run in a pod of Kubernetes.
-
-    Returns:
-        The exit status: 1 if something FAILs, else 0.
+    `in_pod`: the server is to run in a pod of Kubernetes.
     """
     failed = False
     for finding in examine(command_line, environ, in_pod=in_pod):
@@ -40,22 +28,22 @@ def run_doctor(command_line: CommandLine, environ: Mapping[str, str], *, in_pod:
 
 def examine(command_line: CommandLine, environ: Mapping[str, str], *, in_pod: bool = False) -> Iterator[Finding]:
     """All findings; without a usable configuration only those that do not depend on it."""
-    yield from check_machine()
-    found = list(check_python())
+    yield from machine.check_machine()
+    found = list(machine.check_python())
     yield from found
-    yield from check_clock()
+    yield from machine.check_clock()
     try:
         config = load_config(command_line, environ)
     except ConfigError as error:
         yield Finding("FAIL", "configuration", str(error))
-        yield from check_gpus(environ)
+        yield from machine.check_gpus(environ)
         return
     source = f"read from {config.config_file}" if config.config_file else "no file, defaults"
     yield Finding("OK", "configuration", source)
     for warning in config.warnings:
         yield Finding("WARN", "configuration", warning)
-    yield from check_open_files(config)
-    yield from check_cores(config)
+    yield from machine.check_open_files(config)
+    yield from machine.check_cores(config)
     if all(finding.level != "FAIL" or finding.subject == "torch" for finding in found):
         # Not before: the start's functions need the packages that were just looked for, but for torch.
         from wsgi_ts.checks.configuration import CHECKS
@@ -66,4 +54,4 @@ def examine(command_line: CommandLine, environ: Mapping[str, str], *, in_pod: bo
             from wsgi_ts.checks.kubernetes import check_kubernetes
 
             yield from check_kubernetes(config)
-    yield from check_gpus(environ)
+    yield from machine.check_gpus(environ)

@@ -25,13 +25,7 @@ from wsgi_ts.settings.sources import CommandLine, load_config
 
 
 def start(command_line: CommandLine, *, wait: bool) -> int:
-    """Starts a server.
-
-    Args:
-        wait: this process becomes the server's guard, and does not return.
-
-    Returns:
-        The exit status.
+    """Starts a server and returns the exit status; with `wait` this process becomes its guard, and does not return.
 
     Raises:
         ConfigError: the configuration makes no sense.

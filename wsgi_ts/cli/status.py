@@ -19,10 +19,9 @@ ANSWER_LIMIT_S = 10.0
 
 
 def print_status(run_dir: Path, *, as_json: bool) -> int:
-    """Prints the state of an instance.
+    """Prints the state of an instance; returns the exit status.
 
-    Returns:
-        The exit status: 0, 3 if nothing runs there, 1 if the supervisor refused or does not run at the moment.
+    That is 0, 3 if nothing runs there, 1 if the supervisor refused or does not run at the moment.
     """
     try:
         with closing(ControlPlane(run_dir)) as supervisor:

@@ -17,13 +17,7 @@ STOP_LIMIT_S = 60.0
 
 
 def stop_server(run_dir: Path, *, wait: bool) -> int:
-    """Stops the server that the pid file names, as `torchserve --stop` does.
-
-    Args:
-        run_dir: where that server may have its record.
-
-    Returns:
-        The exit status.
+    """Stops the server that the pid file names, as `torchserve --stop` does; returns the exit status.
 
     Raises:
         ConfigError: the pid file cannot be read.
@@ -52,14 +46,9 @@ def stop_server(run_dir: Path, *, wait: bool) -> int:
 
 
 def stop_instance(run_dir: Path, *, fast: bool, limit_s: float) -> int:
-    """Stops the instance of a run directory and waits for its end, as `wsgi-ts stop` does.
+    """Stops the instance of a run directory, as `wsgi-ts stop` does; returns the exit status.
 
-    Args:
-        fast: requests under way are not waited for.
-        limit_s: how long its end is waited for, in seconds.
-
-    Returns:
-        The exit status.
+    Its end is waited for at most `limit_s` seconds, requests under way not if it is to be `fast`.
     """
     record = Record.find(run_dir)
     handle = None if record is None or record.pid is None else ServerHandle.find(record.pid, run_dir)

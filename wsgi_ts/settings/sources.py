@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class CommandLine:
     ts_config: str | None = None
     model_store: str | None = None
     workflow_store: str | None = None
-    models: tuple[str, ...] | None = None
+    models: Sequence[str] | None = None
     log_config: str | None = None
     cpp_log_config: str | None = None
     plugins_path: str | None = None

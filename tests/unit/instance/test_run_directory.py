@@ -25,7 +25,8 @@ def path(tmp_path: Path) -> Path:
 def orphan() -> Iterator[Child]:
     child = Child("orphan", [sys.executable, "-c", "import time; time.sleep(60)"])
     yield child
-    child.stop(1.0, signal.SIGKILL)
+    child.send_signal(signal.SIGKILL)
+    child.wait(10.0)
     child.close()
 
 
