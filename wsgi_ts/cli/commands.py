@@ -89,6 +89,12 @@ def _add_start_flags(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         help="models to load at startup: archive or name=archive, or the word all",
     )
+    add(
+        "--workflows",
+        nargs="+",
+        metavar="WORKFLOW",
+        help="workflows to load at startup: archive or name=archive, or the word all",
+    )
     add("--log-config", metavar="FILE", help="log configuration")
     add("--cpp-log-config", metavar="FILE", help="log configuration of the C++ backend (no effect)")
     add("--no-config-snapshots", "--ncs", action="store_true", help="neither write nor read snapshots")

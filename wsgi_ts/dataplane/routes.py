@@ -124,7 +124,7 @@ class RoutingTable:
         self._epoch = -1
         self._unread_epoch = -1
         self._models: dict[str, Any] = {}
-        self._graphs: dict[str, Graph] = {}
+        self._graphs: dict[str, Graph | None] = {}
         self._known: dict[tuple[str, str], Target | None] = {}
         self._nodes: dict[tuple[str, str | None], Target] = {}
         self.healthy = True
@@ -149,7 +149,8 @@ class RoutingTable:
             return
         self._epoch = epoch
         self._models = table["models"]
-        self._graphs = {name: Graph.from_json(name, fields) for name, fields in table["workflows"].items()}
+        workflows = table["workflows"].items()
+        self._graphs = {name: None if fields is None else Graph.from_json(name, fields) for name, fields in workflows}
         self._known.clear()
         self._nodes.clear()
         self.healthy = bool(table["healthy"])
@@ -243,6 +244,8 @@ class RoutingTable:
             flags: RequestFlag bits.
         """
         graph = self._graphs.get(name)
+        if graph is None and name in self._graphs:
+            return Target(name, None, error=ServiceUnavailable(f"Workflow {name} is being loaded. Please try again."))
         if graph is None:
             return Target(name, None, error=WorkflowNotFound(f"Workflow not found: {name}"))
         start = graph.nodes[graph.start]

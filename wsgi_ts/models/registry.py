@@ -56,6 +56,8 @@ class Registry:
         self._expected: dict[str, dict[str, bool]] = {}
         self._functions: dict[str, tuple[ModelVersion, str]] = {}
         self._workflows: dict[str, dict[str, Any]] = {}
+        self._workflow_records: dict[str, dict[str, Any]] = {}
+        self._expected_workflows: frozenset[str] = frozenset()
         self._next_worker_id = first_worker_id
         self._next_group_id = first_group_id
         # Indexes come back at the end: each rests as long as possible before another model gets it.
@@ -152,13 +154,33 @@ class Registry:
         with self.changed:
             self._functions.pop(name, None)
 
-    def set_workflow(self, name: str, graph: dict[str, Any] | None) -> None:
-        """Notes what the data path has to know of a workflow; None where there is none of that name any more."""
+    def set_workflow(self, name: str, graph: dict[str, Any], record: dict[str, Any]) -> None:
+        """Notes a workflow.
+
+        Args:
+            name: its name.
+            graph: what the data path has to know of it.
+            record: what is to be known at the next start.
+        """
         with self.changed:
-            if graph is None:
-                self._workflows.pop(name, None)
-            else:
-                self._workflows[name] = graph
+            self._workflows[name] = graph
+            self._workflow_records[name] = record
+
+    def remove_workflow(self, name: str) -> None:
+        """Forgets a workflow; its nodes stay."""
+        with self.changed:
+            self._workflows.pop(name, None)
+            self._workflow_records.pop(name, None)
+
+    def workflow_records(self) -> dict[str, dict[str, Any]]:
+        """What is to be known of each workflow at the next start."""
+        with self.changed:
+            return dict(self._workflow_records)
+
+    def expect_workflows(self, names: Iterable[str]) -> None:
+        """Has the data path know of workflows that are about to be restored: it answers 503 for them, and not 404."""
+        with self.changed:
+            self._expected_workflows = frozenset(names)
 
     def nodes_of(self, workflow: str) -> list[ModelVersion]:
         """The versions that a workflow has registered, its functions' host among them."""
@@ -348,7 +370,7 @@ class Registry:
                     **{name: self._model_routes(name) for name in self._models if self._is_routed(name)},
                     **{name: self._function_routes(*found) for name, found in self._functions.items()},
                 },
-                "workflows": self._workflows,
+                "workflows": {**dict.fromkeys(self._expected_workflows), **self._workflows},
             }
 
     def _is_routed(self, name: str) -> bool:

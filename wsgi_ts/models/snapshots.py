@@ -122,7 +122,8 @@ class SnapshotWriter:
             for each in at_startup:
                 if each.version in models.get(each.name, {}):
                     models[each.name][each.version]["atStartup"] = True
-            self._remember({"models": models, "started": self._started})
+            kept = {"models": models, "started": self._started, "workflows": self._registry.workflow_records()}
+            self._remember(kept)
 
     def _write(self, occasion: Occasion) -> None:
         with self._lock:
@@ -144,7 +145,14 @@ class SnapshotWriter:
 
     def _content(self, name: str) -> str:
         models, count = self._models()
-        snapshot = {"name": name, "modelCount": count, "created": time.time_ns() // 1_000_000, "models": models}
+        snapshot: dict[str, Any] = {
+            "name": name,
+            "modelCount": count,
+            "created": time.time_ns() // 1_000_000,
+            "models": models,
+        }
+        if workflows := self._registry.workflow_records():
+            snapshot["workflows"] = workflows
         # The models first: of a file that was cut off later by hand, that is then missed.
         rows = {"model_snapshot": json.dumps(snapshot, indent=2), "version": TORCHSERVE_VERSION}
         if self._config.config_file is not None:
@@ -181,6 +189,8 @@ def given_settings(config: Config) -> dict[str, str]:
         value = getattr(config, key)
         if key == "load_models":
             rows[key] = config.initial_models
+        elif key == "load_workflows":
+            rows[key] = ",".join(url if name is None else f"{name}={url}" for name, url in value)
         elif key != "model_snapshot" and (value != getattr(default, key) or key.endswith("_address")):
             rows[key] = _text(value)
     return {key: text for key, text in rows.items() if text}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from wsgi_ts.errors import ConflictStatus, ServerError
@@ -26,11 +26,13 @@ class ModelsToStart:
         recorded: models with the numbers, versions and defaults that they had.
         source: where these come from, for people; empty: there was nothing to restore from.
         configured: whether the configuration's models are registered (after the recorded ones).
+        workflows: the records of workflows, by name (see `wsgi_ts.workflows`).
     """
 
     recorded: Sequence[RecordedModel]
     source: str
     configured: bool
+    workflows: Mapping[str, Any] = field(default_factory=dict)
 
 
 def models_to_start(config: Config, kept: Mapping[str, Any] | None) -> ModelsToStart:
@@ -49,13 +51,15 @@ def models_to_start(config: Config, kept: Mapping[str, Any] | None) -> ModelsToS
         except ValueError as error:
             raise SnapshotError(f"the models as the last supervisor has left them: {error}") from error
         unfinished = not kept["started"] and config.model_snapshot is None
-        return ModelsToStart(recorded, "what the last supervisor had", configured=unfinished)
+        workflows = kept.get("workflows", {})
+        return ModelsToStart(recorded, "what the last supervisor had", configured=unfinished, workflows=workflows)
     recorded = recorded_models(config)
     if config.model_snapshot is None:
         return ModelsToStart(recorded, "", configured=True)
     passed_over = f"; not loading {config.initial_models}" if config.load_models else ""
     source = f"the snapshot {config.config_file}{passed_over}; start with --ncs to begin without it"
-    return ModelsToStart(recorded, source, configured=False)
+    workflows = config.model_snapshot.get("workflows", {})
+    return ModelsToStart(recorded, source, configured=False, workflows=workflows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class StartupModels:
     Attributes:
         registry: tells whether the instance is stopping.
         snapshots: begins when they are registered, and keeps those that could not be restored.
+        workflows: registers the workflows, after the models.
     """
 
     config: Config
@@ -72,6 +77,7 @@ class StartupModels:
     registry: Registry
     manager: ModelManager
     snapshots: SnapshotWriter
+    workflows: Callable[[], None] = lambda: None
 
     def register(self, done: Callable[[], None]) -> None:
         """Registers them, one after the other, and calls `done` unless the instance is stopping by then.
@@ -82,6 +88,7 @@ class StartupModels:
             self._restore()
         if self.first.configured:
             self._load()
+        self.workflows()
         if not self.registry.draining:
             self.snapshots.start()
             done()

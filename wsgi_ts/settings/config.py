@@ -130,6 +130,9 @@ class Config:
         kinds.JSON_OBJECT, None, "recorded state to restore instead of load_models", env=False
     )
     workflow_store: Path | None = setting(PATH, None, "directory of the workflow archives; unset: model_store")
+    load_workflows: tuple[tuple[str | None, str], ...] = setting(
+        kinds.MODEL_LIST, (), "workflows loaded at startup, after the models", ours=True
+    )
     workflow_registration: bool = setting(BOOLEAN, True, "whether workflows can be registered over the API", ours=True)
     default_workers_per_model: int = setting(
         integer(), 0, "workers of a model that says nothing; 0: none, at startup one per GPU or core"

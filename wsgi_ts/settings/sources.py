@@ -33,12 +33,13 @@ _ARCHIVE_SUFFIXES = (".mar", ".model", ".tar.gz")
 
 @dataclass(frozen=True, slots=True)
 class CommandLine:
-    """What the flags gave; None or False where a flag was not there. `models` as the shell split it."""
+    """What the flags gave; None or False where a flag was not there. Lists are as the shell split them."""
 
     ts_config: str | None = None
     model_store: str | None = None
     workflow_store: str | None = None
     models: Sequence[str] | None = None
+    workflows: Sequence[str] | None = None
     log_config: str | None = None
     cpp_log_config: str | None = None
     plugins_path: str | None = None
@@ -56,6 +57,7 @@ class CommandLine:
             ("model_store", "--model-store"): self.model_store,
             ("workflow_store", "--workflow-store"): self.workflow_store,
             ("load_models", "--models"): None if self.models is None else ",".join(self.models),
+            ("load_workflows", "--workflows"): None if self.workflows is None else ",".join(self.workflows),
             ("cpp_log_config", "--cpp-log-config"): self.cpp_log_config,
             ("plugins_path", "--plugins-path"): self.plugins_path,
             ("drain_delay", "--drain-delay"): self.drain_delay,
@@ -139,6 +141,11 @@ def startup_archives(model_store: Path) -> list[str]:
         for name in sorted(_names_in(model_store))
         if not name.startswith(".") and (name.endswith(_ARCHIVE_SUFFIXES) or (model_store / name).is_dir())
     ]
+
+
+def startup_workflows(workflow_store: Path) -> list[str]:
+    """What `load_workflows=all` stands for: the archives of the workflow store, by name."""
+    return [name for name in sorted(_names_in(workflow_store)) if not name.startswith(".") and name.endswith(".war")]
 
 
 def _names_in(directory: Path) -> Iterable[str]:
@@ -298,6 +305,8 @@ def _complete_stores(values: dict[str, Any], given: Mapping[str, Given]) -> None
 
 
 def _complete_models(values: dict[str, Any], given: Mapping[str, Given]) -> None:
+    if "load_workflows" in values and given["load_workflows"].text.strip().lower() == "all":
+        values["load_workflows"] = tuple((None, name) for name in startup_workflows(values["workflow_store"]))
     if "load_models" not in values:
         return
     values["initial_models"] = given["load_models"].text.strip()

@@ -58,6 +58,7 @@ from wsgi_ts.supervisor.start import (
     write_for_children,
 )
 from wsgi_ts.workflows.manager import WorkflowManager
+from wsgi_ts.workflows.startup import StartupWorkflows
 
 log = logging.getLogger(__name__)
 
@@ -234,7 +235,9 @@ class Supervisor:
                 self._serve()
         except (OSError, RuntimeError) as error:
             raise StartError(f"a process or thread cannot be started: {error}") from error
-        models = StartupModels(self._config, first, self._registry, self._manager, self._snapshots)
+        workflows = StartupWorkflows(self._config, first, self._registry, self._workflows, self._publisher.routes)
+        workflows.expect()
+        models = StartupModels(self._config, first, self._registry, self._manager, self._snapshots, workflows.register)
         threading.Thread(
             target=models.register,
             args=(lambda: self._loop.post(self._on_models_registered),),

@@ -8,12 +8,13 @@ by the models' manager; here is what belongs to them together.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,17 @@ class Workflow:
         """The workflow's name."""
         return self.directory.name
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is to be known of it at the next start."""
+        fetched = self.directory.downloaded
+        return {
+            "warName": os.path.basename(self.directory.url) if fetched is None else fetched.name,
+            "downloaded": fetched is not None,
+            "responseTimeout": self.arguments.response_timeout,
+            "startupTimeout": self.arguments.startup_timeout,
+        }
+
 
 class WorkflowManager:
     """The operations on the workflows of one instance.
@@ -109,13 +121,14 @@ class WorkflowManager:
         self._busy: set[str] = set()
         self._workflows: dict[str, Workflow] = {}
 
-    def register(self, *, at_startup: bool = False, **given: Any) -> dict[str, Any]:
+    def register(self, *, at_startup: bool = False, fetched: bool = False, **given: Any) -> dict[str, Any]:
         """Registers a workflow and all its nodes, and answers when their workers are ready.
 
         If one of them fails, none of them stays.
 
         Args:
-            at_startup: the configuration names this workflow.
+            at_startup: the configuration or a snapshot names this workflow.
+            fetched: its archive was fetched into the store, and goes with it.
             given: the fields of WorkflowArguments.
         """
         self._registry.refuse_while_draining()
@@ -129,6 +142,8 @@ class WorkflowManager:
             rules=DownloadRules(self._config.allowed_urls, s3_sse_kms=arguments.s3_sse_kms),
             workflow_name=arguments.workflow_name or None,
         )
+        if fetched and self._config.workflow_store is not None:
+            directory = replace(directory, downloaded=self._config.workflow_store / os.path.basename(directory.url))
         try:
             spec = directory.read_spec()
             workflow = Workflow(directory, spec, compile_workflow(directory.name, spec), arguments)
@@ -140,7 +155,8 @@ class WorkflowManager:
                     raise ConflictStatus(f"Workflow {workflow.name} is already registered.")
                 self._register(workflow)
         except BaseException:
-            _discard(directory)
+            # At a start the next one tries it again.
+            _discard(replace(directory, downloaded=None) if fetched else directory)
             raise
         if not at_startup:
             self._record()
@@ -178,7 +194,7 @@ class WorkflowManager:
         with self._alone_with(workflow_name):
             workflow = self._get(workflow_name)
             with self._registry.changed:
-                self._registry.set_workflow(workflow.name, None)
+                self._registry.remove_workflow(workflow.name)
                 self._publish()
             with self._lock:
                 del self._workflows[workflow.name]
@@ -235,7 +251,7 @@ class WorkflowManager:
         with self._lock:
             self._workflows[workflow.name] = workflow
         with self._registry.changed:
-            self._registry.set_workflow(workflow.name, workflow.compiled.graph.to_json())
+            self._registry.set_workflow(workflow.name, workflow.compiled.graph.to_json(), workflow.record)
             self._publish()
 
     def _register_nodes(self, workflow: Workflow) -> list[str]:
