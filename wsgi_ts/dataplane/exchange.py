@@ -85,7 +85,7 @@ class Exchange(Generic[Waiter]):
     def __init__(self, instance: Instance) -> None:
         config = self.config = instance.config
         self.board = Board.attach(instance.prefix)
-        self.routes = RoutingTable(instance.run_dir, self.board)
+        self.routes = RoutingTable(instance.run_dir, self.board, workflow_names=config.workflow_names)
         self.ids = RequestIds()
         control = ControlPlane(instance.run_dir)
         try:

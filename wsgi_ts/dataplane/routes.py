@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import RequestFlag
-from wsgi_ts.dataplane.graph import Graph
+from wsgi_ts.dataplane.graph import FAIL, Graph
 from wsgi_ts.errors import (
     BadRequest,
     InternalServerError,
@@ -33,6 +33,10 @@ log = logging.getLogger(__name__)
 
 #: Paths and queries whose meaning is remembered.
 _MOST_KNOWN = 1024
+#: How paths of KServe's protocols begin.
+_KSERVE = ("/v1/", "/v2/")
+#: What stands for the version of a workflow, which has none.
+DEFAULT_VERSION = "1.0"
 #: Of `/wfpredict/{workflow}`, split at its slashes.
 _WORKFLOW_PARTS = 3
 
@@ -111,6 +115,11 @@ def prediction_parts(path: str, query: str) -> tuple[str, str | None, str, int] 
 class RoutingTable:
     """What the supervisor has published, read again whenever the board's epoch moves.
 
+    Args:
+        run_dir: the run directory.
+        board: tells when there is something newer.
+        workflow_names: whether a workflow answers over KServe and gRPC, where no model has its name.
+
     Attributes:
         healthy: every model has the workers it should have.
         started: the models of the start have been loaded.
@@ -118,7 +127,8 @@ class RoutingTable:
         draining: the server stops, or will soon.
     """
 
-    def __init__(self, run_dir: Path, board: Board) -> None:
+    def __init__(self, run_dir: Path, board: Board, *, workflow_names: bool = True) -> None:
+        self._workflow_names = workflow_names
         self._path = RunFiles(run_dir).routes
         self._board = board
         self._epoch = -1
@@ -196,7 +206,25 @@ class RoutingTable:
             if len(at_startup) != 1:
                 return Target("", None, error=BadRequest("Parameter model_name is required."), reads_form=True)
             (name,) = at_startup
-        return self.version_target(name, None if version is None else _as_text(version), rest, flags)
+        version = None if version is None else _as_text(version)
+        if path.startswith(_KSERVE):
+            return self.named_target(name, version, flags)
+        return self.version_target(name, version, rest, flags)
+
+    def named_target(self, name: str, version: str | None, flags: int) -> Target:
+        """Returns the target of a request to a model, or to the workflow of that name where there is no such model.
+
+        Args:
+            name: the model or workflow.
+            version: one of the model's versions, None for the default one.
+            flags: RequestFlag bits.
+        """
+        if version is None and not flags & RequestFlag.EXPLAIN and self._names_workflow(name):
+            return self.workflow_target(name, flags)
+        return self.version_target(name, version, flags=flags)
+
+    def _names_workflow(self, name: str) -> bool:
+        return self._workflow_names and name in self._graphs and name not in self._models
 
     def version_target(self, name: str, version: str | None, rest: str = "", flags: int = 0) -> Target:
         """Returns the target of a request to a named model.
@@ -277,10 +305,26 @@ class RoutingTable:
         Raises:
             ModelNotFound: no such model.
         """
+        if self._names_workflow(name):
+            return DEFAULT_VERSION, {DEFAULT_VERSION: self._is_ready(self._graphs[name])}
         model = self._models.get(name)
         if model is None:
             raise ModelNotFound.named(name)
         return model["default"], {version: entry["loaded"] for version, entry in model["versions"].items()}
+
+    def workflow_ready(self, name: str) -> bool | None:
+        """Returns whether all nodes of a workflow have a ready worker; None where the name is no workflow's."""
+        return self._is_ready(self._graphs[name]) if self._names_workflow(name) else None
+
+    def _is_ready(self, graph: Graph | None) -> bool:
+        if graph is None:
+            return False
+        for node in graph.nodes:
+            model = self._models.get(node.model)
+            version = None if model is None else model["versions"].get(node.version or model["default"])
+            if node.on_error == FAIL and (version is None or not version["loaded"]):
+                return False
+        return True
 
 
 def _workflow_in(path: str) -> str | None:

@@ -304,32 +304,43 @@ class Walks(Generic[Waiter]):
         node = graph.nodes[task.node]
         sources = walk.states.sources(task)
         if node.gathers:
-            parts = [self._element(key, source) for key, source in sources]
+            parts = [self._element(walk, key, source) for key, source in sources]
             parts = parts or [pack_reference(graph.inputs[task.node][0][0], ReferenceKind.NO_ELEMENTS)]
         else:
-            parts = [self._value(key, source, task.item) for key, source in sources if source.has_answer]
+            parts = [self._value(walk, key, source, task.item) for key, source in sources if source.has_answer]
         if node.reads_request:
             parts.append(pack_reference(REQUEST, ReferenceKind.REQUEST, walk.first_slot))
         return b"".join(parts)
 
-    def _value(self, key: str, source: Task, item: int) -> bytes:
+    def _value(self, walk: Walk[Waiter], key: str, source: Task, item: int) -> bytes:
+        """What says where a node's answer lies."""
+        inline = self._inline(walk, source)
         if source.parts is not None and item >= 0:
             part = source.parts[item]
-            if isinstance(part, bytes):
-                return pack_reference(key, ReferenceKind.INLINE, inline=part)
-            return pack_reference(key, ReferenceKind.VALUE, *part)
-        if source.value is not None:
-            return pack_reference(key, ReferenceKind.INLINE, inline=source.value)
+            if not isinstance(part, bytes):
+                return pack_reference(key, ReferenceKind.VALUE, *part)
+            inline = part
+        if inline is not None:
+            return pack_reference(key, ReferenceKind.INLINE, inline=inline)
         offset, length, _, _ = self._client.answer_range(source.slot)
         return pack_reference(key, ReferenceKind.VALUE, offset, length)
 
-    def _element(self, key: str, source: Task) -> bytes:
+    def _element(self, walk: Walk[Waiter], key: str, source: Task) -> bytes:
+        """The same, of the answer for one element of a list."""
         if not source.has_answer:
             return pack_reference(key, ReferenceKind.NO_ELEMENT)
-        if source.value is not None:
-            return pack_reference(key, ReferenceKind.INLINE_ELEMENT, inline=source.value)
+        inline = self._inline(walk, source)
+        if inline is not None:
+            return pack_reference(key, ReferenceKind.INLINE_ELEMENT, inline=inline)
         offset, length, _, _ = self._client.answer_range(source.slot)
         return pack_reference(key, ReferenceKind.ELEMENT, offset, length)
+
+    @staticmethod
+    def _inline(walk: Walk[Waiter], source: Task) -> bytes | None:
+        """An answer that lies in no slot."""
+        if source.state == State.DEFAULT:
+            return walk.states.graph.nodes[source.node].default.encode()
+        return source.value
 
     def _answered(self, walk: Walk[Waiter], task: Task, offset: int, length: int) -> list[Action]:
         node = walk.states.graph.nodes[task.node]
@@ -367,14 +378,12 @@ class Walks(Generic[Waiter]):
         graph = walk.states.graph
         if len(ends) == 1 and len(graph.ends) == 1:
             (end,) = ends
-            node = graph.nodes[end.node]
             if in_slot and not end.refs and end.slot >= 0 and end.state == State.DONE and end.value is None:
                 return self._land(walk, end)
             answer = Answer()
-            answer.body = self._body_of(end, node.default)
+            answer.body = self._body_of(walk, end)
         else:
-            nodes = graph.nodes
-            answer = joined({nodes[end.node].name: self._body_of(end, nodes[end.node].default) for end in ends})
+            answer = joined({graph.nodes[end.node].name: self._body_of(walk, end) for end in ends})
             if len(answer.body) > self._most_answer_bytes:
                 answer = Answer(InternalServerError("Response is larger than max_response_size"))
         if answer.error is None:
@@ -395,11 +404,10 @@ class Walks(Generic[Waiter]):
         self._forget(walk)
         return slot, walk.waiter
 
-    def _body_of(self, end: Task, default: str) -> bytes:
-        if end.state == State.DEFAULT:
-            return default.encode()
-        if end.value is not None:
-            return end.value
+    def _body_of(self, walk: Walk[Waiter], end: Task) -> bytes:
+        inline = self._inline(walk, end)
+        if inline is not None:
+            return inline
         offset, length, _, _ = self._client.answer_range(end.slot)
         return bytes(self._client.segment.buffer[offset : offset + length])
 

@@ -130,9 +130,8 @@ class Inference:
     def _submit(self, request: Any, method: str) -> Call:
         if not request.model_name:
             raise bad_request("Parameter model_name is required.")
-        target = self._plane.routes.version_target(
-            request.model_name, request.model_version or None, flags=RequestFlag.FIELDS
-        )
+        routes = self._plane.routes
+        target = routes.named_target(request.model_name, request.model_version or None, RequestFlag.FIELDS)
         head = f"POST /{NAME}/{method} HTTP/2.0\r\n"
         if request.sequence_id:
             head += self._sequence_lines(request)

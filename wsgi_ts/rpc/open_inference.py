@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 from grpc import StatusCode, aio
 
 from wsgi_ts.dataplane.async_plane import AsyncPlane
+from wsgi_ts.dataplane.routes import DEFAULT_VERSION
 from wsgi_ts.errors import ServerError
 from wsgi_ts.rpc import messages
 from wsgi_ts.rpc.calls import Calls
@@ -91,13 +92,18 @@ class OpenInference:
         return messages.ServerReadyResponse(ready=self._plane.routes.ready)
 
     async def model_ready(self, request: Any, context: aio.ServicerContext) -> Any:
-        """Returns whether a version has as many ready workers as it should have at least."""
+        """Returns whether a version has as many ready workers as it should have at least; of a workflow all nodes."""
+        workflow = None if request.version else self._plane.routes.workflow_ready(request.name)
+        if workflow is not None:
+            return messages.ModelReadyResponse(ready=workflow)
         (description,) = await self._describe(request.name, request.version or None, "name")
         ready = sum(worker["status"] == "READY" for worker in description["workers"])
         return messages.ModelReadyResponse(ready=ready >= description["minWorkers"])
 
     async def model_metadata(self, request: Any, context: aio.ServicerContext) -> Any:
         """Returns the versions of a model; what its tensors look like is known to its handler alone."""
+        if not request.version and self._plane.routes.workflow_ready(request.name) is not None:
+            return messages.ModelMetadataResponse(name=request.name, versions=[DEFAULT_VERSION])
         if request.version:
             await self._describe(request.name, request.version, "model_name")
         versions = await self._describe(request.name, "all", "model_name")
@@ -109,7 +115,7 @@ class OpenInference:
         """Answers a prediction."""
         if not request.model_name:
             raise bad_request("Parameter model_name is required.")
-        target = self._plane.routes.version_target(request.model_name, request.model_version or None)
+        target = self._plane.routes.named_target(request.model_name, request.model_version or None, 0)
         if target.error is not None:
             raise target.error
         body = await _converted(request.ByteSize(), lambda: json.dumps(infer_body(request)).encode())

@@ -134,6 +134,9 @@ class Config:
         kinds.MODEL_LIST, (), "workflows loaded at startup, after the models", ours=True
     )
     workflow_registration: bool = setting(BOOLEAN, True, "whether workflows can be registered over the API", ours=True)
+    workflow_names: bool = setting(
+        BOOLEAN, True, "workflows answer over gRPC and KServe where no model has their name", ours=True
+    )
     default_workers_per_model: int = setting(
         integer(), 0, "workers of a model that says nothing; 0: none, at startup one per GPU or core"
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wsgi_ts.control.server import Operation, Peer
-from wsgi_ts.errors import BadRequest, InternalServerError, ServiceUnavailable
+from wsgi_ts.errors import BadRequest, InternalServerError, ModelNotFound, ServiceUnavailable
 from wsgi_ts.models.manager import ModelManager
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.security.tokens import INFERENCE, MANAGEMENT, KeyFileError, KeyRing
@@ -58,7 +58,7 @@ class ControlOperations:
             "list_models": Operation(manager.list_models),
             "set_default": Operation(manager.set_default),
             "unregister_model": Operation(manager.unregister),
-            "kserve_ready": Operation(manager.kserve_ready),
+            "kserve_ready": Operation(self._kserve_ready),
             "register_workflow": Operation(self.workflows.register),
             "describe_workflow": Operation(self.workflows.describe),
             "list_workflows": Operation(self.workflows.list_workflows),
@@ -71,6 +71,15 @@ class ControlOperations:
             "replace": Operation(self._request_replacement, told_peer=True),
             "stop": Operation(self._request_stop, told_peer=True),
         }
+
+    def _kserve_ready(self, *, model_name: str) -> Any:
+        try:
+            return self.manager.kserve_ready(model_name=model_name)
+        except ModelNotFound:
+            ready = self.workflows.is_ready(model_name)
+            if ready is None:
+                raise
+        return {"status": 200, "body": {"name": model_name, "ready": ready}}
 
     def _new_segment(self, *, peer: Peer, pid: int) -> Any:
         if pid != peer.pid:

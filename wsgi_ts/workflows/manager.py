@@ -209,6 +209,13 @@ class WorkflowManager:
         log.info("Workflow %s unregistered", workflow.name)
         return _status(f'Workflow "{workflow.name}" unregistered')
 
+    def is_ready(self, name: str) -> bool | None:
+        """Whether all nodes of a workflow have workers, as KServe asks it; None where there is none of that name."""
+        with self._lock:
+            if name not in self._workflows or not self._config.workflow_names:
+                return None
+        return all(model.workers for model in self._registry.nodes_of(name))
+
     def _get(self, name: str) -> Workflow:
         with self._lock:
             if name not in self._workflows:

@@ -1,0 +1,251 @@
+"""What the section `options` of a workflow's specification adds, and streams of the last node."""
+
+from __future__ import annotations
+
+import http.client
+from collections.abc import Iterator
+
+import pytest
+from support.archives import archive
+from support.eventually import eventually
+from support.http import Reply
+from support.server import ServerProcess
+from support.slots import slots_in_use
+from support.wars import NAMED, war
+
+#: Runs what the request's first letter does not forbid; `other` reads both branches.
+CONDITIONS = """
+models:
+  branch: {url: named.mar}
+dag:
+  first: [branch, side]
+  branch: [behind]
+  behind: [join]
+  side: [join]
+options:
+  nodes:
+    branch: {when: wants_branch}
+    side: {when: wants_side}
+"""
+CONDITION_FUNCTIONS = """
+def text(row):
+    return bytes(row["body"]).decode()
+
+def first(data, context):
+    return None if data is None else [data[0]["body"]]
+
+def wants_branch(data, context):
+    return None if data is None else ["b" in text(data[0])]
+
+def wants_side(data, context):
+    return None if data is None else ["s" in text(data[0])]
+
+def behind(data, context):
+    return None if data is None else [text(data[0]) + " behind"]
+
+def side(data, context):
+    return None if data is None else [text(data[0]) + " side"]
+
+def join(data, context):
+    return None if data is None else [{key: bytes(value).decode() for key, value in data[0].items()}]
+"""
+FAILURES = """
+models:
+  retry-attempts: 0
+  broken: {url: raises.mar}
+  absent: {url: absent.mar}
+dag:
+  first: [broken, absent, stands_in, fine]
+  broken: [join]
+  absent: [join]
+  stands_in: [join]
+  fine: [join]
+options:
+  nodes:
+    broken: {on-error: skip}
+    absent: {optional: true}
+    stands_in: {on-error: default, default: {a: 1}}
+"""
+FAILURE_FUNCTIONS = (
+    CONDITION_FUNCTIONS
+    + """
+def stands_in(data, context):
+    if data is not None:
+        raise ValueError("no")
+
+def fine(data, context):
+    return None if data is None else ["fine"]
+"""
+)
+ITEMS = """
+models:
+  batched: {url: counted.mar, batch-size: 16, max-batch-delay: 100}
+dag:
+  split: [batched]
+  batched: [mark]
+  mark: [join]
+options:
+  nodes:
+    split: {scatter: true}
+    mark: {on-error: skip, pass: [request]}
+    join: {gather: true, pass: [request]}
+"""
+ITEM_FUNCTIONS = """
+def split(data, context):
+    return None if data is None else [[word for word in data[0]["body"].decode().split()] if data[0]["body"] else []]
+
+def mark(data, context):
+    if data is None:
+        return None
+    value = bytes(data[0]["body"])
+    if value.startswith(b"skip"):
+        raise ValueError("skipped")
+    return [value + b"/" + str(len(data[0]["request.body"])).encode()]
+
+def join(data, context):
+    if data is None:
+        return None
+    row = data[0]
+    return [{"items": [None if item is None else bytes(item).decode() for item in row["body"]],
+             "request": bytes(row["request.body"]).decode()}]
+"""
+COUNTED = """
+def handle(data, context):
+    if data is None:
+        return None
+    return [bytes(row["body"]) + b":%d" % len(data) for row in data]
+"""
+SHARED = """
+models: {}
+dag:
+  first: [theirs, second]
+  second: [join]
+  theirs: [join]
+options:
+  nodes:
+    theirs: {model: named/1.0}
+    second: {model: named}
+"""
+STREAMED = """
+models: {}
+dag:
+  first: [words]
+"""
+INNER = """
+models: {}
+dag:
+  words: [after]
+"""
+STREAM_FUNCTIONS = """
+from ts.handler_utils.utils import send_intermediate_predict_response
+
+def first(data, context):
+    return None if data is None else [data[0]["body"]]
+
+def words(data, context):
+    if data is None:
+        return None
+    *before, last = bytes(data[0]["body"]).decode().split()
+    for word in before:
+        send_intermediate_predict_response([word + "\\n"], context.request_ids, "ok", 200, context)
+    return [last]
+
+def after(data, context):
+    return None if data is None else [bytes(data[0]["body"]) + b"after"]
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    with ServerProcess() as running:
+        store = running.store
+        archive(store, "named", NAMED)
+        archive(store, "counted", COUNTED)
+        archive(store, "raises", "def handle(data, context):\n    if data:\n        raise ValueError('no')\n")
+        running.register("named.mar")
+        war(store, "conditions", CONDITIONS, CONDITION_FUNCTIONS)
+        war(store, "failures", FAILURES, FAILURE_FUNCTIONS)
+        war(store, "items", ITEMS, ITEM_FUNCTIONS)
+        war(store, "shared", SHARED, CONDITION_FUNCTIONS)
+        war(store, "streamed", STREAMED, STREAM_FUNCTIONS)
+        war(store, "inner", INNER, STREAM_FUNCTIONS)
+        for name in ("conditions", "failures", "items", "shared", "streamed", "inner"):
+            reply = running.request("management", "POST", f"/workflows?url={name}.war", timeout=60)
+            assert reply.status == 200, reply.text
+        yield running
+        eventually(lambda: not slots_in_use(running.prefix), within=5, what="no slot in use")
+
+
+def ask(server: ServerProcess, workflow: str, body: str = "", **headers: str) -> Reply:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return server.request("inference", "POST", f"/wfpredict/{workflow}", body=body, headers=named)
+
+
+@pytest.mark.parametrize(
+    ("body", "answer"),
+    [
+        ("bs", {"behind": "bs conditions__branch behind", "side": "bs side"}),
+        ("b", {"behind": "b conditions__branch behind"}),
+        ("s", {"side": "s side"}),
+    ],
+)
+def test_when(server: ServerProcess, body: str, answer: dict[str, str]) -> None:
+    assert ask(server, "conditions", body).json() == answer
+
+
+def test_where_every_last_node_is_skipped_the_last_that_ran_answers(server: ServerProcess) -> None:
+    assert ask(server, "conditions", "none").text == "none"
+
+
+def test_errors_that_are_no_end(server: ServerProcess) -> None:
+    assert ask(server, "failures", "x").json() == {"stands_in": '{\n  "a": 1\n}', "fine": "fine"}
+
+
+def test_items_fill_the_batch_of_the_next_model_and_come_back_in_order(server: ServerProcess) -> None:
+    words = [f"w{number}" for number in range(40)]
+    answer = ask(server, "items", " ".join(words)).json()
+    items = [item.split(":")[0] for item in answer["items"]]
+    assert items == words
+    assert answer["request"] == " ".join(words)
+    assert max(int(item.split(":")[1].split("/")[0]) for item in answer["items"]) > 1, "they are batched"
+    assert {item.split("/")[1] for item in answer["items"]} == {str(len(" ".join(words)))}
+
+
+def test_items_that_are_skipped_and_no_items(server: ServerProcess) -> None:
+    answer = ask(server, "items", "one skip two").json()["items"]
+    assert [item and item.split(":")[0] for item in answer] == ["one", None, "two"]
+    assert ask(server, "items").json() == {"items": [], "request": ""}
+
+
+def test_a_registered_model_is_shared(server: ServerProcess) -> None:
+    assert ask(server, "shared", "x").json() == {"second": "x named", "theirs": "x named"}
+    listed = server.request("management", "GET", "/models").json()["models"]
+    assert not [each for each in listed if each["modelName"].startswith("shared__")]
+
+
+def test_a_shared_model_has_to_be_there(server: ServerProcess) -> None:
+    war(server.store, "alone", SHARED.replace("named/1.0", "nobody"), CONDITION_FUNCTIONS)
+    reply = server.request("management", "POST", "/workflows?url=alone.war", timeout=60)
+    assert reply.status == 500
+    assert "Workflow Node alone__theirs failed to register. Details: Model not found: nobody" in reply.json()["message"]
+
+
+def test_the_last_node_s_stream_goes_through(server: ServerProcess) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.ports["inference"], timeout=10)
+    connection.request("POST", "/wfpredict/streamed", "a b c")
+    reply = connection.getresponse()
+    assert reply.getheader("transfer-encoding") == "chunked"
+    assert reply.read() == b"a\nb\nc"
+    connection.close()
+
+
+def test_of_an_inner_stream_the_first_chunk_counts(server: ServerProcess) -> None:
+    assert ask(server, "inner", "a b c").text == "a\nafter"
+    assert ask(server, "inner", "alone").text == "aloneafter"
+
+
+def test_options_that_do_not_go_together(server: ServerProcess) -> None:
+    text = ITEMS.replace("split: {scatter: true}", "split: {scatter: true, on-error: default, default: []}")
+    war(server.store, "odd", text, ITEM_FUNCTIONS)
+    reply = server.request("management", "POST", "/workflows?url=odd.war", timeout=60)
+    assert (reply.status, reply.json()["type"]) == (400, "InvalidDAGException")
