@@ -103,7 +103,7 @@ class Exchange(Generic[Waiter]):
         self.waiting: dict[int, Waiter | None] = {}
         self._chosen = 0
         self.walks: Walks[Waiter] = Walks(
-            self.client, self.routes, self.waiting, self._choose, config.max_response_size
+            self.client, self.routes, self.waiting, self._batcher_of, config.max_response_size
         )
         names = config.ts_header_key_sequence_id, config.ts_header_key_sequence_start
         self._sequence_headers = names[0].encode("latin-1"), names[1].encode("latin-1")
@@ -245,6 +245,10 @@ class Exchange(Generic[Waiter]):
             if not header_value(head, start_name):
                 head = b"%b%b: true\r\n\r\n" % (head[:-2], start_name)
         return key, head
+
+    def _batcher_of(self, target: Target, sequence: bytes = b"") -> int:
+        batchers = target.batchers
+        return batchers[0] if len(batchers) == 1 else self._choose(target, sequence)
 
     def _choose(self, target: Target, sequence: bytes) -> int:
         """Returns the batcher with the fewest outstanding requests per ready worker.

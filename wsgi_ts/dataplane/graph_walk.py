@@ -46,14 +46,16 @@ class Task:
         undecided: tasks that may still come to refer to it.
         items: how many elements its answer has, where it scatters.
         is_kept: its answer is the workflow's, or a part of it.
-        slot, limit_ns, began_ns, took_ns, value, parts, error: for who carries out the walk: where the request lies (-1
-            for nowhere), until when its attempt may take, since when it is under way and how long it has been, an
-            answer that does not lie in the slot, where its elements lie (or they themselves), and why it was refused.
+        reads: those whose slots its request refers to, once that is known.
+        slot, limit_ns, began_ns, took_ns, place, value, parts, error: for who carries out the walk: where the request
+            lies (-1 for nowhere), until when its attempt may take, since when it is under way and how long it has been,
+            offset and length of its answer, an answer that does not lie in the slot, where its elements lie (or they
+            themselves), and why it was refused.
     """
 
     __slots__ = (
         *("attempt", "awaited", "began_ns", "error", "has_input", "is_gate", "is_kept", "is_open", "item", "items"),
-        *("limit_ns", "node", "parts", "refs", "slot", "state", "took_ns", "undecided", "value"),
+        *("limit_ns", "node", "parts", "place", "reads", "refs", "slot", "state", "took_ns", "undecided", "value"),
     )
 
     def __init__(self, node: int, item: int, awaited: int, undecided: int) -> None:
@@ -67,6 +69,8 @@ class Task:
         self.refs = self.items = 0
         self.slot = -1
         self.limit_ns = self.began_ns = self.took_ns = 0
+        self.reads: list[Task] | None = None
+        self.place = (0, 0)
         self.value: bytes | None = None
         self.parts: list[tuple[int, int] | bytes] | None = None
         self.error: ServerError | None = None
@@ -355,9 +359,12 @@ class GraphWalk:
         ]
 
     def _sources(self, task: Task) -> list[Task]:
-        found = [source for _, source in self.sources(task)]
-        if self.graph.nodes[task.node].reads_request:
-            found.append(self._tasks[self.graph.start, -1])
+        found = task.reads
+        if found is None:
+            found = [source for _, source in self.sources(task)]
+            if self.graph.nodes[task.node].reads_request:
+                found.append(self._tasks[self.graph.start, -1])
+            task.reads = found
         return found
 
     def _let_go(self, task: Task) -> None:

@@ -89,7 +89,7 @@ class Walks(Generic[Waiter]):
         client: SlotClient,
         routes: RoutingTable,
         waiting: dict[int, Any],
-        choose: Callable[[Target, bytes], int],
+        choose: Callable[[Target], int],
         most_answer_bytes: int,
     ) -> None:
         self.steps: dict[int, tuple[Walk[Waiter], Task]] = {}
@@ -120,7 +120,7 @@ class Walks(Generic[Waiter]):
         Raises:
             SharedMemoryFull: there is no room for the request; the slot is still the caller's.
         """
-        self._client.submit(slot, self._choose(target, b""), request)
+        self._client.submit(slot, self._choose(target), request)
         self._number += 1
         # What follows needs only the head of it: a body that came in memory must not stay there as long.
         walk = Walk(self._number, waiter, target, graph, request._replace(body=None, body_bytes=0))
@@ -150,6 +150,7 @@ class Walks(Generic[Waiter]):
             return None
         offset, length, status, flags = client.answer_range(slot)
         client.keep_for_sending(slot)
+        task.place = offset, length
         now_ns = time.monotonic_ns()
         task.took_ns = now_ns - task.began_ns
         if state == SlotState.FAILED:
@@ -262,7 +263,7 @@ class Walks(Generic[Waiter]):
             return states.refused(task)
         now_ns = time.monotonic_ns()
         if task.slot >= 0:
-            client.submit_again(task.slot, self._choose(target, b""), target.model, now_ns)
+            client.submit_again(task.slot, self._choose(target), target.model, now_ns)
             log.debug("Invoking -  %s for attempt %d", node.name, task.attempt)
         else:
             slot = client.take(target.model)
@@ -274,7 +275,7 @@ class Walks(Generic[Waiter]):
             _, request_id, head, *_ = walk.request
             request = Request(target, request_id, head, b"", body, len(body), now_ns)
             try:
-                client.submit(slot, self._choose(target, b""), request)
+                client.submit(slot, self._choose(target), request)
             except SharedMemoryFull as full:
                 client.abandon(slot)
                 log.error("%s", full.strerror)
@@ -322,8 +323,7 @@ class Walks(Generic[Waiter]):
             inline = part
         if inline is not None:
             return pack_reference(key, ReferenceKind.INLINE, inline=inline)
-        offset, length, _, _ = self._client.answer_range(source.slot)
-        return pack_reference(key, ReferenceKind.VALUE, offset, length)
+        return pack_reference(key, ReferenceKind.VALUE, *source.place)
 
     def _element(self, walk: Walk[Waiter], key: str, source: Task) -> bytes:
         """The same, of the answer for one element of a list."""
@@ -332,8 +332,7 @@ class Walks(Generic[Waiter]):
         inline = self._inline(walk, source)
         if inline is not None:
             return pack_reference(key, ReferenceKind.INLINE_ELEMENT, inline=inline)
-        offset, length, _, _ = self._client.answer_range(source.slot)
-        return pack_reference(key, ReferenceKind.ELEMENT, offset, length)
+        return pack_reference(key, ReferenceKind.ELEMENT, *source.place)
 
     @staticmethod
     def _inline(walk: Walk[Waiter], source: Task) -> bytes | None:
@@ -408,7 +407,7 @@ class Walks(Generic[Waiter]):
         inline = self._inline(walk, end)
         if inline is not None:
             return inline
-        offset, length, _, _ = self._client.answer_range(end.slot)
+        offset, length = end.place
         return bytes(self._client.segment.buffer[offset : offset + length])
 
     def _deliver(self, walk: Walk[Waiter], answer: Answer) -> None:

@@ -28,9 +28,15 @@ class DirectAnswers:
             return False
         return 200 <= answer.status < 300 and answer.status != _NO_CONTENT
 
+    @staticmethod
+    def is_for_workflow(answer: Answer) -> bool:
+        """Returns whether the answer of a workflow is of this kind: its headers are the server's own."""
+        return answer.error is None and answer.stream is None
+
     def head(self, answer: Answer, request_id: str, connection: str) -> bytes:
         """Returns the status line and the headers; `connection` is `close` or `keep-alive`."""
+        own = "".join([f"{name}: {value}\r\n" for name, value in answer.headers]) if answer.headers else ""
         return (
-            f"HTTP/1.1 {answer.status} {answer.phrase}\r\n{self._fields}x-request-id: {request_id}\r\n"
+            f"HTTP/1.1 {answer.status} {answer.phrase}\r\n{self._fields}x-request-id: {request_id}\r\n{own}"
             f"content-length: {len(answer.body)}\r\nconnection: {connection}\r\n\r\n"
         ).encode("latin-1")

@@ -114,7 +114,10 @@ class Answers:
             exchange.keep_for_sending(slot)
             connection.release_slot = slot
         direct = connection.endpoint.direct
-        if direct is None or not direct.is_for(answer) or connection.wants_head_only:
+        is_direct = direct is not None and (
+            direct.is_for(answer) or (target.graph is not None and direct.is_for_workflow(answer))
+        )
+        if direct is None or not is_direct or connection.wants_head_only:
             self.respond(connection, self._response_to(connection, answer))
             return
         if connection.half_closed:

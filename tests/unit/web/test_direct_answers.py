@@ -84,6 +84,16 @@ def test_both_ways_send_the_same(peer: Peer, request: bytes, status: int, phrase
     assert direct == by_app
 
 
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize("path", [b"/wfpredict/w", b"/WfPredict/w/1/rest", b"/v1/models/w:predict"])
+def test_both_ways_send_the_same_of_a_workflow(peer: Peer, path: bytes) -> None:
+    headers = [("content-type", "application/json"), ("server-timing", "a;dur=0.100, b;dur=2.000")]
+    request = b"POST %b HTTP/1.1\r\nHost: a\r\n\r\n" % path
+    by_app, direct = peer.both(request, lambda: answer_of(200, "", b"{}", list(headers)))
+    assert DirectAnswers.is_for_workflow(answer_of(200, "", b"{}", headers))
+    assert direct == by_app
+
+
 @pytest.mark.parametrize(
     "answer",
     [
