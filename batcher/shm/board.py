@@ -101,6 +101,18 @@ class Board:
         """First word of a model version's row on a batcher."""
         return layout.BOARD_MODELS + (batcher * layout.MAX_MODELS + model_index) * layout.MODEL_WORDS
 
+    def workflow_row(self, segment_index: int, workflow: int) -> int:
+        """First word of what the owner of a segment counts of a workflow."""
+        row = segment_index % layout.MAX_WEB_ROWS * layout.MAX_WORKFLOWS + workflow
+        return layout.BOARD_WORKFLOWS + row * layout.WORKFLOW_WORDS
+
+    def clear_workflow(self, workflow: int) -> None:
+        """Zeroes what was counted of an earlier workflow of this number."""
+        for segment in range(layout.MAX_WEB_ROWS):
+            row = self.workflow_row(segment, workflow)
+            for word in range(layout.WORKFLOW_WORDS):
+                self.words[row + word] = 0
+
     def queued(self, batchers: Iterable[int], model_index: int) -> int:
         """How many requests of a model version wait on some batchers."""
         return sum(self.words[self.model_row(batcher, model_index) + layout.ModelWord.QUEUED] for batcher in batchers)

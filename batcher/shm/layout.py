@@ -8,6 +8,7 @@ Board, one per server, made by the supervisor::
     batcher rows    MAX_BATCHERS x BATCHER_WORDS      asleep, heartbeat (ns), lives, times of the last batch
     web rows        (MAX_WEB_ROWS + 1) x WEB_WORDS    counters of a web worker (one writer: the owner of the segment);
                                                       the last row is the web worker's that has no segment
+    workflow rows   MAX_WEB_ROWS x MAX_WORKFLOWS x WORKFLOW_WORDS   counters of a workflow (writer: the web worker)
     model rows      batchers x MAX_MODELS x MODEL_WORDS       counters of a model version on a batcher (writer: it)
 
 Segment, one per producer (a web worker), made by it::
@@ -51,16 +52,20 @@ LINE_WORDS = 8
 MAX_BATCHERS = 32
 MAX_MODELS = 1024
 MAX_WEB_ROWS = 64
+#: Workflows that are counted; there may be more.
+MAX_WORKFLOWS = 32
 
 BATCHER_WORDS = 16
 WEB_WORDS = 16
 MODEL_WORDS = 96
+WORKFLOW_WORDS = 64
 
 BOARD_EPOCH = 2
 BOARD_TOKEN_EPOCH = 3
 BOARD_BATCHERS = 16
 BOARD_WEB = BOARD_BATCHERS + MAX_BATCHERS * BATCHER_WORDS
-BOARD_MODELS = BOARD_WEB + (MAX_WEB_ROWS + 1) * WEB_WORDS
+BOARD_WORKFLOWS = BOARD_WEB + (MAX_WEB_ROWS + 1) * WEB_WORDS
+BOARD_MODELS = BOARD_WORKFLOWS + MAX_WEB_ROWS * MAX_WORKFLOWS * WORKFLOW_WORDS
 
 
 def board_bytes(batchers: int) -> int:
@@ -126,6 +131,25 @@ class ModelWord:
     BATCH_BUCKETS: Final = 80
     OLDEST_NS: Final = 91  # when the request arrived that waits longest (monotonic); 0 where none waits
 
+
+class WorkflowWord:
+    """Words of a workflow in a row on the board; written by the process that owns the row's segment alone.
+
+    The first ones count requests by status, in the order of WORKFLOW_CODES; all other statuses count as the last. NODES
+    is the first of two words for each of the first WORKFLOW_NODES nodes: how often it has run, and for how long.
+    """
+
+    CODES: Final = 0
+    LATENCY_US: Final = 8
+    RETRIES: Final = 9
+    TIMEOUTS: Final = 10
+    LATENCY_BUCKETS: Final = 16
+    NODES: Final = 32
+
+
+#: 499: the client has gone.
+WORKFLOW_CODES = (200, 408, 499, 503, 507, 500)
+WORKFLOW_NODES = (WORKFLOW_WORDS - WorkflowWord.NODES) // 2
 
 #: Upper bounds, in microseconds, of the histograms of times.
 TIME_BUCKETS_US = (

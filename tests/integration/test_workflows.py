@@ -123,7 +123,7 @@ dag:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    with ServerProcess() as running:
+    with ServerProcess(config={"metrics_mode": "prometheus"}) as running:
         store = running.store
         archive(store, "named", NAMED)
         archive(store, "moods", MOODS)
@@ -325,6 +325,23 @@ def test_a_node_without_a_worker_and_one_that_is_gone(server: ServerProcess) -> 
     assert (status, kind) == (500, "InternalServerException")
     assert message == "Error while unregistering the workflow bare. Details: Model not found: bare__m"
     assert said(server.request("management", "GET", "/workflows/bare"))[0] == 404
+
+
+def test_workflows_are_counted(server: ServerProcess) -> None:
+    war(server.store, "counted", MOOD)
+    assert register(server, "counted.war").status == 200
+    for body, status in ((b"once:counted", 200), (b"fine:counted", 200), (b"fail:counted", 500)):
+        assert ask(server, "counted", body).status == status
+    lines = server.request("metrics", "GET", "/metrics").text.splitlines()
+    found = dict(line.rsplit(" ", 1) for line in lines if 'workflow_name="counted"' in line)
+    label = 'workflow_name="counted",'
+    assert float(found[f'wsgi_ts_workflow_requests_total{{{label}code="200",}}']) == 2
+    assert float(found[f'wsgi_ts_workflow_requests_total{{{label}code="500",}}']) == 1
+    assert float(found[f"wsgi_ts_workflow_latency_seconds_count{{{label}}}"]) == 3
+    assert float(found[f"wsgi_ts_workflow_retries_total{{{label}}}"]) == 3
+    assert float(found[f'wsgi_ts_workflow_node_runs_total{{{label}node="mood",}}']) == 3
+    assert float(found[f'wsgi_ts_workflow_node_seconds_total{{{label}node="mood",}}']) > 0
+    assert server.request("management", "DELETE", "/workflows/counted", timeout=60).status == 200
 
 
 # Management

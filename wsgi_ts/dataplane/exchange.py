@@ -25,6 +25,7 @@ from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull, free_bytes
 from wsgi_ts.control.client import ControlPlane
 from wsgi_ts.dataplane.graph import Graph
 from wsgi_ts.dataplane.routes import RoutingTable, Target
+from wsgi_ts.dataplane.walk_counters import WalkCounters
 from wsgi_ts.dataplane.walks import Walks
 from wsgi_ts.errors import (
     BadRequest,
@@ -103,7 +104,12 @@ class Exchange(Generic[Waiter]):
         self.waiting: dict[int, Waiter | None] = {}
         self._chosen = 0
         self.walks: Walks[Waiter] = Walks(
-            self.client, self.routes, self.waiting, self._batcher_of, config.max_response_size
+            self.client,
+            self.routes,
+            self.waiting,
+            self._batcher_of,
+            config.max_response_size,
+            WalkCounters(self.board, index),
         )
         names = config.ts_header_key_sequence_id, config.ts_header_key_sequence_start
         self._sequence_headers = names[0].encode("latin-1"), names[1].encode("latin-1")

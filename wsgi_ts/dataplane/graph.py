@@ -69,6 +69,7 @@ class Graph:
     Args:
         name: the workflow's name.
         nodes: all nodes.
+        index: its number on the board; -1 where it is not counted.
 
     Attributes:
         start: the node that reads the client's request.
@@ -81,8 +82,9 @@ class Graph:
         region: for each node that scatters, those that run once for each element.
     """
 
-    def __init__(self, name: str, nodes: tuple[Node, ...]) -> None:
+    def __init__(self, name: str, nodes: tuple[Node, ...], index: int = -1) -> None:
         self.name = name
+        self.index = index
         self.nodes = nodes
         places = range(len(nodes))
         (self.start,) = (place for place in places if not nodes[place].parents)
@@ -121,4 +123,4 @@ class Graph:
     def from_json(cls, name: str, fields: Mapping[str, Any]) -> Graph:
         """The graph that `to_json` has given these fields of."""
         nodes = tuple(Node(**{**node, "parents": tuple(node["parents"])}) for node in fields["nodes"])
-        return cls(name, nodes)
+        return cls(name, nodes, fields.get("index", -1))

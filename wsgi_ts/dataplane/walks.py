@@ -13,13 +13,14 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from wsgi_ts.batcher.shm.client import SlotClient
-from wsgi_ts.batcher.shm.layout import ReferenceKind, ResponseFlag, SlotState
+from wsgi_ts.batcher.shm.layout import ReferenceKind, ResponseFlag, SlotState, WorkflowWord
 from wsgi_ts.batcher.shm.request_codec import Answer, Request, pack_reference
 from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
 from wsgi_ts.dataplane.graph import REQUEST, Graph
 from wsgi_ts.dataplane.graph_walk import Action, Finish, GraphWalk, Release, State, Submit, Task, Withdraw
 from wsgi_ts.dataplane.node_answers import joined, json_parts, packed_parts
 from wsgi_ts.dataplane.routes import RoutingTable, Target
+from wsgi_ts.dataplane.walk_counters import WalkCounters
 from wsgi_ts.errors import (
     InternalServerError,
     OutOfResources,
@@ -36,6 +37,7 @@ Waiter = TypeVar("Waiter")
 DEADLINE_HEADER = b"x-request-timeout-ms"
 JSON_TYPE = ("content-type", "application/json")
 _FALSE = (b"", b"0")
+_OK, _CLIENT_GONE = 200, 499
 
 
 class Walk(Generic[Waiter]):
@@ -77,6 +79,7 @@ class Walks(Generic[Waiter]):
         waiting: who waits for each request, by slot or handle; see `Exchange`.
         choose: the batcher for a request.
         most_answer_bytes: of an answer that is put together of several.
+        counters: where requests are counted.
 
     Attributes:
         steps: of each slot of a walk its walk and task.
@@ -91,6 +94,7 @@ class Walks(Generic[Waiter]):
         waiting: dict[int, Any],
         choose: Callable[[Target], int],
         most_answer_bytes: int,
+        counters: WalkCounters,
     ) -> None:
         self.steps: dict[int, tuple[Walk[Waiter], Task]] = {}
         self.deliver: Callable[[Waiter, Answer], None] = lambda waiter, answer: None
@@ -100,6 +104,7 @@ class Walks(Generic[Waiter]):
         self._waiting = waiting
         self._choose = choose
         self._most_answer_bytes = most_answer_bytes
+        self._counters = counters
         self._by_handle: dict[int, Walk[Waiter]] = {}
         self._number = client.capacity
         self._timings: dict[int, str] = {}
@@ -198,6 +203,7 @@ class Walks(Generic[Waiter]):
             if task.is_open and task.limit_ns <= now_ns and task.state in (State.RUNNING, State.WITHDRAWN):
                 name = walk.states.graph.nodes[task.node].name
                 log.error("Timed out while executing %s for attempt %d", name, task.attempt)
+                self._counters.count(walk.states.graph.index, WorkflowWord.TIMEOUTS)
                 self._limit_attempt(walk, task, now_ns)
                 task.took_ns = now_ns - task.began_ns
                 self._carry_out(walk, walk.states.timed_out(task), in_slot=False)
@@ -218,6 +224,7 @@ class Walks(Generic[Waiter]):
         walk = self._by_handle.pop(handle, None)
         self._waiting.pop(handle, None)
         if walk is not None:
+            self._count(walk, _CLIENT_GONE)
             self._carry_out(walk, walk.states.stop())
 
     # -- carrying out
@@ -265,6 +272,7 @@ class Walks(Generic[Waiter]):
         if task.slot >= 0:
             client.submit_again(task.slot, self._choose(target), target.model, now_ns)
             log.debug("Invoking -  %s for attempt %d", node.name, task.attempt)
+            self._counters.count(states.graph.index, WorkflowWord.RETRIES)
         else:
             slot = client.take(target.model)
             if slot is None:
@@ -400,6 +408,7 @@ class Walks(Generic[Waiter]):
         del self.steps[slot]
         self._timings[slot] = self._timings_of(walk)
         self._waiting[slot] = walk.waiter
+        self._count(walk, _OK)
         self._forget(walk)
         return slot, walk.waiter
 
@@ -412,6 +421,7 @@ class Walks(Generic[Waiter]):
 
     def _deliver(self, walk: Walk[Waiter], answer: Answer) -> None:
         if self._forget(walk):
+            self._count(walk, _OK if answer.error is None else answer.error.status)
             self.deliver(walk.waiter, answer)
 
     def _forget(self, walk: Walk[Waiter]) -> bool:
@@ -430,15 +440,24 @@ class Walks(Generic[Waiter]):
 
     def _timings_of(self, walk: Walk[Waiter]) -> str:
         """What the header Server-Timing says: each node's milliseconds; of a list's elements the longest."""
-        graph = walk.states.graph
-        took = [0] * len(graph.nodes)
-        for task in walk.states.tasks():
-            took[task.node] = max(took[task.node], task.took_ns)
         return ", ".join(
             f"{node.timing_name};dur={took_ns / 1e6:.3f}"
-            for node, took_ns in zip(graph.nodes, took, strict=True)
+            for node, took_ns in zip(walk.states.graph.nodes, self._took_ns(walk), strict=True)
             if took_ns
         )
+
+    @staticmethod
+    def _took_ns(walk: Walk[Waiter]) -> list[int]:
+        """How long each node was under way; of a list's elements the longest."""
+        took = [0] * len(walk.states.graph.nodes)
+        for task in walk.states.tasks():
+            took[task.node] = max(took[task.node], task.took_ns)
+        return took
+
+    def _count(self, walk: Walk[Waiter], code: int) -> None:
+        took_us = (time.monotonic_ns() - walk.began_ns) // 1000
+        nodes_us = [took_ns // 1000 for took_ns in self._took_ns(walk)]
+        self._counters.ended(walk.states.graph.index, code, took_us, nodes_us)
 
     def _no_worker(self, walk: Walk[Waiter], task: Task) -> ServerError:
         node = walk.states.graph.nodes[task.node]

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from wsgi_ts.archive.model_directory import ModelDirectory
-from wsgi_ts.batcher.shm.layout import MAX_MODELS
+from wsgi_ts.batcher.shm.layout import MAX_MODELS, MAX_WORKFLOWS
 from wsgi_ts.errors import (
     ConflictStatus,
     InvalidModelVersion,
@@ -33,6 +33,7 @@ class Registry:
         first_worker_id: the id of the first worker; each one gets the next, and none is used twice.
         clear: removes what earlier owners of a number have counted under it, before a version gets it.
         first_group_id: the id of the first worker that spans several processes or GPUs.
+        clear_workflow: the same as `clear`, for the number of a workflow.
 
     Attributes:
         changed: a condition on the registry's lock; notified after every report of a batcher.
@@ -43,9 +44,15 @@ class Registry:
     """
 
     def __init__(
-        self, first_worker_id: int, clear: Callable[[int], None] = lambda index: None, first_group_id: int = 29500
+        self,
+        first_worker_id: int,
+        clear: Callable[[int], None] = lambda index: None,
+        first_group_id: int = 29500,
+        clear_workflow: Callable[[int], None] = lambda index: None,
     ) -> None:
         self._clear = clear
+        self._clear_workflow = clear_workflow
+        self._free_workflow_indexes = deque(range(MAX_WORKFLOWS))
         self.changed = threading.Condition(threading.RLock())
         self.draining = False
         self.leaving = False
@@ -163,14 +170,25 @@ class Registry:
             record: what is to be known at the next start.
         """
         with self.changed:
-            self._workflows[name] = graph
+            before = self._workflows.get(name, {}).get("index", -1)
+            index = before if before >= 0 or not self._free_workflow_indexes else self._free_workflow_indexes.popleft()
+            if index != before:
+                self._clear_workflow(index)
+            self._workflows[name] = {**graph, "index": index}
             self._workflow_records[name] = record
 
     def remove_workflow(self, name: str) -> None:
         """Forgets a workflow; its nodes stay."""
         with self.changed:
-            self._workflows.pop(name, None)
+            gone = self._workflows.pop(name, None)
             self._workflow_records.pop(name, None)
+            if gone is not None and gone["index"] >= 0:
+                self._free_workflow_indexes.append(gone["index"])
+
+    def workflow_graphs(self) -> dict[str, dict[str, Any]]:
+        """What the data path knows of each workflow; `index` is its number on the board, -1 where it is not counted."""
+        with self.changed:
+            return dict(self._workflows)
 
     def workflow_records(self) -> dict[str, dict[str, Any]]:
         """What is to be known of each workflow at the next start."""

@@ -154,7 +154,12 @@ class Supervisor:
         tls_fd = open_certificates(config, stack)
         write_for_children(config, self._log_plan, self._dir)
         self._board = make_board(self._dir.prefix, len(devices), stack)
-        self._registry = Registry(config.initial_worker_port, self._board.clear_model, config.initial_distribution_port)
+        self._registry = Registry(
+            config.initial_worker_port,
+            self._board.clear_model,
+            config.initial_distribution_port,
+            self._board.clear_workflow,
+        )
         self._publisher = Publisher(self._registry, self._board, self._dir)
         self._publisher.routes()
         self._keys = make_keys(config, self._publisher.tokens, self._guard, stack)

@@ -35,6 +35,7 @@ from wsgi_ts.settings.config import Config
 from wsgi_ts.supervisor.metrics.board import HOST_LEVEL, BoardMetrics, Values
 from wsgi_ts.supervisor.metrics.load import LoadGauges
 from wsgi_ts.supervisor.metrics.system import SystemMetrics
+from wsgi_ts.supervisor.metrics.workflows import WorkflowMetrics
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class MetricsCollector:
         self._reported = ReportedMetrics(specification)
         self._board = BoardMetrics(board, gpus + 1, self._hostname)
         self._load = LoadGauges(self._board, vllm_names=config.vllm_metric_names)
+        self._workflows = WorkflowMetrics(board)
         # Never closed: somebody may ask for the metrics until the very end.
         self._bells = [board.batcher_bell(index) for index in range(gpus + 1)]
         self._system_values: dict[str, Values] = {}
@@ -129,8 +131,9 @@ class MetricsCollector:
             self._settle()
         if self._mode == PROMETHEUS_MODE:
             models = self._registry.all_versions()
-            own = [*self._board.own_families(models), *self._load.families(models), *self._plugin_families()]
-            return render([*self._server_families(), *self._reported.families(), *own], names)
+            families = [*self._server_families(), *self._reported.families(), *self._board.own_families(models)]
+            families += self._workflows.families(self._registry.workflow_graphs())
+            return render([*families, *self._load.families(models), *self._plugin_families()], names)
         if self._mode == _LEGACY_MODE:
             return render([family for family in self._server_families() if family.name in _LEGACY_NAMES], names)
         return ""
