@@ -17,9 +17,10 @@ from wsgi_ts.batcher.shm.layout import ReferenceKind, ResponseFlag, SlotState, W
 from wsgi_ts.batcher.shm.request_codec import Answer, Request, pack_reference
 from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
 from wsgi_ts.dataplane.graph import REQUEST, Graph
-from wsgi_ts.dataplane.graph_walk import Action, Finish, GraphWalk, Release, State, Submit, Task, Withdraw
+from wsgi_ts.dataplane.graph_walk import Action, Finish, Release, State, Submit, Task, Withdraw
 from wsgi_ts.dataplane.node_answers import joined, json_parts, packed_parts
 from wsgi_ts.dataplane.routes import RoutingTable, Target
+from wsgi_ts.dataplane.walk import Walk
 from wsgi_ts.dataplane.walk_counters import WalkCounters
 from wsgi_ts.errors import (
     InternalServerError,
@@ -33,41 +34,9 @@ log = logging.getLogger(__name__)
 
 Waiter = TypeVar("Waiter")
 
-#: With it a client says how long it waits for a workflow's answer, in milliseconds.
-DEADLINE_HEADER = b"x-request-timeout-ms"
 JSON_TYPE = ("content-type", "application/json")
 _FALSE = (b"", b"0")
 _OK, _CLIENT_GONE = 200, 499
-
-
-class Walk(Generic[Waiter]):
-    """One request of a workflow.
-
-    Attributes:
-        handle: the number under which the exchange knows the request.
-        waiter: who waits for its answer.
-        target: where it goes.
-        states: what its nodes do.
-        request: what the client has sent, as its first node gets it.
-        first_slot: where that lies.
-        began_ns: when it came (monotonic).
-        deadline_ns: when its client gives up (monotonic); 0 for never.
-        limit_ns: until when nothing has to be looked at.
-    """
-
-    __slots__ = ("began_ns", "deadline_ns", "first_slot", "handle", "limit_ns", "request", "states", "target", "waiter")
-
-    def __init__(self, handle: int, waiter: Waiter, target: Target, graph: Graph, request: Request) -> None:
-        self.handle = handle
-        self.waiter = waiter
-        self.target = target
-        self.states = GraphWalk(graph)
-        self.request = request
-        self.first_slot = -1
-        self.began_ns = request.arrival_ns
-        limit_ms = _deadline_ms(request.head)
-        self.deadline_ns = self.began_ns + limit_ms * 1_000_000 if limit_ms else 0
-        self.limit_ns = 0
 
 
 class Walks(Generic[Waiter]):
@@ -394,7 +363,7 @@ class Walks(Generic[Waiter]):
             if len(answer.body) > self._most_answer_bytes:
                 answer = Answer(InternalServerError("Response is larger than max_response_size"))
         if answer.error is None:
-            answer.headers = [JSON_TYPE, ("server-timing", self._timings_of(walk))]
+            answer.headers = [JSON_TYPE, ("server-timing", walk.timings())]
         for end in ends:
             end.is_kept = False
             if not end.refs and not end.is_open:
@@ -406,7 +375,7 @@ class Walks(Generic[Waiter]):
         """Makes a task's slot the one that the request is answered from."""
         slot, end.slot = end.slot, -1
         del self.steps[slot]
-        self._timings[slot] = self._timings_of(walk)
+        self._timings[slot] = walk.timings()
         self._waiting[slot] = walk.waiter
         self._count(walk, _OK)
         self._forget(walk)
@@ -438,25 +407,9 @@ class Walks(Generic[Waiter]):
 
     # -- words
 
-    def _timings_of(self, walk: Walk[Waiter]) -> str:
-        """What the header Server-Timing says: each node's milliseconds; of a list's elements the longest."""
-        return ", ".join(
-            f"{node.timing_name};dur={took_ns / 1e6:.3f}"
-            for node, took_ns in zip(walk.states.graph.nodes, self._took_ns(walk), strict=True)
-            if took_ns
-        )
-
-    @staticmethod
-    def _took_ns(walk: Walk[Waiter]) -> list[int]:
-        """How long each node was under way; of a list's elements the longest."""
-        took = [0] * len(walk.states.graph.nodes)
-        for task in walk.states.tasks():
-            took[task.node] = max(took[task.node], task.took_ns)
-        return took
-
     def _count(self, walk: Walk[Waiter], code: int) -> None:
         took_us = (time.monotonic_ns() - walk.began_ns) // 1000
-        nodes_us = [took_ns // 1000 for took_ns in self._took_ns(walk)]
+        nodes_us = [took_ns // 1000 for took_ns in walk.took_ns()]
         self._counters.ended(walk.states.graph.index, code, took_us, nodes_us)
 
     def _no_worker(self, walk: Walk[Waiter], task: Task) -> ServerError:
@@ -468,14 +421,3 @@ class Walks(Generic[Waiter]):
         if isinstance(error, ServiceUnavailable):
             return self._no_worker(walk, task)
         return InternalServerError(walk.states.graph.nodes[task.node].model)
-
-
-def _deadline_ms(head: bytes) -> int:
-    """How long the client waits, 0 where it does not say."""
-    if DEADLINE_HEADER not in head.lower():
-        return 0
-    for line in head.split(b"\r\n")[1:]:
-        name, _, value = line.partition(b":")
-        if name.lower() == DEADLINE_HEADER and value.strip().isdigit():
-            return min(int(value.strip()[:12]), 1 << 40)
-    return 0

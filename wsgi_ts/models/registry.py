@@ -62,6 +62,7 @@ class Registry:
         self._defaults: dict[str, str] = {}
         self._expected: dict[str, dict[str, bool]] = {}
         self._functions: dict[str, tuple[ModelVersion, str]] = {}
+        self._aliases: dict[str, str] = {}
         self._workflows: dict[str, dict[str, Any]] = {}
         self._workflow_records: dict[str, dict[str, Any]] = {}
         self._expected_workflows: frozenset[str] = frozenset()
@@ -161,6 +162,41 @@ class Registry:
         with self.changed:
             self._functions.pop(name, None)
 
+    def has(self, name: str) -> bool:
+        """Whether a model or a function has this name."""
+        with self.changed:
+            return name in self._models or name in self._functions
+
+    def rename(self, old: str, new: str) -> None:
+        """Gives a model, with all its versions, or a function another name.
+
+        Args:
+            old: its name; nothing happens where there is no such model.
+            new: a name that no model has.
+        """
+        with self.changed:
+            if old in self._functions:
+                host, key = self._functions.pop(old)
+                self._functions[new] = host, key
+                functions = {**host.spec.functions, key: {**host.spec.functions[key], "model": new}}
+                host.spec = replace(host.spec, functions=functions)
+            if old in self._models:
+                self._models[new] = self._models.pop(old)
+                self._defaults[new] = self._defaults.pop(old)
+                for model in self._models[new].values():
+                    model.spec = replace(model.spec, name=new)
+
+    def alias(self, alias: str, name: str) -> None:
+        """Lets requests that name a model as it was called before find it by its present name."""
+        with self.changed:
+            self._aliases[alias] = name
+
+    def remove_aliases(self, names: Iterable[str]) -> None:
+        """Forgets names that models had before."""
+        with self.changed:
+            for name in names:
+                self._aliases.pop(name, None)
+
     def set_workflow(self, name: str, graph: dict[str, Any], record: dict[str, Any]) -> None:
         """Notes a workflow.
 
@@ -170,10 +206,14 @@ class Registry:
             record: what is to be known at the next start.
         """
         with self.changed:
-            before = self._workflows.get(name, {}).get("index", -1)
-            index = before if before >= 0 or not self._free_workflow_indexes else self._free_workflow_indexes.popleft()
-            if index != before:
-                self._clear_workflow(index)
+            before = self._workflows.get(name)
+            if before is not None and _nodes_of(before) == _nodes_of(graph):
+                index = before["index"]
+            else:
+                self.remove_workflow(name)
+                index = self._free_workflow_indexes.popleft() if self._free_workflow_indexes else -1
+                if index >= 0:
+                    self._clear_workflow(index)
             self._workflows[name] = {**graph, "index": index}
             self._workflow_records[name] = record
 
@@ -377,17 +417,19 @@ class Registry:
     def routes(self, epoch: int, now: float) -> dict[str, Any]:
         """What the data path has to know at the monotonic time `now`, as it is published under the number `epoch`."""
         with self.changed:
+            models = {
+                **{name: _expected_routes(versions) for name, versions in self._expected.items()},
+                **{name: self._model_routes(name) for name in self._models if self._is_routed(name)},
+                **{name: self._function_routes(*found) for name, found in self._functions.items()},
+            }
+            models |= {alias: models[name] for alias, name in self._aliases.items() if name in models}
             return {
                 "epoch": epoch,
                 "healthy": self.is_healthy(now),
                 "started": self.started,
                 "ready": self.is_ready,
                 "draining": self.draining or self.leaving,
-                "models": {
-                    **{name: _expected_routes(versions) for name, versions in self._expected.items()},
-                    **{name: self._model_routes(name) for name in self._models if self._is_routed(name)},
-                    **{name: self._function_routes(*found) for name, found in self._functions.items()},
-                },
+                "models": models,
                 "workflows": {**dict.fromkeys(self._expected_workflows), **self._workflows},
             }
 
@@ -415,6 +457,10 @@ class Registry:
 
     def _routing_state(self, model: ModelVersion) -> tuple[set[int], bool]:
         return set(model.accepted_in), model.is_ready
+
+
+def _nodes_of(graph: Mapping[str, Any]) -> list[str]:
+    return [node["name"] for node in graph["nodes"]]
 
 
 def _version_routes(model: ModelVersion) -> dict[str, Any]:

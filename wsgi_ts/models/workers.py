@@ -153,6 +153,12 @@ class WorkerScaler:
             self._send(batcher, UnloadModel(model.spec.index))
         return self._registry.changed.wait_for(lambda: not model.loaded_in, limit_s)
 
+    def renew(self, model: ModelVersion) -> None:
+        """Tells the batchers what holds for a version from now on: for workers that are started later."""
+        with self._registry.changed:
+            for batcher in sorted(model.loaded_in):
+                self._send(batcher, LoadModel(model.spec))
+
     def has_unloaded(self, batcher: int, index: int) -> None:
         """Notes that a batcher has nothing of a version any more."""
         with self._registry.changed:

@@ -25,6 +25,9 @@ class WorkflowArguments:
     s3_sse_kms: bool = argument(
         FLAG, False, "Whether the object is asked of S3 as one encrypted with a key of KMS.", unset=False
     )
+    replace: bool = argument(
+        FLAG, False, "Whether a registered workflow of that name is replaced, without a lost request.", unset=False
+    )
 
     @classmethod
     def checked(cls, given: Mapping[str, Any]) -> WorkflowArguments:

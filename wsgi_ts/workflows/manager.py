@@ -10,11 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,67 +21,24 @@ from wsgi_ts.errors import (
     BadRequest,
     ConflictStatus,
     InternalServerError,
-    InvalidDag,
-    ServerError,
-    ServiceUnavailable,
     WorkflowNotFound,
 )
-from wsgi_ts.messages import FUNCTION_FAILED
 from wsgi_ts.models.manager import ModelManager
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.version import ModelVersion
 from wsgi_ts.settings.config import Config
 from wsgi_ts.workflows.arguments import WorkflowArguments
-from wsgi_ts.workflows.compile import CompiledWorkflow, compile_workflow, model_name
-from wsgi_ts.workflows.spec import Node, WorkflowSpec
+from wsgi_ts.workflows.compile import compile_workflow
+from wsgi_ts.workflows.nodes import WorkflowNodes
 from wsgi_ts.workflows.war import (
     WorkflowDirectory,
     open_workflow,
     remove_downloaded_workflow,
     remove_workflow_directory,
 )
+from wsgi_ts.workflows.workflow import Workflow
 
 log = logging.getLogger(__name__)
-
-#: Nodes that are registered at a time, as in TorchServe.
-MOST_AT_ONCE = 4
-#: A workflow that is unregistered is quiet when none of its nodes has had a request for so long, in seconds.
-_QUIET_S = 0.1
-_LOOK_S = 0.01
-_WORKERS_FAILED = "Failed to start workers for model "
-
-
-@dataclass(frozen=True, slots=True)
-class Workflow:
-    """A registered workflow.
-
-    Attributes:
-        directory: its files.
-        spec: its specification.
-        compiled: what came of that.
-        arguments: the call that registered it.
-    """
-
-    directory: WorkflowDirectory
-    spec: WorkflowSpec
-    compiled: CompiledWorkflow
-    arguments: WorkflowArguments
-
-    @property
-    def name(self) -> str:
-        """The workflow's name."""
-        return self.directory.name
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What is to be known of it at the next start."""
-        fetched = self.directory.downloaded
-        return {
-            "warName": os.path.basename(self.directory.url) if fetched is None else fetched.name,
-            "downloaded": fetched is not None,
-            "responseTimeout": self.arguments.response_timeout,
-            "startupTimeout": self.arguments.startup_timeout,
-        }
 
 
 class WorkflowManager:
@@ -113,13 +68,14 @@ class WorkflowManager:
         self._config = config
         self._registry = registry
         self._models = models
+        self._nodes = WorkflowNodes(registry, models, outstanding, config.unregister_model_timeout)
         self._workflows_dir = workflows_dir
         self._publish = publish
-        self._outstanding = outstanding
         self._record = record
         self._lock = threading.Lock()
         self._busy: set[str] = set()
         self._workflows: dict[str, Workflow] = {}
+        self._number = 0
 
     def register(self, *, at_startup: bool = False, fetched: bool = False, **given: Any) -> dict[str, Any]:
         """Registers a workflow and all its nodes, and answers when their workers are ready.
@@ -144,24 +100,27 @@ class WorkflowManager:
         )
         if fetched and self._config.workflow_store is not None:
             directory = replace(directory, downloaded=self._config.workflow_store / os.path.basename(directory.url))
+        name = directory.name
         try:
-            spec = directory.read_spec()
-            workflow = Workflow(directory, spec, compile_workflow(directory.name, spec), arguments)
-            if workflow.compiled.functions and directory.handler_file is None:
-                functions = ", ".join(workflow.compiled.functions)
-                raise InvalidDag(f"The archive names no handler, which would hold the functions {functions}")
-            with self._alone_with(workflow.name):
-                if workflow.name in self._workflows:
-                    raise ConflictStatus(f"Workflow {workflow.name} is already registered.")
-                self._register(workflow)
+            with self._alone_with(name):
+                before = self._workflows.get(name)
+                if before is not None and not arguments.replace:
+                    Workflow.of(directory, arguments, name)  # what is wrong with it is told first
+                    raise ConflictStatus(f"Workflow {name} is already registered.")
+                self._number += 1
+                key = name if before is None else f"{name}~{self._number}"
+                workflow = Workflow.of(directory, arguments, key)
+                self._register(workflow, before)
+                if before is not None:
+                    self._take_over(before, workflow)
         except BaseException:
             # At a start the next one tries it again.
             _discard(replace(directory, downloaded=None) if fetched else directory)
             raise
         if not at_startup:
             self._record()
-        log.info("Workflow %s registered from %s", workflow.name, directory.url)
-        return _status(f"Workflow {workflow.name} has been registered and scaled successfully.")
+        log.info("Workflow %s registered from %s", name, directory.url)
+        return _status(f"Workflow {name} has been registered and scaled successfully.")
 
     def describe(self, *, workflow_name: str) -> dict[str, Any]:
         """Describes a workflow: its global numbers and its graph."""
@@ -198,8 +157,9 @@ class WorkflowManager:
                 self._publish()
             with self._lock:
                 del self._workflows[workflow.name]
-            self._wait_until_quiet(workflow.name)
-            failures = [*self._missing(workflow), *self._unregister_nodes(workflow.name)]
+            self._nodes.wait_until_quiet(workflow.key)
+            failures = [*self._nodes.missing(workflow), *self._nodes.unregister(workflow.key)]
+            self._registry.remove_aliases(workflow.models_named(workflow.key))
         _discard(workflow.directory)
         self._record()
         if failures:
@@ -214,7 +174,8 @@ class WorkflowManager:
         with self._lock:
             if name not in self._workflows or not self._config.workflow_names:
                 return None
-        return all(model.workers for model in self._registry.nodes_of(name))
+            key = self._workflows[name].key
+        return all(model.workers for model in self._registry.nodes_of(key))
 
     def _get(self, name: str) -> Workflow:
         with self._lock:
@@ -239,18 +200,18 @@ class WorkflowManager:
             with self._lock:
                 self._busy.discard(name)
 
-    # -- nodes
-
-    def _register(self, workflow: Workflow) -> None:
+    def _register(self, workflow: Workflow, before: Workflow | None) -> None:
         """Registers the nodes, and then the workflow.
 
         Raises:
             InternalServerError: not all nodes could be; none of them is left.
         """
-        failures = self._register_nodes(workflow)
+        taken = [] if before is None else self._nodes.taken_names(before, workflow)
+        failures = taken or self._nodes.register(workflow)
         if failures:
-            text = f"Workflow {workflow.name} has failed to register. Failures: [{', '.join(failures)}]"
-            left = self._unregister_nodes(workflow.name)
+            listed = ", ".join(failures).replace(f"{workflow.key}__", f"{workflow.name}__")
+            text = f"Workflow {workflow.name} has failed to register. Failures: [{listed}]"
+            left = self._nodes.unregister(workflow.key)
             if left:
                 text += f"Error while doing rollback of failed workflow. Details{', '.join(left)}"
             log.error("%s", text)
@@ -261,126 +222,27 @@ class WorkflowManager:
             self._registry.set_workflow(workflow.name, workflow.compiled.graph.to_json(), workflow.record)
             self._publish()
 
-    def _register_nodes(self, workflow: Workflow) -> list[str]:
-        """Registers them side by side; returns what went wrong, in the order of the file."""
-        tasks: list[Callable[[], list[str]]] = []
-        tasks += [lambda node=node: self._register_model(workflow, node) for node in workflow.compiled.models]  # type: ignore[misc]
-        tasks += [lambda node=node: self._find_shared(workflow, node) for node in workflow.compiled.shared]  # type: ignore[misc]
-        if workflow.compiled.functions:
-            tasks.append(lambda: self._register_functions(workflow))
-        with ThreadPoolExecutor(MOST_AT_ONCE, thread_name_prefix="workflow") as pool:
-            return [failure for failures in pool.map(lambda task: task(), tasks) for failure in failures]
-
-    def _register_model(self, workflow: Workflow, node: Node) -> list[str]:
-        name, numbers, arguments = model_name(workflow.name, node.name), node.numbers, workflow.arguments
-        try:
-            if node.url is None:
-                raise BadRequest(f"Model {node.name} has no url.")
-            self._models.register(
-                workflow=workflow.name,
-                url=node.url,
-                model_name=name,
-                batch_size=numbers.batch_size,
-                max_batch_delay=numbers.max_batch_delay_ms,
-                initial_workers=max(0, numbers.max_workers),
-                response_timeout=arguments.response_timeout,
-                startup_timeout=arguments.startup_timeout,
-            )
-        except Exception as error:
-            failure = _failure(name, error)
-            if not node.options.optional:
-                return [failure]
-            log.warning("Workflow %s goes without its optional node: %s", workflow.name, failure)
-        return []
-
-    def _find_shared(self, workflow: Workflow, node: Node) -> list[str]:
-        shared = node.options.model
-        if shared is None or node.options.optional:
-            return []
-        try:
-            self._registry.get(shared.name, shared.version)
-        except ServerError as error:
-            return [_failure(model_name(workflow.name, node.name), error)]
-        return []
-
-    def _register_functions(self, workflow: Workflow) -> list[str]:
-        directory, arguments, functions = workflow.directory, workflow.arguments, workflow.compiled.functions
-        handler = directory.handler_file
-        assert handler is not None
-        try:
-            self._models.register_functions(
-                workflow.name,
-                directory.path,
-                directory.url,
-                str(handler.relative_to(directory.path)),
-                functions,
-                response_timeout=arguments.response_timeout,
-                startup_timeout=arguments.startup_timeout,
-            )
-        except Exception as error:
-            return [_failure(functions[key]["model"], error) for key in self._failed_functions(workflow)]
-        return []
-
-    def _failed_functions(self, workflow: Workflow) -> list[str]:
-        """The functions that could not be loaded, by what their worker has said last; all if it said nothing."""
-        functions = workflow.compiled.functions
-        for model in self._registry.nodes_of(workflow.name):
-            named = [
-                line.removeprefix(FUNCTION_FAILED) for line in model.load_lines if line.startswith(FUNCTION_FAILED)
-            ]
-            if model.spec.functions and named:
-                return [key for key in functions if key == named[-1]]
-        return list(functions)
-
-    def _missing(self, workflow: Workflow) -> list[str]:
-        """What is said of nodes that somebody has unregistered."""
-        names = [model_name(workflow.name, node.name) for node in workflow.compiled.models]
-        there = {model.name for model in self._registry.nodes_of(workflow.name)}
-        wanted = [name for name in names if name not in there]
-        wanted += [
-            function["model"]
-            for function in workflow.compiled.functions.values()
-            if self._registry.function_host(function["model"]) is None
-        ]
-        optional = {
-            model_name(workflow.name, node.name) for node in workflow.spec.nodes.values() if node.options.optional
-        }
-        return [f"Model not found: {name}" for name in wanted if name not in optional]
-
-    def _unregister_nodes(self, workflow: str) -> list[str]:
-        """Unregisters what a workflow has registered; returns what went wrong."""
-        nodes = self._registry.nodes_of(workflow)
-        with ThreadPoolExecutor(MOST_AT_ONCE, thread_name_prefix="workflow") as pool:
-            return [failure for failure in pool.map(self._unregister_node, nodes) if failure]
-
-    def _unregister_node(self, model: ModelVersion) -> str:
-        try:
-            self._models.unregister(model_name=model.name, version=model.version)
-        except ServerError as error:
-            log.error("Node %s cannot be unregistered: %s", model.name, error.message)
-            return error.message
-        return ""
-
-    def _wait_until_quiet(self, workflow: str) -> None:
-        """Waits until the requests under way are answered; a node more may still follow on each answer."""
-        deadline = time.monotonic() + self._config.unregister_model_timeout
-        quiet_since = time.monotonic()
-        while (now := time.monotonic()) - quiet_since < _QUIET_S and now < deadline:
-            if any(self._outstanding(model) for model in self._registry.nodes_of(workflow)):
-                quiet_since = time.monotonic()
-            time.sleep(_LOOK_S)
-
-
-def _failure(name: str, error: Exception) -> str:
-    """What TorchServe says of a node that could not be registered."""
-    if isinstance(error, ServiceUnavailable):
-        raise error
-    message = error.message if isinstance(error, ServerError) else str(error)
-    if not isinstance(error, ServerError):
-        log.error("Node %s cannot be registered", name, exc_info=error)
-    if message.startswith(_WORKERS_FAILED):
-        return f"{_WORKERS_FAILED}{name} version: {message.rpartition(' ')[2]}"
-    return f"Workflow Node {name} failed to register. Details: {message}"
+    def _take_over(self, before: Workflow, after: Workflow) -> None:
+        """Ends a workflow that another has replaced: no request of it is lost, and the names are the other's then."""
+        self._nodes.wait_until_quiet(before.key)
+        name, registry = after.name, self._registry
+        graph = compile_workflow(name, after.spec).graph
+        with registry.changed:
+            registry.remove_aliases(before.models_named(before.key))
+            for old, new in self._nodes.moves(before.key, name, f"{name}~retired"):
+                registry.rename(old, new)
+            for old, new in self._nodes.moves(after.key, after.key, name):
+                registry.rename(old, new)
+                # Requests under way know the nodes by the names that they had until now.
+                registry.alias(old, new)
+            registry.set_workflow(name, graph.to_json(), after.record)
+            self._publish()
+        for model in registry.nodes_of(after.key):
+            self._models.workers.renew(model)
+        for failure in self._nodes.unregister(before.key):
+            log.error("A node of the workflow %s that was replaced is left: %s", name, failure)
+        kept = before.directory.downloaded == after.directory.downloaded
+        _discard(replace(before.directory, downloaded=None) if kept else before.directory)
 
 
 def _discard(directory: WorkflowDirectory) -> None:

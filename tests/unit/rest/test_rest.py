@@ -322,8 +322,8 @@ def test_calls_about_workflows(supervisor: SupervisorSocket, web: falcon.testing
         {"op": "list_workflows", "limit": 100, "next_page_token": 0},
         {"op": "describe_workflow", "workflow_name": "w"},
         {"op": "unregister_workflow", "workflow_name": "w"},
-        {**registered, "response_timeout": 120, "startup_timeout": 5, "s3_sse_kms": False},
-        {**registered, "response_timeout": 7, "startup_timeout": 120, "s3_sse_kms": True},
+        {**registered, "response_timeout": 120, "startup_timeout": 5, "s3_sse_kms": False, "replace": False},
+        {**registered, "response_timeout": 7, "startup_timeout": 120, "s3_sse_kms": True, "replace": False},
     ]
 
 

@@ -1,0 +1,72 @@
+"""One request of a workflow as its process knows it: who waits, where its first slot is, how long its nodes took."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from wsgi_ts.batcher.shm.request_codec import Request
+from wsgi_ts.dataplane.graph import Graph
+from wsgi_ts.dataplane.graph_walk import GraphWalk
+from wsgi_ts.dataplane.routes import Target
+
+Waiter = TypeVar("Waiter")
+
+#: With it a client says how long it waits for a workflow's answer, in milliseconds.
+DEADLINE_HEADER = b"x-request-timeout-ms"
+
+
+class Walk(Generic[Waiter]):
+    """One request of a workflow.
+
+    Attributes:
+        handle: the number under which the exchange knows the request.
+        waiter: who waits for its answer.
+        target: where it goes.
+        states: what its nodes do.
+        request: what the client has sent, as its first node gets it.
+        first_slot: where that lies.
+        began_ns: when it came (monotonic).
+        deadline_ns: when its client gives up (monotonic); 0 for never.
+        limit_ns: until when nothing has to be looked at.
+    """
+
+    __slots__ = ("began_ns", "deadline_ns", "first_slot", "handle", "limit_ns", "request", "states", "target", "waiter")
+
+    def __init__(self, handle: int, waiter: Waiter, target: Target, graph: Graph, request: Request) -> None:
+        self.handle = handle
+        self.waiter = waiter
+        self.target = target
+        self.states = GraphWalk(graph)
+        self.request = request
+        self.first_slot = -1
+        self.began_ns = request.arrival_ns
+        limit_ms = _deadline_ms(request.head)
+        self.deadline_ns = self.began_ns + limit_ms * 1_000_000 if limit_ms else 0
+        self.limit_ns = 0
+
+    def took_ns(self) -> list[int]:
+        """How long each node was under way; of a list's elements the longest."""
+        took = [0] * len(self.states.graph.nodes)
+        for task in self.states.tasks():
+            took[task.node] = max(took[task.node], task.took_ns)
+        return took
+
+    def timings(self) -> str:
+        """The value of the header Server-Timing: the milliseconds of each node that has run."""
+        nodes = self.states.graph.nodes
+        return ", ".join(
+            f"{node.timing_name};dur={took_ns / 1e6:.3f}"
+            for node, took_ns in zip(nodes, self.took_ns(), strict=True)
+            if took_ns
+        )
+
+
+def _deadline_ms(head: bytes) -> int:
+    """How long the client waits, 0 where it does not say."""
+    if DEADLINE_HEADER not in head.lower():
+        return 0
+    for line in head.split(b"\r\n")[1:]:
+        name, _, value = line.partition(b":")
+        if name.lower() == DEADLINE_HEADER and value.strip().isdigit():
+            return min(int(value.strip()[:12]), 1 << 40)
+    return 0
