@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -242,6 +243,53 @@ def test_the_last_node_s_stream_goes_through(server: ServerProcess) -> None:
 def test_of_an_inner_stream_the_first_chunk_counts(server: ServerProcess) -> None:
     assert ask(server, "inner", "a b c").text == "a\nafter"
     assert ask(server, "inner", "alone").text == "aloneafter"
+
+
+def events(server: ServerProcess, path: str, body: str, accept: str = "text/event-stream") -> list[tuple[str, str]]:
+    reply = server.request("inference", "POST", path, body=body, headers={"accept": accept})
+    assert (reply.status, reply.headers["content-type"]) == (200, "text/event-stream")
+    found = []
+    for block in reply.text.split("\n\n")[:-1]:
+        kind, *data = block.split("\n")
+        found.append((kind.removeprefix("event: "), "\n".join(line.removeprefix("data: ") for line in data)))
+    return found
+
+
+def test_events_tell_of_each_node(server: ServerProcess) -> None:
+    *nodes, (kind, answer) = events(server, "/wfpredict/conditions", "b")
+    assert [kind for kind, _ in nodes] == ["node"] * len(nodes)
+    told = {fields["node"]: fields for fields in (json.loads(data) for _, data in nodes)}
+    assert {name: fields["state"] for name, fields in told.items()} == {
+        **{"first": "done", "branch": "done", "behind": "done", "side": "skipped", "join": "done"}
+    }
+    assert all(fields["ms"] > 0 for fields in told.values())
+    assert (kind, json.loads(answer)) == ("answer", {"behind": "b conditions__branch behind"})
+
+
+def test_events_by_query_of_items_and_of_a_stream(server: ServerProcess) -> None:
+    found = events(server, "/wfpredict/items?events=true", "one two", accept="*/*")
+    items = [json.loads(data).get("item") for kind, data in found if kind == "node"]
+    assert sorted(item for item in items if item is not None) == [0, 0, 1, 1]
+    found = events(server, "/wfpredict/streamed", "a b c")
+    assert [kind for kind, _ in found][:2] == ["node", "chunk"]
+    assert "".join(data for kind, data in found if kind == "chunk").split() == ["a", "b", "c"]
+    assert found[-1] == ("answer", "")
+
+
+def test_an_error_is_an_event_too(server: ServerProcess) -> None:
+    war(server.store, "failing", "models: {}\ndag:\n  first: [stands_in]\n", FAILURE_FUNCTIONS)
+    assert server.request("management", "POST", "/workflows?url=failing.war", timeout=60).status == 200
+    *_, (kind, data) = events(server, "/wfpredict/failing", "x")
+    assert (kind, json.loads(data)["message"]) == ("error", "Error executing stands_in")
+
+
+def test_a_client_of_events_that_hangs_up(server: ServerProcess) -> None:
+    for _ in range(5):
+        with server.raw() as connection:
+            head = "POST /wfpredict/items HTTP/1.1\r\nhost: a\r\naccept: text/event-stream\r\ncontent-length: 5\r\n\r\n"
+            connection.send(head.encode() + b"a b c")
+            assert connection.read_head()[1]["content-type"] == "text/event-stream"
+    eventually(lambda: not slots_in_use(server.prefix), within=5, what="no slot in use")
 
 
 def test_options_that_do_not_go_together(server: ServerProcess) -> None:

@@ -28,9 +28,13 @@ class Walk(Generic[Waiter]):
         began_ns: when it came (monotonic).
         deadline_ns: when its client gives up (monotonic); 0 for never.
         limit_ns: until when nothing has to be looked at.
+        is_watched: who waits is told of each node that has ended.
     """
 
-    __slots__ = ("began_ns", "deadline_ns", "first_slot", "handle", "limit_ns", "request", "states", "target", "waiter")
+    __slots__ = (
+        *("began_ns", "deadline_ns", "first_slot", "handle", "is_watched", "limit_ns", "request", "states", "target"),
+        "waiter",
+    )
 
     def __init__(self, handle: int, waiter: Waiter, target: Target, graph: Graph, request: Request) -> None:
         self.handle = handle
@@ -43,6 +47,7 @@ class Walk(Generic[Waiter]):
         limit_ms = _deadline_ms(request.head)
         self.deadline_ns = self.began_ns + limit_ms * 1_000_000 if limit_ms else 0
         self.limit_ns = 0
+        self.is_watched = False
 
     def took_ns(self) -> list[int]:
         """How long each node was under way; of a list's elements the longest."""

@@ -53,6 +53,7 @@ class Walks(Generic[Waiter]):
     Attributes:
         steps: of each slot of a walk its walk and task.
         deliver: answers a request with what lies in no slot.
+        progress: tells who waits for a walk that is watched of a node that has ended, by name and task.
         limit: says when a request is to be looked at, by monotonic time in ns, where that is earlier than was said.
     """
 
@@ -67,6 +68,7 @@ class Walks(Generic[Waiter]):
     ) -> None:
         self.steps: dict[int, tuple[Walk[Waiter], Task]] = {}
         self.deliver: Callable[[Waiter, Answer], None] = lambda waiter, answer: None
+        self.progress: Callable[[Waiter, str, Task], None] = lambda waiter, name, task: None
         self.limit: Callable[[Waiter, int], None] = lambda waiter, limit_ns: None
         self._client = client
         self._routes = routes
@@ -127,6 +129,8 @@ class Walks(Generic[Waiter]):
         task.place = offset, length
         now_ns = time.monotonic_ns()
         task.took_ns = now_ns - task.began_ns
+        is_stream = bool(flags & ResponseFlag.STREAMED)
+        is_passed_on = is_stream and state == SlotState.DONE and walk.states.is_last(task)
         if state == SlotState.FAILED:
             # A full queue, or a worker that has gone: the batcher says no more.
             is_refused = status == ServiceUnavailable.http_status and not length
@@ -135,10 +139,12 @@ class Walks(Generic[Waiter]):
                 task.limit_ns = 0  # the next attempt has its own time; one that waits for this one's end has it already
             actions = walk.states.failed(task, may_retry=not is_refused)
         else:
-            if flags & ResponseFlag.STREAMED and not walk.states.is_last(task):
+            if is_stream and not is_passed_on:
                 self._take_chunks(task)
                 task.value = task.value or b""
             actions = self._answered(walk, task, offset, length)
+        if walk.is_watched and not is_passed_on and task.state > State.WITHDRAWN and walk.handle in self._by_handle:
+            self.progress(walk.waiter, walk.states.graph.nodes[task.node].name, task)
         return self._carry_out(walk, actions)
 
     def answer(self, slot: int, answer: Answer) -> Answer:
@@ -187,6 +193,10 @@ class Walks(Generic[Waiter]):
         """Until when nothing has to be looked at, by monotonic time in ns; 0 where the request is answered."""
         walk = self._by_handle.get(handle)
         return 0 if walk is None else walk.limit_ns
+
+    def watch(self, handle: int) -> None:
+        """Has who waits be told of each node that ends."""
+        self._by_handle[handle].is_watched = True
 
     def leave(self, handle: int) -> None:
         """Nobody waits for a walk any more: what has not begun is never run."""
@@ -351,6 +361,9 @@ class Walks(Generic[Waiter]):
 
     def _finish(self, walk: Walk[Waiter], ends: list[Task], *, in_slot: bool) -> tuple[int, Waiter] | None:
         """Answers with what the last tasks have."""
+        if walk.handle not in self._by_handle:  # the client has gone while it was told of the last node
+            self._let_go(ends)
+            return None
         graph = walk.states.graph
         if len(ends) == 1 and len(graph.ends) == 1:
             (end,) = ends
@@ -364,12 +377,15 @@ class Walks(Generic[Waiter]):
                 answer = Answer(InternalServerError("Response is larger than max_response_size"))
         if answer.error is None:
             answer.headers = [JSON_TYPE, ("server-timing", walk.timings())]
+        self._let_go(ends)
+        self._deliver(walk, answer)
+        return None
+
+    def _let_go(self, ends: list[Task]) -> None:
         for end in ends:
             end.is_kept = False
             if not end.refs and not end.is_open:
                 self._release(end)
-        self._deliver(walk, answer)
-        return None
 
     def _land(self, walk: Walk[Waiter], end: Task) -> tuple[int, Waiter]:
         """Makes a task's slot the one that the request is answered from."""

@@ -13,6 +13,7 @@ from typing import Any
 from wsgi_ts.batcher.shm.layout import SlotState
 from wsgi_ts.batcher.shm.request_codec import Answer
 from wsgi_ts.dataplane.exchange import Exchange
+from wsgi_ts.dataplane.graph_walk import Task
 from wsgi_ts.errors import InternalServerError, ServerError
 from wsgi_ts.http.head import BadHead
 from wsgi_ts.rest.inference import ANSWER_KEY
@@ -20,6 +21,7 @@ from wsgi_ts.rest.responses import BASE_HEADERS, ERROR_KEY, UNEXPECTED, encode_j
 from wsgi_ts.security.tls import TlsSocket
 from wsgi_ts.web.app import call_app, environ_of
 from wsgi_ts.web.connection import Connection, Phase
+from wsgi_ts.web.events import EVENT_TYPE, body_event, error_event, node_event
 from wsgi_ts.web.load_header import LoadHeader
 from wsgi_ts.web.report import NO_LINE, Report
 from wsgi_ts.web.table import READ_EVENTS, ConnectionTable
@@ -42,6 +44,9 @@ MAX_AHEAD = 65536
 _TOO_LARGE = b"HTTP/1.1 413 Request Entity Too Large\r\ncontent-length: 0\r\n\r\n"
 #: Bodies up to this size are copied out of the slot and sent with the head; larger ones are sent from the slot.
 _SMALL_BODY = 16384
+
+#: A stream whose handler has failed.
+_FAILED = InternalServerError("Prediction failed")
 
 AS_SENT: Mapping[str, str] = {}
 #: What stands in for a request that could not be read.
@@ -76,6 +81,7 @@ class Answers:
         if exchange is not None:
             exchange.walks.deliver = self._deliver
             exchange.walks.limit = table.limit_answer
+            exchange.walks.progress = self._tell_of_node
 
     def collect(self) -> None:
         """Looks after all slots of which there is news."""
@@ -85,7 +91,10 @@ class Answers:
         for slot, connection in exchange.news():
             try:
                 if connection.phase == Phase.STREAM:
-                    self._pump(exchange, connection)
+                    if connection.sends_events:
+                        self._send_events(exchange, connection, slot)
+                    else:
+                        self._pump(exchange, connection)
                 else:
                     self._answer_slot(exchange, connection, slot)
             except Exception:
@@ -136,9 +145,61 @@ class Answers:
         """Answers a workflow's request with what lies in no slot."""
         connection.slot = -1
         try:
+            if connection.sends_events:
+                body = body_event("answer", bytes(answer.body)) if answer.error is None else error_event(answer.error)
+                self._end_events(connection, body)
+                return
             self.respond(connection, self._response_to(connection, answer))
         except Exception:
             self.fail(connection)
+
+    # Events of a workflow
+
+    def begin_events(self, connection: Connection) -> None:
+        """Begins the answer to a workflow's request that was submitted: events, whatever becomes of it."""
+        answer = Answer()
+        answer.headers, answer.stream = [("content-type", EVENT_TYPE)], ()
+        response = self._response_to(connection, answer)
+        connection.sends_events = True
+        connection.begin_stream(response)
+        self._report.note(connection, response.status)
+        self._flush_stream(connection)
+
+    def _tell_of_node(self, connection: Connection, name: str, task: Task) -> None:
+        connection.queue_chunk(node_event(name, task.item, task.took_ns, has_answer=task.has_answer))
+        self._flush_stream(connection)
+
+    def _send_events(self, exchange: Exchange[Connection], connection: Connection, slot: int) -> None:
+        """Sends the answer as an event, or what has come of one that is streamed."""
+        target = connection.target
+        if target is None:
+            raise RuntimeError("an answered slot without target")
+        if connection.slot != slot:
+            answer = exchange.answer(slot, target)
+            if answer.stream is None:
+                body = bytes(answer.body)
+                connection.slot = -1
+                exchange.finish(slot)
+                self._end_events(connection, body_event("answer", body))
+                return
+            connection.slot = slot
+        chunks, state = exchange.chunks(slot)
+        for chunk in chunks:
+            connection.queue_chunk(body_event("chunk", chunk))
+        if state == SlotState.STREAMING:
+            self._flush_stream(connection)
+            return
+        connection.slot = -1
+        exchange.finish(slot)
+        is_whole = state != SlotState.FAILED
+        self._end_events(connection, body_event("answer", b"") if is_whole else error_event(_FAILED))
+
+    def _end_events(self, connection: Connection, last: bytes) -> None:
+        connection.queue_chunk(last)
+        connection.end_stream()
+        connection.sends_events = False
+        self._send(connection)
+        self._note_unsent(connection)
 
     def answer(self, connection: Connection, error: ServerError) -> None:
         """Answers a prediction that no model worker has answered."""
@@ -249,27 +310,32 @@ class Answers:
         for chunk in chunks:
             connection.queue_chunk(chunk)
         if state == SlotState.STREAMING:
-            try:
-                is_sent = send_queued(connection)
-            except OSError:
-                self._table.client_gone(connection)
-                return
-            if not is_sent:
-                self._table.watch(connection, select.EPOLLOUT)
-                self.limit_unsent(connection)
-                return
-        else:
-            exchange.finish(connection.slot)
-            connection.slot = -1
-            if state == SlotState.FAILED:
-                # No terminating chunk: the client must not take a broken stream for a whole one.
-                with contextlib.suppress(OSError):
-                    send_queued(connection)
-                self._table.close(connection)
-                return
-            connection.end_stream()
-            self._send(connection)
+            self._flush_stream(connection)
+            return
+        exchange.finish(connection.slot)
+        connection.slot = -1
+        if state == SlotState.FAILED:
+            # No terminating chunk: the client must not take a broken stream for a whole one.
+            with contextlib.suppress(OSError):
+                send_queued(connection)
+            self._table.close(connection)
+            return
+        connection.end_stream()
+        self._send(connection)
         self._note_unsent(connection)
+
+    def _flush_stream(self, connection: Connection) -> None:
+        """Sends what is queued of an answer that goes on."""
+        try:
+            is_sent = send_queued(connection)
+        except OSError:
+            self._table.client_gone(connection)
+            return
+        if is_sent:
+            self._note_unsent(connection)
+        else:
+            self._table.watch(connection, select.EPOLLOUT)
+            self.limit_unsent(connection)
 
     def limit_unsent(self, connection: Connection) -> None:
         """Ends the stream of a client that takes too little of it: too little by itself, or the least of too many."""

@@ -90,12 +90,13 @@ class Connection:
         body_seen: how much of the body had come when its limit was last looked at.
         unsent: bytes that are queued.
         stream_chunked: the streamed answer under way is sent in chunks of HTTP.
+        sends_events: it tells of each node of a workflow as it ends.
     """
 
     __slots__ = (
         *("answered_ns", "arrival_ns", "body", "body_seen", "buffer", "close_after", "closed", "endpoint", "events"),
         *("fd", "half_closed", "head", "ignored", "limit_at", "out", "peer", "phase", "release_slot", "request_id"),
-        *("slot", "sock", "stream_chunked", "target", "unsent"),
+        *("sends_events", "slot", "sock", "stream_chunked", "target", "unsent"),
     )
 
     def __init__(self, sock: socket.socket, peer: str, endpoint: Endpoint) -> None:
@@ -123,6 +124,7 @@ class Connection:
         self.out: deque[memoryview | bytes] = deque()
         self.unsent = 0
         self.stream_chunked = False
+        self.sends_events = False
 
     @property
     def idle_us(self) -> int:

@@ -234,7 +234,7 @@ class WebLoop:
         for connection in [c for c in self.table.connections.values() if c.limit_at]:
             if now > connection.limit_at:
                 self._attend(connection, self.requests.give_up)
-            elif connection.phase == Phase.ANSWER:
+            elif connection.phase == Phase.ANSWER or connection.sends_events:
                 self.table.limit_answer(connection, int(connection.limit_at * 1e9))
 
     def drain(self) -> None:

@@ -32,6 +32,7 @@ from wsgi_ts.security.tls import TlsSocket
 from wsgi_ts.web.answers import AS_SENT, NO_REQUEST, Answers, events_ahead
 from wsgi_ts.web.app import AppThreads, call_app, environ_of
 from wsgi_ts.web.connection import TURN_BYTES, Connection, Phase, SlotBody
+from wsgi_ts.web.events import wants_events
 from wsgi_ts.web.gate import GatedAccess
 from wsgi_ts.web.plugins import PluginEndpoint
 from wsgi_ts.web.table import READ_EVENTS, ConnectionTable
@@ -145,7 +146,7 @@ class Requests:
             connection.limit_at = time.monotonic() + BODY_LIMIT_S
         elif phase == Phase.BODY or (phase == Phase.HEAD and connection.buffer):
             self._answers.refuse(connection, BadHead(408, "The request did not arrive in time."))
-        elif phase == Phase.ANSWER and connection.target is not None and connection.target.graph is not None:
+        elif connection.target is not None and connection.target.graph is not None and self._walks(connection):
             limit_ns = self._table.exchange.walks.look(connection.slot)
             if limit_ns:
                 self._table.limit_answer(connection, limit_ns)
@@ -160,6 +161,11 @@ class Requests:
             connection.limit_at = 0.0
         else:
             self._table.client_gone(connection)
+
+    @staticmethod
+    def _walks(connection: Connection) -> bool:
+        """Whether a workflow's request is under way whose nodes have limits of their own."""
+        return connection.phase == Phase.ANSWER or connection.sends_events
 
     def read(self, connection: Connection) -> None:
         """Reads as many requests as can be answered now (one at a time: pipelined answers keep their order)."""
@@ -412,6 +418,9 @@ class Requests:
             if target.graph is not None:
                 limit_ns = exchange.walks.limit_of(connection.slot)
             self._table.limit_answer(connection, limit_ns)
+            if target.graph is not None and wants_events(head):
+                exchange.walks.watch(connection.slot)
+                self._answers.begin_events(connection)
         if connection.half_closed:
             self._table.watch(connection, connection.events & ~READ_EVENTS)
 
