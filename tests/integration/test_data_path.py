@@ -15,6 +15,7 @@ from support import http
 from support.archives import archive
 from support.eventually import eventually
 from support.server import REPOSITORY, WITH_TORCH, ServerProcess, free_ports
+from support.wars import FUNCTIONS, war
 
 Start = Callable[..., ServerProcess]
 
@@ -248,6 +249,12 @@ def handle(data, context):
     server = start_server(store=store)
     server.register("echo.mar")
     server.register("streams.mar")
+    graph = "models:\n  retry-attempts: 0\n  timeout-ms: 300\ndag:\n  before: [after, slow]\n"
+    slow = "\ndef slow(data, context):\n    import time\n    time.sleep(0 if data is None else 1)\n    return [{}]\n"
+    war(server.store, "chain", "models: {}\ndag:\n  before: [after]\n")
+    war(server.store, "late", graph, FUNCTIONS + slow)
+    for name in ("chain", "late"):
+        assert server.request("management", "POST", f"/workflows?url={name}.war", timeout=60).status == 200
     (tmp_path / "attached.py").write_text(GTHREAD)
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "gunicorn", "-k", "gthread", "--threads", "8", "-b", f"127.0.0.1:{port}"]
@@ -267,6 +274,11 @@ def handle(data, context):
             assert chunked.body == b"abcd"
             assert http.request(port, "GET", "/predictions/streams").text == "one two three"
             assert http.request(port, "GET", "/predictions/nope").status == 404
+            walked = http.request(port, "POST", "/WFPREDICT/chain", body=b"x")
+            assert (walked.status, walked.text) == (200, "x before after")
+            assert walked.headers["content-type"] == "application/json"
+            late = http.request(port, "POST", "/wfpredict/late", body=b"x")
+            assert (late.status, late.json()["message"]) == (500, "Error executing slow")
             with ThreadPoolExecutor(8) as pool:
                 bodies = [b"%d" % number for number in range(100)]
                 replies = pool.map(lambda body: http.request(port, "POST", "/predictions/echo", body=body).body, bodies)
