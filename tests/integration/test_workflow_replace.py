@@ -119,6 +119,28 @@ def test_a_name_of_somebody_else_is_not_taken(server: ServerProcess) -> None:
     assert names(server) == ["w__m", "w__more"]
 
 
+def test_a_workflow_that_is_unregistered_under_load_ends_what_it_has_begun(server: ServerProcess) -> None:
+    answers: Counter[int] = Counter()
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            answers[server.request("inference", "POST", "/wfpredict/again", body=b"x").status] += 1
+
+    reply = server.request("management", "POST", "/workflows?url=one.war&workflow_name=again", timeout=60)
+    assert reply.status == 200
+    clients = [threading.Thread(target=ask) for _ in range(4)]
+    for client in clients:
+        client.start()
+    eventually(lambda: answers[200] > 50, within=10, what="requests under way")
+    assert server.request("management", "DELETE", "/workflows/again", timeout=60).status == 200
+    eventually(lambda: answers[404] > 5, within=10, what="requests that find nothing")
+    stop.set()
+    for client in clients:
+        client.join()
+    assert set(answers) == {200, 404}
+
+
 def test_without_the_word_the_name_is_taken_and_afterwards_it_is_free(server: ServerProcess) -> None:
     assert register(server, "two.war").status == 409
     assert server.request("management", "DELETE", "/workflows/w", timeout=60).status == 200

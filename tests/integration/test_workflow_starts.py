@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 from support import faults
 from support.archives import archive
 from support.eventually import eventually
-from support.grpc_client import GrpcClient, open_inference_pb2
+from support.grpc_client import GrpcClient, failure, open_inference_pb2
 from support.http import Reply
 from support.server import ServerProcess
 from support.wars import NAMED, war
@@ -59,6 +60,17 @@ def test_a_workflow_answers_over_grpc(server: ServerProcess) -> None:
     with GrpcClient(server) as client:
         assert client.predict("chain", b"x") == b"x before chain__m1 after"
         assert b"".join(part.prediction for part in client.stream("chain", b"y")) == b"y before chain__m1 after"
+
+
+def test_a_node_that_fails_is_told_of_over_grpc(server: ServerProcess) -> None:
+    functions = "def look(data, context):\n    if data is not None:\n        raise ValueError('no')\n"
+    war(server.store, "failing", "models: {retry-attempts: 0}\ndag:\n  look: []\n", functions)
+    assert server.request("management", "POST", "/workflows?url=failing.war", timeout=60).status == 200
+    with GrpcClient(server) as client:
+        code, text = failure(lambda: client.predict("failing", b"x"))
+    assert code == grpc.StatusCode.INTERNAL
+    assert text.startswith("Error executing look")
+    assert server.request("management", "DELETE", "/workflows/failing", timeout=60).status == 200
 
 
 def test_a_workflow_answers_over_kserve(server: ServerProcess) -> None:

@@ -57,11 +57,6 @@ class Node:
     gathers: bool = False
     scatter: int = -1
 
-    @property
-    def timing_name(self) -> str:
-        """Its name in the header Server-Timing."""
-        return _NO_TOKEN.sub("_", self.name)
-
 
 class Graph:
     """A workflow's graph; it has one start, and no cycle.
@@ -80,6 +75,8 @@ class Graph:
         ends: the nodes that nobody reads, in the order of the file.
         behind: for each node all that come after it.
         region: for each node that scatters, those that run once for each element.
+        counts: for each node how many parents it waits for (-1 where it runs for elements), and how many read it.
+        timing_names: for each node its name in the header Server-Timing.
     """
 
     def __init__(self, name: str, nodes: tuple[Node, ...], index: int = -1) -> None:
@@ -99,6 +96,12 @@ class Graph:
             for place in places
             if nodes[place].scatters
         }
+
+        self.counts = [
+            (-1 if node.scatter >= 0 else 1 if node.gathers else len(node.parents), len(self.readers[place]))
+            for place, node in enumerate(nodes)
+        ]
+        self.timing_names = [_NO_TOKEN.sub("_", node.name) for node in nodes]
 
     def _inputs(self, node: Node) -> tuple[tuple[str, int], ...]:
         if len(node.parents) == 1:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from wsgi_ts.dataplane.graph import DEFAULT, SKIP, Graph
 from wsgi_ts.errors import ServerError
@@ -18,16 +17,16 @@ from wsgi_ts.errors import ServerError
 MOST_ELEMENTS = 32
 
 
-class State(IntEnum):
-    """Where a task is; those from DONE on are decided."""
+class State:
+    """Where a task is; those from DONE on are decided. No enum, as in `layout`: it is looked at for every node."""
 
-    WAITING = 0
-    RUNNING = 1
-    WITHDRAWN = 2
-    DONE = 3
-    DEFAULT = 4
-    SKIPPED = 5
-    FAILED = 6
+    WAITING: Final = 0
+    RUNNING: Final = 1
+    WITHDRAWN: Final = 2
+    DONE: Final = 3
+    DEFAULT: Final = 4
+    SKIPPED: Final = 5
+    FAILED: Final = 6
 
 
 class Task:
@@ -53,35 +52,32 @@ class Task:
             themselves), and why it was refused.
     """
 
-    __slots__ = (
-        *("attempt", "awaited", "began_ns", "error", "has_input", "is_gate", "is_kept", "is_open", "item", "items"),
-        *("limit_ns", "node", "parts", "place", "reads", "refs", "slot", "state", "took_ns", "undecided", "value"),
-    )
+    # What most tasks never change stands in the class: making tasks is a good part of a small request's cost.
+    state: int = State.WAITING
+    attempt = 0
+    is_gate = is_open = has_input = is_kept = False
+    refs = items = 0
+    slot = -1
+    limit_ns = began_ns = took_ns = 0
+    reads: list[Task] | None = None
+    place = (0, 0)
+    value: bytes | None = None
+    parts: list[tuple[int, int] | bytes] | None = None
+    error: ServerError | None = None
 
     def __init__(self, node: int, item: int, awaited: int, undecided: int) -> None:
         self.node = node
         self.item = item
         self.awaited = awaited
         self.undecided = undecided
-        self.state = State.WAITING
-        self.attempt = 0
-        self.is_gate = self.is_open = self.has_input = self.is_kept = False
-        self.refs = self.items = 0
-        self.slot = -1
-        self.limit_ns = self.began_ns = self.took_ns = 0
-        self.reads: list[Task] | None = None
-        self.place = (0, 0)
-        self.value: bytes | None = None
-        self.parts: list[tuple[int, int] | bytes] | None = None
-        self.error: ServerError | None = None
 
     @property
     def has_answer(self) -> bool:
         """Whether those that read it find something."""
-        return self.state in (State.DONE, State.DEFAULT)
+        return State.DONE <= self.state <= State.DEFAULT
 
     def __repr__(self) -> str:
-        return f"<Task {self.node}.{self.item} {self.state.name} attempt {self.attempt}>"
+        return f"<Task {self.node}.{self.item} state {self.state} attempt {self.attempt}>"
 
 
 class Submit(NamedTuple):
@@ -132,28 +128,38 @@ class GraphWalk:
         self.graph = graph
         self.is_over = False
         self.open = 0
-        self._tasks: dict[tuple[int, int], Task] = {}
+        #: Of nodes that run once by their place; None for the others, whose tasks are found by place and element.
+        self._once: list[Task | None] = []
+        self._each: dict[tuple[int, int], Task] = {}
         self._undecided = 0
         self._answered: set[int] = set()  # nodes that run once and have an answer
         self._elements: dict[int, deque[int]] = {}
         self._actions: list[Action] = []
-        nodes, readers = graph.nodes, graph.readers
-        for place, node in enumerate(nodes):
-            if node.scatter < 0:
-                awaited = 1 if node.gathers else len(node.parents)
-                self._tasks[place, -1] = Task(place, -1, awaited, len(readers[place]))
+        for place, (awaited, readers) in enumerate(graph.counts):
+            if awaited < 0:
+                self._once.append(None)
+            else:
+                self._once.append(Task(place, -1, awaited, readers))
                 self._undecided += 1
 
     def begin(self) -> Task:
         """Starts with the node that reads the client's request; its first attempt is to be submitted at once."""
-        start = self._tasks[self.graph.start, -1]
+        start = self._task(self.graph.start)
         self._launch(start)
         self._actions.clear()
         return start
 
     def tasks(self) -> Iterable[Task]:
         """All tasks there are."""
-        return self._tasks.values()
+        once = [task for task in self._once if task is not None]
+        return [*once, *self._each.values()] if self._each else once
+
+    def _task(self, place: int, item: int = -1) -> Task:
+        """A node's task, or the one for an element."""
+        task = self._once[place] if item < 0 else self._each[place, item]
+        if task is None:
+            raise LookupError(f"node {place} runs for elements")
+        return task
 
     def is_last(self, task: Task) -> bool:
         """Whether the task's answer is the whole answer, and nothing else is left to do."""
@@ -282,7 +288,7 @@ class GraphWalk:
             self._stop()
             self._let_go(task)
 
-    def _decide(self, task: Task, state: State) -> None:
+    def _decide(self, task: Task, state: int) -> None:
         """Notes how a task has ended, and goes on with those that read it."""
         task.state = state
         self._undecided -= 1
@@ -296,7 +302,7 @@ class GraphWalk:
             self._scatter(task)
         else:
             for child in graph.children[task.node]:
-                self._tell(self._tasks[child, -1 if graph.nodes[child].gathers else task.item], task)
+                self._tell(self._task(child, -1 if graph.nodes[child].gathers else task.item), task)
         self._let_go(task)
         if not self._undecided and not self.is_over:
             self._finish()
@@ -321,21 +327,21 @@ class GraphWalk:
         for item in range(count):
             for inner in region:
                 node = graph.nodes[inner]
-                self._tasks[inner, item] = Task(inner, item, len(node.parents), len(graph.readers[inner]))
+                self._each[inner, item] = Task(inner, item, len(node.parents), len(graph.readers[inner]))
         self._undecided += count * len(region)
         # What may still refer to it: each element's first nodes, in place of the nodes themselves.
         task.undecided += (count - 1) * len([child for child in graph.children[task.node] if child in region])
         asking = [inner for inner in region if graph.nodes[inner].reads_request]
-        self._tasks[graph.start, -1].undecided += (count - 1) * len(asking)
+        self._task(graph.start).undecided += (count - 1) * len(asking)
         self._elements[task.node] = deque(range(count))
         if count:
-            self._tasks[gather, -1].awaited = count
+            self._task(gather).awaited = count
             for _ in range(min(count, MOST_ELEMENTS)):
                 self._begin_element(task.node)
         elif task.state == State.DONE:
-            self._launch(self._tasks[gather, -1])
+            self._launch(self._task(gather))
         else:
-            self._decide(self._tasks[gather, -1], State.SKIPPED)
+            self._decide(self._task(gather), State.SKIPPED)
 
     def _begin_element(self, scatter: int) -> None:
         """Begins the next element of a list, if there is one."""
@@ -343,18 +349,18 @@ class GraphWalk:
         if waiting and not self.is_over:
             item = waiting.popleft()
             for child in self.graph.children[scatter]:
-                self._tell(self._tasks[child, item], self._tasks[scatter, -1])
+                self._tell(self._task(child, item), self._task(scatter))
 
     def sources(self, task: Task) -> list[tuple[str, Task]]:
         """Whose slots a task's request refers to, and under which key of the row; not what the client has sent."""
-        graph, tasks = self.graph, self._tasks
+        graph = self.graph
         node = graph.nodes[task.node]
         if node.gathers:
             (parent,) = node.parents
-            count = self._tasks[graph.nodes[parent].scatter, -1].items
-            return [(graph.inputs[task.node][0][0], tasks[parent, item]) for item in range(count)]
+            count = self._task(graph.nodes[parent].scatter).items
+            return [(graph.inputs[task.node][0][0], self._task(parent, item)) for item in range(count)]
         return [
-            (key, tasks[parent, task.item if graph.nodes[parent].scatter >= 0 else -1])
+            (key, self._task(parent, task.item if graph.nodes[parent].scatter >= 0 else -1))
             for key, parent in graph.inputs[task.node]
         ]
 
@@ -363,7 +369,7 @@ class GraphWalk:
         if found is None:
             found = [source for _, source in self.sources(task)]
             if self.graph.nodes[task.node].reads_request:
-                found.append(self._tasks[self.graph.start, -1])
+                found.append(self._task(self.graph.start))
             task.reads = found
         return found
 
@@ -383,7 +389,7 @@ class GraphWalk:
 
     def _finish(self) -> None:
         """All tasks are decided: the answer is what those have behind which no other has one."""
-        ends = [task for task in self._tasks.values() if self._may_be_end(task)]
+        ends = [task for task in self.tasks() if self._may_be_end(task)]
         for end in ends:
             end.is_kept = True
         self._actions.append(Finish(ends))
@@ -391,7 +397,7 @@ class GraphWalk:
 
     def _stop(self) -> None:
         self.is_over = True
-        for task in self._tasks.values():
+        for task in self.tasks():
             if task.is_open:
                 if task.state == State.RUNNING:
                     self._actions.append(Withdraw(task))

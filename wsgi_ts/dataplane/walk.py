@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from wsgi_ts.batcher.shm.request_codec import Request
@@ -56,14 +57,10 @@ class Walk(Generic[Waiter]):
             took[task.node] = max(took[task.node], task.took_ns)
         return took
 
-    def timings(self) -> str:
+    def timings(self, took_ns: Sequence[int]) -> str:
         """The value of the header Server-Timing: the milliseconds of each node that has run."""
-        nodes = self.states.graph.nodes
-        return ", ".join(
-            f"{node.timing_name};dur={took_ns / 1e6:.3f}"
-            for node, took_ns in zip(nodes, self.took_ns(), strict=True)
-            if took_ns
-        )
+        names = self.states.graph.timing_names
+        return ", ".join([f"{name};dur={each / 1e6:.3f}" for name, each in zip(names, took_ns, strict=True) if each])
 
 
 def _deadline_ms(head: bytes) -> int:

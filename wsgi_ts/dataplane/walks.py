@@ -376,7 +376,7 @@ class Walks(Generic[Waiter]):
             if len(answer.body) > self._most_answer_bytes:
                 answer = Answer(InternalServerError("Response is larger than max_response_size"))
         if answer.error is None:
-            answer.headers = [JSON_TYPE, ("server-timing", walk.timings())]
+            answer.headers = [JSON_TYPE, ("server-timing", walk.timings(walk.took_ns()))]
         self._let_go(ends)
         self._deliver(walk, answer)
         return None
@@ -391,9 +391,10 @@ class Walks(Generic[Waiter]):
         """Makes a task's slot the one that the request is answered from."""
         slot, end.slot = end.slot, -1
         del self.steps[slot]
-        self._timings[slot] = walk.timings()
+        took_ns = walk.took_ns()
+        self._timings[slot] = walk.timings(took_ns)
         self._waiting[slot] = walk.waiter
-        self._count(walk, _OK)
+        self._count(walk, _OK, took_ns)
         self._forget(walk)
         return slot, walk.waiter
 
@@ -423,9 +424,9 @@ class Walks(Generic[Waiter]):
 
     # -- words
 
-    def _count(self, walk: Walk[Waiter], code: int) -> None:
+    def _count(self, walk: Walk[Waiter], code: int, took_ns: list[int] | None = None) -> None:
         took_us = (time.monotonic_ns() - walk.began_ns) // 1000
-        nodes_us = [took_ns // 1000 for took_ns in walk.took_ns()]
+        nodes_us = [each // 1000 for each in took_ns or walk.took_ns()]
         self._counters.ended(walk.states.graph.index, code, took_us, nodes_us)
 
     def _no_worker(self, walk: Walk[Waiter], task: Task) -> ServerError:
