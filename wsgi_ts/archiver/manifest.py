@@ -104,20 +104,18 @@ class Manifest(_Document):
 
 @dataclass(repr=False)
 class Workflow(_Document):
-    """The manifest's entry `workflow`; of paths the file's name is written."""
+    """The manifest's entry `workflow`; of paths the file's name counts."""
 
     workflow_name: str
     spec_file: str
     handler: str | None = None
 
+    def __post_init__(self) -> None:
+        self.spec_file = _base(self.spec_file)
+        self.handler = _base(self.handler) or None
+
     def __to_dict__(self) -> dict[str, Any]:
-        return _given(
-            {
-                "workflowName": self.workflow_name,
-                "specFile": _base(self.spec_file),
-                "handler": _base(self.handler),
-            }
-        )
+        return _given({"workflowName": self.workflow_name, "specFile": self.spec_file, "handler": self.handler})
 
 
 @dataclass(repr=False)
@@ -133,3 +131,8 @@ class WorkflowManifest(_Document):
             "workflow": self.workflow.__to_dict__(),
             "archiverVersion": WORKFLOW_ARCHIVER_VERSION,
         }
+
+    def __str__(self) -> str:
+        return self.text()
+
+    __repr__ = __str__

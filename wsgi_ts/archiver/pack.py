@@ -112,14 +112,16 @@ def create_workflow_archive(request: WorkflowArchiveRequest, manifest: str | Non
     add_extra_files(contents, request.extra_files)
     if manifest is None:
         manifest = workflow_manifest(request).text()
-    write_archive(contents, {"WAR-INF/MANIFEST.json": manifest}, "default", request.workflow_name)
+    documents = {"WAR-INF/MANIFEST.json": manifest}
+    write_archive(contents, documents, "default", request.workflow_name, kind="workflow")
+    log.info("Successfully exported workflow %s to file %s", request.workflow_name, request.export_path)
     return contents.output
 
 
 def _begin(kind: str, name: str, ending: str, export_path: str, force: bool) -> Contents:
     """Returns the contents, still empty, of an archive that may be written."""
     check_name(kind, name)
-    output = output_path(export_path, name + ending)
+    output = output_path(export_path, name + ending, made=kind == "Model")
     check_overwrite(output, force, kind.lower())
     return Contents(output)
 
@@ -163,14 +165,19 @@ def check_name(kind: str, name: str) -> None:
         )
 
 
-def output_path(export_path: str, file_name: str) -> Path:
-    """Returns the path of the archive; its directory is made where it is missing.
+def output_path(export_path: str, file_name: str, *, made: bool = True) -> Path:
+    """Returns the path of the archive.
+
+    Args:
+        export_path: its directory.
+        file_name: its name.
+        made: whether a directory that is missing is made, as TorchServe does for models only.
 
     Raises:
-        ArchiverError: the directory cannot be made, or is a file.
+        ArchiverError: the directory is missing, cannot be made, or is a file.
     """
     directory = Path(export_path)
-    if not directory.exists():
+    if made and not directory.exists():
         log.warning("Export directory (%s) does not exist. Creating...", export_path)
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -189,8 +196,16 @@ def check_overwrite(output: Path, force: bool, kind: str) -> None:
     Raises:
         ArchiverError: it exists.
     """
-    if not output.exists():
-        return
+    if output.exists():
+        refuse_overwrite(output, force, kind)
+
+
+def refuse_overwrite(output: Path | str, force: bool, kind: str) -> None:
+    """Refuses to overwrite an archive that is there, or warns of it where `force` is set.
+
+    Raises:
+        ArchiverError: `force` is not set.
+    """
     if not force:
         raise ArchiverError(
             f"{output} already exists.\nPlease specify --force/-f option to overwrite the {kind} archive "
@@ -311,12 +326,34 @@ def model_parser() -> argparse.ArgumentParser:
 
 def workflow_parser() -> argparse.ArgumentParser:
     """Returns the flags of `torch-workflow-archiver`."""
-    parser = argparse.ArgumentParser(prog="torch-workflow-archiver", description="Workflow Archiver Tool")
+    parser = argparse.ArgumentParser(
+        prog="torch-workflow-archiver",
+        description="Torch Workflow Archiver Tool",
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
     add = parser.add_argument
-    add("--workflow-name", required=True, help="name of the workflow; the archive is named WORKFLOW_NAME.war")
-    add("--spec-file", required=True, help="YAML file with the workflow's models and their graph")
-    add("--handler", help="Python file with the workflow's functions")
-    _add_common(parser)
+    add(
+        "--workflow-name",
+        required=True,
+        help="Exported workflow name. Exported file will be named as workflow-name.war and saved in current working "
+        "directory if no --export-path is specified, else it will be saved under the export path",
+    )
+    add("--spec-file", required=True, help="Path to .yaml file containing workflow DAG specification.")
+    add("--handler", help="Path to python file containing workflow's pre-process and post-process logic.")
+    add(
+        "--export-path",
+        default=os.getcwd(),
+        help="Path where the exported .war file will be saved.This is an optional parameter. If --export-path is not "
+        "specified, the file will be saved in the current working directory. ",
+    )
+    add(
+        "-f",
+        "--force",
+        action="store_true",
+        help="When the -f or --force flag is specified, an existing .war file with same name as that provided in "
+        "--workflow-name in the path specified by --export-path will be overwritten",
+    )
+    add("--extra-files", help="Comma separated path to extra dependency files.")
     return parser
 
 

@@ -13,12 +13,14 @@ import logging
 import os
 import re
 import shutil
+import tempfile
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from wsgi_ts.archiver import pack
-from wsgi_ts.archiver.manifest import Model
+from wsgi_ts.archiver.manifest import Model, Workflow, WorkflowManifest
 from wsgi_ts.archiver.pack import ModelArchiveRequest, WorkflowArchiveRequest
 from wsgi_ts.archiver.writer import FORMATS, ArchiverError, Contents, write_archive
 
@@ -62,26 +64,6 @@ def generate_model_archive(config: ModelArchiverConfig | argparse.Namespace | No
 def package_model(config: ModelArchiverConfig | argparse.Namespace, manifest_str: str) -> None:
     """Writes a model archive with this manifest."""
     pack.create_model_archive(ModelArchiveRequest(**_fields(config, ModelArchiveRequest)), manifest_str)
-
-
-def generate_workflow_archive() -> None:
-    """Writes the workflow archive of this process's command line, and ends the process if it cannot.
-
-    Raises:
-        SystemExit: 1, after the reason was logged.
-    """
-    status = pack.workflow_main()
-    if status:
-        raise SystemExit(status)
-
-
-def package_workflow(args: argparse.Namespace, manifest: str) -> None:
-    """Writes a workflow archive with this manifest."""
-    pack.create_workflow_archive(_workflow_request(args), manifest)
-
-
-def _workflow_request(args: argparse.Namespace) -> WorkflowArchiveRequest:
-    return WorkflowArchiveRequest(**_fields(args, WorkflowArchiveRequest))
 
 
 def _fields(config: Any, request: type) -> dict[str, Any]:
@@ -204,27 +186,90 @@ class WorkflowExportUtils(_ExportUtils):
     """The steps of making a workflow archive, one by one."""
 
     @staticmethod
-    def check_war_already_exists(workflow_name: str, export_path: str | None, overwrite: bool) -> str:
-        """Returns the path of the archive, which must not exist unless it may be overwritten."""
-        path = os.path.join(export_path or os.getcwd(), workflow_name + ".war")
-        pack.check_overwrite(Path(path), overwrite, "workflow")
-        return path
+    def clean_temp_files(temp_files: Iterable[str]) -> None:
+        """Removes files and directories."""
+        for path in temp_files:
+            if os.path.isdir(path):
+                shutil.rmtree(path)
+            else:
+                os.remove(path)
+
+    @staticmethod
+    def get_archive_export_path(export_file_path: str, workflow_name: str) -> str:
+        """Returns the path of the archive."""
+        return os.path.join(export_file_path, f"{workflow_name}.war")
+
+    @staticmethod
+    def check_war_already_exists(workflow_name: str, export_file_path: str | None, overwrite: bool) -> str:
+        """Returns the archive's directory; the archive must not exist unless it may be overwritten."""
+        directory = os.getcwd() if export_file_path is None else export_file_path
+        path = WorkflowExportUtils.get_archive_export_path(directory, workflow_name)
+        if os.path.exists(path):
+            pack.refuse_overwrite(path, overwrite, "workflow")
+        return directory
+
+    @staticmethod
+    def generate_workflow(workflow_args: argparse.Namespace) -> Workflow:
+        """Returns the manifest's entry for the workflow."""
+        return pack.workflow_manifest(WorkflowArchiveRequest(**_fields(workflow_args, WorkflowArchiveRequest))).workflow
 
     @staticmethod
     def generate_manifest_json(args: argparse.Namespace) -> str:
         """Returns the text of the manifest."""
-        return pack.workflow_manifest(_workflow_request(args)).text()
+        return str(WorkflowManifest(WorkflowExportUtils.generate_workflow(args)))
+
+    @staticmethod
+    def copy_artifacts(workflow_name: str, artifact_files: Iterable[str | None]) -> str:
+        """Copies the files of an archive, comma-separated lists of which are given, into a new directory.
+
+        Returns:
+            The directory, which `clean_temp_files` removes.
+        """
+        contents = Contents(Path(f"{workflow_name}.war"))
+        for files in artifact_files:
+            pack.add_extra_files(contents, files)
+        directory = tempfile.mkdtemp(prefix=f"{workflow_name}-")
+        try:
+            for name, source in contents.files.items():
+                target = Path(directory) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, target)
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        return directory
+
+    @staticmethod
+    def archive(export_file: str, workflow_name: str, workflow_path: str, manifest: str) -> None:
+        """Writes the archive of a directory into the directory `export_file`."""
+        contents = Contents(Path(WorkflowExportUtils.get_archive_export_path(export_file, workflow_name)))
+        contents.add_tree(Path(workflow_path))
+        write_archive(contents, {"WAR-INF/MANIFEST.json": manifest}, "default", workflow_name, kind="workflow")
+
+    @staticmethod
+    def archive_dir(path: str, dst: zipfile.ZipFile) -> None:
+        """Adds a directory to an archive that is being written."""
+        contents = Contents(Path(dst.filename or ""))
+        contents.add_tree(Path(path))
+        for name, source in contents.files.items():
+            dst.write(source, name)
+
+    @staticmethod
+    def file_filter(current_file: str, files_to_exclude: Iterable[str]) -> bool:
+        """Returns whether a file goes into an archive: no manifest, archive, compiled Python or excluded one."""
+        excluded = {*files_to_exclude, "MANIFEST.json"}
+        return current_file not in excluded and not current_file.endswith((".pyc", ".DS_Store", ".war"))
 
     @staticmethod
     def check_workflow_name_regex_or_exit(workflow_name: str) -> None:
-        """Refuses a name that the server would refuse."""
+        """Refuses a name with characters that are not allowed."""
         pack.check_name("Workflow", workflow_name)
 
     @staticmethod
     def validate_inputs(workflow_name: str, export_path: str) -> None:
-        """Checks the name and the directory; a directory that is missing is made."""
+        """Checks the name and the directory, which has to be there."""
         pack.check_name("Workflow", workflow_name)
-        pack.output_path(export_path, workflow_name)
+        pack.output_path(export_path, workflow_name, made=False)
 
 
 class ModelArgParser:

@@ -109,6 +109,7 @@ def write_archive(
     archive_format: str,
     root_name: str,
     *,
+    kind: str = "model",
     progress_to: TextIO | None = None,
 ) -> None:
     """Writes `contents` and `documents` to `contents.output`, which changes only once all of it is on disk.
@@ -117,6 +118,7 @@ def write_archive(
         documents: further text files by their name in the archive; they win over a file of the same name.
         archive_format: a key of `FORMATS`.
         root_name: the directory that a tgz has everything below.
+        kind: "model" or "workflow", for the text of an error.
         progress_to: where progress of large archives is shown, standard error by default.
 
     Raises:
@@ -142,7 +144,7 @@ def write_archive(
                 part.replace(output)
     except OSError as error:
         raise ArchiverError(
-            f'Failed to save the model-archive to model-path "{output.parent}". '
+            f'Failed to save the {kind}-archive to {kind}-path "{output.parent}". '
             f"Check the file permissions and retry. ({error})"
         ) from error
     finally:

@@ -387,3 +387,48 @@ def test_workflow_archive(work: Path, capfd: pytest.CaptureFixture[str]) -> None
     assert content["workflow"] == {"workflowName": "w", "specFile": "wf.yaml", "handler": "wf.py"}
     assert archiver.workflow_main(arguments) == 1
     assert "overwrite the workflow archive output file." in capfd.readouterr().err
+
+
+def test_errors_of_the_workflow_archiver_have_torchserves_texts(work: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (work / "wf.yaml").write_text("models: {}\n")
+
+    def failed(*arguments: str, name: str = "w") -> str:
+        assert archiver.workflow_main(["--workflow-name", name, "--spec-file", "wf.yaml", *arguments]) == 1
+        return capfd.readouterr().err
+
+    assert failed(name="a b") == (
+        "ERROR - Workflow name contains special characters.\n"
+        "The allowed regular expression filter for workflow name is: ^[A-Za-z0-9][A-Za-z0-9_\\-.]*$\n"
+    )
+    assert failed("--export-path", "none") == (
+        "ERROR - Given export-path none is not a directory. Point to a valid export-path directory.\n"
+    )
+    assert archiver.workflow_main(["--workflow-name", "w", "--spec-file", "wf.yaml"]) == 0
+    assert capfd.readouterr() == ("", "")
+    assert failed("--export-path", str(work)) == (
+        f"ERROR - {work}/w.war already exists.\n"
+        "Please specify --force/-f option to overwrite the workflow archive output file.\n"
+        "See -h/--help for more details.\n"
+    )
+    assert archiver.workflow_main(["--workflow-name", "w", "--spec-file", "wf.yaml", "-f"]) == 0
+    assert capfd.readouterr().err == f"WARNING - Overwriting {work}/w.war ...\n"
+    assert failed("--extra-files", "none.txt", name="x") == "ERROR - File does not exist: none.txt\n"
+    if os.getuid():
+        (work / "closed").mkdir(mode=0o500)
+        expected = 'ERROR - Failed to save the workflow-archive to workflow-path "closed". Check the file permissions'
+        assert failed("--export-path", "closed").startswith(expected)
+
+
+def test_help_of_the_workflow_archiver(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        archiver.workflow_main(["--help"])
+    text = capfd.readouterr().out
+    assert text.startswith("usage: torch-workflow-archiver [-h] --workflow-name WORKFLOW_NAME")
+    for part in (
+        "Torch Workflow Archiver Tool",
+        "Path to .yaml file containing workflow DAG specification.",
+        "--force",
+    ):
+        assert part in text
+    with pytest.raises(SystemExit, match="2"):
+        archiver.workflow_main(["--workflow-name", "w"])

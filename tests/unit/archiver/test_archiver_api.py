@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import logging
 import subprocess
 import sys
 import tarfile
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+import workflow_archiver
 from model_archiver import ModelArchiver, ModelArchiverConfig
 from model_archiver.arg_parser import ArgParser
 from model_archiver.manifest_components.manifest import Manifest, RuntimeType
@@ -24,6 +30,14 @@ from workflow_archiver.manifest_components.workflow import Workflow
 from workflow_archiver.workflow_archiver_error import WorkflowArchiverError
 from workflow_archiver.workflow_packaging import generate_workflow_archive, package_workflow
 from workflow_archiver.workflow_packaging_utils import WorkflowExportUtils
+
+
+@pytest.fixture(autouse=True)
+def _no_handler_of_the_log_stays() -> Iterator[None]:
+    """The commands set up logging to a stream that ends with their test."""
+    before = list(logging.root.handlers)
+    yield
+    logging.root.handlers[:] = before
 
 
 @pytest.fixture
@@ -142,12 +156,90 @@ def test_a_workflow_is_packaged(files: Path, tmp_path: Path, monkeypatch: pytest
         assert sorted(archive.namelist()) == ["WAR-INF/MANIFEST.json", "flow.yaml", "handler.py"]
     with pytest.raises(WorkflowArchiverError, match="already exists"):
         WorkflowExportUtils.check_war_already_exists("w", str(tmp_path), False)
+    assert WorkflowExportUtils.check_war_already_exists("w", str(tmp_path), True) == str(tmp_path)
     WorkflowExportUtils.validate_inputs("w", str(tmp_path))
     with pytest.raises(WorkflowArchiverError, match="special characters"):
         WorkflowExportUtils.check_workflow_name_regex_or_exit("w w")
+    with pytest.raises(WorkflowArchiverError, match=r"^Given export-path /none is not a directory. Point to a valid"):
+        WorkflowExportUtils.validate_inputs("w", "/none")
     monkeypatch.setattr(sys, "argv", ["torch-workflow-archiver", *line])
     with pytest.raises(SystemExit, match="1"):
         generate_workflow_archive()
+
+
+def test_scripts_replace_the_steps_of_packaging_a_workflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [mock.MagicMock() for _ in range(3)]
+    for name, step in zip(("ArgParser", "WorkflowExportUtils", "package_workflow"), steps, strict=True):
+        monkeypatch.setattr(f"workflow_archiver.workflow_packaging.{name}", step)
+    generate_workflow_archive()
+    parsed = steps[0].workflow_archiver_args_parser.return_value.parse_args.return_value
+    steps[2].assert_called_once_with(parsed, manifest=steps[1].generate_manifest_json.return_value)
+    args = argparse.Namespace(
+        workflow_name="my-workflow",
+        spec_file="s/",
+        handler="a.py",
+        export_path="/dummy/",
+        force=False,
+        extra_files=None,
+    )
+    package_workflow(args, WorkflowExportUtils.generate_manifest_json(args))
+    steps[1].validate_inputs.assert_called_once_with("my-workflow", "/dummy/")
+    steps[1].archive.assert_called_once()
+    steps[1].clean_temp_files.assert_called_once()
+
+
+def test_the_workflow_archive_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for is_there in (False, True):
+        exists = mock.Mock(return_value=is_there)
+        with mock.patch("os.path.exists", exists), mock.patch("os.getcwd", return_value="/dummy"):
+            assert WorkflowExportUtils.check_war_already_exists("some-workflow", None, True) == "/dummy"
+        exists.assert_called_once_with("/dummy/some-workflow.war")
+    with mock.patch("os.remove") as remove:
+        WorkflowExportUtils.clean_temp_files(["a", "b", "c"])
+    assert remove.call_count == 3
+
+
+def test_the_steps_of_packaging_a_workflow(files: Path, tmp_path: Path) -> None:
+    tools = WorkflowExportUtils
+    args = argparse.Namespace(workflow_name="w", spec_file="a/spec.yaml", handler="b/a.py")
+    made = tools.generate_workflow(args)
+    assert (made.workflow_name, made.spec_file, made.handler) == ("w", "spec.yaml", "a.py")
+    assert tools.generate_manifest_json(args).startswith('{\n  "createdOn": "')
+    assert (
+        json.loads(tools.generate_manifest_json(args))["archiverVersion"] == workflow_archiver.__version__ == "0.2.15"
+    )
+    names = ("abc.onnx", "abc.pyc", ".DS_Store", "MANIFEST.json", "w.war", "abc.mxnet", ".hidden")
+    assert [tools.file_filter(name, {"abc.onnx"}) for name in names] == [*[False] * 5, True, True]
+    staging = tools.copy_artifacts(
+        "w", [str(files / "flow.yaml"), None, f"{files / 'handler.py'},{files / 'weights.pt'}"]
+    )
+    again = tools.copy_artifacts("w", [])
+    assert again != staging
+    (Path(staging) / "__pycache__").mkdir()
+    (Path(staging) / "__pycache__" / "x.pyc").touch()
+    tools.archive(str(tmp_path), "w", staging, "{}")
+    with zipfile.ZipFile(tmp_path / "w.war") as archive:
+        assert sorted(archive.namelist()) == ["WAR-INF/MANIFEST.json", "flow.yaml", "handler.py", "weights.pt"]
+    with zipfile.ZipFile(tmp_path / "x.war", "w") as archive:
+        tools.archive_dir(staging, archive)
+        assert sorted(archive.namelist()) == ["flow.yaml", "handler.py", "weights.pt"]
+    tools.clean_temp_files([staging, again])
+    assert not Path(staging).exists()
+
+
+def test_a_packaged_workflow_leaves_nothing_behind(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "staging"))
+    (tmp_path / "staging").mkdir()
+    command = ["x", "--workflow-name", "w", "--spec-file", str(files / "none.yaml"), "--export-path", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="1"):
+        generate_workflow_archive()
+    monkeypatch.setattr(sys, "argv", [*command, "--spec-file", str(files / "flow.yaml")])
+    generate_workflow_archive()
+    assert (tmp_path / "w.war").is_file()
+    assert list((tmp_path / "staging").iterdir()) == []
 
 
 def test_the_module_is_a_command(files: Path, tmp_path: Path) -> None:
