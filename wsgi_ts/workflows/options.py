@@ -51,14 +51,15 @@ class NodeOptions:
     Attributes:
         when: a function of the handler file, called with what the node would get: the node runs where it returns
             something true, else it is skipped. What a skipped node alone feeds is skipped too; a node with other
-            parents runs without its key. If every leaf is skipped, the last nodes that ran answer.
+            parents runs without its key. Where a leaf is skipped, the last node before it that ran answers.
         on_error: what becomes of a request when the node has failed in all its attempts: it fails, the node is
             skipped, or `default` is its answer.
         default: the answer of `on_error` "default", as YAML data: a text, or what becomes JSON.
         optional: the workflow is registered, and answers, without the node too: it is skipped where its model could
             not be loaded, has no worker, or fails.
-        scatter: the node's answer is a JSON array: what follows, up to the node with `gather`, runs once for each item.
-        gather: the node gets the answers of all items, in order, as a list.
+        scatter: the node's answer is a list (of a model, a JSON array): what follows, up to the node with `gather`, runs
+            once for each item.
+        gather: the node gets the answers of all items, in order, as a list; None for an item whose last node was skipped.
         model: the registered model that the node uses.
         pass_request: the node gets the client's fields as well, as `request.<field>` (a plain body: `request.body`).
         batch_size: requests that a function is given at once; None for one.

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.graphs import graphs
 
 from wsgi_ts.errors import InvalidDag, InvalidWorkflow
 from wsgi_ts.workflows.options import NodeOptions, SharedModel
@@ -281,20 +282,7 @@ NAMES = st.text(st.characters(categories=["L", "N"], include_characters="_-. "),
 )
 
 
-@st.composite
-def graphs(draw: st.DrawFn) -> dict[str, list[str]]:
-    """An acyclic graph with one start node, its nodes in any order."""
-    names = draw(st.lists(NAMES, min_size=1, max_size=8, unique=True))
-    successors: dict[str, list[str]] = {name: [] for name in names}
-    for number, name in enumerate(names[1:], start=1):
-        for parent in draw(st.sets(st.sampled_from(names[:number]), min_size=1)):
-            successors[parent].append(name)
-    order = draw(st.permutations(names))
-    leafless = draw(st.booleans())
-    return {name: successors[name] for name in order if successors[name] or not leafless or len(names) == 1}
-
-
-@given(graphs(), st.data())
+@given(graphs(NAMES), st.data())
 @settings(deadline=None, max_examples=150)
 def test_any_graph_is_read_and_one_more_edge_back_is_refused(dag: dict[str, list[str]], data: st.DataObject) -> None:
     spec = parse_spec(yaml.safe_dump({"models": {}, "dag": dag}, sort_keys=False, allow_unicode=True))
