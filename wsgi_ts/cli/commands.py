@@ -48,6 +48,10 @@ def wsgi_ts(arguments: Sequence[str] | None = None) -> int:
         from wsgi_ts.handler_kit import commands
 
         return commands.main(words[1:])
+    if words[:1] == ["workflow"]:
+        from wsgi_ts.cli.workflow import run_workflow_command
+
+        return run_workflow_command(words[1:])
     options = _wsgi_ts_parser().parse_args(words)
     given = getattr(options, "run_dir", None)
     run_dir = Path(os.path.abspath(given)) if given else default_run_dir()
@@ -141,6 +145,7 @@ def _wsgi_ts_parser() -> argparse.ArgumentParser:
     new.add_argument("name", metavar="NAME", help="its name, such as model-ready")
     commands.add_parser("llm", help="serve one large language model without an archive")
     commands.add_parser("handler", help="write, run, check and replay a handler without a server")
+    commands.add_parser("workflow", help="check, draw or run a workflow without a server")
     doctor = commands.add_parser("doctor", help="check whether this machine can run the configuration")
     _add_start_flags(doctor)
     doctor.add_argument("--k8s", action="store_true", help="also what a pod of Kubernetes needs")

@@ -57,9 +57,9 @@ class NodeOptions:
         default: the answer of `on_error` "default", as YAML data: a text, or what becomes JSON.
         optional: the workflow is registered, and answers, without the node too: it is skipped where its model could
             not be loaded, has no worker, or fails.
-        scatter: the node's answer is a list (of a model, a JSON array): what follows, up to the node with `gather`, runs
-            once for each item.
-        gather: the node gets the answers of all items, in order, as a list; None for an item whose last node was skipped.
+        scatter: the node's answer is a list (of a model, a JSON array): what follows, up to the node with `gather`,
+            runs once for each item.
+        gather: the node gets the answers of all items, in order, as a list; None for an item without one.
         model: the registered model that the node uses.
         pass_request: the node gets the client's fields as well, as `request.<field>` (a plain body: `request.body`).
         batch_size: requests that a function is given at once; None for one.
