@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from wsgi_ts.batcher.scheduler.loop import BatcherLoop, Notice, SettleWorker, TakeWorker
+from wsgi_ts.batcher.scheduler.loop import BatcherLoop, Notice, SettleWorker, TakeModel, TakeWorker
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.board import Board, batcher_bell_name
 from wsgi_ts.batcher.shm.client import SlotClient
@@ -28,7 +28,6 @@ from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
 from wsgi_ts.messages import (
     AttachSegment,
     KillWorker,
-    LoadModel,
     ModelSpec,
     ModelUnloaded,
     ReleaseWorker,
@@ -70,7 +69,7 @@ class Bench:
         self.holders = itertools.count()
         self.notices: list[Notice] = []
         self.loop = self.new_loop()
-        self.loop.command(LoadModel(self.spec))
+        self.loop.command(TakeModel(self.spec))
         self.turn()
 
     def new_loop(self) -> BatcherLoop:
@@ -120,7 +119,7 @@ class Bench:
     def replace_loop(self) -> None:
         """The batcher is killed, and the next one takes its place."""
         self.loop = self.new_loop()
-        self.loop.command(LoadModel(self.spec))
+        self.loop.command(TakeModel(self.spec))
         self.turn()
 
     def state(self, slot: int) -> int:
@@ -407,7 +406,7 @@ def test_the_next_batcher_finds_what_the_last_one_left(bench: Bench) -> None:
     bench.client.publish()  # the batcher is killed before it sees this one
     bench.loop = bench.new_loop()
     bench.turn()
-    bench.loop.command(LoadModel(bench.spec))
+    bench.loop.command(TakeModel(bench.spec))
     bench.turn()
     assert bench.state(running) == SlotState.FAILED
     assert bench.status(running) == 500
@@ -506,7 +505,7 @@ def test_a_ring_is_not_overrun_by_requests_that_the_scan_was_quicker_than(bench:
     for slot in again:
         bench.push(slot, 2)
     bench.client.publish()
-    bench.loop.command(LoadModel(bench.spec))
+    bench.loop.command(TakeModel(bench.spec))
     bench.turn()
     assert [bench.state(slot) for slot in again] == [SlotState.CLAIMED] * 16
 
@@ -774,6 +773,6 @@ def test_a_new_batcher_refuses_what_waited_in_a_sequence(prefix: str) -> None:
     assert (bench.state(waiting), bench.status(waiting)) == (SlotState.FAILED, 503)
     # What comes before the batcher has been told of the model waits for that.
     early = bench.submit(sequence=b"a")
-    bench.loop.command(LoadModel(bench.spec))
+    bench.loop.command(TakeModel(bench.spec))
     _, worker = bench.add_worker(9001)
     assert bench.begin(worker, 1) == [early]
