@@ -15,7 +15,7 @@ from wsgi_ts.archive.model_directory import ModelDirectory, open_archive
 from wsgi_ts.errors import ServerError
 from wsgi_ts.handlers.serving.context import SendChunk
 from wsgi_ts.handlers.serving.functions import FunctionHost
-from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.service import Service
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.models.model_yaml import TORCHRUN_TYPES, ModelYaml, parse_model_yaml

@@ -21,8 +21,7 @@ from wsgi_ts.dataplane.graph import REQUEST
 from wsgi_ts.dataplane.graph_walk import Action, Fail, Finish, GraphWalk, State, Submit, Task
 from wsgi_ts.dataplane.node_answers import joined, json_parts, packed_parts
 from wsgi_ts.errors import ServerError
-from wsgi_ts.handlers.serving.inputs import BadInput, LazyHeaders, build_row
-from wsgi_ts.handlers.serving.request import Request
+from wsgi_ts.handlers.serving.inputs import BadInput, LazyHeaders, Request, build_row
 from wsgi_ts.workflows.compile import CompiledWorkflow, compile_workflow
 from wsgi_ts.workflows.local_nodes import LocalNodes, RunError
 from wsgi_ts.workflows.source import Source, SourceError, open_source
