@@ -38,6 +38,7 @@ def place(
     """Reads what a model-config.yaml says of devices.
 
     Args:
+        gpus: GPUs that this server uses.
         device_type: `cpu`, `gpu` or None; gpu without GPUs is the CPU.
         device_ids: the key deviceIds; the whole list is ignored where one of them does not exist.
         parallel_level: GPUs of one worker.

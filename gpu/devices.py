@@ -52,6 +52,7 @@ def visibility(devices: Sequence[int], environ: Mapping[str, str] = os.environ) 
     """The variables that show a process these GPUs only.
 
     Args:
+        devices: numbers as processes of this server see them.
         environ: the environment variables; where they restrict the GPUs already, an entry (a number, or the name of a
             GPU or MIG slice) is passed through.
     """

@@ -138,6 +138,7 @@ def judge_exit(worker: Worker, code: int | None, signal: str | None) -> tuple[Ca
     """What the exit of a worker's process means, and a sentence about it.
 
     Args:
+        worker: the worker, its record as it was before the exit.
         code: the exit code, None where a signal ended it.
         signal: the signal's name, None where it exited. Both are None where there never was a process.
     """

@@ -63,6 +63,7 @@ class ModelCounters:
         """Counts a finished batch: its size, its service time, and each request's time from arrival to answer.
 
         Args:
+            jobs: the requests; not empty.
             ended_at: monotonic seconds.
             service_s: how long the handler took, in seconds.
         """

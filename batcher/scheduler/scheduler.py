@@ -299,10 +299,12 @@ class Scheduler:
         """Takes note of what a worker has finished.
 
         Args:
+            worker: the worker.
             done: number of the last batch that it has done; of a continuous batch, that it has taken over.
             begun_at: when it began the last batch.
             service_s: how long the last finished batch, or step, took.
             marks: those of the sequences that its handler has ended.
+            now: the present time.
         """
         model = self.models[worker.model]
         worker.done = done
@@ -376,9 +378,11 @@ class Scheduler:
         """Looks for batches that run too long, or are not even taken: over `responseTimeout` their worker is killed.
 
         Args:
+            worker: a busy one.
             started: number of the last batch that it has begun.
             done: number of the last batch that it has done.
             begun_at: when it began that, or the present step of a continuous batch; 0 between two steps.
+            now: the present time.
         """
         if worker.killed:
             return []

@@ -195,6 +195,10 @@ class RunningRequest:
 
         Args:
             row: always 0.
+            status: HTTP status.
+            phrase: reason phrase.
+            headers: the handler's headers.
+            body: the chunk.
 
         Returns:
             What a handler may await: it ends when nothing waits any more.

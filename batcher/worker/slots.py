@@ -184,6 +184,7 @@ class WorkerSlots:
         """Sends one chunk of a streamed answer; the first one sends status and headers.
 
         Args:
+            ref: the request.
             answer: the chunk is its body.
             started: monotonic time at which the request's batch was begun, in ns.
 
@@ -199,6 +200,7 @@ class WorkerSlots:
         """Sends an answer that is to go on as a chunk, without waking anybody yet.
 
         Args:
+            ref: the request.
             answer: what the handler returned for it in this step.
             started: monotonic time at which the step was begun, in ns.
 
@@ -260,6 +262,8 @@ class WorkerSlots:
         """Writes an answer, or ends the stream that it is the last chunk of.
 
         Args:
+            ref: the request.
+            answer: its answer.
             started: monotonic time at which its batch was begun, in ns.
             ended: and at which the handler returned.
         """

@@ -20,6 +20,7 @@ def handle(data: list[dict[str, Any]] | None, context: Context) -> Any:
 
     Args:
         data: list of B rows with an image each, None for loading.
+        context: the model's.
 
     Returns:
         B dicts label -> probability, None after loading.

@@ -64,6 +64,7 @@ class TRTLLMHandler(BaseHandler):
 
         Args:
             data: list of B rows, with `prompt`, `streaming` and sampling parameters as JSON in `data` or `body`.
+            context: the request's.
 
         Returns:
             List of B texts, or of one "" behind a stream whose parts were sent meanwhile, each `{"text": …}`.

@@ -175,7 +175,9 @@ def put_in_place(value: Any, is_meant: Callable[[Any], bool], new: Any) -> Any:
     """Returns a value with parts of it replaced, at any place in lists, tuples and mappings.
 
     Args:
+        value: what a layer or a model returned.
         is_meant: says whether a part is to be replaced.
+        new: takes its place.
 
     Returns:
         The value; a model's output object as an `Output`.

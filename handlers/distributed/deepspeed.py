@@ -39,6 +39,7 @@ def get_ds_engine(model: Any, context: Context) -> Any:
 
     Args:
         model: the model, with the same weights in all processes.
+        context: the handler's context.
 
     Returns:
         DeepSpeed's engine; the model to call is its `module`.

@@ -262,6 +262,7 @@ def get_pipeline_driver(
     Args:
         model: the whole model, on the CPU, with the same weights in all processes. It is changed: what belongs to
             other stages is dropped.
+        world_size: number of processes.
         context: the handler's context; the `pippy` section of its YAML is read.
         plan: for pptp: how layers are shared out, see `parallelize`.
 

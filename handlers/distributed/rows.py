@@ -23,6 +23,8 @@ def split_rows(
     of that length are cut, all else is in each part.
 
     Args:
+        args: positional arguments.
+        kwargs: named ones.
         chunks: how many parts, at most; there are never more than rows.
     """
     first = [kwargs[name] for name in ROW_INPUTS if kwargs.get(name) is not None]

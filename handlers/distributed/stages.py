@@ -78,6 +78,8 @@ class Stage:
         """Runs this stage's part of `model(*args, **kwargs)`.
 
         Args:
+            args: the model's positional arguments.
+            kwargs: its others.
             received: what the stage before returned; not looked at by the first stage.
 
         Returns:

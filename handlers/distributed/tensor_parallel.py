@@ -52,6 +52,7 @@ def get_tensor_parallel_model(model: nn.Module, context: Context, plan: Mapping[
 
     Args:
         model: the whole model, on the CPU, with the same weights in all processes. It is changed.
+        context: the handler's context.
         plan: see `parallelize`.
 
     Returns:
@@ -79,6 +80,7 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, plan: Mapping[str, Any] | No
 
     Args:
         model: the model, or a stage of it, with the same weights on all ranks.
+        mesh: the ranks.
         plan: for `torch.distributed.tensor.parallel.parallelize_module`: names of modules, `*` for one part of a name,
             and how each is shared out. Without it blocks in the manner of Llama are known.
 

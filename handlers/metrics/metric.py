@@ -111,6 +111,8 @@ class CachingMetric:
         """Records a value. A wrong number of dimensions or a negative count is logged, and not recorded.
 
         Args:
+            value: the number, in the metric's unit.
+            dimension_values: one per dimension name.
             request_id: the requests it belongs to.
         """
         if len(dimension_values) != len(self.dimension_names):

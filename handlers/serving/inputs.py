@@ -108,6 +108,7 @@ def decode_value(mime: str, raw: memoryview | bytearray) -> Any:
 
     Args:
         mime: the content type without its parameters.
+        raw: the value as sent.
 
     Raises:
         BadInput: JSON is nested too deep.

@@ -105,6 +105,7 @@ def list_classes_from_module(module: ModuleType, parent_class: type | None = Non
     """Returns the classes that a module defines itself, by name; imported ones do not count.
 
     Args:
+        module: where to look.
         parent_class: leave out classes that are not derived from it.
     """
     return [

@@ -57,6 +57,7 @@ def send_intermediate_predict_response(
         req_id_map: row -> request id of the rows to send.
         message: sent as the chunk where there is no result.
         code: 200, or the status that the answers are to have.
+        context: the handler's context.
 
     Returns:
         With `asyncCommunication` something that may be awaited: it ends when the client has room for more chunks.

@@ -98,6 +98,7 @@ class Service:
         Puts the model's folder and the `ts` compatibility package at the head of `sys.path`.
 
         Args:
+            spec: the model version.
             gpu_id: GPU to use, None for CPU.
             send_chunk: called for each chunk of a streamed answer.
             metrics_sink: called once per batch with the metrics recorded since the last call.
@@ -167,6 +168,7 @@ class Service:
         """Runs an async handler on one request, with a context of its own, beside others that run at the same time.
 
         Args:
+            request: the request.
             send_chunk: called for each chunk of its answer, if that is streamed.
 
         Returns:

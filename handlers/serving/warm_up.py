@@ -24,6 +24,7 @@ def warm_up_files(config: Mapping[str, Any], model_dir: str) -> list[Path]:
     """Returns the files that a model-config.yaml names, those that are not there left out with a warning.
 
     Args:
+        config: the content of the model-config.yaml.
         model_dir: the model's folder; a file outside of it does not count.
     """
     section = config.get("handler")

@@ -40,6 +40,7 @@ class TsModelLoader(ModelLoader):
         """Imports the handler and initialises it.
 
         Args:
+            model_name: the model's name.
             model_dir: folder of the extracted archive; its manifest is read where it has one.
             handler: handler string, as in a manifest.
             gpu_id: GPU to use, None for CPU.

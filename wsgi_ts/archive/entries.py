@@ -184,6 +184,8 @@ class Extraction:
         """Keeps a link for `make_links`: while files are written none is there that could lead them elsewhere.
 
         Args:
+            name: the entry's name.
+            parts: where the link is.
             target: relative to the link's directory; of a hard link, the other entry's path.
             is_hard: a second name of another entry's file.
 

@@ -78,6 +78,7 @@ def parse_manifest(
     """Checks a MANIFEST.json (the file, or its parsed content).
 
     Args:
+        source: the file or the dictionary.
         model_name: replaces the manifest's own name.
         max_bytes: a larger file is refused unread.
 

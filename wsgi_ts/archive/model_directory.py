@@ -59,7 +59,9 @@ def open_archive(
 
     Args:
         url: a file name in the model store, a path whose last part is one, a directory, or a URL.
+        model_store: the store, None where none is configured.
         models_dir: where archives are unpacked, each in a new directory; made if missing.
+        limits: sizes and times that end the attempt.
         rules: which URLs may be fetched; by default those that TorchServe allows.
         model_name: the name that the register call gave, in place of the manifest's.
         any_directory: whether a directory may lie outside of the model store.

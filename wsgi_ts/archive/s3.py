@@ -112,6 +112,8 @@ def sign(
     Args:
         parts: where it goes; the path is percent-encoded as it will be sent.
         headers: the other headers to sign; Host is added.
+        credentials: who asks.
+        region: AWS region of the bucket.
         now: the time, UTC.
     """
     stamp = now.strftime("%Y%m%dT%H%M%SZ")

@@ -77,6 +77,7 @@ def create_model_archive(request: ModelArchiveRequest, manifest: str | None = No
     """Writes the model archive; returns its path.
 
     Args:
+        request: what to archive.
         manifest: text of the MANIFEST.json; made from `request` by default.
 
     Raises:
@@ -154,6 +155,7 @@ def check_name(kind: str, name: str) -> None:
 
     Args:
         kind: "Model" or "Workflow", for the text.
+        name: the name.
 
     Raises:
         ArchiverError: it has characters that are not allowed.

@@ -115,6 +115,7 @@ def write_archive(
     """Writes `contents` and `documents` to `contents.output`, which changes only once all of it is on disk.
 
     Args:
+        contents: the files.
         documents: further text files by their name in the archive; they win over a file of the same name.
         archive_format: a key of `FORMATS`.
         root_name: the directory that a tgz has everything below.

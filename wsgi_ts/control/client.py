@@ -56,6 +56,7 @@ class ControlPlane:
         """Asks the supervisor and waits for its answer.
 
         Args:
+            op: the operation's name.
             timeout_s: how long the answer may take, in seconds; None waits as long as the supervisor lives,
                 which is right for what the supervisor itself bounds (a synchronous register lasts as long
                 as the model loads).

@@ -24,6 +24,8 @@ def clean_up(run_dir: str, kept: Mapping[str, int], guard: int, *, for_good: boo
     """Ends what a dead supervisor's processes still are, and removes what its record names.
 
     Args:
+        run_dir: the run directory.
+        kept: what the guard keeps.
         guard: its pid; this process ends with it.
         for_good: no supervisor follows, so that also the directory, the key file, the pid file and the Unix sockets go.
 

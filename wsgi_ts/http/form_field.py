@@ -26,6 +26,8 @@ def form_field(content_type: bytes, body: bytes, name: str) -> str:
 
     Args:
         content_type: of the body, as sent; `is_form` holds.
+        body: the whole body.
+        name: the field.
 
     Returns:
         Its text; "" when there is no such field, or the form is malformed (its model worker says so, if it gets it).

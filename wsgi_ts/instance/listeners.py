@@ -67,6 +67,7 @@ def bind_all(config: Config, kept: Mapping[str, int]) -> list[BoundListener]:
     """Binds the addresses of all APIs; inference comes first.
 
     Args:
+        config: the configuration.
         kept: descriptors of sockets that an earlier supervisor has bound, by `kept_as`.
 
     Raises:
@@ -123,6 +124,7 @@ def bind_problem(address: Address, address_key: str, port_key: str) -> str | Non
     """Why an address cannot be listened on, and what to do; None where it can. Nothing is left behind or removed.
 
     Args:
+        address: the address.
         address_key: the key that says where.
         port_key: the key that says at which port; it may be the same.
     """

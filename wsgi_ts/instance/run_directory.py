@@ -61,6 +61,7 @@ class RunDirectory(RunFiles):
         """Makes and locks the directory, removes what a dead instance left there, and writes the new record.
 
         Args:
+            path: the directory.
             lock_fd: the lock, where the guard holds it since an earlier supervisor took it.
             owner_pid: the guard; None: there is none.
 
@@ -100,6 +101,9 @@ class RunDirectory(RunFiles):
         """Removes what a dead supervisor has left, on behalf of its guard.
 
         Args:
+            path: the directory.
+            lock_fd: its lock.
+            owner_pid: the guard.
             for_good: also the directory itself; else its record names the guard, until another supervisor comes.
 
         Raises:

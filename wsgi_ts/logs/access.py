@@ -19,6 +19,7 @@ class AccessLog:
         Args:
             peer: "/address:port".
             line: method, target and protocol, fit for a log (`Head.line`).
+            status: HTTP status.
             took_ms: milliseconds from the request's first byte to its answer.
         """
         if self._is_on:

@@ -77,6 +77,8 @@ def translate(path: Path, text: str, environ: Mapping[str, str]) -> tuple[dict[s
     """A log4j2.xml as the rows of a plan, and what of it does not translate.
 
     Args:
+        path: for messages.
+        text: the file's content.
         environ: for `${env:NAME}`.
 
     Raises:

@@ -83,6 +83,7 @@ def file_handler(
 
     Args:
         filename: the file; relative to the current directory.
+        formatter: name of its formatter.
         max_bytes: size from which it is rotated; 0 for any.
         period: at whose end it is rotated; empty for none.
         keep: how many rotated files stay.
@@ -116,6 +117,7 @@ def default_plan(log_dir: Path, metrics_dir: Path, *, asynchronous: bool = False
     Args:
         log_dir: directory of the access, server and model log.
         metrics_dir: directory of the metrics logs.
+        asynchronous: see `LogPlan`.
     """
     return LogPlan(
         {

@@ -204,6 +204,7 @@ class LineLog:
 
         Args:
             messages: on one line each, and clean (`text`): they are written as they are.
+            level: one of `logging`'s.
             thread: what stands for the thread's name.
         """
         if not messages or not self.is_on(level):

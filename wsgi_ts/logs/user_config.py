@@ -49,6 +49,7 @@ def load_plan(
         metrics_dir: directory of the built-in metrics logs.
         file: the user's configuration; None for the built-in one.
         environ: for `${env:NAME}`.
+        asynchronous: see `LogPlan`.
 
     Raises:
         LogConfigError: the file cannot be used.

@@ -101,6 +101,9 @@ def server_line(spec: MetricSpec, values: Sequence[str], value: float, epoch_s: 
     """A value as ts_metrics.log shows it, without the time that begins the line; the last dimension is the host.
 
     Args:
+        spec: the metric.
+        values: of its dimensions.
+        value: the number.
         epoch_s: when, in seconds since the epoch.
     """
     return model_line(spec, values, value, str(epoch_s), "")
@@ -110,6 +113,9 @@ def model_line(spec: MetricSpec, values: Sequence[str], value: float, epoch: str
     """A value as model_metrics.log shows it: as `server_line`, with the requests.
 
     Args:
+        spec: the metric.
+        values: of its dimensions.
+        value: the number.
         epoch: when, in seconds since the epoch.
         request_ids: the requests it belongs to, joined by commas; "" for none.
     """

@@ -75,6 +75,7 @@ class ModelEnvironments:
         """The interpreter of the environment that a model needs; made if there is none yet.
 
         Args:
+            name: the model, for errors and logs.
             model_dir: its directory; relative paths in the requirements start here.
             requirements: its requirements file there; None: an environment without additions.
             limit_s: how long the making may take, in seconds.
@@ -229,6 +230,8 @@ def environment_key(
     environment would see: what was left out because it was there must still be there.
 
     Args:
+        interpreter: what identifies it.
+        folders: where its packages lie.
         model_dir: where relative paths in the requirements start.
         requirements: the file there; None: no requirements.
     """

@@ -137,6 +137,7 @@ class ModelManager:
         """Sets how many workers a version has.
 
         Args:
+            model_name: the model.
             version: the version; None for the default one.
             min_worker: start workers until there are so many.
             max_worker: stop workers until there are no more than so many; None for `min_worker`.

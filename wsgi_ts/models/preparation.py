@@ -63,6 +63,7 @@ class ModelPreparer:
         """Finds and unpacks an archive; `discard` removes what it made.
 
         Args:
+            arguments: the register call.
             at_startup: the operator names the archive: where neither call nor manifest names the model it is named
                 after the file, and a directory may lie outside of the model store.
         """
@@ -128,6 +129,7 @@ class ModelPreparer:
         """Makes the version that an unpacked archive holds.
 
         Args:
+            directory: the archive.
             said: what the register call says, or a snapshot, whose numbers count before all others; None for a model of
                 the configuration.
             index: its number on the data path where it is registered already; by default it gets a new one.

@@ -39,6 +39,7 @@ def models_to_start(config: Config, kept: Mapping[str, Any] | None) -> ModelsToS
     """What an instance begins with.
 
     Args:
+        config: the configuration.
         kept: what the guard has kept of the models of a supervisor that has died; None for a fresh start. The archives
             are not looked for: one that has gone meanwhile must not keep the other models away.
 

@@ -119,6 +119,7 @@ class WorkerScaler:
         """Waits until every worker whose first load was under way is ready.
 
         Args:
+            model: the version.
             shown_version: its name in the error's text; None for "null", as TorchServe shows a default version.
 
         Raises:
@@ -183,6 +184,7 @@ def limit_workers(
 
     Args:
         placement: where the model may run.
+        name: the model's name.
         least: workers that are wanted.
         most: workers at most.
         holders: for each GPU the workers that have it, for the message.

@@ -47,6 +47,7 @@ def build_app(
 
     Args:
         kinds: which of `KINDS` the listener serves; several when they share an address.
+        instance: the instance.
         control: calls to the supervisor, closed by the caller; by default the app has its own for life.
 
     Raises:

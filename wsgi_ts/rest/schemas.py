@@ -36,6 +36,10 @@ def parameter(place: str, name: str, schema: Schema, description: str, *, requir
 
     Args:
         place: "path" or "query".
+        name: of the parameter.
+        schema: of its value.
+        description: for people.
+        required: whether it must be there.
     """
     return {"in": place, "name": name, "description": description, "required": required, "schema": schema}
 
@@ -63,6 +67,7 @@ def json_arguments(arguments: Collection[Schema], required: Collection[str]) -> 
 
     Args:
         arguments: made by `argument`.
+        required: names of those that must be there.
     """
     properties = {}
     for row in arguments:

@@ -45,6 +45,7 @@ def scope_of(kinds: Collection[str], path: str) -> str | None:
 
     Args:
         kinds: the APIs of the listener.
+        path: the decoded path.
     """
     path = path.rstrip("/")
     if path in _OPEN_PATHS:

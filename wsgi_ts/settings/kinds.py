@@ -103,6 +103,8 @@ def integer(
     """A whole number between two limits, both allowed.
 
     Args:
+        minimum: the least.
+        maximum: the largest.
         unit: for the name only.
         lift: a smaller number is lifted to `minimum`, and not refused.
         read: what makes it a number; raises ValueError.

@@ -40,6 +40,7 @@ def parse_lenient(text: str, *, unique_keys: bool = False, max_depth: int = 100)
     """Reads one JSON value.
 
     Args:
+        text: the JSON.
         unique_keys: a key that stands twice in one object is an error; else the last one counts.
         max_depth: levels of objects and lists in each other.
 

@@ -48,6 +48,9 @@ def setting(kind: Kind, default: Any, help: str, *, key: str = "", env: bool | s
     """Declares a dataclass field that is a key of a file.
 
     Args:
+        kind: the kind of value.
+        default: the value where nobody gives one.
+        help: one line for the reference page.
         key: as it is spelt in the file, where that is not the field's name.
         env: True for `TS_{KEY}`, a name for another variable, False for none.
         more: see Setting.
@@ -65,6 +68,7 @@ def argument(kind: Kind, default: Any, help: str, *, unset: Any = None, **limits
     """Declares a dataclass field that is an argument of a call.
 
     Args:
+        kind: the kind of value.
         default: what counts where the caller says nothing, as documented.
         help: one sentence for the API description.
         unset: the field's value then; None leaves the choice to others who may speak.

@@ -71,6 +71,7 @@ class SupervisedProcess(ABC):
         """Starts the process of the next life.
 
         Args:
+            command: what to run.
             pass_fds: descriptors that it inherits.
             environ: further environment variables.
 

@@ -152,7 +152,10 @@ def make_servers(
     """Makes the gunicorn that carries predictions, one for the rest if there is any, and the gRPC server.
 
     Args:
+        config: the configuration.
+        listeners: the sockets that are served.
         grpc_ports: the ports of the gRPC APIs, inference first.
+        directory: the run directory.
         tls_fd: a file with what TLS takes, -1 for none.
     """
     inference = [listener for listener in listeners if "inference" in listener.kinds]

@@ -62,6 +62,7 @@ def start_log_rotation(files: LogFiles, reopen: Callable[[], None], stack: ExitS
     """Rotates the log files from now on.
 
     Args:
+        files: the open log files.
         reopen: has every process open its files again; called on the rotation's thread, returns at once.
         stack: ends it.
     """
@@ -99,6 +100,7 @@ def make_keys(
     """Makes the tokens and the file that clients take them from; None where requests need no tokens.
 
     Args:
+        config: the configuration.
         publish: see `KeyRing`.
         guard: keeps them for the supervisor after this one, so that clients need no new ones.
         stack: removes the file.
