@@ -97,6 +97,10 @@ def check_archives(config: Config) -> Iterator[Finding]:
     for _, url in config.load_models:
         if "://" not in url and not (store / os.path.basename(url)).exists() and not os.path.isdir(url):
             yield Finding("WARN", "load_models", f"{url} is not in {store}; this model will not be loaded")
+    workflows = config.workflow_store or store
+    for _, url in config.load_workflows:
+        if "://" not in url and not (workflows / os.path.basename(url)).exists():
+            yield Finding("WARN", "load_workflows", f"{url} is not in {workflows}; this workflow will not be loaded")
 
 
 def check_certificates(config: Config) -> Iterator[Finding]:

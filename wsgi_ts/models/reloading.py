@@ -57,7 +57,12 @@ class Reloader:
 
     def _watch(self) -> None:
         while not self._stop.wait(PERIOD_S):
-            models = [model for model in self._registry.all_versions() if model.directory.downloaded is None]
+            models = [
+                model
+                for model in self._registry.all_versions()
+                # Functions come with their workflow's archive.
+                if model.directory.downloaded is None and not model.spec.functions
+            ]
             known = {id(each.model): each for each in self._watched}
             self._watched = [known.get(id(model)) or _Watched(model, _loaded_state(model)) for model in models]
             for watched in self._watched:
