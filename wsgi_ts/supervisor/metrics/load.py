@@ -33,6 +33,8 @@ _HELP = {
     "ts_desired_replicas_hint": "Requests a second that came, in parts of ts_capacity_rps; summed over all servers: "
     "how many of them the load takes",
 }
+#: Their names.
+METRICS = frozenset(_HELP)
 #: What vLLM calls the first two.
 _VLLM = {"vllm:num_requests_waiting": "ts_queue_depth", "vllm:num_requests_running": "ts_running_requests"}
 
