@@ -64,6 +64,19 @@ class ModelStatus:
         write_json(resp, 200 if ready else 503, {"name": model, "ready": ready})
 
 
+class ModelV1:
+    """`/v1/models/{model}`, where KServe's clients of the first protocol ask before they predict."""
+
+    def __init__(self, predictions: Predictions) -> None:
+        self._predictions = predictions
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, model: str) -> None:
+        """200 when a worker of the default version is ready, else 503."""
+        default, versions = self._predictions.routes(req).versions(model)
+        ready = versions.get(default, False)
+        write_json(resp, 200 if ready else 503, {"name": model, "ready": ready})
+
+
 def refuse_versions(req: falcon.Request, resp: falcon.Response, **_: Any) -> None:
     """501 for a path that names a model's version; 404 for what only looks so."""
     if len(req.path.rstrip("/").split("/")) - 1 <= _MOST_SEGMENTS:

@@ -26,6 +26,8 @@ from wsgi_ts.rpc.codes import Failure, bad_request, management_failure
 from wsgi_ts.rpc.management import Management
 
 NAME = f"{messages.OPEN_INFERENCE}.GRPCInferenceService"
+#: The protocol's own name of the service, which KServe's and Triton's clients call; the messages are the same.
+PROTOCOL_NAME = "inference.GRPCInferenceService"
 #: The field of InferTensorContents for each data type.
 _CONTENTS = {
     "BOOL": "bool_contents",
@@ -70,8 +72,13 @@ class OpenInference:
         self._plane = plane
         self._management = management
 
-    def service(self, calls: Calls) -> grpc.GenericRpcHandler:
-        """Returns the service, for the server; ServerMetadata is not implemented."""
+    def service(self, calls: Calls, name: str = NAME) -> grpc.GenericRpcHandler:
+        """Returns the service, for the server; ServerMetadata is not implemented.
+
+        Args:
+            calls: the calls of its port.
+            name: NAME or PROTOCOL_NAME.
+        """
         methods = {
             "ServerLive": (self.server_live, messages.ServerLiveRequest, messages.ServerLiveResponse),
             "ServerReady": (self.server_ready, messages.ServerReadyRequest, messages.ServerReadyResponse),
@@ -80,7 +87,7 @@ class OpenInference:
             "ModelInfer": (self.model_infer, messages.ModelInferRequest, messages.ModelInferResponse),
         }
         return grpc.method_handlers_generic_handler(
-            NAME, {name: calls.method(f"{NAME}/{name}", *method) for name, method in methods.items()}
+            name, {each: calls.method(f"{name}/{each}", *method) for each, method in methods.items()}
         )
 
     async def server_live(self, request: Any, context: aio.ServicerContext) -> Any:

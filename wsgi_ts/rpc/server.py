@@ -26,7 +26,7 @@ from wsgi_ts.rpc.inference import Inference
 from wsgi_ts.rpc.management import NAME as MANAGEMENT_SERVICE
 from wsgi_ts.rpc.management import Management
 from wsgi_ts.rpc.open_inference import NAME as OPEN_INFERENCE_SERVICE
-from wsgi_ts.rpc.open_inference import OpenInference
+from wsgi_ts.rpc.open_inference import PROTOCOL_NAME, OpenInference
 from wsgi_ts.security.access import TokenTable
 from wsgi_ts.security.tokens import INFERENCE, MANAGEMENT
 from wsgi_ts.settings.config import Config
@@ -79,7 +79,8 @@ async def serve(
     management = Management(instance, ControlPlane(instance.run_dir))
     services = {INFERENCE_SERVICE: Inference(plane, config).service(calls)}
     if config.ts_open_inference_protocol:
-        services[OPEN_INFERENCE_SERVICE] = OpenInference(plane, management).service(calls)
+        open_inference = OpenInference(plane, management)
+        services |= {name: open_inference.service(calls, name) for name in (OPEN_INFERENCE_SERVICE, PROTOCOL_NAME)}
     open_calls = Calls(INFERENCE, None, access, inference_failure)
     health = Health(lambda: plane.routes.ready, [*services, MANAGEMENT_SERVICE])
     ages = config.grpc_inference_max_connection_age_ms, config.grpc_inference_max_connection_age_grace_ms

@@ -1,0 +1,183 @@
+"""KServe's own Python package against the server: its clients, and a wrapper of the kind that TorchServe's image has.
+
+The package lives in a virtual environment of its own, which is made once (a minute: hence `slow`).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import http
+from support.archives import archive
+from support.eventually import eventually
+from support.server import ServerProcess, free_ports
+
+#: What the tests were written for.
+PACKAGES = ("kserve==0.21.0",)
+pytestmark = pytest.mark.slow
+
+#: The digit that an image says in its first byte; of a tensor, its first element.
+MNIST = """
+import base64
+
+def digit(row):
+    value = row.get("data", row) if isinstance(row, dict) else row
+    if isinstance(value, str):
+        value = base64.b64decode(value)
+    return int(value[0]) if hasattr(value, "__len__") else int(value)
+
+def handle(data, context):
+    if data is None:
+        return None
+    return [digit(row) for row in data]
+"""
+
+#: Runs inside the environment: each client says what it has got.
+CLIENTS = """
+import asyncio, json, sys
+import numpy
+from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, RESTConfig
+
+http_port, grpc_port = sys.argv[1:]
+url, image = f"http://127.0.0.1:{http_port}", "AgAA"
+
+async def main():
+    found = {}
+    async with InferenceRESTClient(RESTConfig(protocol="v1")) as client:
+        found["v1 ready"] = await client.is_model_ready(url, "mnist")
+        found["v1"] = await client.infer(url, {"instances": [{"data": image}]}, model_name="mnist")
+        found["v1 explain"] = await client.explain(url, "mnist", {"instances": [{"data": image}]})
+        try:
+            await client.infer(url, {"instances": []}, model_name="none")
+        except Exception as error:
+            found["v1 error"] = f"{type(error).__name__} {error}"[:60]
+    tensor = InferInput(name="input-0", shape=[3], datatype="INT64", data=[1, 2, 3])
+    async with InferenceRESTClient(RESTConfig(protocol="v2")) as client:
+        found["v2 live"] = await client.is_server_live(url)
+        found["v2 ready"] = await client.is_server_ready(url)
+        found["v2 model ready"] = await client.is_model_ready(url, "mnist_v2")
+        asked = InferRequest(model_name="mnist_v2", infer_inputs=[tensor])
+        answer = await client.infer(url, asked, model_name="mnist_v2")
+        found["v2"] = [answer.model_name, answer.outputs[0].as_numpy().tolist()]
+    async with InferenceGRPCClient(f"127.0.0.1:{grpc_port}") as client:
+        found["grpc live"] = await client.is_server_live()
+        found["grpc ready"] = await client.is_server_ready()
+        found["grpc model ready"] = await client.is_model_ready("mnist_v2")
+        raw = InferInput(name="input-0", shape=[3], datatype="INT64")
+        raw.set_data_from_numpy(numpy.array([4, 5, 6]), binary_data=True)
+        for name, each in (("grpc", tensor), ("grpc raw", raw)):
+            answer = await client.infer(InferRequest(model_name="mnist_v2", infer_inputs=[each]))
+            found[name] = answer.outputs[0].as_numpy().tolist()
+    print(json.dumps(found))
+
+asyncio.run(main())
+"""
+
+#: A server of KServe's with a model that passes requests on to TorchServe, as the wrapper in its image does.
+WRAPPER = """
+import sys
+import httpx
+import kserve
+
+http_port, management_port, own_port = sys.argv[1:]
+
+class PassedOn(kserve.Model):
+    def __init__(self, name):
+        super().__init__(name)
+        self.load()
+
+    def load(self):
+        # As the wrapper does: until a worker is ready.
+        described = httpx.get(f"http://127.0.0.1:{management_port}/models/{self.name}?customized=false").json()
+        self.ready = any(worker["status"] == "READY" for worker in described[0]["workers"])
+        return self.ready
+
+    async def predict(self, payload, headers=None, response_headers=None):
+        async with httpx.AsyncClient() as client:
+            answer = await client.post(f"http://127.0.0.1:{http_port}/v1/models/{self.name}:predict", json=payload)
+        answer.raise_for_status()
+        return answer.json()
+
+kserve.ModelServer(http_port=int(own_port), enable_grpc=False, workers=1).start([PassedOn("mnist")])
+"""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment with KServe's package."""
+    folder = tmp_path_factory.mktemp("kserve")
+    venv.create(folder / "venv", with_pip=True)
+    path = folder / "venv" / "bin" / "python"
+    command = [path, "-m", "pip", "install", "--quiet", "--no-compile", "--only-binary", ":all:", *PACKAGES]
+    subprocess.run(command, check=True, timeout=500)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    store = tmp_path_factory.mktemp("store")
+    archive(store, "mnist", MNIST, manifest_overrides={"envelope": "kserve"})
+    archive(store, "mnist_v2", MNIST, manifest_overrides={"envelope": "kservev2"})
+    with ServerProcess(store=store, config={"ts_open_inference_protocol": "true"}) as running:
+        for name in ("mnist", "mnist_v2"):
+            assert running.register(f"{name}.mar").status == 200
+        yield running
+
+
+def environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TS_"))}
+
+
+def test_the_clients_of_all_protocols(server: ServerProcess, python: Path) -> None:
+    ports = [str(server.ports[name]) for name in ("inference", "grpc_inference")]
+    done = subprocess.run(
+        [python, "-c", CLIENTS, *ports], capture_output=True, text=True, timeout=120, check=False, env=environment()
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert found.pop("v1 error").startswith("HTTPStatusError"), found
+    assert found == {
+        "v1 ready": True,
+        "v1": {"predictions": [2]},
+        "v1 explain": {"explanations": [2]},
+        "v2 live": True,
+        "v2 ready": True,
+        "v2 model ready": True,
+        "v2": ["mnist_v2", [1]],
+        "grpc live": True,
+        "grpc ready": True,
+        "grpc model ready": True,
+        "grpc": [1],
+        "grpc raw": [4],
+    }
+
+
+def test_a_wrapper_in_front(server: ServerProcess, python: Path) -> None:
+    """The body of KServe's own test for TorchServe's runtime: one image, base64."""
+    (port,) = free_ports(1)
+    ports = [str(each) for each in (server.ports["inference"], server.ports["management"], port)]
+    with subprocess.Popen([python, "-c", WRAPPER, *ports], env=environment(), stderr=subprocess.DEVNULL) as wrapper:
+        try:
+
+            def is_ready() -> bool:
+                assert wrapper.poll() is None
+                try:
+                    return http.request(port, "GET", "/v1/models/mnist").status == 200
+                except OSError:
+                    return False
+
+            eventually(is_ready, within=60)
+            body = json.dumps({"instances": [{"data": base64.b64encode(b"\x02image").decode()}]})
+            headers = {"content-type": "application/json"}
+            reply = http.request(port, "POST", "/v1/models/mnist:predict", body=body, headers=headers)
+            assert (reply.status, reply.json()) == (200, {"predictions": [2]})
+        finally:
+            wrapper.kill()
