@@ -21,6 +21,7 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from wsgi_ts.archive.entries import ArchiveLimits, escape_name
@@ -42,6 +43,20 @@ _UNSAFE = re.compile(r"[\x00-\x20\x7f\\]")
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
+class Fetchers(Protocol):
+    """Fetches from URLs of other schemes, and says whether what was fetched may be used. Both raise OSError."""
+
+    @property
+    def schemes(self) -> frozenset[str]:
+        """In lower case."""
+
+    def open(self, url: str, target: Path, limit_s: float) -> None:
+        """Writes what the URL names into a file."""
+
+    def verify(self, url: str, path: Path, limit_s: float) -> None:
+        """Looks at a fetched file."""
+
+
 @dataclass(frozen=True, slots=True)
 class DownloadRules:
     """Which URLs an archive may come from.
@@ -52,6 +67,7 @@ class DownloadRules:
         allow_private: whether loopback and private addresses may be contacted. A redirect from a public to a
             private address is refused in any case, link-local (cloud metadata) addresses always.
         s3_sse_kms: whether an object of S3 is asked for as one that is encrypted with a key of KMS.
+        fetchers: further schemes; while `allowed_urls` is not set, all their URLs are allowed.
 
     Raises:
         ValueError: an expression is not one.
@@ -60,6 +76,7 @@ class DownloadRules:
     allowed_urls: tuple[str, ...] = DEFAULT_ALLOWED_URLS
     allow_private: bool = True
     s3_sse_kms: bool = False
+    fetchers: Fetchers | None = None
 
     def __post_init__(self) -> None:
         """Compiles each expression once, to find a wrong one at start instead of at the first registration."""
@@ -73,7 +90,13 @@ class DownloadRules:
 
     def match(self, url: str) -> bool:
         """Whether some expression matches the whole of `url`."""
+        if self.allowed_urls == DEFAULT_ALLOWED_URLS and self.has_own(url):
+            return True
         return any(re.fullmatch(pattern, url, re.IGNORECASE) for pattern in self.allowed_urls)
+
+    def has_own(self, url: str) -> bool:
+        """Whether the URL has one of the further schemes."""
+        return self.fetchers is not None and url.partition("://")[0].lower() in self.fetchers.schemes
 
 
 class _Refused(Exception):
@@ -86,7 +109,7 @@ def is_fetched(url: str, rules: DownloadRules) -> bool:
     TorchServe knows three schemes as URLs, and others only where `allowed_urls` speaks of them.
     """
     match = _URL.match(url)
-    return match is not None and (match[1].lower() in _SCHEMES or rules.match(url))
+    return match is not None and (match[1].lower() in _SCHEMES or rules.has_own(url) or rules.match(url))
 
 
 def fetch_archive(url: str, model_store: Path, rules: DownloadRules, limits: ArchiveLimits) -> Path:
@@ -101,16 +124,21 @@ def fetch_archive(url: str, model_store: Path, rules: DownloadRules, limits: Arc
     if not rules.match(url):
         raise ModelNotFound(f"Given URL {url} does not match any allowed URL(s)")
     try:
-        parts = _checked_parts(url)
-        name = parts.path.rpartition("/")[2]
+        parts = _checked_parts(url, own=rules.has_own(url))
+        name = (parts.path or parts.netloc).rpartition("/")[2]
         if not name or len(name) > 200 or name in (".", ".."):
             raise _Refused("the path of the URL has no usable file name at its end")
         target = model_store / name
         if os.path.lexists(target):
             raise FileExistsError(name)
-        chunks = _read_local(parts) if parts.scheme == "file" else _read_http(url, rules, limits)
-        with contextlib.closing(chunks):
-            _save(chunks, target, limits)
+        if rules.fetchers is not None and rules.has_own(url):
+            _have_fetched(rules.fetchers, url, target, limits)
+        else:
+            chunks = _read_local(parts) if parts.scheme == "file" else _read_http(url, rules, limits)
+            with contextlib.closing(chunks):
+                _save(chunks, target, limits)
+        if rules.fetchers is not None:
+            _verify(rules.fetchers, url, target, limits)
     except FileExistsError as error:
         raise InternalServerError(f"Model file already exists {name}") from error
     except (_Refused, OSError, http.client.HTTPException, ValueError) as error:
@@ -126,14 +154,38 @@ def _shown(url: str) -> str:
     return escape_name(url.partition("?")[0])
 
 
-def _checked_parts(url: str) -> SplitResult:
+def _have_fetched(fetchers: Fetchers, url: str, target: Path, limits: ArchiveLimits) -> None:
+    """Has a plugin fetch an archive, which appears whole or not at all."""
+    part = target.with_name(f".{secrets.token_hex(16)}.part")
+    try:
+        fetchers.open(url, part, limits.download_timeout_s)
+        if not part.is_file() or part.is_symlink():
+            raise _Refused("the plugin has written no file")
+        if part.stat().st_size > limits.max_archive_bytes:
+            raise _Refused(f"it is larger than {limits.max_archive_bytes} bytes")
+        _give_name(part, target)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def _verify(fetchers: Fetchers, url: str, target: Path, limits: ArchiveLimits) -> None:
+    """Asks the plugins whether a fetched archive may be used; one that may not is removed."""
+    try:
+        fetchers.verify(url, target, limits.download_timeout_s)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def _checked_parts(url: str, *, own: bool = False) -> SplitResult:
     """The parts of a URL that two readers cannot understand differently."""
     if _UNSAFE.search(url):
         raise _Refused("the URL has a space, control character or backslash: percent-encode it")
     parts = urlsplit(url)
     if parts.username is not None or parts.password is not None or "@" in parts.netloc:
         raise _Refused("the URL has a user name before its host: leave it out")
-    if parts.scheme not in _SCHEMES:
+    if parts.scheme not in _SCHEMES and not own:
         raise _Refused(f"scheme {parts.scheme} cannot be fetched: use https, http or file")
     if parts.scheme != "file" and not parts.hostname:
         raise _Refused("the URL has no host")

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from wsgi_ts.archive.download import Fetchers
 from wsgi_ts.archive.model_directory import ModelDirectory, remove_model_directory
 from wsgi_ts.errors import BadRequest, ConflictStatus, RequestTimeout, ServerError, ServiceUnavailable
 from wsgi_ts.models.arguments import RegisterArguments, check_count, check_runtime
@@ -25,6 +26,7 @@ from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.snapshots import SnapshotNotWritten
 from wsgi_ts.models.version import ModelVersion
 from wsgi_ts.models.workers import Send, WorkerScaler, limit_workers
+from wsgi_ts.plugins.events import Events
 from wsgi_ts.settings.config import Config
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,8 @@ class ModelManager:
         publish: makes the registry's present state known to the data path.
         queued: how many requests of a version wait.
         record: writes the snapshot; called after each change, before it is answered.
+        events: plugins that are told, and asked; None for none.
+        fetchers: plugins that fetch archives; None for none.
 
     Attributes:
         workers: starts and stops workers, and knows what a restarted batcher has to be told.
@@ -54,10 +58,13 @@ class ModelManager:
         publish: Callable[[], None],
         queued: Callable[[ModelVersion], int],
         record: Callable[[], None] = lambda: None,
+        events: Events | None = None,
+        fetchers: Fetchers | None = None,
     ) -> None:
         self._config = config
         self._registry = registry
-        self._preparer = ModelPreparer(config, registry, models_dir, gpus)
+        self._preparer = ModelPreparer(config, registry, models_dir, gpus, fetchers)
+        self._events = events or Events(config, None)
         self.workers = WorkerScaler(registry, gpus, send, publish)
         self._publish = publish
         self._queued = queued
@@ -213,6 +220,7 @@ class ModelManager:
             if not self._remove(model):
                 raise RequestTimeout(f"Timed out while cleaning resources: {model_name}")
         log.info("Model %s version %s unregistered", model.name, model.version)
+        self._events.tell("model_unregistered", name=model.name, version=model.version)
         self._record()
         return _status(200, f'Model "{model_name}" unregistered')
 
@@ -287,6 +295,7 @@ class ModelManager:
             model = self._preparer.prepare(directory, said)
             model.workflow = workflow
             model.loaded_at_startup = recorded.at_startup if recorded is not None else said is None
+            self._events.ask_model_registering(name=model.name, version=model.version, url=directory.url)
             self._registry.add(model)
         except BaseException:
             if model is not None:
@@ -300,6 +309,7 @@ class ModelManager:
         wanted = model.spec.min_workers
         named = f'Model "{model.name}" Version: {model.version} registered with'
         log.info("Model %s version %s registered from %s", model.name, model.version, model.directory.url)
+        self._events.tell("model_registered", name=model.name, version=model.version, url=model.directory.url)
         self.workers.set_limits(model, wanted, model.spec.max_workers)
         if wanted == 0:
             return _status(200, f"{named} 0 initial workers. Use scale workers API to add workers for the model.")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from wsgi_ts.archive.download import DownloadRules
+from wsgi_ts.archive.download import DownloadRules, Fetchers
 from wsgi_ts.archive.manifest import Manifest, load_model_yaml, resolve_handler
 from wsgi_ts.archive.model_directory import (
     ModelDirectory,
@@ -49,9 +49,13 @@ class ModelPreparer:
 
     Args:
         registry: where the model will be added; gives it its index.
+        fetchers: plugins that fetch archives; None for none.
     """
 
-    def __init__(self, config: Config, registry: Registry, models_dir: Path, gpus: int) -> None:
+    def __init__(
+        self, config: Config, registry: Registry, models_dir: Path, gpus: int, fetchers: Fetchers | None = None
+    ) -> None:
+        self._fetchers = fetchers
         self._config = config
         self._registry = registry
         self._models_dir = models_dir
@@ -74,7 +78,9 @@ class ModelPreparer:
                 url,
                 self._config.model_store,
                 self._models_dir,
-                rules=DownloadRules(self._config.allowed_urls, s3_sse_kms=arguments.s3_sse_kms),
+                rules=DownloadRules(
+                    self._config.allowed_urls, s3_sse_kms=arguments.s3_sse_kms, fetchers=self._fetchers
+                ),
                 model_name=name or None,
                 any_directory=at_startup,
             )

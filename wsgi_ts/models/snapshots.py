@@ -22,6 +22,7 @@ from wsgi_ts import TORCHSERVE_VERSION
 from wsgi_ts.errors import ServerError
 from wsgi_ts.models.recorded import RecordedModel
 from wsgi_ts.models.registry import Registry
+from wsgi_ts.plugins.snapshot import Store
 from wsgi_ts.settings.config import Config, property_settings
 from wsgi_ts.settings.properties import format_property
 from wsgi_ts.settings.sources import SNAPSHOT_NAME
@@ -46,11 +47,17 @@ class SnapshotWriter:
         config: with `no_config_snapshots` no file is ever written.
         remember: called with the models after each change, with and without snapshots: a supervisor that follows this
             one has to go on with them. `started` there tells whether all models of the start are among them.
+        store: keeps the snapshots in place of files; None: there is no such plugin.
     """
 
     def __init__(
-        self, config: Config, registry: Registry, remember: Callable[[dict[str, Any]], None] = lambda models: None
+        self,
+        config: Config,
+        registry: Registry,
+        remember: Callable[[dict[str, Any]], None] = lambda models: None,
+        store: Store | None = None,
     ) -> None:
+        self._store = store
         self._config = config
         self._registry = registry
         self._directory = config.log_dir / "config"
@@ -59,6 +66,7 @@ class SnapshotWriter:
         self._not_restored: dict[tuple[str, str], RecordedModel] = {}
         self._remember = remember
         self._started = False
+        self._last_kept: str | None = None
 
     def keep(self, model: RecordedModel) -> None:
         """Has a model that is not restored (yet) stay in the snapshots, until it is registered."""
@@ -127,6 +135,11 @@ class SnapshotWriter:
 
     def _write(self, occasion: Occasion) -> None:
         with self._lock:
+            if self._store is not None:
+                name = f"{_stamp_after(self._last_kept)}-{occasion}.cfg"
+                if self._store.keep(name, self._rows(name)):
+                    self._last_kept = name
+                    return
             known = sorted(name for name in os.listdir(self._directory) if SNAPSHOT_NAME.fullmatch(name))
             name = f"{_stamp_after(known[-1] if known else None)}-{occasion}.cfg"
             temporary = self._directory / f".new-{os.getpid()}.cfg"
@@ -143,7 +156,7 @@ class SnapshotWriter:
             for old in known[: max(0, len(known) + 1 - KEPT_FILES)]:
                 (self._directory / old).unlink(missing_ok=True)
 
-    def _content(self, name: str) -> str:
+    def _rows(self, name: str) -> dict[str, str]:
         models, count = self._models()
         snapshot: dict[str, Any] = {
             "name": name,
@@ -158,6 +171,10 @@ class SnapshotWriter:
         if self._config.config_file is not None:
             rows["tsConfigFile"] = str(self._config.config_file)
         rows |= given_settings(self._config)
+        return rows
+
+    def _content(self, name: str) -> str:
+        rows = self._rows(name)
         lines = [f"#Saving snapshot\n#{time.strftime('%a %b %d %H:%M:%S %Z %Y')}"]
         return "\n".join([*lines, *(format_property(key, value) for key, value in rows.items()), ""])
 

@@ -12,6 +12,7 @@ from wsgi_ts.models.manager import ModelManager
 from wsgi_ts.models.recorded import RecordedModel, SnapshotError, parse_models, recorded_models
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.snapshots import SnapshotWriter
+from wsgi_ts.plugins.found import found_in
 from wsgi_ts.settings.config import Config
 
 # TorchServe's users look for these lines; they are the supervisor's.
@@ -58,7 +59,9 @@ def models_to_start(config: Config, kept: Mapping[str, Any] | None) -> ModelsToS
     if config.model_snapshot is None:
         return ModelsToStart(recorded, "", configured=True)
     passed_over = f"; not loading {config.initial_models}" if config.load_models else ""
-    source = f"the snapshot {config.config_file}{passed_over}; start with --ncs to begin without it"
+    kept_elsewhere = "model_snapshot" not in config.origins and bool(found_in(config.found_plugins, "snapshot"))
+    place = "in the plugin's store" if kept_elsewhere else config.config_file
+    source = f"the snapshot {place}{passed_over}; start with --ncs to begin without it"
     workflows = config.model_snapshot.get("workflows", {})
     return ModelsToStart(recorded, source, configured=False, workflows=workflows)
 

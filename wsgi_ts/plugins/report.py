@@ -1,6 +1,6 @@
 """What a process says of its plugins: a file in the run directory, read for `/plugins`, `/metrics`, `wsgi-ts plugins`.
 
-A failure costs the process that has it a count and, at most once a minute for each that is alike, a line in the log.
+A failure costs the process that has it a count, and a line in the log, at most one a minute of those that are alike.
 The file is written by a thread of its own: nobody waits for the disk, and nobody needs a lock of another process.
 """
 
@@ -95,6 +95,13 @@ class PluginReport:
             log.error("Plugin %s: %s%s", found.name, text, f"; {instead}" if instead else "", exc_info=trace)
         self._write_soon()
 
+    def dropped(self, found: Found) -> None:
+        """Counts an event that a plugin was not told of, since too many were waiting."""
+        with self._lock:
+            row = self._rows.setdefault(found.name, _new_row(found))
+            row["dropped"] = row.get("dropped", 0) + 1
+        self._write_soon()
+
     def _write_soon(self) -> None:
         with self._lock:
             if self._is_due:
@@ -161,10 +168,11 @@ def plugin_rows(config_rows: Iterable[Mapping[str, Any]], run_dir: Path) -> list
     return rows
 
 
-def error_counts(run_dir: Path) -> dict[str, int]:
-    """How often each plugin has failed, in all processes together."""
-    counts: Counter[str] = Counter()
+def counts(run_dir: Path, what: str) -> dict[str, int]:
+    """A count of each plugin, in all processes together: `errors`, or `dropped` where there are any."""
+    found: Counter[str] = Counter()
     for report in read_reports(run_dir):
         for name, row in report["plugins"].items():
-            counts[name] += row["errors"]
-    return dict(counts)
+            if what in row:
+                found[name] += row[what]
+    return dict(found)

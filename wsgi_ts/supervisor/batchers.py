@@ -18,6 +18,7 @@ from wsgi_ts.supervisor.batcher_process import BatcherProcess
 from wsgi_ts.supervisor.child import Owner, ProcessGroup
 from wsgi_ts.supervisor.metrics.collector import MetricsCollector
 from wsgi_ts.supervisor.segments import Segments
+from wsgi_ts.supervisor.worker_events import WorkerEvents
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Batchers(ProcessGroup[BatcherProcess]):
         board: has their heartbeats.
         manager: knows what a restarted one has to be told.
         metrics: takes what they report of handlers' metrics.
+        events: takes what they report of workers.
         publish: makes the registry's state known to the data path.
 
     Attributes:
@@ -47,6 +49,7 @@ class Batchers(ProcessGroup[BatcherProcess]):
         board: Board,
         manager: ModelManager,
         metrics: MetricsCollector,
+        events: WorkerEvents,
         publish: Callable[[], None],
     ) -> None:
         super().__init__([BatcherProcess(n, device, owner.directory) for n, device in enumerate(devices)], owner)
@@ -54,6 +57,7 @@ class Batchers(ProcessGroup[BatcherProcess]):
         self._board = board
         self._manager = manager
         self._metrics = metrics
+        self._events = events
         self._publish = publish
 
     def is_ready(self, *, warm: bool) -> bool:
@@ -135,6 +139,7 @@ class Batchers(ProcessGroup[BatcherProcess]):
             case messages.SegmentRetired(index):
                 self.segments.table.retired(index, batcher.index)
             case messages.WorkerReport():
+                self._events.reported(event)
                 with self._owner.registry.changed:
                     if self._owner.registry.apply_report(batcher.index, event):
                         self._publish()

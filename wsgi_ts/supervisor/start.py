@@ -27,7 +27,10 @@ from wsgi_ts.logs.plan import LogPlan
 from wsgi_ts.logs.rotation import LogRotation
 from wsgi_ts.logs.setup import LogFiles, setup_logging
 from wsgi_ts.logs.user_config import load_plan
-from wsgi_ts.plugins.found import Found
+from wsgi_ts.plugins.fetch import Fetchers
+from wsgi_ts.plugins.found import Found, found_in
+from wsgi_ts.plugins.report import PluginReport
+from wsgi_ts.plugins.snapshot import Store
 from wsgi_ts.security.tokens import KeyFileError, KeyRing
 from wsgi_ts.settings.config import Config
 
@@ -163,6 +166,20 @@ def say_plugins(config: Config) -> None:
         log.info("Requests under /%s go to a plugin: they have no direct answers", path)
     if config.middleware_all and config.middleware and config.direct_answers:
         log.info("middleware_all=true: predictions pass the middleware, so direct_answers is off")
+
+
+def snapshot_store(config: Config, report: PluginReport) -> Store | None:
+    """What keeps snapshots in place of files; None where no plugin does."""
+    found = found_in(config.found_plugins, "snapshot")
+    if not found:
+        return None
+    log.info(" Loading snapshot serializer plugin...")
+    return Store(config, found[0], report)
+
+
+def fetchers(config: Config, report: PluginReport) -> Fetchers | None:
+    """What fetches archives from URLs of other schemes; None where no plugin does."""
+    return Fetchers(config, report) if found_in(config.found_plugins, "fetch") else None
 
 
 def say_started(listeners: Iterable[BoundListener], keys: KeyRing | None) -> None:

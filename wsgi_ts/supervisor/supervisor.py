@@ -38,6 +38,8 @@ from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.reloading import Reloader
 from wsgi_ts.models.snapshots import SnapshotWriter
 from wsgi_ts.models.startup import ModelsToStart, StartupModels, models_to_start
+from wsgi_ts.plugins.events import Events
+from wsgi_ts.plugins.report import PluginReport
 from wsgi_ts.process import Child
 from wsgi_ts.settings.config import Config
 from wsgi_ts.supervisor.batchers import Batchers
@@ -45,18 +47,22 @@ from wsgi_ts.supervisor.child import Owner, SupervisedProcess
 from wsgi_ts.supervisor.config_dump import configuration_lines
 from wsgi_ts.supervisor.loop import MainLoop
 from wsgi_ts.supervisor.metrics.collector import MetricsCollector
+from wsgi_ts.supervisor.metrics.sinks import start_sinks
 from wsgi_ts.supervisor.operations import ControlOperations
 from wsgi_ts.supervisor.publisher import Publisher
 from wsgi_ts.supervisor.servers import Servers, make_servers
 from wsgi_ts.supervisor.start import (
+    fetchers,
     make_board,
     make_keys,
     open_certificates,
     say_plugins,
     say_started,
+    snapshot_store,
     start_log_rotation,
     write_for_children,
 )
+from wsgi_ts.supervisor.worker_events import WorkerEvents
 from wsgi_ts.workflows.manager import WorkflowManager
 from wsgi_ts.workflows.startup import StartupWorkflows
 
@@ -71,6 +77,8 @@ _BATCHER_STOP_S = 3.0
 _FAST_STOP_S = 2.0
 #: At an upgrade, how long connections that are in use get to end with an answer, in seconds.
 _UPGRADE_DELAY_S = 1.0
+#: How long plugins may take to hear the last events, in seconds.
+_EVENTS_LIMIT_S = 1.0
 
 
 class Supervisor:
@@ -96,6 +104,7 @@ class Supervisor:
         self._is_replaced = False
         self._announced = False
         self._exit_code = 0
+        self._sinks_stopped = threading.Event()
         self._failure = ""
 
     def run(self) -> int:
@@ -171,7 +180,14 @@ class Supervisor:
         config = self._config
         gpus = len(devices) - 1
         self._metrics = MetricsCollector(config, self._board, self._registry, self._log_files, gpus, self._dir.path)
-        self._snapshots = SnapshotWriter(config, self._registry, lambda models: self._guard.keep_json(MODELS, models))
+        self._plugins = PluginReport(self._dir.path, "supervisor")
+        self._events = Events(config, self._plugins)
+        self._snapshots = SnapshotWriter(
+            config,
+            self._registry,
+            lambda models: self._guard.keep_json(MODELS, models),
+            snapshot_store(config, self._plugins),
+        )
         self._manager = ModelManager(
             config,
             self._registry,
@@ -181,6 +197,8 @@ class Supervisor:
             publish=self._publisher.routes,
             queued=lambda model: self._board.queued(model.loaded_in, model.spec.index),
             record=self._snapshots.record,
+            events=self._events,
+            fetchers=fetchers(config, self._plugins),
         )
         self._workflows = WorkflowManager(
             config,
@@ -198,6 +216,7 @@ class Supervisor:
             board=self._board,
             manager=self._manager,
             metrics=self._metrics,
+            events=WorkerEvents(self._events, self._registry),
             publish=self._publisher.routes,
         )
         self._servers = Servers(
@@ -226,6 +245,7 @@ class Supervisor:
             raise StartError(f"control socket {self._dir.control_socket}: {error}") from error
         stack.callback(self._control.stop)
         stack.enter_context(self._metrics.running())
+        start_sinks(self._config, self._metrics.families, self._plugins, self._sinks_stopped)
         stack.callback(self._kill_children)
         start_log_rotation(self._log_files, lambda: self._loop.post(self._reopen_logs), stack)
         if self._config.reload:
@@ -296,6 +316,8 @@ class Supervisor:
             self._registry.announced = True
             self._publisher.routes()
         self._guard.say_started()
+        addresses = {"+".join(each.kinds): str(each.address) for each in self._listeners}
+        self._events.tell("server_started", addresses=addresses)
         say_started([*self._listeners, *self._grpc_ports], self._keys)
 
     def _turn(self, most_s: float = _IDLE_WAIT_S) -> None:
@@ -422,6 +444,7 @@ class Supervisor:
 
     def _drain(self) -> None:
         """Lets requests under way end, then stops web processes and batchers; a second stop request waits no more."""
+        self._events.tell("server_stopping")
         log.info("Stopping: requests under way have %d s", self._config.graceful_timeout)
         with self._registry.changed:
             self._registry.draining = True
@@ -439,6 +462,8 @@ class Supervisor:
         self._batchers.send_all(Stop(drain=self._stop_requests < 2))
         self._wait_for(self._batchers.processes, _BATCHER_STOP_S, lambda child: None)
         self._snapshots.stop()
+        self._sinks_stopped.set()
+        self._events.settle(_EVENTS_LIMIT_S)
 
     def _wait_for(self, running: Sequence[SupervisedProcess], limit_s: float, hasten: Callable[[Child], None]) -> None:
         """Waits for processes to end, and kills those that have not when the time is over.

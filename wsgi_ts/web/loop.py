@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.dataplane.exchange import Exchange
 from wsgi_ts.errors import ServiceUnavailable
+from wsgi_ts.logs.setup import LineLog
 from wsgi_ts.plugins.auth import Decision
 from wsgi_ts.security.access import Access
 from wsgi_ts.security.tls import PlainHttp, accept_tls
@@ -51,6 +52,7 @@ class WebLoop:
         exchange: the requests under way; None where no predictions are served.
         signal_fd: becomes readable when a signal has arrived.
         on_tick: called about once a second; False means that it is time to stop.
+        make_report: makes what is told of every answer.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class WebLoop:
         exchange: Exchange[Connection] | None,
         signal_fd: int,
         on_tick: Callable[[], bool],
+        make_report: Callable[[LineLog, Board, int], Report] = Report,
     ) -> None:
         config = instance.config
         self._graceful_timeout_s = config.graceful_timeout
@@ -69,7 +72,7 @@ class WebLoop:
         board = exchange.board if exchange is not None else Board.attach(instance.prefix)
         row = exchange.web_row if exchange is not None else board.control_web_row
         table = self.table = ConnectionTable(exchange, config.max_request_size)
-        self.report = Report(instance.log_files.access, board, row)
+        self.report = make_report(instance.log_files.access, board, row)
         load = None
         if exchange is not None and config.endpoint_load_metrics:
             load = LoadHeader(board, exchange.routes)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
+from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.dataplane.exchange import Exchange
+from wsgi_ts.logs.setup import LineLog
 from wsgi_ts.plugins.auth import load_gate
+from wsgi_ts.plugins.events import Events
 from wsgi_ts.plugins.found import found_in
 from wsgi_ts.plugins.report import PluginReport
 from wsgi_ts.web.connection import Connection
 from wsgi_ts.web.listeners import Endpoint
 from wsgi_ts.web.middleware import wrapped
 from wsgi_ts.web.plugins import load_endpoints
+from wsgi_ts.web.report import Report
+from wsgi_ts.web.sampled_report import EVENT, SampledReport, sampled
 
 if TYPE_CHECKING:
     from wsgi_ts.instance.instance import Instance
@@ -20,7 +26,7 @@ if TYPE_CHECKING:
 
 def add_plugins(
     instance: Instance, kind: str, endpoints: Sequence[Endpoint], exchange: Exchange[Connection] | None
-) -> None:
+) -> Callable[[LineLog, Board, int], Report]:
     """Loads the plugins of a web worker, and puts them where they are called.
 
     Args:
@@ -28,6 +34,9 @@ def add_plugins(
         kind: which gunicorn it belongs to.
         endpoints: what is served.
         exchange: the requests under way; None where no predictions are served.
+
+    Returns:
+        What makes the report of answers.
     """
     report = PluginReport(instance.run_dir, f"web worker {kind}")
     kinds = {each for endpoint in endpoints for each in endpoint.kinds}
@@ -48,3 +57,6 @@ def add_plugins(
                 endpoint.plugins[plugin.found.path] = plugin
         if exchange is not None and plugin.found.type == "inference":
             exchange.routes.taken |= {plugin.found.path}
+    events = Events(config, report, EVENT)
+    share = sampled(events)
+    return partial(SampledReport, events, share) if share > 0.0 else Report

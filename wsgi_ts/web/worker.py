@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 
 from gunicorn.workers.base import Worker
 
+from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.dataplane.exchange import Exchange
+from wsgi_ts.logs.setup import LineLog
 from wsgi_ts.rest.direct import DirectAnswers
 from wsgi_ts.web.connection import Connection
 from wsgi_ts.web.listeners import Endpoint
 from wsgi_ts.web.loop import WebLoop
 from wsgi_ts.web.plugged import add_plugins
+from wsgi_ts.web.report import Report
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +40,11 @@ class WebWorker(Worker):  # type: ignore[misc]
             kinds = app.kinds_for(sock)
             context = app.context if instance.config.addresses[kinds[0]].is_tls else None
             endpoints.append(Endpoint(sock, kinds, app.app_for(sock), context, direct))
+        make_report: Callable[[LineLog, Board, int], Report] = Report
         if instance.config.found_plugins:
             # In the worker and not before the fork: a plugin may start threads, or open connections.
-            add_plugins(instance, app.kind, endpoints, exchange)
-        self._loop = WebLoop(instance, endpoints, exchange, self.PIPE[0], self._on_tick)
+            make_report = add_plugins(instance, app.kind, endpoints, exchange)
+        self._loop = WebLoop(instance, endpoints, exchange, self.PIPE[0], self._on_tick, make_report)
 
     def run(self) -> None:
         """Serves until told to stop."""

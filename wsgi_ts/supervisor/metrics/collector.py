@@ -30,7 +30,7 @@ from wsgi_ts.metrics.exposition import Family, render, server_line
 from wsgi_ts.metrics.reported import PROMETHEUS_MODE, ReportedMetrics
 from wsgi_ts.metrics.specification import COUNTER, MetricsConfigError, MetricSpec, load_specification
 from wsgi_ts.models.registry import Registry
-from wsgi_ts.plugins.report import error_counts
+from wsgi_ts.plugins.report import counts
 from wsgi_ts.settings.config import Config
 from wsgi_ts.supervisor.metrics.board import HOST_LEVEL, BoardMetrics, Values
 from wsgi_ts.supervisor.metrics.load import LoadGauges
@@ -130,13 +130,17 @@ class MetricsCollector:
         if self._mode in (PROMETHEUS_MODE, _LEGACY_MODE):
             self._settle()
         if self._mode == PROMETHEUS_MODE:
-            models = self._registry.all_versions()
-            families = [*self._server_families(), *self._reported.families(), *self._board.own_families(models)]
-            families += self._workflows.families(self._registry.workflow_graphs())
-            return render([*families, *self._load.families(models), *self._plugin_families()], names)
+            return render(self.families(), names)
         if self._mode == _LEGACY_MODE:
             return render([family for family in self._server_families() if family.name in _LEGACY_NAMES], names)
         return ""
+
+    def families(self) -> list[Family]:
+        """All metrics with their present values."""
+        models = self._registry.all_versions()
+        families = [*self._server_families(), *self._reported.families(), *self._board.own_families(models)]
+        families += self._workflows.families(self._registry.workflow_graphs())
+        return [*families, *self._load.families(models), *self._plugin_families()]
 
     def worker_changed(self) -> None:
         """A model worker was loaded, or has ended: the log tells of it at once."""
@@ -181,8 +185,10 @@ class MetricsCollector:
         if self._run_dir is None:
             return []
         errors = Family("ts_plugin_errors_total", COUNTER, "Failures of plugins", ("plugin",))
-        errors.samples |= {(name,): count for name, count in error_counts(self._run_dir).items()}
-        return [errors] if errors.samples else []
+        dropped = Family("ts_plugin_events_dropped_total", COUNTER, "Events that a plugin was not told of", ("plugin",))
+        for family, what in ((errors, "errors"), (dropped, "dropped")):
+            family.samples |= {(name,): count for name, count in counts(self._run_dir, what).items()}
+        return [family for family in (errors, dropped) if family.samples]
 
     def _take_system_values(self, values: dict[str, Values]) -> None:
         for name in values.keys() - self._system_values.keys():

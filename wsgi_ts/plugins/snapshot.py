@@ -1,0 +1,48 @@
+"""Snapshots in a store of a plugin's; where that fails, they are written to files as ever."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from wsgi_ts.plugins.found import Found, made
+from wsgi_ts.plugins.report import PluginReport
+from wsgi_ts.plugins.threads import within
+from wsgi_ts.settings.config import Config
+
+#: How long a store may take to keep a snapshot, in seconds.
+LIMIT_S = 10.0
+
+
+class Store:
+    """A store, loaded when the first snapshot is kept.
+
+    Args:
+        config: the configuration, with such a plugin.
+        found: it.
+        report: gets its failures.
+    """
+
+    def __init__(self, config: Config, found: Found, report: PluginReport) -> None:
+        self._config = config
+        self._found = found
+        self._report = report
+        self._plugin: Any = None
+
+    def keep(self, name: str, properties: Mapping[str, str]) -> bool:
+        """Keeps a snapshot; returns whether it did."""
+
+        def save() -> None:
+            if self._plugin is None:
+                for _, plugin in self._report.load(self._config, "snapshot"):
+                    self._plugin = made(plugin)
+            if self._plugin is None:
+                raise RuntimeError("the store could not be loaded")
+            self._plugin.save(name, dict(properties))
+
+        try:
+            within(LIMIT_S, save)
+        except Exception as error:
+            self._report.failed(self._found, error, instead="the snapshot is written to a file")
+            return False
+        return True

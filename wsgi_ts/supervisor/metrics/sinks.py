@@ -1,0 +1,69 @@
+"""Metric sinks of plugins: each has a thread of its own, and gets all values now and then."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from wsgi_ts.metrics.exposition import Family, Histogram
+from wsgi_ts.plugins.api import Sample
+from wsgi_ts.plugins.found import Found, found_in, made
+from wsgi_ts.plugins.report import FAILED, PluginReport
+from wsgi_ts.settings.config import Config
+
+_INTERVAL_S = 10.0
+_SHORTEST_S = 0.1
+
+
+def start_sinks(
+    config: Config, families: Callable[[], list[Family]], report: PluginReport, stopped: threading.Event
+) -> None:
+    """Starts the threads.
+
+    Args:
+        config: the configuration.
+        families: gives the metrics.
+        report: is told of each sink, and gets its failures.
+        stopped: ends the threads.
+    """
+    if found_in(config.found_plugins, "metrics"):
+        threading.Thread(
+            target=_load, args=(config, families, report, stopped), name="plugin sinks", daemon=True
+        ).start()
+
+
+def _load(config: Config, families: Callable[[], list[Family]], report: PluginReport, stopped: threading.Event) -> None:
+    for found, plugin in report.load(config, "metrics"):
+        try:
+            sink = made(plugin)
+        except Exception as error:
+            report.failed(found, error, state=FAILED)
+            continue
+        name = f"plugin {found.name}"
+        threading.Thread(target=_feed, args=(found, sink, families, report, stopped), name=name, daemon=True).start()
+
+
+def _feed(
+    found: Found, sink: Any, families: Callable[[], list[Family]], report: PluginReport, stopped: threading.Event
+) -> None:
+    interval_s = max(_SHORTEST_S, float(getattr(sink, "interval_s", _INTERVAL_S)))
+    while not stopped.wait(interval_s):
+        try:
+            sink.emit(samples_of(families()))
+        except Exception as error:
+            report.failed(found, error)
+
+
+def samples_of(families: Iterable[Family]) -> list[Sample]:
+    """The values of metrics, one by one."""
+    samples = []
+    for family in families:
+        for values, value in family.samples.items():
+            labels = dict(zip(family.labels, values, strict=True))
+            if isinstance(value, Histogram):
+                samples.append(Sample(f"{family.name}_count", "counter", labels, float(sum(value.counts))))
+                samples.append(Sample(f"{family.name}_sum", "counter", labels, float(value.total)))
+            else:
+                samples.append(Sample(family.name, family.kind, labels, float(value)))
+    return samples
