@@ -26,6 +26,8 @@ from wsgi_ts.instance.shared_memory import start_bytes
 from wsgi_ts.metrics.reported import PROMETHEUS_MODE
 from wsgi_ts.metrics.specification import MetricsConfigError, load_specification
 from wsgi_ts.models.recorded import SnapshotError, recorded_models
+from wsgi_ts.plugins.discovery import jars
+from wsgi_ts.plugins.probe import JAR, examine, stops_the_start
 from wsgi_ts.settings.config import Config, ConfigError
 from wsgi_ts.settings.sources import startup_archives
 
@@ -226,6 +228,24 @@ def _mib(count: int) -> str:
 
 
 #: All of them, in the order of the report.
+def check_plugins(config: Config) -> Iterator[Finding]:
+    """Whether the plugins can be loaded."""
+    for jar in jars(config.plugins_path):
+        yield Finding("WARN", "plugins", JAR.format(jar=jar))
+    try:
+        found = examine(config)
+    except ConfigError as error:
+        yield Finding("FAIL", "plugins", str(error))
+        return
+    for each in found:
+        name = f"plugin {each.name or each.target}"
+        if not each.error:
+            yield Finding("OK", name, f"{each.group}, from {each.origin}")
+        else:
+            stops = config.plugins_strict or stops_the_start(each)
+            yield Finding("FAIL" if stops else "WARN", name, f"{each.error} ({each.origin})")
+
+
 CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     check_shared_memory,
     check_addresses,
@@ -236,5 +256,6 @@ CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     check_snapshot,
     check_metrics_config,
     check_directories,
+    check_plugins,
     check_leftovers,
 )

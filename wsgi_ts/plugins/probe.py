@@ -48,7 +48,7 @@ def with_plugins(config: Config) -> Config:
     for each in found:
         if each.error:
             problem = f"plugin {each.name or each.target} ({each.origin}): {each.error}"
-            if config.plugins_strict or _must_load(each):
+            if config.plugins_strict or stops_the_start(each):
                 raise ConfigError(problem)
             warnings.append(problem)
     if config.plugins_strict and problems:
@@ -73,7 +73,8 @@ def examine(config: Config) -> list[Found]:
     return _ask(config)[0] if has_plugins(config) else []
 
 
-def _must_load(found: Found) -> bool:
+def stops_the_start(found: Found) -> bool:
+    """Whether a server must not start without a plugin that cannot be used."""
     return found.group == "auth" or found.error.startswith("Multiple plugins")
 
 
