@@ -188,7 +188,8 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     temporary = path.with_name(f".new-{path.name}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     with open(fd, "w", encoding="utf-8") as file:
-        json.dump(value, file, separators=(",", ":"))
+        # Not json.dump, which encodes in Python.
+        file.write(json.dumps(value, separators=(",", ":")))
     os.replace(temporary, path)
 
 

@@ -25,15 +25,20 @@ class Publisher:
         self._board = board
         self._directory = directory
         self._epoch = 0
-        # What changes by itself, as it was published: healthy, started. None: the last publication failed.
-        self._published: tuple[bool, bool] | None = None
+        # None: the last publication failed.
+        self._published: dict[str, Any] | None = None
 
     def routes(self) -> None:
-        """Makes the registry's present state known; what a full disk prevents is done later."""
+        """Makes the registry's present state known, if it is news; what a full disk prevents is done later.
+
+        The file has all models, and every web worker reads it anew: most changes of a worker are no news.
+        """
         with self._registry.changed:
-            self._epoch += 1
             self._registry.note_start()
-            routes = self._registry.routes(self._epoch, time.monotonic())
+            routes = self._registry.routes(self._epoch + 1, time.monotonic())
+            news = {**routes, "epoch": 0}
+            if news == self._published:
+                return
             try:
                 write_json(self._directory.routes, routes)
             except OSError as error:
@@ -44,13 +49,15 @@ class Publisher:
                     error.strerror,
                 )
                 return
-            self._published = routes["healthy"], routes["started"]
+            self._published = news
+            self._epoch += 1
             self._board.bump_epoch()
 
     def follow(self, now: float) -> None:
         """Publishes what has changed by itself at the monotonic time `now`; to be called once a second."""
         self._registry.note_start()
-        if (self._registry.is_healthy(now), self._registry.started) != self._published:
+        known, present = self._published, (self._registry.is_healthy(now), self._registry.started)
+        if known is None or (known["healthy"], known["started"]) != present:
             self.routes()
 
     def tokens(self, keys: dict[str, Any]) -> None:
