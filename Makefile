@@ -36,7 +36,7 @@ EXAMPLES  := $(VENV)/.installed-examples
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo demo-stop format test nginx test-latest fuzz lint lock bench bench-rivals bench-gate bench-large chart clean
+.PHONY: help venv install demo demo-stop format test nginx test-latest fuzz lint lock bench bench-rivals bench-gate bench-large bench-growth chart clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -145,6 +145,9 @@ bench-gate: $(INSTALLED) ## compare the CPU time per request with another revisi
 
 bench-large: $(INSTALLED) ## measure groups of ranks and token generation on this machine, on the CPU
 	@$(PY) benchmarks/bench_large.py $(BENCH_ARGS)
+
+bench-growth: $(INSTALLED) ## measure what is served as workers, models, connections and streams grow in number (needs wrk)
+	@$(PY) benchmarks/bench_growth.py $(BENCH_ARGS)
 
 chart: $(INSTALLED) ## draw the charts of the newest published results
 	@$(PIP) -e '.[bench]'

@@ -17,6 +17,7 @@ from servers import (
     BENCHMARKS,
     LARGEST_BODY_BYTES,
     PROJECT,
+    START_LIMIT_S,
     STOP_LIMIT_S,
     WORK,
     BenchmarkError,
@@ -27,6 +28,7 @@ from servers import (
 
 OURS = "wsgi-ts"
 STORE = WORK / "model-store"
+_STARTED = "Model server started."
 #: The files of each model's archive, the handler first.
 FILES = {
     "echo": ("echo_handler.py",),
@@ -168,6 +170,24 @@ def _model(model: str, batch_size: int, max_batch_delay_ms: int) -> dict[str, An
     }
 
 
+class OurServer(ArchiveServer):
+    """wsgi-ts, which answers before all of it has started: what it loads then must not be measured with requests."""
+
+    def __enter__(self) -> OurServer:
+        """As any server, and waits until it says that it has started."""
+        super().__enter__()
+        try:
+            deadline = time.monotonic() + START_LIMIT_S
+            while _STARTED not in self.log.read_text(errors="replace"):
+                if time.monotonic() > deadline:
+                    raise BenchmarkError(f"{self.name} has not started:\n{self.last_lines()}")
+                time.sleep(0.05)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+
 def our_server(*, source: Path = PROJECT, batch_size: int = 32, web_workers: int = 2, **options: Any) -> ArchiveServer:
     """The server of a source tree, run with this interpreter and without being installed.
 
@@ -178,7 +198,7 @@ def our_server(*, source: Path = PROJECT, batch_size: int = 32, web_workers: int
         options: further ones of `ArchiveServer`; `settings` are added to the number of web workers.
     """
     settings = {"web_workers": str(web_workers), **options.pop("settings", {})}
-    return ArchiveServer(
+    return OurServer(
         OURS,
         (sys.executable, "-m", "wsgi_ts.cli"),
         batch_size=batch_size,

@@ -2,8 +2,8 @@
 
     python benchmarks/chart.py [RESULTS.json]    default: the newest of each benchmark in benchmarks/results
 
-Writes docs/images/throughput-*.svg for `make bench` and rivals-*.svg for `make bench-rivals`; the same results give the
-same bytes.
+Writes docs/images/throughput-*.svg for `make bench`, rivals-*.svg for `make bench-rivals` and growth-*.svg for
+`make bench-growth`; the same results give the same bytes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from growth.points import AXES
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tables import best
@@ -24,6 +25,7 @@ BENCHMARKS = Path(__file__).resolve().parent
 IMAGES = BENCHMARKS.parent / "docs" / "images"
 BAR_HEIGHT = 0.38
 RIVALS_PREFIX = "rivals-"
+GROWTH_PREFIX = "growth-"
 PANEL_COLUMNS = 3
 
 
@@ -96,6 +98,32 @@ def draw_rivals(results: dict[str, Any], theme: Theme) -> Figure:
     return figure
 
 
+def draw_growth(results: dict[str, Any], theme: Theme) -> Figure:
+    """For each thing that grows a panel with what is served per second, and below it one with the p99."""
+    axes = {name: sizes for name, sizes in results["summary"].items() if name in AXES}
+    figure = Figure(figsize=(2.9 * len(axes), 4.6), layout="constrained")
+    figure.suptitle(_title(results, "what is served as the work grows"), color=theme.text, fontsize=11)
+    panels = figure.subplots(2, len(axes), squeeze=False)
+    for column, (name, sizes) in enumerate(axes.items()):
+        for row, key in enumerate(("per_second", "p99_ms")):
+            panel, values = panels[row][column], [figures[key] for figures in sizes.values()]
+            panel.plot(list(sizes), values, color=theme.bars[row], marker="o", markersize=4)
+            for size, value in zip(sizes, values, strict=True):
+                text = f"{value:,.0f}" if key == "per_second" else f"{value:,.1f}"
+                panel.annotate(text, (size, value), (0, 6), textcoords="offset points", ha="center",
+                               color=theme.text, fontsize=8)  # fmt: skip
+            _style(panel, theme)
+            panel.set_ylim(0, max(values) * 1.25 or 1)
+            panel.margins(x=0.15)
+            panel.set_yticks([])
+            panel.tick_params(labelsize=8)
+            panel.grid(axis="x", color=theme.grid, linewidth=0.6)
+            unit = "chunks/s" if name == "streams" else "requests/s"
+            panel.set_ylabel(unit if row == 0 else "p99, ms", color=theme.text, fontsize=8)
+        panels[0][column].set_title(f"{AXES[name].title}\n({AXES[name].load})", color=theme.text, fontsize=9)
+    return figure
+
+
 def _title(results: dict[str, Any], what: str) -> str:
     machine = results["machine"]
     return f"{what}, {machine['cores']} cores with the load generator ({machine['when'][:10]})"
@@ -116,18 +144,23 @@ def write(path: Path, folder: Path = IMAGES) -> None:
         path: the results.
         folder: where the pictures go.
     """
-    of_rivals = path.name.startswith(RIVALS_PREFIX)
-    draw: Callable[[dict[str, Any], Theme], Figure] = draw_rivals if of_rivals else draw_torchserve
+    drawings: dict[str, Callable[[dict[str, Any], Theme], Figure]] = {
+        RIVALS_PREFIX: draw_rivals,
+        GROWTH_PREFIX: draw_growth,
+    }
+    prefix = next((prefix for prefix in drawings if path.name.startswith(prefix)), "throughput-")
+    draw = drawings.get(prefix, draw_torchserve)
     results = json.loads(path.read_text())
     folder.mkdir(parents=True, exist_ok=True)
     # No dates and no random ids, so that a picture changes only with its figures; text stays text.
     mpl.rcParams.update({"svg.hashsalt": "wsgi-ts", "svg.fonttype": "none", "font.family": "sans-serif"})
     for theme in THEMES:
-        target = folder / f"{'rivals' if of_rivals else 'throughput'}-{theme.name}.svg"
+        target = folder / f"{prefix}{theme.name}.svg"
         draw(results, theme).savefig(target, transparent=True, metadata={"Date": None})
         print(f"{target.name}: {path.name}")
 
 
 if __name__ == "__main__":
-    for file in map(Path, sys.argv[1:]) if sys.argv[1:] else [*newest("2*.json"), *newest(f"{RIVALS_PREFIX}*.json")]:
+    patterns = ("2*.json", f"{RIVALS_PREFIX}*.json", f"{GROWTH_PREFIX}*.json")
+    for file in map(Path, sys.argv[1:]) if sys.argv[1:] else [file for each in patterns for file in newest(each)]:
         write(file)
