@@ -6,8 +6,8 @@
                                                       steps; may be repeated
     python benchmarks/bench_growth.py --publish       also put the tables into BENCHMARKS.md
 
-Each point has a freshly started server. The figures go to benchmarks/results/ as JSON, with the machine and the versions;
-`make chart` draws the newest. BENCHMARKS.md tells the method.
+Each point has a freshly started server. The figures go to benchmarks/results/ as JSON, with the machine and the
+versions; `make chart` draws the newest. BENCHMARKS.md tells the method.
 """
 
 from __future__ import annotations

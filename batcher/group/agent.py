@@ -4,6 +4,8 @@ Runs in a fork of the worker template, where torch is loaded already. The ranks 
 processes of the model's own interpreter. Beside the agent a thread reads from the group board how loading goes, tells
 the template, as a plain model worker does, and watches the ranks' processes: torchrun's own watch looks for them every
 so often, asks the others to leave, and does not mind a rank that leaves by itself with exit code 0.
+A fork has copies of the locks that other threads hold just then, and waits for them for ever. So that no thread does
+anything while ranks are forked, that thread and the forked ranks begin when the last is there (`RankGate`).
 Ranks find the group's shared memory by name; nothing else connects them to this process but `PR_SET_PDEATHSIG`.
 """
 
@@ -21,7 +23,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -42,6 +44,8 @@ _POLL_EVERY_S = 0.02
 _MONITOR_INTERVAL_S = 1
 #: Among several machines: when one that has gone is missed, so that it can join again. torchrun's own are 5 and 3.
 _KEEP_ALIVE = "keep_alive_interval=1,keep_alive_max_attempt=5"
+#: On one machine there is nobody to miss: torchrun's thread for it sleeps while ranks are forked, and later.
+_NO_KEEP_ALIVE = "keep_alive_interval=1000000"
 _FIRST_DESCRIPTOR = 3  # behind stdin, stdout and stderr
 _LOADED = 200
 _FAILED_TEXTS = {507: "System out of memory", 500: "Backend worker process died."}
@@ -78,12 +82,13 @@ def torchrun_arguments(options: Mapping[str, Any], rendezvous_id: str) -> list[s
         arguments.append(f"--rdzv-endpoint={options['rdzv_endpoint']}")
     elif options["rdzv_backend"] != "static":  # which meets at master-addr and master-port
         arguments.append("--rdzv-endpoint=localhost:0")
-    settings = [options["rdzv_conf"]] if options["rdzv_conf"] else []
+    # What the model's file says comes later, and counts.
+    settings = [_KEEP_ALIVE if options["nnodes"] > 1 else _NO_KEEP_ALIVE]
+    if options["rdzv_conf"]:
+        settings.append(options["rdzv_conf"])
+    arguments.append(f"--rdzv-conf={','.join(settings)}")
     if options["nnodes"] > 1:
-        settings.insert(0, _KEEP_ALIVE)  # what the model's file says comes later, and counts
         arguments.append(f"--node-rank={options['node_rank']}")
-    if settings:
-        arguments.append(f"--rdzv-conf={','.join(settings)}")
     if options["master_addr"]:
         arguments.append(f"--master-addr={options['master_addr']}")
     arguments.append(f"--master-port={options['master_port'] or 29500}")
@@ -94,6 +99,37 @@ def rank_command(python: str, words: Sequence[str]) -> list[str]:
     """The command of one rank, with the arguments of `rank.main`."""
     server_folder = str(Path(wsgi_ts.__file__).parent.parent)
     return [python, "-u", "-c", _BOOTSTRAP, server_folder, *words]
+
+
+class RankGate:
+    """Has forked ranks, and what else is to run beside the agent, wait until the last of them is forked.
+
+    Torchrun's store, to which ranks connect, has a thread in this process: it must have nothing to do while there are
+    forks to come.
+
+    Args:
+        ranks: how many forks there will be.
+        open_to: called in this process after the last one.
+    """
+
+    def __init__(self, ranks: int, open_to: Callable[[], object]) -> None:
+        self._ranks = self._missing = ranks
+        self._open_to = open_to
+        self._reading, self._writing = os.pipe()
+        os.register_at_fork(after_in_parent=self._has_forked)
+
+    def _has_forked(self) -> None:
+        self._missing -= 1
+        if not self._missing:
+            os.write(self._writing, bytes(self._ranks))
+            self._open_to()
+
+    def pass_through(self) -> None:
+        """Waits, in a rank; ends the process if the agent has ended meanwhile. The gate is closed to its own forks."""
+        self._missing = -1
+        os.close(self._writing)
+        if not os.read(self._reading, 1):
+            os._exit(1)
 
 
 class GroupWatch(threading.Thread):
@@ -208,12 +244,13 @@ def _close_descriptors() -> None:
                 os.close(descriptor)
 
 
-def run_forked_rank(*words: str) -> NoReturn:
-    """The life of a rank that is a fork of the agent, with the arguments of `rank.main`."""
+def run_forked_rank(gate: RankGate, *words: str) -> NoReturn:
+    """The life of a rank that is a fork of the agent, with the arguments of `rank.main`; the gate is waited for."""
 
     def live() -> int:
         # What the agent has open is no rank's; its objects stay, so that none closes a descriptor of the handler's.
         gc.freeze()
+        gate.pass_through()
         reset_signals()
         _close_descriptors()
         refresh()
@@ -236,17 +273,19 @@ def run(order: SpawnWorker, status_fd: int) -> int:
     assert spec.torchrun is not None
     board = GroupBoard(mailbox_name(order.prefix, order.batcher_index, order.worker_id, order.start_count))
     watch = GroupWatch(order, board, Channel(socket.socket(fileno=status_fd)))
-    watch.start()
     os.environ["OMP_NUM_THREADS"] = str(spec.torchrun["omp_number_threads"])
     words = [order.to_json()]
     arguments = torchrun_arguments(spec.torchrun, f"{spec.name}_{order.worker_id}")
     command = rank_command(spec.python or sys.executable, words)
     parsed = torchrun.parse_args([*arguments, "--no-python", *command])  # type: ignore[no-untyped-call]
     config, program, program_words = torchrun.config_from_args(parsed)
+    rank_words: list[Any] = program_words
     if spec.python is None:
-        program, program_words = run_forked_rank, words
+        program, rank_words = run_forked_rank, [RankGate(spec.ranks, watch.start), *words]
+    else:
+        watch.start()
     try:
-        elastic_launch(config, program)(*program_words)
+        elastic_launch(config, program)(*rank_words)
     except ChildFailedError as error:
         failed = min(error.failures)
         print(f"Rank {failed} ended with {error.failures[failed].exitcode}: the group ends.", file=sys.stderr)
