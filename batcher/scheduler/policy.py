@@ -3,17 +3,24 @@
 Owns: what one model version's queue has learnt of its clients and of its model.
 Runs in: the batcher's loop, which passes in the time and asks `decide` whenever a model worker is free.
 
-The adaptive rule is marginal. A batch of n costs S(n) = a + b*n seconds. With n requests waiting for a free
-worker, one more request in the batch saves the fixed cost a once, shared by n, and costs the n waiting ones the
-gap d until it comes: waiting raises throughput exactly while d < a/n. The gap is R/k, where R is the mean time
-from an answer to the same connection's next request and k the number of clients that were answered lately, are
-not back yet, and are likely to come. With nobody to wait for the batch goes at once, so a lone client never
-waits.
+The adaptive rule waits only for clients that are on their way back: answered lately, not here again yet, and likely
+to come. A batch of n costs S(n) = a + b*n seconds. Clients come back after R seconds on average, so that the last of k
+is back after about R * (1 + ln k). To have them in this batch, N requests in all then, saves the fixed cost a once for
+k of the N; and who comes just after a batch has begun waits for all of it, which is what the slowest answers consist
+of. So the batch waits for all k, or for none, as long as
+
+    R * (1 + ln k)  <  a/2 * (1 + k/N)
+
+Where more are on their way than there is room for, nobody misses the batch by being late: only what is saved counts.
+Requests that come independently of answers (an open loop, over kept connections too) gather while a batch runs anyway:
+there R is long beside a, or k large, and nothing waits. With nobody to wait for the batch goes at once, so a lone
+client never waits.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from math import log
 
 ADAPTIVE = "adaptive"
 FIXED = "fixed"
@@ -26,14 +33,13 @@ class BatchPolicy:
     All times are seconds on one monotonic clock. One instance serves one model version.
     """
 
-    def on_arrival(self, now: float, count: int, idle_total_s: float, returning: int) -> None:
-        """New requests have come.
+    def on_returned(self, arrived_at: float, count: int, idle_s: float) -> None:
+        """Clients whose connections had an answer before have sent their next requests.
 
         Args:
-            now: when they were seen.
+            arrived_at: when the requests arrived, on average; that may be a while ago.
             count: how many.
-            idle_total_s: the summed time since the last answer, of those on connections that had one.
-            returning: how many of `count` came on such connections.
+            idle_s: the time since their last answers, on average.
         """
 
     def on_answered(self, now: float, count: int) -> None:
@@ -110,17 +116,16 @@ _NO_TIME_S = 1e-6
 
 
 class AdaptivePolicy(BatchPolicy):
-    """Waits for one more request exactly while that raises throughput (see the module's text)."""
+    """Waits for clients that are on their way back while that pays (see the module's text)."""
 
     def __init__(self, max_delay_s: float) -> None:
         self._max_delay_s = max_delay_s
         self._clients = ReturningClients()
         self._cost = BatchCost()
 
-    def on_arrival(self, now: float, count: int, idle_total_s: float, returning: int) -> None:
-        """Learns R from the returning ones, and that they are no longer awaited."""
-        if returning:
-            self._clients.returned(now, returning, idle_total_s / returning)
+    def on_returned(self, arrived_at: float, count: int, idle_s: float) -> None:
+        """Learns R, and that they are no longer awaited."""
+        self._clients.returned(arrived_at, count, idle_s)
 
     def on_answered(self, now: float, count: int) -> None:
         """From now on these clients may come back."""
@@ -138,11 +143,21 @@ class AdaptivePolicy(BatchPolicy):
         if remaining <= _NO_TIME_S:
             return 0.0
         expected, next_change_at = self._clients.expected(now)
-        # R/k >= a/n, multiplied out: no client to wait for is no special case.
-        if self._clients.mean_idle_s * waiting >= self._cost.fixed_s * expected:
+        if not expected or not self._is_worth_it(waiting, expected, batch_size - waiting):
             return 0.0
         # Nothing in the rule changes with time alone but the clients that are given up: look again then.
-        return min(remaining, max(next_change_at - now, _NO_TIME_S))
+        next_change = next_change_at - now
+        if next_change < _NO_TIME_S:
+            return _NO_TIME_S
+        return next_change if next_change < remaining else remaining
+
+    def _is_worth_it(self, waiting: int, expected: float, room: int) -> bool:
+        """Whether to wait until `expected` clients are back, or as many of them as there is `room` for."""
+        mean_idle_s, half_s = self._clients.mean_idle_s, self._cost.fixed_s / 2
+        if expected > room:
+            return mean_idle_s * log(expected / (expected - room)) * (waiting + room) < half_s * room
+        until_all_s = mean_idle_s * (1.0 + log(expected) if expected > 1.0 else 1.0 / expected)
+        return until_all_s < half_s * (1.0 + expected / (waiting + expected))
 
     def __repr__(self) -> str:
         return f"<AdaptivePolicy max_delay {self._max_delay_s * 1e3:g} ms {self._cost} {self._clients}>"
@@ -154,11 +169,12 @@ class ReturningClients:
     Clients answered close together are kept as one group, and groups are few, so the work per call is bounded.
     """
 
-    #: A client not back after this many mean idle times is given up.
-    _PATIENCE = 3.0
+    #: A client not back after this many mean idle times is given up. With fewer, one in fifty of those whose times are
+    #: spread exponentially would be, and each of them waits for a whole batch.
+    _PATIENCE = 4.5
     #: Answers within this part of the mean idle time of each other are one group.
     _GROUPS_PER_IDLE = 8.0
-    #: Groups kept at most. 24 is what patience and grouping bring about once R is known; before that, and while R
+    #: Groups kept at most. 36 is what patience and grouping bring about once R is known; before that, and while R
     #: shrinks, the oldest are forgotten, which says nothing about their clients.
     _MOST_GROUPS = 48
     #: What one return counts in the mean idle time, and one return or give-up in the share that comes back.
@@ -176,9 +192,6 @@ class ReturningClients:
     def answered(self, now: float, count: int) -> None:
         """`count` clients have their answer."""
         groups = self._groups
-        # Also here, not only in `expected`: a queue that is always full never asks for it.
-        if groups and self.mean_idle_s:
-            self._give_up(now)
         if groups and now - groups[-1][0] <= self.mean_idle_s / self._GROUPS_PER_IDLE:
             groups[-1][1] += count
         else:
@@ -187,8 +200,8 @@ class ReturningClients:
                 self._awaited -= groups.popleft()[1]
         self._awaited += count
 
-    def returned(self, now: float, count: int, idle_s: float) -> None:
-        """`count` clients are back, each after `idle_s` seconds on average."""
+    def returned(self, arrived_at: float, count: int, idle_s: float) -> None:
+        """`count` clients are back, at `arrived_at`, each after `idle_s` seconds on average."""
         mean = self.mean_idle_s
         if mean:
             weight = 1.0 - (1.0 - self._IDLE_WEIGHT) ** count
@@ -196,7 +209,11 @@ class ReturningClients:
         else:
             self.mean_idle_s = max(idle_s, _NO_TIME_S)
         self._share = 1.0 - (1.0 - self._share) * (1.0 - self._SHARE_WEIGHT) ** count
-        self._take_out(now - idle_s, float(count))
+        self._take_out(arrived_at - idle_s, float(count))
+        # Also here, not only in `expected`: a queue that is always full never asks for it.
+        patience_s = self._PATIENCE * self.mean_idle_s
+        if self._groups and self._groups[0][0] + patience_s <= arrived_at:
+            self._give_up(arrived_at - patience_s)
 
     def expected(self, now: float) -> tuple[float, float]:
         """How many clients are likely to come back, and when the next group of them is given up.
@@ -204,19 +221,23 @@ class ReturningClients:
         Returns:
             (expected number, time in seconds); (0.0, now) while no client has ever come back.
         """
-        if not self.mean_idle_s:
+        groups, patience_s = self._groups, self._PATIENCE * self.mean_idle_s
+        if not groups or not patience_s:
             return 0.0, now
-        self._give_up(now)
-        if not self._groups:
-            return 0.0, now
-        return self._awaited * self._share, self._groups[0][0] + self._PATIENCE * self.mean_idle_s
+        if groups[0][0] + patience_s <= now:
+            self._give_up(now - patience_s)
+            if not groups:
+                return 0.0, now
+        return self._awaited * self._share, groups[0][0] + patience_s
 
     def _take_out(self, answered_at: float, count: float) -> None:
         """Removes returned clients from the group of that time, what it lacks from its neighbours."""
         groups = self._groups
         place = len(groups) - 1
-        while place > 0 and groups[place][0] > answered_at + _NO_TIME_S:
+        while place >= 0 and groups[place][0] > answered_at + _NO_TIME_S:
             place -= 1
+        if place < 0:
+            return  # they were given up, and are in no group
         while groups and count > 0.0:
             place = min(place, len(groups) - 1)
             taken = min(count, groups[place][1])
@@ -226,10 +247,9 @@ class ReturningClients:
             if groups[place][1] <= 0.0:
                 del groups[place]
 
-    def _give_up(self, now: float) -> None:
+    def _give_up(self, answered_until: float) -> None:
         groups = self._groups
-        too_old = now - self._PATIENCE * self.mean_idle_s
-        while groups and groups[0][0] <= too_old:
+        while groups and groups[0][0] <= answered_until:
             lost = groups.popleft()[1]
             self._awaited -= lost
             self._share *= (1.0 - self._SHARE_WEIGHT) ** lost

@@ -187,8 +187,11 @@ class Scheduler:
             gone = set(refused)
             jobs = [job for job in jobs if job not in gone]
         if jobs:
-            idle_us = [job.idle_us for job in jobs if job.idle_us != NOT_RETURNING]
-            model.policy.on_arrival(now, len(jobs), sum(idle_us) / 1e6, len(idle_us))
+            returned = [job for job in jobs if job.idle_us != NOT_RETURNING]
+            if returned:
+                count = len(returned)
+                arrived_at = sum([job.arrived_ns for job in returned]) / count / 1e9
+                model.policy.on_returned(arrived_at, count, sum([job.idle_us for job in returned]) / count / 1e6)
         return [Fail(index, refused, NO_WORKER, "", ModelWord.REFUSED)] if refused else []
 
     def recover(self, found: list[Found], now: float) -> list[Action]:

@@ -1,0 +1,1 @@
+"""Batching rules against each other, simulated and real (`make bench-batching`)."""

@@ -1,0 +1,271 @@
+"""A model worker, its batcher and its clients as a discrete-event simulation, driven by the server's own scheduler.
+
+A batch of n takes (a + b*n) seconds, give or take 5 %. The load is a number of clients that send again some time
+after their answer (closed loop), requests that come at random at a rate (open loop), or both. The batcher sleeps and is
+woken as the real one: only for the news that its scheduler wants. Time is a number: the same seed gives the same
+result, and the open loop's requests come at the same times whatever the rule does.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from wsgi_ts.batcher.scheduler.actions import Dispatch
+from wsgi_ts.batcher.scheduler.job import Job
+from wsgi_ts.batcher.scheduler.loop import TICK_S
+from wsgi_ts.batcher.scheduler.model_queue import Batch, Worker
+from wsgi_ts.batcher.scheduler.scheduler import UNANNOUNCED_S, Scheduler
+from wsgi_ts.batcher.shm.layout import NOT_RETURNING, News
+from wsgi_ts.messages import ModelSpec
+
+#: From the end of a batch until the client's next request can be there, besides its thinking time.
+NETWORK_S = 0.0002
+#: From news until the batcher, which slept, acts on it, and from its decision until an idle model worker begins.
+WAKE_S = 0.00003
+
+_ARRIVAL, _DONE, _TURN = range(3)
+_OPEN_LOOP = -1
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a batch costs: fixed_s + n * per_request_s seconds, and how many requests it may hold."""
+
+    fixed_s: float
+    per_request_s: float
+    batch_size: int = 32
+
+    @property
+    def capacity(self) -> float:
+        """Requests a second with full batches."""
+        return self.batch_size / (self.fixed_s + self.batch_size * self.per_request_s)
+
+
+#: The cost curves that the rules are compared at: a small model on the CPU, an accelerator, a large model.
+CURVES = (Model(0.0002, 0.00005), Model(0.005, 0.0001), Model(0.020, 0.001))
+
+
+@dataclass(frozen=True)
+class Load:
+    """Who asks how often.
+
+    Attributes:
+        clients: how many send their next request some time after the answer to the last one.
+        think_s: that time, on average.
+        rate: requests a second that come at random, whatever the server does.
+        pool: kept connections that these come over, the one that has been idle longest first; more are opened when all
+            are in use. 0: each request has a connection of its own.
+    """
+
+    clients: int = 0
+    think_s: float = 0.0005
+    rate: float = 0.0
+    pool: int = 0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A batching rule, as a model's settings say it."""
+
+    policy: str = "adaptive"
+    batch_size: int = 32
+    max_delay_s: float = 0.1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out: requests a second, percentiles of the latency in seconds, mean batch size.
+
+    `longest_queue_s` is the longest time from when a request could have gone to an idle worker until it went.
+    """
+
+    throughput: float
+    p50_s: float
+    p99_s: float
+    mean_batch: float
+    longest_queue_s: float
+
+
+class _Event(NamedTuple):
+    at: float
+    order: int
+    kind: int
+    client: int = _OPEN_LOOP
+    idle_s: float = -1.0  # since the connection's last answer; -1: its first request
+    service_s: float = 0.0
+
+
+class _Slots:
+    """The segment that all jobs lie in: nobody has gone."""
+
+    mail_base = 0
+    retired = False
+
+    def __init__(self) -> None:
+        self.states = self.cancels = memoryview(bytes(8)).cast("Q")
+
+    def ids(self, slot: int) -> tuple[str, str]:
+        return "", str(slot)
+
+    def fail(self, slot: int, status: int, text: str) -> None:
+        raise AssertionError(f"slot {slot} is answered {status}: {text}")
+
+
+class Simulation:
+    """One worker, one queue, one rule.
+
+    Args:
+        rule: the batching rule.
+        model: what batches cost.
+        load: who asks.
+        seed: of all that is random.
+    """
+
+    def __init__(self, rule: Rule, model: Model, load: Load, seed: int = 1) -> None:
+        delay_ms: Any = rule.max_delay_s * 1e3  # a fraction of a millisecond, too
+        spec = ModelSpec(0, "m", "1", "", "", None, batch_size=min(rule.batch_size, model.batch_size),
+                         max_batch_delay_ms=delay_ms, batch_policy=rule.policy, job_queue_size=1_000_000)  # fmt: skip
+        self._scheduler = Scheduler(0.0)
+        self._scheduler.load_model(spec, 0.0)
+        self._worker = Worker(0, 0, 0)
+        self._scheduler.worker_ready(self._worker, 0.0)
+        self._model = model
+        self._load = load
+        # Apart, so that the open loop's requests come at the same times whatever the rule does.
+        self._arrivals = random.Random(seed)
+        self._thoughts = random.Random(seed + 1)
+        self._services = random.Random(seed + 2)
+        self._segment = _Slots()
+        self._events: list[_Event] = []
+        self._order = 0
+        self._now = 0.0
+        self._wanted = News.SUBMISSION | News.COMPLETION
+        self._wakes_at = math.inf
+        self._submitted: list[Job] = []
+        self._mailbox: deque[Batch] = deque()  # the first one runs
+        self._ended: list[tuple[int, float, float]] = []  # number, begun at, service time
+        self._pool: deque[float] = deque()  # when the idle connections had their last answer
+        self._opened = 0
+        self._latencies: list[float] = []
+        self._sizes: list[int] = []
+        self._longest_queue_s = 0.0
+        self._idle_since = 0.0
+
+    def run(self, requests: int, warm_up: int = 0) -> Outcome:
+        """Simulates until that many requests are answered, after `warm_up` more that do not count."""
+        for client in range(self._load.clients):
+            self._schedule(self._thinking(), _ARRIVAL, client)
+        if self._load.rate:
+            self._schedule(self._arrivals.expovariate(self._load.rate), _ARRIVAL)
+        begun_at = 0.0
+        counts = not warm_up
+        while len(self._latencies) < requests:
+            event = heapq.heappop(self._events)
+            self._now = event.at
+            if event.kind == _ARRIVAL:
+                self._arrive(event)
+            elif event.kind == _DONE:
+                self._finish(event)
+                if not counts and len(self._latencies) >= warm_up:
+                    counts, begun_at = True, self._now
+                    self._latencies, self._sizes, self._longest_queue_s = [], [], 0.0
+            elif event.at == self._wakes_at:  # no other turn has come between
+                self._turn()
+        latencies = sorted(self._latencies)
+        return Outcome(
+            throughput=len(latencies) / (self._now - begun_at),
+            p50_s=latencies[len(latencies) // 2],
+            p99_s=latencies[int(len(latencies) * 0.99)],
+            mean_batch=sum(self._sizes) / len(self._sizes),
+            longest_queue_s=self._longest_queue_s,
+        )
+
+    # -- clients
+
+    def _arrive(self, event: _Event) -> None:
+        now, idle_s = self._now, event.idle_s
+        if event.client == _OPEN_LOOP:
+            self._schedule(self._arrivals.expovariate(self._load.rate), _ARRIVAL)
+            if self._pool:
+                idle_s = now - self._pool.popleft()
+        idle_us = int(idle_s * 1e6) if idle_s >= 0.0 else NOT_RETURNING
+        self._submitted.append(Job(self._segment, 0, event.client, int(now * 1e9), False, now, idle_us))
+        self._news(News.SUBMISSION)
+
+    def _answer(self, job: Job) -> None:
+        client = job.generation
+        if client != _OPEN_LOOP:
+            delay_s = NETWORK_S + self._thinking()
+            self._schedule(delay_s, _ARRIVAL, client, idle_s=delay_s)
+        elif len(self._pool) < self._load.pool:
+            self._pool.append(self._now)
+
+    def _thinking(self) -> float:
+        return self._thoughts.expovariate(1.0 / self._load.think_s) if self._load.think_s else 0.0
+
+    # -- the model worker
+
+    def _begin(self, batch: Batch, delay_s: float) -> None:
+        exact = self._model.fixed_s + self._model.per_request_s * len(batch.jobs)
+        service_s = exact * self._services.uniform(0.95, 1.05)
+        self._schedule(delay_s + service_s, _DONE, service_s=service_s)
+
+    def _finish(self, event: _Event) -> None:
+        batch = self._mailbox.popleft()
+        self._ended.append((batch.number, self._now - event.service_s, event.service_s))
+        if self._mailbox:
+            self._begin(self._mailbox[0], 0.0)
+        self._latencies += [self._now - job.came_at for job in batch.jobs]
+        for job in batch.jobs:
+            self._answer(job)
+        self._news(News.COMPLETION)
+
+    # -- the batcher, as `BatcherLoop.turn` and `_sleep` have it
+
+    def _news(self, kind: int) -> None:
+        if self._wanted & kind:
+            self._wake_at(self._now + WAKE_S)
+
+    def _wake_at(self, at: float) -> None:
+        if at < self._wakes_at:
+            self._wakes_at = at
+            self._schedule(at - self._now, _TURN)
+
+    def _turn(self) -> None:
+        now, scheduler, worker = self._now, self._scheduler, self._worker
+        if self._ended:
+            for number, begun_at, service_s in self._ended:
+                scheduler.progressed(worker, number, begun_at, service_s, (), now)
+            self._ended = []
+            self._idle_since = now
+        if self._submitted:
+            submitted, self._submitted = self._submitted, []
+            scheduler.arrived(0, submitted, now)
+        for action in scheduler.dispatch(now):
+            assert isinstance(action, Dispatch), action
+            self._post(action.batch)
+        self._wanted = scheduler.wanted_news()
+        limit_s = min(TICK_S, scheduler.wake_at - now)
+        if not self._wanted & News.SUBMISSION:
+            limit_s = min(limit_s, UNANNOUNCED_S)
+        self._wakes_at = math.inf
+        self._wake_at(now + max(limit_s, 1e-6))
+
+    def _post(self, batch: Batch) -> None:
+        self._sizes.append(len(batch.jobs))
+        if not self._mailbox:
+            could_go_at = max(batch.jobs[0].came_at, self._idle_since)
+            self._longest_queue_s = max(self._longest_queue_s, self._now - could_go_at)
+            self._begin(batch, WAKE_S)
+        self._mailbox.append(batch)
+
+    def _schedule(
+        self, delay: float, kind: int, client: int = _OPEN_LOOP, *, idle_s: float = -1.0, service_s: float = 0.0
+    ) -> None:
+        self._order += 1
+        heapq.heappush(self._events, _Event(self._now + delay, self._order, kind, client, idle_s, service_s))
