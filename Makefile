@@ -26,7 +26,7 @@ LOCK    ?= requirements/python$(VERSION).txt
 # The second variable is what newer pips build packages by. For these commands only: a server installs models' packages.
 PIP := PIP_CONSTRAINT=$(CURDIR)/$(LOCK) PIP_BUILD_CONSTRAINT=$(CURDIR)/$(LOCK) $(PY) -m pip install --quiet $(PIP_ARGS)
 
-PACKAGING := setup.cfg pyproject.toml $(LOCK)
+PACKAGING := setup.cfg pyproject.toml requirements/build.in $(LOCK)
 
 # Stamp files: what has been installed for the present packaging files is not installed again.
 INSTALLED := $(VENV)/.installed
@@ -36,7 +36,7 @@ EXAMPLES  := $(VENV)/.installed-examples
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install demo demo-stop format test nginx test-latest fuzz lint lock bench bench-rivals bench-gate bench-large bench-growth chart clean
+.PHONY: help venv install compile demo demo-stop format test nginx test-latest fuzz lint lock bench bench-rivals bench-gate bench-large bench-growth chart clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -51,7 +51,10 @@ $(PY):
 	@echo "==> making the virtual environment $(VENV) ($$($(PYTHON) --version))"
 	@$(PYTHON) -m venv $(VENV)
 
-install: $(INSTALLED) ## install wsgi-ts and what it needs into .venv, editable
+install: compile ## install wsgi-ts and what it needs into .venv, editable, and compile its hot modules
+
+compile: $(INSTALLED) ## compile the hot modules again if they have changed (needs a C compiler; without, they run as Python)
+	@$(PY) setup.py --quiet build_ext --build-lib .
 
 $(INSTALLED): $(PACKAGING) | $(PY)
 	@for link in batcher gpu handlers; do test -d wsgi_ts/$$link || { \
@@ -59,6 +62,7 @@ $(INSTALLED): $(PACKAGING) | $(PY)
 	  exit 1; }; done
 	@echo "==> installing wsgi-ts into $(VENV) (the first time downloads torch: minutes; see PIP_ARGS in the Makefile)"
 	@$(PIP) -e .
+	@$(PIP) -r requirements/build.in
 	@touch $@
 
 $(DEV): $(PACKAGING) $(INSTALLED)
@@ -72,7 +76,7 @@ $(EXAMPLES): $(PACKAGING) $(INSTALLED) examples/requirements.txt examples/requir
 	@$(PIP) --no-deps -r examples/requirements-no-deps.txt
 	@touch $@
 
-demo: $(EXAMPLES) ## train and archive two models, start the server, ask it with curl, leave it running
+demo: $(EXAMPLES) compile ## train and archive two models, start the server, ask it with curl, leave it running
 	@$(PY) examples/demo.py
 
 demo-stop: $(INSTALLED) ## stop the server that `make demo` started
@@ -97,11 +101,17 @@ format: $(DEV) ## format all sources
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
-# The tests start some hundred servers, whose processes must not all compile our modules for themselves.
-test: lint nginx ## lint, then every test that this machine can run
+# The tests start some hundred servers, whose processes must not all compile our modules to bytecode for themselves.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder \
+  --max-worker-restart 0
+# What can be compiled, and so has to work without, too.
+DATA_PATH_TESTS := $(addprefix tests/unit/,batcher dataplane http rest web) tests/integration/test_predictions.py
+
+test: lint compile nginx ## lint, then every test that this machine can run
 	@echo "==> pytest, $(TEST_JOBS) tests at a time"
-	@env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder \
-	  --max-worker-restart 0 --durations 60 --durations-min 2 $(PYTEST_ARGS)
+	@$(PYTEST) --durations 60 --durations-min 2 $(PYTEST_ARGS)
+	@echo "==> pytest, the data path without compiled modules"
+	@WSGI_TS_COMPILED=0 $(PYTEST) $(PYTEST_ARGS) $(DATA_PATH_TESTS) || test $$? -eq 5  # PYTEST_ARGS has chosen none of them
 
 # Debian's package, unpacked: no root needed. The lists of packages are read anew, into a folder of this target's own.
 NGINX := $(CURDIR)/$(VENV)/nginx
@@ -134,16 +144,16 @@ lock: ## write the versions of everything to requirements/, for each version of 
 	  setup.cfg requirements/pins.txt requirements/build.in examples/requirements.txt \
 	  --output-file requirements/python$$version.txt >/dev/null || exit 1; done
 
-bench: $(INSTALLED) ## measure wsgi-ts and TorchServe on this machine (needs java 11 or newer, and wrk)
+bench: compile ## measure wsgi-ts and TorchServe on this machine (needs java 11 or newer, and wrk)
 	@$(PY) benchmarks/bench.py $(BENCH_ARGS)
 
-bench-rivals: $(INSTALLED) ## measure wsgi-ts, TorchServe, Triton, mosec, LitServe and Granian here (needs java and wrk; 5 GB of disk)
+bench-rivals: compile ## measure wsgi-ts, TorchServe, Triton, mosec, LitServe and Granian here (needs java and wrk; 5 GB of disk)
 	@$(PY) benchmarks/bench_rivals.py $(BENCH_ARGS)
 
-bench-gate: $(INSTALLED) ## compare the CPU time per request with another revision's: BASE=..., or the last tag (needs wrk)
+bench-gate: compile ## compare the CPU time per request with another revision's: BASE=..., or the last tag (needs wrk)
 	@$(PY) benchmarks/bench_gate.py $(if $(BASE),--base $(BASE)) $(BENCH_ARGS)
 
-bench-large: $(INSTALLED) ## measure groups of ranks and token generation on this machine, on the CPU
+bench-large: compile ## measure groups of ranks and token generation on this machine, on the CPU
 	@$(PY) benchmarks/bench_large.py $(BENCH_ARGS)
 
 bench-growth: $(INSTALLED) ## measure what is served as workers, models, connections and streams grow in number (needs wrk)
@@ -155,6 +165,6 @@ chart: $(INSTALLED) ## draw the charts of the newest published results
 
 clean: ## remove all that these targets made, .venv included (benchmarks/results stays)
 	@if test -x $(PY) && test -d demo; then $(PY) examples/demo.py --stop; fi
-	rm -rf $(VENV) .venv-latest .venv-lock demo build dist *.egg-info benchmarks/.work .pytest_cache .mypy_cache .ruff_cache \
+	rm -rf $(VENV) .venv-latest .venv-lock demo build dist wsgi_ts/_compiled *.egg-info benchmarks/.work .pytest_cache .mypy_cache .ruff_cache \
 	  .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

@@ -7,6 +7,7 @@ the worker template, keeps the right model workers alive (`pool.pool.WorkerPool`
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import math
 import os
@@ -43,6 +44,8 @@ log = logging.getLogger(__name__)
 
 _LONGEST_SELECT_S = 1.0
 _STOP_LIMIT_S = 10.0
+#: Jobs and batches hold no cycles: the collector need not look often.
+_GC_THRESHOLD = 50_000
 #: So many worker templates may end before one has been ready.
 _TEMPLATE_LIVES = 3
 
@@ -104,8 +107,13 @@ class Batcher:
             raise RuntimeError("the batcher's loop has ended")
 
     def _run_loop(self) -> None:
+        gc.freeze()
+        gc.set_threshold(_GC_THRESHOLD)
         try:
-            self._loop.run()
+            # Not in the loop's module, which may be compiled: only the interpreter lets the control thread run, too.
+            while self._loop.is_running:
+                self._loop.turn()
+                self._loop.sleep()
         except Exception:
             # A broken loop must not go on with half a state: the supervisor starts the next batcher, which sorts out
             # what lies in the segments.

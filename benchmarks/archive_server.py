@@ -204,7 +204,7 @@ def our_server(*, source: Path = PROJECT, batch_size: int = 32, web_workers: int
         batch_size=batch_size,
         max_batch_delay_ms=5,
         settings=settings,
-        environment={"PYTHONPATH": str(source)},
+        environment={"PYTHONPATH": str(source), **options.pop("environment", {})},
         **options,
     )
 

@@ -2,6 +2,7 @@
 
     python benchmarks/bench_gate.py                       against the last tag: about seven minutes
     python benchmarks/bench_gate.py --base 3015f8a        against that revision
+    python benchmarks/bench_gate.py --interpreted         this tree as Python against this tree compiled
     python benchmarks/bench_gate.py --rounds 15           more rounds: a narrower spread
 
 The other revision is checked out beside this one and run with this interpreter; nothing is installed. In each round
@@ -16,9 +17,9 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from archive_server import archive_models, our_server
@@ -28,6 +29,7 @@ from servers import PROJECT, WORK, BenchmarkError
 
 LOADS = (
     *(Load(f"100 B, {count} connection{'s' * (count > 1)}", count) for count in (1, 16, 64)),
+    *(Load(f"100 B, {count} connections, distinct heads", count, heads="distinct") for count in (16, 64)),
     Load("100 KB, 4 connections", 4, 100_000),
     Load("1 MB, 4 connections", 4, 1_000_000),
 )
@@ -37,9 +39,18 @@ COMPARED = (("cpu_us", "CPU µs/request"), ("per_second", "requests/s"))
 
 @dataclass(frozen=True)
 class Options:
-    """What to compare, and how long."""
+    """What to compare, and how long.
+
+    Attributes:
+        base: the other revision; empty with `interpreted`.
+        interpreted: the base is this working tree, run as Python.
+        rounds: how often.
+        seconds: length of each run.
+        limit_percent: CPU time that may be added.
+    """
 
     base: str
+    interpreted: bool
     rounds: int
     seconds: float
     limit_percent: float
@@ -58,28 +69,67 @@ class Pair:
         return (self.now / self.base - 1) * 100
 
 
+@dataclass(frozen=True)
+class Tree:
+    """A source tree, and how it is run.
+
+    Attributes:
+        path: where it is.
+        environment: variables for its server.
+    """
+
+    path: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def compiled(self) -> Tree:
+        """Compiles its modules where it has some to compile, and they are not up to date."""
+        if (self.path / "setup.py").exists():
+            command = [sys.executable, "setup.py", "--quiet", "build_ext", "--build-lib", "."]
+            subprocess.run(command, cwd=self.path, check=True)
+        return self
+
+    def describe(self) -> str:
+        """Returns how its server runs.
+
+        Raises:
+            BenchmarkError: PYTHONPATH does not win over an installed package.
+        """
+        code = (
+            "import wsgi_ts; print(wsgi_ts.__file__); "
+            "print(wsgi_ts.compiled_modules.describe() if hasattr(wsgi_ts, 'compiled_modules') else 'interpreted')"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(self.path), **self.environment}
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=WORK, env=environment, capture_output=True, text=True, check=False
+        )
+        if not done.stdout.startswith(f"{self.path}{os.sep}"):
+            raise BenchmarkError(f"wsgi_ts of {self.path} cannot be imported: {done.stdout}{done.stderr}")
+        return done.stdout.splitlines()[1]
+
+
 #: The pairs of each load's title and figure's key, round by round.
 Pairs = dict[tuple[str, str], list[Pair]]
 
 
 @contextmanager
-def checked_out(revision: str) -> Iterator[Path]:
-    """A revision in a folder of its own, for as long as it is open.
+def base_tree(options: Options) -> Iterator[Tree]:
+    """What is compared with, for as long as it is open: another revision in a folder of its own, or this tree's Python.
 
     Raises:
-        BenchmarkError: git does not know it.
+        BenchmarkError: git does not know the revision.
     """
-    commit = git("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
+    if options.interpreted:
+        yield Tree(PROJECT, {"WSGI_TS_COMPILED": "0"})
+        return
+    commit = git("rev-parse", "--verify", "--quiet", f"{options.base}^{{commit}}")
     if not commit:
-        raise BenchmarkError(f"git knows no revision {revision!r}.")
+        raise BenchmarkError(f"git knows no revision {options.base!r}.")
     folder = WORK / f"base-{commit[:12]}"
     git("worktree", "remove", "--force", str(folder))
     git("worktree", "prune")
     git("worktree", "add", "--detach", str(folder), commit)
     try:
-        for tree in (folder, PROJECT):
-            check_import(tree)
-        yield folder
+        yield Tree(folder).compiled()
     finally:
         git("worktree", "remove", "--force", str(folder))
 
@@ -90,25 +140,15 @@ def git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def check_import(tree: Path) -> None:
-    """Makes sure that PYTHONPATH wins over an installed package.
-
-    Raises:
-        BenchmarkError: it does not.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", "import wsgi_ts; print(wsgi_ts.__file__)"],
-        cwd=WORK, env={**os.environ, "PYTHONPATH": str(tree)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if not done.stdout.startswith(f"{tree}{os.sep}"):
-        raise BenchmarkError(f"wsgi_ts of {tree} cannot be imported: {done.stdout}{done.stderr}")
-
-
-def measure_round(number: int, base: Path, seconds: float, pairs: Pairs) -> None:
+def measure_round(number: int, trees: tuple[Tree, Tree], seconds: float, pairs: Pairs) -> None:
     """Starts both servers and adds a pair of each figure; who is first changes from load to load."""
     with ExitStack() as stack:
-        servers = [stack.enter_context(our_server(source=tree, models=("echo",), folder=folder))
-                   for tree, folder in ((base, "gate-base"), (PROJECT, "gate-now"))]  # fmt: skip
+        servers = [
+            stack.enter_context(
+                our_server(source=tree.path, environment=tree.environment, models=("echo",), folder=folder)
+            )
+            for tree, folder in zip(trees, ("gate-base", "gate-now"), strict=True)
+        ]
         for place, load in enumerate(LOADS):
             found: list[dict[str, float]] = [{}, {}]
             for index in (0, 1) if (number + place) % 2 == 0 else (1, 0):
@@ -164,14 +204,15 @@ def parse_options() -> Options:
     """
     parser = argparse.ArgumentParser(description="Compares this working tree's speed with another revision's.")
     parser.add_argument("--base", default="", help="the other revision (default: the last tag)")
+    parser.add_argument("--interpreted", action="store_true", help="compare with this tree, run as Python")
     parser.add_argument("--rounds", type=int, default=8, help="rounds, each with freshly started servers (default 8)")
     parser.add_argument("--seconds", type=float, default=3, help="length of each run (default 3)")
     parser.add_argument("--limit", type=float, default=3, help="per cent of CPU time that are allowed (default 3)")
     given = parser.parse_args()
     base = given.base or git("describe", "--tags", "--abbrev=0")
-    if not base:
+    if not base and not given.interpreted:
         raise BenchmarkError("there is no tag to compare with: give a revision (make bench-gate BASE=..., or --base).")
-    return Options(base, given.rounds, given.seconds, given.limit)
+    return Options(base, given.interpreted, given.rounds, given.seconds, given.limit)
 
 
 def main() -> None:
@@ -182,10 +223,12 @@ def main() -> None:
         WORK.mkdir(exist_ok=True)
         archive_models(("echo",))
         pairs: Pairs = {}
-        with checked_out(options.base) as base:
+        with base_tree(options) as base:
+            now = Tree(PROJECT).compiled()
+            print(f"==> base: {base.describe()}; working tree: {now.describe()}", flush=True)
             for number in range(options.rounds):
-                print(f"==> round {number + 1} of {options.rounds}: {options.base} -> working tree", flush=True)
-                measure_round(number, base, options.seconds, pairs)
+                print(f"==> round {number + 1} of {options.rounds}: base -> working tree", flush=True)
+                measure_round(number, (base, now), options.seconds, pairs)
         print(f"\n{table(pairs)}\n")
         if found := too_expensive(pairs, options.limit_percent):
             sys.exit(f"bench-gate: above {options.limit_percent:+g} % CPU time per request: {'; '.join(found)}")

@@ -159,5 +159,5 @@ class JobQueue:
         dropped = [job for job in self._jobs if unwanted(job)]
         if dropped:
             gone = set(dropped)
-            self._jobs = deque(job for job in self._jobs if job not in gone)
+            self._jobs = deque([job for job in self._jobs if job not in gone])
         return dropped

@@ -7,7 +7,6 @@ mailboxes. It runs in the batcher, on a thread of its own; the control thread ta
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections import deque
@@ -41,8 +40,6 @@ log = logging.getLogger("wsgi_ts.batcher")
 
 #: Longest sleep of the loop; also the period of the work that no event announces (deadlines, heartbeat).
 TICK_S = 0.25
-#: Jobs and batches hold no cycles: the collector need not look often.
-GC_THRESHOLD = 50_000
 
 
 class TakeModel(NamedTuple):
@@ -74,10 +71,13 @@ Notice = SegmentAttached | SegmentRetired | ModelUnloaded | WorkerReleased | Kil
 
 
 class BatcherLoop:
-    """State and steps of the loop; `run` is the thread's body.
+    """State and steps of the loop: while it `is_running`, a `turn`, and then `sleep`.
 
     Args:
         notify: called with each notice for the control thread, at once and on the loop's thread.
+
+    Attributes:
+        is_running: False after the command Stop.
     """
 
     def __init__(self, board: Board, index: int, notify: Callable[[Notice], None]) -> None:
@@ -93,20 +93,12 @@ class BatcherLoop:
         self._counters = CountersByModel(board, index)
         self._commands: deque[Command] = deque()
         self._next_tick = 0.0
-        self._running = True
+        self.is_running = True
 
     def command(self, command: Command) -> None:
         """Hands a command to the loop, from another thread."""
         self._commands.append(command)
         self._bell.force()
-
-    def run(self) -> None:
-        """Runs until the command Stop."""
-        gc.freeze()
-        gc.set_threshold(GC_THRESHOLD)
-        while self._running:
-            self.turn()
-            self._sleep()
 
     def turn(self) -> bool:
         """One pass over everything that can have happened; True when something had."""
@@ -194,7 +186,7 @@ class BatcherLoop:
             case SettleWorker(mailbox, oom):
                 self._settle(mailbox, oom, now)
             case Stop():
-                self._running = False
+                self.is_running = False
 
     def _attach(self, index: int, now: float) -> None:
         """Attaches a segment and takes over what lies in it; one that cannot be attached is logged."""
@@ -302,7 +294,7 @@ class BatcherLoop:
 
     # -- sleep
 
-    def _sleep(self) -> None:
+    def sleep(self) -> None:
         """Sleeps until there is news; at once over when there is."""
         if self._something_waits():
             return

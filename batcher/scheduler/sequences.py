@@ -99,7 +99,7 @@ class SequenceQueue(JobQueue):
             out = [job for job in sequence.jobs if unwanted(job)]
             if out:
                 gone = set(out)
-                sequence.jobs = deque(job for job in sequence.jobs if job not in gone)
+                sequence.jobs = deque([job for job in sequence.jobs if job not in gone])
                 dropped += out
         self._waiting -= len(dropped)
         return dropped

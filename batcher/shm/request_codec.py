@@ -84,17 +84,6 @@ class Answer:
         self.stream: Iterable[bytes] | None = None
 
 
-class Received(NamedTuple):
-    """A request as a model worker finds it; `body` is a view into shared memory."""
-
-    request_id: str
-    flags: int
-    head: bytes
-    url_path: memoryview
-    content_type: bytes
-    body: memoryview
-
-
 def write_request(
     segment: Segment, slot: int, batcher: int, request: Request, body_room: Callable[[int, int], memoryview]
 ) -> bool:
@@ -155,8 +144,12 @@ def _write_outside(segment: Segment, slot: int, data: bytes) -> None:
     segment.buffer[start : start + len(data)] = data
 
 
-def read_request(segment: Segment, slot: int) -> Received:
-    """Reads the request in a slot."""
+def read_request(segment: Segment, slot: int) -> tuple[str, int, bytes, memoryview, bytes, memoryview]:
+    """Reads the request in a slot.
+
+    Returns:
+        Its id, RequestFlag bits, head, url_path, content type and body; url_path and body are views of the slot.
+    """
     start = segment.first_slot + slot * _SLOT_BYTES
     buffer = segment.buffer
     _, body_bytes, _, flags, head_bytes, path_bytes, type_bytes, _, request_id, sequence_bytes = (
@@ -171,7 +164,7 @@ def read_request(segment: Segment, slot: int) -> Received:
     body_start = type_end + sequence_bytes
     if flags & RequestFlag.BODY_OUTSIDE:
         body_start = segment.layout.request_payload(slot) + layout.HEAD_ROOM
-    return Received(
+    return (
         str(request_id, "ascii"),
         flags,
         bytes(buffer[start:path_start]),

@@ -227,10 +227,10 @@ class ModelWorker:
 
 def _recorded(ref: SlotReference, answer: Answer) -> RecordedRequest | None:
     """A request with a body of its own: neither a description nor the fields of a gRPC call."""
-    received = read_request(ref.segment, ref.slot)
-    if received.flags & (RequestFlag.DESCRIBE | RequestFlag.FIELDS):
+    _, flags, head, _, _, body = read_request(ref.segment, ref.slot)
+    if flags & (RequestFlag.DESCRIBE | RequestFlag.FIELDS):
         return None
-    return RecordedRequest.from_head(received.head, bytes(received.body), answer.status, bytes(answer.body))
+    return RecordedRequest.from_head(head, bytes(body), answer.status, bytes(answer.body))
 
 
 def print_metrics(samples: list[Any]) -> None:

@@ -42,7 +42,15 @@ def asked() -> list[Requirement]:
         (REPOSITORY / "examples" / "requirements.txt").read_text(),
         (REPOSITORY / "requirements" / "pins.txt").read_text(),
         (REPOSITORY / "requirements" / "build.in").read_text(),
+        *build_requirements(),
     )
+
+
+def build_requirements() -> list[str]:
+    """What pip builds a wheel with."""
+    listed = re.search(r"(?m)^requires = \[(.*)\]", (REPOSITORY / "pyproject.toml").read_text())
+    assert listed is not None
+    return re.findall(r'"([^"]+)"', listed[1])
 
 
 def test_there_is_a_lock_for_each_python_that_setup_cfg_names() -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from wsgi_ts import compiled_modules
 from wsgi_ts.batcher.shm.machine import machine_problem
 from wsgi_ts.cgroup import usable_cores
 from wsgi_ts.settings.config import Config
@@ -70,6 +71,16 @@ def check_python() -> Iterator[Finding]:
             yield Finding("WARN", package, f"{version}; loading weights safely needs 2.6 or newer")
         else:
             yield Finding("OK", package, version)
+
+
+def check_compiled() -> Iterator[Finding]:
+    """Whether requests run through compiled modules, which halves what one costs."""
+    text = compiled_modules.describe()
+    if compiled_modules.modules or compiled_modules.is_switched_off:
+        yield Finding("OK", "data path", text)
+    else:
+        remedy = "install it again with a C compiler there (in a source tree: make install)"
+        yield Finding("WARN", "data path", f"{text}; requests cost more CPU time than they need: {remedy}")
 
 
 def check_open_files(config: Config) -> Iterator[Finding]:

@@ -31,6 +31,7 @@ def examine(command_line: CommandLine, environ: Mapping[str, str], *, in_pod: bo
     yield from machine.check_machine()
     found = list(machine.check_python())
     yield from found
+    yield from machine.check_compiled()
     yield from machine.check_clock()
     try:
         config = load_config(command_line, environ)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsgi_ts import TORCHSERVE_VERSION, __version__
+from wsgi_ts import TORCHSERVE_VERSION, __version__, compiled_modules
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.checks.start import StartError, check_configuration, check_machine, check_run_directory
 from wsgi_ts.control.server import ControlServer
@@ -149,6 +149,7 @@ class Supervisor:
         for line in configuration_lines(config, gpus):
             log.info("%s", line)
         say_plugins(config)
+        log.info("Data path: %s", compiled_modules.describe())
         devices = ["cpu", *(f"cuda:{number}" for number in range(gpus))]
         if len(devices) > layout.MAX_BATCHERS:
             raise StartError(f"{gpus} GPUs are more than this server handles; set number_of_gpu")
@@ -355,6 +356,7 @@ class Supervisor:
         return {
             "version": __version__,
             "torchserve_version": TORCHSERVE_VERSION,
+            "data_path": compiled_modules.describe(),
             "pid": self._guard.pid or os.getpid(),
             "uptime_s": int(time.monotonic() - self._started_at),
             "run_dir": str(self._dir.path),

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import uuid
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
+from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import RequestFlag
+from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
 from wsgi_ts.dataplane.exchange import RequestIds, header_value
 from wsgi_ts.dataplane.routes import RoutingTable, prediction_parts
 from wsgi_ts.errors import ResourceNotFound
@@ -74,13 +74,16 @@ def test_routes_that_cannot_be_read_leave_those_that_are_known(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A process may be out of descriptors when something new is published; it must go on, and try again."""
-    board: Any = SimpleNamespace(epoch=1)
+    prefix = f"wsgi-ts-{uuid.uuid4().hex}"
+    board = Board.create(prefix)
+    unlink_prefix(prefix)
+    board.bump_epoch()
     table = RoutingTable(tmp_path, board)
     routes = RunFiles(tmp_path).routes
     routes.write_text(json.dumps({"models": {}, "workflows": {}, "healthy": False, **STATE}))
     table.refresh()
     assert not table.healthy
-    board.epoch = 2
+    board.bump_epoch()
     routes.unlink()
     routes.mkdir()
     table.refresh()
@@ -91,3 +94,4 @@ def test_routes_that_cannot_be_read_leave_those_that_are_known(
     routes.write_text(json.dumps({"models": {}, "workflows": {}, "healthy": True, **STATE}))
     table.refresh()
     assert table.healthy
+    board.close()

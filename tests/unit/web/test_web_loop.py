@@ -18,8 +18,11 @@ from typing import Any
 import pytest
 from support.eventually import eventually
 
-from wsgi_ts.batcher.shm.board import Board
+from wsgi_ts.batcher.shm.board import Board, batcher_bell_name
+from wsgi_ts.batcher.shm.doorbell import Doorbell
+from wsgi_ts.batcher.shm.request_codec import read_request
 from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
+from wsgi_ts.dataplane.exchange import Exchange
 from wsgi_ts.dataplane.ledger import Ledger
 from wsgi_ts.dataplane.routes import Target
 from wsgi_ts.http.head import Head
@@ -138,27 +141,31 @@ def test_an_exception_costs_one_request(served: Served, caplog: pytest.LogCaptur
 def test_an_exception_in_the_reading_of_a_request_costs_one_request(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(raw: bytes) -> Head:
-        if b"/broken" in raw:
-            raise ZeroDivisionError
-        return Head(raw)
+    def broken(path: bytes) -> bytes:
+        raise ZeroDivisionError
 
-    monkeypatch.setattr("wsgi_ts.web.connection.parse_head", broken)
+    monkeypatch.setattr("wsgi_ts.http.head.unquote_to_bytes", broken)
     with served.running():
-        assert served.ask("/broken").startswith(b"HTTP/1.1 500 ")
+        assert served.ask("/bro%6ben").startswith(b"HTTP/1.1 500 ")
         assert served.ask("/whole").endswith(b"/whole")
 
 
-def test_an_exception_after_the_first_byte_closes_the_connection(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(connection: Connection) -> None:
+class Broken(socket.socket):
+    """A socket that fails when its answer has been sent and the connection is to end."""
+
+    def shutdown(self, how: int, /) -> None:
         raise ZeroDivisionError
 
+
+def test_an_exception_after_the_first_byte_closes_the_connection(served: Served) -> None:
+    ours, theirs = socket.socketpair()
+    broken = Broken(fileno=ours.detach())
+    broken.setblocking(False)
+    served.loop.welcome(broken, "/unix", served.endpoint)
     with served.running():
-        with monkeypatch.context() as patch:
-            patch.setattr(served.loop.answers, "_sent", fail)
-            answer = served.ask("/once")
+        theirs.sendall(b"GET /once HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = read_all(theirs)
+        theirs.close()
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert answer.count(b"HTTP/1.1") == 1
         assert served.ask("/again").endswith(b"/again")
@@ -219,7 +226,9 @@ def test_a_new_connection_does_not_get_the_events_of_the_one_before(
     fd, listening = first.fd, served.listener.fileno()
     with socket.create_connection(served.address, timeout=5) as waiting:
         events = [(fd, select.EPOLLHUP), (listening, select.EPOLLIN), (fd, select.EPOLLHUP)]
-        monkeypatch.setattr(loop, "_wait", lambda: events)
+        epoll = loop.table.epoll
+        told: Any = SimpleNamespace(poll=lambda seconds: events, register=epoll.register, unregister=epoll.unregister)
+        monkeypatch.setattr(loop.table, "epoll", told)
         loop.turn()
         assert first.closed
         assert fd in loop.table.connections
@@ -270,31 +279,56 @@ def test_a_connection_sends_about_a_megabyte_in_a_turn(parts: int) -> None:
     assert turns >= 7
 
 
+class Supervisor:
+    """What answers a process that wants a segment."""
+
+    def __init__(self, run_dir: Path) -> None:
+        pass
+
+    def call(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        return {"index": 1, "batchers": 1}
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def exchange(served: Served, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Exchange[Connection]:
+    """What submits requests, to a batcher that is not there."""
+    monkeypatch.setattr("wsgi_ts.dataplane.exchange.ControlPlane", Supervisor)
+    prefix = served.loop.report.board.prefix
+    Doorbell.create(batcher_bell_name(prefix, 0))
+    config = Config(max_request_size=8 * TURN_BYTES, job_queue_size=1)
+    instance: Any = SimpleNamespace(config=config, run_dir=tmp_path, prefix=prefix)
+    made = Exchange[Connection](instance)
+    monkeypatch.setattr(served.loop.table, "_exchange", made)
+    return made
+
+
 @pytest.mark.parametrize("reserved", [0, 8 * TURN_BYTES], ids=["a new slot", "a slot with room"])
 def test_a_connection_receives_about_a_megabyte_in_a_turn(
-    served: Served, monkeypatch: pytest.MonkeyPatch, reserved: int
+    served: Served, exchange: Exchange[Connection], reserved: int
 ) -> None:
-    memory = memoryview(bytearray(8 * TURN_BYTES))
-    submitted: list[int] = []
-    client = SimpleNamespace(
-        body_room=lambda slot, length: memory[:length], body_reserved=lambda slot: reserved, in_flight=0
-    )
+    client, length, turns = exchange.client, 8 * TURN_BYTES, 1
     loop = served.loop
-    monkeypatch.setattr(loop.table, "_exchange", SimpleNamespace(client=client))
-    monkeypatch.setattr(loop.requests, "_submit", lambda *words: submitted.append(words[-1]))
     sock: Any = Endless()
     connection = Connection(sock, "", NOWHERE)
-    head = Head(b"POST /predictions/m HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(memory))
-    connection.head, connection.target = head, Target("m", None)
+    head = Head(b"POST /predictions/m HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length)
+    connection.head, connection.target = head, Target("m", None, 0, (0,))
+    slot = client.take()
+    assert slot is not None
+    client.body_room(slot, reserved)
+    connection.slot = slot
+    connection.request_id = loop.table.ids.new()
     loop.requests.begin_direct(connection, head)
-    turns = 1
-    while not submitted:
+    while not exchange.waiting:
         assert sock.moved <= 2 * TURN_BYTES * turns
         loop.requests.receive_direct(connection)
         turns += 1
     assert turns >= 4
-    assert submitted == [len(memory)]
-    assert sock.moved == len(memory)
+    assert exchange.waiting == {slot: connection}
+    assert len(read_request(client.segment, slot)[-1]) == length
+    assert sock.moved == length
     assert loop.table.receiving == 0
 
 

@@ -601,7 +601,7 @@ class SchedulerMachine(Around):
         in_flight = [job for worker in self.scheduler.busy for batch in worker.batches for job in batch.jobs]
         for model in self.scheduler.models.values():
             waiting: list[Job] = []
-            model.jobs.drop(lambda job, waiting=waiting: waiting.append(job))  # type: ignore[misc]
+            model.jobs.drop(lambda job, waiting=waiting: bool(waiting.append(job)))  # type: ignore[misc]
             assert len(waiting) == len(model.jobs)
             held += waiting
         assert all(self.request_of(job).is_open for job in held), "nobody waits for this one"

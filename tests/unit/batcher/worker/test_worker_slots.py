@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from typing import Any
 
+import posix_ipc
 import pytest
 
 from wsgi_ts.batcher.shm import layout
-from wsgi_ts.batcher.shm.layout import SegmentLayout, SlotState
-from wsgi_ts.batcher.shm.segment import Segment
+from wsgi_ts.batcher.shm.layout import SegmentLayout, SegmentWord, SlotState
+from wsgi_ts.batcher.shm.segment import Segment, segment_name
 from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
 from wsgi_ts.batcher.worker import slots as worker_slots
 from wsgi_ts.batcher.worker.slots import WorkerSlots
@@ -32,12 +32,8 @@ def test_a_stream_that_waits_for_room_rings_once_for_what_it_has_put(
     slots = WorkerSlots(prefix, decode_input_request=True)
     place = slots.ref(layout.mail_entry(1, 3))
     assert place is not None
-    rings: list[int] = []
-
-    class Bell:
-        def ring(self) -> None:
-            rings.append(1)
-
+    rings = posix_ipc.Semaphore(f"/{segment_name(prefix, 1)}")
+    segment.header[SegmentWord.ASLEEP] = 1
     waits: list[float] = []
 
     def wait(seconds: float) -> None:
@@ -46,11 +42,10 @@ def test_a_stream_that_waits_for_room_rings_once_for_what_it_has_put(
             words = segment.memory.words(segment.layout.slot(3) + layout.STREAM_WORDS, 2)
             words[1] = words[0]
 
-    bells: dict[int, Any] = slots._bells
-    bells[1] = Bell()
     monkeypatch.setattr(worker_slots.time, "sleep", wait)
     # Two pieces, of which the second has no room until the first is read.
     slots.send_chunk(place, Answer(200, "", [], bytes(layout.STREAM_RING_BYTES), False), 1)
     assert len(waits) == 20
-    assert len(rings) == 2  # that there is a first piece, and that all is there
+    assert rings.value == 2  # that there is a first piece, and that all is there
     assert max(waits) <= 0.008
+    rings.close()
