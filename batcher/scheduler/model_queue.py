@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from operator import attrgetter
+from typing import Final
 
 from wsgi_ts.batcher.scheduler.job import Job, JobQueue
 from wsgi_ts.batcher.scheduler.policy import NONE, BatchPolicy, make_policy
@@ -17,14 +18,14 @@ from wsgi_ts.messages import ModelSpec
 
 #: A worker gets its next batch while one runs only where batches are this short (seconds): the time between two
 #: matters there, and a job that waits in a mailbox cannot be taken by a worker that falls idle (except by `Revoke`).
-PREFETCH_BELOW_S = 0.005
+PREFETCH_BELOW_S: Final = 0.005
 #: A batch that lies behind one running this many times longer than usual is taken back.
-OVERDUE_FACTOR = 10.0
-OVERDUE_LEAST_S = 0.05
+OVERDUE_FACTOR: Final = 10.0
+OVERDUE_LEAST_S: Final = 0.05
 #: Requests under way at a time in a worker whose handler is asynchronous; more wait in the queue. An engine behind such
 #: a handler has a limit of its own: this one bounds what a worker's death costs.
-ASYNC_LIMIT = 1024
-_SMOOTHING = 0.1
+ASYNC_LIMIT: Final = 1024
+_SMOOTHING: Final = 0.1
 
 
 @dataclass(slots=True, eq=False)

@@ -6,16 +6,18 @@ model worker may still have a slot of it.
 
 from __future__ import annotations
 
+from typing import Final
+
 from wsgi_ts.batcher.scheduler.job import Found, Job
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.layout import GENERATION_SHIFT, SLOT_WORDS, STATE_MASK, SlotState
 from wsgi_ts.batcher.shm.ring import RingConsumer
 from wsgi_ts.batcher.shm.segment import Segment
 
-_CLAIM = SlotState.CLAIMED - SlotState.READY
-_VERSION_NAMED = layout.RequestFlag.VERSION_NAMED << 32
+_CLAIM: Final = SlotState.CLAIMED - SlotState.READY
+_VERSION_NAMED: Final = layout.RequestFlag.VERSION_NAMED << 32
 #: States in which a batcher may have left a slot when it was killed; READY ones it had not even seen.
-_LEFT_BEHIND = (SlotState.READY, SlotState.CLAIMED, SlotState.RUNNING, SlotState.STREAMING)
+_LEFT_BEHIND: Final = (SlotState.READY, SlotState.CLAIMED, SlotState.RUNNING, SlotState.STREAMING)
 
 
 class AttachedSegment:

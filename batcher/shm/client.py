@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Final
 
 import numpy as np
 
@@ -21,9 +22,9 @@ from wsgi_ts.batcher.shm.segment import Segment
 log = logging.getLogger(__name__)
 
 #: How many slots a model may have for each one that is free (see `SlotClient.take`).
-MOST_PER_FREE_SLOT = 16
-_STATE_MASK = layout.STATE_MASK
-_GENERATION_SHIFT = layout.GENERATION_SHIFT
+MOST_PER_FREE_SLOT: Final = 16
+_STATE_MASK: Final = layout.STATE_MASK
+_GENERATION_SHIFT: Final = layout.GENERATION_SHIFT
 
 
 class SlotClient:

@@ -13,13 +13,14 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from typing import Final
 
 from wsgi_ts.batcher.shm.semaphore import Semaphore
 
 #: No single sleep is longer than this many seconds, so that a ring that was lost costs no more.
-LONGEST_WAIT_S = 1.0
+LONGEST_WAIT_S: Final = 1.0
 #: All bits: for doorbells whose owner makes no difference between news.
-ANY_NEWS = 0xFF
+ANY_NEWS: Final = 0xFF
 
 
 class Doorbell:

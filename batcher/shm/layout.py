@@ -43,29 +43,29 @@ import struct
 from hashlib import blake2b
 from typing import Final
 
-MAGIC = 0x7773_6769_2D74_7331
-LAYOUT_VERSION = 3
-WORD = 8
-PAGE = 4096
-LINE_WORDS = 8
+MAGIC: Final = 0x7773_6769_2D74_7331
+LAYOUT_VERSION: Final = 3
+WORD: Final = 8
+PAGE: Final = 4096
+LINE_WORDS: Final = 8
 
-MAX_BATCHERS = 32
-MAX_MODELS = 1024
-MAX_WEB_ROWS = 64
+MAX_BATCHERS: Final = 32
+MAX_MODELS: Final = 1024
+MAX_WEB_ROWS: Final = 64
 #: Workflows that are counted; there may be more.
-MAX_WORKFLOWS = 32
+MAX_WORKFLOWS: Final = 32
 
-BATCHER_WORDS = 16
-WEB_WORDS = 16
-MODEL_WORDS = 96
-WORKFLOW_WORDS = 64
+BATCHER_WORDS: Final = 16
+WEB_WORDS: Final = 16
+MODEL_WORDS: Final = 96
+WORKFLOW_WORDS: Final = 64
 
-BOARD_EPOCH = 2
-BOARD_TOKEN_EPOCH = 3
-BOARD_BATCHERS = 16
-BOARD_WEB = BOARD_BATCHERS + MAX_BATCHERS * BATCHER_WORDS
-BOARD_WORKFLOWS = BOARD_WEB + (MAX_WEB_ROWS + 1) * WEB_WORDS
-BOARD_MODELS = BOARD_WORKFLOWS + MAX_WEB_ROWS * MAX_WORKFLOWS * WORKFLOW_WORDS
+BOARD_EPOCH: Final = 2
+BOARD_TOKEN_EPOCH: Final = 3
+BOARD_BATCHERS: Final = 16
+BOARD_WEB: Final = BOARD_BATCHERS + MAX_BATCHERS * BATCHER_WORDS
+BOARD_WORKFLOWS: Final = BOARD_WEB + (MAX_WEB_ROWS + 1) * WEB_WORDS
+BOARD_MODELS: Final = BOARD_WORKFLOWS + MAX_WEB_ROWS * MAX_WORKFLOWS * WORKFLOW_WORDS
 
 
 def board_bytes(batchers: int) -> int:
@@ -152,12 +152,12 @@ WORKFLOW_CODES = (200, 408, 499, 503, 507, 500)
 WORKFLOW_NODES = (WORKFLOW_WORDS - WorkflowWord.NODES) // 2
 
 #: Upper bounds, in microseconds, of the histograms of times.
-TIME_BUCKETS_US = (
+TIME_BUCKETS_US: Final = (
     *(50, 100, 250, 500, 1000, 2500, 5000, 10_000, 25_000, 50_000),
     *(100_000, 250_000, 500_000, 1_000_000, 10_000_000),
 )
 #: Upper bounds of the histogram of requests per batch.
-BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+BATCH_SIZES: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class SegmentWord:
@@ -188,26 +188,26 @@ class SlotState:
 
 
 #: The bits of a state word that hold the state; the slot's generation lies above them.
-STATE_MASK = 0xFF
-GENERATION_SHIFT = 8
+STATE_MASK: Final = 0xFF
+GENERATION_SHIFT: Final = 8
 #: States from here on concern the web worker: one comparison finds the slots it must look at.
-FIRST_ANSWERED = SlotState.STREAMING
+FIRST_ANSWERED: Final = SlotState.STREAMING
 
-SLOT_BYTES = PAGE
-SLOT_WORDS = SLOT_BYTES // WORD
+SLOT_BYTES: Final = PAGE
+SLOT_WORDS: Final = SLOT_BYTES // WORD
 #: A slot: request header (72 bytes) and inline request data behind it, response header (40) and inline response data
 #: behind it, two words for streams at the end. Header and data are contiguous so that one copy writes both.
-REQUEST_INLINE = 72
-REQUEST_INLINE_BYTES = 2048
-RESPONSE_HEADER = REQUEST_INLINE + REQUEST_INLINE_BYTES
-RESPONSE_INLINE = RESPONSE_HEADER + 40
-STREAM_WORDS = SLOT_BYTES - 2 * WORD
-RESPONSE_INLINE_BYTES = STREAM_WORDS - RESPONSE_INLINE
+REQUEST_INLINE: Final = 72
+REQUEST_INLINE_BYTES: Final = 2048
+RESPONSE_HEADER: Final = REQUEST_INLINE + REQUEST_INLINE_BYTES
+RESPONSE_INLINE: Final = RESPONSE_HEADER + 40
+STREAM_WORDS: Final = SLOT_BYTES - 2 * WORD
+RESPONSE_INLINE_BYTES: Final = STREAM_WORDS - RESPONSE_INLINE
 #: A body outside the slot starts here in the request range; a head that is not inline stands before it, with the path's
 #: rest, the content type and the sequence's id behind it: room for the largest head twice.
-HEAD_ROOM = 28672
+HEAD_ROOM: Final = 28672
 #: The part of the response range that carries the chunks of a streamed answer.
-STREAM_RING_BYTES = 262144
+STREAM_RING_BYTES: Final = 262144
 
 
 class RequestFlag:
@@ -244,11 +244,11 @@ class ReferenceKind:
 
 
 #: Text of a request whose worker died while it ran; its status is 500, or 507 when the worker ran out of memory.
-WORKER_DIED = "Worker died."
+WORKER_DIED: Final = "Worker died."
 #: Text of a request whose client has gone; its status is 499, and nobody reads it.
-CLIENT_GONE = "Client closed the connection"
+CLIENT_GONE: Final = "Client closed the connection"
 #: Text of a request that was not answered in time; its status is 408.
-TOO_LATE = "The request was not answered within the model's clientTimeoutInMills"
+TOO_LATE: Final = "The request was not answered within the model's clientTimeoutInMills"
 
 
 class ResponseFlag:
@@ -261,23 +261,23 @@ class ResponseFlag:
 #: Request header: arrival (ns), body bytes, model index, flags, head bytes, url_path bytes, content-type bytes,
 #: batcher, request id (36 ASCII characters), bytes of the sequence's id (0: the model has no sequences). Behind it lie
 #: head, url_path, content type, sequence's id and body.
-REQUEST = struct.Struct("<QQIIIHHH36sH")
+REQUEST: Final = struct.Struct("<QQIIIHHH36sH")
 #: Response header: start of service (ns), end of service (ns), body bytes, status, flags, phrase bytes, header bytes.
-RESPONSE = struct.Struct("<QQQHHII4x")
+RESPONSE: Final = struct.Struct("<QQQHHII4x")
 
 #: Before each field of a body of named values: bytes of its name, bytes of its value.
-FIELD = struct.Struct("<II")
+FIELD: Final = struct.Struct("<II")
 #: A reference: bytes of the key that follows it, ReferenceKind, offset in the segment (or slot), bytes of the value.
-REFERENCE = struct.Struct("<IIQQ")
+REFERENCE: Final = struct.Struct("<IIQQ")
 
 #: Entry of a submission ring, word 0: slot | model index << 20 | low 32 bits of the generation << 32.
-RING_MODEL_SHIFT = 20
-RING_GENERATION_SHIFT = 32
-RING_SLOT_MASK = (1 << RING_MODEL_SHIFT) - 1
-RING_MODEL_MASK = (1 << (RING_GENERATION_SHIFT - RING_MODEL_SHIFT)) - 1
-RING_GENERATION_MASK = (1 << (WORD * 8 - RING_GENERATION_SHIFT)) - 1
+RING_MODEL_SHIFT: Final = 20
+RING_GENERATION_SHIFT: Final = 32
+RING_SLOT_MASK: Final = (1 << RING_MODEL_SHIFT) - 1
+RING_MODEL_MASK: Final = (1 << (RING_GENERATION_SHIFT - RING_MODEL_SHIFT)) - 1
+RING_GENERATION_MASK: Final = (1 << (WORD * 8 - RING_GENERATION_SHIFT)) - 1
 #: Word 1: microseconds since the answer before it on the same connection, NOT_RETURNING for a connection's first.
-NOT_RETURNING = (1 << 64) - 1
+NOT_RETURNING: Final = (1 << 64) - 1
 
 
 class MailWord:
@@ -297,12 +297,12 @@ class MailWord:
     ENDED_SEEN: Final = 12  # batcher: how many of those it has read
 
 
-MAIL_WORDS = 16
-MAIL_PLACES = 2
-_MAIL_SEGMENT_SHIFT = 32
-_MAIL_SLOT_MASK = (1 << _MAIL_SEGMENT_SHIFT) - 1
+MAIL_WORDS: Final = 16
+MAIL_PLACES: Final = 2
+_MAIL_SEGMENT_SHIFT: Final = 32
+_MAIL_SLOT_MASK: Final = (1 << _MAIL_SEGMENT_SHIFT) - 1
 #: Sequences whose end a model worker can tell before its batcher has looked; of more it is told later.
-MAIL_MARKS = 512
+MAIL_MARKS: Final = 512
 
 
 def mail_entry(segment: int, slot: int) -> int:
@@ -342,10 +342,10 @@ class RankWord:
     PID: Final = 4  # 0 until its process has attached the board
 
 
-GROUP_WORDS = 8
-RANK_WORDS = 8
+GROUP_WORDS: Final = 8
+RANK_WORDS: Final = 8
 #: Largest message of a group: slot numbers of a batch, or the shapes of a pipeline's inputs.
-GROUP_MESSAGE_BYTES = 65536
+GROUP_MESSAGE_BYTES: Final = 65536
 
 
 def group_bytes(ranks: int) -> int:

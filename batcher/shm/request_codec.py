@@ -7,16 +7,16 @@ the two headers are in `layout`. Nobody here stores a slot's state: that is the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.layout import ReferenceKind, RequestFlag, ResponseFlag
 from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.errors import ServerError
 
-_SLOT_BYTES = layout.SLOT_BYTES
-_INLINE_BYTES = layout.REQUEST_INLINE_BYTES
-_RESPONSE_BYTES = layout.RESPONSE.size
+_SLOT_BYTES: Final = layout.SLOT_BYTES
+_INLINE_BYTES: Final = layout.REQUEST_INLINE_BYTES
+_RESPONSE_BYTES: Final = layout.RESPONSE.size
 
 
 class Destination(Protocol):

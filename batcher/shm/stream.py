@@ -8,14 +8,15 @@ it, in four bytes; a chunk larger than half the ring is put in as several.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.segment import Segment
 
-_TAIL = layout.STREAM_WORDS // layout.WORD
-_HEAD = _TAIL + 1
-_LENGTH_BYTES = 4
-_PIECE_BYTES = layout.STREAM_RING_BYTES // 2
+_TAIL: Final = layout.STREAM_WORDS // layout.WORD
+_HEAD: Final = _TAIL + 1
+_LENGTH_BYTES: Final = 4
+_PIECE_BYTES: Final = layout.STREAM_RING_BYTES // 2
 
 
 def open_ring(segment: Segment, slot: int) -> None:

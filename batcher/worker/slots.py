@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import Any, Final
 
 from wsgi_ts.batcher.shm import layout, stream
 from wsgi_ts.batcher.shm.doorbell import Doorbell
@@ -21,18 +21,18 @@ from wsgi_ts.handlers.serving.inputs import BadInput, LazyHeaders, Request, buil
 from wsgi_ts.handlers.serving.results import Answer, Body
 
 #: Content types whose body is given to the handler as it is.
-_OPAQUE_TYPES = frozenset((b"", b"application/octet-stream"))
+_OPAQUE_TYPES: Final = frozenset((b"", b"application/octet-stream"))
 #: Flags that make no difference to what the handler sees.
-_FREE_FLAGS = RequestFlag.BODY_OUTSIDE | RequestFlag.HEAD_OUTSIDE | RequestFlag.VERSION_NAMED
-_PLAIN_EXTRA = {"url_path": "", "explain": "False"}
-_STATE = layout.STATE_MASK
-_NO_STATE = ~_STATE
+_FREE_FLAGS: Final = RequestFlag.BODY_OUTSIDE | RequestFlag.HEAD_OUTSIDE | RequestFlag.VERSION_NAMED
+_PLAIN_EXTRA: Final = {"url_path": "", "explain": "False"}
+_STATE: Final = layout.STATE_MASK
+_NO_STATE: Final = ~_STATE
 #: How long a streaming handler waits at a time while its client's web worker has not yet fetched the last chunks: at
 #: first, and at most, where a client reads slowly.
-_STREAM_WAIT_S = 0.0005
-_LONGEST_STREAM_WAIT_S = 0.008
-_FULL = "Not enough shared memory for the response"
-_LONG_HEADERS = "The handler's response headers are too large"
+_STREAM_WAIT_S: Final = 0.0005
+_LONGEST_STREAM_WAIT_S: Final = 0.008
+_FULL: Final = "Not enough shared memory for the response"
+_LONG_HEADERS: Final = "The handler's response headers are too large"
 
 
 class SlotReference:

@@ -9,7 +9,7 @@ import json
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qs
 
 from wsgi_ts.batcher.shm.board import Board
@@ -32,13 +32,13 @@ from wsgi_ts.run_files import RunFiles
 log = logging.getLogger(__name__)
 
 #: Paths and queries whose meaning is remembered.
-_MOST_KNOWN = 1024
+_MOST_KNOWN: Final = 1024
 #: How paths of KServe's protocols begin.
-_KSERVE = ("/v1/", "/v2/")
+_KSERVE: Final = ("/v1/", "/v2/")
 #: What stands for the version of a workflow, which has none.
-DEFAULT_VERSION = "1.0"
+DEFAULT_VERSION: Final = "1.0"
 #: Of `/wfpredict/{workflow}`, split at its slashes.
-_WORKFLOW_PARTS = 3
+_WORKFLOW_PARTS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import httptools
@@ -15,16 +15,18 @@ import httptools
 from wsgi_ts.logs.text import safe_target
 
 #: As TorchServe (Netty): 4096 bytes of request line, 8192 bytes of headers.
-MAX_REQUEST_LINE = 4096
-MAX_HEADER_BYTES = 8192
-MAX_HEADERS = 100
-_REMEMBERED_HEADS = 256
-_REMEMBERED_LINES = 1024
-_LONGEST_REMEMBERED = 1024
-_ABSOLUTE = re.compile(rb"(?i)https?://[^/?]*")
-_READ_HERE = frozenset((b"content-length", b"content-type", b"connection", b"expect", b"host", b"transfer-encoding"))
-_ONLY_ONCE = {b"content-type": "Content-Type", b"host": "Host"}
-_BARE_LINE_FEED = re.compile(rb"[^\r]\n")
+MAX_REQUEST_LINE: Final = 4096
+MAX_HEADER_BYTES: Final = 8192
+MAX_HEADERS: Final = 100
+_REMEMBERED_HEADS: Final = 256
+_REMEMBERED_LINES: Final = 1024
+_LONGEST_REMEMBERED: Final = 1024
+_ABSOLUTE: Final = re.compile(rb"(?i)https?://[^/?]*")
+_READ_HERE: Final = frozenset(
+    (b"content-length", b"content-type", b"connection", b"expect", b"host", b"transfer-encoding")
+)
+_ONLY_ONCE: Final = {b"content-type": "Content-Type", b"host": "Host"}
+_BARE_LINE_FEED: Final = re.compile(rb"[^\r]\n")
 
 
 class BadHead(Exception):

@@ -6,12 +6,14 @@ others and stays the reference: a test compares both, byte for byte.
 
 from __future__ import annotations
 
+from typing import Final
+
 from wsgi_ts.batcher.shm.request_codec import Answer
 from wsgi_ts.rest.apps import cors_headers
 from wsgi_ts.rest.responses import BASE_HEADERS
 from wsgi_ts.settings.config import Config
 
-_NO_CONTENT = 204
+_NO_CONTENT: Final = 204
 
 
 class DirectAnswers:

@@ -8,7 +8,7 @@ import select
 import socket
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from wsgi_ts.batcher.shm.layout import SlotState
 from wsgi_ts.batcher.shm.request_codec import Answer
@@ -30,27 +30,27 @@ from wsgi_ts.web.transfer import send_now, send_queued
 log = logging.getLogger(__name__)
 
 #: Longer than nginx's 60 s for idle upstream connections, so that nginx is the one to close.
-IDLE_LIMIT_S = 75.0
-SEND_LIMIT_S = 60.0
-LINGER_LIMIT_S = 2.0
+IDLE_LIMIT_S: Final = 75.0
+SEND_LIMIT_S: Final = 60.0
+LINGER_LIMIT_S: Final = 2.0
 #: With at most this many requests under way, and answers that take no longer than this, the loop looks for them
 #: actively (see `WebLoop._wait`).
-SPIN_IN_FLIGHT = 24
-SPIN_LIMIT_NS = 1_000_000
+SPIN_IN_FLIGHT: Final = 24
+SPIN_LIMIT_NS: Final = 1_000_000
 #: What a streamed answer may have unsent before its reader counts as gone.
-MAX_UNSENT_STREAM = 16 * 1024 * 1024
+MAX_UNSENT_STREAM: Final = 16 * 1024 * 1024
 #: What a client may send behind a request while that is being answered (pipelining).
-MAX_AHEAD = 65536
-_TOO_LARGE = b"HTTP/1.1 413 Request Entity Too Large\r\ncontent-length: 0\r\n\r\n"
+MAX_AHEAD: Final = 65536
+_TOO_LARGE: Final = b"HTTP/1.1 413 Request Entity Too Large\r\ncontent-length: 0\r\n\r\n"
 #: Bodies up to this size are copied out of the slot and sent with the head; larger ones are sent from the slot.
-_SMALL_BODY = 16384
+_SMALL_BODY: Final = 16384
 
 #: A stream whose handler has failed.
 _FAILED = InternalServerError("Prediction failed")
 
 AS_SENT: Mapping[str, str] = {}
 #: What stands in for a request that could not be read.
-NO_REQUEST = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "QUERY_STRING": "", "SERVER_PROTOCOL": "HTTP/1.1"}
+NO_REQUEST: Final = {"REQUEST_METHOD": "GET", "PATH_INFO": "/", "QUERY_STRING": "", "SERVER_PROTOCOL": "HTTP/1.1"}
 
 
 class Answers:

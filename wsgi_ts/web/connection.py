@@ -19,10 +19,10 @@ from wsgi_ts.http.head import Head, check_partial_head, parse_head
 from wsgi_ts.web.listeners import Endpoint
 
 #: What one connection may receive, or send, in one turn of the loop: others are waiting.
-TURN_BYTES = 1024 * 1024
-_SMALLEST_ROOM = 65536
-_MOST_PARTS = 64
-_LINE_ENDS = b"\r\n"
+TURN_BYTES: Final = 1024 * 1024
+_SMALLEST_ROOM: Final = 65536
+_MOST_PARTS: Final = 64
+_LINE_ENDS: Final = b"\r\n"
 
 
 class Phase:

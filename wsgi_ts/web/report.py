@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Final
 
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import WebWord
@@ -11,8 +12,8 @@ from wsgi_ts.logs.setup import LineLog
 from wsgi_ts.web.connection import Connection
 
 #: Stands for the request line of a request that could not be read.
-NO_LINE = "- - -"
-_COUNTERS = (WebWord.RESPONSES_2XX, WebWord.RESPONSES_4XX, WebWord.RESPONSES_5XX)
+NO_LINE: Final = "- - -"
+_COUNTERS: Final = (WebWord.RESPONSES_2XX, WebWord.RESPONSES_4XX, WebWord.RESPONSES_5XX)
 
 
 class Report:

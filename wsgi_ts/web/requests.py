@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from wsgi_ts.batcher.shm.layout import TOO_LATE
 from wsgi_ts.batcher.shm.request_codec import Request
@@ -39,18 +39,18 @@ from wsgi_ts.web.table import READ_EVENTS, ConnectionTable
 
 log = logging.getLogger(__name__)
 
-HEAD_LIMIT_S = 10.0
-BODY_LIMIT_S = 60.0
+HEAD_LIMIT_S: Final = 10.0
+BODY_LIMIT_S: Final = 60.0
 #: What must come of a body within that time for the next as much: 100 bytes a second.
-LEAST_BODY_BYTES = 6000
-RECEIVE_BYTES = 65536
+LEAST_BODY_BYTES: Final = 6000
+RECEIVE_BYTES: Final = 65536
 #: A body above this is received straight into its slot.
-DIRECT_BODY_BYTES = 4096
+DIRECT_BODY_BYTES: Final = 4096
 #: What a lingering client may send besides the body that it has announced.
-LINGER_BYTES = 256 * 1024
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+LINGER_BYTES: Final = 256 * 1024
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 #: A beginning of a head up to this is not counted: a connection takes as much by itself.
-_LEAST_COUNTED = 1024
+_LEAST_COUNTED: Final = 1024
 
 
 class Requests:

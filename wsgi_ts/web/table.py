@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import select
 import time
+from typing import Final
 
 from wsgi_ts.dataplane.exchange import Exchange, RequestIds
 from wsgi_ts.dataplane.ledger import Ledger
 from wsgi_ts.web.connection import Connection, SlotBody
 
-READ_EVENTS = select.EPOLLIN | select.EPOLLRDHUP
+READ_EVENTS: Final = select.EPOLLIN | select.EPOLLRDHUP
 #: What all bodies that are received into the process's memory, and requests sent ahead, may have together.
-MAX_RECEIVED = 128 * 1024 * 1024
+MAX_RECEIVED: Final = 128 * 1024 * 1024
 #: What all streamed answers may have unsent together; the one with the slowest reader ends then.
-MAX_UNSENT = 128 * 1024 * 1024
+MAX_UNSENT: Final = 128 * 1024 * 1024
 #: Limits of single answers are looked at no more often than this.
-SHORTEST_TICK_NS = 10_000_000
+SHORTEST_TICK_NS: Final = 10_000_000
 
 
 class ConnectionTable:
