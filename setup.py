@@ -37,7 +37,8 @@ from wsgi_ts import CompiledModules  # noqa: E402
 #: beside others (only the interpreter looks for signals and lets other threads run).
 COMPILED = (
     *(f"wsgi_ts/batcher/scheduler/{name}.py" for name in (
-        "actions", "counters", "job", "loop", "model_queue", "policy", "scheduler", "segments", "sequences",
+        "actions", "counters", "job", "loop", "model_queue", "plugin_queue", "policy", "scheduler", "segments",
+        "sequences",
     )),
     *(f"wsgi_ts/batcher/shm/{name}.py" for name in (
         "board", "client", "doorbell", "layout", "mailbox", "request_codec", "ring", "segment", "stream",
@@ -51,7 +52,7 @@ COMPILED = (
     "wsgi_ts/logs/access.py",
     "wsgi_ts/rest/direct.py",
     *(f"wsgi_ts/web/{name}.py" for name in (
-        "answers", "connection", "loop", "report", "requests", "table", "transfer",
+        "answers", "connection", "loop", "report", "requests", "sampled_report", "table", "transfer",
     )),
 )  # fmt: skip
 #: Types are what `make lint` looks at; here no package but ours counts, so that every machine makes the same code.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from support.jobs import Jobs
 
+from wsgi_ts.batcher.scheduler import model_queue
 from wsgi_ts.batcher.scheduler.actions import Dispatch
 from wsgi_ts.batcher.scheduler.model_queue import ModelQueue, Worker
 from wsgi_ts.batcher.scheduler.scheduler import FEW, Scheduler
@@ -25,6 +26,9 @@ def scheduler() -> Scheduler:
     return made
 
 
+@pytest.mark.skipif(
+    not str(model_queue.__file__).endswith(".py"), reason="compiled models cannot be watched; it runs interpreted, too"
+)
 def test_a_turn_looks_only_at_models_that_have_something_to_do(scheduler: Scheduler) -> None:
     looked_at: set[int] = set()
 
