@@ -36,7 +36,7 @@ EXAMPLES  := $(VENV)/.installed-examples
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install compile demo demo-stop format test nginx test-latest fuzz lint lock bench bench-rivals bench-gate bench-large bench-growth chart clean
+.PHONY: help venv install compile demo demo-stop format test nginx test-latest fuzz lint lock bench bench-rivals bench-batching bench-gate bench-large bench-growth chart clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -149,6 +149,9 @@ bench: compile ## measure wsgi-ts and TorchServe on this machine (needs java 11 
 
 bench-rivals: compile ## measure wsgi-ts, TorchServe, Triton, mosec, LitServe and Granian here (needs java and wrk; 5 GB of disk)
 	@$(PY) benchmarks/bench_rivals.py $(BENCH_ARGS)
+
+bench-batching: compile ## compare the adaptive batching rule with fixed ones, simulated and on this machine
+	@$(PY) benchmarks/bench_batching.py $(BENCH_ARGS)
 
 bench-gate: compile ## compare the CPU time per request with another revision's: BASE=..., or the last tag (needs wrk)
 	@$(PY) benchmarks/bench_gate.py $(if $(BASE),--base $(BASE)) $(BENCH_ARGS)

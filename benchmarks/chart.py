@@ -2,8 +2,8 @@
 
     python benchmarks/chart.py [RESULTS.json]    default: the newest of each benchmark in benchmarks/results
 
-Writes docs/images/throughput-*.svg for `make bench`, rivals-*.svg for `make bench-rivals` and growth-*.svg for
-`make bench-growth`; the same results give the same bytes.
+Writes docs/images/throughput-*.svg for `make bench`, rivals-*.svg for `make bench-rivals`, batching-*.svg for
+`make bench-batching` and growth-*.svg for `make bench-growth`; the same results give the same bytes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ IMAGES = BENCHMARKS.parent / "docs" / "images"
 BAR_HEIGHT = 0.38
 RIVALS_PREFIX = "rivals-"
 GROWTH_PREFIX = "growth-"
+BATCHING_PREFIX = "batching-"
 PANEL_COLUMNS = 3
 
 
@@ -124,6 +125,33 @@ def draw_growth(results: dict[str, Any], theme: Theme) -> Figure:
     return figure
 
 
+def draw_batching(results: dict[str, Any], theme: Theme) -> Figure:
+    """Throughput and p99 of the adaptive rule in parts of the best fixed rule's, a dot for each cost curve and load."""
+    parts = results["summary"]
+    figure = Figure(figsize=(11, 3.4 * len(parts) + 0.4), layout="constrained")
+    figure.suptitle("the adaptive rule, in parts of the best fixed rule", color=theme.text, fontsize=11)
+    grid = figure.subplots(len(parts), 2, squeeze=False)
+    goals = (("throughput", "throughput", 0.98), ("p99", "p99 latency", 1.15))
+    for (part, measured), line in zip(parts.items(), grid, strict=True):
+        rows = [row for row in measured if not row["pool"]]
+        loads = list(dict.fromkeys(row["load"] for row in rows))
+        curves = list(dict.fromkeys(row["curve"] for row in rows))
+        for axes, (key, what, goal) in zip(line, goals, strict=True):
+            for curve, marker in zip(curves, "o^s", strict=True):
+                found = {row["load"]: row[key] for row in rows if row["curve"] == curve}
+                places = [loads.index(load) for load in found]
+                axes.plot(places, list(found.values()), marker, color=theme.bars[0], fillstyle="none", label=curve)
+            axes.axhline(goal, color=theme.bars[1], linewidth=1)
+            axes.set_title(f"{part}: {what}; line: what may be lost", color=theme.text, fontsize=9, loc="left")
+            _style(axes, theme)
+            axes.set_ylim(*((0.9, 1.1) if key == "throughput" else (0.0, 2.0)))
+            axes.set_xticks(range(len(loads)), loads, rotation=60, ha="right")
+            axes.tick_params(labelsize=8)
+            axes.grid(axis="y", color=theme.grid, linewidth=0.6)
+    grid[0][0].legend(frameon=False, labelcolor=theme.text, fontsize=8, loc="upper right")
+    return figure
+
+
 def _title(results: dict[str, Any], what: str) -> str:
     machine = results["machine"]
     return f"{what}, {machine['cores']} cores with the load generator ({machine['when'][:10]})"
@@ -137,6 +165,15 @@ def _style(axes: Axes, theme: Theme) -> None:
     axes.spines[:].set_visible(False)
 
 
+#: How the names of results begin, how those of their pictures do, and who draws them.
+_KINDS: tuple[tuple[str, str, Callable[[dict[str, Any], Theme], Figure]], ...] = (
+    (RIVALS_PREFIX, "rivals", draw_rivals),
+    (BATCHING_PREFIX, "batching", draw_batching),
+    (GROWTH_PREFIX, "growth", draw_growth),
+    ("", "throughput", draw_torchserve),
+)
+
+
 def write(path: Path, folder: Path = IMAGES) -> None:
     """Draws one file of results, in all themes.
 
@@ -144,23 +181,18 @@ def write(path: Path, folder: Path = IMAGES) -> None:
         path: the results.
         folder: where the pictures go.
     """
-    drawings: dict[str, Callable[[dict[str, Any], Theme], Figure]] = {
-        RIVALS_PREFIX: draw_rivals,
-        GROWTH_PREFIX: draw_growth,
-    }
-    prefix = next((prefix for prefix in drawings if path.name.startswith(prefix)), "throughput-")
-    draw = drawings.get(prefix, draw_torchserve)
+    kind, draw = next((kind, draw) for prefix, kind, draw in _KINDS if path.name.startswith(prefix))
     results = json.loads(path.read_text())
     folder.mkdir(parents=True, exist_ok=True)
     # No dates and no random ids, so that a picture changes only with its figures; text stays text.
     mpl.rcParams.update({"svg.hashsalt": "wsgi-ts", "svg.fonttype": "none", "font.family": "sans-serif"})
     for theme in THEMES:
-        target = folder / f"{prefix}{theme.name}.svg"
+        target = folder / f"{kind}-{theme.name}.svg"
         draw(results, theme).savefig(target, transparent=True, metadata={"Date": None})
         print(f"{target.name}: {path.name}")
 
 
 if __name__ == "__main__":
-    patterns = ("2*.json", f"{RIVALS_PREFIX}*.json", f"{GROWTH_PREFIX}*.json")
-    for file in map(Path, sys.argv[1:]) if sys.argv[1:] else [file for each in patterns for file in newest(each)]:
+    patterns = "2*.json", f"{RIVALS_PREFIX}*.json", f"{BATCHING_PREFIX}*.json", f"{GROWTH_PREFIX}*.json"
+    for file in map(Path, sys.argv[1:]) if sys.argv[1:] else [each for pattern in patterns for each in newest(pattern)]:
         write(file)

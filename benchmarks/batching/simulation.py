@@ -149,8 +149,7 @@ class Simulation:
         self._submitted: list[Job] = []
         self._mailbox: deque[Batch] = deque()  # the first one runs
         self._ended: list[tuple[int, float, float]] = []  # number, begun at, service time
-        self._pool: deque[float] = deque()  # when the idle connections had their last answer
-        self._opened = 0
+        self._pool = deque([-1.0] * load.pool)  # when the idle connections had their last answer; -1: never
         self._latencies: list[float] = []
         self._sizes: list[int] = []
         self._longest_queue_s = 0.0
@@ -191,8 +190,8 @@ class Simulation:
         now, idle_s = self._now, event.idle_s
         if event.client == _OPEN_LOOP:
             self._schedule(self._arrivals.expovariate(self._load.rate), _ARRIVAL)
-            if self._pool:
-                idle_s = now - self._pool.popleft()
+            answered_at = self._pool.popleft() if self._pool else -1.0
+            idle_s = now - answered_at if answered_at >= 0.0 else -1.0
         idle_us = int(idle_s * 1e6) if idle_s >= 0.0 else NOT_RETURNING
         self._submitted.append(Job(self._segment, 0, event.client, int(now * 1e9), False, now, idle_us))
         self._news(News.SUBMISSION)
