@@ -66,6 +66,14 @@ class RegisterArguments:
         return arguments
 
 
+#: What a load call of the open inference protocol may say: how a model is to be served, not where it comes from.
+LOAD_PARAMETERS: Mapping[str, Setting] = {
+    name: row
+    for name, row in settings_of(RegisterArguments).items()
+    if name not in ("url", "model_name", "synchronous", "s3_sse_kms")
+}
+
+
 @dataclass(frozen=True, slots=True)
 class ScaleArguments:
     """What a scale call gave, besides the model's name."""

@@ -166,7 +166,8 @@ def may_wait(environ: Mapping[str, Any]) -> bool:
     """Whether a call, as WSGI has it, may last as long as a model takes to load, to end or to answer."""
     path = environ["PATH_INFO"].rstrip("/")
     if environ["REQUEST_METHOD"] in ("POST", "PUT", "DELETE"):
-        return path.startswith(("/models", "/workflows")) and not path.endswith("/set-default")
+        waits = ("/models", "/workflows", "/v2/repository/")
+        return path.startswith(waits) and not path.endswith("/set-default")
     return "customized" in environ["QUERY_STRING"]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from wsgi_ts import TORCHSERVE_VERSION
-from wsgi_ts.models.arguments import MAX_PAGE, MODEL_NAME, RegisterArguments, ScaleArguments
+from wsgi_ts.models.arguments import LOAD_PARAMETERS, MAX_PAGE, MODEL_NAME, RegisterArguments, ScaleArguments
 from wsgi_ts.rest import schemas
 from wsgi_ts.rest.schemas import Schema
 from wsgi_ts.settings.config import Config
@@ -207,6 +207,27 @@ def _workflow_operations() -> list[Operation]:
     ]
 
 
+def _repository_operations() -> list[Operation]:
+    index = Operation("/v2/repository/index", "post", "repositoryIndex", "Lists the models.", {200: "All of them."})
+    ready = {"type": "object", "properties": {"ready": {"type": "boolean"}}}
+    known = schemas.json_arguments(_arguments(**LOAD_PARAMETERS), required=())
+    del known["required"]  # an empty list is none
+    parameters = {"type": "object", "properties": {"parameters": {**known, "additionalProperties": False}}}
+    answers = {200: "Done.", 400: "A wrong parameter.", **_NO_MODEL, 405: "Only with enable_model_api=true.", **_FAILED}
+    path = "/v2/repository/models/{model_name}"
+    load = Operation(f"{path}/load", "post", "repositoryLoad", "Loads a model of the store.", answers, result="OipLoad")
+    unload = Operation(f"{path}/unload", "post", "repositoryUnload", "Unloads a model.", answers, result="OipUnload")
+    return [
+        replace(index, answers=index.answers | {400: "A wrong body."}, result="OipIndex", bodies=_json_body(ready)),
+        replace(load, bodies=_json_body(parameters)),
+        replace(unload, answers=answers | {403: "The default version cannot go.", 408: "Timed out."}),
+    ]
+
+
+def _json_body(schema: Schema) -> dict[str, Schema]:
+    return {_JSON: {"schema": schema}}
+
+
 def _management_operations(config: Config) -> list[Operation]:
     listed = {200: "The models."}
     registered = {**_CHANGE, 404: "No such archive.", 409: "Already registered.", **_FAILED}
@@ -227,6 +248,7 @@ def _management_operations(config: Config) -> list[Operation]:
         replace(ready, answers={200: "Whether the model has workers.", **_NO_MODEL}, result="Ready"),
         Operation("/plugins", "get", "listPlugins", "Lists the plugins.", {200: "The plugins."}, result="Plugins"),
         *_workflow_operations(),
+        *(_repository_operations() if config.ts_open_inference_protocol else []),
     ]
     operations = [replace(operation, scope="management") for operation in operations]
     if not config.enable_model_api:

@@ -138,7 +138,10 @@ COMPONENTS: dict[str, Schema] = {
     "Model": _MODEL,
     "ModelList": _object({"models": _list(_object({"modelName": _TEXT, "modelUrl": _TEXT}))}, {"nextPageToken": _TEXT}),
     "Models": _list({"$ref": "#/components/schemas/Model"}),
+    "OipIndex": _list(_object(dict.fromkeys(("name", "version", "state", "reason"), _TEXT))),
     "OipLive": _object({"live": _FLAG}),
+    "OipLoad": _object({"name": _TEXT, "load": _FLAG}),
+    "OipUnload": _object({"name": _TEXT, "unload": _FLAG}),
     "OipModel": _object(
         {
             "name": _TEXT,

@@ -33,7 +33,7 @@ _AUTHORIZATION = re.compile(rb"(?im)^authorization:[^\r\n]*\r\n")
 _PORT = re.compile(r":[0-9]*$")
 #: The API description, and what Kubernetes' probes ask, which have no token.
 _OPEN_PATHS = ("", "/api-description", "/livez", "/readyz", "/startupz")
-_INFERENCE_ROOTS = ("predictions", "explanations", "ping", "invocations", "wfpredict", "v2", "metrics")
+_INFERENCE_ROOTS = ("predictions", "explanations", "ping", "invocations", "wfpredict", "metrics")
 _MANAGEMENT_ROOTS = ("models", "workflows", "token", "v1")
 
 
@@ -61,6 +61,8 @@ def _is_inference(parts: list[str]) -> bool:
     root = parts[0]
     if root in _INFERENCE_ROOTS or root.lower() == "wfpredict":
         return True
+    if root == "v2":
+        return parts[1:2] != ["repository"]
     if root == "models":
         return len(parts) == 3 and parts[2] == "invoke"
     if root == "v1":

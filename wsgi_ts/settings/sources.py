@@ -148,6 +148,11 @@ def startup_workflows(workflow_store: Path) -> list[str]:
     return [name for name in sorted(_names_in(workflow_store)) if not name.startswith(".") and name.endswith(".war")]
 
 
+def archive_stem(name: str) -> str:
+    """The name of an archive, or of a directory, of the model store without what says of what kind it is."""
+    return next((name.removesuffix(suffix) for suffix in _ARCHIVE_SUFFIXES if name.endswith(suffix)), name)
+
+
 def _names_in(directory: Path) -> Iterable[str]:
     try:
         return os.listdir(directory)
