@@ -116,6 +116,14 @@ def test_many_requests_on_one_connection(server: PluginServer) -> None:
         assert b" 403 " in line
 
 
+def test_a_large_body_that_comes_before_the_decision(server: PluginServer) -> None:
+    body = bytes(range(256)) * 4000
+    for number in range(6):
+        assert server.post("/predictions/echo", body, headers=token(number=number)).body == body
+    refused = server.post("/predictions/echo", body[:100_000], headers=token(models=()))
+    assert refused.status == 403
+
+
 def test_grpc(server: PluginServer) -> None:
     request = inference_pb2.PredictionsRequest(model_name="echo", input={"body": b"x"})
 

@@ -44,7 +44,7 @@ class PluginReport:
         self._lock = threading.Lock()
         self._rows: dict[str, dict[str, Any]] = {}
         self._said_at: dict[tuple[str, str], float] = {}
-        self._is_due = False
+        self._is_due = self._is_closed = False
 
     def load(
         self, config: Config, group: str, wanted: Callable[[Found], bool] = lambda found: True
@@ -102,6 +102,11 @@ class PluginReport:
             row["dropped"] = row.get("dropped", 0) + 1
         self._write_soon()
 
+    def close(self) -> None:
+        """Writes nothing more: the run directory is about to go."""
+        with self._lock:
+            self._is_due = self._is_closed = True
+
     def _write_soon(self) -> None:
         with self._lock:
             if self._is_due:
@@ -113,6 +118,8 @@ class PluginReport:
 
     def _write(self) -> None:
         with self._lock:
+            if self._is_closed:
+                return
             self._is_due = False
             text = json.dumps({"process": self._process, "pid": os.getpid(), "plugins": self._rows})
         temporary = self._path.with_suffix(".new")
@@ -153,6 +160,8 @@ def plugin_rows(config_rows: Iterable[Mapping[str, Any]], run_dir: Path) -> list
                 continue
             row = by_process.setdefault(report["process"], {"state": LOADED, "errors": 0, "error": ""})
             row["errors"] += here["errors"]
+            if not Path(f"/proc/{report['pid']}").exists():
+                continue  # what has become of it there is of no interest any more
             row["error"] = here["error"] or row["error"]
             row["state"] = row["state"] if here["state"] == LOADED else here["state"]
         if not by_process:

@@ -173,6 +173,8 @@ class Supervisor:
         self._publisher = Publisher(self._registry, self._board, self._dir)
         self._publisher.routes()
         self._keys = make_keys(config, self._publisher.tokens, self._guard, stack)
+        self._plugins = PluginReport(self._dir.path, "supervisor")
+        stack.callback(self._plugins.close)
         self._put_together(devices, tls_fd)
         self._start_all(models, stack)
 
@@ -181,7 +183,6 @@ class Supervisor:
         config = self._config
         gpus = len(devices) - 1
         self._metrics = MetricsCollector(config, self._board, self._registry, self._log_files, gpus, self._dir.path)
-        self._plugins = PluginReport(self._dir.path, "supervisor")
         self._events = Events(config, self._plugins)
         self._snapshots = SnapshotWriter(
             config,

@@ -243,6 +243,11 @@ class Requests:
         if head is None:
             raise RuntimeError("a decision without a request")
         connection.phase, connection.limit_at = Phase.HEAD, 0.0
+        # What has come meanwhile was counted, and may have been enough for the time being.
+        if self._table.received.total:
+            self._table.received.note(connection, 0)
+        if not connection.half_closed:
+            self._table.watch(connection, READ_EVENTS)
         self._decided = decision
         try:
             self._begin(connection, head)
