@@ -292,6 +292,15 @@ def test_a_client_of_events_that_hangs_up(server: ServerProcess) -> None:
     eventually(lambda: not slots_in_use(server.prefix), within=5, what="no slot in use")
 
 
+def test_a_model_with_sequences_is_no_node(server: ServerProcess) -> None:
+    archive(server.store, "sequences", NAMED, config_yaml="sequenceBatching: true\nsequenceMaxIdleMSec: 1000\n")
+    war(server.store, "stateful", "models:\n  m: {url: sequences.mar}\ndag:\n  first: [m]\n", CONDITION_FUNCTIONS)
+    reply = server.request("management", "POST", "/workflows?url=stateful.war", timeout=60)
+    assert reply.status == 500
+    assert "Details: A model with sequenceBatching cannot be a node." in reply.json()["message"]
+    assert server.request("management", "GET", "/models/stateful__m").status == 404
+
+
 def test_options_that_do_not_go_together(server: ServerProcess) -> None:
     text = ITEMS.replace("split: {scatter: true}", "split: {scatter: true, on-error: default, default: []}")
     war(server.store, "odd", text, ITEM_FUNCTIONS)

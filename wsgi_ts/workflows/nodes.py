@@ -114,6 +114,7 @@ class WorkflowNodes:
                 response_timeout=arguments.response_timeout,
                 startup_timeout=arguments.startup_timeout,
             )
+            self._refuse_sequences(name, None)
         except Exception as error:
             failure = _failure(name, error)
             if not node.options.optional:
@@ -121,12 +122,22 @@ class WorkflowNodes:
             log.warning("Workflow %s goes without its optional node: %s", workflow.name, failure)
         return []
 
+    def _refuse_sequences(self, name: str, version: str | None) -> None:
+        """Refuses a model whose requests belong to sequences, which a workflow's do not.
+
+        Raises:
+            BadRequest: it is one.
+            ServerError: there is no such model.
+        """
+        if self._registry.get(name, version).spec.sequence_batching:
+            raise BadRequest("A model with sequenceBatching cannot be a node.")
+
     def _find_shared(self, workflow: Workflow, node: Node) -> list[str]:
         shared = node.options.model
         if shared is None or node.options.optional:
             return []
         try:
-            self._registry.get(shared.name, shared.version)
+            self._refuse_sequences(shared.name, shared.version)
         except ServerError as error:
             return [_failure(model_name(workflow.name, node.name), error)]
         return []
