@@ -13,12 +13,13 @@ import math
 import random
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from wsgi_ts.batcher.scheduler.actions import Dispatch
 from wsgi_ts.batcher.scheduler.job import Job
 from wsgi_ts.batcher.scheduler.loop import TICK_S
 from wsgi_ts.batcher.scheduler.model_queue import Batch, Worker
+from wsgi_ts.batcher.scheduler.policy import make_policy
 from wsgi_ts.batcher.scheduler.scheduler import UNANNOUNCED_S, Scheduler
 from wsgi_ts.batcher.shm.layout import NOT_RETURNING, News
 from wsgi_ts.messages import ModelSpec
@@ -127,11 +128,12 @@ class Simulation:
     """
 
     def __init__(self, rule: Rule, model: Model, load: Load, seed: int = 1) -> None:
-        delay_ms: Any = rule.max_delay_s * 1e3  # a fraction of a millisecond, too
         spec = ModelSpec(0, "m", "1", "", "", None, batch_size=min(rule.batch_size, model.batch_size),
-                         max_batch_delay_ms=delay_ms, batch_policy=rule.policy, job_queue_size=1_000_000)  # fmt: skip
+                         job_queue_size=1_000_000)  # fmt: skip
         self._scheduler = Scheduler(0.0)
         self._scheduler.load_model(spec, 0.0)
+        # Not by the spec, which knows whole milliseconds only.
+        self._scheduler.models[0].policy = make_policy(rule.policy, rule.max_delay_s)
         self._worker = Worker(0, 0, 0)
         self._scheduler.worker_ready(self._worker, 0.0)
         self._model = model
