@@ -229,6 +229,26 @@ def test_many_requests_side_by_side(server: PluginServer) -> None:
     assert not failures
 
 
+def test_an_upgrade_keeps_them(tmp_path: Path) -> None:
+    (tmp_path / "hello.py").write_text(
+        "from wsgi_ts.plugins import endpoint\n@endpoint('hello')\ndef f(req, resp, ctx): return 'hello'\n"
+    )
+    server = PluginServer(tmp_path / "server", tmp_path / "hello.py")
+    server.start()
+    try:
+        flags = ["--ts-config", str(server.home / "config.properties"), "--model-store", str(server.home / "store")]
+        done = subprocess.run(
+            [*COMMAND, "upgrade", *flags, "--ncs", "--run-dir", str(server.home / "run")],
+            capture_output=True,
+            check=False,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert server.get("/hello").text == "hello"
+    finally:
+        server.stop()
+
+
 def test_a_new_plugin_passes_its_own_test(tmp_path: Path) -> None:
     made = subprocess.run(
         [*COMMAND, "plugin", "new", "endpoint", "say-hello"], cwd=tmp_path, capture_output=True, check=True, text=True

@@ -7,16 +7,16 @@ from urllib.parse import parse_qs
 from wsgi_ts.batcher.shm.layout import RequestFlag
 from wsgi_ts.dataplane.routes import prediction_parts
 from wsgi_ts.errors import ServerError
+from wsgi_ts.security.access import OPEN_PATHS
 
 _MODEL_ACTIONS = {"GET": "describe", "HEAD": "describe", "OPTIONS": "describe", "PUT": "scale", "DELETE": "unregister"}
 #: By what a register call names what it registers.
 _NAMED_BY = {"models": "model_name", "workflows": "workflow_name"}
-_OPEN_PATHS = ("", "/api-description")
 
 
 def needs_nobody(path: str) -> bool:
-    """Whether anybody may ask for a path: that of the API description."""
-    return path.rstrip("/") in _OPEN_PATHS
+    """Whether anybody may ask for a path: that of the API description, or a probe's."""
+    return path.rstrip("/") in OPEN_PATHS
 
 
 def action_of(kinds: frozenset[str], method: str, path: str, query: str) -> tuple[str, str]:

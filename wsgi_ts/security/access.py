@@ -32,7 +32,7 @@ _BEARER = re.compile(r"Bearer\s+(\S+)")
 _AUTHORIZATION = re.compile(rb"(?im)^authorization:[^\r\n]*\r\n")
 _PORT = re.compile(r":[0-9]*$")
 #: The API description, and what Kubernetes' probes ask, which have no token.
-_OPEN_PATHS = ("", "/api-description", "/livez", "/readyz", "/startupz")
+OPEN_PATHS = ("", "/api-description", "/livez", "/readyz", "/startupz")
 _INFERENCE_ROOTS = ("predictions", "explanations", "ping", "invocations", "wfpredict", "metrics")
 _MANAGEMENT_ROOTS = ("models", "workflows", "token", "v1")
 
@@ -48,7 +48,7 @@ def scope_of(kinds: Collection[str], path: str) -> str | None:
         path: the decoded path.
     """
     path = path.rstrip("/")
-    if path in _OPEN_PATHS:
+    if path in OPEN_PATHS:
         return None
     if "management" not in kinds:
         return INFERENCE

@@ -163,4 +163,9 @@ def test_actions(request_line: str, expected: tuple[str, str]) -> None:
 
 
 def test_the_api_description_is_everybody_s() -> None:
-    assert needs_nobody("/") and needs_nobody("/api-description/") and not needs_nobody("/models")
+    assert (
+        needs_nobody("/")
+        and needs_nobody("/api-description/")
+        and needs_nobody("/readyz")
+        and not needs_nobody("/models")
+    )
