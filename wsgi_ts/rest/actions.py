@@ -50,7 +50,18 @@ def action_of(kinds: frozenset[str], method: str, path: str, query: str) -> tupl
         return _MODEL_ACTIONS.get(method, "other"), _as_text(parts[1])
     if parts[:2] == ["v1", "models"] and len(parts) > 2:
         return "describe", _as_text(parts[2])
+    if parts[0] == "v2":
+        return _of_open_inference(parts)
     return ("describe" if parts == ["plugins"] else "other"), ""
+
+
+def _of_open_inference(parts: list[str]) -> tuple[str, str]:
+    """What a path of the open inference protocol asks for, but for predictions."""
+    if parts[1:2] == ["models"] and len(parts) > 2:
+        return "describe", _as_text(parts[2])
+    if parts[1:3] == ["repository", "models"] and len(parts) == 5:
+        return {"load": "register", "unload": "unregister"}.get(parts[4], "other"), _as_text(parts[3])
+    return ("ping" if parts[1:2] == ["health"] else "describe"), ""
 
 
 def _prediction(method: str, path: str, query: str) -> tuple[str, str] | None:
