@@ -3,18 +3,21 @@
 Owns: what one model version's queue has learnt of its clients and of its model.
 Runs in: the batcher's loop, which passes in the time and asks `decide` whenever a model worker is free.
 
-The adaptive rule waits only for clients that are on their way back: answered lately, not here again yet, and likely
-to come. A batch of n costs S(n) = a + b*n seconds. Clients come back after R seconds on average, so that the last of k
-is back after about R * (1 + ln k). To have them in this batch, N requests in all then, saves the fixed cost a once for
-k of the N; and who comes just after a batch has begun waits for all of it, which is what the slowest answers consist
-of. So the batch waits for all k, or for none, as long as
+The adaptive rule waits only for clients that are on their way back: k of them were answered lately, are not here again
+yet, and are likely to come, R seconds after their answer on average. n requests wait for a free worker. A batch of n
+costs S(n) = a + b*n seconds. The batch waits as long as one of these holds:
 
-    R * (1 + ln k)  <  a/2 * (1 + k/N)
+    R/k * n            <  0.4 * a                  the next one pays
+    R * (1 + ln k)     <  0.5 * a * (1 + k/(n+k))  all of them together pay, and there is room for them
 
-Where more are on their way than there is room for, nobody misses the batch by being late: only what is saved counts.
+The first: the next client is back after R/k, n requests wait that long for it, and it saves the fixed cost once. The
+second: the last of k is back after about R * (1 + ln k), and then a is saved for k of n + k requests; and nobody comes
+just after the batch has begun and waits for all of it, which is what the slowest answers consist of. Without it the
+last few clients would be left behind, since each of them alone is not worth the wait of all others.
+
 Requests that come independently of answers (an open loop, over kept connections too) gather while a batch runs anyway:
-there R is long beside a, or k large, and nothing waits. With nobody to wait for the batch goes at once, so a lone
-client never waits.
+there R is long beside a, or k large, and next to nothing waits. With nobody to wait for the batch goes at once, so a
+lone client never waits. The factors were found by simulation.
 """
 
 from __future__ import annotations
@@ -152,12 +155,14 @@ class AdaptivePolicy(BatchPolicy):
         return next_change if next_change < remaining else remaining
 
     def _is_worth_it(self, waiting: int, expected: float, room: int) -> bool:
-        """Whether to wait until `expected` clients are back, or as many of them as there is `room` for."""
-        mean_idle_s, half_s = self._clients.mean_idle_s, self._cost.fixed_s / 2
+        """Whether to wait for the next of `expected` clients, or for all if there is `room` for them."""
+        mean_idle_s, fixed_s = self._clients.mean_idle_s, self._cost.fixed_s
+        if mean_idle_s * waiting < 0.4 * fixed_s * expected:
+            return True
         if expected > room:
-            return mean_idle_s * log(expected / (expected - room)) * (waiting + room) < half_s * room
+            return False
         until_all_s = mean_idle_s * (1.0 + log(expected) if expected > 1.0 else 1.0 / expected)
-        return until_all_s < half_s * (1.0 + expected / (waiting + expected))
+        return until_all_s < 0.5 * fixed_s * (1.0 + expected / (waiting + expected))
 
     def __repr__(self) -> str:
         return f"<AdaptivePolicy max_delay {self._max_delay_s * 1e3:g} ms {self._cost} {self._clients}>"
