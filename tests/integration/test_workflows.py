@@ -335,12 +335,13 @@ def test_workflows_are_counted(server: ServerProcess) -> None:
     lines = server.request("metrics", "GET", "/metrics").text.splitlines()
     found = dict(line.rsplit(" ", 1) for line in lines if 'workflow_name="counted"' in line)
     label = 'workflow_name="counted",'
-    assert float(found[f'wsgi_ts_workflow_requests_total{{{label}code="200",}}']) == 2
-    assert float(found[f'wsgi_ts_workflow_requests_total{{{label}code="500",}}']) == 1
-    assert float(found[f"wsgi_ts_workflow_latency_seconds_count{{{label}}}"]) == 3
-    assert float(found[f"wsgi_ts_workflow_retries_total{{{label}}}"]) == 3
-    assert float(found[f'wsgi_ts_workflow_node_runs_total{{{label}node="mood",}}']) == 3
-    assert float(found[f'wsgi_ts_workflow_node_seconds_total{{{label}node="mood",}}']) > 0
+    assert float(found[f'ts_workflow_requests_total{{{label}code="200",}}']) == 2
+    assert float(found[f'ts_workflow_requests_total{{{label}code="500",}}']) == 1
+    assert float(found[f"ts_workflow_latency_seconds_count{{{label}}}"]) == 3
+    assert float(found[f"ts_workflow_latency_microseconds{{{label}}}"]) > 0
+    assert float(found[f"ts_workflow_retries_total{{{label}}}"]) == 3
+    assert float(found[f'ts_workflow_node_runs_total{{{label}node="mood",}}']) == 3
+    assert float(found[f'ts_workflow_node_seconds_total{{{label}node="mood",}}']) > 0
     assert server.request("management", "DELETE", "/workflows/counted", timeout=60).status == 200
 
 

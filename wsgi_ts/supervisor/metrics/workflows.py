@@ -9,12 +9,13 @@ from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import WorkflowWord
 from wsgi_ts.metrics.exposition import Family, Histogram
-from wsgi_ts.metrics.specification import COUNTER, HISTOGRAM, OWN_PREFIX
+from wsgi_ts.metrics.specification import COUNTER, HISTOGRAM
 
 _SECONDS = tuple(bound / 1e6 for bound in layout.TIME_BUCKETS_US)
 _NAME = ("workflow_name",)
 _NODE = ("workflow_name", "node")
-_FIRST = f"{OWN_PREFIX}workflow_"
+#: As TorchServe's own names begin, which has no metrics of workflows.
+_FIRST = "ts_workflow_"
 
 
 class WorkflowMetrics:
@@ -34,6 +35,7 @@ class WorkflowMetrics:
             graphs: the workflows as they are published, by name.
         """
         requests = Family(f"{_FIRST}requests_total", COUNTER, "Requests by status", (*_NAME, "code"))
+        total = Family(f"{_FIRST}latency_microseconds", COUNTER, "Sum of those times, in microseconds", _NAME)
         latency = Family(f"{_FIRST}latency_seconds", HISTOGRAM, "Time from a request to its answer, in seconds", _NAME)
         retries = Family(f"{_FIRST}retries_total", COUNTER, "Attempts of nodes after their first one", _NAME)
         timeouts = Family(f"{_FIRST}timeouts_total", COUNTER, "Attempts of nodes that were too late", _NAME)
@@ -47,14 +49,16 @@ class WorkflowMetrics:
                 if count := self._word(index, WorkflowWord.CODES + place):
                     requests.samples[name, str(code)] = count
             counts = [self._word(index, WorkflowWord.LATENCY_BUCKETS + place) for place in range(len(_SECONDS) + 1)]
-            latency.samples[(name,)] = Histogram(_SECONDS, counts, self._word(index, WorkflowWord.LATENCY_US) / 1e6)
+            total_us = self._word(index, WorkflowWord.LATENCY_US)
+            total.samples[(name,)] = total_us
+            latency.samples[(name,)] = Histogram(_SECONDS, counts, total_us / 1e6)
             retries.samples[(name,)] = self._word(index, WorkflowWord.RETRIES)
             timeouts.samples[(name,)] = self._word(index, WorkflowWord.TIMEOUTS)
             for place, node in enumerate(graph["nodes"][: layout.WORKFLOW_NODES]):
                 word = WorkflowWord.NODES + 2 * place
                 runs.samples[name, node["name"]] = self._word(index, word)
                 times.samples[name, node["name"]] = self._word(index, word + 1) / 1e6
-        return [requests, latency, retries, timeouts, runs, times] if graphs else []
+        return [requests, total, latency, retries, timeouts, runs, times] if graphs else []
 
     def _word(self, workflow: int, word: int) -> int:
         """A word of a workflow, summed over the processes."""
