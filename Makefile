@@ -116,7 +116,7 @@ test: lint compile nginx ## lint, then every test that this machine can run
 # Debian's package, unpacked: no root needed. The lists of packages are read anew, into a folder of this target's own.
 NGINX := $(CURDIR)/$(VENV)/nginx
 APT   := apt-get -qq -o APT::Sandbox::User=root -o Dir::State=$(NGINX)/apt -o Dir::Cache=$(NGINX)/apt \
-  -o Dir::State::status=/var/lib/dpkg/status
+  -o Dir::State::status=/var/lib/dpkg/status -o Acquire::Retries=1 -o Acquire::http::Timeout=20
 
 nginx: ## nginx for the tests of deploy/nginx.conf, unpacked into .venv where the machine has none (Debian, Ubuntu)
 	@PATH="$$PATH:/usr/sbin"; command -v nginx >/dev/null || test -x $(NGINX)/usr/sbin/nginx || { \
