@@ -19,6 +19,7 @@ def test_the_page() -> None:
         archive(terminal.home / "store", "shout")
         terminal.configure(model_store="store", preload_modules="")
         terminal.start_server(f"{serve.strip()} >> terminal.log 2>&1 &")
+        terminal.wait_for_workers("shout")
         answers = [json.loads(terminal.type(command)) for command in probes.splitlines()]
         assert answers == [{"live": True}, {"ready": True}, {"started": True}]
         assert re.fullmatch(r"Upgraded from (\S+) to \1\.\n", terminal.type(upgrade))

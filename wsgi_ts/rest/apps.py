@@ -76,8 +76,8 @@ def build_app(
         predictions = inference.add_routes(app, instance)
         if instance.config.ts_open_inference_protocol:
             kserve.add_routes(app, predictions)
-        if "management" not in kinds:
-            # The management API has it as TorchServe does.
+        if instance.config.serves_kserve and "management" not in kinds:
+            # The management API has it in any case, as TorchServe does.
             app.add_route("/v1/models/{model}", kserve.ModelV1(predictions))
     if "management" in kinds:
         control = control or ControlPlane(instance.run_dir)

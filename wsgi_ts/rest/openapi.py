@@ -280,7 +280,7 @@ def document(kinds: Collection[str], config: Config) -> dict[str, Any]:
     operations = _shared_operations()
     if "inference" in kinds:
         operations += _inference_operations(config)
-    if "inference" in kinds and "management" not in kinds:
+    if config.serves_kserve and "inference" in kinds and "management" not in kinds:
         ready = Operation("/v1/models/{model_name}", "get", "kserveReady", "Asks whether a model is ready.", {})
         answers = {200: "A worker of the default version is ready.", **_NO_MODEL, 503: "None is."}
         operations.append(replace(ready, answers=answers, not_errors=(503,), result="Ready", scope="inference"))

@@ -278,6 +278,11 @@ class Config:
         return any(row["group"] == "auth" for row in self.found_plugins)
 
     @property
+    def serves_kserve(self) -> bool:
+        """Whether clients of KServe's are expected: its requests are unwrapped, or its second protocol is spoken."""
+        return self.ts_open_inference_protocol or self.service_envelope in ("kserve", "kservev2")
+
+    @property
     def serves_tls(self) -> bool:
         """Whether any API is served over TLS."""
         return any(address.is_tls for address in (*self.addresses.values(), *self.grpc_addresses.values()))
