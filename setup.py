@@ -132,7 +132,10 @@ class CompileModules(build_ext):
 
     def run(self) -> None:
         """Compiles all, and states last of all what they were compiled from."""
-        reason = "an editable install leaves that to `make install`" if self.editable_mode else why_not()
+        if self.editable_mode:
+            say("not compiled: an editable install leaves that to `make install`")
+            return
+        reason = why_not()
         if reason:
             if os.environ.get(CompiledModules.SWITCH) == "1":
                 raise SystemExit(f"setup.py: cannot compile: {reason}")
