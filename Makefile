@@ -36,7 +36,7 @@ EXAMPLES  := $(VENV)/.installed-examples
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install compile demo demo-stop format test nginx test-latest fuzz lint lock bench bench-rivals bench-batching bench-gate bench-large bench-growth chart clean
+.PHONY: help venv install compile demo demo-stop format test nginx test-latest fuzz lint lock bench bench-rivals bench-batching bench-gate bench-large bench-growth bench-workflows chart clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -161,6 +161,9 @@ bench-large: compile ## measure groups of ranks and token generation on this mac
 
 bench-growth: $(INSTALLED) ## measure what is served as workers, models, connections and streams grow in number (needs wrk)
 	@$(PY) benchmarks/bench_growth.py $(BENCH_ARGS)
+
+bench-workflows: compile ## measure workflows in wsgi-ts and TorchServe on this machine (needs java 11 or newer, and wrk)
+	@$(PY) benchmarks/bench_workflows.py $(BENCH_ARGS)
 
 chart: $(INSTALLED) ## draw the charts of the newest published results
 	@$(PIP) -e '.[bench]'

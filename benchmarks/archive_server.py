@@ -29,6 +29,7 @@ from servers import (
 OURS = "wsgi-ts"
 STORE = WORK / "model-store"
 _STARTED = "Model server started."
+_WORKFLOW_LIMIT_S = 600.0
 #: The files of each model's archive, the handler first.
 FILES = {
     "echo": ("echo_handler.py",),
@@ -131,6 +132,20 @@ class ArchiveServer(Server):
             for model in models:
                 with suppress(OSError):  # not registered, or the server is gone, which has been told of
                     http_request("DELETE", f"{self.management}/models/{model}")
+
+    def register_workflow(self, name: str) -> float:
+        """Registers a workflow of the store; the seconds until the server says that its workers are ready.
+
+        Raises:
+            BenchmarkError: it cannot be loaded.
+        """
+        started = time.monotonic()
+        try:
+            http_request("POST", f"{self.management}/workflows?url={name}.war", b"", limit_s=_WORKFLOW_LIMIT_S)
+        except urllib.error.HTTPError as error:
+            text = error.read().decode(errors="replace")
+            raise BenchmarkError(f"{self.name} cannot register {name}: {text}\n{self.last_lines()}") from error
+        return time.monotonic() - started
 
     def scale(self, model: str, workers: int) -> float:
         """Asks for that many model workers; the seconds until the server says they are ready."""

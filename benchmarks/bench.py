@@ -17,12 +17,10 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import psutil
 from archive_server import OURS, ArchiveServer, archive_models, our_server
-from load import Load, check_wrk, describe, failures, measure_idle_cpu, measure_load
+from load import Load, check_wrk, describe, failures, measure_idle_cpu, measure_load, memory_mb
 from reports import describe_machine, markdown, medians, publish, say, write_results
 from rivals import torchserve
 from servers import BenchmarkError, Server
@@ -82,17 +80,8 @@ def _exercise(server: Server, workers: int) -> None:
 
 
 def _memory_mb(server: Server) -> float:
-    """PSS of all processes but a JVM, whose heap grows and shrinks for reasons of its own."""
-    total_kb = 0
-    for process in server.processes():
-        try:
-            if process.name() == "java":
-                continue
-            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-        except (psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError):
-            continue
-        total_kb += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
-    return total_kb / 1000
+    """All processes but a JVM, whose heap grows and shrinks for reasons of its own."""
+    return memory_mb(server, without="java")
 
 
 # -- one server, one round

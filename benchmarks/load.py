@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import grpc_load
 import psutil
@@ -28,6 +29,7 @@ class Load:
         model: the one that is asked.
         heads: "equal" for twelve header lines, "distinct" for twelve that differ in every request.
         grpc: asks TorchServe's gRPC inference API instead of HTTP.
+        path: asked in place of the model's, and answers like it.
     """
 
     title: str
@@ -36,6 +38,7 @@ class Load:
     model: str = "echo"
     heads: str = ""
     grpc: bool = False
+    path: str = ""
 
 
 def measure_load(server: Server, load: Load, seconds: float) -> dict[str, float]:
@@ -56,7 +59,7 @@ def run_load(server: Server, load: Load, seconds: float) -> dict[str, float]:
         BenchmarkError: the server's answer is wrong, or there are no figures.
     """
     body = body_to_check(load.model, load.body_bytes)
-    if not is_right(load.model, body, server.predict(load.model, body)):
+    if not is_right(load.model, body, server.predict(load.model, body, load.path)):
         raise BenchmarkError(f"{server.name} gives a wrong answer: {load.title}.")
     before, spent = cpu_times(server), _children_cpu_seconds()
     if load.grpc:
@@ -82,7 +85,7 @@ def _run_wrk(server: Server, load: Load, seconds: float) -> dict[str, float]:
     }
     done = subprocess.run(
         ["wrk", "-t1", f"-c{load.connections}", f"-d{seconds:g}s", "--timeout", "60s",
-         "-s", str(BENCHMARKS / "load.lua"), f"{server.inference}{server.path(model)}"],
+         "-s", str(BENCHMARKS / "load.lua"), f"{server.inference}{load.path or server.path(model)}"],
         env={**os.environ, **variables}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     for line in done.stdout.splitlines():
@@ -112,6 +115,20 @@ def measure_idle_cpu(server: Server, seconds: float) -> float:
     before = cpu_times(server)
     time.sleep(seconds)
     return cpu_seconds_between(before, cpu_times(server)) / seconds * 100
+
+
+def memory_mb(server: Server, *, without: str = "") -> float:
+    """PSS of all the server's processes, but for those of one name."""
+    total_kb = 0
+    for process in server.processes():
+        try:
+            if process.name() == without:
+                continue
+            rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+        except (psutil.NoSuchProcess, ProcessLookupError, FileNotFoundError):
+            continue
+        total_kb += next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+    return total_kb / 1000
 
 
 def cpu_times(server: Server) -> dict[psutil.Process, float]:

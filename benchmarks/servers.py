@@ -117,9 +117,13 @@ class Server(ABC):
         """What the model said, out of the server's answer."""
         return answer
 
-    def predict(self, model: str, body: bytes) -> bytes:
-        """One prediction; raises OSError (urllib's errors are) where the answer is not a 200."""
-        url = f"{self.inference}{self.path(model)}"
+    def predict(self, model: str, body: bytes, path: str = "") -> bytes:
+        """One prediction, of what answers like the model where a path is given.
+
+        Raises:
+            OSError: the answer is not a 200 (urllib's errors are OSErrors).
+        """
+        url = f"{self.inference}{path or self.path(model)}"
         return self.decode(model, http_request("POST", url, self.encode(model, body), self.headers(model)))
 
     def processes(self) -> list[psutil.Process]:
@@ -234,10 +238,16 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def http_request(method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> bytes:
+def http_request(
+    method: str,
+    url: str,
+    body: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    limit_s: float = 120.0,
+) -> bytes:
     """The body of the answer; raises OSError (urllib's errors are) where it is not a 200."""
     request = urllib.request.Request(url, data=body, method=method, headers=dict(headers or {}))
-    with urllib.request.urlopen(request, timeout=120) as answer:
+    with urllib.request.urlopen(request, timeout=limit_s) as answer:
         content: bytes = answer.read()
         return content
 
