@@ -113,6 +113,10 @@ def test_a_batcher_that_is_killed_in_overload_leaves_nothing_waiting(tmp_path: P
         assert answers(server, 3)
 
 
+#: How long a client may take from its note of a request to the last byte sent, in seconds.
+SENDING_S = 0.25
+
+
 def test_a_stop_answers_what_was_accepted(tmp_path: Path) -> None:
     with ledger_server(tmp_path, web_workers=2) as server:
         server.register("ledger.mar", batch_size=4, max_batch_delay=5)
@@ -124,7 +128,9 @@ def test_a_stop_answers_what_was_accepted(tmp_path: Path) -> None:
         check(load, tmp_path, allowed_statuses={503})
         # Every request that was read before the stop is answered; later ones find nobody listening.
         assert all(o.result == "ok" for o in load.outcomes if o.ended_at < started_at), load.summary
-        lost = [o for o in load.outcomes if o.result == "closed" and o.sent_at < started_at]
+        # `sent_at` is before the first byte leaves: on a busy machine a request may still be on its way to an idle
+        # connection that the stop closes. What a handler has seen is answered in any case: `check` compares the ledger.
+        lost = [o for o in load.outcomes if o.result == "closed" and o.sent_at < started_at - SENDING_S]
         assert not lost, load.summary
 
 

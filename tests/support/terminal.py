@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from pathlib import Path
 
@@ -21,6 +22,8 @@ EXAMPLES = REPOSITORY / "examples"
 #: TorchServe's ports, which the tutorials name.
 USUAL_PORTS = ("8080", "8081", "8082")
 _COMMAND_LIMIT_S = 100.0
+#: How long a command may take until its first process is there, in seconds.
+BEGIN_LIMIT_S = 5.0
 
 
 class Terminal:
@@ -117,9 +120,11 @@ class Terminal:
         """Types a command that starts the server, and waits until it says that it has started."""
         before = self.output().count("Model server started")
         self.type(command)
+        # With "&" at its end a command returns before the shell has started it.
+        begins_by = time.monotonic() + BEGIN_LIMIT_S
 
         def started() -> bool:
-            if not server_processes(self.marker):
+            if not server_processes(self.marker) and time.monotonic() > begins_by:
                 raise RuntimeError(f"the server has ended: {command}\n{self.output()[-4000:]}")
             return self.output().count("Model server started") > before
 
