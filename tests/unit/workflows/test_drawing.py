@@ -96,7 +96,7 @@ NAMES = st.sampled_from([f"n{number}" for number in range(9)] + ["a_long_name", 
 
 @given(graphs(NAMES, 9))
 @example({"s": ["a", "b"], "a": ["c", "d"], "b": ["c", "d"], "c": ["t"], "d": ["t"]})
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=150)
 def test_who_follows_the_lines_finds_the_graph(dag: dict[str, list[str]]) -> None:
     spec = spec_of(dag)
     drawn = draw(spec)
@@ -106,7 +106,7 @@ def test_who_follows_the_lines_finds_the_graph(dag: dict[str, list[str]]) -> Non
 
 
 @given(graphs(NAMES, 9))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 def test_a_layout_keeps_nodes_apart_and_edges_forward(dag: dict[str, list[str]]) -> None:
     spec = spec_of(dag)
     layout = lay_out(spec.order, {name: node.successors for name, node in spec.nodes.items()})

@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,21 @@ class Runner:
         (self.folder / "flow.py").write_text(functions)
         stdin = io.TextIOWrapper(io.BytesIO(body))
         self._monkeypatch.setattr(sys, "stdin", stdin)
-        path, modules, handlers = list(sys.path), set(sys.modules), list(logging.root.handlers)
+        path, modules = list(sys.path), set(sys.modules)
         assert main([str(self.folder / "flow.yaml"), "--handler", str(self.folder / "flow.py"), *flags]) == status
-        logging.root.handlers[:] = handlers
         assert sys.path == path
         assert not {"flow", "word", "lazily", "handler"} & (set(sys.modules) - modules)
         out, self.errors = self._capfd.readouterr()
         return out.encode()
+
+
+@pytest.fixture(autouse=True)
+def _the_log_stays_as_it_is() -> Iterator[None]:
+    """The command sets up logging to a stream that ends with its test."""
+    handlers, level = list(logging.root.handlers), logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
 
 
 @pytest.fixture
