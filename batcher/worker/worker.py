@@ -197,7 +197,7 @@ class ModelWorker:
         """Calls the handler and writes the answers."""
         self._places = refs
         answers = service.predict(requests)
-        if self._recorder is not None:
+        if self._recorder is not None and not self._in_step:
             self._record(self._recorder, refs, answers)
         self._write_answers(service, refs, answers, time.monotonic_ns())
 
@@ -226,10 +226,12 @@ class ModelWorker:
 
 
 def _recorded(ref: SlotReference, answer: Answer) -> RecordedRequest | None:
-    """A request with a body of its own: neither a description nor the fields of a gRPC call."""
+    """A request with a body of its own: no description, no fields of a gRPC call, no answers of a workflow's nodes."""
     _, flags, head, _, _, body = read_request(ref.segment, ref.slot)
-    if flags & (RequestFlag.DESCRIBE | RequestFlag.FIELDS):
+    if flags & (RequestFlag.DESCRIBE | RequestFlag.FIELDS | RequestFlag.REFERENCES):
         return None
+    if ref.streamed:  # here is the last chunk only
+        return RecordedRequest.from_head(head, bytes(body))
     return RecordedRequest.from_head(head, bytes(body), answer.status, bytes(answer.body))
 
 

@@ -63,13 +63,13 @@ class RecordedRequest:
         return "".join(f"{line}\r\n" for line in lines).encode("latin-1", "replace")
 
     @classmethod
-    def from_head(cls, head: bytes, body: bytes, status: int, answer: bytes) -> RecordedRequest:
+    def from_head(cls, head: bytes, body: bytes, status: int | None = None, answer: bytes = b"") -> RecordedRequest:
         """Returns a request that a worker has answered, without the headers that say who has asked.
 
         Args:
             head: request line and header lines with their line ends.
             body: its body.
-            status: HTTP status of its answer.
+            status: HTTP status of its answer; None where that is not to be compared.
             answer: bytes of its answer.
         """
         line, *rest = head.decode("latin-1").split("\r\n")

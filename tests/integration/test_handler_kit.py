@@ -154,6 +154,28 @@ def test_a_server_records_requests_and_answers(recorded: Path) -> None:
     assert "secret" not in recorded.read_text()
 
 
+def test_of_streamed_answers_nothing_is_recorded_but_the_request(tmp_path: Path) -> None:
+    path = tmp_path / "requests.jsonl"
+    config = f"minWorkers: 1\nmaxWorkers: 1\nhandler:\n  record: {{file: {path}}}\n"
+    archive(tmp_path, "parts", HANDLER, config_yaml=config)
+    with ServerProcess(store=tmp_path, config={"load_models": "parts.mar"}) as server:
+        for text in ("stream", "whole"):
+            headers = {"Content-Type": "text/plain"}
+            assert server.request("inference", "POST", "/predictions/parts", body=text, headers=headers).status == 200
+    streamed, whole = read_recording(path)
+    assert (streamed.body, streamed.status) == (b"stream", None)
+    assert (whole.body, whole.status) == (b"whole", 200)
+
+
+def test_no_environment_is_made_for_a_handler_that_is_run_here(terminal: Terminal) -> None:
+    path = terminal.write("own/handler.py", SUM.format(add=0))
+    terminal.write("own/model-config.yaml", "useVenv: true\n")
+    cache = terminal.home / "cache"
+    printed = terminal.type(f"XDG_CACHE_HOME={cache} wsgi-ts handler run {path} -d '[1, 2]'")
+    assert printed.splitlines() == ["[0] 200", "3"]
+    assert not cache.exists()
+
+
 def test_replay_compares_answers(terminal: Terminal, recorded: Path) -> None:
     same = terminal.write("same/handler.py", SUM.format(add=0))
     assert "2 of 2 answers are the same" in terminal.type(f"wsgi-ts handler replay {same} {recorded} --batch 2")

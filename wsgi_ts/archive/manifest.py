@@ -204,15 +204,24 @@ def _check_inside(key: str, value: str) -> None:
 
 
 def _read_json(path: Path, max_bytes: int) -> dict[str, Any]:
-    content = read_small_file(path, max_bytes)
-    if content is None:
-        raise _unparsable(f"not a file of at most {max_bytes} bytes")
     try:
-        raw = parse_lenient(content.decode("utf-8"), max_depth=_MAX_JSON_DEPTH)
+        return read_json_object(path, max_bytes)
     except ValueError as error:
         raise _unparsable(str(error)) from error
+
+
+def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
+    """The JSON object in a file that an archive brought along, read as TorchServe's parser reads it.
+
+    Raises:
+        ValueError: it is no regular file, larger than `max_bytes`, no JSON, nested too deep, or no object.
+    """
+    content = read_small_file(path, max_bytes)
+    if content is None:
+        raise ValueError(f"not a file of at most {max_bytes} bytes")
+    raw = parse_lenient(content.decode("utf-8"), max_depth=_MAX_JSON_DEPTH)
     if not isinstance(raw, dict):
-        raise _unparsable("not a JSON object")
+        raise ValueError("not a JSON object")
     return raw
 
 

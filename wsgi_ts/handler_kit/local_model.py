@@ -84,7 +84,7 @@ def prepare(source: Source, work_dir: Path) -> ModelSpec:
     """
     path = source.path.resolve()
     config = Config(model_store=path.parent)
-    preparer = ModelPreparer(config, Registry(0), work_dir, 0)
+    preparer = ModelPreparer(config, Registry(0), work_dir, 0, in_process=True)
     if path.is_file() and path.suffix == ".py":
         directory = _directory_of(path, source)
     else:

@@ -50,12 +50,21 @@ class ModelPreparer:
     Args:
         registry: where the model will be added; gives it its index.
         fetchers: plugins that fetch archives; None for none.
+        in_process: handlers are loaded in this process, so that no environment is made for them.
     """
 
     def __init__(
-        self, config: Config, registry: Registry, models_dir: Path, gpus: int, fetchers: Fetchers | None = None
+        self,
+        config: Config,
+        registry: Registry,
+        models_dir: Path,
+        gpus: int,
+        fetchers: Fetchers | None = None,
+        *,
+        in_process: bool = False,
     ) -> None:
         self._fetchers = fetchers
+        self._in_process = in_process
         self._config = config
         self._registry = registry
         self._models_dir = models_dir
@@ -225,6 +234,8 @@ class ModelPreparer:
 
     def _interpreter(self, directory: ModelDirectory, *, use_venv: bool) -> str | None:
         """The interpreter of the model's workers; None: they are forks of the worker template."""
+        if self._in_process:
+            return None
         manifest = directory.manifest
         requirements = manifest.requirements_file if self._config.install_py_dep_per_model else None
         if requirements or use_venv:

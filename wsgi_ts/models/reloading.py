@@ -112,8 +112,8 @@ def _states(paths: list[Path]) -> State:
     for path in paths:
         try:
             status = path.stat()
-        except FileNotFoundError:
-            # Editors write another file and rename it; the next look finds that.
+        except OSError:
+            # Editors write another file and rename it; the next look finds that. What nobody may read no worker loads.
             continue
         states.add((str(path), status.st_mtime_ns, status.st_size))
     return frozenset(states)

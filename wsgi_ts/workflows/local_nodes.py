@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-from wsgi_ts.archive.manifest import load_model_yaml
 from wsgi_ts.archive.model_directory import ModelDirectory, open_archive
 from wsgi_ts.errors import ServerError
 from wsgi_ts.handlers.serving.context import SendChunk
@@ -18,7 +17,9 @@ from wsgi_ts.handlers.serving.functions import FunctionHost
 from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.service import Service
 from wsgi_ts.messages import ModelSpec
-from wsgi_ts.models.model_yaml import TORCHRUN_TYPES, ModelYaml, parse_model_yaml
+from wsgi_ts.models.arguments import RegisterArguments
+from wsgi_ts.models.preparation import ModelPreparer
+from wsgi_ts.models.registry import Registry
 from wsgi_ts.settings.config import Config
 from wsgi_ts.workflows.compile import CompiledWorkflow, model_name
 from wsgi_ts.workflows.source import Source
@@ -71,7 +72,7 @@ class LocalNodes:
         self._functions = compiled.functions
         self._model_store = model_store
         self._scratch = scratch
-        self._config = Config()
+        self._preparer = ModelPreparer(Config(), Registry(0), scratch, 0, in_process=True)
         self._loaded: dict[tuple[str, str | None], _Loaded | None] = {}
 
     def batch_size(self, node: str) -> int:
@@ -173,27 +174,14 @@ class LocalNodes:
 
     def _model_spec(self, node: Node) -> ModelSpec:
         directory = self._open(node)
-        manifest = directory.manifest
-        path = directory.path / manifest.config_file if manifest.config_file else None
-        yaml = parse_model_yaml(load_model_yaml(path)) if path is not None else ModelYaml()
-        if yaml.parallel_type in TORCHRUN_TYPES or yaml.continuous_batching or yaml.sequence_batching:
+        said = RegisterArguments(directory.url, directory.manifest.model_name, batch_size=node.numbers.batch_size)
+        try:
+            spec = self._preparer.prepare(directory, said).spec
+        except ServerError as error:
+            raise RunError(f"{node.name}: {error.message}") from error
+        if spec.ranks or spec.continuous_batching or spec.sequence_batching:
             raise RunError(f"{node.name}: a model of several processes, or of sequences, needs a server")
-        weights_only = self._config.torch_load_weights_only if yaml.weights_only is None else yaml.weights_only
-        numbers = node.numbers
-        return ModelSpec(
-            index=0,
-            name=manifest.model_name,
-            version=manifest.model_version,
-            model_dir=str(directory.path),
-            handler=manifest.handler or "",
-            manifest=manifest.raw or None,
-            config_file=manifest.config_file,
-            envelope=manifest.raw.get("model", {}).get("envelope"),
-            batch_size=max(1, yaml.batch_size if numbers.batch_size == -1 else numbers.batch_size),
-            max_response_bytes=self._config.max_response_size,
-            weights_only=weights_only,
-            async_communication=yaml.async_communication,
-        )
+        return spec
 
     def _open(self, node: Node) -> ModelDirectory:
         """The node's model; of one that the server would have registered by itself, the archive of that name."""

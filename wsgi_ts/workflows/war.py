@@ -16,18 +16,15 @@ from typing import Any
 from wsgi_ts.archive.download import DownloadRules, fetch_archive, is_fetched
 from wsgi_ts.archive.entries import DEFAULT_LIMITS, ArchiveLimits, escape_name
 from wsgi_ts.archive.extract import extract_archive
-from wsgi_ts.archive.manifest import check_name, read_small_file
+from wsgi_ts.archive.manifest import check_name, read_json_object, read_small_file
 from wsgi_ts.errors import InternalServerError, InvalidModel, InvalidWorkflow, ModelNotFound, WorkflowNotFound
 from wsgi_ts.settings.conversion import to_text
-from wsgi_ts.settings.lenient_json import parse_lenient
 from wsgi_ts.workflows.spec import WorkflowSpec, parse_spec
 
 log = logging.getLogger(__name__)
 
 #: Where an archive has its manifest.
 MANIFEST_PATH = PurePosixPath("WAR-INF", "MANIFEST.json")
-
-_MAX_JSON_DEPTH = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,16 +242,10 @@ def _directory(
 def _read_manifest(path: Path, limits: ArchiveLimits) -> dict[str, Any]:
     if not os.path.lexists(path):
         return {}
-    content = read_small_file(path, limits.max_manifest_bytes)
-    if content is None:
-        raise _unparsable(f"not a file of at most {limits.max_manifest_bytes} bytes")
     try:
-        raw = parse_lenient(content.decode("utf-8"), max_depth=_MAX_JSON_DEPTH)
+        return read_json_object(path, limits.max_manifest_bytes)
     except ValueError as error:
         raise _unparsable(str(error)) from error
-    if not isinstance(raw, dict):
-        raise _unparsable("not a JSON object")
-    return raw
 
 
 def _text(section: dict[str, Any], key: str) -> str | None:
