@@ -36,7 +36,7 @@ EXAMPLES  := $(VENV)/.installed-examples
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install compile demo demo-stop format test nginx test-latest fuzz lint lock bench bench-rivals bench-batching bench-gate bench-large bench-growth bench-workflows chart clean
+.PHONY: help venv install compile demo demo-stop format test debian test-latest fuzz lint lock bench bench-rivals bench-batching bench-gate bench-large bench-growth bench-workflows chart clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -107,23 +107,14 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest --numprocesses $(TEST_J
 # What can be compiled, and so has to work without, too.
 DATA_PATH_TESTS := $(addprefix tests/unit/,batcher dataplane http rest web) tests/integration/test_predictions.py
 
-test: lint compile nginx ## lint, then every test that this machine can run
+test: lint compile debian ## lint, then every test that this machine can run
 	@echo "==> pytest, $(TEST_JOBS) tests at a time"
 	@$(PYTEST) --durations 60 --durations-min 2 $(PYTEST_ARGS)
 	@echo "==> pytest, the data path without compiled modules"
 	@WSGI_TS_COMPILED=0 $(PYTEST) $(PYTEST_ARGS) $(DATA_PATH_TESTS) || test $$? -eq 5  # PYTEST_ARGS has chosen none of them
 
-# Debian's package, unpacked: no root needed. The lists of packages are read anew, into a folder of this target's own.
-NGINX := $(CURDIR)/$(VENV)/nginx
-APT   := apt-get -qq -o APT::Sandbox::User=root -o Dir::State=$(NGINX)/apt -o Dir::Cache=$(NGINX)/apt \
-  -o Dir::State::status=/var/lib/dpkg/status -o Acquire::Retries=1 -o Acquire::http::Timeout=20
-
-nginx: ## nginx for the tests of deploy/nginx.conf, unpacked into .venv where the machine has none (Debian, Ubuntu)
-	@PATH="$$PATH:/usr/sbin"; command -v nginx >/dev/null || test -x $(NGINX)/usr/sbin/nginx || { \
-	  echo "==> fetching nginx into $(VENV)/nginx"; \
-	  mkdir -p $(NGINX)/apt/lists/partial $(NGINX)/apt/archives/partial && cd $(NGINX) && \
-	  $(APT) update && $(APT) download nginx && dpkg -x nginx_*.deb . && usr/sbin/nginx -v; } || \
-	  echo "nginx cannot be fetched; tests/integration/test_nginx.py needs it: apt-get install nginx-light"
+debian: ## the programs that some tests drive (nginx, Prometheus, Chromium), unpacked into .venv where the machine has none
+	@tests/support/unpack_debian.sh $(CURDIR)/$(VENV)/debian nginx=nginx-light prometheus=prometheus chromium=chromium
 
 fuzz: lint ## requests mutated at random against the running server, a quarter of an hour of them
 	@WSGI_TS_FUZZ_REQUESTS=20000 $(PY) -m pytest tests/integration/test_input_corpus.py -k mutated -s $(PYTEST_ARGS)
@@ -139,7 +130,7 @@ CUDA := cuda-bindings cuda-pathfinder cuda-toolkit triton $(addprefix nvidia-,cu
 lock: ## write the versions of everything to requirements/, for each version of Python
 	@test -x .venv-lock/bin/uv || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/pip install -q uv==0.13.9; }
 	@for version in $(PYTHONS); do echo "==> requirements/python$$version.txt"; .venv-lock/bin/uv pip compile --quiet \
-	  $(addprefix --extra ,vision text explain onnx bench test lint) $(addprefix --no-emit-package ,$(CUDA)) \
+	  $(addprefix --extra ,vision text explain onnx trace ray bench test lint) $(addprefix --no-emit-package ,$(CUDA)) \
 	  --python-version $$version --strip-extras --no-annotate --custom-compile-command "make lock" $(LOCK_ARGS) \
 	  setup.cfg requirements/pins.txt requirements/build.in examples/requirements.txt \
 	  --output-file requirements/python$$version.txt >/dev/null || exit 1; done

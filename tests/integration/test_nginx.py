@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import pytest
 from corpus.requests import CASES, HIDDEN, Case, with_length
-from support import http
+from support import debian, http
 from support.archives import archive
 from support.authority import Authority
 from support.eventually import eventually
@@ -30,13 +30,12 @@ from support.grpc_client import (
     request,
 )
 from support.http import RawConnection, Reply
-from support.nginx import CONFIGURATION, Nginx, nginx
+from support.nginx import CONFIGURATION, Nginx
 from support.pods import Service
 from support.server import ServerProcess
 from support.upgrades import upgrade
 
-if nginx() is None:
-    pytest.skip("nginx is not installed: apt-get install nginx-light, or 'make nginx'", allow_module_level=True)
+debian.needs("nginx")
 
 #: Answers with its input, over HTTP and over gRPC.
 ECHO = """

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 from pathlib import Path
 from types import TracebackType
 
+from support import debian
 from support.authority import Authority
 from support.eventually import eventually
 from support.server import REPOSITORY, ServerProcess, free_ports
 
-#: `make nginx` unpacks it here where the machine has none.
-_UNPACKED = REPOSITORY / ".venv" / "nginx" / "usr" / "sbin" / "nginx"
 CONFIGURATION = REPOSITORY / "deploy" / "nginx.conf"
-
-
-def nginx() -> str | None:
-    """The program; None where there is none."""
-    path = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")
-    return path or (os.fspath(_UNPACKED) if _UNPACKED.exists() else None)
 
 
 class Nginx:
@@ -76,7 +68,7 @@ class Nginx:
     @property
     def command(self) -> list[str]:
         """Its command line, without what is to be done."""
-        program = nginx()
+        program = debian.program("nginx")
         assert program is not None
         directives = f"daemon off; pid {self.folder}/nginx.pid; error_log {self.folder}/error.log;"
         # Unless it may change its user, it has to stay who it is.

@@ -1,0 +1,1 @@
+"""The console: one page on the management port that shows a running server, live."""

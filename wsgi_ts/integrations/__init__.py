@@ -1,0 +1,1 @@
+"""wsgi-ts inside other systems."""
