@@ -1,7 +1,7 @@
-"""The listening sockets: bound once by the supervisor, handed down to gunicorn by descriptor (gRPC's only held).
+"""The listening sockets: bound once by the supervisor, handed down to gunicorn and the gRPC server by descriptor.
 
-So a gunicorn that is started again refuses nobody, and a port that is taken is an error before anything runs. The guard
-keeps them, too, under the names that `kept_as` gives: nor does a supervisor that is started again refuse anybody.
+So one of them that is started again refuses nobody, and a port that is taken is an error before anything runs. The
+guard keeps them, too, under the names that `kept_as` gives: nor does a supervisor that is started again refuse anybody.
 """
 
 from __future__ import annotations
@@ -44,12 +44,6 @@ class BoundListener:
         """Its form on gunicorn's command line."""
         return f"{'+'.join(self.kinds)}={self.sock.fileno()}"
 
-    @property
-    def bound_to(self) -> str:
-        """`host:port` of a TCP socket, with the host's number."""
-        host, port = self.sock.getsockname()[:2]
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
     def close(self) -> None:
         """Closes this process's copy; a Unix socket loses its name."""
         self.sock.close()
@@ -88,29 +82,17 @@ def bind_all(config: Config, kept: Mapping[str, int]) -> list[BoundListener]:
     return bound
 
 
-def hold_grpc_ports(config: Config, kept: Mapping[str, int]) -> list[BoundListener]:
-    """Binds the ports of the gRPC APIs without listening; inference comes first.
-
-    gRPC cannot take a socket over: its process binds the port once more, beside this socket, which keeps everybody else
-    away, also while that process is being started again.
-
-    Raises:
-        BindError: one cannot be bound; none stays bound then.
-    """
-    held: list[BoundListener] = []
+def bind_grpc(config: Config, kept: Mapping[str, int]) -> list[BoundListener]:
+    """Binds the ports of the gRPC APIs; inference comes first. See `bind_all`."""
+    bound: list[BoundListener] = []
     with contextlib.ExitStack() as on_error:
         for kind, address in config.grpc_addresses.items():
-            sock = _kept_socket((kind,), address, kept) or _bind(
-                address, f"grpc_{kind}_address", f"grpc_{kind}_port", listen=False
-            )
-            # From now on only a socket with SO_REUSEPORT, of the same user, is let in.
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock = _kept_socket((kind,), address, kept) or _bind(address, f"grpc_{kind}_address", f"grpc_{kind}_port")
             listener = BoundListener((kind,), replace(address, port=sock.getsockname()[1]), sock)
             on_error.callback(listener.close)
-            held.append(listener)
+            bound.append(listener)
         on_error.pop_all()
-    return held
+    return bound
 
 
 def _kept_socket(kinds: tuple[str, ...], address: Address, kept: Mapping[str, int]) -> socket.socket | None:
@@ -175,7 +157,7 @@ def _unix_problem(path: str) -> str | None:
     return "a server listens there"
 
 
-def _bind(address: Address, address_key: str, port_key: str, *, listen: bool = True) -> socket.socket:
+def _bind(address: Address, address_key: str, port_key: str) -> socket.socket:
     try:
         family, target = _resolve(address)
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -186,8 +168,7 @@ def _bind(address: Address, address_key: str, port_key: str, *, listen: bool = T
             else:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.bind(target)
-            if listen:
-                sock.listen(BACKLOG)
+            sock.listen(BACKLOG)
             on_error.pop_all()
     except OSError as error:
         key, problem = _in_words(error, address_key, port_key)

@@ -7,13 +7,14 @@ import asyncio
 import gc
 import logging
 import os
+import socket
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from wsgi_ts.instance.instance import begin_process
 from wsgi_ts.process import set_process_title
-from wsgi_ts.rpc.server import credentials, serve
+from wsgi_ts.rpc.serve import serve
+from wsgi_ts.security.tls import server_context
 
 log = logging.getLogger("wsgi_ts.rpc")
 
@@ -21,19 +22,19 @@ log = logging.getLogger("wsgi_ts.rpc")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until it is told to stop; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m wsgi_ts.rpc", description=__doc__)
-    parser.add_argument("--inference", required=True, help="host:port of the inference API")
-    parser.add_argument("--management", required=True, help="host:port of the management API")
+    for api in ("inference", "management"):
+        parser.add_argument(f"--{api}-fd", type=int, required=True, help=f"the listening socket of the {api} API")
     options, instance = begin_process(parser, arguments)
     set_process_title("wsgi-ts: gRPC server")
     tls = None
     if options.tls_fd >= 0:
-        # Opened anew: the descriptor's position is shared with other processes.
-        tls = credentials(Path(f"/proc/self/fd/{options.tls_fd}").read_bytes())
+        tls = server_context(options.tls_fd, instance.config.tls_security_level, "h2")
         os.close(options.tls_fd)
     # What is there now stays, so the collector need not look after it again and again.
     gc.freeze()
     try:
-        asyncio.run(serve(instance, (options.inference, options.management), tls, options.ready_fd))
+        sockets = [socket.socket(fileno=fd) for fd in (options.inference_fd, options.management_fd)]
+        asyncio.run(serve(instance, sockets, tls, options.ready_fd))
     except OSError as error:
         log.error("%s", error)
         # The supervisor keeps the last lines on stderr of a process that never worked.

@@ -5,29 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
-from urllib.parse import unquote
-
-import grpc
-from grpc import StatusCode, aio
 
 from wsgi_ts.errors import InvalidKey, ServerError
 from wsgi_ts.logs.access import AccessLog
+from wsgi_ts.rpc.call import Method, RpcCall
 from wsgi_ts.rpc.codes import Failure
 from wsgi_ts.rpc.gate import GrpcGate
+from wsgi_ts.rpc.status import StatusCode
 from wsgi_ts.security.access import TokenTable
 
 log = logging.getLogger(__name__)
 
-#: A method: takes the request (of a stream of requests: an iterator) and the call's context. It returns the answer, or
-#: writes its answers to the context.
-Method = Callable[[Any, aio.ServicerContext], Awaitable[Any]]
-#: One request and one answer; one request and any number of answers; any number of both.
-UNARY = grpc.unary_unary_rpc_method_handler
-TO_STREAM = grpc.unary_stream_rpc_method_handler
-STREAMS = grpc.stream_stream_rpc_method_handler
 #: All that a client learns of a defect of the server.
 _UNEXPECTED = "Internal server error; the server's log tells more."
 
@@ -58,36 +50,34 @@ class Calls:
         self._failure_of = failure_of
         self._must_flush = False
 
-    def method(
-        self, line: str, method: Method, request: Any, response: Any, kind: Callable[..., Any] = UNARY
-    ) -> grpc.RpcMethodHandler:
-        """Makes a method for `grpc.method_handlers_generic_handler`.
+    def service(self, name: str, *methods: Method) -> list[Method]:
+        """Returns the methods of a service as the server takes them.
 
         Args:
-            line: package, service and method.
-            method: what it does.
-            request: the class of its requests.
-            response: the class of its answers.
-            kind: UNARY, TO_STREAM or STREAMS.
+            name: package and service.
+            methods: each with its own name for a path, and raising errors of any kind.
         """
-        run = partial(self._run, f"gRPC {line} HTTP/2.0", method)
-        return kind(run, request.FromString, response.SerializeToString)
+        return [
+            replace(
+                each, path=f"/{name}/{each.path}", run=partial(self._run, f"gRPC {name}/{each.path} HTTP/2.0", each)
+            )
+            for each in methods
+        ]
 
-    async def _run(self, line: str, method: Method, request: Any, context: aio.ServicerContext) -> Any:
+    async def _run(self, line: str, method: Method, request: Any, rpc: RpcCall) -> Any:
         began_ns = time.monotonic_ns()
         code = StatusCode.CANCELLED  # unless it comes to another end
         try:
-            answer = await self._answer(line, method, request, context)
+            answer = await self._answer(line, method, request, rpc)
             code = StatusCode.OK
             return answer
         except Failure as failure:
             code = failure.code
-            # Raises, so that nothing is sent any more.
-            await context.abort(code, failure.description)
+            raise
         finally:
-            self._note(context.peer(), line, code, began_ns)
+            self._note(rpc.peer, line, code, began_ns)
 
-    async def _answer(self, line: str, method: Method, request: Any, context: aio.ServicerContext) -> Any:
+    async def _answer(self, line: str, method: Method, request: Any, rpc: RpcCall) -> Any:
         """Returns what the method returns.
 
         Raises:
@@ -95,10 +85,10 @@ class Calls:
         """
         try:
             if self._tokens is not None:
-                self._admit(self._tokens, context)
+                self._admit(self._tokens, rpc)
             if self._gate is not None:
-                request = await self._gate.admit(line, request, context)
-            return await method(request, context)
+                request = await self._gate.admit(line, request, rpc)
+            return await method.run(request, rpc)
         except ServerError as error:
             raise self._failure_of(error) from error
         except Failure:
@@ -107,14 +97,14 @@ class Calls:
             log.exception("Unexpected error in %s", line)
             raise Failure(StatusCode.INTERNAL, _UNEXPECTED) from error
 
-    def _admit(self, tokens: TokenTable, context: aio.ServicerContext) -> None:
+    def _admit(self, tokens: TokenTable, rpc: RpcCall) -> None:
         """Lets a call with the right token pass.
 
         Raises:
             InvalidKey: it has none, or another one.
         """
         tokens.refresh()
-        for name, value in context.invocation_metadata() or ():
+        for name, value in rpc.metadata:
             if name == "authorization" and isinstance(value, str) and tokens.accepts(self._scope, value):
                 return
         raise InvalidKey
@@ -122,7 +112,7 @@ class Calls:
     def _note(self, peer: str, line: str, code: StatusCode, began_ns: int) -> None:
         """One line for the access log, which leaves the process once per turn of the loop."""
         took_ms = (time.monotonic_ns() - began_ns) // 1_000_000
-        self._access.add(_remote(peer), line, code.value[0], took_ms)
+        self._access.add("/" + peer, line, code.value, took_ms)
         if not self._must_flush:
             self._must_flush = True
             asyncio.get_running_loop().call_soon(self._flush)
@@ -130,8 +120,3 @@ class Calls:
     def _flush(self) -> None:
         self._must_flush = False
         self._access.flush()
-
-
-def _remote(peer: str) -> str:
-    """A peer as gRPC names it ("ipv4:127.0.0.1:7", "ipv6:%5B::1%5D:7") in the access log's form ("/127.0.0.1:7")."""
-    return "/" + unquote(peer.partition(":")[2])

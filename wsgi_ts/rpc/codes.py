@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from grpc import StatusCode
-
 from wsgi_ts.errors import (
     InvalidKey,
     ModelNotFound,
@@ -11,6 +9,7 @@ from wsgi_ts.errors import (
     ServerError,
     ServiceUnavailable,
 )
+from wsgi_ts.rpc.status import StatusCode
 
 _OF_HTTP = {
     400: StatusCode.INVALID_ARGUMENT,

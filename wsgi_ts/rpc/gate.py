@@ -6,13 +6,11 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
-from urllib.parse import unquote
-
-from grpc import aio
 
 from wsgi_ts.plugins.api import Head
 from wsgi_ts.plugins.auth import Decision, Gate
 from wsgi_ts.plugins.threads import DaemonThreads
+from wsgi_ts.rpc.call import RpcCall
 
 _THREADS = 8
 #: What the methods ask for; those that are not here ask for predictions of the model that their request names.
@@ -34,20 +32,20 @@ class GrpcGate:
         self._gate = gate
         self._threads = DaemonThreads(_THREADS, "plugin auth")
 
-    async def admit(self, line: str, request: Any, context: aio.ServicerContext) -> Any:
+    async def admit(self, line: str, request: Any, rpc: RpcCall) -> Any:
         """Lets a call pass; returns its request, or its requests, each of which is looked at as it comes.
 
         Args:
             line: `gRPC package.Service/Method HTTP/2.0`.
             request: the message, or an iterator of messages.
-            context: the call's.
+            rpc: the call.
 
         Raises:
             ServerError: it may not pass.
         """
         path = "/" + line.split(" ")[1]
-        headers = {name: value for name, value in context.invocation_metadata() or () if isinstance(value, str)}
-        peer = unquote(context.peer().partition(":")[2]).rpartition(":")[0]
+        headers = {name: value for name, value in rpc.metadata if isinstance(value, str)}
+        peer = rpc.peer.rpartition(":")[0]
         head = Head("POST", path, "", headers, peer)
         if hasattr(request, "__aiter__"):
             return self._each(head, request)

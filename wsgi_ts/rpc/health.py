@@ -9,12 +9,11 @@ import asyncio
 from collections.abc import Callable, Collection
 from typing import Any
 
-import grpc
-from grpc import StatusCode, aio
-
 from wsgi_ts.rpc import messages
-from wsgi_ts.rpc.calls import TO_STREAM, UNARY, Calls
+from wsgi_ts.rpc.call import Method, RpcCall
+from wsgi_ts.rpc.calls import Calls
 from wsgi_ts.rpc.codes import Failure
+from wsgi_ts.rpc.status import StatusCode
 
 NAME = f"{messages.HEALTH}.Health"
 _SERVING, _NOT_SERVING, _SERVICE_UNKNOWN = 1, 2, 3
@@ -38,18 +37,16 @@ class Health:
         self._services = {"", NAME, *services}
         self.is_stopping = False
 
-    def service(self, calls: Calls) -> grpc.GenericRpcHandler:
-        """Returns the service, for the server."""
-        request, response = messages.HealthCheckRequest, messages.HealthCheckResponse
-        methods = {
-            "Check": (self.check, request, response, UNARY),
-            "Watch": (self.watch, request, response, TO_STREAM),
-        }
-        return grpc.method_handlers_generic_handler(
-            NAME, {name: calls.method(f"{NAME}/{name}", *method) for name, method in methods.items()}
+    def service(self, calls: Calls) -> list[Method]:
+        """Returns the methods, for the server."""
+        messages_of = messages.HealthCheckRequest, messages.HealthCheckResponse
+        return calls.service(
+            NAME,
+            Method("Check", self.check, *messages_of),
+            Method("Watch", self.watch, *messages_of, answers_stream=True),
         )
 
-    async def check(self, request: Any, context: aio.ServicerContext) -> Any:
+    async def check(self, request: Any, rpc: RpcCall) -> Any:
         """SERVING or NOT_SERVING.
 
         Raises:
@@ -60,13 +57,13 @@ class Health:
             raise Failure(StatusCode.NOT_FOUND, f"unknown service: {request.service}")
         return messages.HealthCheckResponse(status=status)
 
-    async def watch(self, request: Any, context: aio.ServicerContext) -> None:
+    async def watch(self, request: Any, rpc: RpcCall) -> None:
         """The status now, and each time that it changes, until the client leaves or the server ends."""
         last = None
         while not self.is_stopping:
             status = self._status(request.service)
             if status != last:
-                await context.write(messages.HealthCheckResponse(status=status))
+                await rpc.write(messages.HealthCheckResponse(status=status))
                 last = status
             await asyncio.sleep(_LOOK_EVERY_S)
 

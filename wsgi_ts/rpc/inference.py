@@ -10,15 +10,13 @@ from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
-import grpc
-from grpc import aio
-
 from wsgi_ts.batcher.shm.layout import RequestFlag
 from wsgi_ts.batcher.shm.request_codec import pack_fields
 from wsgi_ts.dataplane.async_plane import AsyncPlane, Call
 from wsgi_ts.errors import ServerError
 from wsgi_ts.rpc import messages
-from wsgi_ts.rpc.calls import STREAMS, TO_STREAM, UNARY, Calls
+from wsgi_ts.rpc.call import Method, RpcCall
+from wsgi_ts.rpc.calls import Calls
 from wsgi_ts.rpc.codes import Failure, bad_request, inference_failure
 from wsgi_ts.settings.config import Config
 
@@ -42,26 +40,26 @@ class Inference:
         self._sequence_id = config.ts_header_key_sequence_id
         self._sequence_marks = (config.ts_header_key_sequence_start, config.ts_header_key_sequence_end)
 
-    def service(self, calls: Calls) -> grpc.GenericRpcHandler:
-        """Returns the service, for the server."""
-        request, response = messages.PredictionsRequest, messages.PredictionResponse
-        methods = {
-            "Ping": (self.ping, messages.Empty, messages.TorchServeHealthResponse, UNARY),
-            "Predictions": (self.predictions, request, response, UNARY),
-            "StreamPredictions": (self.stream_predictions, request, response, TO_STREAM),
-            "StreamPredictions2": (self.stream_predictions_2, request, response, STREAMS),
-        }
-        return grpc.method_handlers_generic_handler(
-            NAME, {name: calls.method(f"{NAME}/{name}", *method) for name, method in methods.items()}
+    def service(self, calls: Calls) -> list[Method]:
+        """Returns the methods, for the server."""
+        messages_of = messages.PredictionsRequest, messages.PredictionResponse
+        return calls.service(
+            NAME,
+            Method("Ping", self.ping, messages.Empty, messages.TorchServeHealthResponse),
+            Method("Predictions", self.predictions, *messages_of),
+            Method("StreamPredictions", self.stream_predictions, *messages_of, answers_stream=True),
+            Method(
+                "StreamPredictions2", self.stream_predictions_2, *messages_of, takes_stream=True, answers_stream=True
+            ),
         )
 
-    async def ping(self, request: Any, context: aio.ServicerContext) -> Any:
+    async def ping(self, request: Any, rpc: RpcCall) -> Any:
         """Healthy or Unhealthy, as `/ping` says it."""
         routes = self._plane.routes
         health = "Healthy" if routes.healthy and not routes.draining else "Unhealthy"
         return messages.TorchServeHealthResponse(health=json.dumps({"status": health}, indent=2))
 
-    async def predictions(self, request: Any, context: aio.ServicerContext) -> Any:
+    async def predictions(self, request: Any, rpc: RpcCall) -> Any:
         """One answer; of a handler that streams, all parts together."""
         call = self._submit(request, "Predictions")
         try:
@@ -69,16 +67,16 @@ class Inference:
         finally:
             call.close()
 
-    async def stream_predictions(self, request: Any, context: aio.ServicerContext) -> None:
+    async def stream_predictions(self, request: Any, rpc: RpcCall) -> None:
         """A message for each part of the answer; one for a handler that does not stream."""
         call = self._submit(request, "StreamPredictions")
         try:
             async for part in call.parts():
-                await context.write(messages.PredictionResponse(prediction=part))
+                await rpc.write(messages.PredictionResponse(prediction=part))
         finally:
             call.close()
 
-    async def stream_predictions_2(self, requests: AsyncIterator[Any], context: aio.ServicerContext) -> None:
+    async def stream_predictions_2(self, requests: AsyncIterator[Any], rpc: RpcCall) -> None:
         """Requests of sequences: each is submitted as it comes, and answered as its handler sends; errors, too.
 
         The answers of a sequence come in the order of its requests.
@@ -93,10 +91,10 @@ class Inference:
                 try:
                     call = self._submit_in_sequence(request)
                 except (ServerError, Failure) as error:
-                    await _write(context, writing, _refusal(request, error))
+                    await _write(rpc, writing, _refusal(request, error))
                     continue
                 before = last_of.get(request.sequence_id)
-                task = asyncio.create_task(self._answer_in_stream(request, call, before, context, writing))
+                task = asyncio.create_task(self._answer_in_stream(request, call, before, rpc, writing))
                 last_of[request.sequence_id] = task
                 answering.add(task)
                 task.add_done_callback(answering.discard)
@@ -115,7 +113,7 @@ class Inference:
         request: Any,
         call: Call,
         before: asyncio.Task[None] | None,
-        context: aio.ServicerContext,
+        rpc: RpcCall,
         writing: asyncio.Lock,
     ) -> None:
         try:
@@ -123,9 +121,9 @@ class Inference:
                 await asyncio.wait([before])
             async for part in call.parts():
                 response = messages.PredictionResponse(prediction=part, sequence_id=request.sequence_id)
-                await _write(context, writing, response)
+                await _write(rpc, writing, response)
         except ServerError as error:
-            await _write(context, writing, _refusal(request, error))
+            await _write(rpc, writing, _refusal(request, error))
 
     def _submit(self, request: Any, method: str) -> Call:
         if not request.model_name:
@@ -161,15 +159,15 @@ def _close(call: Call, _: asyncio.Task[None]) -> None:
     call.close()
 
 
-async def _write(context: aio.ServicerContext, writing: asyncio.Lock, response: Any) -> None:
+async def _write(rpc: RpcCall, writing: asyncio.Lock, response: Any) -> None:
     """Writes one message: gRPC takes the next only when the one before it is gone."""
     async with writing:
-        await context.write(response)
+        await rpc.write(response)
 
 
 def _refusal(request: Any, error: ServerError | Failure) -> Any:
     """Returns an error as it stands in a stream that goes on."""
     failure = error if isinstance(error, Failure) else inference_failure(error)
-    status = messages.Status(code=failure.code.value[0], message=failure.message)
+    status = messages.Status(code=failure.code.value, message=failure.message)
     status.details.add().Pack(messages.ErrorInfo(reason=failure.reason))
     return messages.PredictionResponse(sequence_id=request.sequence_id, status=status)

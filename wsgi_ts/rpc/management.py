@@ -11,15 +11,14 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import grpc
-from grpc import StatusCode, aio
-
 from wsgi_ts.control.client import QUICK_CALL_S, ControlPlane
 from wsgi_ts.errors import BadRequest, ModelNotFound, ModelVersionNotFound, ServerError, ServiceUnavailable
 from wsgi_ts.models.arguments import RegisterArguments, ScaleArguments, page_arguments
 from wsgi_ts.rpc import messages
+from wsgi_ts.rpc.call import Method, RpcCall
 from wsgi_ts.rpc.calls import Calls
 from wsgi_ts.rpc.codes import Failure, inference_failure
+from wsgi_ts.rpc.status import StatusCode
 from wsgi_ts.settings.table import settings_of
 
 if TYPE_CHECKING:
@@ -47,8 +46,8 @@ class Management:
         self._waiting = ThreadPoolExecutor(_WAITING_THREADS, thread_name_prefix="management-waiting")
         self._descriptions: HandlerDescriptions | None = None
 
-    def service(self, calls: Calls) -> grpc.GenericRpcHandler:
-        """The service, for the server."""
+    def service(self, calls: Calls) -> list[Method]:
+        """Returns the methods, for the server."""
         methods = {
             "DescribeModel": (self.describe_model, messages.DescribeModelRequest),
             "ListModels": (self.list_models, messages.ListModelsRequest),
@@ -58,12 +57,9 @@ class Management:
             "UnregisterModel": (self.unregister_model, messages.UnregisterModelRequest),
         }
         response = messages.ManagementResponse
-        return grpc.method_handlers_generic_handler(
-            NAME,
-            {name: calls.method(f"{NAME}/{name}", *method, response) for name, method in methods.items()},
-        )
+        return calls.service(NAME, *(Method(name, *method, response) for name, method in methods.items()))
 
-    async def describe_model(self, request: Any, context: aio.ServicerContext) -> Any:
+    async def describe_model(self, request: Any, rpc: RpcCall) -> Any:
         """Describes a version, or all; with `customized` in the handler's own words, too."""
         version = request.model_version or None
         asks_handler = request.customized and version != "all"
@@ -81,12 +77,12 @@ class Management:
                 description["customizedMetadata"] = said
         return _json(answer)
 
-    async def list_models(self, request: Any, context: aio.ServicerContext) -> Any:
+    async def list_models(self, request: Any, rpc: RpcCall) -> Any:
         """Lists the default versions, a page at a time."""
         page = page_arguments(request.limit or None, request.next_page_token)
         return _json(await self.ask("list_models", QUICK_CALL_S, **page))
 
-    async def register_model(self, request: Any, context: aio.ServicerContext) -> Any:
+    async def register_model(self, request: Any, rpc: RpcCall) -> Any:
         """Registers a version."""
         if not self._may_change:
             raise _disabled()
@@ -94,19 +90,19 @@ class Management:
             raise BadRequest("Parameter url is required.")
         return _status(await self.ask("register_model", **_given(request, RegisterArguments)))
 
-    async def scale_worker(self, request: Any, context: aio.ServicerContext) -> Any:
+    async def scale_worker(self, request: Any, rpc: RpcCall) -> Any:
         """Sets the number of workers; a version cannot be scaled to none here, as 0 means 1."""
         given = _given(request, ScaleArguments)
         version, least = given.pop("model_version"), given["min_worker"] or 1
         given |= {"min_worker": least, "max_worker": given["max_worker"] or least}
         return _status(await self.ask("scale_model", model_name=request.model_name, version=version, **given))
 
-    async def set_default(self, request: Any, context: aio.ServicerContext) -> Any:
+    async def set_default(self, request: Any, rpc: RpcCall) -> Any:
         """Makes a version the default one."""
         arguments = {"model_name": request.model_name, "version": request.model_version}
         return _status(await self.ask("set_default", QUICK_CALL_S, **arguments))
 
-    async def unregister_model(self, request: Any, context: aio.ServicerContext) -> Any:
+    async def unregister_model(self, request: Any, rpc: RpcCall) -> Any:
         """Unregisters a version."""
         if not self._may_change:
             raise _disabled()

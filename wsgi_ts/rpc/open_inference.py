@@ -12,18 +12,18 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import grpc
 import numpy as np
 from google.protobuf.message import Message
-from grpc import StatusCode, aio
 
 from wsgi_ts.dataplane.async_plane import AsyncPlane
 from wsgi_ts.dataplane.routes import DEFAULT_VERSION
 from wsgi_ts.errors import ServerError
 from wsgi_ts.rpc import messages
+from wsgi_ts.rpc.call import Method, RpcCall
 from wsgi_ts.rpc.calls import Calls
 from wsgi_ts.rpc.codes import Failure, bad_request, management_failure
 from wsgi_ts.rpc.management import Management
+from wsgi_ts.rpc.status import StatusCode
 
 NAME = f"{messages.OPEN_INFERENCE}.GRPCInferenceService"
 #: The protocol's own name of the service, which KServe's and Triton's clients call; the messages are the same.
@@ -72,33 +72,31 @@ class OpenInference:
         self._plane = plane
         self._management = management
 
-    def service(self, calls: Calls, name: str = NAME) -> grpc.GenericRpcHandler:
-        """Returns the service, for the server; ServerMetadata is not implemented.
+    def service(self, calls: Calls, name: str = NAME) -> list[Method]:
+        """Returns the methods, for the server; ServerMetadata is not implemented.
 
         Args:
             calls: the calls of its port.
             name: NAME or PROTOCOL_NAME.
         """
-        methods = {
-            "ServerLive": (self.server_live, messages.ServerLiveRequest, messages.ServerLiveResponse),
-            "ServerReady": (self.server_ready, messages.ServerReadyRequest, messages.ServerReadyResponse),
-            "ModelReady": (self.model_ready, messages.ModelReadyRequest, messages.ModelReadyResponse),
-            "ModelMetadata": (self.model_metadata, messages.ModelMetadataRequest, messages.ModelMetadataResponse),
-            "ModelInfer": (self.model_infer, messages.ModelInferRequest, messages.ModelInferResponse),
-        }
-        return grpc.method_handlers_generic_handler(
-            name, {each: calls.method(f"{name}/{each}", *method) for each, method in methods.items()}
+        return calls.service(
+            name,
+            Method("ServerLive", self.server_live, messages.ServerLiveRequest, messages.ServerLiveResponse),
+            Method("ServerReady", self.server_ready, messages.ServerReadyRequest, messages.ServerReadyResponse),
+            Method("ModelReady", self.model_ready, messages.ModelReadyRequest, messages.ModelReadyResponse),
+            Method("ModelMetadata", self.model_metadata, messages.ModelMetadataRequest, messages.ModelMetadataResponse),
+            Method("ModelInfer", self.model_infer, messages.ModelInferRequest, messages.ModelInferResponse),
         )
 
-    async def server_live(self, request: Any, context: aio.ServicerContext) -> Any:
+    async def server_live(self, request: Any, rpc: RpcCall) -> Any:
         """Always true: it answers."""
         return messages.ServerLiveResponse(live=True)
 
-    async def server_ready(self, request: Any, context: aio.ServicerContext) -> Any:
+    async def server_ready(self, request: Any, rpc: RpcCall) -> Any:
         """Whether requests are welcome; whether a model is ready, ModelReady says."""
         return messages.ServerReadyResponse(ready=self._plane.routes.ready)
 
-    async def model_ready(self, request: Any, context: aio.ServicerContext) -> Any:
+    async def model_ready(self, request: Any, rpc: RpcCall) -> Any:
         """Returns whether a version has as many ready workers as it should have at least; of a workflow all nodes."""
         workflow = None if request.version else self._plane.routes.workflow_ready(request.name)
         if workflow is not None:
@@ -107,7 +105,7 @@ class OpenInference:
         ready = sum(worker["status"] == "READY" for worker in description["workers"])
         return messages.ModelReadyResponse(ready=ready >= description["minWorkers"])
 
-    async def model_metadata(self, request: Any, context: aio.ServicerContext) -> Any:
+    async def model_metadata(self, request: Any, rpc: RpcCall) -> Any:
         """Returns the versions of a model; what its tensors look like is known to its handler alone."""
         if not request.version and self._plane.routes.workflow_ready(request.name) is not None:
             return messages.ModelMetadataResponse(name=request.name, versions=[DEFAULT_VERSION])
@@ -118,7 +116,7 @@ class OpenInference:
             name=request.name, versions=sorted(each["modelVersion"] for each in versions)
         )
 
-    async def model_infer(self, request: Any, context: aio.ServicerContext) -> Any:
+    async def model_infer(self, request: Any, rpc: RpcCall) -> Any:
         """Answers a prediction."""
         if not request.model_name:
             raise bad_request("Parameter model_name is required.")

@@ -88,12 +88,13 @@ class TlsSocket(ssl.SSLSocket):
         super().shutdown(how)
 
 
-def server_context(fd: int, level: int | None = None) -> ssl.SSLContext:
-    """The TLS settings of a process's https listeners: TLS 1.2 and newer, Python's choice of ciphers.
+def server_context(fd: int, level: int | None = None, protocol: str = "http/1.1") -> ssl.SSLContext:
+    """The TLS settings of a process's listeners: TLS 1.2 and newer, Python's choice of ciphers.
 
     Args:
         fd: a descriptor of a file with the key and the certificates as PEM.
         level: OpenSSL's security level, 0 to 5; None for its default.
+        protocol: what is spoken, by its ALPN name.
 
     Raises:
         ssl.SSLError: they are not there, or too weak for the level.
@@ -102,7 +103,7 @@ def server_context(fd: int, level: int | None = None) -> ssl.SSLContext:
     context.sslsocket_class = TlsSocket
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols([protocol])
     if level is not None:
         # OpenSSL takes the level as a part of the list of ciphers; those of TLS 1.3 are no part of that list.
         names = [cipher["name"] for cipher in context.get_ciphers() if cipher["protocol"] != "TLSv1.3"]

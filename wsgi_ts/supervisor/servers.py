@@ -138,8 +138,9 @@ class GrpcServer(Server):
 
     def _command(self, common: list[str]) -> tuple[list[str], list[int]]:
         tls, tls_fds = self._tls(self._ports[0])
-        ports = [word for port in self._ports for word in (f"--{port.kinds[0]}", port.bound_to)]
-        return python_command("wsgi_ts.rpc", *common, *ports, *tls), tls_fds
+        fds = [port.sock.fileno() for port in self._ports]
+        ports = [word for port, fd in zip(self._ports, fds, strict=True) for word in (f"--{port.kinds[0]}-fd", str(fd))]
+        return python_command("wsgi_ts.rpc", *common, *ports, *tls), [*fds, *tls_fds]
 
 
 def make_servers(

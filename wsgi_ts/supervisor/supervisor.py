@@ -26,7 +26,7 @@ from wsgi_ts.errors import BadRequest
 from wsgi_ts.gpu.devices import gpu_count
 from wsgi_ts.guard.link import GuardLink
 from wsgi_ts.guard.protocol import FORWARDED, LOCK, MODELS
-from wsgi_ts.instance.listeners import bind_all, hold_grpc_ports
+from wsgi_ts.instance.listeners import bind_all, bind_grpc
 from wsgi_ts.instance.pid_file import remove_pid_file
 from wsgi_ts.instance.run_directory import RunDirectory
 from wsgi_ts.logs.plan import LogPlan
@@ -156,7 +156,7 @@ class Supervisor:
         check_configuration(config, len(devices))
         self._listeners = bind_all(config, self._guard.kept)
         stack.callback(self._close_listeners)
-        self._grpc_ports = hold_grpc_ports(config, self._guard.kept)
+        self._grpc_ports = bind_grpc(config, self._guard.kept)
         for port in self._grpc_ports:
             stack.callback(port.close)
         for listener in (*self._listeners, *self._grpc_ports):

@@ -1,0 +1,212 @@
+"""One call: its messages, what it answers, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf.message import DecodeError
+
+from wsgi_ts.http2.stream import Stream
+from wsgi_ts.rpc import wire
+from wsgi_ts.rpc.codes import Failure
+from wsgi_ts.rpc.status import StatusCode
+
+if TYPE_CHECKING:
+    from wsgi_ts.rpc.connection import RpcConnection
+
+#: Bytes of messages that a method has not taken yet, above which the client of a stream is not told to send more.
+_MOST_WAITING = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method of a service.
+
+    Attributes:
+        path: `/package.Service/Method`.
+        run: takes the request (of a stream of requests: an iterator) and the call. It returns the answer, or writes its
+            answers to the call; it raises Failure, and nothing else.
+        request, response: the classes of its messages.
+        takes_stream: any number of requests in place of one.
+        answers_stream: any number of answers in place of one.
+    """
+
+    path: str
+    run: Callable[[Any, RpcCall], Awaitable[Any]]
+    request: Any
+    response: Any
+    takes_stream: bool = False
+    answers_stream: bool = False
+
+
+class RpcCall:
+    """A call under way.
+
+    Args:
+        connection: where it came.
+        stream: its stream there.
+        head: what its header block says.
+        method: what it calls.
+        limit: the largest message, in bytes.
+
+    Attributes:
+        stream, method, head: as given.
+        reader: puts its messages together.
+        task: runs the method, once the request is there; None before.
+        timer: ends the call when the client waits no longer; None for no end.
+        trailing_metadata: what the answer's end tells beside the status.
+    """
+
+    __slots__ = (
+        *("_connection", "_has_all", "_has_head", "_inbox", "_news", "_room", "head", "method", "reader", "stream"),
+        *("_untold", "_waiting", "task", "timer", "trailing_metadata"),
+    )
+
+    def __init__(
+        self, connection: RpcConnection, stream: Stream, head: wire.RequestHead, method: Method, limit: int
+    ) -> None:
+        self.stream = stream
+        self.head = head
+        self.method = method
+        self.reader = wire.MessageReader(head.encoding, limit)
+        self.task: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.trailing_metadata: list[tuple[str, str | bytes]] = []
+        self._connection = connection
+        self._inbox: deque[bytes] = deque()
+        self._waiting = 0
+        self._untold = 0
+        self._has_all = False
+        self._has_head = False
+        self._news: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+
+    @property
+    def metadata(self) -> wire.Metadata:
+        """What the client has sent beside its messages."""
+        return self.head.metadata
+
+    @property
+    def peer(self) -> str:
+        """The client's address, `host:port`."""
+        return self._connection.peer
+
+    # What comes
+
+    def receive(self, data: bytes, ends: bool) -> None:
+        """Takes a part of what the client sends.
+
+        Raises:
+            Failure: it cannot be read.
+        """
+        messages = self.reader.feed(data) if data else []
+        self._has_all = self._has_all or ends
+        if ends and self.reader.held:
+            raise Failure(StatusCode.INTERNAL, "The request ends within a message.")
+        self._inbox += messages
+        self._waiting += sum(map(len, messages))
+        self._untold += len(data)
+        self._tell()
+        if self.method.takes_stream:
+            _wake(self._news)
+            if self.task is None:
+                self._start(self._requests())
+        elif len(self._inbox) > 1:
+            raise Failure(StatusCode.INTERNAL, "The method takes one message.")
+        elif ends:
+            if not self._inbox:
+                raise Failure(StatusCode.INTERNAL, "The method takes one message, and none has come.")
+            self._waiting = 0
+            self._start(self._parsed(self._inbox.popleft()))
+
+    def _tell(self) -> None:
+        """Lets the client send on, unless too much waits for the method."""
+        if self._untold and self._waiting <= _MOST_WAITING:
+            self._connection.taken(self, self._untold)
+            self._untold = 0
+
+    def _parsed(self, message: bytes) -> Any:
+        try:
+            return self.method.request.FromString(message)
+        except DecodeError as error:
+            name = self.method.request.DESCRIPTOR.full_name
+            raise Failure(StatusCode.INTERNAL, f"The message is no {name}.") from error
+
+    async def _requests(self) -> AsyncIterator[Any]:
+        while True:
+            while self._inbox:
+                message = self._inbox.popleft()
+                self._waiting -= len(message)
+                self._tell()
+                yield self._parsed(message)
+            if self._has_all:
+                return
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
+
+    def _start(self, request: Any) -> None:
+        self.task = asyncio.get_running_loop().create_task(self._run(request))
+
+    # What goes
+
+    async def _run(self, request: Any) -> None:
+        try:
+            answer = await self.method.run(request, self)
+        except Failure as failure:
+            self.end(failure.code, failure.description)
+        except asyncio.CancelledError:
+            # Who cancels it has said what the client is told.
+            self.end(StatusCode.CANCELLED, "The server is stopping.")
+            raise
+        else:
+            if not self.method.answers_stream:
+                self._send(answer)
+            self.end(StatusCode.OK)
+
+    async def write(self, message: Any) -> None:
+        """Sends an answer; waits until the client has room for it."""
+        self._send(message)
+        while self.stream.unsent:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+
+    def _send(self, message: Any) -> None:
+        http2 = self._connection.http2
+        if not self._has_head:
+            self._has_head = True
+            http2.send_head(self.stream, wire.HEAD)
+        http2.send_data(self.stream, wire.framed(message.SerializeToString()))
+        self._connection.flush_soon()
+
+    def has_room(self) -> None:
+        """All that was written has gone."""
+        _wake(self._room)
+
+    def end(self, code: StatusCode, text: str = "") -> None:
+        """Ends the call; the first end counts."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        stream, connection = self.stream, self._connection
+        if not stream.is_answered:
+            block = wire.status_block if self._has_head else wire.only_status
+            connection.http2.send_trailers(stream, block(code, text, self.trailing_metadata))
+            connection.flush_soon()
+        connection.forget(self)
+
+    def cancel(self) -> None:
+        """Ends what the method does; nobody waits for it."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        if self.task is not None:
+            self.task.cancel()
+
+
+def _wake(future: asyncio.Future[None] | None) -> None:
+    if future is not None and not future.done():
+        future.set_result(None)

@@ -1,0 +1,117 @@
+"""The gRPC servers of one process, from the start to the end of their drain."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import ssl
+from collections.abc import Sequence
+
+from wsgi_ts.control.client import ControlPlane
+from wsgi_ts.dataplane.async_plane import AsyncPlane
+from wsgi_ts.instance.instance import Instance
+from wsgi_ts.logs.access import AccessLog
+from wsgi_ts.plugins.auth import load_gate
+from wsgi_ts.plugins.report import PluginReport
+from wsgi_ts.rpc.call import Method
+from wsgi_ts.rpc.calls import Calls
+from wsgi_ts.rpc.codes import inference_failure, management_failure
+from wsgi_ts.rpc.gate import GrpcGate
+from wsgi_ts.rpc.health import Health
+from wsgi_ts.rpc.inference import NAME as INFERENCE_SERVICE
+from wsgi_ts.rpc.inference import Inference
+from wsgi_ts.rpc.management import NAME as MANAGEMENT_SERVICE
+from wsgi_ts.rpc.management import Management
+from wsgi_ts.rpc.open_inference import NAME as OPEN_INFERENCE_SERVICE
+from wsgi_ts.rpc.open_inference import PROTOCOL_NAME, OpenInference
+from wsgi_ts.rpc.server import RpcServer
+from wsgi_ts.security.access import TokenTable
+from wsgi_ts.security.tokens import INFERENCE, MANAGEMENT
+from wsgi_ts.settings.config import Config
+
+_HEARTBEAT_S = 1.0
+
+
+async def serve(
+    instance: Instance, sockets: Sequence[socket.socket], tls: ssl.SSLContext | None, ready_fd: int
+) -> None:
+    """Serves until a signal says stop, then ends what is under way.
+
+    Args:
+        instance: the instance.
+        sockets: those of the inference and of the management API; they listen already.
+        tls: what they are served with; None for plain text.
+        ready_fd: gets a byte when calls are taken, and then one each second; -1 for none.
+
+    Raises:
+        OSError: there is no shared memory.
+    """
+    loop = asyncio.get_running_loop()
+    config = instance.config
+    stop: asyncio.Queue[float] = asyncio.Queue()
+    loop.add_signal_handler(signal.SIGTERM, stop.put_nowait, float(config.graceful_timeout))
+    loop.add_signal_handler(signal.SIGQUIT, stop.put_nowait, 0.0)
+    loop.add_signal_handler(signal.SIGUSR1, instance.log_files.reopen)
+    plane = AsyncPlane(instance, loop)
+    access = AccessLog(instance.log_files.access)
+    health, servers = _servers(instance, plane, access)
+    for server, sock in zip(servers, sockets, strict=True):
+        await server.start(sock, tls)
+    heart = asyncio.create_task(_beat(ready_fd)) if ready_fd >= 0 else None
+    await _stop(servers, health, stop)
+    access.flush()
+    if heart is not None:
+        heart.cancel()
+
+
+def _servers(instance: Instance, plane: AsyncPlane, access: AccessLog) -> tuple[Health, list[RpcServer]]:
+    """Makes the servers of the inference and of the management API."""
+    config = instance.config
+    tokens = TokenTable(instance.run_dir, plane.board) if config.token_authorization else None
+    plugins = load_gate(config, PluginReport(instance.run_dir, "gRPC server"))
+    gate = None if plugins is None else GrpcGate(plugins)
+    calls = Calls(INFERENCE, tokens, access, inference_failure, gate)
+    management = Management(instance, ControlPlane(instance.run_dir))
+    methods = Inference(plane, config).service(calls)
+    names = [INFERENCE_SERVICE, MANAGEMENT_SERVICE]
+    if config.ts_open_inference_protocol:
+        open_inference = OpenInference(plane, management)
+        for name in (OPEN_INFERENCE_SERVICE, PROTOCOL_NAME):
+            methods += open_inference.service(calls, name)
+            names.append(name)
+    health = Health(lambda: plane.routes.ready, names)
+    healths = health.service(Calls(INFERENCE, None, access, inference_failure))
+    managing = Calls(MANAGEMENT, tokens, access, management_failure, gate)
+    ages = config.grpc_inference_max_connection_age_ms, config.grpc_inference_max_connection_age_grace_ms
+    serving = _server(config, [*methods, *healths], *ages)
+    ages = config.grpc_management_max_connection_age_ms, config.grpc_management_max_connection_age_grace_ms
+    return health, [serving, _server(config, [*management.service(managing), *healths], *ages)]
+
+
+def _server(config: Config, methods: Sequence[Method], age_ms: int | None, grace_ms: int | None) -> RpcServer:
+    age_s, grace_s = (None if each is None else each / 1000 for each in (age_ms, grace_ms))
+    return RpcServer(methods, config.max_request_size, age_s, grace_s)
+
+
+async def _beat(ready_fd: int) -> None:
+    """Tells the supervisor that the loop runs. One that is gone kills this process anyhow."""
+    while True:
+        os.write(ready_fd, b"+")
+        await asyncio.sleep(_HEARTBEAT_S)
+
+
+async def _stop(servers: Sequence[RpcServer], health: Health, stop: asyncio.Queue[float]) -> None:
+    """Waits for the first request to stop, and hastens the drain at the second."""
+    grace_s = await stop.get()
+    health.is_stopping = True
+    draining = asyncio.gather(*(server.stop(grace_s) for server in servers))
+    hastening = asyncio.create_task(_hasten(servers, stop))
+    await draining
+    hastening.cancel()
+
+
+async def _hasten(servers: Sequence[RpcServer], stop: asyncio.Queue[float]) -> None:
+    grace_s = await stop.get()
+    await asyncio.gather(*(server.stop(grace_s) for server in servers))
