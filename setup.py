@@ -49,6 +49,7 @@ COMPILED = (
     "wsgi_ts/dataplane/routes.py",
     "wsgi_ts/http/body.py",
     "wsgi_ts/http/head.py",
+    *(f"wsgi_ts/http2/{name}.py" for name in ("connection", "frames", "stream")),
     "wsgi_ts/logs/access.py",
     "wsgi_ts/rest/direct.py",
     *(f"wsgi_ts/web/{name}.py" for name in (

@@ -19,6 +19,8 @@ from support.archives import archive
 from support.eventually import eventually
 from support.server import REPOSITORY, ServerProcess, free_ports
 
+from wsgi_ts.http2.frames import PREFACE, FrameType, settings_frame
+
 DEPLOY = REPOSITORY / "deploy"
 #: What a handler sees of its environment.
 ENVIRONMENT = """
@@ -98,14 +100,21 @@ def silent_for(manager: Manager, seconds: float) -> bool:
 
 def test_a_port_that_the_manager_keeps_open_refuses_nobody_during_a_restart(store: Path, start_server: Any) -> None:
     archive(store, "echo")
-    with socket.create_server(("127.0.0.1", free_ports(1)[0])) as kept:
-        server: ServerProcess = start_server(store=store, sockets=[kept], arguments=["--models", "echo.mar"])
+    ports = free_ports(2)
+    with socket.create_server(("127.0.0.1", ports[0])) as kept, socket.create_server(("127.0.0.1", ports[1])) as grpc:
+        sockets = {"inference": kept, "grpc_inference": grpc}
+        server: ServerProcess = start_server(store=store, sockets=sockets, arguments=["--models", "echo.mar"])
         eventually(lambda: server.predict("echo", b"1").status == 200, within=10)
         assert server.stop() == []
-        with socket.create_connection(kept.getsockname(), timeout=30) as client:
+        with (
+            socket.create_connection(kept.getsockname(), timeout=30) as client,
+            socket.create_connection(grpc.getsockname(), timeout=30) as other,
+        ):
             client.sendall(b"GET /livez HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+            other.sendall(PREFACE + settings_frame(()))
             server.start()
             assert client.recv(100).startswith(b"HTTP/1.1 200 ")
+            assert other.recv(9)[3] == FrameType.SETTINGS
         eventually(lambda: server.predict("echo", b"2").body == b"2", within=10)
 
 
@@ -115,7 +124,7 @@ def test_a_socket_of_another_port_is_told(store: Path) -> None:
         socket.create_server(("127.0.0.1", free_ports(1)[0])) as other,
         pytest.raises(RuntimeError, match=r"hands over a socket on .*, which is none of inference_address http://"),
     ):
-        ServerProcess(store=store, sockets=[other], config=config).start()
+        ServerProcess(store=store, sockets={"inference": other}, config=config).start()
 
 
 # The units

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,16 +70,47 @@ def interpreter(folder: Path, script: str) -> Path:
     return path
 
 
+class Knocking:
+    """Connects to a port again and again; a context manager."""
+
+    def __init__(self, port: int) -> None:
+        self.accepted = self.refused = 0
+        self._port = port
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._knock)
+
+    def __enter__(self) -> Knocking:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+
+    def _knock(self) -> None:
+        while not self._is_over.wait(0.005):
+            try:
+                socket.create_connection(("127.0.0.1", self._port), timeout=10).close()
+                self.accepted += 1
+            except ConnectionRefusedError:
+                self.refused += 1
+
+
 def test_no_request_is_lost_and_no_connection_refused(server: ServerProcess) -> None:
     before = status(server)
     port = server.ports["inference"]
-    with Service([port], "/predictions/echo", clients=6) as service:
+    with (
+        Service([port], "/predictions/echo", clients=6) as service,
+        Knocking(server.ports["grpc_inference"]) as knocking,
+    ):
         eventually(lambda: service.answered[port] > 100, within=30)
         done = upgrade(server)
         assert (done.returncode, done.stderr) == (0, ""), done
         at_end = service.answered[port]
         eventually(lambda: service.answered[port] > at_end + 100, within=30)
     assert service.outcomes.keys() == {"ok"}, service.outcomes
+    assert knocking.refused == 0
+    assert knocking.accepted > 100
     after = status(server)
     assert after["pid"] == before["pid"], "the process that a user has started goes on"
     assert lives_of(server) == 2

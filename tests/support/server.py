@@ -55,7 +55,7 @@ class ServerProcess:
         web_workers: gunicorn workers of the inference API.
         combined: the inference and management APIs on one address.
         tls: the APIs that are served over TLS, each with what a client checks the server by.
-        sockets: listening sockets that each start is handed as systemd does; the first is the inference API's.
+        sockets: by their APIs' names, listening sockets that each start is handed as systemd does.
         snapshots: write snapshots, and start from one where `ts_config` is None.
 
     Attributes:
@@ -73,7 +73,7 @@ class ServerProcess:
         combined: bool = False,
         tls: Mapping[str, ssl.SSLContext] | None = None,
         snapshots: bool = False,
-        sockets: Sequence[socket.socket] = (),
+        sockets: Mapping[str, socket.socket] | None = None,
     ) -> None:
         self.home = Path(tempfile.mkdtemp(prefix="wts-", dir="/tmp"))
         self.store = self.home / "store"
@@ -86,8 +86,7 @@ class ServerProcess:
         self.tls = dict(tls or {})
         names = (*APIS, *GRPC_APIS)
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
-        if sockets:
-            self.ports["inference"] = sockets[0].getsockname()[1]
+        self.ports.update((api, sock.getsockname()[1]) for api, sock in (sockets or {}).items())
         if combined:
             self.ports["management"] = self.ports["inference"]
         self._config = {
@@ -108,7 +107,7 @@ class ServerProcess:
         self._arguments = [*([] if snapshots else ["--ncs"]), *arguments]
         self.ts_config: Path | None = self.home / "config.properties"
         self._environment = dict(environment or {})
-        self._sockets = tuple(sockets)
+        self._sockets = tuple((sockets or {}).values())
         self._process: subprocess.Popen[bytes] | None = None
         self._control: ControlPlane | None = None
         self._prefixes: set[str] = set()

@@ -20,7 +20,7 @@ from wsgi_ts.cgroup import usable_cores
 from wsgi_ts.settings.config import Config
 
 _TORCH_FLOOR = (2, 6)
-_LIBRARIES = ("gunicorn", "falcon", "httptools", "grpcio", "protobuf", "posix-ipc", "numpy", "PyYAML", "setproctitle")
+_LIBRARIES = ("gunicorn", "falcon", "hpack", "httptools", "protobuf", "posix-ipc", "numpy", "PyYAML", "setproctitle")
 #: Descriptors of a web worker besides one for each request under way: segments, sockets, logs.
 _SPARE_FILES = 256
 _GPU_LIMIT_S = 20

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
 
 from wsgi_ts.instance.listeners import BACKLOG, kept_name
 from wsgi_ts.settings.address import Address
@@ -34,14 +35,29 @@ def handed_sockets(config: Config, environ: MutableMapping[str, str]) -> dict[st
     kinds_of: dict[Address, list[str]] = {}
     for kind, address in config.addresses.items():
         kinds_of.setdefault(address, []).append(kind)
+    ours = [_Api(tuple(kinds), address, f"{kinds[0]}_address") for address, kinds in kinds_of.items()]
+    ours += [_Api((f"grpc_{kind}",), address, f"grpc_{kind}_port") for kind, address in config.grpc_addresses.items()]
     found = {}
     for number in range(int(count)):
         fd = _FIRST_FD + number
-        found[_name(fd, names[number] if number < len(names) else "", kinds_of)] = fd
+        found[_name(fd, names[number] if number < len(names) else "", ours)] = fd
     return found
 
 
-def _name(fd: int, given: str, kinds_of: dict[Address, list[str]]) -> str:
+@dataclass(frozen=True, slots=True)
+class _Api:
+    """What is served on one socket: the names that a unit may give it, its address, and the key that says where."""
+
+    names: tuple[str, ...]
+    address: Address
+    key: str
+
+    @property
+    def kept_as(self) -> str:
+        return kept_name(tuple(name.removeprefix("grpc_") for name in self.names), self.address)
+
+
+def _name(fd: int, given: str, apis: Sequence[_Api]) -> str:
     """What the guard is to keep a socket as; `given` is the FileDescriptorName of its unit."""
     with socket.socket(fileno=os.dup(fd)) as sock:
         where = sock.getsockname()
@@ -50,8 +66,8 @@ def _name(fd: int, given: str, kinds_of: dict[Address, list[str]]) -> str:
         if is_ours:
             # A unit's own backlog may be shorter.
             sock.listen(BACKLOG)
-    for address, kinds in kinds_of.items():
-        if is_ours and (given in kinds or address.port == port) and address.scheme != "unix":
-            return kept_name(tuple(kinds), address)
-    known = ", ".join(f"{kinds[0]}_address {address}" for address, kinds in kinds_of.items())
+    for api in apis:
+        if is_ours and (given in api.names or api.address.port == port) and api.address.scheme != "unix":
+            return api.kept_as
+    known = ", ".join(f"{api.key} {api.address}" for api in apis)
     raise ConfigError(f"the service manager hands over a socket on {where}, which is none of {known}; correct its unit")

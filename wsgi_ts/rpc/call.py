@@ -6,17 +6,15 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from google.protobuf.message import DecodeError
 
+from wsgi_ts.http2.connection import Connection
 from wsgi_ts.http2.stream import Stream
 from wsgi_ts.rpc import wire
 from wsgi_ts.rpc.codes import Failure
 from wsgi_ts.rpc.status import StatusCode
-
-if TYPE_CHECKING:
-    from wsgi_ts.rpc.connection import RpcConnection
 
 #: Bytes of messages that a method has not taken yet, above which the client of a stream is not told to send more.
 _MOST_WAITING = 1 << 20
@@ -43,6 +41,27 @@ class Method:
     answers_stream: bool = False
 
 
+class CallConnection(Protocol):
+    """What a call needs of the connection that it came on."""
+
+    @property
+    def http2(self) -> Connection:
+        """Its state."""
+
+    @property
+    def peer(self) -> str:
+        """The client's address, `host:port`."""
+
+    def taken(self, call: RpcCall, length: int) -> None:
+        """Lets the client send on, as so many bytes of the call's body were taken."""
+
+    def flush_soon(self) -> None:
+        """Sends what there is to send at the end of the loop's turn."""
+
+    def forget(self, call: RpcCall) -> None:
+        """Nothing more is to be sent for the call."""
+
+
 class RpcCall:
     """A call under way.
 
@@ -67,7 +86,7 @@ class RpcCall:
     )
 
     def __init__(
-        self, connection: RpcConnection, stream: Stream, head: wire.RequestHead, method: Method, limit: int
+        self, connection: CallConnection, stream: Stream, head: wire.RequestHead, method: Method, limit: int
     ) -> None:
         self.stream = stream
         self.head = head

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import socket
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from wsgi_ts.http2.connection import Connection, ConnectionFault
 from wsgi_ts.http2.frames import LAST_STREAM
@@ -14,10 +14,8 @@ from wsgi_ts.http2.stream import Event, EventKind, Fields, Stream
 from wsgi_ts.rpc import wire
 from wsgi_ts.rpc.call import RpcCall
 from wsgi_ts.rpc.codes import Failure
+from wsgi_ts.rpc.port import Port
 from wsgi_ts.rpc.status import StatusCode
-
-if TYPE_CHECKING:
-    from wsgi_ts.rpc.server import RpcServer
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +39,7 @@ class RpcConnection(asyncio.Protocol):
     """One connection.
 
     Args:
-        server: whose port it is.
+        port: what is served.
 
     Attributes:
         http2: its state.
@@ -49,11 +47,11 @@ class RpcConnection(asyncio.Protocol):
         calls: those under way, by their streams' numbers.
     """
 
-    def __init__(self, server: RpcServer) -> None:
-        self.http2 = Connection(server.most_calls)
+    def __init__(self, port: Port) -> None:
+        self.http2 = Connection(port.most_calls)
         self.peer = ""
         self.calls: dict[int, RpcCall] = {}
-        self._server = server
+        self._port = port
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._must_flush = False
@@ -74,14 +72,13 @@ class RpcConnection(asyncio.Protocol):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _KEEPALIVE:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
-        if not self._server.welcome(self):
+        if not self._port.welcome(self):
             self._transport.abort()
             return
         self._after(_PREFACE_LIMIT_S, self._give_up_silent)
-        age = self._server.most_age_s
+        age = self._port.most_age_s
         if age is not None:
             self._after(age * random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER), self._end_of_age)
-        self.flush()
 
     def data_received(self, data: bytes) -> None:
         """Takes what has come."""
@@ -130,7 +127,7 @@ class RpcConnection(asyncio.Protocol):
             call.stream.is_answered = True
             call.cancel()
             self.forget(call)
-        self._server.left(self)
+        self._port.left(self)
 
     # Calls
 
@@ -156,15 +153,15 @@ class RpcConnection(asyncio.Protocol):
             if head.refusal is not None:
                 self._refuse(stream, *head.refusal)
                 return
-            method = self._server.methods.get(head.path)
+            method = self._port.methods.get(head.path)
             if method is None:
                 raise Failure(StatusCode.UNIMPLEMENTED, "Method not found!")
-            self._server.admit()
+            self._port.admit()
         except Failure as failure:
             self.http2.send_trailers(stream, wire.only_status(failure.code, failure.description))
             return
-        call = self.calls[stream.number] = RpcCall(self, stream, head, method, self._server.most_message_bytes)
-        self._server.calls_under_way += 1
+        call = self.calls[stream.number] = RpcCall(self, stream, head, method, self._port.most_message_bytes)
+        self._port.calls_under_way += 1
         if head.timeout_s is not None:
             call.timer = self._loop.call_later(head.timeout_s, self._too_late, call)
         if method.takes_stream or ends:
@@ -185,7 +182,7 @@ class RpcConnection(asyncio.Protocol):
             call.end(failure.code, failure.description)
             call.cancel()
             return
-        ledger, held = self._server.received, call.reader.held
+        ledger, held = self._port.received, call.reader.held
         if held or call in ledger:
             ledger.note(call, held)
             while ledger.is_exceeded:
@@ -213,9 +210,9 @@ class RpcConnection(asyncio.Protocol):
     def forget(self, call: RpcCall) -> None:
         """Nothing more is to be sent for a call."""
         if self.calls.pop(call.stream.number, None) is not None:
-            self._server.calls_under_way -= 1
-            if call in self._server.received:
-                self._server.received.note(call, 0)
+            self._port.calls_under_way -= 1
+            if call in self._port.received:
+                self._port.received.note(call, 0)
 
     # Sending
 
@@ -265,8 +262,8 @@ class RpcConnection(asyncio.Protocol):
 
     def _end_of_age(self) -> None:
         self.leave()
-        if self._server.age_grace_s is not None:
-            self._after(self._server.age_grace_s, self._close)
+        if self._port.age_grace_s is not None:
+            self._after(self._port.age_grace_s, self._close)
 
     def _give_up_silent(self) -> None:
         if self._is_new:

@@ -26,6 +26,7 @@ from wsgi_ts.rpc.management import NAME as MANAGEMENT_SERVICE
 from wsgi_ts.rpc.management import Management
 from wsgi_ts.rpc.open_inference import NAME as OPEN_INFERENCE_SERVICE
 from wsgi_ts.rpc.open_inference import PROTOCOL_NAME, OpenInference
+from wsgi_ts.rpc.port import Port
 from wsgi_ts.rpc.server import RpcServer
 from wsgi_ts.security.access import TokenTable
 from wsgi_ts.security.tokens import INFERENCE, MANAGEMENT
@@ -92,7 +93,7 @@ def _servers(instance: Instance, plane: AsyncPlane, access: AccessLog) -> tuple[
 
 def _server(config: Config, methods: Sequence[Method], age_ms: int | None, grace_ms: int | None) -> RpcServer:
     age_s, grace_s = (None if each is None else each / 1000 for each in (age_ms, grace_ms))
-    return RpcServer(methods, config.max_request_size, age_s, grace_s)
+    return RpcServer(Port(methods, config.max_request_size, age_s, grace_s))
 
 
 async def _beat(ready_fd: int) -> None:

@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
-from cryptography.hazmat.primitives import serialization
 from google.protobuf import descriptor_pb2
-from grpc import StatusCode
 from grpc_tools import protoc
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,11 +21,9 @@ from wsgi_ts import errors
 from wsgi_ts.batcher.shm.request_codec import pack_fields, unpack_fields
 from wsgi_ts.errors import ServerError
 from wsgi_ts.rpc import messages
-from wsgi_ts.rpc.calls import _remote
 from wsgi_ts.rpc.codes import Failure, code_of, inference_failure, management_failure
 from wsgi_ts.rpc.open_inference import infer_body, infer_response
-from wsgi_ts.rpc.server import _PEM_KEY, credentials
-from wsgi_ts.security.certificates import self_signed
+from wsgi_ts.rpc.status import StatusCode
 
 PROTOS = REPOSITORY / "wsgi_ts" / "rpc" / "protos"
 _TYPES = descriptor_pb2.FieldDescriptorProto.Type
@@ -211,21 +208,6 @@ def test_a_description_is_text_that_can_be_sent() -> None:
     assert Failure(StatusCode.INTERNAL, "a \ud800 surrogate").description == "a ? surrogate"
 
 
-def test_peers_in_the_form_of_the_access_log() -> None:
-    assert _remote("ipv4:127.0.0.1:4711") == "/127.0.0.1:4711"
-    assert _remote("ipv6:%5B::1%5D:4711") == "/[::1]:4711"
-
-
-def test_tls_credentials_take_key_and_certificates_from_one_text() -> None:
-    material = self_signed(["localhost"])
-    pem = material.to_pem()
-    assert credentials(pem) is not None
-    key = _PEM_KEY.search(pem)
-    assert key is not None
-    assert serialization.load_pem_private_key(key[0], None).private_numbers() == material.key.private_numbers()
-    assert pem[key.end() :].startswith(b"-----BEGIN CERTIFICATE-----")
-
-
 # What lies in a slot
 
 
@@ -326,3 +308,7 @@ def test_answers_that_are_no_tensors(answer: bytes) -> None:
     with pytest.raises(Failure, match="none of the open inference protocol") as caught:
         infer_response(answer)
     assert caught.value.code == StatusCode.INTERNAL
+
+
+def test_the_codes_are_grpcs() -> None:
+    assert {each.name: each.value for each in StatusCode} == {each.name: each.value[0] for each in grpc.StatusCode}
