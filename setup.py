@@ -42,6 +42,7 @@ COMPILED = (
     )),
     *(f"wsgi_ts/batcher/shm/{name}.py" for name in (
         "board", "client", "doorbell", "layout", "mailbox", "request_codec", "ring", "segment", "stream",
+        "worker_layout",
     )),
     "wsgi_ts/batcher/worker/slots.py",
     "wsgi_ts/dataplane/exchange.py",

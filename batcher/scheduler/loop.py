@@ -19,9 +19,10 @@ from wsgi_ts.batcher.scheduler.model_queue import ModelQueue, Worker
 from wsgi_ts.batcher.scheduler.scheduler import UNANNOUNCED_S, Scheduler
 from wsgi_ts.batcher.scheduler.segments import AttachedSegment
 from wsgi_ts.batcher.shm.board import Board
-from wsgi_ts.batcher.shm.layout import BatcherWord, MailWord, ModelWord, News, SlotState
+from wsgi_ts.batcher.shm.layout import BatcherWord, ModelWord, News, SlotState
 from wsgi_ts.batcher.shm.mailbox import BatcherMailbox
 from wsgi_ts.batcher.shm.ring import RingDamaged
+from wsgi_ts.batcher.shm.worker_layout import MailWord
 from wsgi_ts.messages import (
     AttachSegment,
     KillWorker,

@@ -13,7 +13,8 @@ from typing import Final
 from wsgi_ts.batcher.scheduler.job import Job, JobQueue
 from wsgi_ts.batcher.scheduler.policy import NONE, BatchPolicy, make_policy
 from wsgi_ts.batcher.scheduler.sequences import SequenceQueue
-from wsgi_ts.batcher.shm.layout import MAIL_PLACES, SlotState
+from wsgi_ts.batcher.shm.layout import SlotState
+from wsgi_ts.batcher.shm.worker_layout import MAIL_PLACES
 from wsgi_ts.messages import ModelSpec
 
 #: A worker gets its next batch while one runs only where batches are this short (seconds): the time between two

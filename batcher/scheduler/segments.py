@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from wsgi_ts.batcher.scheduler.job import Found, Job
-from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm import layout, worker_layout
 from wsgi_ts.batcher.shm.layout import GENERATION_SHIFT, SLOT_WORDS, STATE_MASK, SlotState
 from wsgi_ts.batcher.shm.ring import RingConsumer
 from wsgi_ts.batcher.shm.segment import Segment
@@ -40,7 +40,7 @@ class AttachedSegment:
         self._batcher = batcher
         self._words = segment.slot_words
         self.index = index
-        self.mail_base = layout.mail_entry(index, 0)
+        self.mail_base = worker_layout.mail_entry(index, 0)
         self.states = segment.states
         self.cancels = segment.cancels
         self.ids = segment.ids

@@ -15,7 +15,7 @@ from itertools import islice
 from operator import attrgetter
 
 from wsgi_ts.batcher.scheduler.job import Job, JobQueue, Sequence
-from wsgi_ts.batcher.shm.layout import mark_of
+from wsgi_ts.batcher.shm.worker_layout import mark_of
 from wsgi_ts.messages import ModelSpec
 
 log = logging.getLogger("wsgi_ts.batcher")

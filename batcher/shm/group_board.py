@@ -14,10 +14,10 @@ import math
 import os
 from collections.abc import Callable
 
-from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm import layout, worker_layout
 from wsgi_ts.batcher.shm.doorbell import Doorbell
-from wsgi_ts.batcher.shm.layout import GroupWord, RankWord
 from wsgi_ts.batcher.shm.shared_memory import SharedMemory, unlink
+from wsgi_ts.batcher.shm.worker_layout import GroupWord, RankWord
 
 #: How long a rank spins for what it waits for, at first and after each ring, before it sleeps (again): ranks
 #: of a batch work in lockstep, and the batcher's ring comes a little earlier than rank 0's message.
@@ -47,20 +47,20 @@ class GroupBoard:
 
     def __init__(self, mailbox: str, ranks: int = 0, *, create: bool = False) -> None:
         self.name = group_name(mailbox)
-        size = layout.group_bytes(ranks) if create else 0
+        size = worker_layout.group_bytes(ranks) if create else 0
         self._memory = SharedMemory(self.name, size, reserve=size, create=create)
         if create:
-            self._memory.words(0, layout.GROUP_WORDS)[GroupWord.RANKS] = ranks
+            self._memory.words(0, worker_layout.GROUP_WORDS)[GroupWord.RANKS] = ranks
             for rank in range(ranks):
                 Doorbell.create(self._bell_name(rank))
-        self.ranks = self._memory.words(0, layout.GROUP_WORDS)[GroupWord.RANKS]
-        self.words = self._memory.words(0, layout.GROUP_WORDS + self.ranks * layout.RANK_WORDS)
+        self.ranks = self._memory.words(0, worker_layout.GROUP_WORDS)[GroupWord.RANKS]
+        self.words = self._memory.words(0, worker_layout.GROUP_WORDS + self.ranks * worker_layout.RANK_WORDS)
         start = len(self.words) * layout.WORD
-        self.message = self._memory.buffer[start : start + layout.GROUP_MESSAGE_BYTES]
+        self.message = self._memory.buffer[start : start + worker_layout.GROUP_MESSAGE_BYTES]
 
     def row(self, rank: int) -> int:
         """Index of the first word of a rank."""
-        return layout.GROUP_WORDS + rank * layout.RANK_WORDS
+        return worker_layout.GROUP_WORDS + rank * worker_layout.RANK_WORDS
 
     def bell(self, rank: int) -> Doorbell:
         """The doorbell of a rank."""
@@ -123,10 +123,10 @@ class GroupLeader(_Member):
         """Gives the others a message; waits until they are done with the one before.
 
         Args:
-            message: at most `layout.GROUP_MESSAGE_BYTES`.
+            message: at most `worker_layout.GROUP_MESSAGE_BYTES`.
         """
-        if len(message) > layout.GROUP_MESSAGE_BYTES:
-            raise ValueError(f"a message of {len(message)} bytes; a group takes {layout.GROUP_MESSAGE_BYTES}")
+        if len(message) > worker_layout.GROUP_MESSAGE_BYTES:
+            raise ValueError(f"a message of {len(message)} bytes; a group takes {worker_layout.GROUP_MESSAGE_BYTES}")
         self._wait(self._all_done)
         self._board.message[: len(message)] = message
         self._words[GroupWord.LENGTH] = len(message)

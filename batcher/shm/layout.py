@@ -1,6 +1,6 @@
-"""The bytes of shared memory: every offset, size and word of the server is derived here and nowhere else.
+"""The bytes of board and segment: every offset, size and word in them is derived here and nowhere else.
 
-Three kinds of object exist; all words are native 64-bit integers, written with one aligned store.
+All words of shared memory are native 64-bit integers, written with one aligned store.
 
 Board, one per server, made by the supervisor::
 
@@ -21,14 +21,7 @@ Segment, one per producer (a web worker), made by it::
     slots           `slots` x SLOT_BYTES: request header, response header, inline request and response data
     payloads        `slots` x (request range + response range), sparse: pages exist only where reserved
 
-Mailbox, one per life of a model worker, made by its batcher::
-
-    header words (see MailWord) | 2 places x (count word + `capacity` entries, see `mail_entry`)
-    | ring of MAIL_MARKS marks of sequences that the handler has ended
-
-Group board, one per life of a model worker that spans several processes, made by its batcher::
-
-    header words (see GroupWord) | one line of words per rank (see RankWord) | the message
+The mailbox of a model worker, and the board of its group, are in `worker_layout`.
 
 A segment is valid if and only if word 0 holds MAGIC (written last by its creator) and word 1 the layout version.
 Nothing in these objects survives the server: after a crash they are removed, never repaired.
@@ -40,7 +33,6 @@ these are used for every request.
 from __future__ import annotations
 
 import struct
-from hashlib import blake2b
 from typing import Final
 
 MAGIC: Final = 0x7773_6769_2D74_7331
@@ -280,79 +272,6 @@ RING_GENERATION_MASK: Final = (1 << (WORD * 8 - RING_GENERATION_SHIFT)) - 1
 NOT_RETURNING: Final = (1 << 64) - 1
 
 
-class MailWord:
-    """Header words of a mailbox; the comment names the one writer."""
-
-    ASLEEP: Final = 0  # model worker
-    STARTED: Final = 1  # model worker: number of the batch it has begun
-    DONE: Final = 2  # model worker: number of the batch it has answered
-    START_NS: Final = 3  # model worker: when that batch was begun
-    SERVICE_NS: Final = 4  # model worker: how long the last answered batch took
-    FINISHED: Final = 5  # model worker: how many requests of its continuous batch have ended
-    POSTED: Final = 8  # batcher: number of the last batch put into a place
-    REVOKED: Final = 9  # batcher: this batch is not to be begun
-    STOP: Final = 10  # batcher: 1 = leave when nothing is posted
-    CAPACITY: Final = 11  # batcher: entries per place
-    ENDED: Final = 6  # model worker: how many sequences its handler has ended; their marks lie behind the places
-    ENDED_SEEN: Final = 12  # batcher: how many of those it has read
-
-
-MAIL_WORDS: Final = 16
-MAIL_PLACES: Final = 2
-_MAIL_SEGMENT_SHIFT: Final = 32
-_MAIL_SLOT_MASK: Final = (1 << _MAIL_SEGMENT_SHIFT) - 1
-#: Sequences whose end a model worker can tell before its batcher has looked; of more it is told later.
-MAIL_MARKS: Final = 512
-
-
-def mail_entry(segment: int, slot: int) -> int:
-    """A request as a mailbox, or a group's message, names it.
-
-    The generation is not in it: a slot that was dispatched changes hands again only when its worker has answered it,
-    is dead, or has been told not to begin it.
-
-    Args:
-        segment: the segment's number.
-        slot: the slot's.
-    """
-    return segment << _MAIL_SEGMENT_SHIFT | slot
-
-
-def split_mail_entry(entry: int) -> tuple[int, int]:
-    """The numbers of segment and slot that `mail_entry` has put together."""
-    return entry >> _MAIL_SEGMENT_SHIFT, entry & _MAIL_SLOT_MASK
-
-
-class GroupWord:
-    """Header words of a group board; written by rank 0 but for RANKS."""
-
-    NUMBER: Final = 0  # of the last message
-    LENGTH: Final = 1  # of that message, in bytes
-    STOP: Final = 2  # 1 = leave
-    RANKS: Final = 3  # written by the batcher
-
-
-class RankWord:
-    """Words of one rank on a group board; written by that rank."""
-
-    ASLEEP: Final = 0
-    LOADED: Final = 1  # 0 until its model is loaded, then an HTTP-like status
-    DONE: Final = 2  # number of the message it has done its part of
-    OUTCOME: Final = 3  # of that part
-    PID: Final = 4  # 0 until its process has attached the board
-
-
-GROUP_WORDS: Final = 8
-RANK_WORDS: Final = 8
-#: Largest message of a group: slot numbers of a batch, or the shapes of a pipeline's inputs.
-GROUP_MESSAGE_BYTES: Final = 65536
-
-
-def group_bytes(ranks: int) -> int:
-    """Size of the board of a group."""
-    return (GROUP_WORDS + ranks * RANK_WORDS) * WORD + GROUP_MESSAGE_BYTES
-
-
 class SegmentLayout:
     """Offsets and sizes, in bytes, of one segment's parts.
 
@@ -384,10 +303,10 @@ class SegmentLayout:
         self.ring_bytes = (LINE_WORDS + 2 * self.ring_entries) * WORD
         self.states = PAGE + rings * self.ring_bytes
         self.cancels = self.states + slots * WORD
-        self.first_slot = _round_up(self.cancels + slots * WORD)
+        self.first_slot = whole_pages(self.cancels + slots * WORD)
         self.reserved_bytes = self.first_slot + slots * SLOT_BYTES
-        self.request_range = _round_up(HEAD_ROOM + max_request_bytes)
-        self.response_range = _round_up(max(max_response_bytes, STREAM_RING_BYTES))
+        self.request_range = whole_pages(HEAD_ROOM + max_request_bytes)
+        self.response_range = whole_pages(max(max_response_bytes, STREAM_RING_BYTES))
         self.payload_stride = self.request_range + self.response_range
         self.total_bytes = self.reserved_bytes + slots * self.payload_stride
 
@@ -408,15 +327,6 @@ class SegmentLayout:
         return self.reserved_bytes + index * self.payload_stride + self.request_range
 
 
-def mailbox_bytes(capacity: int) -> int:
-    """Size of a mailbox whose places hold `capacity` entries."""
-    return _round_up((MAIL_WORDS + MAIL_PLACES * (1 + capacity) + MAIL_MARKS) * WORD)
-
-
-def _round_up(size: int) -> int:
+def whole_pages(size: int) -> int:
+    """So many bytes, rounded up to whole pages."""
     return (size + PAGE - 1) // PAGE * PAGE
-
-
-def mark_of(key: str) -> int:
-    """A sequence's id as one word, for the way from the model worker to the batcher."""
-    return int.from_bytes(blake2b(key.encode("latin-1", "replace"), digest_size=8).digest(), "little")

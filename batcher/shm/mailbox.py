@@ -14,11 +14,11 @@ from __future__ import annotations
 import threading
 from array import array
 
-from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm import worker_layout
 from wsgi_ts.batcher.shm.doorbell import Doorbell
 from wsgi_ts.batcher.shm.group_board import GroupBoard
-from wsgi_ts.batcher.shm.layout import MailWord
 from wsgi_ts.batcher.shm.shared_memory import SharedMemory, unlink
+from wsgi_ts.batcher.shm.worker_layout import MailWord
 
 
 def mailbox_name(prefix: str, batcher: int, worker_id: int, start_count: int) -> str:
@@ -30,13 +30,13 @@ class _Mailbox:
     def __init__(self, memory: SharedMemory, capacity: int) -> None:
         self._memory = memory
         self.capacity = capacity
-        self._marks = layout.MAIL_WORDS + layout.MAIL_PLACES * (1 + capacity)
-        self.words = memory.words(0, self._marks + layout.MAIL_MARKS)
+        self._marks = worker_layout.MAIL_WORDS + worker_layout.MAIL_PLACES * (1 + capacity)
+        self.words = memory.words(0, self._marks + worker_layout.MAIL_MARKS)
         self._barrier = threading.Lock()
 
     def _start(self, number: int) -> int:
         """Index of the first word of the place that a batch lies in."""
-        return layout.MAIL_WORDS + number % layout.MAIL_PLACES * (1 + self.capacity)
+        return worker_layout.MAIL_WORDS + number % worker_layout.MAIL_PLACES * (1 + self.capacity)
 
     def close(self) -> None:
         """Closes the descriptor."""
@@ -56,7 +56,7 @@ class BatcherMailbox(_Mailbox):
     """
 
     def __init__(self, name: str, capacity: int, ranks: int = 0) -> None:
-        size = layout.mailbox_bytes(capacity)
+        size = worker_layout.mailbox_bytes(capacity)
         super().__init__(SharedMemory(name, size, reserve=size, create=True), capacity)
         self.name = name
         self.words[MailWord.CAPACITY] = capacity
@@ -107,7 +107,7 @@ class BatcherMailbox(_Mailbox):
         self._noted = words[MailWord.DONE] + words[MailWord.FINISHED] + ended
         if seen == ended:
             return []
-        marks = [words[self._marks + number % layout.MAIL_MARKS] for number in range(seen, ended)]
+        marks = [words[self._marks + number % worker_layout.MAIL_MARKS] for number in range(seen, ended)]
         words[MailWord.ENDED_SEEN] = ended
         return marks
 
@@ -139,7 +139,7 @@ class WorkerMailbox(_Mailbox):
 
     def __init__(self, name: str) -> None:
         memory = SharedMemory(name)
-        capacity = memory.words(0, layout.MAIL_WORDS)[MailWord.CAPACITY]
+        capacity = memory.words(0, worker_layout.MAIL_WORDS)[MailWord.CAPACITY]
         super().__init__(memory, capacity)
         self.bell = Doorbell(name, self.words, MailWord.ASLEEP)
 
@@ -193,8 +193,8 @@ class WorkerMailbox(_Mailbox):
         """Tells of sequences that the handler has ended; returns those for which there is no room yet."""
         words = self.words
         ended = words[MailWord.ENDED]
-        room = layout.MAIL_MARKS - (ended - words[MailWord.ENDED_SEEN])
+        room = worker_layout.MAIL_MARKS - (ended - words[MailWord.ENDED_SEEN])
         for number, mark in enumerate(marks[:room], ended):
-            words[self._marks + number % layout.MAIL_MARKS] = mark
+            words[self._marks + number % worker_layout.MAIL_MARKS] = mark
         words[MailWord.ENDED] = ended + min(room, len(marks))
         return marks[room:]

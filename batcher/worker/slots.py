@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any, Final
 
-from wsgi_ts.batcher.shm import layout, stream
+from wsgi_ts.batcher.shm import layout, stream, worker_layout
 from wsgi_ts.batcher.shm.doorbell import Doorbell
 from wsgi_ts.batcher.shm.layout import ReferenceKind, RequestFlag, SlotState
 from wsgi_ts.batcher.shm.request_codec import read_request, unpack_fields, unpack_references, write_answer
@@ -48,7 +48,7 @@ class SlotReference:
     @property
     def entry(self) -> int:
         """The request as a mailbox names it."""
-        return layout.mail_entry(self.segment.index, self.slot)
+        return worker_layout.mail_entry(self.segment.index, self.slot)
 
     @property
     def state(self) -> int:
@@ -81,7 +81,7 @@ class WorkerSlots:
 
     def ref(self, entry: int) -> SlotReference | None:
         """Returns where a request lies; None when its web worker has died and taken the memory along."""
-        index, slot = layout.split_mail_entry(entry)
+        index, slot = worker_layout.split_mail_entry(entry)
         segment = self._segments.get(index) or self._attach(index)
         return None if segment is None else SlotReference(segment, slot)
 

@@ -10,12 +10,13 @@ import sys
 import time
 from typing import Any
 
-from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm import layout, worker_layout
 from wsgi_ts.batcher.shm.doorbell import Doorbell
 from wsgi_ts.batcher.shm.group_board import GroupLeader
-from wsgi_ts.batcher.shm.layout import RequestFlag, SlotState, mark_of
+from wsgi_ts.batcher.shm.layout import RequestFlag, SlotState
 from wsgi_ts.batcher.shm.mailbox import WorkerMailbox
 from wsgi_ts.batcher.shm.request_codec import read_request
+from wsgi_ts.batcher.shm.worker_layout import mark_of
 from wsgi_ts.batcher.worker.continuous import UnderWay, ended_sequences, is_part
 from wsgi_ts.batcher.worker.slots import SlotReference, WorkerSlots
 from wsgi_ts.handlers.serving.inputs import Request
@@ -180,7 +181,7 @@ class ModelWorker:
         return refs, requests
 
     def _ring_owners(self, entries: list[int]) -> None:
-        for index in {layout.split_mail_entry(entry)[0] for entry in entries}:
+        for index in {worker_layout.split_mail_entry(entry)[0] for entry in entries}:
             self._slots.ring(index)
 
     def _run_batch(self, service: Service, entries: list[int]) -> None:

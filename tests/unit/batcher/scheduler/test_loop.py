@@ -16,15 +16,16 @@ from typing import Any
 import pytest
 
 from wsgi_ts.batcher.scheduler.loop import BatcherLoop, Notice, SettleWorker, TakeModel, TakeWorker
-from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm import layout, worker_layout
 from wsgi_ts.batcher.shm.board import Board, batcher_bell_name
 from wsgi_ts.batcher.shm.client import SlotClient
 from wsgi_ts.batcher.shm.doorbell import Doorbell
-from wsgi_ts.batcher.shm.layout import MailWord, ModelWord, SegmentLayout, SlotState, mark_of
+from wsgi_ts.batcher.shm.layout import ModelWord, SegmentLayout, SlotState
 from wsgi_ts.batcher.shm.mailbox import BatcherMailbox, WorkerMailbox, mailbox_name
 from wsgi_ts.batcher.shm.request_codec import Request
 from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
+from wsgi_ts.batcher.shm.worker_layout import MailWord, mark_of
 from wsgi_ts.messages import (
     AttachSegment,
     KillWorker,
@@ -632,7 +633,7 @@ def test_a_batch_waits_for_a_place_in_the_mailbox(prefix: str) -> None:
     bench = Bench(prefix, batch_size=8, continuous_batching=True)
     _, worker = bench.add_worker()
     slots = [bench.submit() for _ in range(4)]
-    assert worker.posted() == layout.MAIL_PLACES
+    assert worker.posted() == worker_layout.MAIL_PLACES
     assert bench.join(worker, 1) == slots[:1]
     assert bench.join(worker, 2) == slots[1:2]
     assert bench.join(worker, 3) == slots[2:]
@@ -760,9 +761,9 @@ def test_the_handler_ends_a_sequence(prefix: str) -> None:
     bench.turn()
     assert (bench.state(running), bench.status(waiting)) == (SlotState.RUNNING, 503)
     # Of more than there is room for, the rest is told when the batcher has looked.
-    assert worker.put_ended(list(range(layout.MAIL_MARKS + 1))) == [layout.MAIL_MARKS]
+    assert worker.put_ended(list(range(worker_layout.MAIL_MARKS + 1))) == [worker_layout.MAIL_MARKS]
     bench.turn()
-    assert worker.put_ended([layout.MAIL_MARKS]) == []
+    assert worker.put_ended([worker_layout.MAIL_MARKS]) == []
 
 
 def test_a_new_batcher_refuses_what_waited_in_a_sequence(prefix: str) -> None:

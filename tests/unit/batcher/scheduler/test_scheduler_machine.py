@@ -21,7 +21,8 @@ from wsgi_ts.batcher.scheduler.actions import Action, Dispatch, Fail, Kill, Reco
 from wsgi_ts.batcher.scheduler.job import Found, Job
 from wsgi_ts.batcher.scheduler.model_queue import Batch, Worker
 from wsgi_ts.batcher.scheduler.scheduler import MOST_DELIVERIES, RECOVERY_S, Scheduler
-from wsgi_ts.batcher.shm.layout import GENERATION_SHIFT, MAIL_PLACES, STATE_MASK, News, SlotState, mark_of
+from wsgi_ts.batcher.shm.layout import GENERATION_SHIFT, STATE_MASK, News, SlotState
+from wsgi_ts.batcher.shm.worker_layout import MAIL_PLACES, mark_of
 from wsgi_ts.messages import ModelSpec
 
 SLOTS = 24

@@ -12,7 +12,7 @@ from support.jobs import Jobs
 
 from wsgi_ts.batcher.scheduler.job import Job, Sequence
 from wsgi_ts.batcher.scheduler.sequences import SequenceQueue
-from wsgi_ts.batcher.shm.layout import mark_of
+from wsgi_ts.batcher.shm.worker_layout import mark_of
 from wsgi_ts.messages import ModelSpec
 
 SEQUENCES, WAITING, WORKERS, IDLE_S, AGE_S = 4, 3, 2, 5.0, 30.0

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm import worker_layout
 from wsgi_ts.batcher.shm.layout import STREAM_RING_BYTES, SegmentLayout, SlotState
 from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
@@ -27,7 +27,7 @@ def segment() -> Iterator[Segment]:
 
 def exchange(segment: Segment, slots: WorkerSlots, slot: int, backlog: Backlog) -> RunningRequest:
     segment.states[slot] = 1 << 8 | SlotState.RUNNING
-    place = slots.ref(layout.mail_entry(1, slot))
+    place = slots.ref(worker_layout.mail_entry(1, slot))
     assert place is not None
     return RunningRequest(slots, place, 1, backlog)
 

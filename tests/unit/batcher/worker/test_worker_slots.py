@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import posix_ipc
 import pytest
 
-from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm import layout, worker_layout
 from wsgi_ts.batcher.shm.layout import SegmentLayout, SegmentWord, SlotState
 from wsgi_ts.batcher.shm.segment import Segment, segment_name
 from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
@@ -30,7 +30,7 @@ def test_a_stream_that_waits_for_room_rings_once_for_what_it_has_put(
     segment = Segment.create(prefix, 1, SegmentLayout(16, 1, 100_000, 100_000))
     segment.states[3] = 1 << 8 | SlotState.RUNNING
     slots = WorkerSlots(prefix, decode_input_request=True)
-    place = slots.ref(layout.mail_entry(1, 3))
+    place = slots.ref(worker_layout.mail_entry(1, 3))
     assert place is not None
     rings = posix_ipc.Semaphore(f"/{segment_name(prefix, 1)}")
     segment.header[SegmentWord.ASLEEP] = 1

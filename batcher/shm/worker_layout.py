@@ -1,0 +1,101 @@
+"""The bytes between a batcher and one life of a model worker; rules and words are those of `layout`.
+
+Mailbox, made by the batcher::
+
+    header words (see MailWord) | 2 places x (count word + `capacity` entries, see `mail_entry`)
+    | ring of MAIL_MARKS marks of sequences that the handler has ended
+
+Group board, where the worker spans several processes; made by the batcher, too::
+
+    header words (see GroupWord) | one line of words per rank (see RankWord) | the message
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Final
+
+from wsgi_ts.batcher.shm.layout import WORD, whole_pages
+
+
+class MailWord:
+    """Header words of a mailbox; the comment names the one writer."""
+
+    ASLEEP: Final = 0  # model worker
+    STARTED: Final = 1  # model worker: number of the batch it has begun
+    DONE: Final = 2  # model worker: number of the batch it has answered
+    START_NS: Final = 3  # model worker: when that batch was begun
+    SERVICE_NS: Final = 4  # model worker: how long the last answered batch took
+    FINISHED: Final = 5  # model worker: how many requests of its continuous batch have ended
+    POSTED: Final = 8  # batcher: number of the last batch put into a place
+    REVOKED: Final = 9  # batcher: this batch is not to be begun
+    STOP: Final = 10  # batcher: 1 = leave when nothing is posted
+    CAPACITY: Final = 11  # batcher: entries per place
+    ENDED: Final = 6  # model worker: how many sequences its handler has ended; their marks lie behind the places
+    ENDED_SEEN: Final = 12  # batcher: how many of those it has read
+
+
+MAIL_WORDS: Final = 16
+MAIL_PLACES: Final = 2
+_MAIL_SEGMENT_SHIFT: Final = 32
+_MAIL_SLOT_MASK: Final = (1 << _MAIL_SEGMENT_SHIFT) - 1
+#: Sequences whose end a model worker can tell before its batcher has looked; of more it is told later.
+MAIL_MARKS: Final = 512
+
+
+def mail_entry(segment: int, slot: int) -> int:
+    """A request as a mailbox, or a group's message, names it.
+
+    The generation is not in it: a slot that was dispatched changes hands again only when its worker has answered it,
+    is dead, or has been told not to begin it.
+
+    Args:
+        segment: the segment's number.
+        slot: the slot's.
+    """
+    return segment << _MAIL_SEGMENT_SHIFT | slot
+
+
+def split_mail_entry(entry: int) -> tuple[int, int]:
+    """The numbers of segment and slot that `mail_entry` has put together."""
+    return entry >> _MAIL_SEGMENT_SHIFT, entry & _MAIL_SLOT_MASK
+
+
+def mailbox_bytes(capacity: int) -> int:
+    """Size of a mailbox whose places hold `capacity` entries."""
+    return whole_pages((MAIL_WORDS + MAIL_PLACES * (1 + capacity) + MAIL_MARKS) * WORD)
+
+
+def mark_of(key: str) -> int:
+    """A sequence's id as one word, for the way from the model worker to the batcher."""
+    return int.from_bytes(blake2b(key.encode("latin-1", "replace"), digest_size=8).digest(), "little")
+
+
+class GroupWord:
+    """Header words of a group board; written by rank 0 but for RANKS."""
+
+    NUMBER: Final = 0  # of the last message
+    LENGTH: Final = 1  # of that message, in bytes
+    STOP: Final = 2  # 1 = leave
+    RANKS: Final = 3  # written by the batcher
+
+
+class RankWord:
+    """Words of one rank on a group board; written by that rank."""
+
+    ASLEEP: Final = 0
+    LOADED: Final = 1  # 0 until its model is loaded, then an HTTP-like status
+    DONE: Final = 2  # number of the message it has done its part of
+    OUTCOME: Final = 3  # of that part
+    PID: Final = 4  # 0 until its process has attached the board
+
+
+GROUP_WORDS: Final = 8
+RANK_WORDS: Final = 8
+#: Largest message of a group: slot numbers of a batch, or the shapes of a pipeline's inputs.
+GROUP_MESSAGE_BYTES: Final = 65536
+
+
+def group_bytes(ranks: int) -> int:
+    """Size of the board of a group."""
+    return (GROUP_WORDS + ranks * RANK_WORDS) * WORD + GROUP_MESSAGE_BYTES
