@@ -340,9 +340,21 @@ class ModelManager:
                 return False
             self._registry.remove(model)
             self._publish()
-            directory = self._registry.pass_on_archive(model)
+            directory = self._without_shared_archive(model.directory)
         discard(directory)
         return True
+
+    def _without_shared_archive(self, removed: ModelDirectory) -> ModelDirectory:
+        """Leaves a removed version's downloaded archive to another version made from it, and goes with it then.
+
+        Returns:
+            The removed version's files, without an archive that is still needed: a snapshot is restored from it.
+        """
+        for model in self._registry.all_versions():
+            if removed.downloaded is not None and model.directory.archive == removed.downloaded:
+                model.directory = replace(model.directory, downloaded=removed.downloaded)
+                return replace(removed, downloaded=None)
+        return removed
 
 
 def _status(code: int, text: str) -> dict[str, Any]:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from wsgi_ts.archive.model_directory import ModelDirectory
-from wsgi_ts.batcher.shm.layout import MAX_MODELS, MAX_WORKFLOWS
+from wsgi_ts.batcher.shm.layout import MAX_MODELS
 from wsgi_ts.errors import (
     ConflictStatus,
     InvalidModelVersion,
@@ -24,6 +23,7 @@ from wsgi_ts.errors import (
 )
 from wsgi_ts.messages import WorkerReport, WorkerState
 from wsgi_ts.models.version import ModelVersion
+from wsgi_ts.models.workflow_table import WorkflowTable
 
 
 class Registry:
@@ -37,6 +37,7 @@ class Registry:
 
     Attributes:
         changed: a condition on the registry's lock; notified after every report of a batcher.
+        workflows: the workflows.
         draining: the instance is stopping.
         leaving: it will be stopping; it serves on, and says that it is not ready.
         announced: all its processes serve, and the models of the start are registered.
@@ -51,9 +52,8 @@ class Registry:
         clear_workflow: Callable[[int], None] = lambda index: None,
     ) -> None:
         self._clear = clear
-        self._clear_workflow = clear_workflow
-        self._free_workflow_indexes = deque(range(MAX_WORKFLOWS))
         self.changed = threading.Condition(threading.RLock())
+        self.workflows = WorkflowTable(self.changed, clear_workflow)
         self.draining = False
         self.leaving = False
         self.announced = False
@@ -63,9 +63,6 @@ class Registry:
         self._expected: dict[str, dict[str, bool]] = {}
         self._functions: dict[str, tuple[ModelVersion, str]] = {}
         self._aliases: dict[str, str] = {}
-        self._workflows: dict[str, dict[str, Any]] = {}
-        self._workflow_records: dict[str, dict[str, Any]] = {}
-        self._expected_workflows: frozenset[str] = frozenset()
         self._next_worker_id = first_worker_id
         self._next_group_id = first_group_id
         # Indexes come back at the end: each rests as long as possible before another model gets it.
@@ -197,49 +194,6 @@ class Registry:
             for name in names:
                 self._aliases.pop(name, None)
 
-    def set_workflow(self, name: str, graph: dict[str, Any], record: dict[str, Any]) -> None:
-        """Notes a workflow.
-
-        Args:
-            name: its name.
-            graph: what the data path has to know of it.
-            record: what is to be known at the next start.
-        """
-        with self.changed:
-            before = self._workflows.get(name)
-            if before is not None and _nodes_of(before) == _nodes_of(graph):
-                index = before["index"]
-            else:
-                self.remove_workflow(name)
-                index = self._free_workflow_indexes.popleft() if self._free_workflow_indexes else -1
-                if index >= 0:
-                    self._clear_workflow(index)
-            self._workflows[name] = {**graph, "index": index}
-            self._workflow_records[name] = record
-
-    def remove_workflow(self, name: str) -> None:
-        """Forgets a workflow; its nodes stay."""
-        with self.changed:
-            gone = self._workflows.pop(name, None)
-            self._workflow_records.pop(name, None)
-            if gone is not None and gone["index"] >= 0:
-                self._free_workflow_indexes.append(gone["index"])
-
-    def workflow_graphs(self) -> dict[str, dict[str, Any]]:
-        """What the data path knows of each workflow; `index` is its number on the board, -1 where it is not counted."""
-        with self.changed:
-            return dict(self._workflows)
-
-    def workflow_records(self) -> dict[str, dict[str, Any]]:
-        """What is to be known of each workflow at the next start."""
-        with self.changed:
-            return dict(self._workflow_records)
-
-    def expect_workflows(self, names: Iterable[str]) -> None:
-        """Has the data path know of workflows that are about to be restored: it answers 503 for them, and not 404."""
-        with self.changed:
-            self._expected_workflows = frozenset(names)
-
     def nodes_of(self, workflow: str) -> list[ModelVersion]:
         """The versions that a workflow has registered, its functions' host among them."""
         return [model for model in self.all_versions() if model.workflow == workflow]
@@ -335,20 +289,6 @@ class Registry:
             self.free_index(model.spec.index)
             self.changed.notify_all()
 
-    def pass_on_archive(self, removed: ModelVersion) -> ModelDirectory:
-        """Leaves a removed version's downloaded archive to another version made from it, and goes with it then.
-
-        Returns:
-            The removed version's files, without an archive that is still needed: a snapshot is restored from it.
-        """
-        directory = removed.directory
-        with self.changed:
-            for model in self.all_versions():
-                if directory.downloaded is not None and model.directory.archive == directory.downloaded:
-                    model.directory = replace(model.directory, downloaded=directory.downloaded)
-                    return replace(directory, downloaded=None)
-        return directory
-
     def by_index(self, index: int) -> ModelVersion | None:
         """The version with a number on the data path."""
         with self.changed:
@@ -380,9 +320,7 @@ class Registry:
             for model in self.all_versions():
                 for worker in model.workers_in(batcher):
                     worker.report = None
-                gone = [each.worker_id for each in model.leaving.values() if each.batcher == batcher]
-                for worker_id in gone:
-                    del model.leaving[worker_id]
+                model.leaving = {key: each for key, each in model.leaving.items() if each.batcher != batcher}
                 if model.unloading:
                     model.loaded_in.discard(batcher)
             self.changed.notify_all()
@@ -417,9 +355,11 @@ class Registry:
     def routes(self, epoch: int, now: float) -> dict[str, Any]:
         """What the data path has to know at the monotonic time `now`, as it is published under the number `epoch`."""
         with self.changed:
+            defaults = {model.name: model for model in self.default_versions()}
+            routed = [name for name, model in defaults.items() if not model.unloading and not model.spec.functions]
             models = {
                 **{name: _expected_routes(versions) for name, versions in self._expected.items()},
-                **{name: self._model_routes(name) for name in self._models if self._is_routed(name)},
+                **{name: self._model_routes(name) for name in routed},
                 **{name: self._function_routes(*found) for name, found in self._functions.items()},
             }
             models |= {alias: models[name] for alias, name in self._aliases.items() if name in models}
@@ -430,15 +370,11 @@ class Registry:
                 "ready": self.is_ready,
                 "draining": self.draining or self.leaving,
                 "models": models,
-                "workflows": {**dict.fromkeys(self._expected_workflows), **self._workflows},
+                "workflows": self.workflows.routes(),
             }
 
-    def _is_routed(self, name: str) -> bool:
-        default = self._models[name][self._defaults[name]]
-        return not default.unloading and not default.spec.functions
-
     def _function_routes(self, host: ModelVersion, function: str) -> dict[str, Any]:
-        entry = {**_version_routes(host), "function": function}
+        entry = {**host.routes(), "function": function}
         return {"default": host.version, "startup": False, "versions": {host.version: entry}}
 
     def _model_routes(self, name: str) -> dict[str, Any]:
@@ -447,31 +383,12 @@ class Registry:
             "startup": any(model.loaded_at_startup for model in self._models[name].values()),
             "versions": {
                 **_expected_routes(self._expected.get(name, {}))["versions"],
-                **{
-                    version: _version_routes(model)
-                    for version, model in self._models[name].items()
-                    if not model.unloading
-                },
+                **{version: model.routes() for version, model in self._models[name].items() if not model.unloading},
             },
         }
 
     def _routing_state(self, model: ModelVersion) -> tuple[set[int], bool]:
         return set(model.accepted_in), model.is_ready
-
-
-def _nodes_of(graph: Mapping[str, Any]) -> list[str]:
-    return [node["name"] for node in graph["nodes"]]
-
-
-def _version_routes(model: ModelVersion) -> dict[str, Any]:
-    return {
-        "index": model.spec.index,
-        "batchers": {str(batcher): count for batcher, count in _worker_counts(model)},
-        "client_timeout_ms": model.spec.client_timeout_ms,
-        "continuous": model.spec.continuous_batching,
-        "sequences": model.spec.sequence_batching,
-        "loaded": model.is_ready,
-    }
 
 
 def _expected_routes(versions: Mapping[str, bool]) -> dict[str, Any]:
@@ -480,11 +397,3 @@ def _expected_routes(versions: Mapping[str, bool]) -> dict[str, Any]:
     nowhere |= {"continuous": False, "sequences": False, "loaded": False}
     default = next((version for version, is_default in versions.items() if is_default), next(iter(versions), ""))
     return {"default": default, "startup": False, "versions": dict.fromkeys(versions, nowhere)}
-
-
-def _worker_counts(model: ModelVersion) -> Iterator[tuple[int, int]]:
-    """How many workers of a version each batcher has, of those batchers that know it."""
-    for batcher in sorted(model.accepted_in):
-        count = len(model.workers_in(batcher))
-        if count:
-            yield batcher, count

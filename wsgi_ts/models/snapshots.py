@@ -130,7 +130,7 @@ class SnapshotWriter:
             for each in at_startup:
                 if each.version in models.get(each.name, {}):
                     models[each.name][each.version]["atStartup"] = True
-            kept = {"models": models, "started": self._started, "workflows": self._registry.workflow_records()}
+            kept = {"models": models, "started": self._started, "workflows": self._registry.workflows.records()}
             self._remember(kept)
 
     def _write(self, occasion: Occasion) -> None:
@@ -164,7 +164,7 @@ class SnapshotWriter:
             "created": time.time_ns() // 1_000_000,
             "models": models,
         }
-        if workflows := self._registry.workflow_records():
+        if workflows := self._registry.workflows.records():
             snapshot["workflows"] = workflows
         # The models first: of a file that was cut off later by hand, that is then missed.
         rows = {"model_snapshot": json.dumps(snapshot, indent=2), "version": TORCHSERVE_VERSION}

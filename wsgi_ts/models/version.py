@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from typing import Any
 
 from wsgi_ts.archive.model_directory import ModelDirectory
 from wsgi_ts.gpu.assign import Placement
@@ -126,3 +127,15 @@ class ModelVersion:
         limit_s = self.spec.max_retry_timeout_s
         good = [each for each in self.workers.values() if not each.is_recovering_too_long(limit_s, now)]
         return len(good) >= self.min_workers
+
+    def routes(self) -> dict[str, Any]:
+        """What the data path has to know of it; of its batchers only those that know it themselves."""
+        counts = {batcher: len(self.workers_in(batcher)) for batcher in sorted(self.accepted_in)}
+        return {
+            "index": self.spec.index,
+            "batchers": {str(batcher): count for batcher, count in counts.items() if count},
+            "client_timeout_ms": self.spec.client_timeout_ms,
+            "continuous": self.spec.continuous_batching,
+            "sequences": self.spec.sequence_batching,
+            "loaded": self.is_ready,
+        }

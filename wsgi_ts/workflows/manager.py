@@ -153,7 +153,7 @@ class WorkflowManager:
         with self._alone_with(workflow_name):
             workflow = self._get(workflow_name)
             with self._registry.changed:
-                self._registry.remove_workflow(workflow.name)
+                self._registry.workflows.remove(workflow.name)
                 self._publish()
             with self._lock:
                 del self._workflows[workflow.name]
@@ -219,7 +219,7 @@ class WorkflowManager:
         with self._lock:
             self._workflows[workflow.name] = workflow
         with self._registry.changed:
-            self._registry.set_workflow(workflow.name, workflow.compiled.graph.to_json(), workflow.record)
+            self._registry.workflows.set(workflow.name, workflow.compiled.graph.to_json(), workflow.record)
             self._publish()
 
     def _take_over(self, before: Workflow, after: Workflow) -> None:
@@ -235,7 +235,7 @@ class WorkflowManager:
                 registry.rename(old, new)
                 # Requests under way know the nodes by the names that they had until now.
                 registry.alias(old, new)
-            registry.set_workflow(name, graph.to_json(), after.record)
+            registry.workflows.set(name, graph.to_json(), after.record)
             self._publish()
         for model in registry.nodes_of(after.key):
             self._models.workers.renew(model)

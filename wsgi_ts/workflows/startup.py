@@ -59,7 +59,7 @@ class StartupWorkflows:
 
     def _expect(self, records: Mapping[str, Any]) -> None:
         with self._registry.changed:
-            self._registry.expect_workflows(records)
+            self._registry.workflows.expect(records)
             self._publish()
 
     def _register(self, name: str | None, url: str, record: Mapping[str, Any]) -> None:

@@ -139,7 +139,7 @@ class MetricsCollector:
         """All metrics with their present values."""
         models = self._registry.all_versions()
         families = [*self._server_families(), *self._reported.families(), *self._board.own_families(models)]
-        families += self._workflows.families(self._registry.workflow_graphs())
+        families += self._workflows.families(self._registry.workflows.graphs())
         return [*families, *self._load.families(models), *self._plugin_families()]
 
     def worker_changed(self) -> None:

@@ -1,0 +1,79 @@
+"""The workflows of one instance: what the data path has to know of each, and what the next start has."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from wsgi_ts.batcher.shm.layout import MAX_WORKFLOWS
+
+
+class WorkflowTable:
+    """The registry's table of workflows; their nodes are models like all others.
+
+    Args:
+        lock: the registry's: models and workflows are published together.
+        clear: removes what earlier owners of a number have counted under it, before a workflow gets it.
+    """
+
+    def __init__(self, lock: threading.Condition, clear: Callable[[int], None]) -> None:
+        self._lock = lock
+        self._clear = clear
+        self._graphs: dict[str, dict[str, Any]] = {}
+        self._records: dict[str, dict[str, Any]] = {}
+        self._expected: frozenset[str] = frozenset()
+        self._free_indexes = deque(range(MAX_WORKFLOWS))
+
+    def set(self, name: str, graph: dict[str, Any], record: dict[str, Any]) -> None:
+        """Notes a workflow.
+
+        Args:
+            name: its name.
+            graph: what the data path has to know of it.
+            record: what is to be known at the next start.
+        """
+        with self._lock:
+            before = self._graphs.get(name)
+            if before is not None and _nodes_of(before) == _nodes_of(graph):
+                index = before["index"]
+            else:
+                self.remove(name)
+                index = self._free_indexes.popleft() if self._free_indexes else -1
+                if index >= 0:
+                    self._clear(index)
+            self._graphs[name] = {**graph, "index": index}
+            self._records[name] = record
+
+    def remove(self, name: str) -> None:
+        """Forgets a workflow; its nodes stay."""
+        with self._lock:
+            gone = self._graphs.pop(name, None)
+            self._records.pop(name, None)
+            if gone is not None and gone["index"] >= 0:
+                self._free_indexes.append(gone["index"])
+
+    def expect(self, names: Iterable[str]) -> None:
+        """Has the data path know of workflows that are about to be restored: it answers 503 for them, and not 404."""
+        with self._lock:
+            self._expected = frozenset(names)
+
+    def graphs(self) -> dict[str, dict[str, Any]]:
+        """What the data path knows of each workflow; `index` is its number on the board, -1 where it is not counted."""
+        with self._lock:
+            return dict(self._graphs)
+
+    def records(self) -> dict[str, dict[str, Any]]:
+        """What is to be known of each workflow at the next start."""
+        with self._lock:
+            return dict(self._records)
+
+    def routes(self) -> dict[str, dict[str, Any] | None]:
+        """What is published: the graph of each workflow, None of one that is expected."""
+        with self._lock:
+            return {**dict.fromkeys(self._expected), **self._graphs}
+
+
+def _nodes_of(graph: Mapping[str, Any]) -> list[str]:
+    return [node["name"] for node in graph["nodes"]]
