@@ -34,6 +34,7 @@ from wsgi_ts.batcher.shm.mailbox import BatcherMailbox, mailbox_name
 from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
 from wsgi_ts.batcher.spawn.environment import worker_environment
 from wsgi_ts.control.channel import Channel, ChannelClosed
+from wsgi_ts.control.codec import FROM_BATCHER, FROM_TEMPLATE, TO_BATCHER, TO_TEMPLATE
 from wsgi_ts.logs.output import flush_outputs
 from wsgi_ts.logs.setup import STDERR_VARIABLE, LogFiles, logged_stderr
 from wsgi_ts.process import python_command
@@ -122,7 +123,7 @@ class Batcher:
             os._exit(1)
 
     def _from_supervisor(self) -> None:
-        for message in self._supervisor.receive_messages(messages.TO_BATCHER, "the supervisor"):
+        for message in self._supervisor.receive_messages(TO_BATCHER, "the supervisor"):
             self._take(message, time.monotonic())
 
     def _take(self, message: messages.ToBatcher, now: float) -> None:
@@ -148,7 +149,7 @@ class Batcher:
                 self._carry_out(self._pool.stop(now))
 
     def _tell_supervisor(self, message: messages.FromBatcher) -> None:
-        self._supervisor.send(messages.FROM_BATCHER.encode(message))
+        self._supervisor.send(FROM_BATCHER.encode(message))
 
     def _notice(self, notice: loop.Notice) -> None:
         self._notices.append(notice)
@@ -172,7 +173,7 @@ class Batcher:
         if template not in self._templates:
             return
         try:
-            events = template.receive_messages(messages.FROM_TEMPLATE, "the worker template")
+            events = template.receive_messages(FROM_TEMPLATE, "the worker template")
         except ChannelClosed:
             self._end_template()
             self._template_failures += not self._template_worked
@@ -236,7 +237,7 @@ class Batcher:
     def _tell_templates(self, message: messages.ToTemplate, templates: Sequence[Channel]) -> None:
         for channel in templates:
             try:
-                channel.send(messages.TO_TEMPLATE.encode(message))
+                channel.send(TO_TEMPLATE.encode(message))
             except ChannelClosed:
                 log.warning("The worker template has gone; its end is noticed in a moment.")
 

@@ -34,7 +34,8 @@ from wsgi_ts.batcher.shm.mailbox import mailbox_name
 from wsgi_ts.batcher.spawn.exit import EXIT_CODE_OUT_OF_MEMORY
 from wsgi_ts.batcher.spawn.process import refresh, reset_signals, run_and_exit
 from wsgi_ts.control.channel import Channel, ChannelClosed
-from wsgi_ts.messages import FROM_WORKER, FromWorker, SpawnWorker, WorkerLoaded, WorkerProgress
+from wsgi_ts.control.codec import FROM_WORKER
+from wsgi_ts.messages import FromWorker, SpawnWorker, WorkerLoaded, WorkerProgress
 
 log = logging.getLogger(__name__)
 

@@ -28,6 +28,7 @@ from wsgi_ts.batcher.spawn.exit import WORKER_VARIABLE, exit_fields, kill_descen
 from wsgi_ts.batcher.spawn.process import Entry, Spawned, spawn
 from wsgi_ts.batcher.template.output import WorkerOutput
 from wsgi_ts.control.channel import Channel, ChannelClosed
+from wsgi_ts.control.codec import FROM_TEMPLATE, FROM_WORKER, TO_TEMPLATE, UnknownMessage
 from wsgi_ts.logs.setup import LogFiles
 from wsgi_ts.metrics.reported import ModelMetrics
 from wsgi_ts.process import exit_reason
@@ -142,7 +143,7 @@ class Template:
             self._tell(messages.MetricsReported(self._metrics.take_updates()))
 
     def _on_batcher(self) -> None:
-        for message in self._batcher.receive_messages(messages.TO_TEMPLATE, "the batcher"):
+        for message in self._batcher.receive_messages(TO_TEMPLATE, "the batcher"):
             match message:
                 case messages.SpawnWorker():
                     self._start(message)
@@ -152,7 +153,7 @@ class Template:
                     self._logs.reopen()
 
     def _tell(self, message: messages.FromTemplate) -> None:
-        self._batcher.send(messages.FROM_TEMPLATE.encode(message))
+        self._batcher.send(FROM_TEMPLATE.encode(message))
 
     def _start(self, order: messages.SpawnWorker) -> None:
         try:
@@ -194,8 +195,8 @@ class Template:
             return
         # The worker runs user code, which may write anything here: pass on what makes sense, once.
         for frame in frames[:_MOST_STATUS_FRAMES]:
-            with contextlib.suppress(messages.UnknownMessage):
-                match messages.FROM_WORKER.decode(frame):
+            with contextlib.suppress(UnknownMessage):
+                match FROM_WORKER.decode(frame):
                     case messages.WorkerProgress(text=str(text)) if life.order.spec.ranks:
                         self._tell(messages.WorkerProgress(*life.key, text))
                     case messages.WorkerLoaded(status=int(code), message=str(text), load_ms=int(load_ms)):

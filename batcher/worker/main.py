@@ -15,9 +15,10 @@ from wsgi_ts.batcher.worker.async_worker import AsyncWorker
 from wsgi_ts.batcher.worker.function_worker import FunctionWorker
 from wsgi_ts.batcher.worker.worker import ModelWorker
 from wsgi_ts.control.channel import Channel
+from wsgi_ts.control.codec import FROM_WORKER
 from wsgi_ts.handlers.serving.errors import LoadError
 from wsgi_ts.handlers.serving.service import configure_logging
-from wsgi_ts.messages import FROM_WORKER, SpawnWorker, WorkerLoaded
+from wsgi_ts.messages import SpawnWorker, WorkerLoaded
 from wsgi_ts.process import enable_fault_traces, set_process_title
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3

@@ -12,7 +12,7 @@ import socket
 import struct
 from typing import Any
 
-from wsgi_ts.messages import Message, Messages, UnknownMessage
+from wsgi_ts.control.codec import Message, Messages, UnknownMessage
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
 from wsgi_ts.control.channel import Channel, ChannelClosed
+from wsgi_ts.control.codec import TO_BATCHER
 from wsgi_ts.instance.run_directory import RunDirectory
-from wsgi_ts.messages import TO_BATCHER, ToBatcher
+from wsgi_ts.messages import ToBatcher
 from wsgi_ts.process import processes_mapping, python_command
 from wsgi_ts.supervisor.child import SupervisedProcess
 

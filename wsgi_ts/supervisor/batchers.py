@@ -13,6 +13,7 @@ from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import BatcherWord
 from wsgi_ts.cgroup import usable_cores
 from wsgi_ts.control.channel import ChannelClosed
+from wsgi_ts.control.codec import FROM_BATCHER
 from wsgi_ts.models.manager import ModelManager
 from wsgi_ts.supervisor.batcher_process import BatcherProcess
 from wsgi_ts.supervisor.child import Owner, ProcessGroup
@@ -99,7 +100,7 @@ class Batchers(ProcessGroup[BatcherProcess]):
 
     def _hear(self, process: BatcherProcess) -> bool:
         try:
-            events = process.inbox.receive_messages(messages.FROM_BATCHER, process.name)
+            events = process.inbox.receive_messages(FROM_BATCHER, process.name)
         except (ChannelClosed, ValueError) as error:
             # Its pidfd tells the rest. A batcher that closed its channel and lives on is of no use.
             if process.child is not None and not self._owner.registry.draining:

@@ -17,13 +17,9 @@ from wsgi_ts.batcher.batcher import Batcher
 from wsgi_ts.batcher.scheduler.loop import Notice
 from wsgi_ts.batcher.template.template import Template
 from wsgi_ts.control.channel import Channel
+from wsgi_ts.control.codec import FROM_BATCHER, FROM_TEMPLATE, TO_BATCHER, TO_TEMPLATE, Messages
 from wsgi_ts.messages import (
-    FROM_BATCHER,
-    FROM_TEMPLATE,
-    TO_BATCHER,
-    TO_TEMPLATE,
     LoadModel,
-    Messages,
     ModelSpec,
     ModelUnloaded,
     SetWorkers,

@@ -15,7 +15,8 @@ from pathlib import Path
 from wsgi_ts.batcher.shm.mailbox import mailbox_name
 from wsgi_ts.batcher.shm.shared_memory import SharedMemory, unlink
 from wsgi_ts.control.channel import Channel
-from wsgi_ts.messages import FROM_WORKER, SpawnWorker, WorkerLoaded
+from wsgi_ts.control.codec import FROM_WORKER
+from wsgi_ts.messages import SpawnWorker, WorkerLoaded
 
 SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
 

@@ -18,8 +18,9 @@ import psutil
 import pytest
 
 from wsgi_ts.control.channel import Channel
+from wsgi_ts.control.codec import TO_TEMPLATE
 from wsgi_ts.logs.plan import default_plan
-from wsgi_ts.messages import TO_TEMPLATE, KillWorker, ModelSpec, SpawnWorker
+from wsgi_ts.messages import KillWorker, ModelSpec, SpawnWorker
 from wsgi_ts.process import start_time
 
 HERE = Path(__file__).parent
