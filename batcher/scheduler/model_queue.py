@@ -26,6 +26,8 @@ OVERDUE_LEAST_S: Final = 0.05
 #: Requests under way at a time in a worker whose handler is asynchronous; more wait in the queue. An engine behind such
 #: a handler has a limit of its own: this one bounds what a worker's death costs.
 ASYNC_LIMIT: Final = 1024
+#: What a worker that does not take its batch gets on top of its response timeout: another one may have been before it.
+UNTAKEN_MARGIN_S = 1.0
 _SMOOTHING: Final = 0.1
 
 
@@ -91,6 +93,18 @@ class Worker:
     def in_flight(self) -> int:
         """Requests that it has."""
         return sum(len(batch.jobs) for batch in self.batches)
+
+    def take_answered(self) -> list[Job]:
+        """Removes the jobs of its continuous batches that have their answers, as their slots say."""
+        answered: list[Job] = []
+        for batch in tuple(self.batches):
+            in_flight: list[Job] = []
+            for job in batch.jobs:
+                (in_flight if job.is_with_worker else answered).append(job)
+            batch.jobs = in_flight
+            if not in_flight:
+                self.batches.remove(batch)
+        return answered
 
     def __repr__(self) -> str:
         return f"<Worker {self.worker_id} batches {[batch.number for batch in self.batches]}>"
@@ -208,6 +222,23 @@ class ModelQueue:
         """Requests that arrived before this monotonic time (ns) have passed the model's clientTimeoutInMills."""
         limit_ms = self.spec.client_timeout_ms
         return int(now * 1e9) - limit_ms * 1_000_000 if limit_ms else 0
+
+    def is_hung(self, worker: Worker, started: int, runs_s: float | None, now: float) -> bool:
+        """Whether a worker's batch runs too long, or is not even taken.
+
+        Args:
+            worker: a busy one.
+            started: number of the last batch that it has begun.
+            runs_s: how long that has run; None where nothing runs.
+            now: the present time.
+        """
+        limit_s = self.spec.response_timeout_s
+        if runs_s is not None:
+            return runs_s > limit_s
+        # One that does not take what it has been given hangs (or is stopped). But an asynchronous handler may keep its
+        # event loop from taking more for as long as it likes.
+        posted_at = next((batch.posted_at for batch in worker.batches if batch.number > started), now)
+        return now - posted_at > limit_s + UNTAKEN_MARGIN_S and not self.spec.async_communication
 
     @property
     def overdue_after_s(self) -> float:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from wsgi_ts.batcher.scheduler.actions import Action, Dispatch, Fail, Kill, Record, Release, Revoke, Unloaded
 from wsgi_ts.batcher.scheduler.job import Found, Job, SlotTable
 from wsgi_ts.batcher.scheduler.model_queue import Batch, ModelQueue, Worker
+from wsgi_ts.batcher.scheduler.recovered import RecoveredJobs
 from wsgi_ts.batcher.shm.layout import CLIENT_GONE, NOT_RETURNING, TOO_LATE, WORKER_DIED, ModelWord, News, SlotState
 from wsgi_ts.messages import ModelSpec
 
@@ -22,8 +23,6 @@ log = logging.getLogger("wsgi_ts.batcher")
 #: Status of answers whose text the web side composes, since it knows how the model was asked for.
 NO_WORKER = 503
 #: How long a version that is unregistered still takes jobs: a web worker may have looked at its routes just before.
-#: How long a new batcher keeps jobs of models it has not been told of yet.
-RECOVERY_S = 5.0
 LAST_ARRIVALS_S = 0.05
 #: Longest sleep without being woken for submissions: bounds how late a full queue refuses when a short batch hangs.
 UNANNOUNCED_S = 0.02
@@ -31,16 +30,11 @@ UNANNOUNCED_S = 0.02
 MOST_DELIVERIES = 3
 #: A server with so few versions need not ask each turn which of them have something to do.
 FEW = 8
-#: What a worker that does not take its batch gets on top of its response timeout: another one may have been before it.
-UNTAKEN_MARGIN_S = 1.0
 _GIVEN_UP = f"{WORKER_DIED} {MOST_DELIVERIES} workers ended before they had read this request: it is not tried again."
 
 
 class Scheduler:
     """The jobs, models and model workers of one batcher.
-
-    A batcher that takes the place of a dead one scans the segments before it is told of the models: from `now` on, such
-    jobs of unknown models are kept for RECOVERY_S.
 
     Args:
         now: monotonic seconds.
@@ -58,8 +52,7 @@ class Scheduler:
         self._active: dict[int, ModelQueue] = {}
         self.wake_at = math.inf
         self._few = few
-        self._unknown: list[Found] = []
-        self._known_by = now + RECOVERY_S
+        self._recovered = RecoveredJobs(now)
 
     # -- models and workers come and go
 
@@ -150,9 +143,8 @@ class Scheduler:
         return [Fail(index, model.jobs.take(len(model.jobs)), NO_WORKER), Unloaded(index)]
 
     def _end_sequences(self, model: ModelQueue, worker: Worker) -> list[Action]:
-        if model.sequences is None:
-            return []
-        return [Fail(worker.model, model.sequences.end_those_of(worker.worker_id), NO_WORKER)]
+        ended = [] if model.sequences is None else model.sequences.end_those_of(worker.worker_id)
+        return [Fail(worker.model, ended, NO_WORKER)] if ended else []
 
     def _give_up(self, model: ModelQueue, jobs: list[Job], status: int) -> list[Action]:
         for job in jobs:
@@ -177,21 +169,18 @@ class Scheduler:
         """Queues jobs of the model `index`, in the order in which they came; refuses those for which it has no room."""
         model = self.models.get(index)
         if model is None:
-            if now >= self._known_by:
+            if not self._recovered.are_kept(now):
                 return [Fail(index, jobs, NO_WORKER, "", ModelWord.REFUSED)]
-            self._unknown += [Found(job, index, SlotState.READY) for job in jobs]
+            self._recovered.keep([Found(job, index, SlotState.READY) for job in jobs])
             return []
         self._active[index] = model
         refused = model.offer(jobs)
-        if refused:
-            gone = set(refused)
-            jobs = [job for job in jobs if job not in gone]
-        if jobs:
-            returned = [job for job in jobs if job.idle_us != NOT_RETURNING]
-            if returned:
-                count = len(returned)
-                arrived_at = sum([job.arrived_ns for job in returned]) / count / 1e9
-                model.policy.on_returned(arrived_at, count, sum([job.idle_us for job in returned]) / count / 1e6)
+        gone = set(refused)
+        returned = [job for job in jobs if job.idle_us != NOT_RETURNING and job not in gone]
+        if returned:
+            count = len(returned)
+            arrived_at = sum([job.arrived_ns for job in returned]) / count / 1e9
+            model.policy.on_returned(arrived_at, count, sum([job.idle_us for job in returned]) / count / 1e6)
         return [Fail(index, refused, NO_WORKER, "", ModelWord.REFUSED)] if refused else []
 
     def recover(self, found: list[Found], now: float) -> list[Action]:
@@ -204,7 +193,7 @@ class Scheduler:
                 # Its sequence's worker has died with the batcher, and what it knew with it.
                 actions.append(Fail(each.model, [each.job], NO_WORKER))
             else:
-                self._unknown.append(each)
+                self._recovered.keep([each])
         for model in self.models.values():
             actions += self._queue_recovered(model, now)
         return actions
@@ -213,17 +202,13 @@ class Scheduler:
         """Queues the recovered jobs of a model; those that an earlier batcher had let in are never refused."""
         index = model.spec.index
         self._active[index] = model
-        mine = sorted((each for each in self._unknown if each.model == index), key=lambda each: each.job.arrived_ns)
-        self._unknown = [each for each in self._unknown if each.model != index]
-        for each in mine:
-            each.job.came_at = now
-        model.jobs.put_back([each.job for each in mine if each.state == SlotState.CLAIMED])
-        others = [each.job for each in mine if each.state != SlotState.CLAIMED]
+        let_in, others = self._recovered.take(index, now)
+        model.jobs.put_back(let_in)
         return [Fail(index, model.offer(others), NO_WORKER, "", ModelWord.REFUSED)]
 
     def retire(self, segment: SlotTable) -> None:
         """Drops the waiting jobs of a segment whose web worker is dead; what runs finishes for nobody."""
-        self._unknown = [each for each in self._unknown if each.job.segment is not segment]
+        self._recovered.drop(segment)
         for model in self.models.values():
             model.jobs.drop(lambda job: job.segment is segment)
 
@@ -248,8 +233,7 @@ class Scheduler:
                     break
                 worker, jobs = following
                 self._post(model, worker, jobs, now, actions)
-            if model.closing:
-                closing = True
+            closing |= model.closing
         return actions + self._close_served(now) if closing else actions
 
     def _post(self, model: ModelQueue, worker: Worker, jobs: list[Job], now: float, actions: list[Action]) -> None:
@@ -279,8 +263,10 @@ class Scheduler:
         # Looked at first: the web worker gives up a request that is too late as it does one whose client has gone.
         late = [job for job in jobs if job.arrived_ns < oldest_ns]
         gone = [job for job in jobs if job.arrived_ns >= oldest_ns]
-        texts = (late, 408, TOO_LATE, ModelWord.EXPIRED), (gone, 499, CLIENT_GONE, ModelWord.CANCELLED)
-        return [Fail(model.spec.index, *text) for text in texts]
+        return [
+            Fail(model.spec.index, late, 408, TOO_LATE, ModelWord.EXPIRED),
+            Fail(model.spec.index, gone, 499, CLIENT_GONE, ModelWord.CANCELLED),
+        ]
 
     def _close_served(self, now: float) -> list[Action]:
         """Releases the workers of unregistered versions where nothing waits for them and nothing can come any more."""
@@ -330,9 +316,8 @@ class Scheduler:
         """Takes note of finished batches."""
         actions: list[Action] = []
         ended_at = min(now, begun_at + service_s)
-        batches = worker.batches
-        while batches and batches[0].number <= worker.done:
-            batch = batches.pop(0)
+        while worker.batches and worker.batches[0].number <= worker.done:
+            batch = worker.batches.pop(0)
             worker.idle_since = now
             if model.sequences is not None:
                 model.sequences.ended(batch.jobs, now)
@@ -346,14 +331,7 @@ class Scheduler:
 
     def _note_ended(self, model: ModelQueue, worker: Worker, service_s: float, now: float) -> list[Action]:
         """Takes note of the requests of a continuous batch that have ended, as their slots say."""
-        ended: list[Job] = []
-        for batch in tuple(worker.batches):
-            in_flight: list[Job] = []
-            for job in batch.jobs:
-                (in_flight if job.is_with_worker else ended).append(job)
-            batch.jobs = in_flight
-            if not in_flight:
-                worker.batches.remove(batch)
+        ended = worker.take_answered()
         if not ended:
             return []
         worker.idle_since = now
@@ -365,9 +343,7 @@ class Scheduler:
 
     def tick(self, now: float) -> list[Action]:
         """Answers waiting jobs whose client has gone, whose deadline has passed, or whose model has not come."""
-        late = self._unknown if now >= self._known_by else []
-        self._unknown = [] if late else self._unknown
-        actions: list[Action] = [Fail(each.model, [each.job], NO_WORKER) for each in late]
+        actions: list[Action] = [Fail(each.model, [each.job], NO_WORKER) for each in self._recovered.take_late(now)]
         for model in self.models.values():
             oldest_ns = model.oldest_in_time_ns(now)
             over = model.jobs.drop(lambda job: job.is_over(oldest_ns))  # noqa: B023 (called at once)
@@ -390,22 +366,14 @@ class Scheduler:
         if worker.killed:
             return []
         model = self.models[worker.model]
-        limit_s = model.spec.response_timeout_s
         # Of a continuous batch each step has its own time; between two steps there is none.
-        runs = begun_at > 0 and (model.joins_steps or started > done)
-        if runs:
-            is_late = now - begun_at > limit_s
-        else:
-            # One that does not take what it has been given hangs (or is stopped). But an asynchronous handler may keep
-            # its event loop from taking more for as long as it likes.
-            posted_at = next((batch.posted_at for batch in worker.batches if batch.number > started), now)
-            is_late = now - posted_at > limit_s + UNTAKEN_MARGIN_S and not model.spec.async_communication
-        if is_late:
+        runs_s = now - begun_at if begun_at > 0 and (model.joins_steps or started > done) else None
+        if model.is_hung(worker, started, runs_s, now):
             worker.killed = True
             return [Kill(worker)]
         last = worker.batches[-1]
-        is_blocked = runs and len(worker.batches) > 1 and now - begun_at > model.overdue_after_s and not last.revoked
-        if not is_blocked or model.idle_worker() is None:
+        is_blocked = runs_s is not None and runs_s > model.overdue_after_s and len(worker.batches) > 1
+        if not is_blocked or last.revoked or model.idle_worker() is None:
             return []
         last.revoked = True
         return [Revoke(worker, last)]

@@ -340,7 +340,7 @@ def test_requests_of_one_slot_are_told_apart_by_generation_though_they_arrived_a
 
 
 def test_a_worker_that_does_not_take_its_batch_is_reported(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsgi_ts.batcher.scheduler.scheduler.UNTAKEN_MARGIN_S", -1.0)
+    monkeypatch.setattr("wsgi_ts.batcher.scheduler.model_queue.UNTAKEN_MARGIN_S", -1.0)
     bench = Bench(prefix, response_timeout_s=0.0)
     bench.add_worker()
     bench.submit()

@@ -20,7 +20,8 @@ from support.jobs import Slots
 from wsgi_ts.batcher.scheduler.actions import Action, Dispatch, Fail, Kill, Record, Release, Revoke, Unloaded
 from wsgi_ts.batcher.scheduler.job import Found, Job
 from wsgi_ts.batcher.scheduler.model_queue import Batch, Worker
-from wsgi_ts.batcher.scheduler.scheduler import MOST_DELIVERIES, RECOVERY_S, Scheduler
+from wsgi_ts.batcher.scheduler.recovered import RECOVERY_S
+from wsgi_ts.batcher.scheduler.scheduler import MOST_DELIVERIES, Scheduler
 from wsgi_ts.batcher.shm.layout import GENERATION_SHIFT, STATE_MASK, News, SlotState
 from wsgi_ts.batcher.shm.worker_layout import MAIL_PLACES, mark_of
 from wsgi_ts.messages import ModelSpec
@@ -328,7 +329,7 @@ class SchedulerMachine(Around):
             self.act(self.scheduler.arrived(kind, jobs, self.now))
             accepted = sum(request.is_open for request in requests)
             if model is None or not model.accepting:
-                assert accepted == 0 or self.now < self.scheduler._known_by
+                assert accepted == 0 or self.scheduler._recovered.are_kept(self.now)
             elif model.sequences is None:
                 room = max(0, QUEUE - len(before))
                 if kind == TICKETS:
@@ -401,7 +402,7 @@ class SchedulerMachine(Around):
     def was_let_in(self, request: Request) -> bool:
         return any(
             found.state == SlotState.CLAIMED and self.request_of(found.job) is request
-            for found in self.scheduler._unknown
+            for found in self.scheduler._recovered._found
         )
 
     @precondition(lambda self: self.scheduler.models and self.may_upheave)
@@ -598,7 +599,7 @@ class SchedulerMachine(Around):
 
     @invariant()
     def nothing_is_lost(self) -> None:
-        held = [found.job for found in self.scheduler._unknown]
+        held = [found.job for found in self.scheduler._recovered._found]
         in_flight = [job for worker in self.scheduler.busy for batch in worker.batches for job in batch.jobs]
         for model in self.scheduler.models.values():
             waiting: list[Job] = []
