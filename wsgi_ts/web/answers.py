@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import select
-import socket
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -14,7 +12,7 @@ from wsgi_ts.batcher.shm.layout import SlotState
 from wsgi_ts.batcher.shm.request_codec import Answer
 from wsgi_ts.dataplane.exchange import Exchange
 from wsgi_ts.dataplane.graph_walk import Task
-from wsgi_ts.errors import InternalServerError, ServerError
+from wsgi_ts.errors import InternalServerError, ServerError, ServiceUnavailable
 from wsgi_ts.http.head import BadHead
 from wsgi_ts.rest.inference import ANSWER_KEY
 from wsgi_ts.rest.responses import BASE_HEADERS, ERROR_KEY, UNEXPECTED, encode_json
@@ -24,23 +22,15 @@ from wsgi_ts.web.connection import Connection, Phase
 from wsgi_ts.web.events import EVENT_TYPE, body_event, error_event, node_event
 from wsgi_ts.web.load_header import LoadHeader
 from wsgi_ts.web.report import NO_LINE, Report
-from wsgi_ts.web.table import READ_EVENTS, ConnectionTable
-from wsgi_ts.web.transfer import send_now, send_queued
+from wsgi_ts.web.sending import Sender, send_queued
+from wsgi_ts.web.table import ConnectionTable
 
 log = logging.getLogger(__name__)
 
-#: Longer than nginx's 60 s for idle upstream connections, so that nginx is the one to close.
-IDLE_LIMIT_S: Final = 75.0
-SEND_LIMIT_S: Final = 60.0
-LINGER_LIMIT_S: Final = 2.0
 #: With at most this many requests under way, and answers that take no longer than this, the loop looks for them
 #: actively (see `WebLoop._wait`).
 SPIN_IN_FLIGHT: Final = 24
 SPIN_LIMIT_NS: Final = 1_000_000
-#: What a streamed answer may have unsent before its reader counts as gone.
-MAX_UNSENT_STREAM: Final = 16 * 1024 * 1024
-#: What a client may send behind a request while that is being answered (pipelining).
-MAX_AHEAD: Final = 65536
 _TOO_LARGE: Final = b"HTTP/1.1 413 Request Entity Too Large\r\ncontent-length: 0\r\n\r\n"
 #: Bodies up to this size are copied out of the slot and sent with the head; larger ones are sent from the slot.
 _SMALL_BODY: Final = 16384
@@ -58,6 +48,7 @@ class Answers:
 
     Args:
         table: the connections.
+        sender: sends what is queued.
         exchange: the requests under way; None where no predictions are served.
         report: the access log and the counters.
         load: the header that tells how busy the server is; None: answers do not tell.
@@ -69,12 +60,14 @@ class Answers:
     def __init__(
         self,
         table: ConnectionTable,
+        sender: Sender,
         exchange: Exchange[Connection] | None,
         report: Report,
         load: LoadHeader | None = None,
     ) -> None:
         self.quick_ns = SPIN_LIMIT_NS
         self._table = table
+        self._sender = sender
         self._exchange = exchange
         self._report = report
         self._load = load
@@ -163,11 +156,11 @@ class Answers:
         connection.sends_events = True
         connection.begin_stream(response)
         self._report.note(connection, response.status)
-        self._flush_stream(connection)
+        self._sender.flush(connection)
 
     def _tell_of_node(self, connection: Connection, name: str, task: Task) -> None:
         connection.queue_chunk(node_event(name, task.item, task.took_ns, has_answer=task.has_answer))
-        self._flush_stream(connection)
+        self._sender.flush(connection)
 
     def _send_events(self, exchange: Exchange[Connection], connection: Connection, slot: int) -> None:
         """Sends the answer as an event, or what has come of one that is streamed."""
@@ -187,7 +180,7 @@ class Answers:
         for chunk in chunks:
             connection.queue_chunk(body_event("chunk", chunk))
         if state == SlotState.STREAMING:
-            self._flush_stream(connection)
+            self._sender.flush(connection)
             return
         connection.slot = -1
         exchange.finish(slot)
@@ -198,8 +191,8 @@ class Answers:
         connection.queue_chunk(last)
         connection.end_stream()
         connection.sends_events = False
-        self._send(connection)
-        self._note_unsent(connection)
+        self._sender.send(connection)
+        self._sender.note_unsent(connection)
 
     def answer(self, connection: Connection, error: ServerError) -> None:
         """Answers a prediction that no model worker has answered."""
@@ -232,9 +225,9 @@ class Answers:
         if len(body) > _SMALL_BODY:
             connection.queue(lines)
             connection.queue(body)
-            self._send(connection)
+            self._sender.send(connection)
         else:
-            self._send(connection, lines + body)
+            self._sender.send(connection, lines + body)
 
     def too_large(self, connection: Connection) -> None:
         """Answers 413 as TorchServe sends it, without reading the body."""
@@ -242,67 +235,7 @@ class Answers:
         connection.close_after = True
         connection.queue(_TOO_LARGE)
         self._report.note(connection, 413)
-        self._send(connection)
-
-    # Sending
-
-    def _send(self, connection: Connection, data: bytes = b"") -> None:
-        """Sends what is queued and `data`; when all is gone, the connection is ready for its next request."""
-        try:
-            sent = send_now(connection, data) if data else send_queued(connection)
-        except OSError:
-            self._table.client_gone(connection)
-            return
-        if sent:
-            self._sent(connection)
-        else:
-            connection.phase = Phase.SEND
-            connection.limit_at = time.monotonic() + SEND_LIMIT_S
-            self._table.watch(connection, select.EPOLLOUT)
-
-    def _sent(self, connection: Connection) -> None:
-        table = self._table
-        if connection.release_slot >= 0:
-            table.release_sent(connection)
-        if table.received.total:
-            table.received.note(connection, 0)
-        if connection.close_after:
-            self._linger(connection)
-            return
-        connection.answered_ns = table.now_ns
-        connection.next_request()
-        connection.limit_at = table.now_ns / 1e9 + IDLE_LIMIT_S
-        if connection.events != READ_EVENTS:
-            table.watch(connection, READ_EVENTS)
-        if connection.buffer:
-            table.ready.append(connection)
-
-    def continue_sending(self, connection: Connection) -> None:
-        """Goes on where the socket takes bytes again.
-
-        Raises:
-            OSError: the client has gone.
-        """
-        if connection.phase != Phase.STREAM:
-            self._send(connection)
-        elif send_queued(connection):
-            self._table.watch(connection, events_ahead(connection))
-        self._note_unsent(connection)
-
-    def _note_unsent(self, connection: Connection) -> None:
-        if connection in self._table.unsent:
-            self._table.unsent.note(connection, connection.unsent)
-
-    def _linger(self, connection: Connection) -> None:
-        """Closes so that the answer arrives: closing with unread bytes would make the kernel send RST instead."""
-        if connection.half_closed:
-            self._table.close(connection)
-            return
-        with contextlib.suppress(OSError):
-            connection.sock.shutdown(socket.SHUT_WR)
-        connection.phase = Phase.LINGER
-        connection.limit_at = time.monotonic() + LINGER_LIMIT_S
-        self._table.watch(connection, READ_EVENTS)
+        self._sender.send(connection)
 
     def _pump(self, exchange: Exchange[Connection], connection: Connection) -> None:
         """Moves a stream's chunks from the slot to the socket; the model worker never waits for a slow reader."""
@@ -310,7 +243,7 @@ class Answers:
         for chunk in chunks:
             connection.queue_chunk(chunk)
         if state == SlotState.STREAMING:
-            self._flush_stream(connection)
+            self._sender.flush(connection)
             return
         exchange.finish(connection.slot)
         connection.slot = -1
@@ -321,31 +254,8 @@ class Answers:
             self._table.close(connection)
             return
         connection.end_stream()
-        self._send(connection)
-        self._note_unsent(connection)
-
-    def _flush_stream(self, connection: Connection) -> None:
-        """Sends what is queued of an answer that goes on."""
-        try:
-            is_sent = send_queued(connection)
-        except OSError:
-            self._table.client_gone(connection)
-            return
-        if is_sent:
-            self._note_unsent(connection)
-        else:
-            self._table.watch(connection, select.EPOLLOUT)
-            self.limit_unsent(connection)
-
-    def limit_unsent(self, connection: Connection) -> None:
-        """Ends the stream of a client that takes too little of it: too little by itself, or the least of too many."""
-        table = self._table
-        if connection.unsent > MAX_UNSENT_STREAM:
-            table.client_gone(connection)
-            return
-        table.unsent.note(connection, connection.unsent)
-        while table.unsent.is_exceeded:
-            table.client_gone(table.unsent.largest())
+        self._sender.send(connection)
+        self._sender.note_unsent(connection)
 
     # Errors of the HTTP layer
 
@@ -360,6 +270,13 @@ class Answers:
         self._table.name_request(connection)
         connection.close_after = True
         self.error(connection, ServerError(bad.message, status=bad.status, type_name="BadRequestException"), NO_REQUEST)
+
+    def unavailable(self, connection: Connection, what: str, request: Mapping[str, str] = AS_SENT) -> None:
+        """Answers a request that the server could take at another time, and ends the connection."""
+        self._table.abandon_slot(connection)
+        self._table.name_request(connection)
+        connection.close_after = True
+        self.error(connection, ServiceUnavailable(what + "Please try again in a few seconds."), request)
 
     def fail(self, connection: Connection) -> None:
         """Ends a request that an unexpected exception has come of; call it where that is handled.
@@ -401,9 +318,4 @@ class Answers:
         except OSError:
             self._table.close(connection)
             return
-        self._linger(connection)
-
-
-def events_ahead(connection: Connection) -> int:
-    """Returns what to wait for while a request is under way: the client leaves, or sends ahead as much as it may."""
-    return 0 if connection.half_closed or len(connection.buffer) > MAX_AHEAD else READ_EVENTS
+        self._sender.linger(connection)

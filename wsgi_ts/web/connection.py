@@ -1,7 +1,7 @@
 """One client connection of the web worker: HTTP/1.1 as a state machine, without a socket call or a clock.
 
 A connection is fed what the socket has given, says what that means (`next_head`, its body), and has queued what is to
-be sent. `transfer` moves the bytes, `requests` and `answers` decide, and the loop keeps the time.
+be sent. `sending` moves the bytes, `requests` and `answers` decide, and the loop keeps the time.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from wsgi_ts.web.listeners import Endpoint, Listeners
 from wsgi_ts.web.load_header import LoadHeader
 from wsgi_ts.web.report import Report
 from wsgi_ts.web.requests import HEAD_LIMIT_S, Requests
+from wsgi_ts.web.sending import Sender
 from wsgi_ts.web.table import ConnectionTable
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class WebLoop:
         load = None
         if exchange is not None and config.endpoint_load_metrics:
             load = LoadHeader(board, exchange.routes)
-        self.answers = Answers(table, exchange, self.report, load)
+        self.sender = Sender(table)
+        self.answers = Answers(table, self.sender, exchange, self.report, load)
         self.requests = Requests(table, self.answers, exchange, config.max_request_size, self._wake)
         self._accesses: list[Access] = []
         for endpoint in endpoints:
@@ -212,7 +214,7 @@ class WebLoop:
         if event & _GONE:
             self.table.client_gone(connection)
         elif event & select.EPOLLOUT:
-            self.answers.continue_sending(connection)
+            self.sender.continue_sending(connection)
         else:
             self.requests.receive(connection)
 

@@ -9,17 +9,15 @@ from __future__ import annotations
 import io
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
 from wsgi_ts.batcher.shm.layout import TOO_LATE
 from wsgi_ts.batcher.shm.request_codec import Request
-from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
-from wsgi_ts.dataplane.exchange import Exchange, no_memory
+from wsgi_ts.dataplane.exchange import Exchange
 from wsgi_ts.dataplane.routes import Target
 from wsgi_ts.errors import OutOfResources, RequestTimeout, ServiceUnavailable
-from wsgi_ts.http.body import ChunkedBody, SizedBody
 from wsgi_ts.http.form_field import is_form
 from wsgi_ts.http.head import BadHead, Head
 from wsgi_ts.plugins.auth import Decision
@@ -28,27 +26,22 @@ from wsgi_ts.rest.management import may_wait
 from wsgi_ts.rest.plugin_endpoints import first_segment
 from wsgi_ts.rest.responses import HEAD_KEY
 from wsgi_ts.security.access import Access
-from wsgi_ts.security.tls import TlsSocket
-from wsgi_ts.web.answers import AS_SENT, NO_REQUEST, Answers, events_ahead
+from wsgi_ts.web.answers import NO_REQUEST, Answers
 from wsgi_ts.web.app import AppThreads, call_app, environ_of
-from wsgi_ts.web.connection import TURN_BYTES, Connection, Phase, SlotBody
+from wsgi_ts.web.bodies import CONTINUE, DIRECT_BODY_BYTES, Bodies
+from wsgi_ts.web.connection import Connection, Phase, SlotBody
 from wsgi_ts.web.events import wants_events
 from wsgi_ts.web.gate import GatedAccess
 from wsgi_ts.web.plugins import PluginEndpoint
+from wsgi_ts.web.sending import events_ahead
 from wsgi_ts.web.table import READ_EVENTS, ConnectionTable
 
 log = logging.getLogger(__name__)
 
 HEAD_LIMIT_S: Final = 10.0
-BODY_LIMIT_S: Final = 60.0
-#: What must come of a body within that time for the next as much: 100 bytes a second.
-LEAST_BODY_BYTES: Final = 6000
 RECEIVE_BYTES: Final = 65536
-#: A body above this is received straight into its slot.
-DIRECT_BODY_BYTES: Final = 4096
 #: What a lingering client may send besides the body that it has announced.
 LINGER_BYTES: Final = 256 * 1024
-_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 #: A beginning of a head up to this is not counted: a connection takes as much by itself.
 _LEAST_COUNTED: Final = 1024
 
@@ -65,6 +58,7 @@ class Requests:
 
     Attributes:
         calls: what threads have answered.
+        bodies: receives bodies.
         is_stopping: no connection is accepted any more.
         is_leaving: from now on every connection ends with its answer.
     """
@@ -85,6 +79,7 @@ class Requests:
         self._answers = answers
         self._exchange = exchange
         self._limit = most_body_bytes
+        self.bodies = Bodies(table, answers, most_body_bytes)
         #: Slow clients must leave some slots for requests that are complete.
         self._most_receiving = exchange.client.capacity // 2 if exchange is not None else 0
 
@@ -108,7 +103,9 @@ class Requests:
             connection.buffer = connection.buffer + data if connection.buffer else data
             self.read(connection)
         elif phase == Phase.BODY:
-            self._more_body(connection, data)
+            body = self.bodies.more(connection, data)
+            if body is not None:
+                self._body_complete(connection, body)
         elif phase == Phase.LINGER:
             self._ignore(connection, len(data))
         else:
@@ -136,15 +133,14 @@ class Requests:
         if connection.phase == Phase.ANSWER and connection.head is not None and connection.head.http_1_1:
             # An interim answer changes nothing for a client that still reads (RFC 9110 15.2), and makes the kernel of
             # one that has closed say so at once.
-            connection.sock.send(_CONTINUE)
+            connection.sock.send(CONTINUE)
 
     def give_up(self, connection: Connection) -> None:
         """A limit has passed: says so where the client is owed an answer, else just closes."""
-        phase, body = connection.phase, connection.body
-        if phase == Phase.BODY and body is not None and body.received - connection.body_seen >= LEAST_BODY_BYTES:
-            connection.body_seen = body.received
-            connection.limit_at = time.monotonic() + BODY_LIMIT_S
-        elif phase == Phase.BODY or (phase == Phase.HEAD and connection.buffer):
+        phase = connection.phase
+        if phase == Phase.BODY and self.bodies.goes_on(connection):
+            return
+        if phase == Phase.BODY or (phase == Phase.HEAD and connection.buffer):
             self._answers.refuse(connection, BadHead(408, "The request did not arrive in time."))
         elif connection.target is not None and connection.target.graph is not None and self._walks(connection):
             limit_ns = self._table.exchange.walks.look(connection.slot)
@@ -178,25 +174,11 @@ class Requests:
             if head is None:
                 connection.limit_at = min(connection.limit_at, time.monotonic() + HEAD_LIMIT_S)
                 if len(connection.buffer) > _LEAST_COUNTED:
-                    self._hold(connection, len(connection.buffer), NO_REQUEST)
+                    self.bodies.hold(connection, len(connection.buffer), NO_REQUEST)
                 return
             if self._table.received.total:
                 self._table.received.note(connection, 0)
             self._begin(connection, head)
-
-    def _hold(self, connection: Connection, held: int, request: Mapping[str, str] = AS_SENT) -> None:
-        """Notes that so many bytes of a request that is not complete lie in memory; refuses it if that is too much."""
-        self._table.received.note(connection, held)
-        if self._table.received.is_exceeded:
-            self._unavailable(connection, "Too many bytes of incomplete requests have been received. ", request)
-
-    def _unavailable(self, connection: Connection, what: str, request: Mapping[str, str] = AS_SENT) -> None:
-        """Answers a request that the server could take at another time, and ends the connection."""
-        self._table.abandon_slot(connection)
-        self._table.name_request(connection)
-        connection.close_after = True
-        error = ServiceUnavailable(what + "Please try again in a few seconds.")
-        self._answers.error(connection, error, request)
 
     def _begin(self, connection: Connection, head: Head) -> None:
         connection.head = head
@@ -213,11 +195,11 @@ class Requests:
         target = exchange.routes.target_of(head) if exchange is not None else None
         connection.target = target
         if target is None or exchange is None:
-            self._begin_body(connection, head)
+            self._receive_body(connection, head)
         elif target.error is None:
             self._begin_prediction(exchange, connection, head, target)
         elif target.reads_form and is_form(head.content_type):
-            self._begin_body(connection, head)
+            self._receive_body(connection, head)
         else:
             self._answers.answer(connection, target.error)
 
@@ -262,17 +244,17 @@ class Requests:
         is_complete = not head.chunked and length <= len(buffer)
         if not is_complete:
             if head.chunked or length <= DIRECT_BODY_BYTES:
-                self._begin_body(connection, head)
+                self._receive_body(connection, head)
                 return
             if self._table.receiving >= self._most_receiving:
-                self._unavailable(connection, "Too many request bodies are being received. ")
+                self._answers.unavailable(connection, "Too many request bodies are being received. ")
                 return
         if self._take_slot(exchange, connection, target):
             if is_complete:
                 connection.buffer = buffer[length:]
                 self._submit(exchange, connection, target, buffer[:length], length)
-            else:
-                self.begin_direct(connection, head)
+            elif self.bodies.begin_direct(connection, head):
+                self._submit(exchange, connection, target, None, length)
 
     def _take_slot(self, exchange: Exchange[Connection], connection: Connection, target: Target) -> bool:
         """Takes a slot for a prediction; False where there is none for its model, which is answered."""
@@ -283,101 +265,21 @@ class Requests:
             return False
         return True
 
-    # Bodies that are received straight into the slot
-
-    def begin_direct(self, connection: Connection, head: Head) -> None:
-        """Has the body received straight into the slot."""
-        buffer = connection.buffer
-        body = SlotBody(head.content_length, len(buffer))
-        if not self._give_room(connection, body):
-            return
-        connection.body = body
-        self._table.receiving += 1
-        body.room[: len(buffer)] = buffer
-        connection.buffer = b""
-        self._expect_body(connection, head)
-        self.receive_direct(connection)
-
-    def _give_room(self, connection: Connection, body: SlotBody) -> bool:
-        """Gives a body room in its slot for what may come next; False where /dev/shm is full, which is answered."""
-        client, slot = self._table.exchange.client, connection.slot
-        try:
-            body.room = client.body_room(slot, body.next_room(client.body_reserved(slot)))
-        except SharedMemoryFull as full:
-            self._table.abandon_slot(connection)
-            self._answers.answer(connection, no_memory(full))
-            return False
-        return True
-
     def receive_direct(self, connection: Connection) -> None:
-        """Receives body bytes straight into the slot: exactly the missing ones, so the next request's stay queued.
+        """Goes on with a body that is received straight into its slot.
 
         Raises:
             OSError: the client has gone.
         """
-        body, target, sock = connection.body, connection.target, connection.sock
-        if type(body) is not SlotBody or target is None:
-            return
-        stop_at = body.received + TURN_BYTES
-        while body.received < body.length:
-            if body.received >= stop_at:
-                # TLS may have decrypted bytes already, which the next turn goes on with; of all others epoll tells.
-                if isinstance(sock, TlsSocket) and sock.pending():
-                    self._table.unread.append(connection)
-                return
-            if body.received == len(body.room) and not self._give_room(connection, body):
-                return
-            try:
-                count = sock.recv_into(body.room[body.received : stop_at])
-            except BlockingIOError:
-                return
-            if not count:
-                self._end_of_stream(connection)
-                return
-            body.received += count
-        self._table.end_receiving(connection)
-        if isinstance(sock, TlsSocket):
-            connection.buffer = sock.take_pending()
-        self._submit(self._table.exchange, connection, target, None, body.length)
+        if self.bodies.receive_direct(connection) and connection.target is not None and connection.head is not None:
+            length = connection.head.content_length
+            self._submit(self._table.exchange, connection, connection.target, None, length)
 
-    # Bodies that are received into the process's memory
-
-    def _begin_body(self, connection: Connection, head: Head) -> None:
+    def _receive_body(self, connection: Connection, head: Head) -> None:
         """Has a body received into memory; a slot is taken when it is complete, if it takes one."""
-        buffer = connection.buffer
-        if not head.chunked and head.content_length <= len(buffer):
-            connection.buffer = buffer[head.content_length :]
-            self._body_complete(connection, buffer[: head.content_length])
-            return
-        connection.body = ChunkedBody(self._limit) if head.chunked else SizedBody(head.content_length)
-        connection.buffer = b""
-        self._expect_body(connection, head)
-        self._more_body(connection, buffer)
-
-    def _expect_body(self, connection: Connection, head: Head) -> None:
-        connection.phase = Phase.BODY
-        connection.limit_at = time.monotonic() + BODY_LIMIT_S
-        connection.body_seen = 0
-        if head.expect_continue:
-            connection.sock.send(_CONTINUE)
-
-    def _more_body(self, connection: Connection, data: bytes) -> None:
-        body = connection.body
-        if body is None or isinstance(body, SlotBody):
-            return
-        try:
-            body.feed(data)
-        except BadHead as bad:
-            self._answers.refuse(connection, bad)
-            return
-        if body.too_large:
-            self._answers.too_large(connection)
-        elif body.complete:
-            connection.buffer = body.rest
-            connection.body = None
-            self._body_complete(connection, bytes(body.data))
-        else:
-            self._hold(connection, len(body.data))
+        body = self.bodies.begin(connection, head)
+        if body is not None:
+            self._body_complete(connection, body)
 
     def _body_complete(self, connection: Connection, body: bytes) -> None:
         """Goes on with a request whose body is in memory."""

@@ -32,7 +32,7 @@ from wsgi_ts.settings.config import Config
 from wsgi_ts.web.connection import TURN_BYTES, Connection, Phase
 from wsgi_ts.web.listeners import Endpoint
 from wsgi_ts.web.loop import WebLoop
-from wsgi_ts.web.transfer import send_queued
+from wsgi_ts.web.sending import send_queued
 
 #: For connections of which none is answered.
 NOWHERE: Any = None
@@ -320,7 +320,7 @@ def test_a_connection_receives_about_a_megabyte_in_a_turn(
     client.body_room(slot, reserved)
     connection.slot = slot
     connection.request_id = loop.table.ids.new()
-    loop.requests.begin_direct(connection, head)
+    loop.requests.bodies.begin_direct(connection, head)
     while not exchange.waiting:
         assert sock.moved <= 2 * TURN_BYTES * turns
         loop.requests.receive_direct(connection)
@@ -340,7 +340,7 @@ def test_of_too_much_unsent_the_slowest_readers_stream_ends(served: Served) -> N
     for connection, size in ((slow, 900), (fast, 200)):
         connection.phase = Phase.STREAM
         connection.queue(bytes(size))
-        loop.answers.limit_unsent(connection)
+        loop.sender.limit_unsent(connection)
     assert slow.closed
     assert not fast.closed
     assert loop.table.unsent.total == 200
@@ -378,6 +378,6 @@ def test_what_is_sent_ahead_of_an_answer_stays_limited_while_that_is_streamed(se
             client.send(bytes(65536))
         served.loop.table.look_at_ns = 0  # a turn that waits for nothing
         served.loop.turn()
-        served.loop.answers.continue_sending(connection)
+        served.loop.sender.continue_sending(connection)
     assert len(connection.buffer) <= 3 * 65536
     client.close()
