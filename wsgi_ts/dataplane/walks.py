@@ -13,13 +13,14 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from wsgi_ts.batcher.shm.client import SlotClient
-from wsgi_ts.batcher.shm.layout import ReferenceKind, ResponseFlag, SlotState, WorkflowWord
-from wsgi_ts.batcher.shm.request_codec import Answer, Request, pack_reference
+from wsgi_ts.batcher.shm.layout import ResponseFlag, SlotState, WorkflowWord
+from wsgi_ts.batcher.shm.request_codec import Answer, Request
 from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
-from wsgi_ts.dataplane.graph import REQUEST, Graph
-from wsgi_ts.dataplane.graph_walk import Action, Finish, Release, State, Submit, Task, Withdraw
+from wsgi_ts.dataplane.graph import Graph
 from wsgi_ts.dataplane.node_answers import joined, json_parts, packed_parts
+from wsgi_ts.dataplane.node_requests import inline_answer, references
 from wsgi_ts.dataplane.routes import RoutingTable, Target
+from wsgi_ts.dataplane.task import Action, Finish, Release, State, Submit, Task, Withdraw
 from wsgi_ts.dataplane.walk import Walk
 from wsgi_ts.dataplane.walk_counters import WalkCounters
 from wsgi_ts.errors import (
@@ -258,7 +259,7 @@ class Walks(Generic[Waiter]):
                 task.error = ServiceUnavailable.no_slot(target.model_name, target.version)
                 task.error.retry_after_s = 1
                 return states.refused(task)
-            body = self._references(walk, task)
+            body = references(states, task, walk.first_slot)
             _, request_id, head, *_ = walk.request
             request = Request(target, request_id, head, b"", body, len(body), now_ns)
             try:
@@ -285,48 +286,6 @@ class Walks(Generic[Waiter]):
         if task.limit_ns < walk.limit_ns:
             walk.limit_ns = task.limit_ns
             self.limit(walk.waiter, walk.limit_ns)
-
-    def _references(self, walk: Walk[Waiter], task: Task) -> bytes:
-        """What a task's request says of where its row lies."""
-        graph = walk.states.graph
-        node = graph.nodes[task.node]
-        sources = walk.states.sources(task)
-        if node.gathers:
-            parts = [self._element(walk, key, source) for key, source in sources]
-            parts = parts or [pack_reference(graph.inputs[task.node][0][0], ReferenceKind.NO_ELEMENTS)]
-        else:
-            parts = [self._value(walk, key, source, task.item) for key, source in sources if source.has_answer]
-        if node.reads_request:
-            parts.append(pack_reference(REQUEST, ReferenceKind.REQUEST, walk.first_slot))
-        return b"".join(parts)
-
-    def _value(self, walk: Walk[Waiter], key: str, source: Task, item: int) -> bytes:
-        """What says where a node's answer lies."""
-        inline = self._inline(walk, source)
-        if source.parts is not None and item >= 0:
-            part = source.parts[item]
-            if not isinstance(part, bytes):
-                return pack_reference(key, ReferenceKind.VALUE, *part)
-            inline = part
-        if inline is not None:
-            return pack_reference(key, ReferenceKind.INLINE, inline=inline)
-        return pack_reference(key, ReferenceKind.VALUE, *source.place)
-
-    def _element(self, walk: Walk[Waiter], key: str, source: Task) -> bytes:
-        """The same, of the answer for one element of a list."""
-        if not source.has_answer:
-            return pack_reference(key, ReferenceKind.NO_ELEMENT)
-        inline = self._inline(walk, source)
-        if inline is not None:
-            return pack_reference(key, ReferenceKind.INLINE_ELEMENT, inline=inline)
-        return pack_reference(key, ReferenceKind.ELEMENT, *source.place)
-
-    @staticmethod
-    def _inline(walk: Walk[Waiter], source: Task) -> bytes | None:
-        """An answer that lies in no slot."""
-        if source.state == State.DEFAULT:
-            return walk.states.graph.nodes[source.node].default.encode()
-        return source.value
 
     def _answered(self, walk: Walk[Waiter], task: Task, offset: int, length: int) -> list[Action]:
         node = walk.states.graph.nodes[task.node]
@@ -399,7 +358,7 @@ class Walks(Generic[Waiter]):
         return slot, walk.waiter
 
     def _body_of(self, walk: Walk[Waiter], end: Task) -> bytes:
-        inline = self._inline(walk, end)
+        inline = inline_answer(walk.states.graph, end)
         if inline is not None:
             return inline
         offset, length = end.place

@@ -11,7 +11,7 @@ from typing import Any, Final
 from wsgi_ts.batcher.shm.layout import SlotState
 from wsgi_ts.batcher.shm.request_codec import Answer
 from wsgi_ts.dataplane.exchange import Exchange
-from wsgi_ts.dataplane.graph_walk import Task
+from wsgi_ts.dataplane.task import Task
 from wsgi_ts.errors import InternalServerError, ServerError, ServiceUnavailable
 from wsgi_ts.http.head import BadHead
 from wsgi_ts.rest.inference import ANSWER_KEY

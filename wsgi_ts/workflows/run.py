@@ -18,8 +18,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from wsgi_ts.dataplane.graph import REQUEST
-from wsgi_ts.dataplane.graph_walk import Action, Fail, Finish, GraphWalk, State, Submit, Task
+from wsgi_ts.dataplane.graph_walk import GraphWalk
 from wsgi_ts.dataplane.node_answers import joined, json_parts, packed_parts
+from wsgi_ts.dataplane.task import Action, Fail, Finish, State, Submit, Task
 from wsgi_ts.errors import ServerError
 from wsgi_ts.handlers.serving.inputs import BadInput, LazyHeaders, Request, build_row
 from wsgi_ts.workflows.compile import CompiledWorkflow, compile_workflow

@@ -13,7 +13,8 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from wsgi_ts.dataplane.graph import DEFAULT, FAIL, SKIP, Graph, Node
-from wsgi_ts.dataplane.graph_walk import Action, Fail, Finish, GraphWalk, Release, State, Submit, Task, Withdraw
+from wsgi_ts.dataplane.graph_walk import GraphWalk
+from wsgi_ts.dataplane.task import Action, Fail, Finish, Release, State, Submit, Task, Withdraw
 
 ANY = st.integers(0, 1 << 16)
 
