@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +19,7 @@ from typing import Any
 
 from archive_server import OURS, ArchiveServer, archive_models, our_server
 from load import Load, check_wrk, describe, failures, measure_idle_cpu, measure_load, memory_mb
-from reports import describe_machine, markdown, medians, publish, say, write_results
+from reports import failures_told, markdown, medians, report, say
 from rivals import torchserve
 from servers import BenchmarkError, Server
 
@@ -29,7 +27,7 @@ THEIRS = torchserve.NAME
 NAMES = (OURS, THEIRS)
 MODELS = ("echo", "torchmodel")
 SCALED_TO = 8
-TABLE_BEGIN, TABLE_END = "<!-- results: written by bench.py --publish -->", "<!-- end of results -->"
+MARKS = ("<!-- results: written by bench.py --publish -->", "<!-- end of results -->")
 
 
 SMALL = tuple(Load(f"100 B, {count} connection{'s' * (count > 1)}", count) for count in (1, 16, 64, 256))
@@ -184,9 +182,9 @@ def parse_options() -> Options:
 
 
 def main() -> None:
-    """Measures, prints the table and writes the result file."""
-    options = parse_options()
-    try:
+    """Measures, and reports."""
+    with failures_told("bench"):
+        options = parse_options()
         check_wrk()
         if THEIRS in options.names:
             torchserve.check_java()
@@ -197,15 +195,9 @@ def main() -> None:
             for name in options.names:
                 print(f"==> {name}, round {number + 1} of {options.rounds}", flush=True)
                 rounds[name].append(measure(name, options))
-        machine = describe_machine()
         summary = summarise(rounds)
-        text = table(summary)
-        print(f"\n{text}\n")
-        write_results({"options": asdict(options), "summary": summary, "rounds": rounds}, machine)
-        if options.publish:
-            publish(text, machine, TABLE_BEGIN, TABLE_END)
-    except (BenchmarkError, subprocess.CalledProcessError) as error:
-        sys.exit(f"bench: {error}")
+        content = {"options": asdict(options), "summary": summary, "rounds": rounds}
+        report(table(summary), content, marks=MARKS if options.publish else None)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any
 from archive_server import ArchiveServer, archive, archive_models, our_server
 from batching.comparison import ADAPTIVE, BATCH_SIZES, DELAYS_MS, POOLS, Verdict, fixed_rules, judge, loads, simulate
 from batching.simulation import CURVES, Load, Model, Outcome, Rule
-from reports import describe_machine, markdown, say, write_results
+from reports import failures_told, markdown, report, say
 from servers import BENCHMARKS, BenchmarkError
 
 HANDLER = BENCHMARKS / "batching" / "cost_handler.py"
@@ -215,24 +215,21 @@ def _cells(line: dict[str, Any]) -> list[str]:
 
 
 def main() -> None:
-    """Measures, prints the tables and writes the result file."""
+    """Measures, and reports."""
     parser = argparse.ArgumentParser(description="Measures the adaptive batching rule beside fixed ones.")
     parser.add_argument("--only", choices=(SIMULATED, REAL), help="only this part")
     parser.add_argument("--quick", action="store_true", help="a first impression")
     given = parser.parse_args()
     effort = QUICK if given.quick else FULL
     parts = {SIMULATED: simulate_all, REAL: measure_all}
-    try:
+    with failures_told("bench-batching"):
         found = {}
         for name, part in parts.items():
             if given.only in (None, name):
                 print(f"==> {name}", flush=True)
                 found[name] = part(effort)
-        for name, rows in found.items():
-            print(f"\n{name}:\n\n{table(rows)}\n")
-        write_results({"options": asdict(effort), "summary": found}, describe_machine(), "batching-")
-    except (BenchmarkError, subprocess.CalledProcessError) as error:
-        sys.exit(f"bench-batching: {error}")
+        text = "\n\n".join(f"{name}:\n\n{table(rows)}" for name, rows in found.items())
+        report(text, {"options": asdict(effort), "summary": found}, "batching-")
 
 
 if __name__ == "__main__":

@@ -13,21 +13,19 @@ versions; `make chart` draws the newest. BENCHMARKS.md tells the method.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from growth.points import AXES, STEPS, Axis, Figures, make_archives, measure_steps, points
 from load import check_wrk
-from reports import describe_machine, markdown, medians, publish, say, write_results
+from reports import failures_told, markdown, medians, report, say
 from servers import BenchmarkError
 
 STEPS_NAME = "steps"
 NAMES = (*AXES, STEPS_NAME)
 PREFIX = "growth-"
-BEGIN_MARK, END_MARK = "<!-- growth: written by bench_growth.py --publish -->", "<!-- end of growth -->"
+MARKS = ("<!-- growth: written by bench_growth.py --publish -->", "<!-- end of growth -->")
 
 
 @dataclass(frozen=True)
@@ -112,21 +110,15 @@ def parse_options() -> Options:
 
 
 def main() -> None:
-    """Measures, prints the tables and writes the result file."""
-    try:
+    """Measures, and reports."""
+    with failures_told("bench-growth"):
         options = parse_options()
         check_wrk()
         make_archives()
         rounds = measure_rounds(options)
-        machine = describe_machine()
         summary = summarise(rounds)
-        text = tables(summary)
-        print(f"\n{text}\n")
-        write_results({"options": asdict(options), "summary": summary, "rounds": rounds}, machine, PREFIX)
-        if options.publish:
-            publish(text, machine, BEGIN_MARK, END_MARK)
-    except (BenchmarkError, subprocess.CalledProcessError) as error:
-        sys.exit(f"bench-growth: {error}")
+        content = {"options": asdict(options), "summary": summary, "rounds": rounds}
+        report(tables(summary), content, PREFIX, MARKS if options.publish else None)
 
 
 if __name__ == "__main__":

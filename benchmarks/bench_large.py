@@ -11,18 +11,16 @@ The figures go to benchmarks/results/ as JSON, with the machine and the versions
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from dataclasses import asdict, dataclass
 
 from archive_server import archive_models, our_server
 from large import generation, handover, payload, recovery
 from large.measuring import Effort, Figures
-from reports import describe_machine, medians, publish, write_results
+from reports import failures_told, medians, report
 from servers import BenchmarkError
 
 MEASUREMENTS = {"handover": handover, "payload": payload, "generation": generation, "recovery": recovery}
-BEGIN_MARK, END_MARK = "<!-- large models: written by bench_large.py --publish -->", "<!-- end of large models -->"
+MARKS = ("<!-- large models: written by bench_large.py --publish -->", "<!-- end of large models -->")
 
 
 @dataclass(frozen=True)
@@ -79,20 +77,13 @@ def parse_options() -> Options:
 
 
 def main() -> None:
-    """Measures, prints the table and writes the result file."""
-    try:
+    """Measures, and reports."""
+    with failures_told("bench-large"):
         options = parse_options()
         rounds = measure_rounds(options)
-        machine = describe_machine()
         summary = {name: medians(found) for name, found in rounds.items()}
-        text = tables(summary)
-        print(f"\n{text}\n")
         content = {"options": asdict(options), "summary": summary, "rounds": rounds}
-        write_results(content, machine, "large-")
-        if options.publish:
-            publish(text, machine, BEGIN_MARK, END_MARK)
-    except (BenchmarkError, subprocess.CalledProcessError) as error:
-        sys.exit(f"bench-large: {error}")
+        report(tables(summary), content, "large-", MARKS if options.publish else None)
 
 
 if __name__ == "__main__":

@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import argparse
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from archive_server import OURS, archive_models, our_server
 from load import Load, check_wrk, describe, measure_idle_cpu, measure_load
-from reports import describe_machine, publish, say, write_results
+from reports import failures_told, report, say
 from rivals import granian, litserve, mosec, torchserve, triton
 from servers import BENCHMARKS, BenchmarkError, Rival, Server
 from tables import CEILING, cpu_table, summarise, throughput_table
@@ -54,7 +52,7 @@ LOADS = (
     Load("gRPC, 1 KB, 16 calls", 16, 1000, grpc=True),
 )
 CPU_LOADS = (*LOADS[:3], *(load for load in LOADS if load.heads))
-BEGIN_MARK, END_MARK = "<!-- rivals: written by bench_rivals.py --publish -->", "<!-- end of rivals -->"
+MARKS = ("<!-- rivals: written by bench_rivals.py --publish -->", "<!-- end of rivals -->")
 
 #: For each server, for each configuration, what each round found.
 Rounds = dict[str, dict[str, list[dict[str, Any]]]]
@@ -157,29 +155,23 @@ def parse_options() -> Options:
 
 
 def main() -> None:
-    """Measures, prints the tables and writes the result file."""
-    try:
+    """Measures, and reports."""
+    with failures_told("bench-rivals"):
         options = parse_options()
         check_wrk()
         if torchserve.NAME in options.names:
             torchserve.check_java()
         archive_models(MODELS)
         rounds, troubles = measure_rounds(options)
-        machine = describe_machine()
-        machine["packages"].update(version.split(" ") for version in versions(options.names).values())
-        summary = summarise(rounds)
-        headings = {OURS: OURS, **{name: heading(name, text) for name, text in versions(options.names).items()}}
+        summary, found = summarise(rounds), versions(options.names)
+        headings = {OURS: OURS, **{name: heading(name, text) for name, text in found.items()}}
         cpu_loads = [load for load in CPU_LOADS if load in options.loads]
         text = f"{throughput_table(summary, options.loads, headings)}\n\n{cpu_table(summary, cpu_loads, headings)}"
-        print(f"\n{text}\n")
         content = {"options": asdict(options), "summary": summary, "rounds": rounds, "troubles": troubles}
-        write_results(content, machine, "rivals-")
+        packages = {package: version for package, _, version in (each.partition(" ") for each in found.values())}
+        report(text, content, "rivals-", MARKS if options.publish and not troubles else None, packages)
         if troubles:
             raise BenchmarkError("some figures are missing:\n" + "\n".join(troubles))
-        if options.publish:
-            publish(text, machine, BEGIN_MARK, END_MARK)
-    except (BenchmarkError, subprocess.CalledProcessError) as error:
-        sys.exit(f"bench-rivals: {error}")
 
 
 if __name__ == "__main__":

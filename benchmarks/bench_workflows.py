@@ -14,22 +14,20 @@ versions. BENCHMARKS.md tells the method.
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from archive_server import OURS, ArchiveServer, archive_models, our_server
 from flows.cases import CASES, Figures, make_archives
 from load import check_wrk
-from reports import describe_machine, markdown, medians, publish, say, write_results
+from reports import failures_told, markdown, medians, report, say
 from rivals import torchserve
 from servers import BenchmarkError
 
 THEIRS = torchserve.NAME
 SERVERS = (OURS, THEIRS)
 PREFIX = "workflows-"
-BEGIN_MARK, END_MARK = "<!-- workflows: written by bench_workflows.py --publish -->", "<!-- end of workflows -->"
+MARKS = ("<!-- workflows: written by bench_workflows.py --publish -->", "<!-- end of workflows -->")
 #: Both start with it: a server has started when it has answered.
 _MODELS = ("echo",)
 
@@ -107,8 +105,8 @@ def parse_options() -> Options:
 
 
 def main() -> None:
-    """Measures, prints the table and writes the result file."""
-    try:
+    """Measures, and reports."""
+    with failures_told("bench-workflows"):
         options = parse_options()
         check_wrk()
         if THEIRS in options.servers:
@@ -116,15 +114,9 @@ def main() -> None:
         archive_models(_MODELS)
         make_archives()
         rounds = measure_rounds(options)
-        machine = describe_machine()
         summary = summarise(rounds)
-        text = table(summary)
-        print(f"\n{text}\n")
-        write_results({"options": asdict(options), "summary": summary, "rounds": rounds}, machine, PREFIX)
-        if options.publish:
-            publish(text, machine, BEGIN_MARK, END_MARK)
-    except (BenchmarkError, subprocess.CalledProcessError) as error:
-        sys.exit(f"bench-workflows: {error}")
+        content = {"options": asdict(options), "summary": summary, "rounds": rounds}
+        report(table(summary), content, PREFIX, MARKS if options.publish else None)
 
 
 if __name__ == "__main__":

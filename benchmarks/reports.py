@@ -7,7 +7,9 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
@@ -52,33 +54,48 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def write_results(content: dict[str, Any], machine: dict[str, Any], kind: str = "") -> None:
-    """Writes the file of one run into benchmarks/results, named by its time.
+@contextmanager
+def failures_told(name: str) -> Iterator[None]:
+    """Ends the process with one line, and status 1, where a benchmark fails inside."""
+    try:
+        yield
+    except (BenchmarkError, subprocess.CalledProcessError) as error:
+        sys.exit(f"{name}: {error}")
+
+
+def report(
+    text: str,
+    content: dict[str, Any],
+    kind: str = "",
+    marks: tuple[str, str] | None = None,
+    packages: Mapping[str, str] | None = None,
+) -> None:
+    """What every benchmark ends with: prints its tables, and writes the file of the run into benchmarks/results.
 
     Args:
+        text: the tables.
         content: everything that was measured.
-        machine: what `describe_machine` says.
         kind: put before the time in the file's name.
+        marks: the lines of BENCHMARKS.md that the tables are to stand between; None: they are not published.
+        packages: further packages that the figures depend on, with their versions.
+
+    Raises:
+        BenchmarkError: BENCHMARKS.md lacks these lines.
     """
+    machine = describe_machine()
+    machine["packages"].update(packages or {})
+    print(f"\n{text}\n")
     results = BENCHMARKS / "results"
     results.mkdir(exist_ok=True)
     path = results / f"{kind}{machine['when'].replace(':', '').replace('+0000', 'Z')}.json"
     path.write_text(json.dumps({"machine": machine, **content}, indent=2) + "\n")
     print(f"written to {path.relative_to(PROJECT)}")
+    if marks is not None:
+        _publish(text, machine, *marks)
 
 
-def publish(text: str, machine: dict[str, Any], begin_mark: str, end_mark: str) -> None:
-    """Puts the figures between two marks of BENCHMARKS.md.
-
-    Args:
-        text: the figures.
-        machine: what `describe_machine` says.
-        begin_mark: the line above them.
-        end_mark: the line below them.
-
-    Raises:
-        BenchmarkError: the marks are not there.
-    """
+def _publish(text: str, machine: dict[str, Any], begin_mark: str, end_mark: str) -> None:
+    """Puts the figures between two lines of BENCHMARKS.md."""
     page = PROJECT / "BENCHMARKS.md"
     before, begin, rest = page.read_text().partition(begin_mark)
     _, end, after = rest.partition(end_mark)

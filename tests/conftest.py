@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -101,3 +102,15 @@ def echo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProc
 _LARGE: dict[str, Any] = {
     "config": {"max_request_size": str(8 << 20), "max_response_size": str(8 << 20), "job_queue_size": "1000"}
 }
+
+
+@pytest.fixture
+def benchmarks_on_the_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The modules of benchmarks/ can be imported; afterwards they are forgotten, since others have their names."""
+    folder = str(Path(__file__).resolve().parents[1] / "benchmarks")
+    monkeypatch.syspath_prepend(folder)
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(folder):
+            del sys.modules[name]

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+pytestmark = pytest.mark.usefixtures("benchmarks_on_the_path")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BENCHMARKS = REPOSITORY / "benchmarks"
 FIGURES = {"per_second": 1234.4, "p50_ms": 1.0, "p99_ms": 2.345, "cpu_us": 17.4, "idle_cpu_percent": 0.61}
-
-
-@pytest.fixture(autouse=True)
-def benchmarks_on_the_path(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
 
 
 def test_each_axis_has_a_table_with_the_medians_of_its_sizes() -> None:

@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from wsgi_ts.workflows.spec import parse_spec
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+pytestmark = pytest.mark.usefixtures("benchmarks_on_the_path")
+
 ALONE = {"p50_ms": 1.234, "asked": 7.0, "failed": 0.0}
 LOADED = {"per_second": 2345.6, "p50_ms": 1.0, "p99_ms": 2.345, "refused": 0.0, "broken": 0.0, "timed_out": 0.0}
-
-
-@pytest.fixture(autouse=True)
-def benchmarks_on_the_path(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
 
 
 def test_each_case_has_its_lines_with_a_column_for_each_server() -> None:
