@@ -138,7 +138,7 @@ lock: ## write the versions of everything to requirements/, for each version of 
 bench: compile ## measure wsgi-ts and TorchServe on this machine (needs java 11 or newer, and wrk)
 	@$(PY) benchmarks/bench.py $(BENCH_ARGS)
 
-bench-rivals: compile ## measure wsgi-ts, TorchServe, Triton, mosec, LitServe and Granian here (needs java and wrk; 5 GB of disk)
+bench-rivals: compile ## measure wsgi-ts, TorchServe, Triton, mosec, LitServe and Granian here (needs java, wrk and h2load; 5 GB of disk)
 	@$(PY) benchmarks/bench_rivals.py $(BENCH_ARGS)
 
 bench-batching: compile ## compare the adaptive batching rule with fixed ones, simulated and on this machine

@@ -1,54 +1,64 @@
-"""Load on TorchServe's gRPC inference API: client processes in Python, each with some calls under way.
+"""Load on TorchServe's gRPC inference API by h2load, the load generator of nghttp2, which takes little of the cores.
 
-    python benchmarks/grpc_load.py ADDRESS MODEL BODY_BYTES CALLS SECONDS    one of the processes
-
-Clients in Python take a good part of the cores from a server on the same machine: the figures are a lower limit of what
-it can do.
+It speaks HTTP/2 and knows nothing of gRPC: it sends one message again and again, and counts answers with the status 200
+of HTTP, which failed calls have, too. So the bytes of all answers are held to what as many right ones have.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
+import re
+import shutil
 import subprocess
-import sys
-import time
+import tempfile
 from pathlib import Path
-from typing import Any
 
-import grpc.aio
+from servers import BenchmarkError
 
-PROCESSES = 2
 METHOD = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
-CALL_LIMIT_S = 60
+#: The calls under way are shared out among so many connections.
+CONNECTIONS = 4
 
 
 def run(address: str, model: str, body_bytes: int, calls: int, seconds: float) -> dict[str, float]:
     """The figures of one run, with the keys of wrk's (see load.lua).
 
     Args:
-        address: of the gRPC API.
-        model: the one that is asked.
+        address: `host:port` of the gRPC API.
+        model: the one that is asked; it answers with what it is sent.
         body_bytes: of each request.
-        calls: under way at a time, shared out among the processes.
+        calls: under way at a time.
         seconds: the length of the run.
+
+    Raises:
+        BenchmarkError: h2load is missing or gives no figures, or calls have failed.
     """
-    words = [
-        sys.executable,
-        str(Path(__file__)),
-        address,
-        model,
-        str(body_bytes),
-        str(calls // PROCESSES),
-        str(seconds),
-    ]
-    clients = [subprocess.Popen(words, stdout=subprocess.PIPE) for _ in range(PROCESSES)]
-    found = [json.loads(client.communicate()[0]) for client in clients]
-    latencies = sorted(latency for each in found for latency in each["latencies_ms"])
-    failed = sum(each["failed"] for each in found)
+    if shutil.which("h2load") is None:
+        raise BenchmarkError("h2load is missing (Debian, Ubuntu: apt-get install nghttp2-client).")
+    with tempfile.TemporaryDirectory() as folder:
+        message, log = Path(folder, "message"), Path(folder, "log")
+        content = predictions_request(model, bytes(body_bytes))
+        message.write_bytes(b"\0" + len(content).to_bytes(4, "big") + content)
+        connections = min(CONNECTIONS, calls)
+        done = subprocess.run(
+            ["h2load", f"--duration={seconds:g}", f"--clients={connections}", f"--max-concurrent-streams={calls // connections}",
+             f"--data={message}", f"--log-file={log}", "--header=content-type: application/grpc", "--header=te: trailers",
+             f"http://{address}{METHOD}"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        latencies = sorted(int(line.split("\t")[2]) / 1000 for line in log.read_text().splitlines())
+    counted = re.search(r"(\d+) done, (\d+) succeeded, (\d+) failed", done.stdout)
+    data = re.search(r"traffic: .* (?:\S+) \((\d+)\) data", done.stdout)
+    if counted is None or data is None or not latencies:
+        raise BenchmarkError(f"h2load gave no figures:\n{done.stdout}{done.stderr}")
+    answered, succeeded, failed = map(int, counted.groups())
+    # A run ends in the middle of some answers.
+    if int(data[1]) < (succeeded - calls) * body_bytes:
+        raise BenchmarkError(
+            f"{address} answers calls with less than it was sent: {data[1]} bytes for {succeeded} calls"
+        )
     return {
-        "requests": len(latencies) + failed,
-        "seconds": max(each["seconds"] for each in found),
+        "requests": answered,
+        "seconds": seconds,
         "p50_ms": latencies[len(latencies) // 2],
         "p99_ms": latencies[len(latencies) * 99 // 100],
         "max_ms": latencies[-1],
@@ -64,16 +74,6 @@ def predictions_request(model: str, body: bytes) -> bytes:
     return _field(1, model.encode()) + _field(3, entry)
 
 
-def prediction(response: bytes) -> bytes:
-    """The field prediction (1) of a PredictionResponse that has nothing else."""
-    length, shift, place = 0, 0, 1
-    while True:
-        length |= (response[place] & 0x7F) << shift
-        place, shift = place + 1, shift + 7
-        if response[place - 1] < 0x80:
-            return response[place : place + length]
-
-
 def _field(number: int, content: bytes) -> bytes:
     """A field of bytes: its key, its length as a varint, itself."""
     length, varint = len(content), b""
@@ -81,32 +81,3 @@ def _field(number: int, content: bytes) -> bytes:
         varint += bytes([length & 0x7F | 0x80])
         length >>= 7
     return bytes([number << 3 | 2]) + varint + bytes([length]) + content
-
-
-async def _client(address: str, model: str, body_bytes: int, calls: int, seconds: float) -> dict[str, Any]:
-    body = bytes(body_bytes)
-    request = predictions_request(model, body)
-    latencies: list[float] = []
-    failed = 0
-    async with grpc.aio.insecure_channel(address) as channel:
-        predict = channel.unary_unary(METHOD)
-        if prediction(await predict(request, timeout=CALL_LIMIT_S)) != body:
-            sys.exit(f"{address} answers with something else than what was sent")
-        begun = time.monotonic()
-
-        async def ask() -> None:
-            nonlocal failed
-            while (sent := time.monotonic()) - begun < seconds:
-                try:
-                    await predict(request, timeout=CALL_LIMIT_S)
-                    latencies.append((time.monotonic() - sent) * 1e3)
-                except grpc.aio.AioRpcError:
-                    failed += 1
-
-        await asyncio.gather(*(ask() for _ in range(calls)))
-        return {"latencies_ms": latencies, "failed": failed, "seconds": time.monotonic() - begun}
-
-
-if __name__ == "__main__":
-    where, name, size, under_way, length = sys.argv[1:]
-    print(json.dumps(asyncio.run(_client(where, name, int(size), int(under_way), float(length)))))

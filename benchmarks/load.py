@@ -53,7 +53,7 @@ def run_load(server: Server, load: Load, seconds: float) -> dict[str, float]:
     Returns:
         What the load generator counts: `requests`, `seconds`, `p50_ms`, `p99_ms`, `refused`, `broken`, `timed_out`.
         Also `per_second`, answered requests; `cpu_us` and `client_cpu_us`, the CPU time of all the server's processes
-        and of the load generator for each; `client_cpu_percent`, how much of a core each of its processes took.
+        and of the load generator for each; `client_cpu_percent`, how much of a core the load generator took.
 
     Raises:
         BenchmarkError: the server's answer is wrong, or there are no figures.
@@ -71,7 +71,7 @@ def run_load(server: Server, load: Load, seconds: float) -> dict[str, float]:
     figures["per_second"] = answered / figures["seconds"]
     figures["cpu_us"] = cpu_seconds_between(before, cpu_times(server)) / answered * 1e6
     figures["client_cpu_us"] = spent / answered * 1e6
-    figures["client_cpu_percent"] = spent / figures["seconds"] * 100 / (grpc_load.PROCESSES if load.grpc else 1)
+    figures["client_cpu_percent"] = spent / figures["seconds"] * 100
     return figures
 
 
