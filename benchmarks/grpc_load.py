@@ -39,12 +39,16 @@ def run(address: str, model: str, body_bytes: int, calls: int, seconds: float) -
         content = predictions_request(model, bytes(body_bytes))
         message.write_bytes(b"\0" + len(content).to_bytes(4, "big") + content)
         connections = min(CONNECTIONS, calls)
-        done = subprocess.run(
-            ["h2load", f"--duration={seconds:g}", f"--clients={connections}", f"--max-concurrent-streams={calls // connections}",
-             f"--data={message}", f"--log-file={log}", "--header=content-type: application/grpc", "--header=te: trailers",
-             f"http://{address}{METHOD}"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        options = {
+            "duration": f"{seconds:g}",
+            "clients": connections,
+            "max-concurrent-streams": calls // connections,
+            "data": message,
+            "log-file": log,
+        }
+        headers = ["--header=content-type: application/grpc", "--header=te: trailers"]
+        words = ["h2load", *(f"--{name}={value}" for name, value in options.items()), *headers]
+        done = subprocess.run([*words, f"http://{address}{METHOD}"], capture_output=True, text=True, check=False)
         latencies = sorted(int(line.split("\t")[2]) / 1000 for line in log.read_text().splitlines())
     counted = re.search(r"(\d+) done, (\d+) succeeded, (\d+) failed", done.stdout)
     data = re.search(r"traffic: .* (?:\S+) \((\d+)\) data", done.stdout)
