@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import Final
 
 from wsgi_ts.batcher.scheduler.job import Job, JobQueue
-from wsgi_ts.batcher.scheduler.policy import NONE, BatchPolicy, make_policy
+from wsgi_ts.batcher.scheduler.policy import NONE, BatchPolicy, CloseReason, make_policy
 from wsgi_ts.batcher.scheduler.sequences import SequenceQueue
 from wsgi_ts.batcher.shm.layout import SlotState
 from wsgi_ts.batcher.shm.worker_layout import MAIL_PLACES
@@ -39,6 +39,7 @@ class Batch:
         number: the mailbox's number of it.
         posted_at: when it was dispatched (monotonic seconds).
         alone: whether the worker had nothing else to do.
+        reason: why it went as it was; a `CloseReason`.
         revoked: whether the worker was told not to begin it.
     """
 
@@ -46,6 +47,7 @@ class Batch:
     jobs: list[Job]
     posted_at: float
     alone: bool
+    reason: int = CloseReason.UNKNOWN
     revoked: bool = False
 
     @property
@@ -121,6 +123,7 @@ class ModelQueue:
         closes_at: until when it may get some (monotonic seconds).
         accepting: False once an unregistered version has served what it had.
         wait_until: when to ask for `next_batch` again if nothing else happens before (monotonic seconds).
+        reason: why the batch went that `next_batch` has returned last; a `CloseReason`.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -139,6 +142,7 @@ class ModelQueue:
         self.service_s = math.inf if self.joins_steps else PREFETCH_BELOW_S  # streams are never short
         self.closing, self.accepting = False, True
         self.closes_at = self.wait_until = math.inf
+        self.reason: int = CloseReason.UNKNOWN
 
     def offer(self, jobs: list[Job]) -> list[Job]:
         """Queues jobs; returns those that are refused."""
@@ -156,8 +160,10 @@ class ModelQueue:
         """
         self.wait_until = math.inf
         if self.sequences is not None:
+            self.reason = CloseReason.SEQUENCE
             return self._next_of_sequences(self.sequences)
         if self.joins_steps:
+            self.reason = CloseReason.JOINED
             return self._next_to_join()
         worker = self.idle_worker()
         if worker is not None:
@@ -165,7 +171,9 @@ class ModelQueue:
             if wait > 0:
                 self.wait_until = now + wait
                 return None
+            self.reason = self.policy.reason
         else:
+            self.reason = CloseReason.FULL
             worker = self._worker_to_prefetch()
         return None if worker is None else (worker, self.jobs.take(self.batch_size))
 

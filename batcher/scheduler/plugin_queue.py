@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 
 from wsgi_ts.batcher.scheduler.job import Job, JobQueue
 from wsgi_ts.batcher.scheduler.model_queue import ModelQueue, Worker
+from wsgi_ts.batcher.scheduler.policy import CloseReason
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.plugins.api import BatchHead, ModelState, QueueState
 from wsgi_ts.plugins.batching import BatchingRules
@@ -126,7 +127,7 @@ class PluginQueue(ModelQueue):
         return worker, group.jobs
 
     def _group_to_go(self, now: float, *, is_idle: bool) -> Group | None:
-        """The batch that goes now, a full one where the worker is not idle; sets `wait_until` where none does.
+        """The batch that goes now, a full one where the worker is not idle; sets `reason`, or `wait_until`.
 
         Full ones go first, the oldest of them; but nobody waits longer than maxBatchDelay for that.
         """
@@ -134,12 +135,16 @@ class PluginQueue(ModelQueue):
         late = next((each for each in groups if now - each.jobs[0].came_at >= self._max_delay_s), None)
         full = next((each for each in groups if each.is_full), None)
         if full is not None and (late is None or not is_idle):
+            # One that has room is full because the plugin admits no more.
+            self.reason = CloseReason.FULL if len(full.jobs) >= self.batch_size else CloseReason.PLUGIN
             return full
         if not is_idle or late is not None:
+            self.reason = CloseReason.DELAY
             return late if is_idle else None
         for group in groups:
             wait_s = self._wait_s(group, now)
             if wait_s <= 0.0:
+                self.reason = CloseReason.PLUGIN if self._rules.has_wait else self.policy.reason
                 return group
             self.wait_until = min(self.wait_until, now + wait_s)
         return None

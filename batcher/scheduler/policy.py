@@ -24,17 +24,48 @@ from __future__ import annotations
 
 from collections import deque
 from math import log
+from typing import Final
 
 ADAPTIVE = "adaptive"
 FIXED = "fixed"
 NONE = "none"
 
 
+class CloseReason:
+    """Why a batch went as it was: what its trace and the metrics say of it.
+
+    Constants and no enum, as in `shm.layout`: one is decided for every batch.
+    """
+
+    UNKNOWN: Final = 0  # what its worker was given by a batcher that has died since
+    FULL: Final = 1  # no room for more
+    DELAY: Final = 2  # maxBatchDelay of its oldest request was over
+    IDLE: Final = 3  # nobody else was expected
+    ADAPTIVE: Final = 4  # others were expected, and not worth the wait
+    NO_WAIT: Final = 5  # the model never waits: batchPolicy none, or tickets
+    JOINED: Final = 6  # its requests joined those under way: continuous batches, asynchronous handlers
+    SEQUENCE: Final = 7  # the next requests of its sequences
+    PLUGIN: Final = 8  # a batching plugin said so
+    SUSPECT: Final = 9  # cut down to one request, whose last worker had ended with it in its hands
+
+
+#: The names of the reasons, by their numbers.
+CLOSE_REASONS: Final = (
+    *("unknown", "full", "delay", "idle", "adaptive", "no_wait", "joined", "sequence", "plugin", "suspect"),
+)
+
+
 class BatchPolicy:
     """A batching rule: what the batcher tells it, and what it asks. This one: no delay, whatever waits goes at once.
 
     All times are seconds on one monotonic clock. One instance serves one model version.
+
+    Attributes:
+        reason: why the last batch went for which `decide` has said "now"; a `CloseReason`.
     """
+
+    def __init__(self) -> None:
+        self.reason: int = CloseReason.NO_WAIT
 
     def on_returned(self, arrived_at: float, count: int, idle_s: float) -> None:
         """Clients whose connections had an answer before have sent their next requests.
@@ -63,6 +94,7 @@ class BatchPolicy:
         Returns:
             0.0 for "now", else the seconds after which to ask again if nothing else happens before.
         """
+        self.reason = CloseReason.FULL if waiting >= batch_size else CloseReason.NO_WAIT
         return 0.0
 
     def __repr__(self) -> str:
@@ -96,6 +128,7 @@ class FixedPolicy(BatchPolicy):
     """
 
     def __init__(self, max_delay_s: float) -> None:
+        super().__init__()
         self._max_delay_s = max_delay_s
         self._opened_at = -1.0
 
@@ -108,6 +141,7 @@ class FixedPolicy(BatchPolicy):
         if waiting < batch_size and remaining > _NO_TIME_S:
             return remaining
         self._opened_at = -1.0
+        self.reason = CloseReason.FULL if waiting >= batch_size else CloseReason.DELAY
         return 0.0
 
     def __repr__(self) -> str:
@@ -122,6 +156,7 @@ class AdaptivePolicy(BatchPolicy):
     """Waits for clients that are on their way back while that pays (see the module's text)."""
 
     def __init__(self, max_delay_s: float) -> None:
+        super().__init__()
         self._max_delay_s = max_delay_s
         self._clients = ReturningClients()
         self._cost = BatchCost()
@@ -141,12 +176,15 @@ class AdaptivePolicy(BatchPolicy):
     def decide(self, now: float, waiting: int, oldest_at: float, batch_size: int) -> float:
         """Now when full, late, or when the next request is further away than it is worth."""
         if waiting >= batch_size:
+            self.reason = CloseReason.FULL
             return 0.0
         remaining = oldest_at + self._max_delay_s - now
         if remaining <= _NO_TIME_S:
+            self.reason = CloseReason.DELAY
             return 0.0
         expected, next_change_at = self._clients.expected(now)
         if not expected or not self._is_worth_it(waiting, expected, batch_size - waiting):
+            self.reason = CloseReason.ADAPTIVE if expected else CloseReason.IDLE
             return 0.0
         # Nothing in the rule changes with time alone but the clients that are given up: look again then.
         next_change = next_change_at - now

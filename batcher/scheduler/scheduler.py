@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from wsgi_ts.batcher.scheduler.actions import Action, Dispatch, Fail, Kill, Record, Release, Revoke, Unloaded
 from wsgi_ts.batcher.scheduler.job import Found, Job, SlotTable
 from wsgi_ts.batcher.scheduler.model_queue import Batch, ModelQueue, Worker
+from wsgi_ts.batcher.scheduler.policy import CloseReason
 from wsgi_ts.batcher.scheduler.recovered import RecoveredJobs
 from wsgi_ts.batcher.shm.layout import CLIENT_GONE, NOT_RETURNING, TOO_LATE, WORKER_DIED, ModelWord, News, SlotState
 from wsgi_ts.messages import ModelSpec
@@ -238,6 +239,7 @@ class Scheduler:
 
     def _post(self, model: ModelQueue, worker: Worker, jobs: list[Job], now: float, actions: list[Action]) -> None:
         """Dispatches jobs; those whose client has gone or that are too late are answered instead."""
+        reason = model.reason
         oldest_ns = model.oldest_in_time_ns(now)
         if any([job.arrived_ns < oldest_ns or job.segment.cancels[job.slot] or job.deliveries for job in jobs]):
             over = [job for job in jobs if job.is_over(oldest_ns)]
@@ -246,11 +248,13 @@ class Scheduler:
             jobs = [job for job in jobs if job not in gone]
             # One that may have ended its worker goes alone from now on.
             count = max(1, next((place for place, job in enumerate(jobs) if job.deliveries), len(jobs)))
-            model.jobs.put_back(jobs[count:])
-            jobs = jobs[:count]
+            if count < len(jobs):
+                model.jobs.put_back(jobs[count:])
+                jobs = jobs[:count]
+                reason = CloseReason.SUSPECT
         if jobs:
             worker.posted += 1
-            batch = Batch(worker.posted, jobs, now, not worker.batches)
+            batch = Batch(worker.posted, jobs, now, not worker.batches, reason)
             if not worker.batches:
                 self.busy.append(worker)
             worker.batches.append(batch)

@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsgi_ts.batcher.scheduler.policy import (
+    CLOSE_REASONS,
     AdaptivePolicy,
     BatchCost,
     BatchPolicy,
+    CloseReason,
     FixedPolicy,
     ReturningClients,
     make_policy,
@@ -384,3 +386,47 @@ def test_requests_at_random_get_the_p99_of_the_best_fixed_rule(model: Model, par
     for pool in (0, 16, 64):
         verdict = judge({**fixed}, Simulation(Rule(), model, Load(rate=rate, pool=pool)).run(5000, 500))
         assert verdict.holds, (pool, verdict)
+
+
+# -- why a batch has gone
+
+
+def test_every_reason_has_a_name() -> None:
+    numbers = [value for name, value in vars(CloseReason).items() if name.isupper()]
+    assert sorted(numbers) == list(range(len(CLOSE_REASONS)))
+    assert CLOSE_REASONS[CloseReason.FULL] == "full"
+
+
+def test_the_rule_without_delay_says_full_or_that_it_never_waits() -> None:
+    policy = make_policy("none", 0.1)
+    policy.decide(0.0, 8, 0.0, 8)
+    assert policy.reason == CloseReason.FULL
+    policy.decide(0.0, 7, 0.0, 8)
+    assert policy.reason == CloseReason.NO_WAIT
+
+
+def test_fixed_says_full_or_delay() -> None:
+    policy = FixedPolicy(0.1)
+    policy.decide(10.0, 8, 10.0, 8)
+    assert policy.reason == CloseReason.FULL
+    policy.decide(10.0, 2, 10.0, 8)
+    policy.decide(10.1, 2, 10.0, 8)
+    assert policy.reason == CloseReason.DELAY
+
+
+def test_adaptive_says_which_of_its_conditions_has_ended_the_wait() -> None:
+    policy = warmed_up(fixed_s=0.005, per_request_s=0.00005, idle_s=0.0005)
+    now = WARMED_UP_FOR_S
+    policy.decide(now, 32, now, 32)
+    assert policy.reason == CloseReason.FULL
+    policy.on_answered(now, 8)
+    assert policy.decide(now, 1, now, 32) > 0.0
+    policy.decide(now + 0.3, 1, now, 32)
+    assert policy.reason == CloseReason.DELAY
+    policy.decide(now + 0.4, 1, now + 0.4, 32)
+    assert policy.reason == CloseReason.IDLE
+    rare = warmed_up(fixed_s=0.005, per_request_s=0.00005, idle_s=0.5)
+    now = WARMED_UP_FOR_S * 10
+    rare.on_answered(now, 2)
+    rare.decide(now + 0.001, 1, now + 0.001, 32)
+    assert rare.reason == CloseReason.ADAPTIVE
