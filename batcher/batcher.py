@@ -40,6 +40,7 @@ from wsgi_ts.logs.setup import STDERR_VARIABLE, LogFiles, logged_stderr
 from wsgi_ts.process import python_command
 from wsgi_ts.run_files import RunFiles
 from wsgi_ts.settings.config import Config
+from wsgi_ts.tracing.options import TraceOptions
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class Batcher:
         self._files = RunFiles(options.run_dir)
         self._config = Config.from_json(self._files.config.read_text(encoding="utf-8"))
         self._batching = BatchingPlugins(self._config, options.run_dir, options.index)
+        self._traces = TraceOptions.of(self._config, options.run_dir)
         self._board = Board.attach(options.prefix)
         self._supervisor = Channel(socket.socket(fileno=options.control_fd))
         #: To the worker template and, where modules are preloaded, the warm one: the last forks workers that need them.
@@ -283,6 +285,7 @@ class Batcher:
             prefix=options.prefix,
             batcher_index=options.index,
             threads=spec.threads_per_worker or self._threads_for_each(),
+            traces=self._traces.to_dict(),
         )
         self._tell_templates(order, self._templates[-1:] if spec.needs_preloaded else self._templates[:1])
 

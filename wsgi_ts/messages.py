@@ -172,6 +172,7 @@ class SpawnWorker(WorkerLife):
         devices: the only GPUs that it may see; None for all.
         prefix: the start of the instance's shared-memory names.
         threads: CPU threads that its libraries may use; 0: as they like.
+        traces: which of its batches a record is made of (`wsgi_ts.tracing.options`); None: of none.
     """
 
     spec: ModelSpec
@@ -180,6 +181,7 @@ class SpawnWorker(WorkerLife):
     prefix: str
     batcher_index: int
     threads: int
+    traces: dict[str, Any] | None = None
 
     @property
     def thread_name(self) -> str:

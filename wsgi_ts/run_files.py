@@ -19,6 +19,8 @@ class RunFiles:
         tokens: what tokens are checked by.
         models: where archives are unpacked.
         plugins: what each process says of its plugins.
+        traces_socket: where the supervisor takes records of slow and failed requests.
+        spans_socket: where the exporter takes records of sampled ones.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -32,3 +34,5 @@ class RunFiles:
         self.tokens = self.path / "tokens.json"
         self.models = self.path / "models"
         self.plugins = self.path / "plugins"
+        self.traces_socket = self.path / "traces.sock"
+        self.spans_socket = self.path / "spans.sock"

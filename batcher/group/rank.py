@@ -32,6 +32,7 @@ from wsgi_ts.handlers.serving.results import PREDICTION_FAILED, Answer, error_an
 from wsgi_ts.handlers.serving.service import Service, configure_logging
 from wsgi_ts.messages import ModelSpec, SpawnWorker
 from wsgi_ts.process import die_with_parent, enable_fault_traces, set_process_title
+from wsgi_ts.tracing.options import TraceOptions
 
 #: The parallel type under which only rank 0 gets requests.
 PIPELINE = "pp"
@@ -145,7 +146,7 @@ def lead(order: SpawnWorker, name: str) -> int:
     group = GroupLeader(GroupBoard(name))
     kind = ModelWorker if order.spec.parallel_type == PIPELINE else LeaderWorker
     bell = Board.attach(order.prefix).batcher_bell(order.batcher_index)
-    worker = kind(order.spec, order.prefix, WorkerMailbox(name), bell, group)
+    worker = kind(order.spec, order.prefix, WorkerMailbox(name), bell, group, TraceOptions.from_dict(order.traces))
     if not _load(worker, group, order.gpu_id):
         return 1
     worker.serve()

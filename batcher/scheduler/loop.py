@@ -233,7 +233,8 @@ class BatcherLoop:
             match action:
                 case Dispatch(worker, batch):
                     jobs = batch.jobs
-                    self._mailboxes[worker].post([job.segment.mail_base | job.slot for job in jobs])
+                    entries = [job.segment.mail_base | job.slot for job in jobs]
+                    self._mailboxes[worker].post(entries, batch.reason, int(batch.posted_at * 1e9))
                     self._counters[worker.model].dispatched(jobs, now)
                 case Record():
                     self._record(action, now)

@@ -26,6 +26,8 @@ from collections import deque
 from math import log
 from typing import Final
 
+from wsgi_ts.tracing import records
+
 ADAPTIVE = "adaptive"
 FIXED = "fixed"
 NONE = "none"
@@ -50,9 +52,7 @@ class CloseReason:
 
 
 #: The names of the reasons, by their numbers.
-CLOSE_REASONS: Final = (
-    *("unknown", "full", "delay", "idle", "adaptive", "no_wait", "joined", "sequence", "plugin", "suspect"),
-)
+CLOSE_REASONS: Final = records.CLOSE_REASONS
 
 
 class BatchPolicy:

@@ -36,7 +36,7 @@ import struct
 from typing import Final
 
 MAGIC: Final = 0x7773_6769_2D74_7331
-LAYOUT_VERSION: Final = 3
+LAYOUT_VERSION: Final = 4
 WORD: Final = 8
 PAGE: Final = 4096
 LINE_WORDS: Final = 8
@@ -187,12 +187,12 @@ FIRST_ANSWERED: Final = SlotState.STREAMING
 
 SLOT_BYTES: Final = PAGE
 SLOT_WORDS: Final = SLOT_BYTES // WORD
-#: A slot: request header (72 bytes) and inline request data behind it, response header (40) and inline response data
+#: A slot: request header (72 bytes) and inline request data behind it, response header (96) and inline response data
 #: behind it, two words for streams at the end. Header and data are contiguous so that one copy writes both.
 REQUEST_INLINE: Final = 72
 REQUEST_INLINE_BYTES: Final = 2048
 RESPONSE_HEADER: Final = REQUEST_INLINE + REQUEST_INLINE_BYTES
-RESPONSE_INLINE: Final = RESPONSE_HEADER + 40
+RESPONSE_INLINE: Final = RESPONSE_HEADER + 96
 STREAM_WORDS: Final = SLOT_BYTES - 2 * WORD
 RESPONSE_INLINE_BYTES: Final = STREAM_WORDS - RESPONSE_INLINE
 #: A body outside the slot starts here in the request range; a head that is not inline stands before it, with the path's
@@ -221,6 +221,8 @@ class RequestFlag:
     REFERENCES: Final = 256
     #: The path's rest is the name of the function that is asked, of a workflow's handler.
     FUNCTION: Final = 512
+    #: Its trace is recorded.
+    SAMPLED: Final = 1024
 
 
 class ReferenceKind:
@@ -256,6 +258,12 @@ class ResponseFlag:
 REQUEST: Final = struct.Struct("<QQIIIHHH36sH")
 #: Response header: start of service (ns), end of service (ns), body bytes, status, flags, phrase bytes, header bytes.
 RESPONSE: Final = struct.Struct("<QQQHHII4x")
+#: Behind it, the batch that the request was run in: when it was dispatched (ns), its number in the worker's mailbox,
+#: the worker's number, requests in it, CloseReason, and when (monotonic seconds) the handler was called, its
+#: preprocess and its inference had ended (0 where it does not tell), and it had returned.
+BATCH: Final = struct.Struct("<QQIHHdddd")
+#: Stands there for a request that no worker has run.
+NO_BATCH: Final = bytes(BATCH.size)
 
 #: Before each field of a body of named values: bytes of its name, bytes of its value.
 FIELD: Final = struct.Struct("<II")

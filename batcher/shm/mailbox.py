@@ -26,17 +26,24 @@ def mailbox_name(prefix: str, batcher: int, worker_id: int, start_count: int) ->
     return f"{prefix}-b{batcher}-w{worker_id}-{start_count}"
 
 
+def worker_of(name: str) -> int:
+    """The number of the worker whose mailbox has this name; 0 where it is none of `mailbox_name`."""
+    worker = name.rpartition("-")[0].rpartition("-w")[2]
+    return int(worker) if worker.isdigit() else 0
+
+
 class _Mailbox:
     def __init__(self, memory: SharedMemory, capacity: int) -> None:
         self._memory = memory
         self.capacity = capacity
-        self._marks = worker_layout.MAIL_WORDS + worker_layout.MAIL_PLACES * (1 + capacity)
+        self._marks = worker_layout.MAIL_WORDS + worker_layout.MAIL_PLACES * (worker_layout.PLACE_WORDS + capacity)
         self.words = memory.words(0, self._marks + worker_layout.MAIL_MARKS)
         self._barrier = threading.Lock()
 
     def _start(self, number: int) -> int:
         """Index of the first word of the place that a batch lies in."""
-        return worker_layout.MAIL_WORDS + number % worker_layout.MAIL_PLACES * (1 + self.capacity)
+        words = worker_layout.PLACE_WORDS + self.capacity
+        return worker_layout.MAIL_WORDS + number % worker_layout.MAIL_PLACES * words
 
     def close(self) -> None:
         """Closes the descriptor."""
@@ -74,16 +81,24 @@ class BatcherMailbox(_Mailbox):
                 raise
             self._other_bells = [self._group.bell(rank) for rank in range(1, ranks)]
 
-    def post(self, entries: list[int]) -> int:
-        """Posts a batch; returns its number. At most MAIL_PLACES batches may be unfinished."""
+    def post(self, entries: list[int], reason: int = 0, now_ns: int = 0) -> int:
+        """Posts a batch; returns its number. At most MAIL_PLACES batches may be unfinished.
+
+        Args:
+            entries: its requests.
+            reason: why it goes, a `CloseReason`.
+            now_ns: the present monotonic time.
+        """
         number = self.posted + 1
         start = self._start(number)
         words = self.words
-        words[start] = len(entries)
+        words[start] = worker_layout.batch_word(len(entries), reason)
+        words[start + 1] = now_ns
+        start += worker_layout.PLACE_WORDS
         if len(entries) == 1:
-            words[start + 1] = entries[0]
+            words[start] = entries[0]
         else:
-            words[start + 1 : start + 1 + len(entries)] = array("Q", entries)
+            words[start : start + len(entries)] = array("Q", entries)
         self.posted = number
         words[MailWord.POSTED] = number
         self.bell.ring()
@@ -135,13 +150,21 @@ class BatcherMailbox(_Mailbox):
 
 
 class WorkerMailbox(_Mailbox):
-    """The model worker's side."""
+    """The model worker's side.
+
+    Attributes:
+        posted_ns, reason: of the batch that was begun last: when it was dispatched (monotonic), and why it went.
+        worker_id: the worker's number.
+    """
 
     def __init__(self, name: str) -> None:
         memory = SharedMemory(name)
         capacity = memory.words(0, worker_layout.MAIL_WORDS)[MailWord.CAPACITY]
         super().__init__(memory, capacity)
         self.bell = Doorbell(name, self.words, MailWord.ASLEEP)
+        self.posted_ns = 0
+        self.reason = 0
+        self.worker_id = worker_of(name)
 
     @property
     def stopping(self) -> bool:
@@ -162,8 +185,10 @@ class WorkerMailbox(_Mailbox):
         if words[MailWord.REVOKED] == number:
             return None
         start = self._start(number)
-        count = words[start]
-        return words[start + 1 : start + 1 + count].tolist()
+        count, self.reason = worker_layout.split_batch_word(words[start])
+        self.posted_ns = words[start + 1]
+        start += worker_layout.PLACE_WORDS
+        return words[start : start + count].tolist()
 
     def finish(self, number: int, service_ns: int) -> None:
         """Marks a batch as answered (or skipped)."""

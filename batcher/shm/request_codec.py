@@ -13,10 +13,11 @@ from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.layout import ReferenceKind, RequestFlag, ResponseFlag
 from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.errors import ServerError
+from wsgi_ts.tracing.records import STAGES
 
 _SLOT_BYTES: Final = layout.SLOT_BYTES
 _INLINE_BYTES: Final = layout.REQUEST_INLINE_BYTES
-_RESPONSE_BYTES: Final = layout.RESPONSE.size
+_RESPONSE_BYTES: Final = layout.RESPONSE.size + layout.BATCH.size
 
 
 class Destination(Protocol):
@@ -48,6 +49,7 @@ class Request(NamedTuple):
         arrival_ns: monotonic time of the request's first byte.
         idle_us: microseconds since the answer before on this connection, NOT_RETURNING for its first request.
         sequence: the id of its sequence; empty where the model has none.
+        flags: RequestFlag bits besides the target's.
     """
 
     target: Destination
@@ -59,6 +61,7 @@ class Request(NamedTuple):
     arrival_ns: int
     idle_us: int = layout.NOT_RETURNING
     sequence: bytes = b""
+    flags: int = 0
 
 
 class Answer:
@@ -71,9 +74,10 @@ class Answer:
         headers: names and values.
         body: bytes, or a view into the slot that is valid until the slot is released.
         stream: set in place of `body` where the answer comes in chunks.
+        walk: of a workflow, the request's way through its nodes.
     """
 
-    __slots__ = ("body", "error", "headers", "phrase", "status", "stream")
+    __slots__ = ("body", "error", "headers", "phrase", "status", "stream", "walk")
 
     def __init__(self, error: ServerError | None = None) -> None:
         self.error = error
@@ -82,6 +86,7 @@ class Answer:
         self.headers: list[tuple[str, str]] = []
         self.body: bytes | memoryview = b""
         self.stream: Iterable[bytes] | None = None
+        self.walk: Any = None
 
 
 def write_request(
@@ -102,8 +107,9 @@ def write_request(
     Raises:
         SharedMemoryFull: /dev/shm is full.
     """
-    target, request_id, head, content_type, body, body_bytes, arrival_ns, _, sequence = request
-    url_path, flags = target.url_path, target.flags
+    target, request_id, head, content_type, body, body_bytes, arrival_ns, _, sequence, flags = request
+    url_path = target.url_path
+    flags |= target.flags
     head_bytes, path_bytes, type_bytes, sequence_bytes = len(head), len(url_path), len(content_type), len(sequence)
     inline = head_bytes + path_bytes + type_bytes + sequence_bytes
     if body is None:
@@ -182,6 +188,7 @@ def write_answer(
     phrase: str,
     headers: list[tuple[str, str]],
     body: bytes | bytearray | memoryview | None,
+    batch: bytes = layout.NO_BATCH,
 ) -> None:
     """Writes an answer into its slot; a body too long for the slot goes into its response range.
 
@@ -193,6 +200,7 @@ def write_answer(
         phrase: reason phrase.
         headers: the handler's headers, without line breaks in names and values.
         body: the body; None where it comes in chunks (see `stream`).
+        batch: what is told of the batch that it was run in (`layout.BATCH`).
 
     Raises:
         ValueError: phrase and headers are too long for a slot.
@@ -214,7 +222,7 @@ def write_answer(
             segment.buffer[start : start + length] = body
             flags, body = ResponseFlag.BODY_OUTSIDE, b""
     header = layout.RESPONSE.pack(*times, length, status, flags, len(phrase), len(meta) - len(phrase))
-    segment.write_response(slot, header, meta, body)
+    segment.write_response(slot, header, batch + meta if meta else batch, body)
 
 
 def read_answer(segment: Segment, slot: int, is_error: bool) -> tuple[Answer, int]:
@@ -251,6 +259,67 @@ def read_answer(segment: Segment, slot: int, is_error: bool) -> tuple[Answer, in
     if is_error:
         answer.error = ServerError(str(answer.body, "utf-8", "replace"), status=status)
     return answer, held
+
+
+class Times(NamedTuple):
+    """How the request in an answered slot was run; all 0 where no worker has run it.
+
+    Attributes:
+        started_ns, ended_ns: when its batch was begun, and the handler had returned (monotonic); of a streamed answer
+            the end is 0.
+        posted_ns: when its batch was dispatched (monotonic).
+        number: of that batch, in the worker's mailbox.
+        worker: the worker's number.
+        size: requests in the batch.
+        reason: why it went, a `CloseReason`.
+        called_at, prepared_at, inferred_at, returned_at: when the handler was called, its preprocess and its inference
+            had ended, and it had returned (monotonic seconds); 0 where that is not known.
+    """
+
+    started_ns: int
+    ended_ns: int
+    posted_ns: int
+    number: int
+    worker: int
+    size: int
+    reason: int
+    called_at: float
+    prepared_at: float
+    inferred_at: float
+    returned_at: float
+
+    def stages(self) -> list[tuple[str, int, int]]:
+        """The handler's stages, each with its begin and end (monotonic ns)."""
+        return stages_of(self.called_at, self.prepared_at, self.inferred_at, self.returned_at)
+
+    @classmethod
+    def unpacked(cls, data: bytes) -> Times:
+        """Reads what `packed_times` has returned."""
+        started_ns, ended_ns, *_ = layout.RESPONSE.unpack_from(data)
+        return cls(started_ns, ended_ns, *layout.BATCH.unpack_from(data, layout.RESPONSE.size))
+
+
+def stages_of(
+    called_at: float, prepared_at: float, inferred_at: float, returned_at: float
+) -> list[tuple[str, int, int]]:
+    """What the times at the end of `layout.BATCH` say: see `Times.stages`."""
+    if not returned_at:
+        return []
+    if not prepared_at:  # it does not tell: all of its call counts as one
+        return [(STAGES[1], int(called_at * 1e9), int(returned_at * 1e9))]
+    marks = [int(each * 1e9) for each in (called_at, prepared_at, inferred_at, returned_at)]
+    return list(zip(STAGES, marks, marks[1:], strict=False))
+
+
+def packed_times(segment: Segment, slot: int) -> bytes:
+    """Returns what an answered slot says of its run, as it lies there: a copy costs little, and few want to read it."""
+    start = segment.first_slot + slot * _SLOT_BYTES + layout.RESPONSE_HEADER
+    return bytes(segment.buffer[start : start + _RESPONSE_BYTES])
+
+
+def read_times(segment: Segment, slot: int) -> Times:
+    """Reads how an answered slot's request was run; right until the slot is taken again."""
+    return Times.unpacked(packed_times(segment, slot))
 
 
 def pack_fields(fields: Mapping[str, bytes]) -> list[bytes]:

@@ -123,7 +123,7 @@ class Segment:
     def fail(self, slot: int, status: int, message: str) -> None:
         """Writes an error answer into a slot and marks it FAILED (for the batcher, on behalf of the slot's writer)."""
         text = message.encode()[: layout.RESPONSE_INLINE_BYTES]
-        self.write_response(slot, layout.RESPONSE.pack(0, 0, len(text), status, 0, 0, 0), b"", text)
+        self.write_response(slot, layout.RESPONSE.pack(0, 0, len(text), status, 0, 0, 0), layout.NO_BATCH, text)
         self.states[slot] = self.states[slot] & ~0xFF | layout.SlotState.FAILED
 
     def fail_cancelled(self, slot: int) -> None:

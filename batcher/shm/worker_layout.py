@@ -2,7 +2,7 @@
 
 Mailbox, made by the batcher::
 
-    header words (see MailWord) | 2 places x (count word + `capacity` entries, see `mail_entry`)
+    header words (see MailWord) | 2 places x (batch word + time of dispatch + `capacity` entries, see `mail_entry`)
     | ring of MAIL_MARKS marks of sequences that the handler has ended
 
 Group board, where the worker spans several processes; made by the batcher, too::
@@ -37,6 +37,8 @@ class MailWord:
 
 MAIL_WORDS: Final = 16
 MAIL_PLACES: Final = 2
+#: Words of a place before its entries.
+PLACE_WORDS: Final = 2
 _MAIL_SEGMENT_SHIFT: Final = 32
 _MAIL_SLOT_MASK: Final = (1 << _MAIL_SEGMENT_SHIFT) - 1
 #: Sequences whose end a model worker can tell before its batcher has looked; of more it is told later.
@@ -61,9 +63,19 @@ def split_mail_entry(entry: int) -> tuple[int, int]:
     return entry >> _MAIL_SEGMENT_SHIFT, entry & _MAIL_SLOT_MASK
 
 
+def batch_word(count: int, reason: int) -> int:
+    """The word before the entries of a batch: how many they are, and why it went (`CloseReason`)."""
+    return reason << _MAIL_SEGMENT_SHIFT | count
+
+
+def split_batch_word(word: int) -> tuple[int, int]:
+    """What `batch_word` has put together."""
+    return word & _MAIL_SLOT_MASK, word >> _MAIL_SEGMENT_SHIFT
+
+
 def mailbox_bytes(capacity: int) -> int:
     """Size of a mailbox whose places hold `capacity` entries."""
-    return whole_pages((MAIL_WORDS + MAIL_PLACES * (1 + capacity) + MAIL_MARKS) * WORD)
+    return whole_pages((MAIL_WORDS + MAIL_PLACES * (PLACE_WORDS + capacity) + MAIL_MARKS) * WORD)
 
 
 def mark_of(key: str) -> int:

@@ -27,6 +27,7 @@ from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.results import Answer
 from wsgi_ts.handlers.serving.service import Service
 from wsgi_ts.messages import ModelSpec
+from wsgi_ts.tracing.options import TraceOptions
 
 #: How often the requests under way are polled: has a client gone, can a chunk that waits be sent (seconds)?
 POLL_S = 0.02
@@ -56,9 +57,15 @@ class Backlog:
 class AsyncWorker(ModelWorker):
     """Serves the requests of one mailbox as tasks of the handler's event loop."""
 
-    def __init__(self, spec: ModelSpec, prefix: str, mailbox: WorkerMailbox, batcher_bell: Doorbell) -> None:
-        super().__init__(spec, prefix, mailbox, batcher_bell)
-        self._number = 0
+    def __init__(
+        self,
+        spec: ModelSpec,
+        prefix: str,
+        mailbox: WorkerMailbox,
+        batcher_bell: Doorbell,
+        traces: TraceOptions | None = None,
+    ) -> None:
+        super().__init__(spec, prefix, mailbox, batcher_bell, traces=traces)
         self._seen = 0  # the number that the thread has told of
         self._running: set[RunningRequest] = set()
         self._backlog = Backlog()
@@ -111,6 +118,7 @@ class AsyncWorker(ModelWorker):
             self._started_ns = time.monotonic_ns()
             refs, requests = self._accept(entries)
             for ref, request in zip(refs, requests, strict=True):
+                ref.batch = self._batch_facts(len(self._running) + 1)
                 running = RunningRequest(self._slots, ref, self._started_ns, self._backlog)
                 self._running.add(running)
                 running.task = asyncio.create_task(self._answer(service, running, request))

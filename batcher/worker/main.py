@@ -20,6 +20,7 @@ from wsgi_ts.handlers.serving.errors import LoadError
 from wsgi_ts.handlers.serving.service import configure_logging
 from wsgi_ts.messages import SpawnWorker, WorkerLoaded
 from wsgi_ts.process import enable_fault_traces, set_process_title
+from wsgi_ts.tracing.options import TraceOptions
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_HEAP_BLOCK = 32 * 1024 * 1024
@@ -36,7 +37,8 @@ def run(order: SpawnWorker, status_fd: int) -> int:
     _keep_freed_memory()
     mailbox = WorkerMailbox(mailbox_name(prefix, order.batcher_index, order.worker_id, order.start_count))
     kind = AsyncWorker if spec.async_communication else FunctionWorker if spec.functions else ModelWorker
-    worker = kind(spec, prefix, mailbox, Board.attach(prefix).batcher_bell(order.batcher_index))
+    bell = Board.attach(prefix).batcher_bell(order.batcher_index)
+    worker = kind(spec, prefix, mailbox, bell, traces=TraceOptions.from_dict(order.traces))
     began = time.monotonic()
 
     def report(code: int, message: str) -> None:

@@ -23,7 +23,9 @@ from wsgi_ts.handlers.serving.results import Answer, Body
 #: Content types whose body is given to the handler as it is.
 _OPAQUE_TYPES: Final = frozenset((b"", b"application/octet-stream"))
 #: Flags that make no difference to what the handler sees.
-_FREE_FLAGS: Final = RequestFlag.BODY_OUTSIDE | RequestFlag.HEAD_OUTSIDE | RequestFlag.VERSION_NAMED
+_FREE_FLAGS: Final = (
+    RequestFlag.BODY_OUTSIDE | RequestFlag.HEAD_OUTSIDE | RequestFlag.VERSION_NAMED | RequestFlag.SAMPLED
+)
 _PLAIN_EXTRA: Final = {"url_path": "", "explain": "False"}
 _STATE: Final = layout.STATE_MASK
 _NO_STATE: Final = ~_STATE
@@ -36,14 +38,22 @@ _LONG_HEADERS: Final = "The handler's response headers are too large"
 
 
 class SlotReference:
-    """Where one request lies, and whether its answer is being streamed."""
+    """Where one request lies.
 
-    __slots__ = ("segment", "slot", "streamed")
+    Attributes:
+        streamed: whether its answer is being streamed.
+        sampled: whether its trace is recorded; known once it has been read.
+        batch: what its slot is to tell of its batch (`layout.BATCH`).
+    """
+
+    __slots__ = ("batch", "sampled", "segment", "slot", "streamed")
 
     def __init__(self, segment: Segment, slot: int) -> None:
         self.segment = segment
         self.slot = slot
         self.streamed = False
+        self.sampled = False
+        self.batch = layout.NO_BATCH
 
     @property
     def entry(self) -> int:
@@ -134,6 +144,8 @@ class WorkerSlots:
             BadInput: its body is not what its content type says.
         """
         request_id, flags, head, rest, content_type, body = read_request(ref.segment, ref.slot)
+        if flags & RequestFlag.SAMPLED:
+            ref.sampled = True
         if content_type in _OPAQUE_TYPES and flags & ~_FREE_FLAGS == RequestFlag.URL_PATH and not rest:
             # The common case, without anything to decode: the headers are read if the handler asks for them.
             row: dict[str, Any] = {"body": bytearray(body)}
@@ -237,7 +249,7 @@ class WorkerSlots:
         """
         stream.open_ring(ref.segment, ref.slot)
         times = started, 0
-        write_answer(ref.segment, ref.slot, times, answer.status, answer.phrase, answer.headers, None)
+        write_answer(ref.segment, ref.slot, times, answer.status, answer.phrase, answer.headers, None, ref.batch)
         ref.streamed = True
 
     def _push(self, ref: SlotReference, body: Body) -> None:
@@ -276,13 +288,13 @@ class WorkerSlots:
             body = body[: layout.RESPONSE_INLINE_BYTES]
         times = started, ended
         try:
-            write_answer(segment, slot, times, status, phrase, headers, body)
+            write_answer(segment, slot, times, status, phrase, headers, body, ref.batch)
         except SharedMemoryFull as full:
             print(f"{full}", file=sys.stderr)
             segment.fail(slot, 507, _FULL)
             return
         except ValueError:
-            write_answer(segment, slot, times, 500, "", [], _LONG_HEADERS.encode())
+            write_answer(segment, slot, times, 500, "", [], _LONG_HEADERS.encode(), ref.batch)
             error = True
         ref.set_state(SlotState.FAILED if error else SlotState.DONE)
 

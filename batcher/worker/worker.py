@@ -6,6 +6,7 @@ or hang; what is in shared memory stays consistent because a slot's state word i
 
 from __future__ import annotations
 
+import struct
 import sys
 import time
 from typing import Any
@@ -17,6 +18,7 @@ from wsgi_ts.batcher.shm.layout import RequestFlag, SlotState
 from wsgi_ts.batcher.shm.mailbox import WorkerMailbox
 from wsgi_ts.batcher.shm.request_codec import read_request
 from wsgi_ts.batcher.shm.worker_layout import mark_of
+from wsgi_ts.batcher.worker.batch_traces import BatchRun, BatchTraces
 from wsgi_ts.batcher.worker.continuous import UnderWay, ended_sequences, is_part
 from wsgi_ts.batcher.worker.slots import SlotReference, WorkerSlots
 from wsgi_ts.handlers.serving.inputs import Request
@@ -24,6 +26,7 @@ from wsgi_ts.handlers.serving.recording import RecordedRequest, Recorder
 from wsgi_ts.handlers.serving.results import Answer
 from wsgi_ts.handlers.serving.service import Service
 from wsgi_ts.messages import ModelSpec
+from wsgi_ts.tracing.options import TraceOptions
 
 #: A worker whose last batch came within SOON_NS and held at most FEW requests spins for SPIN_NS before it sleeps.
 SOON_NS = 500_000
@@ -31,10 +34,22 @@ SPIN_NS = 200_000
 FEW = 2
 #: Where nothing comes for so long, segments of web workers that have died are let go (seconds).
 IDLE_S = 1.0
+#: What is slow is thought over every so many batches, less one, and in idle moments.
+_LOOKS_EVERY = 255
+_PACK = layout.BATCH.pack
 
 
 class ModelWorker:
-    """Serves the batches of one mailbox with one loaded handler."""
+    """Serves the batches of one mailbox with one loaded handler.
+
+    Args:
+        spec: the model version.
+        prefix: the start of the instance's shared-memory names.
+        mailbox: where batches come.
+        batcher_bell: rung when one is done.
+        group: this process's side of its group's board, where it is rank 0 of one.
+        traces: which batches a record is made of; None: of none.
+    """
 
     def __init__(
         self,
@@ -43,6 +58,7 @@ class ModelWorker:
         mailbox: WorkerMailbox,
         batcher_bell: Doorbell,
         group: GroupLeader | None = None,
+        traces: TraceOptions | None = None,
     ) -> None:
         self._spec = spec
         self._group = group
@@ -56,6 +72,8 @@ class ModelWorker:
         self._service: Service | None = None
         self._recorder: Recorder | None = None
         self._started_ns = 0
+        self._number = 0  # of the batch that was begun last
+        self._traces = BatchTraces(spec, mailbox.worker_id, traces) if traces is not None else None
         self._last_wait_ns = SOON_NS
         self._last_count = 0
 
@@ -90,6 +108,7 @@ class ModelWorker:
             if not self._wait_for(number + 1):
                 return
             number += 1
+            self._number = number
             started = time.monotonic_ns()
             entries = mailbox.begin(number, started)
             if entries is not None:
@@ -109,6 +128,8 @@ class ModelWorker:
         spin_ns = SPIN_NS if self._last_wait_ns < SOON_NS and self._last_count <= FEW else 0
         while not bell.wait(lambda: mailbox.posted() >= number or mailbox.stopping, IDLE_S, spin_ns=spin_ns):
             self._slots.forget_dead()
+            if self._traces is not None:
+                self._traces.look(time.monotonic())
             spin_ns = 0
         self._last_wait_ns = time.monotonic_ns() - idle_since
         return mailbox.posted() >= number
@@ -123,6 +144,7 @@ class ModelWorker:
             before, finished = number, 0
             while mailbox.posted() > number:
                 number += 1
+                self._number = number
                 finished += self._let_join(service, mailbox.take_over(number))
             finished += self._drop_gone()
             if under_way.refs and not service.must_restart:
@@ -142,6 +164,7 @@ class ModelWorker:
                 self._call(service, [ref], [request])
             else:
                 self._under_way.join(ref, request)
+                ref.batch = self._batch_facts(len(self._under_way.refs))
                 joined += 1
         self._ring_owners(entries)
         return len(entries) - joined
@@ -200,7 +223,39 @@ class ModelWorker:
         answers = service.predict(requests)
         if self._recorder is not None and not self._in_step:
             self._record(self._recorder, refs, answers)
-        self._write_answers(service, refs, answers, time.monotonic_ns())
+        ended_ns = time.monotonic_ns()
+        if not self._in_step:
+            self._tell_batch(service, refs, requests, ended_ns)
+        self._write_answers(service, refs, answers, ended_ns)
+
+    def _batch_facts(self, size: int, marks: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)) -> bytes:
+        """What the slots of a batch tell of it, for traces.
+
+        Args:
+            size: requests in it.
+            marks: see `Service.marks`; 0 where they are to come.
+        """
+        mailbox = self._mailbox
+        try:
+            return _PACK(mailbox.posted_ns, self._number, mailbox.worker_id, size, mailbox.reason, *marks)
+        except struct.error:  # more requests than can be told
+            return layout.NO_BATCH
+
+    def _tell_batch(self, service: Service, refs: list[SlotReference], requests: list[Request], ended_ns: int) -> None:
+        """Notes for traces how the batch was run: in each of its slots, and by itself where it is worth that."""
+        facts = self._batch_facts(len(refs), service.marks())
+        for ref in refs:
+            ref.batch = facts
+        traces = self._traces
+        if traces is None:
+            return
+        if not self._number & _LOOKS_EVERY:
+            traces.look(ended_ns / 1e9)
+        oldest = refs[0]
+        took_ns = ended_ns - oldest.segment.arrival_ns(oldest.slot)
+        if took_ns >= traces.threshold_ns or service.has_failed or traces.has_spans:
+            fault = service.fault if service.raised else ""
+            traces.note(BatchRun(facts, self._started_ns, ended_ns, took_ns, fault, service.has_failed), refs, requests)
 
     def _record(self, recorder: Recorder, refs: list[SlotReference], answers: list[Answer]) -> None:
         """Records what a model-config.yaml wants recorded, before the answers are written over the requests."""
@@ -223,7 +278,10 @@ class ModelWorker:
     def _send_chunk(self, index: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes) -> None:
         """Sends a chunk of the answer to one row of the present batch (called from inside the handler)."""
         answer = Answer(status, phrase, headers, body, False)
-        self._slots.send_chunk(self._places[index], answer, self._started_ns)
+        ref = self._places[index]
+        if not ref.streamed and ref.batch is layout.NO_BATCH:
+            ref.batch = self._batch_facts(len(self._places))
+        self._slots.send_chunk(ref, answer, self._started_ns)
 
 
 def _recorded(ref: SlotReference, answer: Answer) -> RecordedRequest | None:

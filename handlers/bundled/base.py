@@ -45,6 +45,8 @@ class BaseHandler:
 
     #: When HandlerTime is recorded next; of the class, since handlers do not always call our `__init__`.
     _next_handler_time = 0.0
+    #: When the stages of the last batch began, and the last one ended (the monotonic clock's seconds), for its trace.
+    _stages_at: tuple[float, float, float, float] | None = None
 
     def __init__(self) -> None:
         self.model: Any = None
@@ -272,10 +274,14 @@ class BaseHandler:
             output = [self.describe_handle()]
         else:
             prepared = self.preprocess(data)
+            prepared_at = time.perf_counter()
             if self._is_explain():
                 output = self.explain_handle(prepared, data)
             else:
-                output = self.postprocess(self.inference(prepared))
+                inferred = self.inference(prepared)
+                inferred_at = time.perf_counter()
+                output = self.postprocess(inferred)
+                self._stages_at = started_at, prepared_at, inferred_at, time.perf_counter()
         self._record_handler_time(context, started_at)
         return output
 

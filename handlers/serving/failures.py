@@ -21,6 +21,8 @@ from wsgi_ts.handlers.serving.results import (
 
 log = logging.getLogger(__name__)
 
+_MOST_FAULT = 300
+
 
 def batch_answer(error: BaseException, model_name: str) -> Answer:
     """Returns the answer of each request of a batch that raised this, `BatchFailure` for what it returned; logs why."""
@@ -63,6 +65,12 @@ def has_broken_gpu(error: BaseException) -> bool:
     except BaseException as second:
         # An allocation that fails for lack of memory leaves the context intact.
         return type(second).__name__ != "OutOfMemoryError"
+
+
+def fault_of(error: BaseException) -> str:
+    """Returns an exception in one line, for the trace of its batch."""
+    text = " ".join(_text_of(error).split())
+    return f"{type(error).__name__}: {text[:_MOST_FAULT]}" if text else type(error).__name__
 
 
 def _log_failure(error: BaseException) -> None:

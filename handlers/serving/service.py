@@ -23,7 +23,7 @@ from wsgi_ts.handlers.metrics.metric import MetricTypes, Sample
 from wsgi_ts.handlers.serving import loader
 from wsgi_ts.handlers.serving.context import Context, Group, SendChunk, StreamClosed
 from wsgi_ts.handlers.serving.errors import BatchFailure
-from wsgi_ts.handlers.serving.failures import batch_answer, has_broken_gpu, load_error
+from wsgi_ts.handlers.serving.failures import batch_answer, fault_of, has_broken_gpu, load_error
 from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.results import (
     INVALID_OUTPUT,
@@ -63,6 +63,9 @@ class Service:
         must_restart: true once the CUDA context is broken for good, so that every later call would fail: the
             worker is to be replaced after this batch.
         raised: whether the handler, or what it returned, failed the whole of the last batch.
+        fault: what that was, in one line; of no meaning where `raised` is false.
+        has_failed: whether a row of the last batch, or all, was answered with an error of the server.
+        called_at, returned_at: when the handler was called for the last batch, and had returned (monotonic seconds).
     """
 
     def __init__(
@@ -75,7 +78,9 @@ class Service:
     ) -> None:
         self.context = context
         self.must_restart = False
-        self.raised = False
+        self.raised = self.has_failed = False
+        self.fault = ""
+        self.called_at = self.returned_at = 0.0
         self.handler = entry.instance
         self._handle = entry.handle
         self._max_response_bytes = max_response_bytes
@@ -140,21 +145,34 @@ class Service:
         context._begin_batch(request_ids, [request.headers for request in requests])
         if isinstance(context.metrics, MetricsCache):
             context.metrics.set_request_ids(request_ids)
-        began = time.monotonic()
-        self.raised = False
+        began = self.called_at = time.monotonic()
+        self.raised = self.has_failed = False
         try:
             results = self._handle([request.row for request in requests], context)
             if type(results) is not list:
                 results = self._settle(results)
+            self.returned_at = time.monotonic()
             answers = self._answers(context, results, requests)
             if began >= self._next_prediction_time:
                 self._record_prediction_time(context, began)
         except BaseException as error:
-            self.raised = True
+            self.raised = self.has_failed = True
+            self.fault = fault_of(error)
+            self.returned_at = time.monotonic()
             answers = [self._failed(error)] * len(requests)
         if self._metrics_sink is not None:
             self._hand_over_metrics()
         return answers
+
+    def marks(self) -> tuple[float, float, float, float]:
+        """When, for the last batch, the handler was called, its preprocess and inference had ended, and it returned.
+
+        In monotonic seconds; the two in the middle are 0 where it has not passed through `BaseHandler.handle`.
+        """
+        stages: tuple[float, float, float, float] | None = getattr(self.handler, "_stages_at", None)
+        if stages is None or stages[0] < self.called_at or self.raised:
+            return self.called_at, 0.0, 0.0, self.returned_at
+        return stages
 
     def _record_prediction_time(self, context: Context, began: float) -> None:
         """Records how long a batch took; of those that begin within SAMPLE_INTERVAL_S, the first one's."""
@@ -233,8 +251,10 @@ class Service:
             kind = type(result)
             body = result if kind is bytes or kind is bytearray else encode(result)
             if body is None:
+                self.has_failed = True
                 answers.append(error_answer(503, UNSUPPORTED_OUTPUT))
             elif len(body) > limit:
+                self.has_failed = True
                 answers.append(error_answer(500, RESPONSE_TOO_LARGE))
             elif processors is None:
                 answers.append(Answer(200, "", [], body))

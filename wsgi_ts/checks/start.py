@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import subprocess
@@ -53,11 +54,41 @@ def check_configuration(config: Config, batchers: int) -> None:
     check_shared_memory(config, batchers)
     check_model_store(config)
     check_interpreter(config)
+    check_exporter(config)
     if config.enable_model_api and config.allowed_urls == DEFAULT_ALLOWED_URLS:
         log.warning(
             "Models can be registered from any URL: allowed_urls is not set. Set it to the addresses that you trust, "
             "for example https://models\\.example\\.org/.*"
         )
+
+
+def check_exporter(config: Config) -> None:
+    """Makes sure that spans can be sent where a collector is configured.
+
+    Raises:
+        StartError: they cannot; the message says what to install, or what is wrong with the URL.
+    """
+    if not config.otlp_endpoint:
+        return
+    scheme, _, host = config.otlp_endpoint.partition("://")
+    if scheme not in ("http", "https") or not host:
+        raise StartError(
+            config.located(
+                f"otlp_endpoint={config.otlp_endpoint} is not the URL of a collector that takes OTLP over HTTP; "
+                "write for example http://127.0.0.1:4318"
+            )
+        )
+    if not _has_exporter():
+        raise StartError(
+            config.located("otlp_endpoint is set, but OpenTelemetry is not installed: pip install 'wsgi-ts[trace]'")
+        )
+
+
+def _has_exporter() -> bool:
+    try:
+        return importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def check_addressable(config: Config, batchers: int) -> None:

@@ -72,6 +72,10 @@ def wsgi_ts(arguments: Sequence[str] | None = None) -> int:
             from wsgi_ts.cli.plugins import new_plugin
 
             return new_plugin(options.group, options.name, Path.cwd())
+        if options.command == "explain":
+            from wsgi_ts.cli.explain import explain
+
+            return explain(run_dir, options.request_id, as_json=options.json)
         if options.command == "stop":
             return stop_instance(run_dir, fast=options.fast, limit_s=options.timeout)
         from wsgi_ts.cli.status import print_status
@@ -102,6 +106,7 @@ def _add_start_flags(parser: argparse.ArgumentParser) -> None:
     add("--log-config", metavar="FILE", help="log configuration")
     add("--cpp-log-config", metavar="FILE", help="log configuration of the C++ backend (no effect)")
     add("--no-config-snapshots", "--ncs", action="store_true", help="neither write nor read snapshots")
+    add("--log-format", choices=("text", "json"), help="json: one JSON object for each request (log_format)")
     add("--plugins-path", "--ppath", metavar="DIR", help="folders with plugins, separated by colons")
     add("--disable-token-auth", "--dt", action="store_true", help="answer requests without a token")
     add("--enable-model-api", action="store_true", help="allow registering and unregistering over the API")
@@ -136,6 +141,9 @@ def _wsgi_ts_parser() -> argparse.ArgumentParser:
     replace.add_argument("--timeout", type=float, default=UPGRADE_LIMIT_S, metavar="SECONDS", help="default: 600")
     status = commands.add_parser("status", help="show processes, models and workers")
     status.add_argument("--json", action="store_true", help="for programs")
+    told = commands.add_parser("explain", help="tell the story of one slow or failed request")
+    told.add_argument("request_id", metavar="REQUEST_ID", help="from the header x-request-id of its answer")
+    told.add_argument("--json", action="store_true", help="for programs")
     plugins = commands.add_parser("plugins", help="show the plugins, and what is wrong with them")
     _add_start_flags(plugins)
     plugins.add_argument("--json", action="store_true", help="for programs")
@@ -149,7 +157,7 @@ def _wsgi_ts_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check whether this machine can run the configuration")
     _add_start_flags(doctor)
     doctor.add_argument("--k8s", action="store_true", help="also what a pod of Kubernetes needs")
-    for command in (serve, stop, replace, status, plugins, doctor):
+    for command in (serve, stop, replace, status, told, plugins, doctor):
         command.add_argument("--run-dir", metavar="DIR", help="the instance's run directory")
     return parser
 

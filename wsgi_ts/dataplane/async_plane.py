@@ -16,10 +16,11 @@ from collections.abc import AsyncIterator, Sequence
 from wsgi_ts.batcher.shm.layout import REQUEST_INLINE_BYTES, TOO_LATE, SlotState
 from wsgi_ts.batcher.shm.request_codec import Answer, Request
 from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
+from wsgi_ts.dataplane.call_traces import CURRENT, CallTrace, Metadata
 from wsgi_ts.dataplane.exchange import Exchange, no_memory
 from wsgi_ts.dataplane.ledger import Ledger
 from wsgi_ts.dataplane.routes import RoutingTable, Target
-from wsgi_ts.errors import InternalServerError, PayloadTooLarge, RequestTimeout
+from wsgi_ts.errors import InternalServerError, PayloadTooLarge, RequestTimeout, ServerError
 from wsgi_ts.instance.instance import Instance
 
 log = logging.getLogger(__name__)
@@ -41,15 +42,19 @@ class Call:
         request_id: its id.
         timer: ends it when its time is over; None for no limit.
         is_streamed: whether the beginning of a streamed answer has come.
+        trace: what is told of it; None where nobody asks.
     """
 
     __slots__ = (
         *("_ended", "_error", "_news", "_parts", "_plane", "_unsent"),
-        *("is_streamed", "request_id", "slot", "target", "timer"),
+        *("is_streamed", "request_id", "slot", "target", "timer", "trace"),
     )
 
-    def __init__(self, plane: AsyncPlane, slot: int, target: Target, request_id: str) -> None:
+    def __init__(
+        self, plane: AsyncPlane, slot: int, target: Target, request_id: str, trace: CallTrace | None = None
+    ) -> None:
         self.slot = slot
+        self.trace = trace
         self.target = target
         self.request_id = request_id
         self.timer: asyncio.TimerHandle | None = None
@@ -58,7 +63,7 @@ class Call:
         self._parts: deque[bytes] = deque()
         self._unsent = 0
         self._ended = False
-        self._error: Exception | None = None
+        self._error: ServerError | None = None
         self._news: asyncio.Future[None] | None = None
 
     async def parts(self) -> AsyncIterator[bytes]:
@@ -126,11 +131,13 @@ class Call:
         self._parts.clear()
         self._hold(-self._unsent)
 
-    def end(self, error: Exception | None = None) -> None:
+    def end(self, error: ServerError | None = None) -> None:
         """Says that nothing more comes, and why if that is not as it should be."""
         self._ended = error is None
         self._error = error
         self._wake()
+        if self.trace is not None:
+            self.trace.end(self.request_id, error)
 
     def _wake(self) -> None:
         if self._news is not None and not self._news.done():
@@ -169,7 +176,9 @@ class AsyncPlane:
         self._exchange.routes.refresh()
         return self._exchange.routes
 
-    def submit(self, target: Target, head: bytes, parts: Sequence[bytes], content_type: bytes = b"") -> Call:
+    def submit(
+        self, target: Target, head: bytes, parts: Sequence[bytes], content_type: bytes = b"", metadata: Metadata = ()
+    ) -> Call:
         """Submits a request.
 
         Args:
@@ -177,10 +186,25 @@ class AsyncPlane:
             head: what the handler sees of headers: a request line, header lines, an empty line.
             parts: the body, in parts.
             content_type: of the body, empty for none.
+            metadata: what the client has sent besides.
 
         Raises:
             ServerError: it is refused: what `target.error` says, no free slot, too large, no memory.
         """
+        traces = self._exchange.traces
+        if traces is None:
+            return self._submit(target, head, parts, content_type, None)
+        trace = CallTrace(traces, target, head, metadata)
+        CURRENT.set(trace)
+        try:
+            return self._submit(target, trace.head, parts, content_type, trace)
+        except ServerError as error:
+            trace.end(self._exchange.ids.new(), error)
+            raise
+
+    def _submit(
+        self, target: Target, head: bytes, parts: Sequence[bytes], content_type: bytes, trace: CallTrace | None
+    ) -> Call:
         if target.error is not None:
             raise target.error
         length = sum(map(len, parts))
@@ -188,14 +212,18 @@ class AsyncPlane:
             raise PayloadTooLarge(f"The request has {length} bytes, max_request_size is {self._limit}")
         exchange = self._exchange
         slot = exchange.take(target)
-        call = Call(self, slot, target, exchange.ids.new())
+        call = Call(self, slot, target, exchange.ids.new(), trace)
         # A small body is joined first; a large one is written where it belongs, part by part.
         body = None
         if length > REQUEST_INLINE_BYTES:
             self._write(slot, parts, length)
         else:
             body = b"".join(parts)
-        request = Request(target, call.request_id, head, content_type, body, length, time.monotonic_ns())
+        now_ns = time.monotonic_ns()
+        request = Request(target, call.request_id, head, content_type, body, length, now_ns)
+        if trace is not None:
+            trace.submitted_ns = now_ns
+            request = request._replace(flags=trace.flags)
         call.slot = exchange.submit(slot, call, target, request)
         if target.graph is not None:
             self._look_at(call, exchange.walks.limit_of(call.slot))
@@ -252,6 +280,8 @@ class AsyncPlane:
         call.slot = -1
         if call.timer is not None:
             call.timer.cancel()
+        if call.trace is not None:
+            call.trace.walk = answer.walk
         if answer.error is None:
             call.answer(bytes(answer.body))
         call.end(answer.error)
@@ -285,6 +315,8 @@ class AsyncPlane:
             call.timer = None
         if not call.is_streamed:
             answer = self._exchange.answer(slot, call.target)
+            if call.trace is not None:
+                call.trace.slot, call.trace.walk = slot, answer.walk
             if answer.stream is None:
                 if answer.error is None:
                     call.answer(bytes(answer.body))

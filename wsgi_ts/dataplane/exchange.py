@@ -24,6 +24,7 @@ from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull, free_bytes
 from wsgi_ts.control.client import ControlPlane
 from wsgi_ts.dataplane.graph import Graph
+from wsgi_ts.dataplane.request_traces import RequestTraces
 from wsgi_ts.dataplane.routes import RoutingTable, Target
 from wsgi_ts.dataplane.walk_counters import WalkCounters
 from wsgi_ts.dataplane.walks import Walks
@@ -38,6 +39,7 @@ from wsgi_ts.errors import (
 from wsgi_ts.instance.instance import Instance
 from wsgi_ts.instance.shared_memory import segment_layout
 from wsgi_ts.settings.config import Config
+from wsgi_ts.tracing.options import TraceOptions
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ class Exchange(Generic[Waiter]):
         waiting: of each submitted slot who waits for its answer; None where nobody does any more, and of the slots of a
             workflow's nodes: who waits for a workflow stands here under its handle.
         walks: the workflows' requests.
+        traces: begins traces and makes records of requests; None where there is nothing to keep and to export.
 
     Raises:
         SharedMemoryFull: there is no room for a segment.
@@ -111,6 +114,9 @@ class Exchange(Generic[Waiter]):
             config.max_response_size,
             WalkCounters(self.board, index),
         )
+        options = TraceOptions.of(config, instance.run_dir)
+        self.traces = RequestTraces(options, self.routes, segment) if options.is_on else None
+        self.walks.has_traces = options.is_on
         names = config.ts_header_key_sequence_id, config.ts_header_key_sequence_start
         self._sequence_headers = names[0].encode("latin-1"), names[1].encode("latin-1")
         control.call("segment_ready", index=index)

@@ -312,6 +312,11 @@ class RoutingTable:
             raise ModelNotFound.named(name)
         return model["default"], {version: entry["loaded"] for version, entry in model["versions"].items()}
 
+    def default_version(self, name: str) -> str | None:
+        """Returns a model's default version; None where there is no such model."""
+        model = self._models.get(name)
+        return None if model is None else str(model["default"])
+
     def workflow_ready(self, name: str) -> bool | None:
         """Returns whether all nodes of a workflow have a ready worker; None where the name is no workflow's."""
         return self._is_ready(self._graphs[name]) if self._names_workflow(name) else None

@@ -40,6 +40,7 @@ class Task:
             lies (-1 for nowhere), until when its attempt may take, since when it is under way and how long it has been,
             offset and length of its answer, an answer that does not lie in the slot, where its elements lie (or they
             themselves), and why it was refused.
+        facts: how it was run, as its slot has it (`request_codec.packed_times`).
     """
 
     # What most tasks never change stands in the class: making tasks is a good part of a small request's cost.
@@ -60,6 +61,7 @@ class Task:
     value: bytes | None = None
     parts: list[tuple[int, int] | bytes] | None = None
     error: ServerError | None = None
+    facts = b""
 
     def __init__(self, node: int, item: int, awaited: int, undecided: int) -> None:
         self.node = node

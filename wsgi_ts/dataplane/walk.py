@@ -9,6 +9,7 @@ from wsgi_ts.batcher.shm.request_codec import Request
 from wsgi_ts.dataplane.graph import Graph
 from wsgi_ts.dataplane.graph_walk import GraphWalk
 from wsgi_ts.dataplane.routes import Target
+from wsgi_ts.dataplane.timings import timing_value
 
 Waiter = TypeVar("Waiter")
 
@@ -60,7 +61,7 @@ class Walk(Generic[Waiter]):
     def timings(self, took_ns: Sequence[int]) -> str:
         """The value of the header Server-Timing: the milliseconds of each node that has run."""
         names = self.states.graph.timing_names
-        return ", ".join([f"{name};dur={each / 1e6:.3f}" for name, each in zip(names, took_ns, strict=True) if each])
+        return timing_value([(name, each / 1e6) for name, each in zip(names, took_ns, strict=True) if each])
 
 
 def _deadline_ms(head: bytes) -> int:

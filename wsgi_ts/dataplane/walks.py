@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from wsgi_ts.batcher.shm.client import SlotClient
 from wsgi_ts.batcher.shm.layout import ResponseFlag, SlotState, WorkflowWord
-from wsgi_ts.batcher.shm.request_codec import Answer, Request
+from wsgi_ts.batcher.shm.request_codec import Answer, Request, packed_times
 from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
 from wsgi_ts.dataplane.graph import Graph
 from wsgi_ts.dataplane.node_answers import joined, json_parts, packed_parts
@@ -55,6 +55,7 @@ class Walks(Generic[Waiter]):
         steps: of each slot of a walk its walk and task.
         deliver: answers a request with what lies in no slot.
         progress: tells who waits for a walk that is watched of a node that has ended, by name and task.
+        has_traces: how each node was run is noted.
         limit: says when a request is to be looked at, by monotonic time in ns, where that is earlier than was said.
     """
 
@@ -79,7 +80,8 @@ class Walks(Generic[Waiter]):
         self._counters = counters
         self._by_handle: dict[int, Walk[Waiter]] = {}
         self._number = client.capacity
-        self._timings: dict[int, str] = {}
+        self.has_traces = False
+        self._ended: dict[int, tuple[Walk[Waiter], str]] = {}
 
     def begin(self, slot: int, waiter: Waiter, target: Target, graph: Graph, request: Request) -> int:
         """Submits the first node's request.
@@ -130,6 +132,8 @@ class Walks(Generic[Waiter]):
         task.place = offset, length
         now_ns = time.monotonic_ns()
         task.took_ns = now_ns - task.began_ns
+        if self.has_traces:
+            task.facts = packed_times(client.segment, slot)
         is_stream = bool(flags & ResponseFlag.STREAMED)
         is_passed_on = is_stream and state == SlotState.DONE and walk.states.is_last(task)
         if state == SlotState.FAILED:
@@ -150,7 +154,7 @@ class Walks(Generic[Waiter]):
 
     def answer(self, slot: int, answer: Answer) -> Answer:
         """Makes the answer of a last node the workflow's: its body is all that counts, but of a stream."""
-        timings = self._timings.pop(slot, "")
+        answer.walk, timings = self._ended.pop(slot, (None, ""))
         if answer.stream is None:
             answer.status, answer.phrase, answer.headers = 200, "", []
         if not any(name.lower() == JSON_TYPE[0] for name, _ in answer.headers):
@@ -351,7 +355,7 @@ class Walks(Generic[Waiter]):
         slot, end.slot = end.slot, -1
         del self.steps[slot]
         took_ns = walk.took_ns()
-        self._timings[slot] = walk.timings(took_ns)
+        self._ended[slot] = walk, walk.timings(took_ns)
         self._waiting[slot] = walk.waiter
         self._count(walk, _OK, took_ns)
         self._forget(walk)
@@ -367,6 +371,7 @@ class Walks(Generic[Waiter]):
     def _deliver(self, walk: Walk[Waiter], answer: Answer) -> None:
         if self._forget(walk):
             self._count(walk, _OK if answer.error is None else answer.error.status)
+            answer.walk = walk
             self.deliver(walk.waiter, answer)
 
     def _forget(self, walk: Walk[Waiter]) -> bool:

@@ -22,7 +22,8 @@ _REMEMBERED_HEADS: Final = 256
 _REMEMBERED_LINES: Final = 1024
 _LONGEST_REMEMBERED: Final = 1024
 _ABSOLUTE: Final = re.compile(rb"(?i)https?://[^/?]*")
-_READ_HERE: Final = frozenset(
+_OF_TRACE: Final = frozenset((b"traceparent", b"tracestate"))
+_READ_HERE: Final = _OF_TRACE | frozenset(
     (b"content-length", b"content-type", b"connection", b"expect", b"host", b"transfer-encoding")
 )
 _ONLY_ONCE: Final = {b"content-type": "Content-Type", b"host": "Host"}
@@ -71,6 +72,8 @@ class Head:
         expect_continue: the client waits for "100 Continue".
         content_type: as sent, empty for none.
         admitted: the mark of the check that let this head pass (`wsgi_ts.security.access`), None before.
+        traceparent, tracestate: the client's place in a trace (`wsgi_ts.tracing.context`): None where it says nothing,
+            empty where it says it more than once; several of the second are joined by commas.
         route, route_epoch: what the head means, for the routing table that found out, and its epoch then.
     """
 
@@ -85,6 +88,7 @@ class Head:
             "keep_alive",
         ),
         *("_environ", "_headers", "line", "method", "path", "query", "raw", "route", "route_epoch", "target"),
+        *("traceparent", "tracestate"),
     )
 
     def __init__(self, raw: bytes) -> None:
@@ -118,6 +122,8 @@ class Head:
         self.chunked = False
         self.expect_continue = False
         self.content_type = b""
+        self.traceparent: bytes | None = None
+        self.tracestate = b""
         connection = b""
         seen = set()
         for raw_name, raw_value in headers:
@@ -138,11 +144,19 @@ class Head:
                 if value.lower() != b"chunked" or not self.http_1_1 or self.chunked:
                     raise BadHead(501, "The only transfer coding this server knows is one chunked of HTTP/1.1.")
                 self.chunked = True
+            elif name in _OF_TRACE:
+                self._note_trace(name, value)
             elif name == b"expect":
                 if value.lower() != b"100-continue":
                     raise BadHead(417, "The only expectation this server meets is 100-continue.")
                 self.expect_continue = self.http_1_1
         self.keep_alive = _wants_keep_alive(connection, self.http_1_1)
+
+    def _note_trace(self, name: bytes, value: bytes) -> None:
+        if name == b"traceparent":
+            self.traceparent = value if self.traceparent is None else b""
+        else:
+            self.tracestate = b"%b,%b" % (self.tracestate, value) if self.tracestate else value
 
     @property
     def environ(self) -> dict[str, Any]:

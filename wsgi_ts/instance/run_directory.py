@@ -163,7 +163,8 @@ class RunDirectory(RunFiles):
             )
 
     def _remove_files(self) -> None:
-        for file in (self.log_plan, self.control_socket, self.config, self.routes, self.tokens, self.record):
+        sockets = self.control_socket, self.traces_socket, self.spans_socket
+        for file in (self.log_plan, *sockets, self.config, self.routes, self.tokens, self.record):
             file.unlink(missing_ok=True)
         for entry in self.path.glob(".new-*"):
             entry.unlink(missing_ok=True)

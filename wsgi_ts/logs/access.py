@@ -25,6 +25,11 @@ class AccessLog:
         if self._is_on:
             self._lines.append(f'{peer} "{line}" {status} {took_ms}')
 
+    def add_line(self, line: str) -> None:
+        """Notes one answered request, as a line that is complete and fit for a log."""
+        if self._is_on:
+            self._lines.append(line)
+
     def flush(self) -> None:
         """Writes what was noted since the last call."""
         if self._lines:

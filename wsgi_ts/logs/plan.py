@@ -109,7 +109,7 @@ def line_format(text: str, datefmt: str | None = None) -> dict[str, Any]:
     return {"()": FORMAT_CLASS, "fmt": text, "datefmt": datefmt}
 
 
-def default_plan(log_dir: Path, metrics_dir: Path, *, asynchronous: bool = False) -> LogPlan:
+def default_plan(log_dir: Path, metrics_dir: Path, *, asynchronous: bool = False, log_format: str = "text") -> LogPlan:
     """TorchServe's five files and stdout.
 
     Everything but the access log is shown in ts_log.log and on stdout as well, as TorchServe does.
@@ -118,16 +118,22 @@ def default_plan(log_dir: Path, metrics_dir: Path, *, asynchronous: bool = False
         log_dir: directory of the access, server and model log.
         metrics_dir: directory of the metrics logs.
         asynchronous: see `LogPlan`.
+        log_format: with `json` the access log's lines are complete as they are.
     """
+    access = "bare" if log_format == "json" else "plain"
     return LogPlan(
         {
             "version": 1,
             "disable_existing_loggers": False,
-            "formatters": {"ts": line_format(TS_FORMAT), "plain": line_format(PLAIN_FORMAT)},
+            "formatters": {
+                "ts": line_format(TS_FORMAT),
+                "plain": line_format(PLAIN_FORMAT),
+                "bare": line_format("%(message)s"),
+            },
             "handlers": {
                 "stdout": {"()": CONSOLE_CLASS, "formatter": "ts"},
                 "ts_log": file_handler(log_dir / "ts_log.log", "ts"),
-                "access_log": file_handler(log_dir / "access_log.log", "plain"),
+                "access_log": file_handler(log_dir / "access_log.log", access),
                 "model_log": file_handler(log_dir / "model_log.log", "ts"),
                 "ts_metrics": file_handler(metrics_dir / "ts_metrics.log", "plain"),
                 "model_metrics": file_handler(metrics_dir / "model_metrics.log", "plain"),

@@ -40,7 +40,13 @@ _FILE_KEYS = {"maxBytes": "max_bytes", "backupCount": "keep", "when": "period"}
 
 
 def load_plan(
-    log_dir: Path, metrics_dir: Path, file: Path | None, environ: Mapping[str, str], *, asynchronous: bool = False
+    log_dir: Path,
+    metrics_dir: Path,
+    file: Path | None,
+    environ: Mapping[str, str],
+    *,
+    asynchronous: bool = False,
+    log_format: str = "text",
 ) -> LogPlan:
     """How an instance logs.
 
@@ -50,11 +56,12 @@ def load_plan(
         file: the user's configuration; None for the built-in one.
         environ: for `${env:NAME}`.
         asynchronous: see `LogPlan`.
+        log_format: see `default_plan`.
 
     Raises:
         LogConfigError: the file cannot be used.
     """
-    plan = default_plan(log_dir, metrics_dir, asynchronous=asynchronous)
+    plan = default_plan(log_dir, metrics_dir, asynchronous=asynchronous, log_format=log_format)
     if file is None:
         return plan
     text = _read(file)

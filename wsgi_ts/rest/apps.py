@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import falcon
 
 from wsgi_ts.control.client import ControlPlane
-from wsgi_ts.rest import management, metrics, openapi, repository, tokens, workflows
+from wsgi_ts.rest import management, metrics, openapi, repository, tokens, traces, workflows
 from wsgi_ts.rest.responses import RequestIdHeader, install_error_handlers, response_type, write_json
 from wsgi_ts.rest.router import Router
 from wsgi_ts.settings.config import Config
@@ -82,6 +82,7 @@ def build_app(
     if "management" in kinds:
         control = control or ControlPlane(instance.run_dir)
         management.add_routes(app, instance, control)
+        traces.add_routes(app, control)
         if instance.config.ts_open_inference_protocol:
             repository.add_routes(app, instance.config, control)
         workflows.add_routes(app, control)

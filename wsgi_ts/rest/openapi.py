@@ -19,6 +19,7 @@ from wsgi_ts.rest.schemas import Schema
 from wsgi_ts.settings.config import Config
 from wsgi_ts.settings.kinds import FLAG, INT32, TEXT
 from wsgi_ts.settings.table import Setting, settings_of
+from wsgi_ts.tracing.store import DEFAULT_LIMIT
 from wsgi_ts.workflows.arguments import WorkflowArguments
 
 INFO = {
@@ -224,6 +225,21 @@ def _repository_operations() -> list[Operation]:
     ]
 
 
+def _trace_operations() -> list[Operation]:
+    query = _arguments(
+        model=Setting(TEXT, None, "Only requests of this model, or workflow."),
+        status=Setting(TEXT, None, "Only those kept for this reason.", limits={"enum": ["slow", "failed", "sampled"]}),
+        limit=Setting(INT32, DEFAULT_LIMIT, "Number of entries to return."),
+    )
+    listed = {200: "The requests, the newest first.", 400: "Another status."}
+    found = {200: "The request.", 404: "Nothing is kept of it."}
+    path, about = "/debug/traces", "Lists the last slow, failed and sampled requests."
+    return [
+        Operation(path, "get", "listTraces", about, listed, result="Traces", query=query),
+        Operation(f"{path}/{{request_id}}", "get", "describeTrace", "Tells of one of them.", found, result="Trace"),
+    ]
+
+
 def _json_body(schema: Schema) -> dict[str, Schema]:
     return {_JSON: {"schema": schema}}
 
@@ -247,6 +263,7 @@ def _management_operations(config: Config) -> list[Operation]:
         Operation(default_path, "put", "setDefault", "Sets the default version.", {200: "Done.", **_NO_MODEL}),
         replace(ready, answers={200: "Whether the model has workers.", **_NO_MODEL}, result="Ready"),
         Operation("/plugins", "get", "listPlugins", "Lists the plugins.", {200: "The plugins."}, result="Plugins"),
+        *_trace_operations(),
         *_workflow_operations(),
         *(_repository_operations() if config.ts_open_inference_protocol else []),
     ]

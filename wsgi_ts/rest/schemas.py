@@ -27,6 +27,7 @@ PATH_TEXTS = {
     "model_name": "Name of a registered model.",
     "model_version": "One of its versions.",
     "workflow_name": "Name of a workflow.",
+    "request_id": "From the header x-request-id of an answer.",
     "rest": "Told to the handler as header url_path; may have slashes.",
 }
 
@@ -125,6 +126,27 @@ _PLUGIN = _object(
     }
 )
 
+
+def _or_null(schema: Schema) -> Schema:
+    return {**schema, "nullable": True}
+
+
+_MS: Schema = {"type": "number", "description": "Milliseconds."}
+_SPAN = _object({"name": _TEXT, "start_ms": _MS, "duration_ms": _MS, "attributes": {"type": "object"}})
+_TRACE = _object(
+    {
+        **dict.fromkeys(("request_id", "model", "method", "path"), _TEXT),
+        **dict.fromkeys(("trace_id", "version", "error", "batch_close_reason"), _or_null(_TEXT)),
+        "protocol": {"type": "string", "enum": ["http", "grpc", "workflow"]},
+        "status": _NUMBER,
+        "started": {"type": "number", "description": "Seconds since 1970."},
+        "duration_ms": _MS,
+        "kept_because": {"type": "string", "enum": ["slow", "failed", "sampled"]},
+        **dict.fromkeys(("batch_size", "worker"), _or_null(_NUMBER)),
+        "spans": _list(_SPAN),
+    }
+)
+
 #: The schemas that operations refer to.
 COMPONENTS: dict[str, Schema] = {
     "Bytes": BINARY,
@@ -159,6 +181,8 @@ COMPONENTS: dict[str, Schema] = {
     "Started": _object({"started": _FLAG}),
     "Status": _object({"status": _TEXT}),
     "Worker": _WORKER,
+    "Trace": _TRACE,
+    "Traces": _object({"traces": _list({"$ref": "#/components/schemas/Trace"})}),
     "Plugins": _object({"plugins": _list(_PLUGIN)}),
     "WorkflowList": _object(
         {"workflows": _list(_object({"workflowName": _TEXT, "workflowUrl": _TEXT}))}, {"nextPageToken": _TEXT}

@@ -10,8 +10,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from wsgi_ts.dataplane.call_traces import CURRENT
 from wsgi_ts.errors import InvalidKey, ServerError
 from wsgi_ts.logs.access import AccessLog
+from wsgi_ts.logs.request_line import request_line
 from wsgi_ts.rpc.call import Method, RpcCall
 from wsgi_ts.rpc.codes import Failure
 from wsgi_ts.rpc.gate import GrpcGate
@@ -33,6 +35,7 @@ class Calls:
         access: the access log.
         failure_of: how an error is said on this port.
         gate: the plugins that say who may ask; None for none.
+        is_json: the access log has JSON instead of TorchServe's lines.
     """
 
     def __init__(
@@ -42,12 +45,15 @@ class Calls:
         access: AccessLog,
         failure_of: Callable[[ServerError], Failure],
         gate: GrpcGate | None = None,
+        *,
+        is_json: bool = False,
     ) -> None:
         self._gate = gate
         self._scope = scope
         self._tokens = tokens
         self._access = access
         self._failure_of = failure_of
+        self._is_json = is_json
         self._must_flush = False
 
     def service(self, name: str, *methods: Method) -> list[Method]:
@@ -111,8 +117,11 @@ class Calls:
 
     def _note(self, peer: str, line: str, code: StatusCode, began_ns: int) -> None:
         """One line for the access log, which leaves the process once per turn of the loop."""
-        took_ms = (time.monotonic_ns() - began_ns) // 1_000_000
-        self._access.add("/" + peer, line, code.value, took_ms)
+        took_ns = time.monotonic_ns() - began_ns
+        if self._is_json:
+            self._access.add_line(_json_line(peer, line, code, took_ns))
+        else:
+            self._access.add("/" + peer, line, code.value, took_ns // 1_000_000)
         if not self._must_flush:
             self._must_flush = True
             asyncio.get_running_loop().call_soon(self._flush)
@@ -120,3 +129,18 @@ class Calls:
     def _flush(self) -> None:
         self._must_flush = False
         self._access.flush()
+
+
+def _json_line(peer: str, line: str, code: StatusCode, took_ns: int) -> str:
+    """The access log's line as JSON, by OpenTelemetry's names."""
+    address, _, port = peer.rpartition(":")
+    call = CURRENT.get()
+    return request_line(
+        took_ns,
+        rpc__system__name="grpc",
+        rpc__method=line.split(" ")[1],
+        rpc__response__status_code=code.name,
+        client__address=address,
+        client__port=int(port) if port.isdigit() else None,
+        **(call.log_fields() if call is not None else {}),
+    )

@@ -61,7 +61,7 @@ class Inference:
 
     async def predictions(self, request: Any, rpc: RpcCall) -> Any:
         """One answer; of a handler that streams, all parts together."""
-        call = self._submit(request, "Predictions")
+        call = self._submit(request, "Predictions", rpc)
         try:
             return messages.PredictionResponse(prediction=await call.whole())
         finally:
@@ -69,7 +69,7 @@ class Inference:
 
     async def stream_predictions(self, request: Any, rpc: RpcCall) -> None:
         """A message for each part of the answer; one for a handler that does not stream."""
-        call = self._submit(request, "StreamPredictions")
+        call = self._submit(request, "StreamPredictions", rpc)
         try:
             async for part in call.parts():
                 await rpc.write(messages.PredictionResponse(prediction=part))
@@ -89,7 +89,7 @@ class Inference:
             async for request in requests:
                 first = first or request.sequence_id
                 try:
-                    call = self._submit_in_sequence(request)
+                    call = self._submit_in_sequence(request, rpc)
                 except (ServerError, Failure) as error:
                     await _write(rpc, writing, _refusal(request, error))
                     continue
@@ -125,7 +125,7 @@ class Inference:
         except ServerError as error:
             await _write(rpc, writing, _refusal(request, error))
 
-    def _submit(self, request: Any, method: str) -> Call:
+    def _submit(self, request: Any, method: str, rpc: RpcCall) -> Call:
         if not request.model_name:
             raise bad_request("Parameter model_name is required.")
         routes = self._plane.routes
@@ -133,12 +133,12 @@ class Inference:
         head = f"POST /{NAME}/{method} HTTP/2.0\r\n"
         if request.sequence_id:
             head += self._sequence_lines(request)
-        return self._plane.submit(target, head.encode() + b"\r\n", pack_fields(request.input))
+        return self._plane.submit(target, head.encode() + b"\r\n", pack_fields(request.input), metadata=rpc.metadata)
 
-    def _submit_in_sequence(self, request: Any) -> Call:
+    def _submit_in_sequence(self, request: Any, rpc: RpcCall) -> Call:
         if not request.sequence_id.strip():
             raise bad_request("Parameter sequenceId is required.")
-        return self._submit(request, "StreamPredictions2")
+        return self._submit(request, "StreamPredictions2", rpc)
 
     def _sequence_lines(self, request: Any) -> str:
         """Returns the header lines that tell a handler of the request's sequence.

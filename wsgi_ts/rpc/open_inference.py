@@ -124,7 +124,7 @@ class OpenInference:
         if target.error is not None:
             raise target.error
         body = await _converted(request.ByteSize(), lambda: json.dumps(infer_body(request)).encode())
-        call = self._plane.submit(target, _HEAD, [body], _JSON)
+        call = self._plane.submit(target, _HEAD, [body], _JSON, rpc.metadata)
         try:
             answer = await call.whole()
         finally:

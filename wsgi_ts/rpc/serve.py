@@ -73,7 +73,8 @@ def _servers(instance: Instance, plane: AsyncPlane, access: AccessLog) -> tuple[
     tokens = TokenTable(instance.run_dir, plane.board) if config.token_authorization else None
     plugins = load_gate(config, PluginReport(instance.run_dir, "gRPC server"))
     gate = None if plugins is None else GrpcGate(plugins)
-    calls = Calls(INFERENCE, tokens, access, inference_failure, gate)
+    is_json = config.log_format == "json"
+    calls = Calls(INFERENCE, tokens, access, inference_failure, gate, is_json=is_json)
     management = Management(instance, ControlPlane(instance.run_dir))
     methods = Inference(plane, config).service(calls)
     names = [INFERENCE_SERVICE, MANAGEMENT_SERVICE]
@@ -83,8 +84,8 @@ def _servers(instance: Instance, plane: AsyncPlane, access: AccessLog) -> tuple[
             methods += open_inference.service(calls, name)
             names.append(name)
     health = Health(lambda: plane.routes.ready, names)
-    healths = health.service(Calls(INFERENCE, None, access, inference_failure))
-    managing = Calls(MANAGEMENT, tokens, access, management_failure, gate)
+    healths = health.service(Calls(INFERENCE, None, access, inference_failure, is_json=is_json))
+    managing = Calls(MANAGEMENT, tokens, access, management_failure, gate, is_json=is_json)
     ages = config.grpc_inference_max_connection_age_ms, config.grpc_inference_max_connection_age_grace_ms
     serving = _server(config, [*methods, *healths], *ages)
     ages = config.grpc_management_max_connection_age_ms, config.grpc_management_max_connection_age_grace_ms

@@ -216,6 +216,35 @@ class Config:
     system_metrics_cmd: str = setting(TEXT, "", "program that prints the system metrics", env=False)
     metric_time_interval: int = setting(integer(1, unit="s"), 60, "period of the system metrics", env=False)
     async_logging: bool = setting(BOOLEAN, False, "log lines are written by a thread of their own")
+    log_format: str = setting(
+        kinds.choice("text", "json"),
+        "text",
+        "json: access_log.log has one JSON object for each request, with its times",
+        ours=True,
+    )
+
+    # Traces
+    trace_keep: int = setting(
+        integer(0, 1000),
+        10,
+        "so many of a model's slowest requests in a minute, and failed ones, are kept for `wsgi-ts explain`; 0: none",
+        ours=True,
+    )
+    trace_slow_ms: int = setting(
+        integer(0, unit="ms"), 0, "what takes longer is kept in any case; 0: no such limit", ours=True
+    )
+    server_timing: bool = setting(
+        BOOLEAN, False, "predictions' answers tell in the header Server-Timing where their time went", ours=True
+    )
+    otlp_endpoint: str = setting(
+        TEXT, "", "URL of an OpenTelemetry collector (OTLP over HTTP) that spans are sent to; empty: none", ours=True
+    )
+    trace_sample_ratio: float = setting(
+        kinds.RATIO,
+        1.0,
+        "share of the requests without a trace of their client that get spans; others go by their traceparent",
+        ours=True,
+    )
 
     # Plugins
     plugins_path: str = setting(TEXT, "", "folders with plugins, separated by colons")
@@ -301,6 +330,11 @@ class Config:
             "inference": Address(scheme, self.grpc_inference_address.strip("[]"), self.grpc_inference_port),
             "management": Address(scheme, self.grpc_management_address.strip("[]"), self.grpc_management_port),
         }
+
+    @property
+    def keeps_traces(self) -> bool:
+        """Whether records of slow and failed requests are kept."""
+        return bool(self.trace_keep or self.trace_slow_ms)
 
     @property
     def fixed(self) -> dict[str, str]:

@@ -86,6 +86,13 @@ def _parse_float(text: str) -> float:
     return number
 
 
+def _parse_ratio(text: str) -> float:
+    number = 0.0 if re.fullmatch(r"0+(\.0*)?", text) else _parse_float(text)
+    if number > 1.0:
+        raise ValueError(f"{text} is not a number from 0 to 1")
+    return number
+
+
 def _parse_digits(text: str) -> int:
     if re.fullmatch(r"[+-]?[0-9]{1,20}", text) is None:
         raise ValueError(f"{text!r} is not a whole number")
@@ -232,6 +239,7 @@ BOOLEAN = Kind("true | false", _parse_boolean, json_type="boolean")
 FLAG = Kind("true | false", to_boolean, json_type="boolean")
 OIP = Kind("true | false | oip", _parse_oip)
 NUMBER = Kind("number above 0", _parse_float)
+RATIO = Kind("number from 0 to 1", _parse_ratio)
 PATH = Kind("path", _parse_path, str, Path)
 HEADER_NAME = Kind("name of a header", _header(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", "name of a header", UnclearValue))
 HEADER_VALUE = Kind("text", _header(r"[\t -~\x80-\xff]*", "value of a header"), empty="unset")

@@ -49,6 +49,7 @@ class CommandLine:
     reload: bool = False
     drain_delay: str | None = None
     drain_timeout: str | None = None
+    log_format: str | None = None
     run_dir: str | None = None
 
     def keys(self) -> dict[str, Given]:
@@ -62,6 +63,7 @@ class CommandLine:
             ("plugins_path", "--plugins-path"): self.plugins_path,
             ("drain_delay", "--drain-delay"): self.drain_delay,
             ("graceful_timeout", "--drain-timeout"): self.drain_timeout,
+            ("log_format", "--log-format"): self.log_format,
             ("disable_token_authorization", "--disable-token-auth"): "true" if self.disable_token_auth else None,
             ("enable_model_api", "--enable-model-api"): "true" if self.enable_model_api else None,
             ("reload", "--reload"): "true" if self.reload else None,
@@ -250,9 +252,22 @@ def _from_environment(
             given[name] = Given(environ[variable], f"environment variable {variable}")
     if (by_variable or says_true("use_env_allowed_urls")) and "TS_ALLOWED_URLS" in environ:
         given["allowed_urls"] = Given(environ["TS_ALLOWED_URLS"], "environment variable TS_ALLOWED_URLS")
+    _take_opentelemetry(given, from_file, environ)
     if "K_SERVICE" in environ and "PORT" in environ and "inference_address" not in {*given, *from_file}:
         given["inference_address"] = Given(f"http://0.0.0.0:{environ['PORT']}", "environment variable PORT")
     return given
+
+
+def _take_opentelemetry(given: dict[str, Given], from_file: Mapping[str, Given], environ: Mapping[str, str]) -> None:
+    """OpenTelemetry's own variables count where the keys are not given: they are the same for all programs of a pod."""
+    off = is_true(environ.get("OTEL_SDK_DISABLED", "")) or environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp"
+    for variable in ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+        if environ.get(variable) and not off and "otlp_endpoint" not in {*given, *from_file}:
+            given["otlp_endpoint"] = Given(environ[variable], f"environment variable {variable}")
+    sampler = environ.get("OTEL_TRACES_SAMPLER", "").removeprefix("parentbased_")
+    ratios = {"always_on": "1", "always_off": "0", "traceidratio": environ.get("OTEL_TRACES_SAMPLER_ARG", "1")}
+    if sampler in ratios and "trace_sample_ratio" not in {*given, *from_file}:
+        given["trace_sample_ratio"] = Given(ratios[sampler], "environment variable OTEL_TRACES_SAMPLER")
 
 
 def _complete_tokens(given: dict[str, Given], environ: Mapping[str, str]) -> None:

@@ -16,6 +16,7 @@ from wsgi_ts.security.tokens import INFERENCE, MANAGEMENT, KeyFileError, KeyRing
 from wsgi_ts.supervisor.loop import MainLoop
 from wsgi_ts.supervisor.metrics.collector import MetricsCollector
 from wsgi_ts.supervisor.segments import Segments
+from wsgi_ts.tracing.store import TraceStore
 from wsgi_ts.workflows.manager import WorkflowManager
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class ControlOperations:
         keys: the tokens; None where requests need none.
         status: what `wsgi-ts status` shows; called on the main thread.
         stop: counts so many requests to stop (two: at once); called on the main thread.
+        traces: what is kept of requests.
         replace: has another program, with another configuration, take this supervisor's place; likewise.
     """
 
@@ -47,6 +49,7 @@ class ControlOperations:
     status: Callable[[], dict[str, Any]]
     stop: Callable[[int], None]
     replace: Callable[[list[str], str, dict[str, str]], None]
+    traces: TraceStore
 
     def table(self) -> dict[str, Operation]:
         """All operations, for `ControlServer`."""
@@ -64,6 +67,9 @@ class ControlOperations:
             "list_workflows": Operation(self.workflows.list_workflows),
             "unregister_workflow": Operation(self.workflows.unregister),
             "metrics": Operation(self.metrics.text),
+            "list_traces": Operation(self.traces.newest),
+            "find_trace": Operation(self.traces.find),
+            "explain": Operation(self.traces.explain),
             "renew_token": Operation(self._renew_token),
             "new_segment": Operation(self._new_segment, told_peer=True),
             "segment_ready": Operation(self._segment_ready, told_peer=True),

@@ -143,6 +143,22 @@ class GrpcServer(Server):
         return python_command("wsgi_ts.rpc", *common, *ports, *tls), [*fds, *tls_fds]
 
 
+class ExporterProcess(Server):
+    """The process that sends spans to a collector, which says once a second that it is well."""
+
+    hung_looks = 30
+
+    def __init__(self, directory: RunDirectory) -> None:
+        super().__init__("span exporter", directory, -1, 1)
+
+    def is_hung(self) -> bool:
+        """Looks, once a second, whether it is up and was silent for too long."""
+        return self.came_up and super().is_hung()
+
+    def _command(self, common: list[str]) -> tuple[list[str], list[int]]:
+        return python_command("wsgi_ts.supervisor.span_exporter", *common), []
+
+
 def make_servers(
     config: Config,
     listeners: Sequence[BoundListener],
@@ -150,7 +166,7 @@ def make_servers(
     directory: RunDirectory,
     tls_fd: int,
 ) -> list[Server]:
-    """Makes the gunicorn that carries predictions, one for the rest if there is any, and the gRPC server.
+    """Makes the gunicorn that carries predictions, one for the rest if there is any, the gRPC server, the exporter.
 
     Args:
         config: the configuration.
@@ -166,6 +182,7 @@ def make_servers(
         Gunicorn("inference", inference, config.web_workers, directory, tls_fd),
         *management,
         GrpcServer(grpc_ports, directory, tls_fd),
+        *([ExporterProcess(directory)] if config.otlp_endpoint else []),
     ]
 
 

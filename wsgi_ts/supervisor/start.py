@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
+from selectors import BaseSelector
 from typing import Any
 
 from wsgi_ts.batcher.shm.board import Board, batcher_bell_name
@@ -33,6 +34,8 @@ from wsgi_ts.plugins.report import PluginReport
 from wsgi_ts.plugins.snapshot import Store
 from wsgi_ts.security.tokens import KeyFileError, KeyRing
 from wsgi_ts.settings.config import Config
+from wsgi_ts.tracing.post import Inlet
+from wsgi_ts.tracing.store import TraceStore
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +51,12 @@ def open_logs(config: Config) -> tuple[LogPlan, LogFiles]:
     """
     try:
         plan = load_plan(
-            config.log_dir, config.metrics_dir, config.log_config, os.environ, asynchronous=config.async_logging
+            config.log_dir,
+            config.metrics_dir,
+            config.log_config,
+            os.environ,
+            asynchronous=config.async_logging,
+            log_format=config.log_format,
         )
         files = setup_logging(plan)
     except (LogConfigError, ValueError) as error:
@@ -73,6 +81,23 @@ def start_log_rotation(files: LogFiles, reopen: Callable[[], None], stack: ExitS
     rotation = LogRotation(files.rotations, began_at, reopen)
     rotation.start()
     stack.callback(rotation.stop)
+
+
+def start_traces(store: TraceStore, path: Path, selector: BaseSelector, stack: ExitStack) -> None:
+    """Takes records of requests from now on; without them the server serves all the same.
+
+    Args:
+        store: keeps them.
+        path: of the socket that they come to.
+        selector: the main loop's.
+        stack: ends it.
+    """
+    try:
+        inlet = Inlet(path, selector, store.add)
+    except OSError as error:
+        log.warning("No traces are kept: %s", error)
+        return
+    stack.callback(inlet.close)
 
 
 def open_certificates(config: Config, stack: ExitStack) -> int:

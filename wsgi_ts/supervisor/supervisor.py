@@ -42,8 +42,9 @@ from wsgi_ts.supervisor.metrics.sinks import start_sinks
 from wsgi_ts.supervisor.operations import ControlOperations
 from wsgi_ts.supervisor.resources import Resources
 from wsgi_ts.supervisor.servers import Servers, make_servers
-from wsgi_ts.supervisor.start import fetchers, say_started, snapshot_store, start_log_rotation
+from wsgi_ts.supervisor.start import fetchers, say_started, snapshot_store, start_log_rotation, start_traces
 from wsgi_ts.supervisor.worker_events import WorkerEvents
+from wsgi_ts.tracing.store import TraceStore
 from wsgi_ts.workflows.manager import WorkflowManager
 from wsgi_ts.workflows.startup import StartupWorkflows
 
@@ -128,6 +129,7 @@ class Supervisor:
         config, held = self._config, self._held
         board, models, publish = held.board, held.directory.models, held.publisher.routes
         self._metrics = MetricsCollector(config, board, self._registry, self._log_files, held.gpus, held.directory.path)
+        self._traces = TraceStore()
         self._events = Events(config, held.plugins)
         self._snapshots = SnapshotWriter(
             config,
@@ -180,6 +182,7 @@ class Supervisor:
             status=self._status,
             stop=self._ending.request,
             replace=self._replace,
+            traces=self._traces,
         )
         self._control = ControlServer(held.directory.control_socket, operations.table())
 
@@ -190,6 +193,8 @@ class Supervisor:
         except OSError as error:
             raise StartError(f"control socket {self._held.directory.control_socket}: {error}") from error
         stack.callback(self._control.stop)
+        if self._config.keeps_traces:
+            start_traces(self._traces, self._held.directory.traces_socket, self._loop.selector, stack)
         stack.enter_context(self._metrics.running())
         start_sinks(self._config, self._metrics.families, self._held.plugins, self._sinks_stopped)
         stack.callback(self._kill_children)

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from wsgi_ts.batcher.shm.layout import SlotState
-from wsgi_ts.batcher.shm.request_codec import Answer
+from wsgi_ts.batcher.shm.request_codec import Answer, read_times
 from wsgi_ts.dataplane.exchange import Exchange
 from wsgi_ts.dataplane.task import Task
+from wsgi_ts.dataplane.timings import timings_of
 from wsgi_ts.errors import InternalServerError, ServerError, ServiceUnavailable
 from wsgi_ts.http.head import BadHead
 from wsgi_ts.rest.inference import ANSWER_KEY
@@ -52,6 +53,7 @@ class Answers:
         exchange: the requests under way; None where no predictions are served.
         report: the access log and the counters.
         load: the header that tells how busy the server is; None: answers do not tell.
+        tells_times: answers to predictions tell where their time went.
 
     Attributes:
         quick_ns: smoothed time from a request to its answer while few are under way.
@@ -64,6 +66,8 @@ class Answers:
         exchange: Exchange[Connection] | None,
         report: Report,
         load: LoadHeader | None = None,
+        *,
+        tells_times: bool = False,
     ) -> None:
         self.quick_ns = SPIN_LIMIT_NS
         self._table = table
@@ -71,6 +75,7 @@ class Answers:
         self._exchange = exchange
         self._report = report
         self._load = load
+        self._tells_times = tells_times
         if exchange is not None:
             exchange.walks.deliver = self._deliver
             exchange.walks.limit = table.limit_answer
@@ -98,11 +103,16 @@ class Answers:
         if target is None:
             raise RuntimeError("an answered slot without target")
         answer = exchange.answer(slot, target)
+        connection.answered_slot = slot
+        if target.graph is not None:
+            connection.walk = answer.walk
         if exchange.client.in_flight <= SPIN_IN_FLIGHT:
             took_ns = min(time.monotonic_ns() - connection.arrival_ns, 2 * SPIN_LIMIT_NS)
             self.quick_ns += (took_ns - self.quick_ns) // 8
         if answer.stream is not None:
             response = self._response_to(connection, answer)
+            if self._tells_times and target.graph is None:
+                response.headers.append(("server-timing", self._timings(exchange, connection)))
             connection.slot = slot
             connection.begin_stream(response)
             self._report.note(connection, response.status)
@@ -132,13 +142,16 @@ class Answers:
         """Returns what the app makes of a prediction's answer."""
         environ = environ_of(connection)
         environ[ANSWER_KEY] = answer
+        connection.fault = answer.error
         return call_app(connection.endpoint.app, environ)
 
     def _deliver(self, connection: Connection, answer: Answer) -> None:
         """Answers a workflow's request with what lies in no slot."""
         connection.slot = -1
+        connection.walk = answer.walk
         try:
             if connection.sends_events:
+                connection.fault = answer.error
                 body = body_event("answer", bytes(answer.body)) if answer.error is None else error_event(answer.error)
                 self._end_events(connection, body)
                 return
@@ -169,6 +182,7 @@ class Answers:
             raise RuntimeError("an answered slot without target")
         if connection.slot != slot:
             answer = exchange.answer(slot, target)
+            connection.walk = answer.walk
             if answer.stream is None:
                 body = bytes(answer.body)
                 connection.slot = -1
@@ -184,13 +198,14 @@ class Answers:
             return
         connection.slot = -1
         exchange.finish(slot)
-        is_whole = state != SlotState.FAILED
-        self._end_events(connection, body_event("answer", b"") if is_whole else error_event(_FAILED))
+        connection.fault = _FAILED if state == SlotState.FAILED else None
+        self._end_events(connection, body_event("answer", b"") if connection.fault is None else error_event(_FAILED))
 
     def _end_events(self, connection: Connection, last: bytes) -> None:
         connection.queue_chunk(last)
         connection.end_stream()
         connection.sends_events = False
+        self._report.end_stream(connection)
         self._sender.send(connection)
         self._sender.note_unsent(connection)
 
@@ -219,6 +234,9 @@ class Answers:
             body: what follows them.
         """
         self._report.note(connection, status)
+        exchange = self._exchange
+        if self._tells_times and exchange is not None and connection.answered_slot >= 0 and connection.walk is None:
+            lines = b"%bserver-timing: %b\r\n\r\n" % (lines[:-2], self._timings(exchange, connection).encode())
         if self._load is not None:
             lines = self._load.add_to(lines, self._table.now_ns)
         connection.phase = Phase.SEND
@@ -228,6 +246,11 @@ class Answers:
             self._sender.send(connection)
         else:
             self._sender.send(connection, lines + body)
+
+    @staticmethod
+    def _timings(exchange: Exchange[Connection], connection: Connection) -> str:
+        """Where the time of the request under way went, whose slot was answered just now."""
+        return timings_of(read_times(exchange.client.segment, connection.answered_slot), connection.submitted_ns)
 
     def too_large(self, connection: Connection) -> None:
         """Answers 413 as TorchServe sends it, without reading the body."""
@@ -247,6 +270,9 @@ class Answers:
             return
         exchange.finish(connection.slot)
         connection.slot = -1
+        if state == SlotState.FAILED:
+            connection.fault = _FAILED
+        self._report.end_stream(connection)
         if state == SlotState.FAILED:
             # No terminating chunk: the client must not take a broken stream for a whole one.
             with contextlib.suppress(OSError):

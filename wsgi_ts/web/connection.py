@@ -9,13 +9,15 @@ from __future__ import annotations
 import socket
 from collections import deque
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 from wsgi_ts.batcher.shm.layout import NOT_RETURNING
 from wsgi_ts.batcher.shm.request_codec import Answer
 from wsgi_ts.dataplane.routes import Target
+from wsgi_ts.errors import ServerError
 from wsgi_ts.http.body import ChunkedBody, SizedBody
 from wsgi_ts.http.head import Head, check_partial_head, parse_head
+from wsgi_ts.tracing.context import TraceContext
 from wsgi_ts.web.listeners import Endpoint
 
 #: What one connection may receive, or send, in one turn of the loop: others are waiting.
@@ -84,7 +86,12 @@ class Connection:
         head, target, request_id, arrival_ns: the request under way: its head, where it goes if it is a prediction, its
             id, and the monotonic time at which it came.
         answered_ns: when the last answer on this connection was sent, 0 before the first.
+        submitted_ns: the monotonic time at which it was submitted to a batcher, 0 before.
         slot: where the request lies, -1 for nowhere.
+        answered_slot: where its answer was read from, -1 for nowhere.
+        walk: of a workflow, its way through the nodes, once it is answered.
+        fault: what its client is told is wrong, None for nothing.
+        trace, parent: its place in a trace that is recorded, None for none, and the client's span, if any.
         release_slot: the slot that the answer is sent from, -1 for none.
         body: what of the body is there; None before the first and after the last byte of it.
         body_seen: how much of the body had come when its limit was last looked at.
@@ -94,9 +101,10 @@ class Connection:
     """
 
     __slots__ = (
-        *("answered_ns", "arrival_ns", "body", "body_seen", "buffer", "close_after", "closed", "endpoint", "events"),
-        *("fd", "half_closed", "head", "ignored", "limit_at", "out", "peer", "phase", "release_slot", "request_id"),
-        *("sends_events", "slot", "sock", "stream_chunked", "target", "unsent"),
+        *("answered_ns", "answered_slot", "arrival_ns", "body", "body_seen", "buffer", "close_after", "closed"),
+        *("endpoint", "events", "fault", "fd", "half_closed", "head", "ignored", "limit_at", "out", "parent", "peer"),
+        *("phase", "release_slot", "request_id", "sends_events", "slot", "sock", "stream_chunked", "submitted_ns"),
+        *("target", "trace", "unsent", "walk"),
     )
 
     def __init__(self, sock: socket.socket, peer: str, endpoint: Endpoint) -> None:
@@ -117,8 +125,14 @@ class Connection:
         self.request_id = ""
         self.arrival_ns = 0
         self.answered_ns = 0
+        self.submitted_ns = 0
         self.slot = -1
+        self.answered_slot = -1
         self.release_slot = -1
+        self.walk: Any = None
+        self.fault: ServerError | None = None
+        self.trace: TraceContext | None = None
+        self.parent = ""
         self.body: SizedBody | ChunkedBody | SlotBody | None = None
         self.body_seen = 0
         self.out: deque[memoryview | bytes] = deque()
@@ -166,8 +180,9 @@ class Connection:
         self.phase = Phase.HEAD
         self.head = self.body = None
         self.request_id = ""
-        self.arrival_ns = 0
-        self.slot = -1
+        self.arrival_ns = self.submitted_ns = 0
+        self.slot = self.answered_slot = -1
+        self.walk = self.fault = self.trace = None
 
     def answer_head(self, answer: Answer) -> bytes:
         """Returns the status line and the headers of an answer."""

@@ -74,11 +74,15 @@ class WebLoop:
         row = exchange.web_row if exchange is not None else board.control_web_row
         table = self.table = ConnectionTable(exchange, config.max_request_size)
         self.report = make_report(instance.log_files.access, board, row)
+        if exchange is not None:
+            self.report.traces = exchange.traces
+            self.report.segment = exchange.client.segment
+        self.report.is_json = config.log_format == "json"
         load = None
         if exchange is not None and config.endpoint_load_metrics:
             load = LoadHeader(board, exchange.routes)
         self.sender = Sender(table)
-        self.answers = Answers(table, self.sender, exchange, self.report, load)
+        self.answers = Answers(table, self.sender, exchange, self.report, load, tells_times=config.server_timing)
         self.requests = Requests(table, self.answers, exchange, config.max_request_size, self._wake)
         self._accesses: list[Access] = []
         for endpoint in endpoints:
@@ -235,6 +239,7 @@ class WebLoop:
         if not self._on_tick():
             self.requests.is_stopping = True
         self._listeners.resume()
+        self.report.look(self.table.now_ns)
         now = time.monotonic()
         for connection in [c for c in self.table.connections.values() if c.limit_at]:
             if now > connection.limit_at:

@@ -7,9 +7,12 @@ from typing import Final
 
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import WebWord
+from wsgi_ts.batcher.shm.segment import Segment
+from wsgi_ts.dataplane.request_traces import RequestTraces
 from wsgi_ts.logs.access import AccessLog
 from wsgi_ts.logs.setup import LineLog
-from wsgi_ts.web.connection import Connection
+from wsgi_ts.web.connection import Connection, Phase
+from wsgi_ts.web.told import json_line, told_of
 
 #: Stands for the request line of a request that could not be read.
 NO_LINE: Final = "- - -"
@@ -23,20 +26,54 @@ class Report:
         log: the access log's file.
         board: the instance's board.
         web_row: this web worker's row of counters on it.
+
+    Attributes:
+        traces: makes records of requests; None: there are none.
+        segment: where requests lie; None where no predictions are served.
+        is_json: the access log has JSON instead of TorchServe's lines.
     """
 
     def __init__(self, log: LineLog, board: Board, web_row: int) -> None:
         self.board = board
+        self.traces: RequestTraces | None = None
+        self.segment: Segment | None = None
+        self.is_json = False
         self._access = AccessLog(log)
         self._web_row = web_row
         self._counts = [0, 0, 0]
 
     def note(self, connection: Connection, status: int) -> None:
         """Notes that the request under way is answered with this HTTP status."""
-        took_ms = (time.monotonic_ns() - connection.arrival_ns) // 1_000_000
+        took_ns = time.monotonic_ns() - connection.arrival_ns
         head = connection.head
-        self._access.add(connection.peer, head.line if head is not None else NO_LINE, status, took_ms)
+        if self.is_json:
+            self._access.add_line(json_line(self.segment, connection, status, took_ns))
+        else:
+            line = head.line if head is not None else NO_LINE
+            self._access.add(connection.peer, line, status, took_ns // 1_000_000)
+        if self.traces is not None and connection.phase != Phase.STREAM:
+            self._trace(self.traces, connection, status, took_ns)
         self._counts[0 if 200 <= status < 300 else 1 if 400 <= status < 500 else 2] += 1
+
+    def end_stream(self, connection: Connection) -> None:
+        """Notes that a streamed answer, of which `note` was told at its begin, has come to its end."""
+        if self.traces is not None:
+            status = 200 if connection.fault is None else connection.fault.status
+            self._trace(self.traces, connection, status, time.monotonic_ns() - connection.arrival_ns)
+
+    def look(self, now_ns: int) -> None:
+        """Does what is due from time to time; `now_ns` is monotonic."""
+        if self.traces is not None:
+            self.traces.look(now_ns / 1e9)
+
+    @staticmethod
+    def _trace(traces: RequestTraces, connection: Connection, status: int, took_ns: int) -> None:
+        target = connection.target
+        if target is None:
+            return
+        name = target.model_name if target.graph is None else target.graph.name
+        if traces.is_worth_it(name, status, took_ns, connection.trace):
+            traces.tell(told_of(traces, connection, target, status, took_ns))
 
     def flush(self) -> None:
         """Writes the lines and adds to the counters."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from wsgi_ts.batcher.shm.layout import TOO_LATE
+from wsgi_ts.batcher.shm.layout import TOO_LATE, RequestFlag
 from wsgi_ts.batcher.shm.request_codec import Request
 from wsgi_ts.dataplane.exchange import Exchange
 from wsgi_ts.dataplane.routes import Target
@@ -311,7 +311,13 @@ class Requests:
         if head is None:
             raise RuntimeError("a request without a head")
         came_ns, idle_us = connection.arrival_ns, connection.idle_us
-        request = Request(target, connection.request_id, head.raw, head.content_type, body, length, came_ns, idle_us)
+        connection.submitted_ns = self._table.now_ns
+        raw, flags, traces = head.raw, 0, exchange.traces
+        if traces is not None and traces.has_spans:
+            raw, connection.trace, connection.parent = traces.begin(raw, head.traceparent, head.tracestate)
+            flags = RequestFlag.SAMPLED if connection.trace is not None else 0
+        name = connection.request_id
+        request = Request(target, name, raw, head.content_type, body, length, came_ns, idle_us, b"", flags)
         try:
             connection.slot = exchange.submit(connection.slot, connection, target, request)
         except OutOfResources as error:

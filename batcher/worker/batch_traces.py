@@ -1,0 +1,119 @@
+"""Records of batches, made by the model worker: who was in it, how it was run, and what its handler raised.
+
+Of most batches none is made: of those that failed, that were among the slowest, or that hold a sampled request.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm.request_codec import stages_of
+from wsgi_ts.batcher.worker.slots import SlotReference
+from wsgi_ts.handlers.serving.inputs import Request
+from wsgi_ts.messages import ModelSpec
+from wsgi_ts.tracing.options import TraceOptions
+from wsgi_ts.tracing.post import Post
+from wsgi_ts.tracing.records import BATCH, batch_key, reason_name
+from wsgi_ts.tracing.slowest import Allowance, Slowest
+
+#: Records of failed batches that one worker makes in a second.
+_FAILED_PER_S = 20.0
+
+
+class BatchRun(NamedTuple):
+    """How a batch was run.
+
+    Attributes:
+        facts: what its slots tell of it (`layout.BATCH`).
+        started_ns, ended_ns: when it was begun, and the handler had returned (monotonic).
+        took_ns: since its oldest request came.
+        fault: what the handler raised, in one line; empty for nothing.
+        has_failed: one of its requests, or all, are answered with an error.
+    """
+
+    facts: bytes
+    started_ns: int
+    ended_ns: int
+    took_ns: int
+    fault: str
+    has_failed: bool
+
+
+class BatchTraces:
+    """What one model worker tells of its batches.
+
+    Args:
+        spec: the model version.
+        worker_id: the worker's number.
+        options: which batches are told of.
+
+    Attributes:
+        threshold_ns: from which time on since its oldest request came a batch is to be noted.
+        has_spans: any batch may have a sampled request.
+    """
+
+    def __init__(self, spec: ModelSpec, worker_id: int, options: TraceOptions) -> None:
+        self._spec = spec
+        self._slowest = Slowest(options.keep, options.slow_ms)
+        self._failed = Allowance(_FAILED_PER_S)
+        self._kept = Post(options.kept_at) if options.kept_at else None
+        self._exported = Post(options.exported_at) if options.exported_at else None
+        self.threshold_ns = self._slowest.first
+        self.has_spans = bool(options.exported_at)
+
+    def look(self, now: float) -> None:
+        """Does what is due from time to time (monotonic seconds)."""
+        self._slowest.look(now)
+        self.threshold_ns = self._slowest.thresholds.get(self._spec.name, self._slowest.first)
+        for post in (self._kept, self._exported):
+            if post is not None:
+                post.flush()
+
+    def note(self, run: BatchRun, refs: Sequence[SlotReference], requests: Sequence[Request]) -> None:
+        """Sends the record of a batch that was run just now, where it is worth one.
+
+        Args:
+            run: how it was run.
+            refs: its requests.
+            requests: the same, as the handler got them.
+        """
+        is_kept = self._kept is not None and (
+            self._slowest.is_slow(self._spec.name, run.took_ns)
+            or (run.has_failed and self._failed.take(run.ended_ns / 1e9))
+        )
+        self.threshold_ns = self._slowest.thresholds.get(self._spec.name, self._slowest.first)
+        sampled = [request for ref, request in zip(refs, requests, strict=True) if ref.sampled]
+        if not is_kept and not sampled:
+            return
+        record = self._record(run, requests)
+        if is_kept and self._kept is not None:
+            self._kept.send(record)
+        if sampled and self._exported is not None:
+            self._exported.send({**record, "links": [request.headers.get("traceparent") for request in sampled]})
+
+    def _record(self, run: BatchRun, requests: Sequence[Request]) -> dict[str, Any]:
+        posted_ns, number, worker, size, reason, *marks = layout.BATCH.unpack(run.facts)
+        began_ns = posted_ns or run.started_ns
+        stages = stages_of(*marks)
+        return {
+            "kind": BATCH,
+            "batch": batch_key(worker, number, posted_ns),
+            "model": self._spec.name,
+            "version": self._spec.version,
+            "worker": worker,
+            "number": number,
+            "size": size,
+            "ranks": self._spec.ranks,
+            "close_reason": reason_name(reason),
+            "posted": time.time() - (time.monotonic_ns() - began_ns) / 1e9,
+            "handover_ms": round(max(0, run.started_ns - began_ns) / 1e6, 3),
+            "duration_ms": round((run.ended_ns - began_ns) / 1e6, 3),
+            "stages": [
+                [name, (begin_ns - began_ns) / 1e6, (end_ns - begin_ns) / 1e6] for name, begin_ns, end_ns in stages
+            ],
+            "fault": run.fault or None,
+            "requests": [request.request_id for request in requests],
+        }

@@ -1,0 +1,136 @@
+"""What one process does for traces of the requests that it answers: begins them, and makes records of those worth one.
+
+Of a request without a trace nothing is asked but how long it took and whether it failed, when it is answered.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any, Final
+
+from wsgi_ts.batcher.shm.request_codec import Times, read_times
+from wsgi_ts.batcher.shm.segment import Segment
+from wsgi_ts.dataplane.routes import RoutingTable, Target
+from wsgi_ts.dataplane.stories import NodeRun, Told, request_record
+from wsgi_ts.dataplane.task import State, Task
+from wsgi_ts.dataplane.walk import Walk
+from wsgi_ts.errors import ServerError
+from wsgi_ts.tracing.context import TraceContext, new_trace, parse, with_context
+from wsgi_ts.tracing.options import TraceOptions
+from wsgi_ts.tracing.post import Post
+from wsgi_ts.tracing.records import FAILED, SAMPLED, SLOW
+from wsgi_ts.tracing.slowest import Allowance, Slowest
+
+#: Records of failed requests, and of sampled ones that are neither slow nor failed, that one process keeps in a second.
+_FAILED_PER_S: Final = 20.0
+_SAMPLED_PER_S: Final = 5.0
+_OUTCOMES: Final = ("waiting", "running", "withdrawn", "done", "default", "skipped", "failed")
+
+
+class RequestTraces:
+    """The traces of one process.
+
+    Args:
+        options: what is kept, and what is exported.
+        routes: know the default version of a model.
+        segment: where the requests lie.
+
+    Attributes:
+        slowest: says from which time on a request is slow.
+        has_spans: traces are begun and exported.
+    """
+
+    def __init__(self, options: TraceOptions, routes: RoutingTable, segment: Segment) -> None:
+        self.slowest = Slowest(options.keep, options.slow_ms)
+        self.has_spans = bool(options.exported_at)
+        self._ratio = options.ratio
+        self._routes = routes
+        self._segment = segment
+        self._kept = Post(options.kept_at) if options.kept_at else None
+        self._exported = Post(options.exported_at) if options.exported_at else None
+        self._failed = Allowance(_FAILED_PER_S)
+        self._sampled = Allowance(_SAMPLED_PER_S)
+
+    def begin(
+        self, head: bytes, traceparent: bytes | None, tracestate: bytes
+    ) -> tuple[bytes, TraceContext | None, str]:
+        """Begins the server's span of a request, where spans are made.
+
+        Args:
+            head: the request's head.
+            traceparent: what the client says; None where it says nothing, empty where it does so more than once.
+            tracestate: what else it says, empty for nothing.
+
+        Returns:
+            The head that the handler gets, the span where it is recorded, and the client's span where it has one.
+        """
+        came = None if traceparent is None else parse(traceparent, tracestate)
+        if came is None:
+            is_sampled = random.random() < self._ratio
+            if not is_sampled and traceparent is None and not tracestate:
+                return head, None, ""
+            ours = new_trace(is_sampled=is_sampled)
+        else:
+            ours = came.child()
+        head = with_context(head, ours, has_one=traceparent is not None or bool(tracestate))
+        return head, ours if ours.is_sampled else None, came.span_id if came is not None else ""
+
+    def is_worth_it(self, name: str, status: int, took_ns: int, trace: TraceContext | None) -> bool:
+        """Whether to make a record: the request is slow or failed, or its trace is recorded."""
+        slowest = self.slowest
+        return trace is not None or status >= 400 or took_ns >= slowest.thresholds.get(name, slowest.first)
+
+    def tell(self, told: Told) -> None:
+        """Hands over the record of a request that `is_worth_it`."""
+        now = time.monotonic()
+        self.slowest.look(now)
+        because = ""
+        if self._kept is not None:
+            if self.slowest.is_slow(told.model, told.answered_ns - told.arrived_ns):
+                because = SLOW
+            if told.status >= 400:
+                because = FAILED if because or self._failed.take(now) else ""
+            elif not because and told.trace is not None and self._sampled.take(now):
+                because = SAMPLED
+        if not because and told.trace is None:
+            return
+        record = request_record(told, because or SAMPLED)
+        if because and self._kept is not None:
+            self._kept.send(record)
+        if told.trace is not None and self._exported is not None:
+            self._exported.send(record)
+
+    def look(self, now: float) -> None:
+        """Does what is due from time to time (monotonic seconds)."""
+        self.slowest.look(now)
+        for post in (self._kept, self._exported):
+            if post is not None:
+                post.flush()
+
+    def times_of(self, slot: int) -> Times | None:
+        """What an answered slot says of its run; None for no slot."""
+        return read_times(self._segment, slot) if slot >= 0 else None
+
+    def version_of(self, target: Target) -> str | None:
+        """The version that a request went to; None where that has no meaning."""
+        if target.graph is not None or target.error is not None:
+            return target.version
+        return target.version or self._routes.default_version(target.model_name)
+
+    def node_runs(self, walk: Walk[Any]) -> list[NodeRun]:
+        """What is told of the nodes of a workflow's request."""
+        states = walk.states
+        names = [node.name for node in states.graph.nodes]
+        return [_node_run(names[task.node], task) for task in states.tasks() if task.began_ns]
+
+
+def _node_run(name: str, task: Task) -> NodeRun:
+    took_ns = task.took_ns or max(0, time.monotonic_ns() - task.began_ns)
+    times = Times.unpacked(task.facts) if task.facts and task.state == State.DONE else None
+    return NodeRun(name, task.item, task.began_ns, took_ns, _OUTCOMES[task.state], task.attempt, times)
+
+
+def error_text(error: ServerError | None) -> str | None:
+    """What a client was told is wrong, in one line."""
+    return None if error is None else " ".join(error.message.split())[:1000] or type(error).__name__

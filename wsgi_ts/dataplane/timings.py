@@ -1,0 +1,30 @@
+"""Where the time of a request went, in a header of its answer: `Server-Timing`, as browsers' tools show it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from wsgi_ts.batcher.shm.request_codec import Times
+
+
+def timing_value(parts: Iterable[tuple[str, float]]) -> str:
+    """Returns the header's value: names, and milliseconds with three digits behind the point."""
+    return ", ".join([f"{name};dur={milliseconds:.3f}" for name, milliseconds in parts])
+
+
+def timings_of(times: Times, submitted_ns: int) -> str:
+    """Returns it for a request that a worker has run.
+
+    Args:
+        times: what its slot says.
+        submitted_ns: when it was submitted (monotonic).
+    """
+    posted_ns = times.posted_ns or times.started_ns
+    parts = [
+        ("queue", max(0, posted_ns - submitted_ns) / 1e6),
+        ("handover", max(0, times.started_ns - posted_ns) / 1e6),
+    ]
+    if times.ended_ns:
+        parts.append(("worker", (times.ended_ns - times.started_ns) / 1e6))
+    stages = [(name, (end_ns - begin_ns) / 1e6) for name, begin_ns, end_ns in times.stages()]
+    return timing_value(parts + stages)

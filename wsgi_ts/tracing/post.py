@@ -1,0 +1,150 @@
+"""How a process hands over the records of requests and batches: one line of JSON each, and never a wait.
+
+The supervisor keeps records of slow and failed requests (`store`), the exporter turns those of sampled ones into spans
+(`exporter`). Where nobody listens, or they do not keep up, a record is lost and counted, and nothing else happens. A
+stream and no datagrams: of those the kernel may hold as few as ten.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+#: What may wait in the sender for room in the kernel's buffer; what comes then is lost.
+MOST_WAITING: Final = 262144
+#: A longer line is no record.
+MOST_LINE: Final = 1024 * 1024
+#: How long the next try of a sender waits that has found nobody, in seconds.
+_RETRY_S: Final = 1.0
+_READ_BYTES: Final = 262144
+
+
+class Post:
+    """Sends records to a socket in the run directory.
+
+    Args:
+        path: of the socket.
+
+    Attributes:
+        lost: how many records nobody has taken.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = os.fspath(path)
+        self._sock: socket.socket | None = None
+        self._waiting = b""
+        self._retry_at = 0.0
+        self.lost = 0
+
+    def send(self, record: dict[str, Any]) -> None:
+        """Sends one record, or loses it."""
+        if len(self._waiting) > MOST_WAITING or not self._is_connected():
+            self.lost += 1
+        else:
+            self._waiting += json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        self.flush()
+
+    def flush(self) -> None:
+        """Goes on with what has waited for room."""
+        if not self._waiting or self._sock is None:
+            return
+        try:
+            self._waiting = self._waiting[self._sock.send(self._waiting) :]
+        except BlockingIOError:
+            return
+        except OSError:  # who listened has ended, and with it what was under way
+            self.close()
+
+    def close(self) -> None:
+        """Gives the socket back."""
+        if self._sock is not None:
+            self._sock.close()
+        self._sock = None
+        self._waiting = b""
+
+    def _is_connected(self) -> bool:
+        if self._sock is not None:
+            return True
+        now = time.monotonic()
+        if now < self._retry_at:
+            return False
+        self._retry_at = now + _RETRY_S
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.connect(self._path)
+        except OSError:
+            sock.close()
+            return False
+        self._sock = sock
+        return True
+
+
+class Inlet:
+    """Where records arrive: a socket for this user only, and whoever is connected to it.
+
+    Args:
+        path: of the socket; what had that name before is replaced.
+        selector: its owner's, who calls the data of each key whose descriptor is ready.
+        take: gets each line.
+
+    Raises:
+        OSError: the socket cannot be made.
+    """
+
+    def __init__(self, path: Path, selector: selectors.BaseSelector, take: Callable[[bytes], None]) -> None:
+        self._path = path
+        self._selector = selector
+        self._take = take
+        self._begun: dict[socket.socket, bytes] = {}
+        path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            self._listener.bind(os.fspath(path))
+            path.chmod(0o600)
+            self._listener.listen(128)
+        except BaseException:
+            self._listener.close()
+            raise
+        selector.register(self._listener, selectors.EVENT_READ, self._accept)
+
+    def close(self) -> None:
+        """Listens no more."""
+        for sock in [*self._begun]:
+            self._forget(sock)
+        self._selector.unregister(self._listener)
+        self._listener.close()
+        self._path.unlink(missing_ok=True)
+
+    def _accept(self) -> None:
+        with suppress(BlockingIOError):
+            sock, _ = self._listener.accept()
+            sock.setblocking(False)
+            self._begun[sock] = b""
+            self._selector.register(sock, selectors.EVENT_READ, lambda: self._read(sock))
+
+    def _read(self, sock: socket.socket) -> None:
+        try:
+            data = sock.recv(_READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        *lines, rest = (self._begun[sock] + data).split(b"\n")
+        if not data or len(rest) > MOST_LINE:
+            self._forget(sock)
+        else:
+            self._begun[sock] = rest
+        for line in lines:
+            self._take(line)
+
+    def _forget(self, sock: socket.socket) -> None:
+        del self._begun[sock]
+        self._selector.unregister(sock)
+        sock.close()

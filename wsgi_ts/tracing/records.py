@@ -1,0 +1,35 @@
+"""What records are: one JSON object for a request, one for a batch, and how they belong together."""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: Kinds of records.
+REQUEST: Final = "request"
+BATCH: Final = "batch"
+#: Why a request's record was made.
+SLOW: Final = "slow"
+FAILED: Final = "failed"
+SAMPLED: Final = "sampled"
+#: Those of a handler; of one that does not tell them, all of its call is inference.
+STAGES: Final = ("preprocess", "inference", "postprocess")
+#: Why a batch went as it was, by the number of the scheduler's `CloseReason`.
+CLOSE_REASONS: Final = (
+    *("unknown", "full", "delay", "idle", "adaptive", "no_wait", "joined", "sequence", "plugin", "suspect"),
+)
+
+
+def reason_name(reason: int) -> str:
+    """Returns the name of a reason; of a number that is none, as damaged memory may hold, "unknown"."""
+    return CLOSE_REASONS[reason] if reason < len(CLOSE_REASONS) else CLOSE_REASONS[0]
+
+
+def batch_key(worker: int, number: int, posted_ns: int) -> str:
+    """Returns what tells a batch from all others of an instance.
+
+    Args:
+        worker: the worker's number.
+        number: the batch's in that worker's mailbox.
+        posted_ns: when it was dispatched (monotonic): a worker's next life counts from 1 again.
+    """
+    return f"{worker}-{number}-{posted_ns}"

@@ -1,0 +1,122 @@
+"""The records that an instance keeps: the last slow, failed and sampled requests, and the batches that they shared.
+
+The supervisor holds them, so that they outlive the processes that made them; each kind has a ring of its own, so that
+many failures do not push out what was slow. They stay as they came until somebody asks.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, Final
+
+from wsgi_ts.tracing.records import BATCH, FAILED, REQUEST, SAMPLED, SLOW
+
+#: Records of each kind that are kept, of all models together.
+_MOST: Final = {SLOW: 1000, FAILED: 500, SAMPLED: 200, BATCH: 1500}
+#: What all of a kind may have together, in bytes.
+_MOST_OF_A_KIND: Final = 4 * 1024 * 1024
+#: Answered where a caller names no number.
+DEFAULT_LIMIT: Final = 100
+#: The fields of a request's record that are shown; the others are for spans.
+_SHOWN: Final = (
+    *("request_id", "trace_id", "model", "version", "protocol", "method", "path", "status", "error", "started"),
+    *("duration_ms", "kept_because", "batch_size", "batch_close_reason", "worker", "spans"),
+)
+
+
+class Ring:
+    """The last records of one kind, as they came."""
+
+    def __init__(self, most: int) -> None:
+        self._records: deque[bytes] = deque(maxlen=most)
+        self._bytes = 0
+
+    def add(self, data: bytes) -> None:
+        """Keeps a record, in place of the oldest ones where there is no room."""
+        records = self._records
+        if len(records) == records.maxlen:
+            self._bytes -= len(records[0])
+        records.append(data)
+        self._bytes += len(data)
+        while self._bytes > _MOST_OF_A_KIND:
+            self._bytes -= len(records.popleft())
+
+    def newest_first(self) -> list[bytes]:
+        """Returns them all."""
+        return list(reversed(self._records))
+
+
+class TraceStore:
+    """Keeps records, and answers what they tell; for any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rings = {kind: Ring(most) for kind, most in _MOST.items()}
+
+    def add(self, data: bytes) -> None:
+        """Keeps one record; of what is none nothing stays."""
+        kind = _kind_of(data)
+        if kind is not None:
+            with self._lock:
+                self._rings[kind].add(data)
+
+    def newest(
+        self, *, model: str | None = None, status: str | None = None, limit: int | None = None
+    ) -> dict[str, Any]:
+        """Returns the kept requests, the newest first.
+
+        Args:
+            model: only those of this model, or workflow.
+            status: only those kept because they are `slow`, `failed` or `sampled`.
+            limit: so many at most.
+        """
+        kinds = [status] if status in (SLOW, FAILED, SAMPLED) else [SLOW, FAILED, SAMPLED] if not status else []
+        found = [each for each in self._requests(kinds) if model in (None, each["model"])]
+        found.sort(key=lambda each: float(each["started"]), reverse=True)
+        return {"traces": [self._shown(each) for each in found[: DEFAULT_LIMIT if limit is None else max(0, limit)]]}
+
+    def find(self, request_id: str) -> dict[str, Any] | None:
+        """Returns the record of a request; None where none is kept."""
+        wanted = request_id.encode()
+        for record in self._requests((FAILED, SLOW, SAMPLED), wanted):
+            if record["request_id"] == request_id:
+                return self._shown(record)
+        return None
+
+    def explain(self, request_id: str) -> dict[str, Any] | None:
+        """Returns the record of a request, and under `batch` that of its batch where that is known."""
+        found = self.find(request_id)
+        return None if found is None else {"trace": found, "batch": self._batch_of(request_id)}
+
+    def _shown(self, record: dict[str, Any]) -> dict[str, Any]:
+        return {name: record.get(name) for name in _SHOWN}
+
+    def _batch_of(self, request_id: str) -> dict[str, Any] | None:
+        for record in self._read((BATCH,), request_id.encode()):
+            if request_id in record["requests"]:
+                return record
+        return None
+
+    def _requests(self, kinds: Iterable[str], containing: bytes = b"") -> list[dict[str, Any]]:
+        return [*self._read(kinds, containing)]
+
+    def _read(self, kinds: Iterable[str], containing: bytes = b"") -> Iterable[dict[str, Any]]:
+        for kind in kinds:
+            with self._lock:
+                kept = self._rings[kind].newest_first()
+            for data in kept:
+                if containing in data:
+                    yield json.loads(data)
+
+
+def _kind_of(data: bytes) -> str | None:
+    """Which ring a record belongs to; None for what is no record."""
+    try:
+        record = json.loads(data)
+        kind = record["kept_because"] if record["kind"] == REQUEST else record["kind"]
+        return kind if kind in _MOST else None
+    except (ValueError, KeyError, TypeError):
+        return None
