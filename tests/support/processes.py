@@ -60,8 +60,8 @@ def server_processes(marker: str) -> list[Member]:
     """The processes of one server, each with its role.
 
     Roles: guard (the process that the test has started), guard-fork (while that cleans up), supervisor,
-    inference-arbiter, web-worker, management-arbiter, management-worker, grpc-server, batcher, template, warm-template,
-    model-worker, other (children of those).
+    inference-arbiter, web-worker, management-arbiter, management-worker, grpc-server, span-exporter, batcher, template,
+    warm-template, model-worker, other (children of those).
     """
     rows: dict[int, tuple[int, str]] = {}
     for process in marked(marker):
@@ -104,6 +104,8 @@ def _role(command: str, parent: str) -> str:
             return "batcher"
         if "wsgi_ts.rpc" in command or "gRPC server" in command:
             return "grpc-server"
+        if "span_exporter" in command or "span exporter" in command:
+            return "span-exporter"
         return "inference-arbiter" if "inference" in command else "management-arbiter"
     return "other"
 

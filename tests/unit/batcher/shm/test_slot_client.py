@@ -51,7 +51,9 @@ def stream(client: SlotClient, slot: int, chunk: bytes = b"") -> None:
     segment.memory.reserve(start, layout.STREAM_RING_BYTES)
     if segment.states[slot] & 0xFF != SlotState.STREAMING:
         words[0] = words[1] = 0
-        segment.write_response(slot, layout.RESPONSE.pack(0, 0, 0, 200, ResponseFlag.STREAMED, 0, 0), b"", b"")
+        segment.write_response(
+            slot, layout.RESPONSE.pack(0, 0, 0, 200, ResponseFlag.STREAMED, 0, 0), layout.NO_BATCH, b""
+        )
         segment.states[slot] = segment.states[slot] & ~0xFF | SlotState.STREAMING
     if chunk:
         at = start + words[0]
