@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,15 @@ USAGE_FAILED = "failed to obtained gpu usage"
 _USAGE_FIELDS = ("utilization.gpu", "utilization.memory", "memory.used")
 _USAGE_NAMES = ("utilization.gpu [%]", "utilization.memory [%]", "memory.used [MiB]")
 _LOAD_FIELDS = ("utilization.gpu", "memory.used", "memory.total")
+#: What `gpu_details` asks, and its names for the numbers.
+_DETAIL_FIELDS = {
+    "utilization.gpu": "utilization",
+    "memory.used": "memory_used_mib",
+    "memory.total": "memory_total_mib",
+    "temperature.gpu": "temperature_c",
+    "power.draw": "power_w",
+    "power.limit": "power_limit_w",
+}
 
 
 def gpu_count(limit: int | None, environ: Mapping[str, str] = os.environ) -> int:
@@ -114,3 +124,29 @@ def gpu_loads(count: int, environ: Mapping[str, str] = os.environ) -> list[dict[
         memory = {"GPUMemoryUtilization": 100 * used / total if total else 0.0, "GPUMemoryUsed": used}
         loads.append({**memory, "GPUUtilization": utilization})
     return loads
+
+
+def gpu_details(count: int, environ: Mapping[str, str] = os.environ) -> list[dict[str, Any]]:
+    """The first `count` GPUs by one call of the driver's tool: number, name, use, memory, temperature and power.
+
+    A number that the driver does not tell is None; empty where it tells nothing.
+    """
+    devices = visible_devices(environ)[:count]
+    if not devices:
+        return []
+    fields = ",".join(("name", *_DETAIL_FIELDS))
+    found = []
+    for number, line in enumerate(_query(fields, "--id=" + ",".join(devices))):
+        # A name may hold a comma; no number does.
+        name, *values = line.rsplit(",", len(_DETAIL_FIELDS))
+        numbers = {key: _number(value) for key, value in zip(_DETAIL_FIELDS.values(), values, strict=False)}
+        found.append({"gpu": number, "name": name.strip(), **numbers})
+    return found
+
+
+def _number(text: str) -> float | None:
+    """The number that a value with its unit begins with."""
+    try:
+        return float(text.split(maxsplit=1)[0])
+    except (IndexError, ValueError):
+        return None

@@ -72,13 +72,17 @@ class ModelCounters:
         words[row + ModelWord.BATCHES] += 1
         words[row + ModelWord.SERVICE_US] += service_us
         words[row + ModelWord.SERVICE_BUCKETS + bisect_left(layout.TIME_BUCKETS_US, service_us)] += 1
-        words[row + ModelWord.BATCH_BUCKETS + bisect_left(layout.BATCH_SIZES, len(jobs))] += 1
+        size = row + bisect_left(layout.BATCH_SIZES, len(jobs))
+        words[size + ModelWord.BATCH_BUCKETS] += 1
+        words[size + ModelWord.SERVICE_BY_SIZE] += service_us
+        words[size + ModelWord.REQUESTS_BY_SIZE] += len(jobs)
         latency, buckets = (ModelWord.LATENCY_US, ModelWord.LATENCY_US_NAMED), ModelWord.LATENCY_BUCKETS
         self._count_times(*latency, buckets, jobs, int(ended_at * 1e9))
 
     def clear_gauges(self) -> None:
         """Zeroes what describes the present, when the model is unloaded; counters stay."""
-        for word in (ModelWord.READY_WORKERS, ModelWord.OUTSTANDING, ModelWord.QUEUED, ModelWord.OLDEST_NS):
+        gauges = (ModelWord.READY_WORKERS, ModelWord.OUTSTANDING, ModelWord.QUEUED, ModelWord.OLDEST_NS)
+        for word in (*gauges, ModelWord.FIXED_NS, ModelWord.PER_REQUEST_NS):
             self.show(word, 0)
 
     def _count_times(self, word: int, named_word: int, bucket: int, jobs: Sequence[Job], until_ns: int) -> None:

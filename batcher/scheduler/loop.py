@@ -279,6 +279,9 @@ class BatcherLoop:
             counters.show(ModelWord.OUTSTANDING, model.outstanding)
             counters.show(ModelWord.QUEUED, len(model.jobs))
             counters.show(ModelWord.OLDEST_NS, int(model.jobs.oldest_at * 1e9) if model.jobs else 0)
+            fixed_s, per_request_s = model.policy.cost()
+            counters.show(ModelWord.FIXED_NS, int(fixed_s * 1e9))
+            counters.show(ModelWord.PER_REQUEST_NS, int(per_request_s * 1e9))
 
     def _look_after_segments(self) -> None:
         """Wakes the web workers for which there are answers, and detaches what nobody writes to any more."""

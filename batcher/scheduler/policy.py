@@ -97,6 +97,10 @@ class BatchPolicy:
         self.reason = CloseReason.FULL if waiting >= batch_size else CloseReason.NO_WAIT
         return 0.0
 
+    def cost(self) -> tuple[float, float]:
+        """What it has learnt of what a batch costs: seconds, and seconds for each request; (0.0, 0.0) for nothing."""
+        return 0.0, 0.0
+
     def __repr__(self) -> str:
         return "<BatchPolicy none>"
 
@@ -172,6 +176,10 @@ class AdaptivePolicy(BatchPolicy):
     def on_batch(self, n: int, service_s: float) -> None:
         """Learns a and b."""
         self._cost.observe(n, service_s)
+
+    def cost(self) -> tuple[float, float]:
+        """The parts a and b of S(n)."""
+        return self._cost.fixed_s, self._cost.per_request_s
 
     def decide(self, now: float, waiting: int, oldest_at: float, batch_size: int) -> float:
         """Now when full, late, or when the next request is further away than it is worth."""

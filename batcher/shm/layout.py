@@ -49,7 +49,7 @@ MAX_WORKFLOWS: Final = 32
 
 BATCHER_WORDS: Final = 16
 WEB_WORDS: Final = 16
-MODEL_WORDS: Final = 96
+MODEL_WORDS: Final = 128
 WORKFLOW_WORDS: Final = 64
 
 BOARD_EPOCH: Final = 2
@@ -94,10 +94,11 @@ class WebWord:
 class ModelWord:
     """Words of a model version on the board (one row per batcher); written by that batcher alone.
 
-    READY_WORKERS and OUTSTANDING are gauges that web workers read to choose a device; QUEUED and OLDEST_NS are gauges,
-    too; the rest are counters. Those whose name ends in _NAMED count the requests that named the model's version, the
-    same words without it those that did not. A word whose name ends in BUCKETS is the first of a histogram's counts:
-    one word per bound of TIME_BUCKETS_US (of BATCH_BUCKETS: BATCH_SIZES), and one for what lies above.
+    READY_WORKERS and OUTSTANDING are gauges that web workers read to choose a device; QUEUED, OLDEST_NS, FIXED_NS and
+    PER_REQUEST_NS are gauges, too; the rest are counters. Those whose name ends in _NAMED count the requests that named
+    the model's version, the same words without it those that did not. A word whose name ends in BUCKETS is the first of
+    a histogram's counts: one word per bound of TIME_BUCKETS_US (of BATCH_BUCKETS: BATCH_SIZES), and one for what lies
+    above; those that end in BY_SIZE have one for each of BATCH_BUCKETS.
     """
 
     READY_WORKERS: Final = 0
@@ -122,6 +123,10 @@ class ModelWord:
     HANDOVER_BUCKETS: Final = 64
     BATCH_BUCKETS: Final = 80
     OLDEST_NS: Final = 91  # when the request arrived that waits longest (monotonic); 0 where none waits
+    SERVICE_BY_SIZE: Final = 96  # microseconds that handlers took for the batches of each of BATCH_BUCKETS
+    REQUESTS_BY_SIZE: Final = 107  # requests in those batches
+    FIXED_NS: Final = 118  # what a batch costs, as the batching rule has learnt it: so much ...
+    PER_REQUEST_NS: Final = 119  # ... and so much for each request in it; both 0 where it learns nothing
 
 
 class WorkflowWord:

@@ -1,1 +1,1 @@
-"""The console: one page on the management port that shows a running server, live."""
+"""The console: pages that show a running server in a browser. Sources in `src`, what is served in `*.html`."""

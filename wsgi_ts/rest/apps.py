@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import falcon
 
 from wsgi_ts.control.client import ControlPlane
-from wsgi_ts.rest import management, metrics, openapi, repository, tokens, traces, workflows
+from wsgi_ts.rest import console, management, metrics, openapi, repository, tokens, traces, workflows
 from wsgi_ts.rest.responses import RequestIdHeader, install_error_handlers, response_type, write_json
 from wsgi_ts.rest.router import Router
 from wsgi_ts.settings.config import Config
@@ -69,6 +69,8 @@ def build_app(
     description = ApiDescription(openapi.document(kinds, instance.config))
     app.add_route("/", description, suffix="root")
     app.add_route("/api-description", description)
+    if instance.config.console and {"inference", "management"} & set(kinds):
+        app.add_route("/docs", console.PageResource("docs"))
     if "inference" in kinds:
         # Brings the data plane with it, which only a process that serves predictions loads.
         from wsgi_ts.rest import inference, kserve
@@ -86,6 +88,8 @@ def build_app(
         if instance.config.ts_open_inference_protocol:
             repository.add_routes(app, instance.config, control)
         workflows.add_routes(app, control)
+        if instance.config.console:
+            console.add_routes(app, instance, control)
         if instance.config.token_authorization:
             app.add_route("/token", tokens.Tokens(control))
     if "metrics" in kinds:

@@ -166,7 +166,7 @@ def may_wait(environ: Mapping[str, Any]) -> bool:
     """Whether a call, as WSGI has it, may last as long as a model takes to load, to end or to answer."""
     path = environ["PATH_INFO"].rstrip("/")
     if environ["REQUEST_METHOD"] in ("POST", "PUT", "DELETE"):
-        waits = ("/models", "/workflows", "/v2/repository/")
+        waits = ("/models", "/workflows", "/v2/repository/", "/console/inference/")
         return path.startswith(waits) and not path.endswith("/set-default")
     return "customized" in environ["QUERY_STRING"]
 

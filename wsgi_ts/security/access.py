@@ -31,10 +31,10 @@ _LOOK_EVERY_NS = 1_000_000_000
 _BEARER = re.compile(r"Bearer\s+(\S+)")
 _AUTHORIZATION = re.compile(rb"(?im)^authorization:[^\r\n]*\r\n")
 _PORT = re.compile(r":[0-9]*$")
-#: The API description, and what Kubernetes' probes ask, which have no token.
-OPEN_PATHS = ("", "/api-description", "/livez", "/readyz", "/startupz")
+#: The API description, and what Kubernetes' probes ask, which have no token; pages that hold nothing of the server.
+OPEN_PATHS = ("", "/api-description", "/livez", "/readyz", "/startupz", "/console", "/docs")
 _INFERENCE_ROOTS = ("predictions", "explanations", "ping", "invocations", "wfpredict", "metrics")
-_MANAGEMENT_ROOTS = ("models", "workflows", "token", "v1")
+_MANAGEMENT_ROOTS = ("models", "workflows", "token", "v1", "console")
 
 
 def scope_of(kinds: Collection[str], path: str) -> str | None:
@@ -142,7 +142,8 @@ class Access:
         self._kinds = frozenset(kinds)
         self._tokens = TokenTable(run_dir, board) if config.token_authorization else None
         self._own_name = config.management_address.host.lower()
-        #: First segments of further paths of the inference API.
+        #: First segments of the paths of plugins, and those of the inference API.
+        self.plugin_roots: frozenset[str] = frozenset()
         self.inference_roots: frozenset[str] = frozenset()
         self._mark = object()
         self._living: frozenset[str] = frozenset()
@@ -187,10 +188,12 @@ class Access:
     def refusal(self, path: str, environ: Mapping[str, Any]) -> ServerError | None:
         """Checks a request by its decoded path and its headers as WSGI variables."""
         scope = scope_of(self._kinds, path)
+        if self.plugin_roots and (root := path.partition("/")[2].partition("/")[0]) in self.plugin_roots:
+            # One in the place of an open page is not open, too.
+            is_inference = "inference" in self._kinds and root in self.inference_roots
+            scope = INFERENCE if is_inference or "management" not in self._kinds else scope or MANAGEMENT
         if scope is None:
             return None
-        if self.inference_roots and "inference" in self._kinds and path.split("/", 2)[1] in self.inference_roots:
-            scope = INFERENCE
         if self._tokens is not None:
             self.refresh(time.monotonic_ns())
             if self._tokens.accepts(scope, environ.get("HTTP_AUTHORIZATION", "")):

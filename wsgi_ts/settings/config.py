@@ -184,6 +184,9 @@ class Config:
         "replace a model's workers when its archive or its folder changes, without losing a request",
         ours=True,
     )
+    console: bool = setting(
+        BOOLEAN, True, "serve the console (/console of the management API), and /docs of both APIs", ours=True
+    )
     debug: bool = setting(BOOLEAN, False, "one worker per startup model, and no time-outs for model workers")
     ts_header_key_sequence_id: str = setting(kinds.HEADER_NAME, "ts_request_sequence_id", "header: sequence id")
     ts_header_key_sequence_start: str = setting(

@@ -13,6 +13,7 @@ from wsgi_ts.errors import BadRequest, InternalServerError, ModelNotFound, Servi
 from wsgi_ts.models.manager import ModelManager
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.security.tokens import INFERENCE, MANAGEMENT, KeyFileError, KeyRing
+from wsgi_ts.supervisor.console import ConsoleData
 from wsgi_ts.supervisor.loop import MainLoop
 from wsgi_ts.supervisor.metrics.collector import MetricsCollector
 from wsgi_ts.supervisor.segments import Segments
@@ -44,6 +45,7 @@ class ControlOperations:
     manager: ModelManager
     workflows: WorkflowManager
     metrics: MetricsCollector
+    console: ConsoleData
     segments: Segments
     keys: KeyRing | None
     status: Callable[[], dict[str, Any]]
@@ -70,6 +72,8 @@ class ControlOperations:
             "list_traces": Operation(self.traces.newest),
             "find_trace": Operation(self.traces.find),
             "explain": Operation(self.traces.explain),
+            "console_snapshot": Operation(self.console.snapshot),
+            "console_settings": Operation(self.console.settings),
             "renew_token": Operation(self._renew_token),
             "new_segment": Operation(self._new_segment, told_peer=True),
             "segment_ready": Operation(self._segment_ready, told_peer=True),

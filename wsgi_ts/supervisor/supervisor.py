@@ -35,6 +35,7 @@ from wsgi_ts.plugins.events import Events
 from wsgi_ts.settings.config import Config
 from wsgi_ts.supervisor.batchers import Batchers
 from wsgi_ts.supervisor.child import Owner, SupervisedProcess
+from wsgi_ts.supervisor.console import ConsoleData
 from wsgi_ts.supervisor.ending import FAST_STOP_S, Ending
 from wsgi_ts.supervisor.loop import MainLoop
 from wsgi_ts.supervisor.metrics.collector import MetricsCollector
@@ -177,6 +178,9 @@ class Supervisor:
             manager=self._manager,
             workflows=self._workflows,
             metrics=self._metrics,
+            console=ConsoleData(
+                config, board, self._registry, len(held.devices), lambda: self._loop.call(self._status)
+            ),
             segments=self._batchers.segments,
             keys=held.keys,
             status=self._status,

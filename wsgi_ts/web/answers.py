@@ -209,6 +209,31 @@ class Answers:
         self._sender.send(connection)
         self._sender.note_unsent(connection)
 
+    # Events that are no answer of a model
+
+    def begin_feed(self, connection: Connection, response: Answer) -> None:
+        """Begins an answer that goes on: what the app has returned is its first part."""
+        response.headers = [(name, value) for name, value in response.headers if name.lower() != "content-length"]
+        connection.limit_at = 0.0
+        connection.begin_stream(response)
+        self._report.note(connection, response.status)
+        self.feed(connection, bytes(response.body))
+
+    def feed(self, connection: Connection, part: bytes) -> None:
+        """Sends the next part of it."""
+        connection.queue_chunk(part)
+        self._sender.flush(connection)
+
+    def end_feed(self, connection: Connection) -> None:
+        """Ends it."""
+        connection.end_stream()
+        self._sender.send(connection)
+        self._sender.note_unsent(connection)
+
+    def drop(self, connection: Connection) -> None:
+        """Closes the connection of a client that takes nothing any more."""
+        self._table.client_gone(connection)
+
     def answer(self, connection: Connection, error: ServerError) -> None:
         """Answers a prediction that no model worker has answered."""
         self.respond(connection, self._response_to(connection, Answer(error)))

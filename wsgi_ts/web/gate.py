@@ -10,6 +10,7 @@ from wsgi_ts.plugins import api
 from wsgi_ts.plugins.auth import Decision, Gate
 from wsgi_ts.plugins.threads import DaemonThreads
 from wsgi_ts.rest.actions import action_of, needs_nobody
+from wsgi_ts.rest.plugin_endpoints import first_segment
 from wsgi_ts.security.access import Access
 
 #: Threads that ask plugins.
@@ -23,17 +24,21 @@ class GatedAccess:
         tokens: the check of tokens and of the Host header; None where there is none.
         gate: the plugins.
         kinds: the APIs of the listener.
+        plugin_roots: first segments of the paths of plugins.
 
     Attributes:
         gate: as given.
         threads: ask it what it does not know.
     """
 
-    def __init__(self, tokens: Access | None, gate: Gate, kinds: Collection[str]) -> None:
+    def __init__(
+        self, tokens: Access | None, gate: Gate, kinds: Collection[str], plugin_roots: Collection[str] = ()
+    ) -> None:
         self.gate = gate
         self.threads = DaemonThreads(THREADS, "plugin auth")
         self._tokens = tokens
         self._kinds = frozenset(kinds)
+        self._plugin_roots = frozenset(plugin_roots)
 
     def has_admitted(self, head: Head) -> bool:
         """False: plugins are asked for every request, and remember what they have said."""
@@ -47,7 +52,7 @@ class GatedAccess:
 
     def known(self, head: Head, peer: str) -> Decision | None:
         """The decision that needs no waiting."""
-        if needs_nobody(head.path):
+        if needs_nobody(head.path) and first_segment(head.path) not in self._plugin_roots:
             return Decision(None)
         return self.gate.known(*self._question(head, peer))
 

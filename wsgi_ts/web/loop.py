@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wsgi_ts.batcher.shm.board import Board
+from wsgi_ts.control.client import ControlPlane
 from wsgi_ts.dataplane.exchange import Exchange
 from wsgi_ts.errors import ServiceUnavailable
 from wsgi_ts.logs.setup import LineLog
@@ -31,6 +32,7 @@ from wsgi_ts.web.report import Report
 from wsgi_ts.web.requests import HEAD_LIMIT_S, Requests
 from wsgi_ts.web.sending import Sender
 from wsgi_ts.web.table import ConnectionTable
+from wsgi_ts.web.viewers import Viewers
 
 if TYPE_CHECKING:
     from wsgi_ts.instance.instance import Instance
@@ -84,16 +86,20 @@ class WebLoop:
         self.sender = Sender(table)
         self.answers = Answers(table, self.sender, exchange, self.report, load, tells_times=config.server_timing)
         self.requests = Requests(table, self.answers, exchange, config.max_request_size, self._wake)
+        self._viewers: Viewers | None = None
+        if config.console and any("management" in endpoint.kinds for endpoint in endpoints):
+            self._viewers = Viewers(ControlPlane(instance.run_dir), self.answers, self._wake)
         self._accesses: list[Access] = []
         for endpoint in endpoints:
             if Access.is_limited(endpoint.kinds, config):
                 access = endpoint.access = Access(endpoint.kinds, config, instance.run_dir, board)
                 ours = [path for path, plugin in endpoint.plugins.items() if plugin.found.type == "inference"]
                 access.inference_roots = frozenset(ours)
+                access.plugin_roots = frozenset(endpoint.plugins)
                 self._accesses.append(access)
             if endpoint.gate is not None:
                 tokens = endpoint.access if isinstance(endpoint.access, Access) else None
-                endpoint.access = GatedAccess(tokens, endpoint.gate, endpoint.kinds)
+                endpoint.access = GatedAccess(tokens, endpoint.gate, endpoint.kinds, endpoint.plugins)
         self._events: list[tuple[int, int]] = []
         self._listeners = Listeners(endpoints, table.epoll)
         self._own_fds = {self._wake_fd, signal_fd}
@@ -190,6 +196,8 @@ class WebLoop:
         table, requests = self.table, self.requests
         while (call := requests.calls.take()) is not None:
             self._attend(call[0], self._send_called, call[1])
+        if self._viewers is not None:
+            self._viewers.send()
         while table.ready:
             self._attend(table.ready.pop(), requests.read)
         unread, table.unread = table.unread, []
@@ -227,6 +235,8 @@ class WebLoop:
             raise result
         if isinstance(result, Decision):
             self.requests.decided(connection, result)
+        elif self._viewers is not None and self._viewers.wants(connection, result):
+            self._viewers.add(connection, result)
         else:
             self.answers.respond(connection, result)
 
@@ -255,6 +265,8 @@ class WebLoop:
             while self._accept(fd):
                 pass
         self._listeners.close()
+        if self._viewers is not None:
+            self._viewers.end_all()
         now = time.monotonic()
         stop_at, silent_until = now + self._graceful_timeout_s, now + SILENT_AT_STOP_S
         while table.connections and time.monotonic() < stop_at:

@@ -324,7 +324,15 @@ def test_counters_of_a_batch(waits: list[tuple[int, bool]]) -> None:
         assert list(words[first : first + len(expected)]) == expected
     for word, wanted in ((ModelWord.QUEUE_US, False), (ModelWord.QUEUE_US_NAMED, True)):
         assert words[word] == sum(wait_us for wait_us, is_named in waits if is_named == wanted)
-    assert words[ModelWord.BATCHES] == sum(words[ModelWord.BATCH_BUCKETS : layout.MODEL_WORDS]) == 1
+    sizes = len(layout.BATCH_SIZES) + 1
+    counted = {
+        word: list(words[word : word + sizes])
+        for word in (ModelWord.BATCH_BUCKETS, ModelWord.SERVICE_BY_SIZE, ModelWord.REQUESTS_BY_SIZE)
+    }
+    place = sum(size < len(waits) for size in layout.BATCH_SIZES)
+    for word, total in zip(counted, (1, 2000, len(waits)), strict=True):
+        assert counted[word] == [total if number == place else 0 for number in range(sizes)]
+    assert words[ModelWord.BATCHES] == 1
     named = sum(is_named for _, is_named in waits)
     assert (words[ModelWord.REQUESTS], words[ModelWord.REQUESTS_NAMED]) == (len(waits) - named, named)
     assert words[ModelWord.HANDOVER_US] == 300
