@@ -36,7 +36,7 @@ EXAMPLES  := $(VENV)/.installed-examples
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install compile demo demo-stop format test debian test-latest fuzz lint lock bench bench-rivals bench-batching bench-gate bench-large bench-growth bench-workflows chart clean
+.PHONY: help venv install compile console demo demo-stop format test debian test-latest fuzz lint lock bench bench-rivals bench-batching bench-gate bench-large bench-growth bench-workflows chart clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -100,6 +100,9 @@ lint: $(DEV) ## style, types and import directions
 format: $(DEV) ## format all sources
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
+
+console: ## make the pages of the console of their sources (needs node 20 or newer, and npm)
+	@cd wsgi_ts/console && npm ci --no-audit --no-fund --ignore-scripts && node build.mjs
 
 # The tests start some hundred servers, whose processes must not all compile our modules to bytecode for themselves.
 PYTEST := env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder \

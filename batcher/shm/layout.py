@@ -49,7 +49,7 @@ MAX_WORKFLOWS: Final = 32
 
 BATCHER_WORDS: Final = 16
 WEB_WORDS: Final = 16
-MODEL_WORDS: Final = 128
+MODEL_WORDS: Final = 144
 WORKFLOW_WORDS: Final = 64
 
 BOARD_EPOCH: Final = 2
@@ -123,10 +123,10 @@ class ModelWord:
     HANDOVER_BUCKETS: Final = 64
     BATCH_BUCKETS: Final = 80
     OLDEST_NS: Final = 91  # when the request arrived that waits longest (monotonic); 0 where none waits
-    SERVICE_BY_SIZE: Final = 96  # microseconds that handlers took for the batches of each of BATCH_BUCKETS
-    REQUESTS_BY_SIZE: Final = 107  # requests in those batches
-    FIXED_NS: Final = 118  # what a batch costs, as the batching rule has learnt it: so much ...
-    PER_REQUEST_NS: Final = 119  # ... and so much for each request in it; both 0 where it learns nothing
+    SERVICE_BY_SIZE: Final = 120  # microseconds that handlers took for the batches of each of BATCH_BUCKETS
+    REQUESTS_BY_SIZE: Final = 131  # requests in those batches
+    FIXED_NS: Final = 142  # what a batch costs, as the batching rule has learnt it: so much ...
+    PER_REQUEST_NS: Final = 143  # ... and so much for each request in it; both 0 where it learns nothing
 
 
 class WorkflowWord:

@@ -23,7 +23,7 @@ export function Api({ sources, call, models }) {
   const operations = useMemo(() => sources.flatMap(operationsOf), [sources]);
   const [filter, setFilter] = useState("");
   const [id, setId] = useState(null);
-  const preferred = operations.find((each) => each.path === "/predictions/{model_name}") ?? operations[0];
+  const preferred = operations.find((each) => each.path === "/predictions/{model_name}") ?? operations.find((each) => each.method !== "options" && each.path !== "/api-description");
   const chosen = operations.find((each) => each.id === id) ?? preferred;
   const shown = operations.filter((each) => `${each.method} ${each.path} ${each.description}`.toLowerCase().includes(filter.toLowerCase()));
   return (
@@ -104,6 +104,7 @@ function Operation({ operation, call, models }) {
                   <input type="file" onChange={(event) => setFile(event.target.files[0] ?? null)} />
                 </label>
               </div>
+              <Schema content={operation.requestBody.content} document={operation.source.document} />
               {!file && <textarea aria-label="Body" value={text} spellcheck={false} onInput={(event) => setText(event.target.value)} />}
             </div>
           )}
@@ -127,7 +128,10 @@ function Operation({ operation, call, models }) {
                 <td>
                   <span class={`tag ${status < "3" ? "good" : status < "5" ? "warn" : "bad"}`}>{status}</span>
                 </td>
-                <td>{response.description}</td>
+                <td>
+                  {response.description}
+                  <Schema content={response.content} document={operation.source.document} />
+                </td>
               </tr>
             ))}
           </tbody>
@@ -135,6 +139,36 @@ function Operation({ operation, call, models }) {
       </Card>
     </div>
   );
+}
+
+function Schema({ content, document }) {
+  const schema = content?.["application/json"]?.schema;
+  const text = schema && typeText(schema, document);
+  if (!text || !text.includes("{")) return null;
+  return (
+    <details>
+      <summary class="note">JSON</summary>
+      <pre class="schema">{text}</pre>
+    </details>
+  );
+}
+
+/** A schema in the notation of types that most languages have in common. */
+function typeText(schema, document, indent = "", depth = 0) {
+  if (schema.$ref) return typeText(document.components.schemas[schema.$ref.split("/").at(-1)] ?? {}, document, indent, depth);
+  const choices = schema.oneOf ?? schema.anyOf;
+  if (choices) return choices.map((each) => typeText(each, document, indent, depth)).join(" | ");
+  if (schema.enum) return schema.enum.map((each) => JSON.stringify(each)).join(" | ");
+  if (schema.type === "array") return `[${typeText(schema.items ?? {}, document, indent, depth)}]`;
+  if (!schema.properties) return schema.type ?? "any";
+  if (depth > 5) return "{…}";
+  const inner = `${indent}  `;
+  const rows = Object.entries(schema.properties).map(([name, row]) => {
+    const mark = schema.required?.includes(name) ? "" : "?";
+    const note = row.description ? `  // ${row.description}` : "";
+    return `${inner}${name}${mark}: ${typeText(row, document, inner, depth + 1)}${note}`;
+  });
+  return `{\n${rows.join("\n")}\n${indent}}`;
 }
 
 function Field({ parameter, value, onChange, models }) {

@@ -22,7 +22,7 @@ export function TimeChart({ label, times, lines, show = count, height = 190, fil
       cursor: { sync: { key: "all" }, points: { size: 7 }, drag: { x: false, y: false } },
       scales: { x: { time: true }, y: { range: (_, __, most) => [0, most > 0 ? most * 1.12 : 1] } },
       axes: [
-        { ...axis, space: 80, values: (_, splits) => splits.map(clock) },
+        { ...axis, space: 80, size: 26, values: (_, splits) => splits.map(clock) },
         { ...axis, size: 58, values: (_, splits) => splits.map((value) => show(value)) },
       ],
       series: [
@@ -38,7 +38,7 @@ export function TimeChart({ label, times, lines, show = count, height = 190, fil
       ],
     };
     chart.current = new uPlot(options, newest.current, place.current);
-    const watcher = new ResizeObserver(() => chart.current?.setSize({ width: place.current.clientWidth, height }));
+    const watcher = new ResizeObserver(() => place.current && chart.current?.setSize({ width: place.current.clientWidth, height }));
     watcher.observe(place.current);
     return () => {
       watcher.disconnect();

@@ -1,6 +1,7 @@
 // The console: the frame around the panels, and which of them is shown.
 import { render } from "preact";
 import { useEffect, useState } from "preact/hooks";
+import { clock } from "./format.js";
 import { Gpus } from "./gpus.jsx";
 import { Models } from "./models.jsx";
 import { Overview } from "./overview.jsx";
@@ -56,6 +57,10 @@ function Console() {
           <span>
             wsgi-ts<small>console</small>
           </span>
+          <span class="end">
+            <Phase />
+            <ThemeButton />
+          </span>
         </div>
         <Nav shown={shown} now={now} />
         <div class="side-end">
@@ -66,10 +71,13 @@ function Console() {
         </div>
       </aside>
       <main class="main" id="main" tabIndex={-1}>
-        <div class="row status-line">
-          <Phase />
-          <ThemeButton />
-        </div>
+        {now && state.message && (
+          <div class="notices">
+            <div class="notice bad">
+              <span class="dot bad" /> {state.message} <span class="what">What is shown is of {clock(now.at)}.</span>
+            </div>
+          </div>
+        )}
         {now ? <Panel name={name} version={version} key={`${shown}/${name ?? ""}/${version ?? ""}`} /> : <p class="empty">{state.message || "Connecting…"}</p>}
       </main>
       <Toasts />
@@ -98,7 +106,7 @@ function Nav({ shown, now }) {
   );
 }
 
-const PHASES = { live: ["good", "Live"], lost: ["bad", "No connection"], connecting: ["warn", "Connecting"], paused: ["", "Paused"] };
+const PHASES = { live: ["good", "Live"], lost: ["bad", "Lost"], connecting: ["warn", "…"], paused: ["", "Paused"] };
 
 function Phase() {
   const [level, text] = PHASES[state.phase] ?? PHASES.connecting;
@@ -106,7 +114,6 @@ function Phase() {
     <span class="live" role="status" title={state.message}>
       <span class={`dot ${level}`} />
       {text}
-      {state.message && <span class="soft">{state.message}</span>}
     </span>
   );
 }

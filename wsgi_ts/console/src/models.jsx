@@ -1,5 +1,5 @@
 // The models: versions, workers, batches, what a batch costs, and what can be done with them.
-import { useState } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { Bars, CurveChart } from "./charts.jsx";
 import { bytes, count, ms, percent, span } from "./format.js";
 import { modelKey, readyWorkers, total } from "./numbers.js";
@@ -120,13 +120,16 @@ function Model({ model, now }) {
           <Workers model={model} now={now} />
         </Card>
         <Card title="Requests per batch" className="w6" note={`${count(total(batch))} batches`} end={<Period value={period} onChange={setPeriod} />}>
-          <Bars label="Batches by size" bars={sizeNames.slice(0, lastSize).map((name, place) => [name, batch[place]])} unit=" requests" />
+          {!total(batch) && <p class="empty">No batch {recent ? "in the last 10 s" : "yet"}.</p>}
+          {total(batch) > 0 && <Bars label="Batches by size" bars={sizeNames.slice(0, lastSize).map((name, place) => [name, batch[place]])} unit=" requests" />}
         </Card>
         <Card title="What a batch costs" className="w6" note="since the start" end={<Legend entries={[["c1", "measured"], ...(model.curve ? [["c3", "learnt", `${ms(model.curve.a_ms)} + ${ms(model.curve.b_ms)} · n`]] : [])]} />}>
-          <CurveChart points={points} curve={model.curve} batchSize={model.batch_size} />
+          {!points.length && <p class="empty">No batch yet.</p>}
+          {points.length > 0 && <CurveChart points={points} curve={model.curve} batchSize={model.batch_size} />}
         </Card>
         <Card title="Latency" className="w6" note={`${count(total(latency))} requests`} end={<Period value={period} onChange={setPeriod} />}>
-          <Bars label="Requests by latency" tone="b2" unit=" or less" bars={names.slice(Math.max(0, first - 1), Math.max(last + 2, first + 6, 8)).map((name, place) => [name, latency[Math.max(0, first - 1) + place]])} />
+          {first < 0 && <p class="empty">No request {recent ? "in the last 10 s" : "yet"}.</p>}
+          {first >= 0 && <Bars label="Requests by latency" tone="b2" unit=" or less" bars={names.slice(Math.max(0, first - 1), Math.max(last + 2, first + 6, 8)).map((name, place) => [name, latency[Math.max(0, first - 1) + place]])} />}
         </Card>
         <Card title="Without an answer of the handler" className="w6" note="since the start">
           <dl class="facts">
@@ -151,7 +154,7 @@ function Flow({ rate }) {
   const wait = Math.min(rate.queueMs, rate.latencyMs);
   const service = Math.min(rate.serviceMs ?? 0, rate.latencyMs - wait);
   const rest = Math.max(0, rate.latencyMs - wait - service);
-  const parts = [["c3", "queue", wait], ["c1", "handler", service], ["c6", "hand-over", rest]];
+  const parts = [["c3", "queue", wait], ["c1", "handler", service], ["c6", "hand-over and answer", rest]];
   return (
     <div class="stack">
       <div class="flow" role="img" aria-label={`Where the time goes: ${parts.map(([, name, value]) => `${name} ${ms(value)}`).join(", ")}`}>
@@ -186,7 +189,7 @@ function Workers({ model, now }) {
       </thead>
       <tbody>
         {model.workers.map((worker) => {
-          const hasEnd = worker.last_end || worker.last_lines?.length;
+          const hasEnd = Boolean(worker.last_end || worker.last_lines?.length);
           const isOpen = hasEnd && (open.has(worker.id) || (worker.state !== "ready" && !open.has(-worker.id)));
           return (
             <>
@@ -218,7 +221,7 @@ function Workers({ model, now }) {
                 <tr key={`${worker.id} end`}>
                   <td colSpan={8}>
                     <h3>Last lines of its output before it ended: {worker.last_end}</h3>
-                    <pre class="stderr" tabIndex={0}>{worker.last_lines?.join("\n") || "It has said nothing."}</pre>
+                    <Output lines={worker.last_lines} />
                   </td>
                 </tr>
               )}
@@ -227,6 +230,19 @@ function Workers({ model, now }) {
         })}
       </tbody>
     </table>
+  );
+}
+
+/** The last lines, of which the very last ones are seen first. */
+function Output({ lines }) {
+  const place = useRef();
+  useEffect(() => {
+    place.current.scrollTop = place.current.scrollHeight;
+  }, [lines?.length, lines?.at(-1)]);
+  return (
+    <pre class="stderr" tabIndex={0} ref={place}>
+      {lines?.join("\n") || "It has said nothing."}
+    </pre>
   );
 }
 

@@ -22,7 +22,7 @@ export function Overview() {
         <Tile name="Requests" value={count(sums.answered)} unit="/s" more={`${count(sums.running)} under way`} spark={series.answered} />
         <Tile name="Median" value={ms(sums.p50)} more="of the last 10 s" spark={series.p50} tone="s2" />
         <Tile name="p99" value={ms(sums.p99)} more="of the last 10 s" spark={series.p99} tone="s5" />
-        <Tile name={<Goodput now={now} />} value={count(sums.good)} unit="/s" more={sums.answered ? `${percent(sums.good / sums.answered)} of all` : "no requests"} spark={series.good} tone="s2" />
+        <Tile name="Goodput" value={count(sums.good)} unit="/s" more={<Goodput now={now} share={sums.answered ? sums.good / sums.answered : null} />} spark={series.good} tone="s2" />
         <Tile name="Server errors" value={count(sums.server)} unit="/s" level={sums.server > 0 ? "bad" : ""} more={`${count(now.answers["5xx"])} since the start`} spark={series.server} tone="s4" />
         <Tile name="Queue" value={count(sums.queue)} more={capacity ? `of ${count(capacity)} places` : ""} spark={series.queue} tone="s3" />
         <Tile name="Workers" value={`${ready}`} unit={`/ ${workers.length} ready`} level={ready < workers.length ? "warn" : ""} more={`${now.models.length} model versions`} />
@@ -34,16 +34,19 @@ export function Overview() {
         <Card title="Latency" note="arrival to answer, last 10 s" className="w6" end={<Legend entries={[["c5", "p99"], ["c2", "median"]]} />}>
           <TimeChart label="Latency" times={series.t} show={ms} lines={[["s5", "p99", series.p99], ["s2", "median", series.p50]]} />
         </Card>
-        <Card title="Models" flush className="w8">
+        <div class="w8 stack">
+        <Card title="Models" flush>
           <ModelTable models={now.models} />
         </Card>
-        <Card title="Queue and work under way" className="w4" end={<Legend entries={[["c3", "queue"], ["c6", "running"]]} />}>
-          <TimeChart label="Queue and running requests" times={series.t} height={200} lines={[["s3", "queue", series.queue], ["s6", "running", series.running]]} />
-        </Card>
-        <Card title="Processes" flush className="w8">
+        <Card title="Processes" flush>
           <Processes rows={now.server.processes} />
         </Card>
-        <Card title="Server" className="w4">
+        </div>
+        <div class="w4 stack">
+        <Card title="Queue and work under way" end={<Legend entries={[["c3", "queue"], ["c6", "running"]]} />}>
+          <TimeChart label="Queue and running requests" times={series.t} height={200} lines={[["s3", "queue", series.queue], ["s6", "running", series.running]]} />
+        </Card>
+        <Card title="Server">
           <dl class="facts">
             {Object.entries(now.server.addresses).map(([name, address]) => (
               <div key={name}>
@@ -62,6 +65,7 @@ export function Overview() {
           </dl>
           <p class="note">Data path: {now.server.data_path}</p>
         </Card>
+        </div>
       </div>
     </>
   );
@@ -81,10 +85,10 @@ function Tile({ name, value, unit, more, spark, tone, level = "" }) {
   );
 }
 
-function Goodput({ now }) {
+function Goodput({ now, share }) {
   return (
     <>
-      Goodput within
+      {share == null ? "within " : `${percent(share)} within `}
       <select aria-label="Latency up to which an answer is good" value={state.sloUs} onChange={(event) => setSlo(Number(event.target.value))}>
         {now.time_bounds_us.slice(4).map((bound) => (
           <option value={bound} key={bound}>
@@ -103,7 +107,7 @@ function Notices({ now }) {
     const failing = model.workers.filter((worker) => BAD_STATES.has(worker.state));
     const where = <a href={`#/models/${encodeURIComponent(model.name)}/${encodeURIComponent(model.version)}`}>{modelKey(model)}</a>;
     if (failing.length) {
-      found.push(["bad", <>{failing.length} of {model.workers.length} workers of {where} fail</>, failing[0].last_end || failing[0].last_lines?.at(-1) || ""]);
+      found.push(["bad", <>{failing.length} of {model.workers.length} workers of {where} fail</>, failing[0].last_lines?.at(-1) || failing[0].last_end || ""]);
     }
     if (model.job_queue_size && model.queued >= 0.8 * model.job_queue_size) {
       found.push(["warn", <>The queue of {where} is nearly full</>, `${model.queued} of ${model.job_queue_size} places; further requests are answered 503.`]);

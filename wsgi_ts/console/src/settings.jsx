@@ -44,9 +44,9 @@ export function Settings() {
                       {row.has_effect ? "" : " (no effect here)"}
                     </span>
                   </td>
-                  <td class={`mono ${row.value !== row.default ? "strong" : "faint"}`}>{row.value || "–"}</td>
+                  <td class={`mono value ${row.value !== row.default ? "strong" : "faint"}`}>{row.value || "–"}</td>
                   <td class="mono faint wide-only">{row.default || "–"}</td>
-                  <td class="soft">{row.source || (row.value === row.default ? "default" : "the launcher")}</td>
+                  <td class="soft" title={row.source}>{row.source.split("/").at(-1) || (row.value === row.default ? "default" : "the launcher")}</td>
                 </tr>
               ))}
             </tbody>

@@ -82,7 +82,7 @@ function Result({ result }) {
             </tr>
           </thead>
           <tbody>
-            {points.map((point, place) => (
+            {[...points].sort((a, b) => b.goodput - a.goodput).map((point, place) => (
               <tr key={place}>
                 <td class="num">{point.batch_size}</td>
                 <td class="num">{point.workers}</td>

@@ -63,8 +63,8 @@ function Graph({ workflow, rate }) {
   const parents = new Set(drawing.edges.map((edge) => edge.from));
   const children = new Set(drawing.edges.map((edge) => edge.to));
   return (
-    <div class="chart">
-      <svg viewBox={`0 0 ${width} ${height}`} style={{ maxWidth: `${width * 1.15}px` }} role="img" aria-label={`Graph of ${workflow.name}. ${said}`}>
+    <div class="chart scrolls" tabIndex={0}>
+      <svg viewBox={`0 0 ${width} ${height}`} style={{ maxWidth: `${width * 1.15}px`, minWidth: `${Math.min(width, 640)}px` }} role="img" aria-label={`Graph of ${workflow.name}. ${said}`}>
         {drawing.edges.map((edge) => (
           <path class={`edge ${rate.nodes.get(edge.to)?.rps > 0 ? "busy" : ""}`} key={`${edge.from} ${edge.to}`} d={way(edge, byName.get(edge.from).column, column, middle)} />
         ))}
