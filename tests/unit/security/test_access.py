@@ -301,3 +301,16 @@ def test_predictions_on_a_shared_address_take_any_host(tmp_path: Path, board: Bo
 def test_with_tokens_any_host_will_do(tmp_path: Path, board: Board, ring: KeyRing) -> None:
     access = Access(["management"], ON, tmp_path, board)
     assert access.refusal_of(head("/models", key(ring, MANAGEMENT), host="any.example")) is None
+
+
+def test_a_plugin_in_the_place_of_an_open_page_is_not_open(board: Board, ring: KeyRing, tmp_path: Path) -> None:
+    access = Access(("management",), ON, tmp_path, board)
+    assert access.refusal_of(head("/console")) is None
+    access.plugin_roots = frozenset({"console", "docs"})
+    for path in ("/console", "/docs"):
+        assert isinstance(access.refusal_of(head(path)), InvalidKey)
+        assert access.refusal_of(head(path, key(ring, MANAGEMENT))) is None
+    both = Access(("inference", "management"), ON, tmp_path, board)
+    both.plugin_roots = both.inference_roots = frozenset({"docs"})
+    assert isinstance(both.refusal_of(head("/docs", key(ring, MANAGEMENT))), InvalidKey)
+    assert both.refusal_of(head("/docs", key(ring, INFERENCE))) is None

@@ -1,0 +1,159 @@
+"""Who may look at the console, how many at a time, and what becomes of them: tokens, viewers, the end of the server."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+from support import debian, http
+from support.archives import archive
+from support.browser import Watched, chromium
+from support.eventually import eventually
+from support.server import ServerProcess
+
+from wsgi_ts.web.viewers import MAX_VIEWERS
+
+EVENTS = b"GET /console/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    store = tmp_path_factory.mktemp("store")
+    archive(store, "echo")
+    config = {"disable_token_authorization": "false", "load_models": "all", "default_workers_per_model": "1"}
+    with ServerProcess(store=store, config=config) as running:
+        yield running
+
+
+def keys(server: ServerProcess) -> dict[str, str]:
+    found = json.loads((server.home / "key_file.json").read_text())
+    return {scope: entry["key"] for scope, entry in found.items()}
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def test_the_page_is_for_everybody_and_nothing_else_is(server: ServerProcess) -> None:
+    for path in ("/console", "/console/", "/docs"):
+        page = server.request("management", "GET", path)
+        assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        assert "'sha256-" in page.headers["content-security-policy"]
+    packed = server.request("management", "GET", "/console", headers={"accept-encoding": "br, gzip"})
+    assert packed.headers["content-encoding"] == "gzip"
+    assert server.request("inference", "GET", "/docs").status == 200
+    assert server.request("inference", "GET", "/console").status == 400
+    paths = ("data", "events", "settings", "tune", "inference/ping", "x")
+    for path in paths:
+        refused = server.request("management", "GET", f"/console/{path}")
+        assert (refused.status, refused.json()["type"]) == (400, "InvalidKeyException"), path
+        # The inference key opens none of them.
+        headers = bearer(keys(server)["inference"])
+        assert server.request("management", "GET", f"/console/{path}", headers=headers).status == 400, path
+    for path in paths[:4]:
+        headers = bearer(keys(server)["management"])
+        with server.raw("management") as raw:
+            raw.send(
+                f"GET /console/{path} HTTP/1.1\r\nHost: x\r\nAuthorization: {headers['authorization']}\r\n\r\n".encode()
+            )
+            assert raw.read_head()[0] == b"HTTP/1.1 200 OK", path
+
+
+def test_a_prediction_takes_the_inference_key_too(server: ServerProcess) -> None:
+    both = {**bearer(keys(server)["management"]), "content-type": "text/plain"}
+    target = "/console/inference/predictions/echo?a=%2Fb"
+    assert server.request("management", "POST", target, headers=both, body="hi").status == 400
+    both["x-inference-authorization"] = f"Bearer {keys(server)['inference']}"
+    answer = server.request("management", "POST", target, headers=both, body="hi")
+    assert (answer.status, answer.body) == (200, b"hi")
+    assert server.request("management", "GET", "/console/inference/nothing/here", headers=both).status == 404
+
+
+def test_signing_in(server: ServerProcess) -> None:
+    debian.needs("chromium")
+    with chromium() as browser, Watched(browser) as watched:
+        page = watched.page
+        page.goto(f"http://127.0.0.1:{server.ports['management']}/console")
+        expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+        key = page.get_by_label("Management key")
+        expect(key).to_be_focused()
+        key.fill("guessed")
+        page.keyboard.press("Enter")
+        expect(page.get_by_text("That key does not count")).to_be_visible()
+        key.fill(keys(server)["management"])
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("link", name="echo", exact=True).first).to_be_visible()
+        page.get_by_role("link", name="Try it").click()
+        page.get_by_label("Inference key").fill(keys(server)["inference"])
+        page.get_by_role("button", name="Use").click()
+        page.get_by_role("button", name=re.compile(r"^POST /predictions/\{model_name\}$")).click()
+        page.get_by_role("button", name="Send").click()
+        expect(page.get_by_label("Answer", exact=True)).to_contain_text("200 OK")
+        command = page.get_by_label("The same with curl").locator("pre")
+        expect(command).to_contain_text("Authorization: Bearer $KEY")
+        assert keys(server)["inference"] not in command.inner_text()
+        # Who has another key from now on is not looked after any more, and is told so.
+        renewed = server.request("management", "GET", "/token?type=management", headers=bearer(keys(server)["API"]))
+        assert renewed.status == 200
+        expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+        # That the browser speaks of refused calls is all that it speaks of.
+        others = [each for each in watched.complaints if "400 (Bad Request)" not in each]
+        assert others == []
+
+
+def test_only_so_many_look_at_a_time_and_all_see_the_same(tmp_path: Path) -> None:
+    archive(tmp_path, "echo")
+    with ServerProcess(store=tmp_path, config={"load_models": "all"}) as server, ExitStack() as viewers:
+        raws = [viewers.enter_context(server.raw("management")) for _ in range(MAX_VIEWERS)]
+        for raw in raws:
+            raw.send(EVENTS)
+            line, headers = raw.read_head()
+            assert line == b"HTTP/1.1 200 OK"
+            assert headers["content-type"] == "text/event-stream"
+        with server.raw("management") as one_more:
+            one_more.send(EVENTS)
+            line, _, body = one_more.read_answer()
+            assert b"503" in line
+            assert json.loads(body)["message"].startswith(f"{MAX_VIEWERS} viewers")
+        first, *others = [snapshots(raw) for raw in raws]
+        times = [next(first) for _ in range(4)]
+        assert times == sorted(set(times))
+        assert all(next(each) > 0 for each in others)
+        # Nobody holds a thread: the management API answers as ever.
+        assert server.request("management", "GET", "/models").status == 200
+        raws[0].close()
+        eventually(lambda: begins(server), within=10, what="room for another viewer")
+        assert server.stop() == []
+        # All of them were told that the stream is whole: it ends with its last chunk.
+        for each in others:
+            assert all(at > 0 for at in each)
+
+
+def begins(server: ServerProcess) -> bool:
+    with server.raw("management") as raw:
+        raw.send(EVENTS)
+        return b"200" in raw.read_head()[0]
+
+
+def snapshots(raw: http.RawConnection) -> Iterator[float]:
+    """The times of the snapshots that come, until the stream's end."""
+    text = b""
+    for chunk in raw.read_chunks():
+        text += chunk
+        while b"\n\n" in text:
+            event, text = text.split(b"\n\n", 1)
+            data = next(line for line in event.split(b"\n") if line.startswith(b"data: "))
+            at: float = json.loads(data[6:])["at"]
+            yield at
+
+
+def test_the_console_can_be_switched_off(tmp_path: Path) -> None:
+    with ServerProcess(config={"console": "false"}) as server:
+        for path in ("/console", "/console/data", "/docs"):
+            assert server.request("management", "GET", path).status == 404
+        assert server.request("inference", "GET", "/docs").status == 404

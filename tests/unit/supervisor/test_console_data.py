@@ -1,0 +1,164 @@
+"""What the console is told: sums over the batchers, drawings of workflows, settings without their secrets."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wsgi_ts.archive.manifest import parse_manifest
+from wsgi_ts.archive.model_directory import ModelDirectory
+from wsgi_ts.batcher.shm.board import Board
+from wsgi_ts.batcher.shm.layout import ModelWord, WebWord, WorkflowWord
+from wsgi_ts.gpu import devices
+from wsgi_ts.gpu.assign import place
+from wsgi_ts.messages import ModelSpec, WorkerReport, WorkerState
+from wsgi_ts.models.registry import Registry
+from wsgi_ts.models.version import ModelVersion, WorkerRecord
+from wsgi_ts.settings.config import Config
+from wsgi_ts.supervisor.console import HIDDEN, ConsoleData, drawing
+
+
+@pytest.fixture
+def board() -> Iterator[Board]:
+    prefix = f"wsgi-ts-test-{os.getpid()}"
+    made = Board.create(prefix, 2)
+    yield made
+    made.close()
+    Board.unlink(prefix)
+
+
+def status() -> dict[str, Any]:
+    processes = [{"role": "supervisor", "pid": os.getpid()}, {"role": "batcher 0", "pid": -1}]
+    return {"version": "1", "processes": processes, "models": [], "workers": [], "segments": []}
+
+
+def console(board: Board, registry: Registry, config: Config | None = None) -> ConsoleData:
+    return ConsoleData(config or Config(), board, registry, 2, status)
+
+
+def registry_with(board: Board, *reports: WorkerReport) -> Registry:
+    registry = Registry(9000, board.clear_model, 29500, board.clear_workflow)
+    directory = ModelDirectory(Path("/m"), parse_manifest({"model": {"modelName": "m", "handler": "h"}}), "m.mar", True)
+    model = ModelVersion(ModelSpec(4, "m", "1.0", "/m", "h", None), directory, None, place(0), loaded_in={0, 1})
+    for report in reports:
+        model.workers[report.worker_id] = WorkerRecord(report.worker_id, 0, None, 1000, report=report)
+    registry.add(model)
+    return registry
+
+
+def test_what_batchers_have_counted_is_summed(board: Board) -> None:
+    registry = registry_with(board)
+    for batcher, count in ((0, 3), (1, 40)):
+        row = board.model_row(batcher, 4)
+        board.words[row + ModelWord.REQUESTS] = count
+        board.words[row + ModelWord.REQUESTS_NAMED] = 100
+        board.words[row + ModelWord.BATCHES] = count
+        board.words[row + ModelWord.BATCH_BUCKETS + 2] = count
+        board.words[row + ModelWord.SERVICE_BY_SIZE + 2] = 1000 * count
+        # What each of them has learnt; the one that has done more is believed.
+        board.words[row + ModelWord.FIXED_NS] = 5_000_000 * (batcher + 1)
+        board.words[row + ModelWord.PER_REQUEST_NS] = 250_000
+    board.words[board.web_row(3) + WebWord.RESPONSES_5XX] = 7
+    board.words[board.control_web_row + WebWord.RESPONSES_5XX] = 2
+    data = json.loads(console(board, registry).snapshot())
+    (model,) = data["models"]
+    assert (model["requests"], model["batches"], model["default"]) == (243, 43, True)
+    assert model["batch"] == [0, 0, 43, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert model["service_by_size_us"][2] == 43_000
+    assert model["curve"] == {"a_ms": 10.0, "b_ms": 0.25}
+    assert data["answers"] == {"2xx": 0, "4xx": 0, "5xx": 9}
+    assert data["gpus"] == []
+    own, batcher = data["server"]["processes"]
+    assert own["memory"] > 1_000_000
+    assert batcher["memory"] == 0
+
+
+def test_a_rule_that_learns_nothing_has_no_curve(board: Board) -> None:
+    registry = registry_with(board)
+    board.words[board.model_row(0, 4) + ModelWord.BATCHES] = 5
+    (model,) = json.loads(console(board, registry).snapshot())["models"]
+    assert model["curve"] is None
+
+
+def test_how_a_worker_has_ended_is_told_of_the_next_one_too(board: Board) -> None:
+    died = WorkerReport(9000, 4, WorkerState.READY, os.getpid(), exit_reason="signal SIGSEGV", last_lines=["a", "b"])
+    waits = WorkerReport(9001, 4, WorkerState.BACKOFF, -1, restarts=4, exit_reason="exit code 1")
+    (model,) = json.loads(console(board, registry_with(board, died, waits)).snapshot())["models"]
+    first, second = model["workers"]
+    assert (first["state"], first["last_end"], first["last_lines"]) == ("ready", "signal SIGSEGV", ["a", "b"])
+    assert first["memory"] > 1_000_000
+    assert (second["state"], second["memory"], second["restarts"]) == ("backoff", 0, 4)
+
+
+def node(name: str, *parents: int) -> dict[str, Any]:
+    rest = {"model": name, "version": None, "is_function": False, "when": "", "on_error": "fail", "timeout_ms": 1}
+    return {"name": name, "parents": list(parents), "scatters": False, "gathers": False, **rest}
+
+
+def test_nodes_are_drawn_behind_their_parents_in_whatever_order_they_stand() -> None:
+    made = drawing([node("join", 1, 2), node("b", 3), node("a", 3), node("first")])
+    columns = {each["name"]: each["column"] for each in made["nodes"]}
+    assert columns == {"first": 0, "a": 1, "b": 1, "join": 2}
+    assert {(edge["from"], edge["to"]) for edge in made["edges"]} == {
+        ("first", "a"),
+        ("first", "b"),
+        ("a", "join"),
+        ("b", "join"),
+    }
+    assert len({(each["column"], each["row"]) for each in made["nodes"]}) == 4
+
+
+def test_a_workflow_has_the_counts_of_all_processes(board: Board) -> None:
+    registry = registry_with(board)
+    registry.set_workflow("w", {"nodes": [node("first"), node("second", 0)]}, {})
+    index = registry.workflow_graphs()["w"]["index"]
+    for segment in (0, 5):
+        row = board.workflow_row(segment, index)
+        board.words[row + WorkflowWord.CODES] = 10
+        board.words[row + WorkflowWord.NODES + 2] = 4
+        board.words[row + WorkflowWord.NODES + 3] = 8000
+    (workflow,) = json.loads(console(board, registry).snapshot())["workflows"]
+    assert workflow["codes"]["200"] == 20
+    assert workflow["nodes"][1] == {"name": "second", "runs": 8, "took_us": 16000}
+
+
+def test_settings_have_sources_and_no_secrets(board: Board) -> None:
+    config = Config(keystore_pass="tops3cret", web_workers=3, origins={"web_workers": "config.properties:3"})
+    found = console(board, registry_with(board), config).settings()
+    rows = {row["key"]: row for row in found["settings"]}
+    assert rows["keystore_pass"]["value"] == HIDDEN
+    assert (rows["web_workers"]["value"], rows["web_workers"]["default"]) == ("3", "2")
+    assert rows["web_workers"]["source"] == "config.properties:3"
+    assert rows["allowed_urls"]["value"] == "file://.*, http(s)?://.*"
+    assert "tops3cret" not in json.dumps(found)
+    assert {"open files", "cores", "Python"} <= {finding["subject"] for finding in found["findings"]}
+
+
+def test_gpus_are_read_from_one_call_of_the_drivers_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in *query-gpu=index*) printf "0\\n1\\n" ;;\n'
+        '*) printf "NVIDIA H100, 80GB, 37 %%, 1024 MiB, 81559 MiB, 41, 96.50 W, 700.00 W\\n'
+        'Other, [N/A], 0 MiB, 16000 MiB, [N/A], [N/A], [N/A]\\n" ;; esac\n'
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    first, second = devices.gpu_details(2, {})
+    assert first == {
+        "gpu": 0,
+        "name": "NVIDIA H100, 80GB",
+        "utilization": 37.0,
+        "memory_used_mib": 1024.0,
+        "memory_total_mib": 81559.0,
+        "temperature_c": 41.0,
+        "power_w": 96.5,
+        "power_limit_w": 700.0,
+    }
+    assert (second["utilization"], second["memory_total_mib"]) == (None, 16000.0)
+    assert devices.gpu_details(0, {}) == []
