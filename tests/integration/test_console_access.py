@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -150,6 +151,42 @@ def snapshots(raw: http.RawConnection) -> Iterator[float]:
             data = next(line for line in event.split(b"\n") if line.startswith(b"data: "))
             at: float = json.loads(data[6:])["at"]
             yield at
+
+
+NVIDIA_SMI = """#!/bin/sh
+case "$*" in
+  *--query-gpu=index*) echo 0 ;;
+  *) echo 'NVIDIA H100 80GB HBM3, 37 %, 20480 MiB, 81920 MiB, 41, 350.00 W, 700.00 W' ;;
+esac
+"""
+
+
+def test_gpus_have_a_panel_where_there_are_any(tmp_path: Path) -> None:
+    debian.needs("chromium")
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text(NVIDIA_SMI)
+    tool.chmod(0o755)
+    store = tmp_path / "store"
+    store.mkdir()
+    archive(store, "echo")
+    environment = {"PATH": f"{tool.parent}{os.pathsep}{os.environ['PATH']}"}
+    with (
+        ServerProcess(store=store, environment=environment) as server,
+        chromium() as browser,
+        Watched(browser) as watched,
+    ):
+        assert server.register("echo.mar").status == 200
+        page = watched.page
+        page.goto(f"http://127.0.0.1:{server.ports['management']}/console")
+        page.get_by_role("link", name="GPUs").click()
+        card = page.get_by_label("GPU 0")
+        expect(card).to_contain_text("NVIDIA H100 80GB HBM3")
+        expect(card.get_by_role("meter", name="Busy")).to_have_attribute("aria-valuenow", "37")
+        expect(card.get_by_role("meter", name="Memory")).to_have_attribute("aria-valuenow", "25")
+        expect(card).to_contain_text("350 W")
+        expect(card).to_contain_text("echo/1.0")
+        assert watched.complaints == []
 
 
 def test_the_console_can_be_switched_off(tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ from support import debian
 NAMELESS = """() => [...document.querySelectorAll("a, button, input, select, textarea, [role=img], [role=meter]")]
   .filter((each) => !(each.getAttribute("aria-label") || each.textContent.trim() || each.labels?.length || each.title))
   .map((each) => each.outerHTML.slice(0, 120))"""
-#: Texts whose contrast with what lies behind them is too low (WCAG: 4.5, of large text 3; here a little below for
-#: what is only an addition).
+#: Texts whose contrast with what lies behind them is below 4.5 (WCAG 2.2, 1.4.3).
 FAINT = """() => {
   const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
   const rgb = (color, over) => {
@@ -42,7 +41,7 @@ FAINT = """() => {
     const one = light(rgb(getComputedStyle(element).color, back));
     const other = light(rgb(back, back));
     const contrast = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
-    if (contrast < 3.9) found.add(`${contrast.toFixed(2)} ${element.className} ${element.textContent.slice(0, 30)}`);
+    if (contrast < 4.5) found.add(`${contrast.toFixed(2)} ${element.className} ${element.textContent.slice(0, 30)}`);
   }
   return [...found];
 }"""
