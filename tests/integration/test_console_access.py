@@ -92,7 +92,7 @@ def test_signing_in(server: ServerProcess) -> None:
         page.get_by_role("link", name="Try it").click()
         page.get_by_label("Inference key").fill(keys(server)["inference"])
         page.get_by_role("button", name="Use").click()
-        page.get_by_role("button", name=re.compile(r"^POST /predictions/\{model_name\}$")).click()
+        page.get_by_role("button", name="POST /predictions/{model_name}", exact=True).click()
         page.get_by_role("button", name="Send").click()
         expect(page.get_by_label("Answer", exact=True)).to_contain_text("200 OK")
         command = page.get_by_label("The same with curl").locator("pre")

@@ -174,9 +174,15 @@ export function useFetched(fetcher, everyS, inputs = []) {
   return found;
 }
 
+let isOpened = false;
+
+/** The heading of a panel: whoever goes there by keyboard, or hears the page, is there at once. */
 export function Title({ children, note, end }) {
   const heading = useRef();
-  useEffect(() => heading.current.focus({ preventScroll: true }), []);
+  useEffect(() => {
+    if (isOpened) heading.current.focus({ preventScroll: true });
+    isOpened = true;
+  }, []);
   return (
     <div class="head">
       <div>
