@@ -118,6 +118,7 @@ def load(server: ServerProcess) -> Iterator[None]:
                 connection.getresponse().read()
             except (OSError, http.client.HTTPException):
                 connection.close()
+        connection.close()
 
     paths = [("/predictions/classifier", 0.01)] * CLIENTS + [("/wfpredict/pipeline", 0.1), ("/predictions/dies", 0.2)]
     clients = [threading.Thread(target=ask, args=each) for each in paths]
