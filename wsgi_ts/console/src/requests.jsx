@@ -4,15 +4,17 @@ import { clock, count, ms } from "./format.js";
 import { Card, Copy, Tabs, Title, useFetched } from "./parts.jsx";
 import { call } from "./store.js";
 
-const TONES = [[/queue|wait/, "c3"], [/handler|inference|compute|service/, "c1"], [/pre/, "c6"], [/post/, "c2"], [/node|workflow/, "c5"]];
+const TONES = { receive: "c6", wait: "c3", queue: "c3", batch: "whole", handover: "c4", preprocess: "c6", inference: "c1", postprocess: "c2", respond: "c6" };
 const ORDERS = {
   slow: (a, b) => b.duration_ms - a.duration_ms,
   failed: (a, b) => b.started - a.started,
   last: (a, b) => b.started - a.started,
 };
 
-async function fetchTraces() {
-  const answer = await call("GET", "/debug/traces");
+const ASKED = { slow: "?status=slow&limit=200", failed: "?status=failed&limit=60", last: "?limit=60" };
+
+async function fetchTraces(order) {
+  const answer = await call("GET", `/debug/traces${ASKED[order]}`);
   if (answer.status === 404) return null;
   if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
   return (await answer.json()).traces;
@@ -21,7 +23,7 @@ async function fetchTraces() {
 export function Requests() {
   const [order, setOrder] = useState("slow");
   const [chosen, choose] = useState(null);
-  const { data, error } = useFetched(fetchTraces, 2);
+  const { data, error } = useFetched(() => fetchTraces(order), 3, [order]);
   const all = data ?? [];
   const failed = (trace) => trace.error || trace.status >= 500;
   const shown = all.filter((trace) => order !== "failed" || failed(trace)).sort(ORDERS[order]).slice(0, 60);
@@ -85,7 +87,6 @@ function TraceTable({ traces, chosen, choose, failed }) {
 }
 
 const startOf = (trace) => (typeof trace.started === "string" ? Date.parse(trace.started) / 1000 : trace.started);
-const toneOf = (name) => TONES.find(([pattern]) => pattern.test(name))?.[1] ?? "c5";
 
 function Waterfall({ trace }) {
   const spans = [...trace.spans].sort((a, b) => a.start_ms - b.start_ms);
@@ -103,9 +104,9 @@ function Waterfall({ trace }) {
     <div class="stack">
       {trace.error && <pre class="stderr">{trace.error}</pre>}
       <div class="waterfall" role="list" aria-label="Spans">
-        <SpanRow span={{ name: "request", start_ms: 0, duration_ms: trace.duration_ms }} end={end} tone="c4" />
+        <SpanRow span={{ name: "request", start_ms: 0, duration_ms: trace.duration_ms }} end={end} tone="whole" />
         {spans.map((span, place) => (
-          <SpanRow span={span} end={end} tone={toneOf(span.name)} key={place} />
+          <SpanRow span={span} end={end} tone={TONES[span.name] ?? "c5"} key={place} />
         ))}
       </div>
       <dl class="facts">
@@ -127,7 +128,7 @@ function SpanRow({ span, end, tone }) {
   const place = { left: `${(span.start_ms / end) * 100}%`, width: `${Math.max(0, (span.duration_ms / end) * 100)}%` };
   return (
     <div class="span-row" role="listitem" title={more}>
-      <span class="label">{span.name}</span>
+      <span class={`label ${span.attributes?.node ? "inner" : ""}`}>{span.name}</span>
       <span class="track" aria-hidden="true">
         <i class={tone} style={place} />
       </span>
