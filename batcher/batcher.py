@@ -135,8 +135,8 @@ class Batcher:
             case messages.LoadModel(spec):
                 self._pool.set_model(spec)
                 self._loop.command(loop.TakeModel(spec, self._batching.queue_for(spec)))
-            case messages.SetWorkers(index, workers):
-                self._wanted[index] = len(workers)
+            case messages.SetWorkers(index, workers, replaced):
+                self._wanted[index] = len(workers) - replaced
                 self._carry_out(self._pool.set_workers(index, workers, now))
             case messages.UnloadModel(index):
                 self._wanted.pop(index, None)

@@ -22,10 +22,22 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from archive_server import ArchiveServer, archive, archive_models, our_server
-from batching.comparison import ADAPTIVE, BATCH_SIZES, DELAYS_MS, POOLS, Verdict, fixed_rules, judge, loads, simulate
-from batching.simulation import CURVES, Load, Model, Outcome, Rule
+from batching.comparison import (
+    ADAPTIVE,
+    BATCH_SIZES,
+    CURVES,
+    DELAYS_MS,
+    POOLS,
+    Verdict,
+    fixed_rules,
+    judge,
+    loads,
+    simulate,
+)
 from reports import failures_told, markdown, report, say
 from servers import BENCHMARKS, BenchmarkError
+
+from wsgi_ts.tune.simulation import Load, Model, Outcome, Rule
 
 HANDLER = BENCHMARKS / "batching" / "cost_handler.py"
 CLIENT = BENCHMARKS / "batching" / "client.py"

@@ -130,10 +130,15 @@ class LoadModel:
 
 @dataclass(frozen=True, slots=True)
 class SetWorkers:
-    """Start and stop workers of a model until exactly these exist."""
+    """Start and stop workers of a model until exactly these exist.
+
+    Attributes:
+        replaced: how many of them go as soon as those that take their place are ready.
+    """
 
     model_index: int
     workers: list[WantedWorker]
+    replaced: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,7 +179,7 @@ class BatcherLoop:
             case UnloadModel(index):
                 self._act(self._scheduler.unload_model(index, now), now)
             case TakeWorker(worker_id, start_count, model, mailbox):
-                worker = Worker(worker_id, start_count, model)
+                worker = Worker(worker_id, start_count, model, mailbox.capacity)
                 self._mailboxes[worker] = mailbox
                 self._act(self._scheduler.worker_ready(worker, now), now)
             case ReleaseWorker(worker_id, start_count):

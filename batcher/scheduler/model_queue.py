@@ -28,6 +28,8 @@ OVERDUE_LEAST_S: Final = 0.05
 ASYNC_LIMIT: Final = 1024
 #: What a worker that does not take its batch gets on top of its response timeout: another one may have been before it.
 UNTAKEN_MARGIN_S = 1.0
+#: What a worker of which nobody says otherwise can be given at once.
+_ANY_NUMBER: Final = 1 << 30
 _SMOOTHING: Final = 0.1
 
 
@@ -66,6 +68,7 @@ class Worker:
 
     Attributes:
         start_count: which life of it this is.
+        capacity: requests that it can be given at once: what its mailbox holds, whatever the model's present settings.
         batches: what it has in flight, oldest first.
         posted: number of the last batch dispatched to it.
         done: number of the last batch it is known to have done.
@@ -78,6 +81,7 @@ class Worker:
     worker_id: int
     start_count: int
     model: int
+    capacity: int = _ANY_NUMBER
     batches: list[Batch] = field(default_factory=list)
     posted: int = 0
     done: int = 0
@@ -136,13 +140,28 @@ class ModelQueue:
         # Each ticket is one worker's: what was let in together goes to as many workers.
         self.batch_size = 1 if self._has_tickets else largest_batch(spec)
         # What joins at the next step, has a worker by its ticket or waits in a sequence has nothing else to wait for.
-        never_waits = self.joins_steps or self._has_tickets or spec.sequence_batching
-        policy = NONE if never_waits else spec.batch_policy
-        self.policy: BatchPolicy = make_policy(policy, spec.max_batch_delay_ms / 1000)
+        self._never_waits = self.joins_steps or self._has_tickets or spec.sequence_batching
+        self.policy: BatchPolicy = self._policy_of(spec)
         self.service_s = math.inf if self.joins_steps else PREFETCH_BELOW_S  # streams are never short
         self.closing, self.accepting = False, True
         self.closes_at = self.wait_until = math.inf
         self.reason: int = CloseReason.UNKNOWN
+
+    def renew(self, spec: ModelSpec) -> None:
+        """Takes over other settings while requests wait and run.
+
+        How requests come together (in steps, in sequences, by tickets) stays what it was when the model was loaded.
+        """
+        if _way_of(spec) != _way_of(self.spec):
+            return
+        before, self.spec = self.spec, spec
+        self.batch_size = 1 if self._has_tickets else largest_batch(spec)
+        self.jobs.capacity = spec.job_queue_size if self.sequences is None else self.jobs.capacity
+        if (spec.batch_policy, spec.max_batch_delay_ms) != (before.batch_policy, before.max_batch_delay_ms):
+            self.policy = self._policy_of(spec)
+
+    def _policy_of(self, spec: ModelSpec) -> BatchPolicy:
+        return make_policy(NONE if self._never_waits else spec.batch_policy, spec.max_batch_delay_ms / 1000)
 
     def offer(self, jobs: list[Job]) -> list[Job]:
         """Queues jobs; returns those that are refused."""
@@ -167,7 +186,8 @@ class ModelQueue:
             return self._next_to_join()
         worker = self.idle_worker()
         if worker is not None:
-            wait = self.policy.decide(now, len(self.jobs), self.jobs.oldest_at, self.batch_size)
+            most = min(self.batch_size, worker.capacity)
+            wait = self.policy.decide(now, len(self.jobs), self.jobs.oldest_at, most)
             if wait > 0:
                 self.wait_until = now + wait
                 return None
@@ -175,7 +195,7 @@ class ModelQueue:
         else:
             self.reason = CloseReason.FULL
             worker = self._worker_to_prefetch()
-        return None if worker is None else (worker, self.jobs.take(self.batch_size))
+        return None if worker is None else (worker, self.jobs.take(min(self.batch_size, worker.capacity)))
 
     def idle_worker(self) -> Worker | None:
         """A worker with nothing to do."""
@@ -216,9 +236,10 @@ class ModelQueue:
         """How many requests a worker can take: as many as join its continuous batch, or a batch if it has none."""
         if not worker.takes_more or worker.posted - worker.done >= MAIL_PLACES:
             return 0
+        most = min(self.batch_size, worker.capacity)
         if self.joins_steps:
-            return self.batch_size - worker.in_flight
-        return 0 if worker.batches else self.batch_size
+            return most - worker.in_flight
+        return 0 if worker.batches else most
 
     def learn(self, count: int, service_s: float, ended_at: float) -> None:
         """Learns from a finished batch how long batches take, and that its clients may come back."""
@@ -268,6 +289,11 @@ class ModelQueue:
     def ready_workers(self) -> int:
         """Workers that take jobs."""
         return sum(not worker.leaving for worker in self.workers)
+
+
+def _way_of(spec: ModelSpec) -> tuple[bool, bool, bool, bool]:
+    """How requests of a model come together."""
+    return spec.continuous_batching, spec.async_communication, spec.sequence_batching, spec.use_job_ticket
 
 
 def largest_batch(spec: ModelSpec) -> int:

@@ -117,7 +117,8 @@ class PluginQueue(ModelQueue):
         worker = worker or self._worker_to_prefetch()
         if worker is None:
             return None
-        group = self._group_to_go(now, is_idle=is_idle) if self._rules.is_on else None
+        most = min(self.batch_size, worker.capacity)
+        group = self._group_to_go(now, most, is_idle=is_idle) if self._rules.is_on else None
         # Asked last: what has been switched off just now has said nothing.
         if not self._rules.is_on:
             return super().next_batch(now)
@@ -126,17 +127,23 @@ class PluginQueue(ModelQueue):
         self._keyed.remove(group.jobs)
         return worker, group.jobs
 
-    def _group_to_go(self, now: float, *, is_idle: bool) -> Group | None:
-        """The batch that goes now, a full one where the worker is not idle; sets `reason`, or `wait_until`.
+    def renew(self, spec: ModelSpec) -> None:
+        """Takes over other settings; the plugin stays."""
+        super().renew(spec)
+        self._max_delay_s = self.spec.max_batch_delay_ms / 1000
 
-        Full ones go first, the oldest of them; but nobody waits longer than maxBatchDelay for that.
+    def _group_to_go(self, now: float, most: int, *, is_idle: bool) -> Group | None:
+        """The batch of at most `most` that goes now, a full one where the worker is not idle.
+
+        Full ones go first, the oldest of them; but nobody waits longer than maxBatchDelay for that. Sets `reason`, or
+        `wait_until`.
         """
-        groups = self._keyed.groups(self.batch_size)
+        groups = self._keyed.groups(most)
         late = next((each for each in groups if now - each.jobs[0].came_at >= self._max_delay_s), None)
         full = next((each for each in groups if each.is_full), None)
         if full is not None and (late is None or not is_idle):
             # One that has room is full because the plugin admits no more.
-            self.reason = CloseReason.FULL if len(full.jobs) >= self.batch_size else CloseReason.PLUGIN
+            self.reason = CloseReason.FULL if len(full.jobs) >= most else CloseReason.PLUGIN
             return full
         if not is_idle or late is not None:
             self.reason = CloseReason.DELAY

@@ -58,14 +58,16 @@ class Scheduler:
     # -- models and workers come and go
 
     def load_model(self, spec: ModelSpec, now: float, queue: ModelQueue | None = None) -> list[Action]:
-        """Opens the queue of a model version, with the jobs that were found before it was known.
+        """Opens the queue of a model version, with the jobs found before it was known, or renews its settings.
 
         Args:
             spec: the model version.
             now: the present time.
-            queue: its queue, where that is not an ordinary one.
+            queue: its queue, where that is not an ordinary one; not looked at where it has one already.
         """
-        if spec.index in self.models:
+        known = self.models.get(spec.index)
+        if known is not None:
+            known.renew(spec)
             return []
         model = self.models[spec.index] = queue or ModelQueue(spec)
         return self._queue_recovered(model, now)

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from batching.simulation import CURVES, Load, Model, Outcome, Rule, Simulation
+from wsgi_ts.tune.simulation import Load, Model, Outcome, Rule, Simulation
 
+#: The cost curves that the rules are compared at: a small model on the CPU, an accelerator, a large model.
+CURVES = (Model(0.0002, 0.00005), Model(0.005, 0.0001), Model(0.020, 0.001))
 #: What the adaptive rule may lose.
 LEAST_THROUGHPUT = 0.98
 MOST_P99 = 1.15

@@ -35,6 +35,7 @@ class EffectiveSettings:
     max_workers: int
     batch_policy: str
     weights_only: bool
+    threads_per_worker: int
     warnings: tuple[str, ...] = ()
 
 
@@ -83,6 +84,7 @@ def effective_settings(
         max_workers=maximum,
         batch_policy=said.batch_policy or config.batch_policy,
         weights_only=config.torch_load_weights_only if said.weights_only is None else said.weights_only,
+        threads_per_worker=said.threads_per_worker,
         warnings=warnings,
     )
 

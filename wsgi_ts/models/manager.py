@@ -24,6 +24,7 @@ from wsgi_ts.models.preparation import ModelPreparer, discard
 from wsgi_ts.models.recorded import RecordedModel
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.snapshots import SnapshotNotWritten
+from wsgi_ts.models.trials import Trials
 from wsgi_ts.models.version import ModelVersion
 from wsgi_ts.models.workers import Send, WorkerScaler, limit_workers
 from wsgi_ts.plugins.events import Events
@@ -45,6 +46,7 @@ class ModelManager:
 
     Attributes:
         workers: starts and stops workers, and knows what a restarted batcher has to be told.
+        trials: other settings that are tried on a version.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class ModelManager:
         self._publish = publish
         self._queued = queued
         self._record = record
+        self.trials = Trials(config, registry, self.workers, self._operation_on, record)
 
     def register(self, *, at_startup: bool = False, workflow: str = "", **given: Any) -> dict[str, Any]:
         """Registers a model and starts its first workers.
@@ -159,6 +162,7 @@ class ModelManager:
         with self._operation_on(self._host_of(model_name), version) as model:
             if model.unloading:
                 raise ConflictStatus(f"Model version {model.version} of {model_name} is being unregistered")
+            model.refuse_while_tried()
             least, most = limit_workers(model.placement, model.name, min_worker, most, self._registry.gpu_holders())
             leaving = self.workers.set_limits(model, least, most)
             if not synchronous:
@@ -235,6 +239,7 @@ class ModelManager:
         with self._operation_on(model.name, model.version) as there_now:
             if there_now is not model or model.unloading:
                 return
+            model.refuse_while_tried()
             recorded = RecordedModel.from_model(model, is_default=False, config=self._config)
             fresh = self._preparer.reread(recorded, model.spec.index)
             try:

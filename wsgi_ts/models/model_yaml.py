@@ -67,6 +67,13 @@ class ModelYaml:
         ours=True,
         key="batching",
     )
+    threads_per_worker: int = setting(
+        whole(0),
+        0,
+        "CPU threads that the libraries of each worker use; 0: the cores shared out among the workers",
+        ours=True,
+        key="threadsPerWorker",
+    )
     response_timeout_s: int = setting(
         whole(1, "s"), 120, "longest run of the handler for one batch; then its worker is killed", key="responseTimeout"
     )

@@ -171,7 +171,7 @@ class ModelPreparer:
         for warning in (*of_file.warnings, *placement.warnings, *settings.warnings):
             log.warning("%s %s: %s", name, version, warning)
         if isinstance(said, RecordedModel):
-            numbers: dict[str, Any] = dict(said.numbers)
+            numbers: dict[str, Any] = {**said.numbers, **said.tuned}
             settings = replace(settings, **numbers)
             settings = replace(settings, max_workers=max(settings.min_workers, settings.max_workers))
         check_count("initial_workers", settings.min_workers)

@@ -10,9 +10,10 @@ from typing import Any
 
 from wsgi_ts.archive.manifest import check_name
 from wsgi_ts.errors import BadRequest
+from wsgi_ts.models.model_yaml import ModelYaml
 from wsgi_ts.models.version import ModelVersion
 from wsgi_ts.settings.config import Config
-from wsgi_ts.settings.conversion import to_boolean, to_text
+from wsgi_ts.settings.conversion import to_boolean, to_text, to_whole_number
 from wsgi_ts.settings.model_entries import convert_entry, known_runtime
 from wsgi_ts.settings.sources import SNAPSHOT_NAME
 
@@ -22,7 +23,11 @@ _OURS: Mapping[str, Callable[[Any], Any]] = {
     "handler": to_text,
     "downloaded": to_boolean,
     "atStartup": to_boolean,
+    "batchPolicy": to_text,
+    "threadsPerWorker": to_whole_number,
 }
+#: What `wsgi-ts tune --apply` may have set besides those numbers: JSON key, field of ModelSpec.
+_TUNED = {"batchPolicy": "batch_policy", "threadsPerWorker": "threads_per_worker"}
 #: Numbers of a recorded model: JSON key, field of ModelSpec, least value.
 _NUMBERS = {
     "minWorkers": ("min_workers", 0),
@@ -52,6 +57,7 @@ class RecordedModel:
         runtime: `python` or `python3`.
         at_startup: the configuration named it; only in the record that the guard keeps.
         numbers: what else is recorded, by the names of ModelSpec: delays in milliseconds, time-outs in seconds.
+        tuned: the same for what `wsgi-ts tune --apply` has set and the archive says otherwise.
     """
 
     name: str
@@ -64,6 +70,7 @@ class RecordedModel:
     runtime: str | None = None
     at_startup: bool = False
     numbers: Mapping[str, int] = field(default_factory=dict)
+    tuned: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def url(self) -> str:
@@ -73,10 +80,17 @@ class RecordedModel:
     @classmethod
     def from_model(cls, model: ModelVersion, *, is_default: bool, config: Config) -> RecordedModel:
         """What is to be recorded of a registered version."""
-        spec, directory = model.spec, model.directory
-        wanted = {"min_workers": model.min_workers, "max_workers": model.max_workers}
+        kept, directory = model.kept, model.directory
+        spec = kept.spec
+        wanted = {"min_workers": kept.min_workers, "max_workers": kept.max_workers}
         named = directory.manifest.handler or config.default_service_handler or ""
         in_place = not directory.extracted and not _is_in_store(directory.path, config.model_store)
+        yaml = model.yaml or ModelYaml()
+        of_archive = {
+            "batch_policy": yaml.batch_policy or config.batch_policy,
+            "threads_per_worker": yaml.threads_per_worker,
+        }
+        tuned = {} if spec.functions else {name: getattr(spec, name) for name in _TUNED.values()}
         archive = directory.downloaded.name if directory.downloaded else os.path.basename(directory.url.rstrip("/"))
         return cls(
             name=model.name,
@@ -88,6 +102,7 @@ class RecordedModel:
             handler=spec.handler if spec.handler != named else None,
             runtime=spec.runtime,
             numbers={name: int(wanted.get(name, getattr(spec, name))) for name, _ in _NUMBERS.values()},
+            tuned={name: value for name, value in tuned.items() if value != of_archive[name]},
         )
 
     @classmethod
@@ -122,13 +137,15 @@ class RecordedModel:
             at_startup=ours.get("atStartup", False),
             # TorchServe records numbers as they were given, such as a delay of -10000 ms for "do not wait".
             numbers={name: max(least, entry[key]) for key, (name, least) in _NUMBERS.items() if key in entry},
+            tuned={name: ours[key] for key, name in _TUNED.items() if key in ours},
         )
 
     def to_json(self) -> dict[str, Any]:
         """The entry: TorchServe's keys, then ours where they say something."""
         entry: dict[str, Any] = {"defaultVersion": self.is_default, "marName": self.archive}
         entry |= {key: self.numbers.get(name) for key, (name, _) in _NUMBERS.items()}
-        ours = {"directory": self.directory, "handler": self.handler, "downloaded": self.downloaded or None}
+        tuned = {key: self.tuned.get(name) for key, name in _TUNED.items()}
+        ours = {**tuned, "directory": self.directory, "handler": self.handler, "downloaded": self.downloaded or None}
         entry |= {"runtimeType": self.runtime, **ours}
         return {key: value for key, value in entry.items() if value is not None}
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wsgi_ts.archive.model_directory import ModelDirectory
+from wsgi_ts.errors import ConflictStatus
 from wsgi_ts.gpu.assign import Placement
 from wsgi_ts.messages import ModelSpec, WorkerReport, WorkerState
 from wsgi_ts.models.model_yaml import ModelYaml
@@ -21,7 +22,8 @@ class WorkerRecord:
 
     `devices` are the GPUs of a worker that spans several; None where it is not restricted to any.
 
-    `created_at_ms` is in milliseconds since the epoch, for people.
+    `created_at_ms` is in milliseconds since the epoch, for people. `started_with` are the batch size and the CPU
+    threads of the settings that it was started from; `is_replaced`: it goes as soon as another one is ready instead.
     """
 
     worker_id: int
@@ -30,6 +32,8 @@ class WorkerRecord:
     created_at_ms: int
     devices: tuple[int, ...] | None = None
     report: WorkerReport | None = None
+    started_with: tuple[int, int] = (1, 0)
+    is_replaced: bool = False
 
     @property
     def gpus(self) -> tuple[int, ...]:
@@ -57,6 +61,23 @@ class WorkerRecord:
 
 
 @dataclass(slots=True)
+class Trial:
+    """Somebody tries other settings on a version that serves; what was there before comes back at the end.
+
+    Attributes:
+        owner_pid: the process that tries.
+        spec: the settings before.
+        min_workers: likewise.
+        max_workers: likewise.
+    """
+
+    owner_pid: int
+    spec: ModelSpec
+    min_workers: int
+    max_workers: int
+
+
+@dataclass(slots=True)
 class ModelVersion:
     """One version of a model.
 
@@ -78,6 +99,7 @@ class ModelVersion:
         operation: held by the one operation that changes it at a time.
         load_lines: the last lines of the worker that has failed to load it last.
         workflow: the workflow whose node it is, or whose functions it runs; "" for a model of its own.
+        trial: other settings are being tried on it; None where not.
     """
 
     spec: ModelSpec
@@ -97,6 +119,7 @@ class ModelVersion:
     operation: threading.Lock = field(default_factory=threading.Lock)
     load_lines: list[str] = field(default_factory=list)
     workflow: str = ""
+    trial: Trial | None = None
 
     @property
     def name(self) -> str:
@@ -121,6 +144,23 @@ class ModelVersion:
     def workers_in(self, batcher: int) -> list[WorkerRecord]:
         """The wanted workers of one batcher."""
         return [worker for worker in self.workers.values() if worker.batcher == batcher]
+
+    @property
+    def kept(self) -> Trial | ModelVersion:
+        """What holds of it when nothing is tried any more: `spec`, `min_workers`, `max_workers`."""
+        return self.trial or self
+
+    def refuse_while_tried(self) -> None:
+        """Refuses to change what somebody else tries settings on.
+
+        Raises:
+            ConflictStatus: somebody does.
+        """
+        if self.trial is not None:
+            raise ConflictStatus(
+                f"Process {self.trial.owner_pid} tries settings on model {self.name} version {self.version} (wsgi-ts "
+                "tune): wait for its end, or end it; then everything is as before."
+            )
 
     def is_healthy(self, now: float) -> bool:
         """Whether enough workers run, or will soon, at the monotonic time `now`."""

@@ -67,6 +67,8 @@ class WorkerScaler:
         """
         with self._registry.changed:
             before, old = model.spec, list(model.workers)
+            for worker in model.workers.values():
+                worker.is_replaced = True
             self._renew(model, spec)
             new = [self._new_worker(model) for _ in old]
             model.workers.update((worker.worker_id, worker) for worker in new)
@@ -75,6 +77,8 @@ class WorkerScaler:
             self.wait_until_ready(model, model.version)
         except ServerError:
             with self._registry.changed:
+                for worker_id in old:
+                    model.workers[worker_id].is_replaced = False
                 self._renew(model, before)
             self._dismiss(model, [worker.worker_id for worker in new])
             raise
@@ -113,7 +117,8 @@ class WorkerScaler:
         model.gpus_given += 1
         batcher = 0 if gpu is None else gpu + 1
         worker_id = self._registry.next_worker_id(placement.parallel_level)
-        return WorkerRecord(worker_id, batcher, gpu, time.time_ns() // 1_000_000, devices)
+        started = (model.spec.batch_size, model.spec.threads_per_worker)
+        return WorkerRecord(worker_id, batcher, gpu, time.time_ns() // 1_000_000, devices, started_with=started)
 
     def wait_until_ready(self, model: ModelVersion, shown_version: str | None) -> None:
         """Waits until every worker whose first load was under way is ready.
@@ -155,7 +160,7 @@ class WorkerScaler:
         return self._registry.changed.wait_for(lambda: not model.loaded_in, limit_s)
 
     def renew(self, model: ModelVersion) -> None:
-        """Tells the batchers what holds for a version from now on: for workers that are started later."""
+        """Tells the batchers what holds for a version from now on: its queue, and workers that are started later."""
         with self._registry.changed:
             for batcher in sorted(model.loaded_in):
                 self._send(batcher, LoadModel(model.spec))
@@ -207,8 +212,8 @@ def limit_workers(
 
 
 def _workers_message(model: ModelVersion, batcher: int) -> SetWorkers:
+    here = model.workers_in(batcher)
     workers = [
-        WantedWorker(each.worker_id, each.gpu_id, None if each.devices is None else list(each.devices))
-        for each in model.workers_in(batcher)
+        WantedWorker(each.worker_id, each.gpu_id, None if each.devices is None else list(each.devices)) for each in here
     ]
-    return SetWorkers(model.spec.index, workers)
+    return SetWorkers(model.spec.index, workers, sum(each.is_replaced for each in here))

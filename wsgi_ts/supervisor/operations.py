@@ -68,6 +68,10 @@ class ControlOperations:
             "describe_workflow": Operation(self.workflows.describe),
             "list_workflows": Operation(self.workflows.list_workflows),
             "unregister_workflow": Operation(self.workflows.unregister),
+            "begin_trial": Operation(manager.trials.begin, told_peer=True),
+            "change_trial": Operation(manager.trials.change, told_peer=True),
+            "end_trial": Operation(manager.trials.end, told_peer=True),
+            "batch_counts": Operation(self._batch_counts),
             "metrics": Operation(self.metrics.text),
             "list_traces": Operation(self.traces.newest),
             "find_trace": Operation(self.traces.find),
@@ -90,6 +94,9 @@ class ControlOperations:
             if ready is None:
                 raise
         return {"status": 200, "body": {"name": model_name, "ready": ready}}
+
+    def _batch_counts(self, *, model_name: str, version: str | None = None) -> Any:
+        return self.metrics.batch_counts(self.registry.get(model_name, version))
 
     def _new_segment(self, *, peer: Peer, pid: int) -> Any:
         if pid != peer.pid:

@@ -7,6 +7,7 @@ belongs to the supervisor, so the counts outlive every other process.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.board import Board
@@ -163,6 +164,15 @@ class BoardMetrics:
     def _counts(self, model: ModelVersion, first_word: int, size: int) -> list[int]:
         """The counts of a histogram."""
         return [self.count(model, first_word + place) for place in range(size)]
+
+    def batch_counts(self, model: ModelVersion) -> dict[str, Any]:
+        """Batches, the requests in them, the seconds that workers took for them, and requests that were refused."""
+        return {
+            "batches": sum(self._counts(model, ModelWord.BATCH_BUCKETS, len(layout.BATCH_SIZES) + 1)),
+            "requests": sum(self._counts(model, ModelWord.LATENCY_BUCKETS, len(_SECONDS) + 1)),
+            "service_s": self.count(model, ModelWord.SERVICE_US) / 1e6,
+            "refused": self.count(model, ModelWord.REFUSED),
+        }
 
     def count(self, model: ModelVersion, word: int) -> int:
         """A word of a model version, summed over the batchers."""

@@ -30,6 +30,7 @@ from wsgi_ts.metrics.exposition import Family, render, server_line
 from wsgi_ts.metrics.reported import PROMETHEUS_MODE, ReportedMetrics
 from wsgi_ts.metrics.specification import COUNTER, MetricsConfigError, MetricSpec, load_specification
 from wsgi_ts.models.registry import Registry
+from wsgi_ts.models.version import ModelVersion
 from wsgi_ts.plugins.report import counts
 from wsgi_ts.settings.config import Config
 from wsgi_ts.supervisor.metrics.board import HOST_LEVEL, BoardMetrics, Values
@@ -134,6 +135,11 @@ class MetricsCollector:
         if self._mode == _LEGACY_MODE:
             return render([family for family in self._server_families() if family.name in _LEGACY_NAMES], names)
         return ""
+
+    def batch_counts(self, model: ModelVersion) -> dict[str, Any]:
+        """What a version's workers have done so far: see `BoardMetrics.batch_counts`."""
+        self._settle()
+        return self._board.batch_counts(model)
 
     def families(self) -> list[Family]:
         """All metrics with their present values."""

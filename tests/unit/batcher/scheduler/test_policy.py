@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from batching.comparison import fixed_rules, judge
-from batching.simulation import CURVES, Load, Model, Outcome, Rule, Simulation
+from batching.comparison import CURVES, fixed_rules, judge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from wsgi_ts.batcher.scheduler.policy import (
     ReturningClients,
     make_policy,
 )
+from wsgi_ts.tune.simulation import Load, Model, Outcome, Rule, Simulation
 
 GPU = Model(fixed_s=0.005, per_request_s=0.00005)
 CPU = Model(fixed_s=0.002, per_request_s=0.002)

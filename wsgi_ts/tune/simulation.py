@@ -1,9 +1,9 @@
-"""A model worker, its batcher and its clients as a discrete-event simulation, driven by the server's own scheduler.
+"""Model workers, their batcher and its clients as a discrete-event simulation, driven by the server's own scheduler.
 
-A batch of n takes (a + b*n) seconds, give or take 5 %. The load is a number of clients that send again some time
-after their answer (closed loop), requests that come at random at a rate (open loop), or both. The batcher sleeps and is
-woken as the real one: only for the news that its scheduler wants. Time is a number: the same seed gives the same
-result, and the open loop's requests come at the same times whatever the rule does.
+A batch of n takes (a + b*n) seconds, give or take 5 % or as much as was measured. The load is a number of clients that
+send again some time after their answer (closed loop), requests that come at random at a rate (open loop), or both. The
+batcher sleeps and is woken as the real one: only for the news that its scheduler wants. Time is a number: the same seed
+gives the same result, and the open loop's requests come at the same times whatever the rule does.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import heapq
 import math
 import random
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -45,10 +46,6 @@ class Model:
     def capacity(self) -> float:
         """Requests a second with full batches."""
         return self.batch_size / (self.fixed_s + self.batch_size * self.per_request_s)
-
-
-#: The cost curves that the rules are compared at: a small model on the CPU, an accelerator, a large model.
-CURVES = (Model(0.0002, 0.00005), Model(0.005, 0.0001), Model(0.020, 0.001))
 
 
 @dataclass(frozen=True)
@@ -99,6 +96,7 @@ class _Event(NamedTuple):
     client: int = _OPEN_LOOP
     idle_s: float = -1.0  # since the connection's last answer; -1: its first request
     service_s: float = 0.0
+    worker: int = 0
 
 
 class _Slots:
@@ -113,29 +111,54 @@ class _Slots:
     def ids(self, slot: int) -> tuple[str, str]:
         return "", str(slot)
 
+    def head(self, slot: int) -> tuple[bytes, int]:
+        return b"", 0
+
     def fail(self, slot: int, status: int, text: str) -> None:
         raise AssertionError(f"slot {slot} is answered {status}: {text}")
 
 
+@dataclass(eq=False)
+class _ModelWorker:
+    """A model worker; the first batch of its mailbox runs, those that have ended are not seen by the batcher yet."""
+
+    handle: Worker
+    mailbox: deque[Batch]
+    ended: list[tuple[int, float, float]]  # number, begun at, service time
+    idle_since: float = 0.0
+
+
 class Simulation:
-    """One worker, one queue, one rule.
+    """One queue, one rule.
 
     Args:
         rule: the batching rule.
         model: what batches cost.
         load: who asks.
         seed: of all that is random.
+        workers: how many model workers there are.
+        noise: what a batch took as a part of what it should have, measured; one is drawn for each batch.
     """
 
-    def __init__(self, rule: Rule, model: Model, load: Load, seed: int = 1) -> None:
+    def __init__(
+        self,
+        rule: Rule,
+        model: Model,
+        load: Load,
+        seed: int = 1,
+        workers: int = 1,
+        noise: Sequence[float] = (),
+    ) -> None:
         spec = ModelSpec(0, "m", "1", "", "", None, batch_size=min(rule.batch_size, model.batch_size),
                          job_queue_size=1_000_000)  # fmt: skip
         self._scheduler = Scheduler(0.0)
         self._scheduler.load_model(spec, 0.0)
         # Not by the spec, which knows whole milliseconds only.
         self._scheduler.models[0].policy = make_policy(rule.policy, rule.max_delay_s)
-        self._worker = Worker(0, 0, 0)
-        self._scheduler.worker_ready(self._worker, 0.0)
+        self._workers = [_ModelWorker(Worker(number, 0, 0), deque(), []) for number in range(workers)]
+        for worker in self._workers:
+            self._scheduler.worker_ready(worker.handle, 0.0)
+        self._noise = noise
         self._model = model
         self._load = load
         # Apart, so that the open loop's requests come at the same times whatever the rule does.
@@ -149,23 +172,43 @@ class Simulation:
         self._wanted = News.SUBMISSION | News.COMPLETION
         self._wakes_at = math.inf
         self._submitted: list[Job] = []
-        self._mailbox: deque[Batch] = deque()  # the first one runs
-        self._ended: list[tuple[int, float, float]] = []  # number, begun at, service time
         self._pool = deque([-1.0] * load.pool)  # when the idle connections had their last answer; -1: never
         self._latencies: list[float] = []
         self._sizes: list[int] = []
         self._longest_queue_s = 0.0
-        self._idle_since = 0.0
+
+    def latencies_s(
+        self, requests: int, warm_up: int = 0, *, give_up_above_s: float = math.inf, most_late: int = 0
+    ) -> list[float]:
+        """The latencies of a run, in seconds, sorted; see `run`.
+
+        It ends when more than `most_late` of them are above a limit: there they all are late, and say no more.
+        """
+        self._simulate(requests, warm_up, give_up_above_s, most_late)
+        return sorted(self._latencies)
 
     def run(self, requests: int, warm_up: int = 0) -> Outcome:
         """Simulates until that many requests are answered, after `warm_up` more that do not count."""
+        begun_at = self._simulate(requests, warm_up, math.inf, 0)
+        latencies = sorted(self._latencies)
+        return Outcome(
+            throughput=len(latencies) / (self._now - begun_at),
+            p50_s=latencies[len(latencies) // 2],
+            p99_s=latencies[int(len(latencies) * 0.99)],
+            mean_batch=sum(self._sizes) / len(self._sizes),
+            longest_queue_s=self._longest_queue_s,
+        )
+
+    def _simulate(self, requests: int, warm_up: int, give_up_above_s: float, most_late: int) -> float:
+        """Runs; returns when the part began that counts."""
         for client in range(self._load.clients):
             self._schedule(self._thinking(), _ARRIVAL, client)
         if self._load.rate:
             self._schedule(self._arrivals.expovariate(self._load.rate), _ARRIVAL)
         begun_at = 0.0
         counts = not warm_up
-        while len(self._latencies) < requests:
+        late = looked_at = 0
+        while len(self._latencies) < requests and late <= most_late:
             event = heapq.heappop(self._events)
             self._now = event.at
             if event.kind == _ARRIVAL:
@@ -175,16 +218,13 @@ class Simulation:
                 if not counts and len(self._latencies) >= warm_up:
                     counts, begun_at = True, self._now
                     self._latencies, self._sizes, self._longest_queue_s = [], [], 0.0
+                    looked_at = 0
+                elif counts:
+                    late += sum(each > give_up_above_s for each in self._latencies[looked_at:])
+                    looked_at = len(self._latencies)
             elif event.at == self._wakes_at:  # no other turn has come between
                 self._turn()
-        latencies = sorted(self._latencies)
-        return Outcome(
-            throughput=len(latencies) / (self._now - begun_at),
-            p50_s=latencies[len(latencies) // 2],
-            p99_s=latencies[int(len(latencies) * 0.99)],
-            mean_batch=sum(self._sizes) / len(self._sizes),
-            longest_queue_s=self._longest_queue_s,
-        )
+        return begun_at
 
     # -- clients
 
@@ -209,18 +249,19 @@ class Simulation:
     def _thinking(self) -> float:
         return self._thoughts.expovariate(1.0 / self._load.think_s) if self._load.think_s else 0.0
 
-    # -- the model worker
+    # -- the model workers
 
-    def _begin(self, batch: Batch, delay_s: float) -> None:
-        exact = self._model.fixed_s + self._model.per_request_s * len(batch.jobs)
-        service_s = exact * self._services.uniform(0.95, 1.05)
-        self._schedule(delay_s + service_s, _DONE, service_s=service_s)
+    def _begin(self, worker: _ModelWorker, delay_s: float) -> None:
+        exact = self._model.fixed_s + self._model.per_request_s * len(worker.mailbox[0].jobs)
+        service_s = exact * (self._services.choice(self._noise) if self._noise else self._services.uniform(0.95, 1.05))
+        self._schedule(delay_s + service_s, _DONE, service_s=service_s, worker=worker.handle.worker_id)
 
     def _finish(self, event: _Event) -> None:
-        batch = self._mailbox.popleft()
-        self._ended.append((batch.number, self._now - event.service_s, event.service_s))
-        if self._mailbox:
-            self._begin(self._mailbox[0], 0.0)
+        worker = self._workers[event.worker]
+        batch = worker.mailbox.popleft()
+        worker.ended.append((batch.number, self._now - event.service_s, event.service_s))
+        if worker.mailbox:
+            self._begin(worker, 0.0)
         self._latencies += [self._now - job.came_at for job in batch.jobs]
         for job in batch.jobs:
             self._answer(job)
@@ -238,18 +279,19 @@ class Simulation:
             self._schedule(at - self._now, _TURN)
 
     def _turn(self) -> None:
-        now, scheduler, worker = self._now, self._scheduler, self._worker
-        if self._ended:
-            for number, begun_at, service_s in self._ended:
-                scheduler.progressed(worker, number, begun_at, service_s, (), now)
-            self._ended = []
-            self._idle_since = now
+        now, scheduler = self._now, self._scheduler
+        for worker in self._workers:
+            if worker.ended:
+                for number, begun_at, service_s in worker.ended:
+                    scheduler.progressed(worker.handle, number, begun_at, service_s, (), now)
+                worker.ended = []
+                worker.idle_since = now
         if self._submitted:
             submitted, self._submitted = self._submitted, []
             scheduler.arrived(0, submitted, now)
         for action in scheduler.dispatch(now):
             assert isinstance(action, Dispatch), action
-            self._post(action.batch)
+            self._post(self._workers[action.worker.worker_id], action.batch)
         self._wanted = scheduler.wanted_news()
         limit_s = min(TICK_S, scheduler.wake_at - now)
         if not self._wanted & News.SUBMISSION:
@@ -257,16 +299,23 @@ class Simulation:
         self._wakes_at = math.inf
         self._wake_at(now + max(limit_s, 1e-6))
 
-    def _post(self, batch: Batch) -> None:
+    def _post(self, worker: _ModelWorker, batch: Batch) -> None:
         self._sizes.append(len(batch.jobs))
-        if not self._mailbox:
-            could_go_at = max(batch.jobs[0].came_at, self._idle_since)
+        worker.mailbox.append(batch)
+        if len(worker.mailbox) == 1:
+            could_go_at = max(batch.jobs[0].came_at, worker.idle_since)
             self._longest_queue_s = max(self._longest_queue_s, self._now - could_go_at)
-            self._begin(batch, WAKE_S)
-        self._mailbox.append(batch)
+            self._begin(worker, WAKE_S)
 
     def _schedule(
-        self, delay: float, kind: int, client: int = _OPEN_LOOP, *, idle_s: float = -1.0, service_s: float = 0.0
+        self,
+        delay: float,
+        kind: int,
+        client: int = _OPEN_LOOP,
+        *,
+        idle_s: float = -1.0,
+        service_s: float = 0.0,
+        worker: int = 0,
     ) -> None:
         self._order += 1
-        heapq.heappush(self._events, _Event(self._now + delay, self._order, kind, client, idle_s, service_s))
+        heapq.heappush(self._events, _Event(self._now + delay, self._order, kind, client, idle_s, service_s, worker))
