@@ -21,6 +21,7 @@ class RunFiles:
         plugins: what each process says of its plugins.
         traces_socket: where the supervisor takes records of slow and failed requests.
         spans_socket: where the exporter takes records of sampled ones.
+        tune: what `wsgi-ts tune` has found last, a file for each model.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -36,3 +37,4 @@ class RunFiles:
         self.plugins = self.path / "plugins"
         self.traces_socket = self.path / "traces.sock"
         self.spans_socket = self.path / "spans.sock"
+        self.tune = self.path / "tune"

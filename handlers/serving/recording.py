@@ -13,8 +13,9 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import mimetypes
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,36 @@ def read_recording(path: Path) -> Iterator[RecordedRequest]:
                 yield RecordedRequest.from_line(line)
             except ValueError as error:
                 raise ValueError(f"{path}:{number}: {error}") from error
+
+
+def named_requests(
+    files: Sequence[str], texts: Sequence[str], headers: Sequence[str], content_type: str | None
+) -> list[RecordedRequest]:
+    """Returns the requests that a command line names.
+
+    Args:
+        files: each is a body; its type is guessed by its name.
+        texts: each is a body of JSON.
+        headers: `Name: value`, for all of them.
+        content_type: in place of the guessed ones.
+
+    Raises:
+        ValueError: a header without a colon.
+        OSError: a file cannot be read.
+    """
+    common = {}
+    for header in headers:
+        name, colon, value = header.partition(":")
+        if not colon:
+            raise ValueError(f"--header {header!r}: write it as 'Name: value'")
+        common[name.strip()] = value.strip()
+    bodies = [(Path(name).read_bytes(), mimetypes.guess_type(name)[0]) for name in files]
+    bodies += [(text.encode("utf-8"), "application/json") for text in texts]
+    requests = []
+    for body, guessed in bodies:
+        typed = content_type or guessed
+        requests.append(RecordedRequest(headers={**common, "Content-Type": typed} if typed else common, body=body))
+    return requests
 
 
 class Recorder:

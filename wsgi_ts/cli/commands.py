@@ -48,6 +48,10 @@ def wsgi_ts(arguments: Sequence[str] | None = None) -> int:
         from wsgi_ts.handler_kit import commands
 
         return commands.main(words[1:])
+    if words[:1] == ["tune"]:
+        from wsgi_ts.tune import commands as tune
+
+        return tune.main(words[1:])
     if words[:1] == ["workflow"]:
         from wsgi_ts.cli.workflow import run_workflow_command
 
@@ -153,6 +157,7 @@ def _wsgi_ts_parser() -> argparse.ArgumentParser:
     new.add_argument("name", metavar="NAME", help="its name, such as model-ready")
     commands.add_parser("llm", help="serve one large language model without an archive")
     commands.add_parser("handler", help="write, run, check and replay a handler without a server")
+    commands.add_parser("tune", help="find the settings of a model that serve most within a latency goal")
     commands.add_parser("workflow", help="check, draw or run a workflow without a server")
     doctor = commands.add_parser("doctor", help="check whether this machine can run the configuration")
     _add_start_flags(doctor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import mimetypes
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from wsgi_ts.handler_kit.replay import replay
 from wsgi_ts.handler_kit.scaffold import KINDS, write_project
 from wsgi_ts.handlers.serving.errors import LoadError
 from wsgi_ts.handlers.serving.inputs import BadInput
-from wsgi_ts.handlers.serving.recording import RecordedRequest, read_recording
+from wsgi_ts.handlers.serving.recording import RecordedRequest, named_requests, read_recording
 
 #: How much of an answer is printed.
 SHOWN_BYTES = 2000
@@ -93,21 +92,9 @@ def _samples(options: argparse.Namespace) -> list[RecordedRequest]:
         if not samples:
             raise ValueError(f"{options.recording}: holds no request")
         return samples
-    headers = {}
-    for header in options.header:
-        name, colon, value = header.partition(":")
-        if not colon:
-            raise ValueError(f"--header {header!r}: write it as 'Name: value'")
-        headers[name.strip()] = value.strip()
-    bodies = [(Path(name).read_bytes(), mimetypes.guess_type(name)[0]) for name in options.input]
-    bodies += [(text.encode("utf-8"), "application/json") for text in options.data]
-    if not bodies:
+    samples = named_requests(options.input, options.data, options.header, options.type)
+    if not samples:
         raise ValueError("name at least one --input FILE or --data JSON: each is a request of the batch")
-    samples = []
-    for body, guessed in bodies:
-        content_type = options.type or guessed
-        typed = {**headers, "Content-Type": content_type} if content_type else headers
-        samples.append(RecordedRequest(headers=typed, body=body))
     return samples
 
 

@@ -168,7 +168,7 @@ class RunDirectory(RunFiles):
             file.unlink(missing_ok=True)
         for entry in self.path.glob(".new-*"):
             entry.unlink(missing_ok=True)
-        for directory in (self.models, self.plugins):
+        for directory in (self.models, self.plugins, self.tune):
             if directory.exists():
                 shutil.rmtree(directory, onerror=_warn_of_leftover)
 

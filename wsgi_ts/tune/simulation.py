@@ -14,6 +14,7 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from wsgi_ts.batcher.scheduler.actions import Dispatch
@@ -36,16 +37,28 @@ _OPEN_LOOP = -1
 
 @dataclass(frozen=True)
 class Model:
-    """What a batch costs: fixed_s + n * per_request_s seconds, and how many requests it may hold."""
+    """What a batch costs: fixed_s + n * per_request_s seconds, and how many requests it may hold.
+
+    Attributes:
+        measured: sizes and seconds, by size, where these were measured: what lies between them is taken from them.
+    """
 
     fixed_s: float
     per_request_s: float
     batch_size: int = 32
+    measured: tuple[tuple[int, float], ...] = ()
+
+    def cost_s(self, n: int) -> float:
+        """Seconds that a batch of `n` takes."""
+        for (size, seconds), (larger, longer_s) in pairwise(self.measured):
+            if size <= n <= larger:
+                return seconds + (longer_s - seconds) * (n - size) / (larger - size)
+        return self.fixed_s + n * self.per_request_s
 
     @property
     def capacity(self) -> float:
         """Requests a second with full batches."""
-        return self.batch_size / (self.fixed_s + self.batch_size * self.per_request_s)
+        return self.batch_size / self.cost_s(self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -159,6 +172,7 @@ class Simulation:
         for worker in self._workers:
             self._scheduler.worker_ready(worker.handle, 0.0)
         self._noise = noise
+        self._costs = [model.cost_s(n) for n in range(spec.batch_size + 1)]
         self._model = model
         self._load = load
         # Apart, so that the open loop's requests come at the same times whatever the rule does.
@@ -252,7 +266,7 @@ class Simulation:
     # -- the model workers
 
     def _begin(self, worker: _ModelWorker, delay_s: float) -> None:
-        exact = self._model.fixed_s + self._model.per_request_s * len(worker.mailbox[0].jobs)
+        exact = self._costs[len(worker.mailbox[0].jobs)]
         service_s = exact * (self._services.choice(self._noise) if self._noise else self._services.uniform(0.95, 1.05))
         self._schedule(delay_s + service_s, _DONE, service_s=service_s, worker=worker.handle.worker_id)
 
