@@ -146,7 +146,7 @@ class Session:
                 f"The server answers the sample with {error}\nNothing was tuned: --input FILE names a request that the "
                 "model answers, --type its content type."
             ) from error
-        result = Result(model.name, model.version, objective, self.present, self.curves[0])
+        result = Result(model.name, model.version, objective, self.present, self._present_point(), self.curves[0])
         progress.stage("Predicting")
         found = candidates(self.curves, self.present, objective, progress.tell, self._at(_PREDICT_UNTIL))
         progress.stage("Measuring")
@@ -185,9 +185,12 @@ class Session:
 
     def _present_candidate(self) -> Candidate:
         curve = self.curves[0]
-        setting = replace(self.present, threads=curve.threads)
+        setting = self._present_point()
         known = replace(setting, batch_size=min(setting.batch_size, curve.largest))
         return Candidate(setting, curve, best_rate(curve, known, self._objective))
+
+    def _present_point(self) -> Setting:
+        return replace(self.present, threads=self.curves[0].threads)
 
     def _most_workers(self) -> int:
         given: int | None = self._options.max_workers
@@ -217,7 +220,7 @@ def _show(result: Result, session: Session, options: argparse.Namespace, run_dir
     if result.points:
         print(report.write_png(result, Path(options.plot)))
     if result.chosen is None:
-        print(report.nearest(result.objective, session.curves), file=sys.stderr)
+        print(report.nearest(result, session.curves), file=sys.stderr)
 
 
 def _changes(config: Config, model: ServedModel, session: Session, chosen: Point, *, kept: bool) -> Iterator[str]:

@@ -14,9 +14,9 @@ from wsgi_ts.tune.served_model import ServedModel, Setting
 
 #: A batch that is not full waits so long for a request that was lost, in milliseconds.
 _WAIT_MS = 3000
-#: So many batches are wanted of each size, and a run lasts at least and at most so long, in seconds.
-_BATCHES = 25
-_SHORTEST_S, _LONGEST_S = 0.6, 6.0
+#: So many batches are wanted of each size, within so many seconds at least and at most; and so many at any rate.
+_BATCHES, _FEWEST_BATCHES = 25, 6
+_SHORTEST_S, _LONGEST_S = 0.6, 2.0
 #: A larger batch is of use where it serves at least so much more than the one before.
 LEAST_GAIN = 1.03
 #: Of the requests at most this part may fail.
@@ -100,9 +100,15 @@ class Learner:
             self._tell(f"{workers} busy with batches of {size}: {sample.seconds * 1e3:.2f} ms")
             if sample.seconds > self._longest_s:
                 break
-            if sizes is None and len(samples) > 2 and not _serves_more(samples[-2:]):
+            if sizes is None and len(samples) > 1 and not self._goes_on(samples[-2:]):
                 break
         return _curve(workers, threads, samples)
+
+    def _goes_on(self, last: list[Sample]) -> bool:
+        """Whether batches twice as large are of interest, by what the last two sizes took."""
+        smaller, larger = last
+        serves_more = larger.size / larger.seconds > LEAST_GAIN * smaller.size / smaller.seconds
+        return serves_more and larger.seconds + 2 * (larger.seconds - smaller.seconds) < 1.2 * self._longest_s
 
     def _put(self, workers: int, threads: int, batch_size: int) -> None:
         self._model.put(Setting(workers, threads, batch_size, "fixed", _WAIT_MS))
@@ -114,8 +120,9 @@ class Learner:
         first = self._generator.clients(clients, 0.3, 0.1)
         _refuse_failures(first)
         usual_s = median(first.latencies_s)
+        seconds = max(min(_LONGEST_S, max(_SHORTEST_S, _BATCHES * usual_s)), _FEWEST_BATCHES * usual_s)
         before = self._model.counts()
-        found = self._generator.clients(clients, min(_LONGEST_S, max(_SHORTEST_S, _BATCHES * usual_s)), 0.1)
+        found = self._generator.clients(clients, seconds, 0.1)
         after = self._model.counts()
         _refuse_failures(found)
         self.warnings += found.warnings
@@ -132,11 +139,6 @@ class Learner:
 def _refuse_failures(found: Measurement) -> None:
     if not found.latencies_s or found.failed > MOST_FAILED * found.sent:
         raise Refused(found.refusal or "no answer")
-
-
-def _serves_more(pair: list[Sample]) -> bool:
-    smaller, larger = pair
-    return larger.size / larger.seconds > LEAST_GAIN * smaller.size / smaller.seconds
 
 
 def _curve(workers: int, threads: int, samples: list[Sample]) -> Curve:
@@ -162,6 +164,8 @@ def curves(learner: Learner, model: ServedModel, most_workers: int, longest_s: f
     present = max(1, model.present.workers)
     first = learner.curve(present, model.present.threads or model.threads_for(present))
     found = [first]
+    if first.sizes[0][1] > longest_s:
+        return found  # more workers make no answer faster
     largest = max((size for size, seconds in first.sizes if seconds <= longest_s), default=1)
     sizes = sorted({1, _middle(largest), largest})
     for step in (2, 0.5):

@@ -28,7 +28,7 @@ class Result:
     """What a tuning has found.
 
     Attributes:
-        present: what held before.
+        present: what held before; `present_point` is the same as points have it, with a number of threads.
         curve: what batches cost with the chosen setting's workers, or the present ones.
         before: the best point of what held before; None where it was not measured, or keeps the limits at no rate.
         chosen: the best point of all; None where no setting keeps the limits.
@@ -40,6 +40,7 @@ class Result:
     version: str
     objective: Objective
     present: Setting
+    present_point: Setting
     curve: Curve
     before: Point | None = None
     chosen: Point | None = None
@@ -107,8 +108,10 @@ def lines(result: Result) -> list[str]:
         told.append(f"(The line is off by up to {off:.0%}; predictions use what was measured at each size.)")
     if result.before is not None:
         told.append(f"Now:    {result.present}: {result.before.goodput:.0f} requests a second within the limits.")
-    else:
+    elif any(point.setting == result.present_point for point in result.points):
         told.append(f"Now:    {result.present}: keeps the limits at no rate that was tried.")
+    else:
+        told.append(f"Now:    {result.present}: not measured, it would keep the limits at next to no rate.")
     chosen = result.chosen
     if chosen is not None:
         told.append(f"Chosen: {chosen.setting}: {chosen.goodput:.0f} requests a second within the limits")
@@ -248,8 +251,9 @@ def config_diff(name: str, text: str, keys: Mapping[str, Any]) -> list[str]:
     return list(found)
 
 
-def nearest(objective: Objective, curves: Sequence[Curve]) -> str:
+def nearest(result: Result, curves: Sequence[Curve]) -> str:
     """What a model comes to that keeps the limits at no rate, and why."""
+    objective = result.objective
     curve = min(curves, key=lambda each: each.model(1).cost_s(1))
     alone = curve.alone_s()
     broken = objective.broken(alone)
@@ -260,4 +264,8 @@ def nearest(objective: Objective, curves: Sequence[Curve]) -> str:
             f"{curve.model(1).cost_s(1) * 1e3:.1f} ms for one request, the way there and back "
             f"{curve.overhead_s * 1e3:.1f} ms. The nearest is batches of 1; beyond that the handler has to be faster."
         )
-    return f"{objective.text} is kept while nobody else asks, but at none of the rates that were tried."
+    told = f"{objective.text} is kept while nobody else asks, but at none of the rates that were tried."
+    if result.points:
+        point = max(result.points, key=lambda each: objective.share(each.latencies_s))
+        told += f" The nearest: {point.setting}, {point.rate:.0f} requests a second, {_values(result, point)}."
+    return told + " More time (--minutes) tries lower ones."

@@ -21,10 +21,8 @@ FINALISTS = 3
 _REQUESTS = 600
 _SHORTEST_S, _LONGEST_S = 3.0, 15.0
 _WARM_UP_S = 1.0
-#: Steps from a rate that was too high, and from one that was served.
-_DOWN, _UP = 0.9, 1.1
-#: Below this part of what was predicted no rate is tried any more.
-_LEAST_PART = 0.3
+#: Steps from rates that were too high, one after the other, and from one that was served.
+_DOWN, _UP = (0.9, 0.85, 0.75, 0.6), 1.1
 #: Parts of the chosen setting's rate at which its latency is measured, too.
 LIGHT_LOADS = (0.25, 0.6)
 
@@ -173,19 +171,18 @@ class Verifier:
             self.warnings.append(f"{candidate.setting} cannot be tried: {error.message}")
             return None
         best: Point | None = None
-        rate, too_high = candidate.predicted, math.inf
-        while self.has_time(rate) and rate >= _LEAST_PART * candidate.predicted:
+        rate, downs = candidate.predicted, list(_DOWN)
+        while self.has_time(rate):
             point = self.measure(candidate, rate)
             if point.holds:
                 best = point
-                if too_high < math.inf or rate > 1.5 * candidate.predicted:
+                if len(downs) < len(_DOWN) or rate > 1.5 * candidate.predicted:
                     break
                 rate *= _UP
+            elif best is not None or not downs:
+                break
             else:
-                too_high = rate
-                if best is not None:
-                    break
-                rate *= _DOWN
+                rate *= downs.pop(0)
         return best
 
     def has_time(self, rate: float) -> bool:
