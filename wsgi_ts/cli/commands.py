@@ -65,9 +65,12 @@ def wsgi_ts(arguments: Sequence[str] | None = None) -> int:
         if options.command == "upgrade":
             return upgrade(_command_line(options), run_dir, limit_s=options.timeout)
         if options.command == "doctor":
-            from wsgi_ts.cli.doctor import run_doctor
+            from wsgi_ts.cli.doctor import run_doctor, run_migration
 
-            return run_doctor(_command_line(options), os.environ, in_pod=options.k8s)
+            if options.migrate is not None:
+                return run_migration(options.migrate, os.environ, as_json=options.json, strict=options.strict)
+            flags = {"in_pod": options.k8s, "as_json": options.json, "strict": options.strict}
+            return run_doctor(_command_line(options), os.environ, **flags)
         if options.command == "plugins":
             from wsgi_ts.cli.plugins import print_plugins
 
@@ -162,6 +165,14 @@ def _wsgi_ts_parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check whether this machine can run the configuration")
     _add_start_flags(doctor)
     doctor.add_argument("--k8s", action="store_true", help="also what a pod of Kubernetes needs")
+    doctor.add_argument(
+        "--migrate",
+        nargs="+",
+        metavar="PATH",
+        help="only: what will differ with a config.properties, an archive or a model store of TorchServe",
+    )
+    doctor.add_argument("--strict", action="store_true", help="warnings count as failures")
+    doctor.add_argument("--json", action="store_true", help="for programs")
     for command in (serve, stop, replace, status, told, plugins, doctor):
         command.add_argument("--run-dir", metavar="DIR", help="the instance's run directory")
     return parser

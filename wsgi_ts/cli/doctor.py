@@ -6,24 +6,89 @@ will not start, or not serve). What the start checks is checked here by the star
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 from wsgi_ts.checks import machine
+from wsgi_ts.checks.difference import Difference
 from wsgi_ts.checks.machine import Finding
 from wsgi_ts.settings.config import ConfigError
 from wsgi_ts.settings.sources import CommandLine, load_config
 
+#: Exit status where there is nothing to look at, as wrong flags have it.
+EXIT_USAGE = 2
 
-def run_doctor(command_line: CommandLine, environ: Mapping[str, str], *, in_pod: bool = False) -> int:
-    """Prints all findings for the flags that `serve` would get; returns the exit status, 1 if something FAILs.
 
-    `in_pod`: the server is to run in a pod of Kubernetes.
+def run_doctor(
+    command_line: CommandLine,
+    environ: Mapping[str, str],
+    *,
+    in_pod: bool = False,
+    as_json: bool = False,
+    strict: bool = False,
+) -> int:
+    """Prints all findings for the flags that `serve` would get.
+
+    Args:
+        command_line: the flags.
+        environ: the environment of the server.
+        in_pod: the server is to run in a pod of Kubernetes.
+        as_json: one JSON list, for programs.
+        strict: WARN counts as FAIL.
+
+    Returns:
+        The exit status, 1 if something FAILs.
     """
-    failed = False
+    rows = []
     for finding in examine(command_line, environ, in_pod=in_pod):
-        print(finding, flush=True)
-        failed = failed or finding.level == "FAIL"
-    return 1 if failed else 0
+        rows.append(asdict(finding))
+        if not as_json:
+            print(finding, flush=True)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    return _status((row["level"] for row in rows), strict=strict)
+
+
+def run_migration(paths: Sequence[str], environ: Mapping[str, str], *, as_json: bool, strict: bool) -> int:
+    """Prints what will be otherwise here with the files of a TorchServe.
+
+    Args:
+        paths: configuration files, archives, model stores.
+        environ: for variables in configuration files.
+        as_json: one JSON list, for programs.
+        strict: WARN counts as FAIL.
+
+    Returns:
+        The exit status: 0; 1 where something FAILs; 2 where a path names nothing that can be looked at.
+    """
+    from wsgi_ts.checks.migration import NothingThere, check_migration, machine_notes
+
+    found: list[Difference] = []
+    try:
+        for path in paths:
+            for difference in check_migration(Path(path), environ):
+                found.append(difference)
+                if not as_json:
+                    print(difference, flush=True)
+    except NothingThere as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    notes = list(machine_notes())
+    if as_json:
+        print(json.dumps([each.to_json() for each in [*found, *notes]], indent=1))
+    else:
+        print("\n".join(map(str, notes)))
+        counts = {level: sum(each.level == level for each in found) for level in ("FAIL", "WARN", "NOTE")}
+        print(", ".join(f"{level} {count}" for level, count in counts.items()))
+    return _status((each.level for each in found), strict=strict)
+
+
+def _status(levels: Iterable[str], *, strict: bool) -> int:
+    bad = ("FAIL", "WARN") if strict else ("FAIL",)
+    return 1 if any(level in bad for level in levels) else 0
 
 
 def examine(command_line: CommandLine, environ: Mapping[str, str], *, in_pod: bool = False) -> Iterator[Finding]:

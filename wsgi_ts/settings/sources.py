@@ -27,8 +27,9 @@ _MAX_FILE_BYTES = 16 * 1024 * 1024
 #: The name of a snapshot: local time to the millisecond, and what it was written for.
 SNAPSHOT_NAME = re.compile(r"([0-9]{17})-(startup|snapshot|shutdown)\.cfg")
 #: What TorchServe writes into its snapshots besides settings.
-_SNAPSHOT_NOTES = frozenset({"version", "tsConfigFile", "NUM_WORKERS", "number_of_cpu"})
-_ARCHIVE_SUFFIXES = (".mar", ".model", ".tar.gz")
+SNAPSHOT_NOTES = frozenset({"version", "tsConfigFile", "NUM_WORKERS", "number_of_cpu"})
+#: How the names of model archives end.
+ARCHIVE_SUFFIXES = (".mar", ".model", ".tar.gz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ def startup_archives(model_store: Path) -> list[str]:
     return [
         name
         for name in sorted(_names_in(model_store))
-        if not name.startswith(".") and (name.endswith(_ARCHIVE_SUFFIXES) or (model_store / name).is_dir())
+        if not name.startswith(".") and (name.endswith(ARCHIVE_SUFFIXES) or (model_store / name).is_dir())
     ]
 
 
@@ -152,7 +153,7 @@ def startup_workflows(workflow_store: Path) -> list[str]:
 
 def archive_stem(name: str) -> str:
     """The name of an archive, or of a directory, of the model store without what says of what kind it is."""
-    return next((name.removesuffix(suffix) for suffix in _ARCHIVE_SUFFIXES if name.endswith(suffix)), name)
+    return next((name.removesuffix(suffix) for suffix in ARCHIVE_SUFFIXES if name.endswith(suffix)), name)
 
 
 def _names_in(directory: Path) -> Iterable[str]:
@@ -213,10 +214,8 @@ def _read_file(path: str, environ: Mapping[str, str], warnings: list[str]) -> di
     for entry in properties:
         where = f"{path}:{entry.line}: key {entry.key}"
         if entry.key not in known:
-            if entry.key not in _SNAPSHOT_NOTES:
-                warnings.append(
-                    f"{path}:{entry.line}: unknown key {entry.key!r} is ignored{_nearest(entry.key, known)}"
-                )
+            if entry.key not in SNAPSHOT_NOTES:
+                warnings.append(f"{path}:{entry.line}: unknown key {entry.key!r} is ignored{nearest(entry.key, known)}")
             continue
         if entry.key in given:
             warnings.append(f"{where} is given again; this line counts, the one before does not")
@@ -227,7 +226,8 @@ def _read_file(path: str, environ: Mapping[str, str], warnings: list[str]) -> di
     return given
 
 
-def _nearest(key: str, known: Iterable[str]) -> str:
+def nearest(key: str, known: Iterable[str]) -> str:
+    """Half a sentence with the known key that a misspelt one resembles; "" where none does."""
     from difflib import get_close_matches  # only a mistake pays for it
 
     # Keys of config.properties are in lower case; those of a model are not.
@@ -356,7 +356,7 @@ def _unknown_model_settings(values: Mapping[str, Any], given: Mapping[str, Given
     """One warning for each setting in the key `models` that nobody reads."""
     return [
         f"{given['models'].where}: model {name!r}, version {version!r}: unknown setting {key!r} is ignored"
-        f"{_nearest(key, ENTRY_KEYS)}"
+        f"{nearest(key, ENTRY_KEYS)}"
         for name, version, key in unknown_settings(values.get("models", {}))
     ]
 
