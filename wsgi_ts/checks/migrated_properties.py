@@ -21,6 +21,8 @@ from wsgi_ts.settings.sources import SNAPSHOT_NOTES, nearest
 
 #: Keys that files can hold, that are looked for there.
 _FILES = ("private_key_file", "certificate_file", "keystore", "metrics_config", "cpp_log_config")
+#: What a key store of that kind begins with, whatever its name.
+_JKS_BEGIN = b"\xfe\xed\xfe\xed"
 _REMOVE = "remove the line"
 #: Keys that mean something else here, or that want something.
 _OTHERWISE: Mapping[str, tuple[Level, str, str]] = {
@@ -114,10 +116,18 @@ def _parsed(key: str, text: str, where: str) -> tuple[Any, list[Difference]]:
         return None, [Difference("FAIL", where, str(error), "the server does not start with it: correct the value")]
 
 
-def check_properties(path: Path, environ: Mapping[str, str]) -> Iterator[Difference]:
-    """All that will differ with a config.properties, or a snapshot of TorchServe's."""
+def check_properties(path: Path, environ: Mapping[str, str]) -> list[Difference]:
+    """All that will differ with a config.properties, or a snapshot of TorchServe's, by line."""
     entries, found = read_properties(path, environ)
-    yield from found
+
+    def line(difference: Difference) -> int:
+        number = difference.where.removeprefix(f"{path}:").partition(":")[0]
+        return int(number) if number.isdigit() else 1 << 30
+
+    return sorted([*found, *_check_entries(path, entries, environ)], key=line)
+
+
+def _check_entries(path: Path, entries: Mapping[str, Entry], environ: Mapping[str, str]) -> Iterator[Difference]:
     known = property_settings()
     for key, entry in entries.items():
         if key in _OTHERWISE and (key not in _ON or entry.value):
@@ -183,18 +193,27 @@ def _check_access(entries: Mapping[str, Entry], path: Path) -> Iterator[Differen
 
 
 def _check_tls(entries: Mapping[str, Entry]) -> Iterator[Difference]:
-    kind = entries.get("keystore_type")
-    store = entries.get("keystore")
-    if (kind is not None and kind.text.strip().upper() == "JKS") or (store and store.text.strip().endswith(".jks")):
-        entry = kind or store
-        assert entry is not None
-        told = "key stores of the kind JKS cannot be read"
+    addresses = [entry.value for entry in entries.values() if isinstance(entry.value, Address)]
+    grpc = entries.get("enable_grpc_ssl")
+    if not any(address.is_tls for address in addresses) and (grpc is None or grpc.value is not True):
+        return
+    kind, store = entries.get("keystore_type"), entries.get("keystore")
+    if store is not None and ((kind is not None and kind.text.strip().upper() == "JKS") or _is_jks(store.value)):
+        told = "is a key store of the kind JKS, which cannot be read"
         advice = "keytool -importkeystore -srckeystore OLD -destkeystore NEW -deststoretype PKCS12 converts it"
-        yield Difference("FAIL", entry.where, told, advice)
+        yield Difference("FAIL", store.where, told, advice)
     for one, other in (("certificate_file", "private_key_file"), ("private_key_file", "certificate_file")):
-        if one in entries and other not in entries:
-            told = f"is given without {other}: the server does not start, where TorchServe made a certificate itself"
+        if one in entries and other not in entries and store is None:
+            told = f"is given without {other}: the server does not start, where TorchServe makes a certificate itself"
             yield Difference("FAIL", entries[one].where, told, f"add {other}, or remove this line")
+
+
+def _is_jks(path: Any) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_JKS_BEGIN)) == _JKS_BEGIN
+    except (OSError, TypeError):
+        return False
 
 
 def _check_models(entries: Mapping[str, Entry]) -> Iterator[Difference]:

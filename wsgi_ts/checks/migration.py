@@ -1,4 +1,4 @@
-"""`wsgi-ts doctor --migrate`: what will be otherwise here with the files of a TorchServe. It reads, and runs nothing."""
+"""`wsgi-ts doctor --migrate`: what will be otherwise here with the files of a TorchServe. Runs none of them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from wsgi_ts.settings.sources import ARCHIVE_SUFFIXES
 from wsgi_ts.workflows.check import check_workflow
 from wsgi_ts.workflows.source import SourceError, open_source
 
+_LOOKED_AT_BYTES = 4096
 _MANIFEST = Path("MAR-INF", "MANIFEST.json")
 _MANIFEST_OF_WORKFLOW = Path("WAR-INF", "MANIFEST.json")
 
@@ -48,10 +49,21 @@ def check_migration(path: Path, environ: Mapping[str, str]) -> Iterator[Differen
             raise NothingThere(f"{path}: holds no archive and no configuration file")
         for each in inside:
             yield from _one(each, environ)
+    elif _is_text(path):
+        yield from check_properties(path, environ)
     else:
         raise NothingThere(
             f"{path}: is none of config.properties, .mar, .tar.gz, .war, log4j2.xml, metrics.yaml, a jar, a model store"
         )
+
+
+def _is_text(path: Path) -> bool:
+    """Whether it can be a configuration file: those may have any name."""
+    try:
+        with path.open("rb") as file:
+            return b"\0" not in file.read(_LOOKED_AT_BYTES)
+    except OSError:
+        return True  # what cannot be read is told where it is read
 
 
 def _check_of(path: Path) -> str | None:
