@@ -120,7 +120,8 @@ class Trials:
             raise BadRequest(f"Parameter batch_policy must be one of {', '.join(BATCH_POLICIES)}.")
         with self._operation_on(model_name, version) as model:
             trial = _trial_of(model, peer)
-            limit_workers(model.placement, model.name, workers, workers, self._registry.gpu_holders())
+            holders = self._registry.gpu_holders()
+            workers, _ = limit_workers(model.placement, model.name, workers, workers, holders)
             spec = replace(
                 trial.spec,
                 batch_size=batch_size,
@@ -161,6 +162,13 @@ class Trials:
     def _put_back(self, model: ModelVersion, trial: Trial) -> None:
         try:
             self._put(model, trial.spec, trial.min_workers, trial.max_workers, exactly=True)
+        except ServerError as error:
+            # The workers that there are serve on, by the settings of before; those that are to come start with them.
+            told = "Model %s version %s: its workers cannot be started anew with the settings of before: %s"
+            log.error(told, model.name, model.version, error.message)
+            model.spec = trial.spec
+            self._workers.renew(model)
+            self._workers.set_limits(model, trial.min_workers, trial.max_workers)
         finally:
             model.trial = None
         log.info("Model %s version %s has the settings that it had", model.name, model.version)
@@ -236,6 +244,7 @@ def _shown(model: ModelVersion) -> dict[str, Any]:
         "model": model.name,
         "version": model.version,
         "url": model.directory.url,
+        "workflow": model.workflow,
         "workers": len(model.workers),
         "threads": spec.threads_per_worker,
         "batch_size": spec.batch_size,

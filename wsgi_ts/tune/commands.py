@@ -235,7 +235,12 @@ def _changes(config: Config, model: ServedModel, session: Session, chosen: Point
     if not kept:
         yield "Nothing was changed; --apply has the running server keep this."
         return
-    if config.no_config_snapshots:
+    workflow = model.facts["workflow"]
+    if workflow:
+        lives = (
+            f"in the running server alone: what is to stay belongs into the specification of the workflow {workflow}"
+        )
+    elif config.no_config_snapshots:
         lives = "in the running server alone (--no-config-snapshots), as long as it runs"
     else:
         lives = (
