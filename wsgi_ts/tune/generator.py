@@ -190,13 +190,13 @@ def _measurement(tallies: list[Tally], machine: float) -> Measurement:
     warnings = []
     busiest, latest_s = max(tally.cpu for tally in tallies), max(tally.late_us for tally in tallies) / 1e6
     if busiest > BUSY:
-        warnings.append(f"the load generator is the bottleneck: it used {busiest:.0%} of a core")
+        warnings.append("the load generator is the bottleneck: it used up a core")
     elif latest_s > max(_LATE_LEAST_S, _LATE_PART * percentile(latencies, 99)) and latencies:
-        warnings.append(f"the load generator sent one request in a hundred {latest_s * 1e3:.1f} ms late or later")
+        warnings.append("the load generator was late with one request in a hundred, which falsifies the p99")
     if machine > BUSY:
         warnings.append(
-            f"the machine is the bottleneck: {machine:.0%} of its cores were busy, with the load generator among them; "
-            "a server on a machine of its own can do more"
+            "the machine is the bottleneck: its cores were busy, with the load generator and all else that runs; a "
+            "server on a machine of its own can do more"
         )
     return Measurement(
         latencies_s=latencies,
