@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from wsgi_ts.cli.activation import handed_sockets
@@ -38,6 +39,20 @@ def start(command_line: CommandLine, *, wait: bool) -> int:
             print("TorchServe is already running, please use torchserve --stop to stop TorchServe.")
             return 1
         return _launch(load_config(command_line, os.environ), pid_file, wait=wait)
+
+
+def start_embedded(command_line: CommandLine, owner: int) -> int:
+    """Starts a server in the background that is an engine of another process; returns the exit status.
+
+    Args:
+        command_line: as for `start`; it names a run directory.
+        owner: that process: the server opens no addresses, and ends with it.
+
+    Raises:
+        ConfigError: the configuration makes no sense.
+    """
+    config = load_config(command_line, os.environ)
+    return _launch(replace(config, embedded_in=owner), None, wait=False)
 
 
 def _running_server(pid_file: PidFile, run_dir: Path) -> bool:
@@ -103,6 +118,7 @@ def _launch(config: Config, pid_file: PidFile | None, *, wait: bool) -> int:
 
 def _guard_command(config: Config, config_fd: int, flags: Sequence[str]) -> list[str]:
     arguments = ["--config-fd", str(config_fd), "--run-dir", str(config.run_dir), *flags]
+    arguments += [] if config.embedded_in is None else ["--owner", str(config.embedded_in)]
     return python_command(GUARD_MODULE, *arguments, "--", *supervisor_command())
 
 

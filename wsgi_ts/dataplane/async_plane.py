@@ -41,13 +41,14 @@ class Call:
         target: where it goes.
         request_id: its id.
         timer: ends it when its time is over; None for no limit.
+        status, headers: of the answer, once it has begun.
         is_streamed: whether the beginning of a streamed answer has come.
         trace: what is told of it; None where nobody asks.
     """
 
     __slots__ = (
         *("_ended", "_error", "_news", "_parts", "_plane", "_unsent"),
-        *("is_streamed", "request_id", "slot", "target", "timer", "trace"),
+        *("headers", "is_streamed", "request_id", "slot", "status", "target", "timer", "trace"),
     )
 
     def __init__(
@@ -59,12 +60,25 @@ class Call:
         self.request_id = request_id
         self.timer: asyncio.TimerHandle | None = None
         self.is_streamed = False
+        self.status = 200
+        self.headers: list[tuple[str, str]] = []
         self._plane = plane
         self._parts: deque[bytes] = deque()
         self._unsent = 0
         self._ended = False
         self._error: ServerError | None = None
         self._news: asyncio.Future[None] | None = None
+
+    async def begin(self) -> None:
+        """Waits for the beginning of the answer: `status`, `headers` and `is_streamed` are right then.
+
+        Raises:
+            ServerError: there is no answer.
+        """
+        while not (self._parts or self.is_streamed or self.is_over):
+            await self._next()
+        if self._error is not None and not self._parts:
+            raise self._error
 
     async def parts(self) -> AsyncIterator[bytes]:
         """The answer: one part, or as many as its handler sends, each as soon as it is there.
@@ -82,8 +96,7 @@ class Call:
                 raise self._error
             if self._ended:
                 return
-            self._news = asyncio.get_running_loop().create_future()
-            await self._news
+            await self._next()
 
     async def whole(self) -> bytes:
         """Returns all parts of the answer in one.
@@ -138,6 +151,10 @@ class Call:
         self._wake()
         if self.trace is not None:
             self.trace.end(self.request_id, error)
+
+    async def _next(self) -> None:
+        self._news = asyncio.get_running_loop().create_future()
+        await self._news
 
     def _wake(self) -> None:
         if self._news is not None and not self._news.done():
@@ -234,6 +251,21 @@ class AsyncPlane:
             self._loop.call_soon(self._publish)
         return call
 
+    def give_up(self, error: ServerError) -> None:
+        """Ends all calls with an error: the server has ended, and nobody answers them any more."""
+        calls = [call for call in self._exchange.waiting.values() if call is not None]
+        self._exchange.waiting.clear()
+        for call in calls:
+            call.slot = -1
+            if call.timer is not None:
+                call.timer.cancel()
+            call.end(error)
+
+    @property
+    def under_way(self) -> int:
+        """How many calls wait for an answer, or the end of one."""
+        return sum(call is not None for call in self._exchange.waiting.values())
+
     def forget(self, call: Call) -> None:
         """See `Call.close`."""
         if call.timer is not None:
@@ -282,6 +314,7 @@ class AsyncPlane:
             call.timer.cancel()
         if call.trace is not None:
             call.trace.walk = answer.walk
+        call.status, call.headers = answer.status, answer.headers
         if answer.error is None:
             call.answer(bytes(answer.body))
         call.end(answer.error)
@@ -317,6 +350,7 @@ class AsyncPlane:
             answer = self._exchange.answer(slot, call.target)
             if call.trace is not None:
                 call.trace.slot, call.trace.walk = slot, answer.walk
+            call.status, call.headers = answer.status, answer.headers
             if answer.stream is None:
                 if answer.error is None:
                     call.answer(bytes(answer.body))

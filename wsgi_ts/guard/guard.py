@@ -40,6 +40,8 @@ class Guard:
         config_fd: a file in memory with the configuration.
         foreground: started in a terminal: a signal that is ignored stays so, and SIGHUP is a wish to stop.
         kept: what is there to keep from the beginning: descriptors by name.
+        owner: the process that the instance is an engine of: it ends with that process, and a supervisor that has died
+            is not followed, since the owner's segment has died with it; None for an instance of its own.
     """
 
     def __init__(
@@ -50,8 +52,11 @@ class Guard:
         *,
         foreground: bool,
         kept: Mapping[str, int] | None = None,
+        owner: int | None = None,
     ) -> None:
         self._program = tuple(command), config_fd
+        self._owner_pid = owner
+        self._owner_fd = -1
         self._next_program: tuple[tuple[str, ...], int] | None = None
         self._program_before: tuple[tuple[str, ...], int] | None = None
         self._run_dir = run_dir
@@ -70,12 +75,17 @@ class Guard:
     def run(self) -> int:
         """Returns the exit status: that of the last supervisor, as a shell shows it."""
         self._listen_for_signals()
+        if self._owner_pid is not None:
+            try:
+                self._owner_fd = os.pidfd_open(self._owner_pid)
+            except ProcessLookupError:
+                return 0
         while True:
             status = self._one_life()
             _reap_orphans()
             if self._takes_other_program():
                 continue
-            if self._stop_wanted or not self._ever_came_up or status == 0:
+            if self._stop_wanted or not self._ever_came_up or status == 0 or self._owner_pid is not None:
                 break
             delay_s = self._backoff.on_death(time.monotonic(), came_up=self._came_up)
             _say(f"The supervisor has ended ({self._last_end}); it is started again in {delay_s:g} s.")
@@ -151,12 +161,17 @@ class Guard:
     def _serve(self, link: socket.socket, pidfd: int) -> None:
         """Does what the supervisor asks for, and passes signals on, until it has ended."""
         poll = select.poll()
-        for fd in (link.fileno(), self._signals.fileno(), pidfd):
-            poll.register(fd, select.POLLIN)
+        for fd in (link.fileno(), self._signals.fileno(), pidfd, self._owner_fd):
+            if fd >= 0:
+                poll.register(fd, select.POLLIN)
         ended = False
         while not ended:
             ready = {fd for fd, _ in poll.poll()}
             ended = pidfd in ready
+            if self._owner_fd in ready:
+                # Nobody waits for an answer any more: at once.
+                poll.unregister(self._owner_fd)
+                self._pass_on(signal.SIGQUIT)
             if self._signals.fileno() in ready:
                 self._take_signals()
             if link.fileno() in ready:
@@ -232,10 +247,14 @@ class Guard:
             hung_up = number == signal.SIGHUP and self._foreground
             wanted = int(signal.SIGTERM) if hung_up else number
             if wanted in FORWARDED:
-                if wanted in _STOPS:
-                    self._want_stop()
-                if self._process is not None:
-                    self._process.send_signal(wanted)
+                self._pass_on(wanted)
+
+    def _pass_on(self, number: int) -> None:
+        """Sends the supervisor a signal; one that says stop is meant for the guard, too."""
+        if number in _STOPS:
+            self._want_stop()
+        if self._process is not None:
+            self._process.send_signal(number)
 
     def _want_stop(self) -> None:
         if not self._stop_wanted:
@@ -319,6 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--foreground", action="store_true")
     parser.add_argument("--kept", type=_kept, action="append", default=[], help="a listening socket: NAME=FD")
     parser.add_argument("--pid-file-fd", type=int, default=-1, help="the locked pid file; closed at once")
+    parser.add_argument("--owner", type=int, help="the process that the instance is an engine of, and ends with")
     parser.add_argument("command", nargs="+", help="the supervisor's")
     options = parser.parse_args(arguments)
     if options.pid_file_fd >= 0:
@@ -326,7 +346,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kept = dict(options.kept)
     for fd in kept.values():
         os.set_inheritable(fd, False)
-    return Guard(options.command, options.run_dir, options.config_fd, foreground=options.foreground, kept=kept).run()
+    flags = {"foreground": options.foreground, "owner": options.owner}
+    return Guard(options.command, options.run_dir, options.config_fd, kept=kept, **flags).run()
 
 
 def _kept(text: str) -> tuple[str, int]:

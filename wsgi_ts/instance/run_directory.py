@@ -69,7 +69,7 @@ class RunDirectory(RunFiles):
             AlreadyRunning: another instance holds it.
             RunDirectoryError: it cannot be made or is not ours, or a process of the last instance lives on.
         """
-        _make_private(path)
+        make_private(path)
         held = lock_fd is not None and is_lock_of(path, lock_fd)
         fd = lock_fd if held and lock_fd is not None else _lock(path)
         directory = cls(path, fd, owner_pid)
@@ -194,7 +194,12 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def _make_private(path: Path) -> None:
+def make_private(path: Path) -> None:
+    """Makes a directory that is this user's alone, where there is none yet.
+
+    Raises:
+        RunDirectoryError: it cannot be made, or is another user's.
+    """
     try:
         path.mkdir(mode=0o700, exist_ok=True)
         status = path.lstat()

@@ -302,18 +302,27 @@ def setup_logging(plan: LogPlan) -> LogFiles:
     # Lines that the logging module itself would print about a broken handler are of no use to anybody.
     logging.raiseExceptions = False
     write_in_background(plan.asynchronous)
-    files = LogFiles(
+    files = _log_files(tuple(_registry.files.values()), dict(_registry.rotations))
+    for path in files.unwritable():
+        logging.getLogger(__name__).warning("Cannot write %s: going on without it", path)
+    return files
+
+
+def no_log_files() -> LogFiles:
+    """Returns what a process has that is not the server's own, and logs in its own way."""
+    return _log_files((), {})
+
+
+def _log_files(files: tuple[LogFile, ...], rotations: dict[Path, Rotation]) -> LogFiles:
+    return LogFiles(
         access=LineLog("ACCESS_LOG"),
         model=LineLog("MODEL_LOG"),
         ts_metrics=LineLog("TS_METRICS"),
         model_metrics=LineLog("MODEL_METRICS"),
         life_cycle=LineLog("org.pytorch.serve.wlm.WorkerLifeCycle"),
-        files=tuple(_registry.files.values()),
-        rotations=dict(_registry.rotations),
+        files=files,
+        rotations=rotations,
     )
-    for path in files.unwritable():
-        logging.getLogger(__name__).warning("Cannot write %s: going on without it", path)
-    return files
 
 
 def _take_stderr() -> None:

@@ -285,6 +285,11 @@ class Config:
     metrics_dir: Path = launch_value(PATH, Path("logs"), "METRICS_LOCATION, or logs in the current directory")
     temp_dir: Path = launch_value(PATH, Path("/tmp"), "TEMP, or the system's directory for temporary files")
     run_dir: Path = launch_value(PATH, Path("/tmp/wsgi-ts"), "what belongs to the running instance")
+    embedded_in: int | None = launch_value(
+        integer(),
+        None,
+        "the process that the server is an engine of: it opens no addresses, and ends with that process",
+    )
     warnings: tuple[str, ...] = launch_value(kinds.LINES, (), "what the launcher has warned of already")
     found_plugins: tuple[dict[str, Any], ...] = launch_value(kinds.ROWS, (), "the plugins that are loaded")
     origins: dict[str, str] = launch_value(kinds.JSON_OBJECT, {}, "file and line of each key that was given")
@@ -322,12 +327,16 @@ class Config:
     @property
     def addresses(self) -> dict[str, Address]:
         """The address of every REST API that is served, by the API's name."""
+        if self.embedded_in is not None:
+            return {}
         found = {"inference": self.inference_address, "management": self.management_address}
         return {**found, "metrics": self.metrics_address} if self.enable_metrics_api else found
 
     @property
     def grpc_addresses(self) -> dict[str, Address]:
-        """The address of both gRPC APIs, by the API's name."""
+        """The address of both gRPC APIs, by the API's name; none where no API is served."""
+        if self.embedded_in is not None:
+            return {}
         scheme = "grpcs" if self.enable_grpc_ssl else "grpc"
         return {
             "inference": Address(scheme, self.grpc_inference_address.strip("[]"), self.grpc_inference_port),

@@ -170,11 +170,13 @@ def make_servers(
 
     Args:
         config: the configuration.
-        listeners: the sockets that are served.
+        listeners: the sockets that are served; without any there are no servers.
         grpc_ports: the ports of the gRPC APIs, inference first.
         directory: the run directory.
         tls_fd: a file with what TLS takes, -1 for none.
     """
+    if not listeners:  # an engine inside another process, which has a segment of its own
+        return []
     inference = [listener for listener in listeners if "inference" in listener.kinds]
     others = [listener for listener in listeners if "inference" not in listener.kinds]
     management = [Gunicorn("management", others, 1, directory, tls_fd)] if others else []
