@@ -28,12 +28,14 @@ class Record:
         boot: see `boot_id`.
         prefix: the start of its shared-memory names.
         children: its other processes.
+        host: the process that it is an engine of, which maps its memory and is not part of it; None: there is none.
     """
 
     owner: ProcessIdentity | None
     boot: str
     prefix: str | None
     children: tuple[ProcessIdentity, ...]
+    host: ProcessIdentity | None = None
 
     @classmethod
     def read(cls, run_dir: str | os.PathLike[str]) -> Record | None:
@@ -59,6 +61,7 @@ class Record:
             prefix=prefix if isinstance(prefix, str) and _PREFIX.fullmatch(prefix) else None,
             # Nobody's child is the first process of all.
             children=tuple(identity for identity in found if identity is not None and identity.pid > 1),
+            host=_identity(fields.get("host")),
         )
 
     @classmethod
@@ -80,7 +83,12 @@ class Record:
         return self.owner is not None and self.boot == boot_id() and self.owner.is_alive()
 
 
-def record_of(owner: ProcessIdentity, prefix: str, children: Iterable[tuple[ProcessIdentity, str]]) -> dict[str, Any]:
+def record_of(
+    owner: ProcessIdentity,
+    prefix: str,
+    children: Iterable[tuple[ProcessIdentity, str]],
+    host: ProcessIdentity | None,
+) -> dict[str, Any]:
     """Returns the fields of a record; `children` are its other processes, and what each is for people."""
     return {
         "pid": owner.pid,
@@ -90,6 +98,7 @@ def record_of(owner: ProcessIdentity, prefix: str, children: Iterable[tuple[Proc
         "children": [
             {"pid": identity.pid, "start_time": identity.start_time, "role": role} for identity, role in children
         ],
+        "host": None if host is None else {"pid": host.pid, "start_time": host.start_time},
     }
 
 

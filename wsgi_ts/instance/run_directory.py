@@ -46,24 +46,28 @@ class RunDirectory(RunFiles):
         lock_fd: the lock, which is held.
     """
 
-    def __init__(self, path: Path, lock_fd: int, owner_pid: int | None = None) -> None:
+    def __init__(self, path: Path, lock_fd: int, owner_pid: int | None = None, host_pid: int | None = None) -> None:
         super().__init__(path)
         self.prefix = f"wsgi-ts-{secrets.token_hex(16)}"
         self.lock_fd = lock_fd
         self._owner_pid = owner_pid or os.getpid()
+        self._host = None if host_pid is None else ProcessIdentity.of(host_pid)
         self._children: dict[int, tuple[ProcessIdentity, str]] = {}
         own = ProcessIdentity.of(os.getpid())
         if owner_pid is not None and own is not None:
             self._children[own.pid] = own, "supervisor"
 
     @classmethod
-    def acquire(cls, path: Path, *, lock_fd: int | None = None, owner_pid: int | None = None) -> RunDirectory:
+    def acquire(
+        cls, path: Path, *, lock_fd: int | None = None, owner_pid: int | None = None, host_pid: int | None = None
+    ) -> RunDirectory:
         """Makes and locks the directory, removes what a dead instance left there, and writes the new record.
 
         Args:
             path: the directory.
             lock_fd: the lock, where the guard holds it since an earlier supervisor took it.
             owner_pid: the guard; None: there is none.
+            host_pid: the process that the instance is an engine of; None: there is none.
 
         Raises:
             AlreadyRunning: another instance holds it.
@@ -72,7 +76,7 @@ class RunDirectory(RunFiles):
         make_private(path)
         held = lock_fd is not None and is_lock_of(path, lock_fd)
         fd = lock_fd if held and lock_fd is not None else _lock(path)
-        directory = cls(path, fd, owner_pid)
+        directory = cls(path, fd, owner_pid, host_pid)
         try:
             directory._remove_leftovers()
             directory.models.mkdir(mode=0o700)
@@ -150,7 +154,8 @@ class RunDirectory(RunFiles):
     def _end_processes(self, record: Record) -> None:
         found = [child for child in record.children if child.is_alive()]
         if record.prefix:
-            found += [process for process in processes_of_instance(record.prefix) if process not in found]
+            spared = [*found, record.host]
+            found += [process for process in processes_of_instance(record.prefix) if process not in spared]
         for process in found:
             log.warning("Killing process %d, which an earlier instance has left", process.pid)
             process.kill()
@@ -181,7 +186,7 @@ class RunDirectory(RunFiles):
 
     def _write_record(self) -> None:
         owner = ProcessIdentity.of(self._owner_pid) or ProcessIdentity(self._owner_pid, 0)
-        write_json(self.record, record_of(owner, self.prefix, self._children.values()))
+        write_json(self.record, record_of(owner, self.prefix, self._children.values(), self._host))
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -43,6 +43,7 @@ STATE_LIMIT_S = 10.0
 #: What it gets to end on top of `graceful_timeout`, in seconds.
 _STOP_MARGIN_S = 10.0
 _LOOK_S = 0.02
+_SETTINGS = "config.properties"
 _KEPT_LINES = 20
 
 
@@ -57,22 +58,26 @@ class Engine:
         settings: keys of config.properties. Those about addresses, tokens and threads of HTTP have no meaning.
         log_dir: where its log files go.
 
+    Attributes:
+        run_dir: its run directory, by which `wsgi-ts status` finds it.
+
     Raises:
         EngineError: it cannot be started.
     """
 
     def __init__(self, settings: Mapping[str, object], log_dir: Path) -> None:
         self._home = Home.make()
-        self._store = RunFiles(self._home.path).models
+        self.run_dir = self._home.path
+        self._store = RunFiles(self.run_dir).models
         self._plane: AsyncPlane | None = None
         self._ended = ""
         self._is_stopped = False
         self._stopping = threading.Lock()
-        self._control = ControlPlane(self._home.path)
+        self._control = ControlPlane(self.run_dir)
         try:
             self._output = self._launch(settings, log_dir)
             self._guard, self._supervisor = self._wait_until_it_answers()
-            self._config = Config.from_json(RunFiles(self._home.path).config.read_text())
+            self._config = Config.from_json(RunFiles(self.run_dir).config.read_text())
         except BaseException:
             self._end_by_force()
             raise
@@ -81,13 +86,13 @@ class Engine:
         # Where archives are unpacked is a place for links to them, too: it is removed with the instance.
         self._store.mkdir()
         values = {"model_store": self._store, "web_workers": 1, "metrics_mode": "prometheus", **settings}
-        file = self._home.path / "config.properties"
+        file = self.run_dir / _SETTINGS
         file.write_text("".join(f"{key}={_escaped(value)}\n" for key, value in values.items()))
         log_dir.mkdir(parents=True, exist_ok=True)
         environment = {name: value for name, value in inherited_environ().items() if name != "TS_CONFIG_FILE"}
         environment |= {"LOG_LOCATION": os.fspath(log_dir), "METRICS_LOCATION": os.fspath(log_dir)}
         command = python_command("wsgi_ts.cli.embedded", "--owner", str(os.getpid()))
-        command += ["--ts-config", os.fspath(file), "--run-dir", os.fspath(self._home.path)]
+        command += ["--ts-config", os.fspath(file), "--run-dir", os.fspath(self.run_dir)]
         ours, theirs = os.pipe()
         output = _Output(ours)
         try:
@@ -103,7 +108,7 @@ class Engine:
             os.close(theirs)
             file.unlink()
         if launcher.returncode:
-            raise EngineError(f"The engine cannot be started: {output.last_words()}")
+            raise self._not_started(output)
         return output
 
     def _wait_until_it_answers(self) -> tuple[int, int]:
@@ -116,10 +121,15 @@ class Engine:
                 return os.pidfd_open(pids["guard"]), os.pidfd_open(pids["supervisor"])
             except (NotReachable, ProcessLookupError):
                 if self._output.has_ended:
-                    raise EngineError(f"The engine cannot be started: {self._output.last_words()}") from None
+                    raise self._not_started(self._output) from None
             if time.monotonic() > deadline:
                 raise EngineError(f"The engine did not answer within {START_LIMIT_S:g} s")
             time.sleep(_LOOK_S)
+
+    def _not_started(self, output: _Output) -> EngineError:
+        # Of the settings it says where they stand in a file that nobody knows.
+        words = re.sub(rf"{re.escape(os.fspath(self.run_dir))}/{_SETTINGS}:\d+: ", "", output.last_words())
+        return EngineError(f"The engine cannot be started: {words}")
 
     def call(self, operation: str, **arguments: Any) -> Any:
         """Asks the supervisor for an operation on models, with the arguments that it has in the management API.
@@ -170,7 +180,7 @@ class Engine:
             ServerError, OSError: it cannot be made.
         """
         loop = asyncio.get_running_loop()
-        files = RunFiles(self._home.path)
+        files = RunFiles(self.run_dir)
         record = Record.read(files.path)
         if record is None or record.prefix is None:
             raise EngineError(self.state() or "The engine has no record of itself")
@@ -242,7 +252,7 @@ class Engine:
         """Kills what still runs, and removes what is left."""
         self._is_stopped = True
         self._control.close()
-        record = Record.find(self._home.path)
+        record = Record.find(self.run_dir)
         if record is not None:
             running = [each for each in (record.owner, *record.children) if each is not None]
             for each in running:

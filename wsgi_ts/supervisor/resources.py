@@ -57,7 +57,9 @@ class Resources:
         stack: ExitStack,
         ends_for_good: Callable[[], bool],
     ) -> None:
-        self.directory = RunDirectory.acquire(run_dir, lock_fd=guard.kept.get(LOCK), owner_pid=guard.pid)
+        self.directory = RunDirectory.acquire(
+            run_dir, lock_fd=guard.kept.get(LOCK), owner_pid=guard.pid, host_pid=config.embedded_in
+        )
         guard.keep(LOCK, self.directory.lock_fd)
         stack.callback(lambda: self.directory.release(for_good=ends_for_good()))
         gpus = gpu_count(config.number_of_gpu)

@@ -118,6 +118,30 @@ def test_a_supervisor_that_never_came_up_is_not_followed(place: Place, code: str
     assert place.notes() == ["1 is here"]
 
 
+def test_an_engine_s_supervisor_is_told_to_stop_at_once_when_the_owner_has_ended(place: Place) -> None:
+    with subprocess.Popen(["sleep", "1000"]) as owner:
+        code = "signal.signal(signal.SIGQUIT, lambda *_: (note('quits'), os._exit(7))); unblock(); wait()"
+        guard = place.start(code, "--owner", str(owner.pid))
+        place.await_note("1 waits")
+        owner.kill()
+    assert guard.wait(30) == 7
+    assert place.notes() == ["1 waits", "1 quits"]
+
+
+def test_an_engine_s_supervisor_is_not_followed(place: Place) -> None:
+    guard = place.start("note('is here'); guard.say_came_up(); die()", "--owner", str(os.getpid()))
+    assert guard.wait(30) == 137
+    assert place.notes() == ["1 is here"]
+
+
+def test_a_guard_whose_owner_is_gone_already_starts_nothing(place: Place) -> None:
+    with subprocess.Popen(["true"]) as owner:
+        owner.wait()
+    guard = place.start("note('is here')", "--owner", str(owner.pid))
+    assert guard.wait(30) == 0
+    assert place.notes() == []
+
+
 def test_a_supervisor_that_came_up_is_followed_whatever_its_end(place: Place) -> None:
     code = "note(options.last_end); guard.say_came_up() if life < 4 else None; [die, lambda: sys.exit(5), die, "
     guard = place.start(code + "lambda: sys.exit(0)][life - 1]()")
