@@ -7,16 +7,20 @@ import http.client
 import json
 import os
 import re
+import subprocess
+import sys
 import tempfile
 import threading
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from support import http as client
 from support.archives import archive
 from support.eventually import eventually
@@ -32,6 +36,7 @@ pytestmark = [
     pytest.mark.skipif(find_spec("ray") is None, reason="ray[serve] is not installed (the extra `ray`)"),
 ]
 
+PAGE = REPOSITORY / "docs" / "ray.md"
 #: Answers with its word and the body, in parts when asked to; shows the head; fails.
 HANDLER = """
 import os, time
@@ -64,9 +69,11 @@ class Cluster:
     """A local Ray with one application."""
 
     def __init__(self, store: Path, folder: Path, marker: str, port: int) -> None:
+        import ray
         from ray import serve
 
         self.serve = serve
+        self._address = ray.get_runtime_context().gcs_address
         self.store = store
         self.port = port
         self._folder = folder
@@ -103,6 +110,22 @@ class Cluster:
     def replicas(self) -> list[int]:
         """Ray's processes that have engines."""
         return [each.pid for each in marked(self.marker) if "ServeReplica" in " ".join(each.cmdline())]
+
+    def type(self, command: str, folder: Path) -> str:
+        """Types a command of the page; returns what it prints."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PATH": path, "RAY_ADDRESS": self._address}
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
 
     def _records(self) -> dict[Path, Any]:
         found = {}
@@ -252,19 +275,32 @@ def test_a_killed_replica_leaves_nothing(cluster: Cluster) -> None:
     eventually(lambda: cluster.ask("x").text == "two x", within=60, what="answers of the other replica")
 
 
-def test_an_archive_that_cannot_be_loaded_is_said(cluster: Cluster) -> None:
-    mar = archive(cluster.store, "broken", "import nothing_of_this_name\ndef handle(data, context): return data")
-    with pytest.raises(RuntimeError, match="Deploying application"):
-        cluster.deploy(mar, "/broken", max_constructor_retry_count=1)
-    message = cluster.serve.status().applications["at /broken"].deployments["broken"].message
-    assert re.search(r"EngineError: .*broken\.mar: .*(nothing_of_this_name|Failed to start workers)", message), message
-    cluster.serve.delete("at /broken")
-
-
-def test_the_end_leaves_neither_processes_nor_shared_memory(cluster: Cluster) -> None:
+def test_the_page_and_the_end_leave_neither_processes_nor_shared_memory(cluster: Cluster, tmp_path: Path) -> None:
+    """The commands of docs/ray.md, typed: the last one is the end."""
+    (block,) = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
+    *commands, end = block.replace(":8000/", f":{cluster.port}/").splitlines()
+    printed = [cluster.type(command, tmp_path) for command in commands]
+    answers = [json.loads(text) for text, command in zip(printed, commands, strict=True) if command.startswith("curl")]
+    assert answers == [
+        {"greeting": "Hello, Ann!", "together": 1},
+        {"greeting": "Hello, Ben!", "together": 1},
+        ["Hello, Ann!", "Hello, Ben!"],
+    ]
     prefixes = list(cluster.engines().values())
-    assert prefixes
-    cluster.serve.shutdown()
+    assert len(prefixes) >= 3
+    cluster.type(end, tmp_path)
     assert not cluster.engines()
     assert not [each for each in marked(cluster.marker) if "wsgi-ts" in " ".join(each.cmdline())]
     assert not [name for prefix in prefixes for name in shared_memory(prefix)]
+
+
+def test_the_manifest_for_kuberay_means_what_it_says() -> None:
+    manifest = yaml.safe_load((REPOSITORY / "deploy" / "kubernetes" / "rayservice.yaml").read_text())
+    (app,) = yaml.safe_load(manifest["spec"]["serveConfigV2"])["applications"]
+    from ray.serve.schema import ServeApplicationSchema
+
+    ServeApplicationSchema.model_validate(app)
+    module, _, builder = app["import_path"].partition(":")
+    built = getattr(import_module(module), builder)(app["args"])
+    assert built._bound_deployment.name == app["deployments"][0]["name"]

@@ -28,7 +28,8 @@ def deployment(
 
     Args:
         archive: a model archive, or a folder with what is in one, where each replica finds it: on a disk that all nodes
-            have, in the image, in the `working_dir` of `runtime_env`; or an address that it is fetched from.
+            have, in the image, in the `working_dir` of `runtime_env`; or an address that it is fetched from. A path is
+            looked for where the replica runs, then where this was called.
         model_name: name of the model; the archive's own by default.
         workers: model workers of each replica.
         batch_size: most requests of one call of the handler; by default what the archive says.
@@ -42,14 +43,28 @@ def deployment(
     arguments = {name: value for name, value in given.items() if value is not None}
     options.setdefault("name", model_name or Path(archive).stem)
     options.setdefault("max_ongoing_requests", MAX_ONGOING_REQUESTS)
-    return serve.deployment(**options)(_bound(str(archive), arguments, settings or {}))
+    return serve.deployment(**options)(_bound(str(archive), Path.cwd(), arguments, settings or {}))
 
 
-def _bound(archive: str, arguments: dict[str, Any], settings: dict[str, object]) -> type[ModelReplica]:
+def app(args: dict[str, Any]) -> serve.Application:
+    """Builds an application of one model for `serve run` and Serve's configuration files.
+
+    Args:
+        args: those of `deployment`; numbers may be texts, as a command line has them.
+    """
+    read: dict[str, Any] = {
+        name: int(text) if isinstance(text, str) and text.isdecimal() else text for name, text in args.items()
+    }
+    return deployment(**read).bind()
+
+
+def _bound(archive: str, made_in: Path, arguments: dict[str, Any], settings: dict[str, object]) -> type[ModelReplica]:
     """Returns the class of the replicas of one deployment, which takes no arguments."""
 
     class Replica(ModelReplica):
         def __init__(self) -> None:
-            super().__init__(archive, arguments, settings)
+            # A replica that was given no directory to work in runs in one of Ray's.
+            is_here = "://" in archive or Path(archive).exists()
+            super().__init__(archive if is_here else str(made_in / archive), arguments, settings)
 
     return Replica
