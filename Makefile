@@ -36,7 +36,8 @@ EXAMPLES  := $(VENV)/.installed-examples
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv install compile console demo demo-stop format test debian test-latest fuzz lint lock bench bench-rivals bench-batching bench-gate bench-large bench-growth bench-workflows chart clean
+# Every target whose name is plain words.
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -158,6 +159,9 @@ bench-growth: $(INSTALLED) ## measure what is served as workers, models, connect
 
 bench-workflows: compile ## measure workflows in wsgi-ts and TorchServe on this machine (needs java 11 or newer, and wrk)
 	@$(PY) benchmarks/bench_workflows.py $(BENCH_ARGS)
+
+bench-ray: compile ## measure a model in Ray Serve with our engine and with Ray's own batching (needs wrk)
+	@$(PY) benchmarks/bench_ray.py $(BENCH_ARGS)
 
 chart: $(INSTALLED) ## draw the charts of the newest published results
 	@$(PIP) -e '.[bench]'
