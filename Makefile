@@ -163,6 +163,9 @@ bench-workflows: compile ## measure workflows in wsgi-ts and TorchServe on this 
 bench-ray: compile ## measure a model in Ray Serve with our engine and with Ray's own batching (needs wrk)
 	@$(PY) benchmarks/bench_ray.py $(BENCH_ARGS)
 
+bench-lifecycle: compile ## count requests lost when a pod is ended, beside TorchServe, mosec and LitServe (needs java; 5 GB of disk)
+	@$(PY) benchmarks/bench_lifecycle.py $(BENCH_ARGS)
+
 chart: $(INSTALLED) ## draw the charts of the newest published results
 	@$(PIP) -e '.[bench]'
 	@$(PY) benchmarks/chart.py

@@ -13,10 +13,10 @@ from typing import Any
 
 import grpc
 import pytest
+from lifecycle.pods import OtherPod, Service
 from support.archives import archive
 from support.eventually import eventually
 from support.grpc_client import GrpcClient, failure, health_pb2
-from support.pods import OtherPod, Service
 from support.server import ServerProcess
 
 #: Loads once its file is there.

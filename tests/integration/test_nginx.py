@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 import pytest
 from corpus.requests import CASES, HIDDEN, Case, with_length
+from lifecycle.pods import Service
 from support import debian, http
 from support.archives import archive
 from support.authority import Authority
@@ -31,7 +32,6 @@ from support.grpc_client import (
 )
 from support.http import RawConnection, Reply
 from support.nginx import CONFIGURATION, Nginx
-from support.pods import Service
 from support.server import ServerProcess
 from support.upgrades import upgrade
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lifecycle.pods import Service
 from support.archives import archive
 from support.eventually import eventually
-from support.pods import Service
 from support.server import REPOSITORY, ServerProcess
 from support.upgrades import upgrade
 
