@@ -45,9 +45,10 @@ COMPILED = (
         "worker_layout",
     )),
     "wsgi_ts/batcher/worker/slots.py",
-    "wsgi_ts/dataplane/exchange.py",
-    "wsgi_ts/dataplane/ledger.py",
-    "wsgi_ts/dataplane/routes.py",
+    *(f"wsgi_ts/dataplane/{name}.py" for name in (
+        "exchange", "graph", "graph_walk", "ledger", "node_answers", "node_requests", "routes", "task", "walk",
+        "walk_counters", "walks",
+    )),
     "wsgi_ts/http/body.py",
     "wsgi_ts/http/head.py",
     *(f"wsgi_ts/http2/{name}.py" for name in ("connection", "frames", "stream")),

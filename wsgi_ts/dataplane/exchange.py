@@ -108,7 +108,7 @@ class Exchange(Generic[Waiter]):
         self._chosen = 0
         self.walks: Walks[Waiter] = Walks(
             self.client,
-            self.routes,
+            self.routes.node_target,
             self.waiting,
             self._batcher_of,
             config.max_response_size,

@@ -84,7 +84,7 @@ class Graph:
         self.index = index
         self.nodes = nodes
         places = range(len(nodes))
-        (self.start,) = (place for place in places if not nodes[place].parents)
+        (self.start,) = [place for place in places if not nodes[place].parents]
         self.children = [tuple(child for child in places if place in nodes[child].parents) for place in places]
         asking = tuple(place for place in places if nodes[place].reads_request)
         self.readers = [self.children[place] + (asking if place == self.start else ()) for place in places]
@@ -96,7 +96,6 @@ class Graph:
             for place in places
             if nodes[place].scatters
         }
-
         self.counts = [
             (-1 if node.scatter >= 0 else 1 if node.gathers else len(node.parents), len(self.readers[place]))
             for place, node in enumerate(nodes)

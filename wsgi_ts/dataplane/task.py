@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 from wsgi_ts.errors import ServerError
 
@@ -57,7 +57,6 @@ class Task:
     began_ns = 0
     took_ns = 0
     reads: list[Task] | None = None
-    place: tuple[int, int] = (0, 0)
     value: bytes | None = None
     parts: list[tuple[int, int] | bytes] | None = None
     error: ServerError | None = None
@@ -68,6 +67,7 @@ class Task:
         self.item = item
         self.awaited = awaited
         self.undecided = undecided
+        self.place = (0, 0)
 
     @property
     def has_answer(self) -> bool:
@@ -78,34 +78,34 @@ class Task:
         return f"<Task {self.node}.{self.item} state {self.state} attempt {self.attempt}>"
 
 
-class Submit(NamedTuple):
+class TaskAction:
+    """Something to be done about one task."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+
+class Submit(TaskAction):
     """Submit the task's next attempt: in its slot, or, where it has none, in a new one."""
 
-    task: Task
 
-
-class Withdraw(NamedTuple):
+class Withdraw(TaskAction):
     """Set the cancel word of the task's slot."""
 
-    task: Task
 
-
-class Release(NamedTuple):
+class Release(TaskAction):
     """Give the task's slot back."""
 
-    task: Task
 
-
-class Finish(NamedTuple):
-    """Answer the request with what these tasks have; their slots are left to whoever answers."""
-
-    tasks: list[Task]
-
-
-class Fail(NamedTuple):
+class Fail(TaskAction):
     """Answer the request with an error: all attempts of this task have failed."""
 
-    task: Task
+
+class Finish:
+    """Answer the request with what these tasks have; their slots are left to whoever answers."""
+
+    def __init__(self, tasks: list[Task]) -> None:
+        self.tasks = tasks
 
 
 Action = Submit | Withdraw | Release | Finish | Fail

@@ -19,7 +19,7 @@ from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
 from wsgi_ts.dataplane.graph import Graph
 from wsgi_ts.dataplane.node_answers import joined, json_parts, packed_parts
 from wsgi_ts.dataplane.node_requests import inline_answer, references
-from wsgi_ts.dataplane.routes import RoutingTable, Target
+from wsgi_ts.dataplane.routes import Target
 from wsgi_ts.dataplane.task import Action, Finish, Release, State, Submit, Task, Withdraw
 from wsgi_ts.dataplane.walk import Walk
 from wsgi_ts.dataplane.walk_counters import WalkCounters
@@ -45,7 +45,7 @@ class Walks(Generic[Waiter]):
 
     Args:
         client: the slots.
-        routes: where models are.
+        node_target: where a request from one node to another goes, by model and version.
         waiting: who waits for each request, by slot or handle; see `Exchange`.
         choose: the batcher for a request.
         most_answer_bytes: of an answer that is put together of several.
@@ -62,7 +62,7 @@ class Walks(Generic[Waiter]):
     def __init__(
         self,
         client: SlotClient,
-        routes: RoutingTable,
+        node_target: Callable[[str, str | None], Target],
         waiting: dict[int, Any],
         choose: Callable[[Target], int],
         most_answer_bytes: int,
@@ -73,7 +73,7 @@ class Walks(Generic[Waiter]):
         self.progress: Callable[[Waiter, str, Task], None] = lambda waiter, name, task: None
         self.limit: Callable[[Waiter, int], None] = lambda waiter, limit_ns: None
         self._client = client
-        self._routes = routes
+        self._node_target = node_target
         self._waiting = waiting
         self._choose = choose
         self._most_answer_bytes = most_answer_bytes
@@ -248,7 +248,7 @@ class Walks(Generic[Waiter]):
         if states.is_over:
             return states.refused(task)
         node = states.graph.nodes[task.node]
-        target = self._routes.node_target(node.when if task.is_gate else node.model, node.version)
+        target = self._node_target(node.when if task.is_gate else node.model, node.version)
         if target.error is not None:
             task.error = self._unreachable(walk, task, target.error)
             return states.refused(task)

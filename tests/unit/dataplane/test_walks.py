@@ -8,7 +8,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -58,9 +57,8 @@ class Place:
         self.client = SlotClient(self.segment, self.board, 1, warm_bytes=1 << 20)
         self.waiting: dict[int, Any] = {}
         self.delivered: dict[str, Answer] = {}
-        self.routes: Any = SimpleNamespace(node_target=self.target)
         self.walks: Walks[str] = Walks(
-            self.client, self.routes, self.waiting, lambda target: 0, 1 << 20, WalkCounters(self.board, 1)
+            self.client, self.target, self.waiting, lambda target: 0, 1 << 20, WalkCounters(self.board, 1)
         )
         self.walks.deliver = self.delivered.__setitem__
         self.worker = WorkerSlots(prefix, decode_input_request=True)
