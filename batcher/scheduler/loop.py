@@ -234,7 +234,8 @@ class BatcherLoop:
                 case Dispatch(worker, batch):
                     jobs = batch.jobs
                     entries = [job.segment.mail_base | job.slot for job in jobs]
-                    self._mailboxes[worker].post(entries, batch.reason, int(batch.posted_at * 1e9))
+                    busy = len(self._scheduler.busy)
+                    self._mailboxes[worker].post(entries, batch.reason, int(batch.posted_at * 1e9), busy)
                     self._counters[worker.model].dispatched(jobs, now)
                 case Record():
                     self._record(action, now)

@@ -81,13 +81,14 @@ class BatcherMailbox(_Mailbox):
                 raise
             self._other_bells = [self._group.bell(rank) for rank in range(1, ranks)]
 
-    def post(self, entries: list[int], reason: int = 0, now_ns: int = 0) -> int:
+    def post(self, entries: list[int], reason: int = 0, now_ns: int = 0, busy: int = 1) -> int:
         """Posts a batch; returns its number. At most MAIL_PLACES batches may be unfinished.
 
         Args:
             entries: its requests.
             reason: why it goes, a `CloseReason`.
             now_ns: the present monotonic time.
+            busy: how many of the batcher's model workers have something to do, this one included.
         """
         number = self.posted + 1
         start = self._start(number)
@@ -99,6 +100,7 @@ class BatcherMailbox(_Mailbox):
             words[start] = entries[0]
         else:
             words[start : start + len(entries)] = array("Q", entries)
+        words[MailWord.BUSY] = busy
         self.posted = number
         words[MailWord.POSTED] = number
         self.bell.ring()
@@ -174,6 +176,11 @@ class WorkerMailbox(_Mailbox):
     def posted(self) -> int:
         """Number of the last batch posted."""
         return self.words[MailWord.POSTED]
+
+    @property
+    def busy(self) -> int:
+        """How many of the batcher's model workers had something to do when it was posted."""
+        return self.words[MailWord.BUSY]
 
     def begin(self, number: int, now_ns: int) -> list[int] | None:
         """Marks a batch as begun and returns its entries; None when the batcher has taken it back."""

@@ -31,6 +31,7 @@ class MailWord:
     REVOKED: Final = 9  # batcher: this batch is not to be begun
     STOP: Final = 10  # batcher: 1 = leave when nothing is posted
     CAPACITY: Final = 11  # batcher: entries per place
+    BUSY: Final = 13  # batcher: how many of its model workers had something to do when it posted last
     ENDED: Final = 6  # model worker: how many sequences its handler has ended; their marks lie behind the places
     ENDED_SEEN: Final = 12  # batcher: how many of those it has read
 

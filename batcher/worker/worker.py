@@ -6,6 +6,7 @@ or hang; what is in shared memory stays consistent because a slot's state word i
 
 from __future__ import annotations
 
+import os
 import struct
 import sys
 import time
@@ -28,10 +29,12 @@ from wsgi_ts.handlers.serving.service import Service
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.tracing.options import TraceOptions
 
-#: A worker whose last batch came within SOON_NS and held at most FEW requests spins for SPIN_NS before it sleeps.
+#: A worker whose last batch came within SOON_NS and held at most FEW requests spins for SPIN_NS before it sleeps, if
+#: at most MOST_SPINNING of its batcher's workers had something to do then.
 SOON_NS = 500_000
 SPIN_NS = 200_000
 FEW = 2
+MOST_SPINNING = max(FEW, len(os.sched_getaffinity(0)) // 2)
 #: Where nothing comes for so long, segments of web workers that have died are let go (seconds).
 IDLE_S = 1.0
 #: What is slow is thought over every so many batches, less one, and in idle moments.
@@ -124,8 +127,10 @@ class ModelWorker:
         bell = mailbox.bell
         idle_since = time.monotonic_ns()
         # Where the last batch came soon and was small, a few clients wait for each other answer, and being woken would
-        # be half of their time. Under more load the core is better left to those who make the next batch.
-        spin_ns = SPIN_NS if self._last_wait_ns < SOON_NS and self._last_count <= FEW else 0
+        # be half of their time. Under more load the core is better left to those who make the next batch: workers that
+        # spin beside each other take more of it than their requests do.
+        is_quick = self._last_wait_ns < SOON_NS and self._last_count <= FEW and mailbox.busy <= MOST_SPINNING
+        spin_ns = SPIN_NS if is_quick else 0
         while not bell.wait(lambda: mailbox.posted() >= number or mailbox.stopping, IDLE_S, spin_ns=spin_ns):
             self._slots.forget_dead()
             if self._traces is not None:

@@ -378,6 +378,15 @@ def test_a_cancelled_request_is_never_given_to_a_worker(bench: Bench) -> None:
     assert bench.status(slot) == 499
 
 
+def test_a_worker_knows_how_many_beside_it_have_something_to_do(prefix: str) -> None:
+    bench = Bench(prefix)
+    (_, first), (_, second) = bench.add_worker(), bench.add_worker(WORKER + 1)
+    bench.submit()
+    bench.submit()
+    bench.turn()
+    assert sorted(worker.busy for worker in (first, second)) == [1, 2]
+
+
 def test_rule_10_a_revoked_batch_is_skipped_and_queued_again(prefix: str) -> None:
     bench = Bench(prefix)
     ours, worker = bench.add_worker()
