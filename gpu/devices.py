@@ -109,13 +109,13 @@ def _query(fields: str, *options: str) -> list[str]:
     return [line.strip() for line in answer.stdout.splitlines() if line.strip()]
 
 
-def gpu_loads(count: int, environ: Mapping[str, str] = os.environ) -> list[dict[str, float]]:
+def gpu_loads(count: int) -> list[dict[str, float]]:
     """Use of the first `count` GPUs: for each GPUUtilization and GPUMemoryUtilization in percent, GPUMemoryUsed in MB.
 
     Empty where the driver does not tell.
     """
     loads = []
-    for device in visible_devices(environ)[:count] if count else []:
+    for device in visible_devices()[:count] if count else []:
         lines = _query(",".join(_LOAD_FIELDS), "--id=" + device)
         try:
             utilization, used, total = (float(value.split()[0]) for value in lines[0].split(","))

@@ -122,12 +122,6 @@ class InvalidDag(ServerError):
         self.where = where
 
 
-class WorkflowFailed(ServerError):
-    """A workflow could not be registered: one of its nodes failed."""
-
-    default_type = "WorkflowException"
-
-
 class BadRequest(ServerError):
     """The request itself is wrong."""
 

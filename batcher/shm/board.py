@@ -63,7 +63,7 @@ class Board:
 
     @property
     def epoch(self) -> int:
-        """Moves whenever routes.json was published."""
+        """Changes whenever routes.json is published."""
         return self.words[layout.BOARD_EPOCH]
 
     def bump_epoch(self) -> None:

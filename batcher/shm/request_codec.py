@@ -346,7 +346,7 @@ def unpack_fields(body: memoryview) -> dict[str, Any]:
 
 
 def pack_reference(key: str, kind: int, offset: int = 0, length: int = 0, inline: bytes = b"") -> bytes:
-    """Returns what says in a request's body where the value of a key lies.
+    """Returns the reference that tells where the value of a key lies.
 
     Args:
         key: of the handler's row.

@@ -274,11 +274,12 @@ class YamlSettings(dict[str, Any]):
         return f"{self.place(key)}: key {key}"
 
 
-def load_model_yaml(path: Path, *, max_bytes: int = DEFAULT_LIMITS.max_config_bytes) -> YamlSettings:
+def load_model_yaml(path: Path) -> YamlSettings:
     """The settings of a model-config.yaml; empty, with one line in the log, where they cannot be read or are larger.
 
     Only plain data is built. Aliases may not blow the document up to more than 100 000 values.
     """
+    max_bytes = DEFAULT_LIMITS.max_config_bytes
     try:
         content = read_small_file(path, max_bytes)
         if content is None:

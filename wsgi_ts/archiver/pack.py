@@ -98,12 +98,8 @@ def create_model_archive(request: ModelArchiveRequest, manifest: str | None = No
     return contents.output
 
 
-def create_workflow_archive(request: WorkflowArchiveRequest, manifest: str | None = None) -> Path:
+def create_workflow_archive(request: WorkflowArchiveRequest) -> Path:
     """Writes the workflow archive (.war); returns its path.
-
-    Args:
-        request: what to archive.
-        manifest: text of the MANIFEST.json; made from `request` by default.
 
     Raises:
         ArchiverError: with the text for the user; an older archive is then untouched.
@@ -111,9 +107,7 @@ def create_workflow_archive(request: WorkflowArchiveRequest, manifest: str | Non
     contents = _begin("Workflow", request.workflow_name, ".war", request.export_path, request.force)
     add_files(contents, request.spec_file, request.handler)
     add_extra_files(contents, request.extra_files)
-    if manifest is None:
-        manifest = workflow_manifest(request).text()
-    documents = {"WAR-INF/MANIFEST.json": manifest}
+    documents = {"WAR-INF/MANIFEST.json": workflow_manifest(request).text()}
     write_archive(contents, documents, "default", request.workflow_name, kind="workflow")
     log.info("Successfully exported workflow %s to file %s", request.workflow_name, request.export_path)
     return contents.output

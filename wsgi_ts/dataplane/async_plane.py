@@ -145,7 +145,7 @@ class Call:
         self._hold(-self._unsent)
 
     def end(self, error: ServerError | None = None) -> None:
-        """Says that nothing more comes, and why if that is not as it should be."""
+        """Ends the call, with an error if it has failed."""
         self._ended = error is None
         self._error = error
         self._wake()
@@ -296,7 +296,7 @@ class AsyncPlane:
         self._exchange.client.publish()
 
     def _look_at(self, call: Call, limit_ns: int) -> None:
-        """Has a workflow's request be looked at then."""
+        """Schedules the next look at a workflow's limits."""
         if call.timer is not None:
             call.timer.cancel()
         delay_s = max(0.0, (limit_ns - time.monotonic_ns()) / 1e9)
@@ -308,7 +308,7 @@ class AsyncPlane:
             self._look_at(call, limit_ns)
 
     def _deliver(self, call: Call, answer: Answer) -> None:
-        """Answers a workflow's request with what lies in no slot."""
+        """Answers a workflow's request whose answer lies in no slot."""
         call.slot = -1
         if call.timer is not None:
             call.timer.cancel()
@@ -331,7 +331,7 @@ class AsyncPlane:
                 self._loop.call_soon_threadsafe(self._collect)
 
     def _collect(self) -> None:
-        """Takes what has come for the calls; whatever goes wrong costs one call and no other."""
+        """Takes what has come for the calls; a failure ends one call only."""
         self._is_woken = False  # first: what is answered from now on wakes the loop again
         for slot, call in self._exchange.news():
             try:

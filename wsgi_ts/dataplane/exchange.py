@@ -234,7 +234,7 @@ class Exchange(Generic[Waiter]):
         self.client.keep_for_sending(slot)
 
     def forget(self, slot: int) -> None:
-        """Leaves a request to itself: what has not begun is never run, and its slot is given back at its end."""
+        """Abandons a request: what has not begun never runs, and its slot is given back at its end."""
         if slot >= self.client.capacity:
             self.walks.leave(slot)
             return
@@ -284,7 +284,7 @@ class Exchange(Generic[Waiter]):
 
 
 def no_memory(full: SharedMemoryFull) -> OutOfResources:
-    """Logs what shared memory there is none for, and returns what the client is told."""
+    """Logs that shared memory is full, and returns the error for the client."""
     log.error("%s", full.strerror)
     return OutOfResources("Not enough shared memory for the request")
 

@@ -121,7 +121,7 @@ class GraphWalk:
         return self._taken()
 
     def timed_out(self, task: Task) -> list[Action]:
-        """The time of its attempt is over; of one that is not under way any more that is no news."""
+        """The time of its attempt is over; no news where no attempt is under way."""
         if task.state not in (State.RUNNING, State.WITHDRAWN) or self.is_over:
             return []
         if task.state == State.RUNNING:
@@ -255,7 +255,7 @@ class GraphWalk:
                 self._tell(self._task(child, item), self._task(scatter))
 
     def sources(self, task: Task) -> list[tuple[str, Task]]:
-        """Whose slots a task's request refers to, and under which key of the row; not what the client has sent."""
+        """The tasks whose answers a task's request refers to, each with its key of the row (not the client's request)."""
         graph = self.graph
         node = graph.nodes[task.node]
         if node.gathers:
@@ -291,7 +291,7 @@ class GraphWalk:
         return not self.graph.behind[place] & self._answered
 
     def _finish(self) -> None:
-        """All tasks are decided: the answer is what those have behind which no other has one."""
+        """All tasks are decided: the answer is that of the last ones that have one."""
         ends = [task for task in self.tasks() if self._may_be_end(task)]
         for end in ends:
             end.is_kept = True

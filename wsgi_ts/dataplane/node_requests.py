@@ -1,4 +1,4 @@
-"""What a node's request says of where its row lies: the answers of its parents, and what the client has sent."""
+"""The references in a node's request: where the answers of its parents lie, and what the client has sent."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def inline_answer(graph: Graph, task: Task) -> bytes | None:
 
 
 def _value(graph: Graph, key: str, source: Task, item: int) -> bytes:
-    """What says where a node's answer lies."""
+    """The reference to a node's answer."""
     inline = inline_answer(graph, source)
     if source.parts is not None and item >= 0:
         part = source.parts[item]
@@ -51,7 +51,7 @@ def _value(graph: Graph, key: str, source: Task, item: int) -> bytes:
 
 
 def _element(graph: Graph, key: str, source: Task) -> bytes:
-    """The same, of the answer for one element of a list."""
+    """The reference to the answer for one element of a list."""
     if not source.has_answer:
         return pack_reference(key, ReferenceKind.NO_ELEMENT)
     inline = inline_answer(graph, source)

@@ -153,7 +153,7 @@ class Walks(Generic[Waiter]):
         return self._carry_out(walk, actions)
 
     def answer(self, slot: int, answer: Answer) -> Answer:
-        """Makes the answer of a last node the workflow's: its body is all that counts, but of a stream."""
+        """Turns the last node's answer into the workflow's: only its body counts, unless it is a stream."""
         answer.walk, timings = self._ended.pop(slot, (None, ""))
         if answer.stream is None:
             answer.status, answer.phrase, answer.headers = 200, "", []
@@ -164,7 +164,7 @@ class Walks(Generic[Waiter]):
         return answer
 
     def look(self, handle: int) -> int:
-        """Looks at a walk whose limit may have passed.
+        """Checks the time limits of a walk.
 
         Returns:
             When to look again, by monotonic time in ns; 0 where the request is answered.
@@ -195,12 +195,12 @@ class Walks(Generic[Waiter]):
         return walk.limit_ns
 
     def limit_of(self, handle: int) -> int:
-        """Until when nothing has to be looked at, by monotonic time in ns; 0 where the request is answered."""
+        """When to check a walk's limits next, by monotonic time in ns; 0 where the request is answered."""
         walk = self._by_handle.get(handle)
         return 0 if walk is None else walk.limit_ns
 
     def watch(self, handle: int) -> None:
-        """Has who waits be told of each node that ends."""
+        """Has progress told: who waits hears of each node that ends."""
         self._by_handle[handle].is_watched = True
 
     def leave(self, handle: int) -> None:

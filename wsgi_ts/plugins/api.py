@@ -207,7 +207,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks: a name for the log, and what `authorize` wants to know of him."""
+    """Who asks: a name for the log, and what `authorize` wants to know of them."""
 
     name: str
     claims: Mapping[str, Any] | None = None
@@ -238,7 +238,7 @@ class Auth(Protocol):
         """Who asks; None where this plugin cannot say: the next one is asked, and after the last the answer is 401."""
 
     def authorize(self, principal: Principal, action: str, model: str) -> bool:
-        """Whether he may.
+        """Whether they may do it.
 
         Args:
             principal: what `authenticate` has returned.

@@ -33,7 +33,7 @@ class Decision:
 
 @dataclass(slots=True)
 class _Known:
-    """What is remembered for a peer and its headers: until when (monotonic), who it is, and what he may do."""
+    """What is remembered for a peer and its headers: until when (monotonic), who it is, and what they may do."""
 
     until: float
     asker: Principal | Refuse

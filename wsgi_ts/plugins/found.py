@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsgi_ts.plugins.api import API, API_NAME, ENDPOINT_TIMEOUT_S, Marked, mark_of
+from wsgi_ts.plugins.api import API, API_NAME, ENDPOINT_TIMEOUT_S, Marked
 
 
 class PluginError(Exception):
@@ -44,7 +44,7 @@ class Found:
     error: str = ""
 
     def row(self) -> dict[str, Any]:
-        """It as JSON."""
+        """The plugin as JSON."""
         return dataclasses.asdict(self)
 
     def load(self) -> Any:
@@ -106,12 +106,6 @@ def made(plugin: Any) -> Any:
     """An instance of a class; anything else as it is."""
     plugin = bare(plugin)
     return plugin() if isinstance(plugin, type) else plugin
-
-
-def mark_name(plugin: Any, default: str) -> str:
-    """The name that a decorator has given, else the default."""
-    mark = mark_of(plugin)
-    return mark.name if mark is not None else default
 
 
 def folders(plugins_path: str) -> list[Path]:

@@ -62,15 +62,15 @@ class PluginReport:
             self.note(found, LOADED)
             yield found, plugin
 
-    def note(self, found: Found, state: str, error: str = "") -> None:
+    def note(self, found: Found, state: str) -> None:
         """Notes what has become of a plugin here."""
         with self._lock:
             row = self._rows.setdefault(found.name, _new_row(found))
-            row |= {"state": state, "error": error}
+            row |= {"state": state, "error": ""}
         self._write_soon()
 
     def failed(self, found: Found, error: BaseException | str, *, state: str = "", instead: str = "") -> None:
-        """Counts a failure, and says so.
+        """Counts a failure, and logs it.
 
         Args:
             found: whose it is.

@@ -28,12 +28,11 @@ class PluginContext:
 
     Args:
         instance: the instance.
-        control: calls to its supervisor; by default its own.
     """
 
-    def __init__(self, instance: Instance, control: ControlPlane | None = None) -> None:
+    def __init__(self, instance: Instance) -> None:
         self._instance = instance
-        self._control = control or ControlPlane(instance.run_dir)
+        self._control = ControlPlane(instance.run_dir)
         self._lock = threading.Lock()
         self._plane: BlockingPlane | None = None
 
@@ -56,15 +55,7 @@ class PluginContext:
         version: str | None = None,
         content_type: str = "",
     ) -> Prediction:
-        """Runs a model; what goes wrong is in the answer, as a client would get it.
-
-        Args:
-            name: the model.
-            data: the request's body.
-            timeout: seconds for the answer; None for as long as the model may take.
-            version: one of its versions; None for the default one.
-            content_type: of the body.
-        """
+        """Runs a model (see `api.Context`); what goes wrong is in the answer, as a client would get it."""
         plane = self._open_plane()
         target = plane.routes.version_target(name, version)
         kind = content_type.encode("latin-1")

@@ -81,7 +81,7 @@ def bad_request(message: str) -> Failure:
 
 
 def inference_failure(error: ServerError) -> Failure:
-    """How the inference API says an error."""
+    """How the inference API reports an error."""
     if isinstance(error, InvalidKey):
         return Failure(StatusCode.PERMISSION_DENIED, error.message)
     if isinstance(error, (ModelNotFound, ModelVersionNotFound)):
@@ -92,7 +92,7 @@ def inference_failure(error: ServerError) -> Failure:
 
 
 def management_failure(error: ServerError) -> Failure:
-    """How the management API says an error."""
+    """How the management API reports an error."""
     if isinstance(error, InvalidKey):
         return Failure(StatusCode.PERMISSION_DENIED, error.message)
     name = error.type_name

@@ -33,7 +33,7 @@ class GrpcGate:
         self._threads = DaemonThreads(_THREADS, "plugin auth")
 
     async def admit(self, line: str, request: Any, rpc: RpcCall) -> Any:
-        """Lets a call pass; returns its request, or its requests, each of which is looked at as it comes.
+        """Lets a call pass; returns its request, or its stream of requests, each checked as it comes.
 
         Args:
             line: `gRPC package.Service/Method HTTP/2.0`.

@@ -146,7 +146,7 @@ class Answers:
         return call_app(connection.endpoint.app, environ)
 
     def _deliver(self, connection: Connection, answer: Answer) -> None:
-        """Answers a workflow's request with what lies in no slot."""
+        """Answers a workflow's request whose answer lies in no slot."""
         connection.slot = -1
         connection.walk = answer.walk
         try:
@@ -162,7 +162,7 @@ class Answers:
     # Events of a workflow
 
     def begin_events(self, connection: Connection) -> None:
-        """Begins the answer to a workflow's request that was submitted: events, whatever becomes of it."""
+        """Begins to stream events as the answer to a submitted request of a workflow."""
         answer = Answer()
         answer.headers, answer.stream = [("content-type", EVENT_TYPE)], ()
         response = self._response_to(connection, answer)
@@ -176,7 +176,7 @@ class Answers:
         self._sender.flush(connection)
 
     def _send_events(self, exchange: Exchange[Connection], connection: Connection, slot: int) -> None:
-        """Sends the answer as an event, or what has come of one that is streamed."""
+        """Sends the whole answer as one event, or the new chunks of a streamed one as an event each."""
         target = connection.target
         if target is None:
             raise RuntimeError("an answered slot without target")
@@ -311,26 +311,26 @@ class Answers:
     # Errors of the HTTP layer
 
     def error(self, connection: Connection, error: ServerError, request: Mapping[str, str] = AS_SENT) -> None:
-        """Answers with an error before any resource is asked; `request` stands in for what is not known of it."""
+        """Answers with an error and asks no resource; `request` has the WSGI variables that the head did not give."""
         environ: dict[str, Any] = {**environ_of(connection), **request, ERROR_KEY: error}
         self.respond(connection, call_app(connection.endpoint.app, environ))
 
     def refuse(self, connection: Connection, bad: BadHead) -> None:
-        """Answers what is not a request, or not one that arrives; the connection ends."""
+        """Answers a malformed or incomplete request, and ends the connection."""
         self._table.abandon_slot(connection)
         self._table.name_request(connection)
         connection.close_after = True
         self.error(connection, ServerError(bad.message, status=bad.status, type_name="BadRequestException"), NO_REQUEST)
 
     def unavailable(self, connection: Connection, what: str, request: Mapping[str, str] = AS_SENT) -> None:
-        """Answers a request that the server could take at another time, and ends the connection."""
+        """Answers 503 to a request that may be sent again later, and ends the connection."""
         self._table.abandon_slot(connection)
         self._table.name_request(connection)
         connection.close_after = True
         self.error(connection, ServiceUnavailable(what + "Please try again in a few seconds."), request)
 
     def fail(self, connection: Connection) -> None:
-        """Ends a request that an unexpected exception has come of; call it where that is handled.
+        """Ends a request after an unexpected exception; to be called in the `except` block.
 
         It is answered 500 when nothing of an answer was sent, else its connection is closed.
         """

@@ -23,7 +23,7 @@ WAITING_THREADS = 32
 
 
 def environ_of(connection: Connection) -> dict[str, Any]:
-    """Returns the WSGI variables of the request under way, without what differs by kind."""
+    """Returns the WSGI variables that every kind of request has."""
     environ = connection.endpoint.environ.copy()
     if connection.head is not None:
         environ.update(connection.head.environ)
@@ -90,17 +90,17 @@ class AppThreads:
         pool.submit(self._call, connection.endpoint.app, connection, connection.request_id, environ)
 
     def ask_plugin(self, connection: Connection, environ: dict[str, Any], plugin: PluginEndpoint) -> None:
-        """Has a thread of an endpoint's own call it; `give_up` ends the wait for it."""
+        """Calls a plugin's endpoint on a thread of its own; `give_up` ends the wait for it."""
         self._asked[connection] = plugin
         plugin.submit(partial(self._call, plugin.app, connection, connection.request_id, environ))
 
     def ask_gate(self, connection: Connection, gate: Gate, threads: DaemonThreads, ask: Callable[[], Decision]) -> None:
-        """Has a thread ask the plugins that say who may ask; `give_up` ends the wait for them."""
+        """Asks the plugins that authorize, on a thread; `give_up` ends the wait for them."""
         self._asked[connection] = gate
         threads.submit(partial(self._finish, connection, connection.request_id, ask))
 
     def give_up(self, connection: Connection) -> ServerError:
-        """Returns what a client is told for which a plugin takes too long."""
+        """Stops waiting for a plugin; returns the error for its client."""
         return self._asked.pop(connection).is_late()
 
     def take(self) -> tuple[Connection, Answer | Decision | Exception] | None:

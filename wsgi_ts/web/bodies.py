@@ -38,7 +38,7 @@ class Bodies:
         self._limit = most_bytes
 
     def goes_on(self, connection: Connection) -> bool:
-        """Gives a body more time of which enough has come in its time; returns whether it has."""
+        """Gives a body more time if enough of it has come since the last look; returns whether it has."""
         body = connection.body
         if body is None or body.received - connection.body_seen < LEAST_BODY_BYTES:
             return False
@@ -66,7 +66,7 @@ class Bodies:
         return self.receive_direct(connection)
 
     def _give_room(self, connection: Connection, body: SlotBody) -> bool:
-        """Gives a body room in its slot for what may come next; False where /dev/shm is full, which is answered."""
+        """Reserves room in the slot for the next bytes of a body; False if /dev/shm is full, which is answered then."""
         client, slot = self._table.exchange.client, connection.slot
         try:
             body.room = client.body_room(slot, body.next_room(client.body_reserved(slot)))
@@ -144,7 +144,7 @@ class Bodies:
         return None
 
     def hold(self, connection: Connection, held: int, request: Mapping[str, str] = AS_SENT) -> None:
-        """Notes that so many bytes of a request that is not complete lie in memory; refuses it if that is too much."""
+        """Counts the bytes of an incomplete request in memory; refuses it if all together hold too many."""
         self._table.received.note(connection, held)
         if self._table.received.is_exceeded:
             what = "Too many bytes of incomplete requests have been received. "

@@ -57,7 +57,7 @@ class SlotBody:
         self.room = memoryview(b"")
 
     def next_room(self, reserved: int) -> int:
-        """Returns how many bytes to have room for next: what has come decides, not what is announced.
+        """Returns how many bytes to reserve next, by what has come and not by the announced length.
 
         Args:
             reserved: how many the slot has room for already.

@@ -1,4 +1,4 @@
-"""What a client that asks for events is told of a workflow: server-sent events (WHATWG HTML, 9.2), as bytes."""
+"""The events of a workflow for a client that asks for them: server-sent events (WHATWG HTML, 9.2), as bytes."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ THREADS = 8
 
 
 class GatedAccess:
-    """Stands in the place of `Access`: what that refuses is refused, and of the rest the plugins decide.
+    """Takes the place of `Access`: checks tokens as that does, and has plugins decide on the rest.
 
     Args:
         tokens: the check of tokens and of the Host header; None where there is none.

@@ -47,7 +47,7 @@ _GONE = select.EPOLLHUP | select.EPOLLERR
 
 
 class WebLoop:
-    """Waits, and has everything done in its turn.
+    """The event loop: waits for events, and has each attended to.
 
     Args:
         instance: the instance.
@@ -192,7 +192,7 @@ class WebLoop:
             access.refresh(self.table.now_ns)
 
     def go_on(self) -> None:
-        """Sends what threads have answered, and reads what lies there without epoll's telling of it."""
+        """Sends the answers of threads, and reads data that epoll does not report."""
         table, requests = self.table, self.requests
         while (call := requests.calls.take()) is not None:
             self._attend(call[0], self._send_called, call[1])
@@ -205,7 +205,7 @@ class WebLoop:
             self._attend(connection, requests.receive_direct)
 
     def _attend(self, connection: Connection, action: Callable[..., None], *arguments: Any) -> None:
-        """Does something for one connection; whatever goes wrong costs its request and no other."""
+        """Runs an action for one connection; a failure ends the request of this connection only."""
         if connection.closed:
             return
         try:
@@ -214,7 +214,7 @@ class WebLoop:
             self._end(connection, error)
 
     def _end(self, connection: Connection, error: Exception) -> None:
-        """Ends the request, or the connection, that an exception has come of; call it where that is handled."""
+        """Ends the request or connection that raised an exception; to be called in the `except` block."""
         if isinstance(error, PlainHttp):
             self.answers.refuse_plain(connection)
         elif isinstance(error, OSError):

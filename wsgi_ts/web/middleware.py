@@ -36,7 +36,7 @@ def wrapped(app: WSGIApp, config: Config, report: PluginReport) -> WSGIApp:
 
 
 def _guarded(found: Found, outer: WSGIApp, inner: WSGIApp, report: PluginReport) -> WSGIApp:
-    """Middleware that may raise: what it is around answers then, which is asked once and no more."""
+    """Middleware that may raise: the app inside it answers then, and is called only once."""
 
     def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         own = {**environ, _SAID: (said := _Said())}
@@ -54,7 +54,7 @@ def _guarded(found: Found, outer: WSGIApp, inner: WSGIApp, report: PluginReport)
 
 
 def _remembered(inner: WSGIApp) -> WSGIApp:
-    """The app that middleware is given: what it answers is kept for the case that the middleware raises after it."""
+    """The app that middleware is given; its answer is kept in case the middleware raises afterwards."""
 
     def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         said: _Said = environ.get(_SAID) or _Said()

@@ -1,4 +1,4 @@
-"""What plugins change in a web worker, made where it begins."""
+"""Adds plugins to a web worker when it starts."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class Requests:
             self._table.watch(connection, 0 if received.is_exceeded else events_ahead(connection))
 
     def _ignore(self, connection: Connection, count: int) -> None:
-        """Lets a lingering client send some: many clients read the answer only when all of their request is sent."""
+        """Discards what a lingering client sends: many read the answer only when all of their request is sent."""
         connection.ignored += count
         length = connection.head.content_length if connection.head is not None else 0
         if connection.ignored > LINGER_BYTES + (length if length <= self._limit else 0):
@@ -136,7 +136,7 @@ class Requests:
             connection.sock.send(CONTINUE)
 
     def give_up(self, connection: Connection) -> None:
-        """A limit has passed: says so where the client is owed an answer, else just closes."""
+        """Ends what has passed its time limit: answers if the client is owed an answer, else closes."""
         phase = connection.phase
         if phase == Phase.BODY and self.bodies.goes_on(connection):
             return
@@ -220,7 +220,7 @@ class Requests:
         return refusal is None
 
     def decided(self, connection: Connection, decision: Decision) -> None:
-        """Plugins have said whether a request may go on: it begins again, with that."""
+        """Begins a request again, now that plugins have decided whether it may go on."""
         head = connection.head
         if head is None:
             raise RuntimeError("a decision without a request")

@@ -75,7 +75,7 @@ class Sender:
         self.note_unsent(connection)
 
     def note_unsent(self, connection: Connection) -> None:
-        """Counts what a reader that was too slow before has unsent by now."""
+        """Updates the count of unsent bytes of a slow reader."""
         if connection in self._table.unsent:
             self._table.unsent.note(connection, connection.unsent)
 
@@ -104,7 +104,7 @@ class Sender:
             self.limit_unsent(connection)
 
     def limit_unsent(self, connection: Connection) -> None:
-        """Ends the stream of a client that takes too little of it: too little by itself, or the least of too many."""
+        """Ends the stream of a client that reads too slowly, and the slowest ones while all have too much unsent."""
         table = self._table
         if connection.unsent > MAX_UNSENT_STREAM:
             table.client_gone(connection)

@@ -83,7 +83,7 @@ class ConnectionTable:
         connection.arrival_ns = connection.arrival_ns or self.now_ns
 
     def limit_answer(self, connection: Connection, limit_ns: int) -> None:
-        """Has the answer be there at this monotonic time; the loop looks then, and not only at its next tick."""
+        """Sets when the answer is due (monotonic ns); the loop looks then, and not only at its next tick."""
         connection.limit_at = limit_ns / 1e9
         self.look_at_ns = min(self.look_at_ns, max(limit_ns, self.now_ns + SHORTEST_TICK_NS))
 
@@ -96,7 +96,7 @@ class ConnectionTable:
         self.close(connection)
 
     def forget_slot(self, connection: Connection) -> None:
-        """Leaves a submitted request to itself: what has not begun is never run, and its slot is freed at its end."""
+        """Abandons a submitted request: what has not begun never runs, and the slot is freed at its end."""
         if self._is_submitted(connection):
             self.exchange.forget(connection.slot)
             connection.slot = -1

@@ -185,7 +185,7 @@ class WorkflowManager:
 
     @contextmanager
     def _alone_with(self, name: str) -> Iterator[None]:
-        """A name with which nobody else does anything meanwhile.
+        """Holds a workflow's name for one operation at a time.
 
         Raises:
             ConflictStatus: somebody does.

@@ -74,7 +74,7 @@ class WorkflowNodes:
             time.sleep(_LOOK_S)
 
     def missing(self, workflow: Workflow) -> list[str]:
-        """What is said of nodes that somebody has unregistered."""
+        """The messages about nodes that somebody has unregistered."""
         there = {model.name for model in self._registry.nodes_of(workflow.key)}
         names = workflow.models_named(workflow.name)
         wanted = [name for name in names if name not in there and self._registry.function_host(name) is None]
@@ -91,7 +91,7 @@ class WorkflowNodes:
         return [(name, new_prefix + name.removeprefix(old_prefix)) for name in names]
 
     def taken_names(self, before: Workflow, workflow: Workflow) -> list[str]:
-        """What is said of a workflow that replaces another where models of somebody else have its nodes' names."""
+        """The messages about names of a replacing workflow's nodes that other models have."""
         own = {old for old, _ in self.moves(before.key, "", "")}
         taken = [name for name in workflow.models_named(workflow.name) if name not in own and self._registry.has(name)]
         return [

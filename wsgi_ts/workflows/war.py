@@ -122,14 +122,10 @@ def open_workflow(
 
 
 @contextlib.contextmanager
-def workflow_from(path: Path, limits: ArchiveLimits = DEFAULT_LIMITS) -> Iterator[WorkflowDirectory]:
+def workflow_from(path: Path) -> Iterator[WorkflowDirectory]:
     """A workflow from a .war file or the directory of one that was unpacked, wherever it lies; for the commands.
 
     What was unpacked goes when the block is left.
-
-    Args:
-        path: the file or directory.
-        limits: what the archive may cost.
 
     Raises:
         InvalidWorkflow: it is no workflow, or not a safe one.
@@ -141,8 +137,8 @@ def workflow_from(path: Path, limits: ArchiveLimits = DEFAULT_LIMITS) -> Iterato
         directory = path.absolute()
         if extracted:
             scratch = undo.enter_context(tempfile.TemporaryDirectory(prefix="wsgi-ts-workflow-"))
-            directory = _unpack(path, Path(scratch), limits, undo)
-        yield _directory(directory, path.name, limits, None, None, extracted=extracted)
+            directory = _unpack(path, Path(scratch), DEFAULT_LIMITS, undo)
+        yield _directory(directory, path.name, DEFAULT_LIMITS, None, None, extracted=extracted)
 
 
 def remove_workflow_directory(workflow: WorkflowDirectory) -> None:
