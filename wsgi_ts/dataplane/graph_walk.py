@@ -255,7 +255,7 @@ class GraphWalk:
                 self._tell(self._task(child, item), self._task(scatter))
 
     def sources(self, task: Task) -> list[tuple[str, Task]]:
-        """The tasks whose answers a task's request refers to, each with its key of the row (not the client's request)."""
+        """The tasks whose answers a task's request refers to, with their keys of the row; not the client's request."""
         graph = self.graph
         node = graph.nodes[task.node]
         if node.gathers:
