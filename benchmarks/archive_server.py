@@ -47,6 +47,7 @@ class ArchiveServer(Server):
         command: its `torchserve` command.
         batch_size: of the models that it starts with.
         max_batch_delay_ms: of the same.
+        workers: of each of the same.
         settings: further lines of its configuration file.
         environment: further variables.
         models: those it starts with.
@@ -60,6 +61,7 @@ class ArchiveServer(Server):
         *,
         batch_size: int,
         max_batch_delay_ms: int,
+        workers: int = 1,
         settings: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
         models: Sequence[str],
@@ -81,7 +83,9 @@ class ArchiveServer(Server):
             "job_queue_size": "1000",
             "max_request_size": str(LARGEST_BODY_BYTES),
             "max_response_size": str(LARGEST_BODY_BYTES),
-            "models": json.dumps({model: {"1.0": _model(model, batch_size, max_batch_delay_ms)} for model in models}),
+            "models": json.dumps(
+                {model: {"1.0": _model(model, batch_size, max_batch_delay_ms, workers)} for model in models}
+            ),
             **(settings or {}),
         }
 
@@ -173,12 +177,12 @@ class ArchiveServer(Server):
             ).returncode  # fmt: skip
 
 
-def _model(model: str, batch_size: int, max_batch_delay_ms: int) -> dict[str, Any]:
+def _model(model: str, batch_size: int, max_batch_delay_ms: int, workers: int) -> dict[str, Any]:
     return {
         "defaultVersion": True,
         "marName": f"{model}.mar",
-        "minWorkers": 1,
-        "maxWorkers": 1,
+        "minWorkers": workers,
+        "maxWorkers": workers,
         "batchSize": batch_size,
         "maxBatchDelay": max_batch_delay_ms,
         "responseTimeout": 120,

@@ -15,6 +15,7 @@ BODIES = {
     "torchmodel": b"hello",
     "mlp": struct.pack("256f", *_INPUTS),
     "json": json.dumps(_INPUTS).encode(),
+    "ledger": b"0" * 32,
 }
 CONTENT_TYPES = {"json": "application/json"}
 

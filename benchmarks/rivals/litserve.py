@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from servers import BENCHMARKS, CommandServer, Rival, environment
 
@@ -13,32 +14,45 @@ NAME = "litserve"
 
 
 class LitServeServer(CommandServer):
-    """The server with one worker for each model."""
+    """The server with one worker for each model.
 
-    def __init__(self, *, batch_size: int, batch_timeout_s: float = 0, api_servers: int = 1) -> None:
-        super().__init__(NAME, folder=NAME, models=("echo", "mlp", "json"))
-        self._settings = {
-            "BATCH_SIZE": str(batch_size),
-            "BATCH_TIMEOUT_S": str(batch_timeout_s),
-            "API_SERVERS": str(api_servers),
-            "PORT": str(self.port),
-        }
+    Args:
+        app: its program, which is told its PORT.
+        models: those that this serves.
+        variables: further ones of the program's environment.
+    """
+
+    def __init__(
+        self,
+        *,
+        app: Path = BENCHMARKS / "apps" / "litserve_app.py",
+        models: Sequence[str] = ("echo", "mlp", "json"),
+        variables: Mapping[str, str],
+    ) -> None:
+        super().__init__(NAME, folder=NAME, models=models)
+        self._app = app
+        self._variables = {**variables, "PORT": str(self.port)}
 
     def command(self) -> tuple[list[str], Mapping[str, str]]:
         """Its app is its command."""
         commands = environment(NAME, BENCHMARKS / "rivals" / "litserve.txt")
-        return [str(commands / "python"), str(BENCHMARKS / "apps" / "litserve_app.py")], self._settings
+        return [str(commands / "python"), str(self._app)], self._variables
 
     def path(self, model: str) -> str:
         """A route for each model."""
         return f"/{model}"
 
 
+def _server(batch_size: int, *, batch_timeout_s: float = 0, api_servers: int = 1) -> LitServeServer:
+    variables = {"BATCH_SIZE": batch_size, "BATCH_TIMEOUT_S": batch_timeout_s, "API_SERVERS": api_servers}
+    return LitServeServer(variables={name: str(value) for name, value in variables.items()})
+
+
 RIVAL = Rival(
     NAME,
     {
-        "batch 1": lambda: LitServeServer(batch_size=1),
-        "batch 1, 2 API servers": lambda: LitServeServer(batch_size=1, api_servers=2),
-        "batch 32, 1 ms": lambda: LitServeServer(batch_size=32, batch_timeout_s=0.001),
+        "batch 1": lambda: _server(1),
+        "batch 1, 2 API servers": lambda: _server(1, api_servers=2),
+        "batch 32, 1 ms": lambda: _server(32, batch_timeout_s=0.001),
     },
 )

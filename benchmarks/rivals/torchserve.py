@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Sequence
+from typing import Any
 
 from archive_server import ArchiveServer
 from servers import BENCHMARKS, BenchmarkError, Rival, environment
@@ -13,11 +14,11 @@ from servers import BENCHMARKS, BenchmarkError, Rival, environment
 NAME = "torchserve"
 
 
-def server(*, batch_size: int, models: Sequence[str]) -> ArchiveServer:
-    """The server, not yet started; installs it the first time."""
+def server(*, batch_size: int, models: Sequence[str], **options: Any) -> ArchiveServer:
+    """The server, not yet started, with further options of `ArchiveServer`; installs it the first time."""
     commands = environment(NAME, BENCHMARKS / "rivals" / "torchserve.txt")
     command = (str(commands / "torchserve"),)
-    return ArchiveServer(NAME, command, batch_size=batch_size, max_batch_delay_ms=5, models=models)
+    return ArchiveServer(NAME, command, batch_size=batch_size, max_batch_delay_ms=5, models=models, **options)
 
 
 def check_java() -> None:

@@ -297,6 +297,15 @@ class ServerProcess:
             return False
         return True
 
+    def kill(self) -> None:
+        """Kills what is left of the server and removes its shared memory; its home stays."""
+        self._kill_all()
+
+    def remove(self) -> None:
+        """Kills what is left, and removes the home as well."""
+        self._kill_all()
+        self._remove_home()
+
     def _kill_all(self) -> None:
         self.note_prefix()
         for process in self.processes():

@@ -21,7 +21,7 @@ from support.server import ServerProcess
 from support.slots import slots_in_use
 from support.wars import war
 
-from chaos.load import Load, check, ledger_server
+from reliability.load import Load, check, ledger_server
 
 pytestmark = pytest.mark.chaos
 
@@ -81,7 +81,7 @@ def test_a_process_is_killed_under_workflows(role: str, tmp_path: Path) -> None:
                 )
         check(load, tmp_path, allowed_statuses={500, 503})
         if role != "web-worker":
-            assert load.count("closed") == 0, load.summary
+            assert load.cut == 0, load.summary
         eventually(partial(free, server), within=5, what="no slot in use")
 
 

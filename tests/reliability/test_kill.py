@@ -15,7 +15,7 @@ from support.eventually import eventually
 from support.server import ServerProcess
 from support.slots import slots_in_use
 
-from chaos.load import Load, check, ledger_server
+from reliability.load import Load, check, ledger_server
 
 pytestmark = pytest.mark.chaos
 
@@ -74,7 +74,7 @@ def test_a_process_is_killed_under_load(role: str, tmp_path: Path) -> None:
         check(load, tmp_path, allowed_statuses={500, 503, 507})
         if role in ("model-worker", "template", "batcher", "management-arbiter", "grpc-server"):
             # Nobody who held a client's socket was killed.
-            assert load.count("closed") == 0, load.summary
+            assert load.cut == 0, load.summary
         if role in ("management-arbiter", "grpc-server"):
             assert load.count("err") == 0, load.summary
         eventually(lambda: answers(server), within=10, what="twenty good answers in a row")
@@ -89,7 +89,7 @@ def test_requests_that_wait_survive_the_death_of_the_batcher(tmp_path: Path) -> 
             time.sleep(0.3)
             faults.kill(server, "batcher")
             eventually(lambda: load.count("ok") > 20, within=15, what="answers by the next batcher")
-        assert load.count("closed") == 0, load.summary
+        assert load.cut == 0, load.summary
         # The one that the stopped worker had begun is lost; the queued ones are not.
         assert load.count("err") <= 1, load.summary
         check(load, tmp_path, allowed_statuses={500, 507})
@@ -108,7 +108,7 @@ def test_a_batcher_that_is_killed_in_overload_leaves_nothing_waiting(tmp_path: P
                 killed_at = time.monotonic()
                 eventually(partial(answered_since, load, killed_at), within=15, what="answers by the next batcher")
         check(load, tmp_path, allowed_statuses={500, 503, 507})
-        assert load.count("closed") == 0, load.summary
+        assert load.cut == 0, load.summary
         eventually(lambda: not slots_in_use(server.prefix), within=5, what="all slots free")
         assert answers(server, 3)
 

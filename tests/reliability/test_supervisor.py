@@ -18,7 +18,7 @@ from support.eventually import eventually
 from support.processes import shared_memory
 from support.server import ServerProcess
 
-from chaos.load import Load, check, ledger_server
+from reliability.load import Load, check, ledger_server
 from wsgi_ts.supervisor.child import SupervisedProcess
 
 pytestmark = pytest.mark.chaos
