@@ -5,6 +5,7 @@
 #   PYTEST_ARGS="..."   more arguments for pytest, such as -m "not slow and not chaos"
 #   TEST_JOBS=4         how many tests run at the same time; most of them wait for a server most of the time
 #   BENCH_ARGS="..."    more arguments for the benchmarks, such as --quick
+#   PROVE_ARGS="..."    more arguments for `make prove`, such as "--quick --only mosec"
 #   BASE=v0.1.0         what `make bench-gate` compares with
 #   LOCK_ARGS="..."     more arguments for `make lock`, such as --upgrade
 
@@ -14,6 +15,7 @@ PYTEST_ARGS ?=
 TEST_JOBS   ?= $(shell cores=$$(nproc); echo $$((cores < 8 ? cores + 2 : 8)))
 BENCH_ARGS  ?=
 LOCK_ARGS   ?=
+PROVE_ARGS  ?=
 
 VENV ?= .venv
 BIN  := $(VENV)/bin
@@ -138,6 +140,9 @@ lock: ## write the versions of everything to requirements/, for each version of 
 	  --python-version $$version --strip-extras --no-annotate --custom-compile-command "make lock" $(LOCK_ARGS) \
 	  setup.cfg requirements/pins.txt requirements/build.in examples/requirements.txt \
 	  --output-file requirements/python$$version.txt >/dev/null || exit 1; done
+
+prove: compile ## kill, fill and overload wsgi-ts, TorchServe, mosec and LitServe here (needs java; three hours, PROVE_ARGS=--quick: fifteen minutes)
+	@PYTHONPATH=$(CURDIR):tests:benchmarks $(PY) -m reliability.prove $(PROVE_ARGS)
 
 bench: compile ## measure wsgi-ts and TorchServe on this machine (needs java 11 or newer, and wrk)
 	@$(PY) benchmarks/bench.py $(BENCH_ARGS)

@@ -69,6 +69,7 @@ def report(
     kind: str = "",
     marks: tuple[str, str] | None = None,
     packages: Mapping[str, str] | None = None,
+    page: Path = PROJECT / "BENCHMARKS.md",
 ) -> None:
     """What every benchmark ends with: prints its tables, and writes the file of the run into benchmarks/results.
 
@@ -76,11 +77,12 @@ def report(
         text: the tables.
         content: everything that was measured.
         kind: put before the time in the file's name.
-        marks: the lines of BENCHMARKS.md that the tables are to stand between; None: they are not published.
+        marks: the lines of the page that the tables are to stand between; None: they are not published.
         packages: further packages that the figures depend on, with their versions.
+        page: where they are published.
 
     Raises:
-        BenchmarkError: BENCHMARKS.md lacks these lines.
+        BenchmarkError: the page lacks these lines.
     """
     machine = describe_machine()
     machine["packages"].update(packages or {})
@@ -91,12 +93,11 @@ def report(
     path.write_text(json.dumps({"machine": machine, **content}, indent=2) + "\n")
     print(f"written to {path.relative_to(PROJECT)}")
     if marks is not None:
-        _publish(text, machine, *marks)
+        _publish(text, machine, *marks, page)
 
 
-def _publish(text: str, machine: dict[str, Any], begin_mark: str, end_mark: str) -> None:
-    """Puts the figures between two lines of BENCHMARKS.md."""
-    page = PROJECT / "BENCHMARKS.md"
+def _publish(text: str, machine: dict[str, Any], begin_mark: str, end_mark: str, page: Path) -> None:
+    """Puts the figures between two lines of a page."""
     before, begin, rest = page.read_text().partition(begin_mark)
     _, end, after = rest.partition(end_mark)
     if not begin or not end:

@@ -7,7 +7,7 @@ import signal
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from support.processes import Member
@@ -175,8 +175,3 @@ def findings(campaign: Campaign, runs: Counter[str]) -> Findings:
         back,
         told,
     )
-
-
-def median_and_worst(values: Sequence[float]) -> str:
-    """As the tables have it, in seconds."""
-    return f"{statistics.median(values):.2f} / {max(values):.2f}" if values else "–"

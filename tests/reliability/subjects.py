@@ -1,8 +1,8 @@
 """The servers of the harness, ours and others: started, killed, looked at and stopped in the same way.
 
-The others are installed and started by `benchmarks/servers.py` and `benchmarks/rivals`. Where a row of ours has a name of
-its own for a process, theirs is told by what it has open: who has the ledger is a model worker, who listens is a web
-worker, the first one is the main process.
+The others are installed and started by `benchmarks/servers.py` and `benchmarks/rivals`. What their processes are is told
+by what these have open: who has the ledger is a model worker, who listens is a web worker, the first one is the main
+process.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
-from archive_server import archive
+from archive_server import ArchiveServer, archive
+from rivals import torchserve
 from rivals.litserve import LitServeServer
 from rivals.mosec import MosecServer
-from rivals import torchserve
 from servers import Server
+from support import http
 from support.eventually import eventually
 from support.processes import MARKER, Member, marked
 from support.server import ServerProcess
@@ -30,6 +31,8 @@ from support.server import ServerProcess
 from reliability import census
 from reliability.load import APPS, ledger_server
 
+#: A model that comes and goes.
+PASSING = "passing"
 #: How long a rival has to end after it was asked to.
 END_S = 20.0
 
@@ -69,10 +72,33 @@ class Subject(ABC):
     def discard(self) -> None:
         """Kills what is left of it and forgets it."""
 
+    def remove(self) -> None:
+        """Discards it, and what it has on disk."""
+        self.discard()
+
     @property
     @abstractmethod
     def is_up(self) -> bool:
         """Whether the process that a service manager watches is there."""
+
+    def management_port(self) -> int | None:
+        """Of TorchServe's management API, for those who have it."""
+        return None
+
+    def register_and_forget(self) -> bool:
+        """Has one more model come and go; False where there is no management API.
+
+        Raises:
+            AssertionError: one of the calls failed.
+        """
+        port = self.management_port()
+        if port is None:
+            return False
+        query = f"url=ledger.mar&model_name={PASSING}&initial_workers=1&synchronous=true"
+        for method, path in (("POST", f"/models?{query}"), ("DELETE", f"/models/{PASSING}")):
+            reply = http.request(port, method, path, body=b"", timeout=120.0)
+            assert reply.status == 200, f"{method} {path}: {reply.text}"
+        return True
 
     def whole(self) -> Counter[str]:
         """How many processes of each role a client depends on."""
@@ -109,6 +135,9 @@ class Ours(Subject):
     def processes(self, role: str | None = None) -> list[Member]:
         return self.server.processes(role)
 
+    def management_port(self) -> int:
+        return self.ports["management"]
+
     def end(self, number: int) -> None:
         self.server.note_prefix()
         for guard in self.processes("guard"):
@@ -116,6 +145,9 @@ class Ours(Subject):
 
     def discard(self) -> None:
         self.server.kill()
+
+    def remove(self) -> None:
+        self.server.remove()
 
     @property
     def is_up(self) -> bool:
@@ -138,6 +170,11 @@ class Other(Subject):
         self._server = make({MARKER: self.marker, "WSGI_TS_LEDGER": os.fspath(folder), "WSGI_TS_LEDGER_MS": ms})
         self.path = self._server.path("ledger")
         self.ports = {"inference": int(self._server.inference.rpartition(":")[2])}
+
+    def management_port(self) -> int | None:
+        if isinstance(self._server, ArchiveServer):
+            return int(self._server.management.rpartition(":")[2])
+        return None
 
     def start(self) -> None:
         self._server.__enter__()
@@ -235,4 +272,3 @@ def subject(name: str, folder: Path, *, ms: int = 1, batch_size: int = 4) -> Sub
     if name == Ours.name:
         return Ours(folder, {"WSGI_TS_LEDGER_MS": str(ms)}, batch_size=batch_size)
     return Other(name, folder, RIVALS[name], str(ms))
-

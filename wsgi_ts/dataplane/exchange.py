@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
@@ -25,6 +26,7 @@ from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull, free_bytes
 from wsgi_ts.control.client import ControlPlane
 from wsgi_ts.dataplane.graph import Graph
 from wsgi_ts.dataplane.request_traces import RequestTraces
+from wsgi_ts.dataplane.retry_after import RetryAfter
 from wsgi_ts.dataplane.routes import RoutingTable, Target
 from wsgi_ts.dataplane.walk_counters import WalkCounters
 from wsgi_ts.dataplane.walks import Walks
@@ -106,6 +108,7 @@ class Exchange(Generic[Waiter]):
         self.web_row = self.board.web_row(index)
         self.waiting: dict[int, Waiter | None] = {}
         self._chosen = 0
+        self._retry_after = RetryAfter(self.board)
         self.walks: Walks[Waiter] = Walks(
             self.client,
             self.routes.node_target,
@@ -148,7 +151,7 @@ class Exchange(Generic[Waiter]):
         """
         slot = self.client.take(target.model)
         if slot is None:
-            raise ServiceUnavailable.no_slot(target.model_name, target.version)
+            raise self._later(ServiceUnavailable.no_slot(target.model_name, target.version), target)
         return slot
 
     def submit(self, slot: int, waiter: Waiter, target: Target, request: Request) -> int:
@@ -208,7 +211,7 @@ class Exchange(Generic[Waiter]):
         """Reads the answer in a slot of which there is news; of one that is streamed its beginning."""
         answer = self.client.answer(slot)
         if answer.error is not None:
-            answer.error = _error_of(answer.error, target)
+            answer.error = self._error_of(answer.error, target)
         elif target.graph is not None:
             return self.walks.answer(slot, answer)
         return answer
@@ -246,6 +249,21 @@ class Exchange(Generic[Waiter]):
         self.forget(slot)
         if target.is_continuous:
             log.info("Connection to client got closed; Removing job: %s", request_id)
+
+    def _error_of(self, error: ServerError, target: Target) -> ServerError:
+        """Returns what an error in a slot means for a request to this model."""
+        text, status = error.message, error.status
+        if status == ServiceUnavailable.http_status and not text:
+            return self._later(ServiceUnavailable.no_worker(target.model_name, target.version), target)
+        for kind in (RequestTimeout, BadRequest):
+            if status == kind.http_status:
+                return kind(text)
+        return InternalServerError(text, status=status)
+
+    def _later(self, error: ServiceUnavailable, target: Target) -> ServiceUnavailable:
+        """Says in a refusal when the client may come again."""
+        error.retry_after_s = self._retry_after.seconds(target, time.monotonic_ns())
+        return error
 
     def _sequence_of(self, head: bytes) -> tuple[bytes, bytes]:
         """Returns the id of the sequence that a request belongs to, and its head; without an id it begins one."""
@@ -287,17 +305,6 @@ def no_memory(full: SharedMemoryFull) -> OutOfResources:
     """Logs that shared memory is full, and returns the error for the client."""
     log.error("%s", full.strerror)
     return OutOfResources("Not enough shared memory for the request")
-
-
-def _error_of(error: ServerError, target: Target) -> ServerError:
-    """Returns what an error in a slot means for a request to this model."""
-    text, status = error.message, error.status
-    if status == ServiceUnavailable.http_status and not text:
-        return ServiceUnavailable.no_worker(target.model_name, target.version)
-    for kind in (RequestTimeout, BadRequest):
-        if status == kind.http_status:
-            return kind(text)
-    return InternalServerError(text, status=status)
 
 
 def header_value(head: bytes, name: bytes) -> bytes:
