@@ -31,7 +31,6 @@ from wsgi_ts.batcher.scheduler.model_queue import largest_batch
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import BatcherWord
 from wsgi_ts.batcher.shm.mailbox import BatcherMailbox, mailbox_name
-from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
 from wsgi_ts.batcher.spawn.environment import worker_environment
 from wsgi_ts.control.channel import Channel, ChannelClosed
 from wsgi_ts.control.codec import FROM_BATCHER, FROM_TEMPLATE, TO_BATCHER, TO_TEMPLATE
@@ -270,8 +269,8 @@ class Batcher:
         name = mailbox_name(options.prefix, options.index, action.worker_id, action.start_count)
         try:
             mailbox = BatcherMailbox(name, largest_batch(spec), spec.ranks)
-        except SharedMemoryFull as full:
-            reason = str(full.strerror)
+        except OSError as error:  # /dev/shm is full, or this process has no descriptor left
+            reason = str(error.strerror)
             actions = self._pool.worker_not_started(action.worker_id, action.start_count, reason, time.monotonic())
             self._carry_out(actions)
             return

@@ -60,6 +60,7 @@ class BatcherMailbox(_Mailbox):
 
     Raises:
         SharedMemoryFull: no room; nothing is left behind.
+        OSError: this process can open nothing more; nothing is left behind.
     """
 
     def __init__(self, name: str, capacity: int, ranks: int = 0) -> None:
@@ -67,8 +68,14 @@ class BatcherMailbox(_Mailbox):
         super().__init__(SharedMemory(name, size, reserve=size, create=True), capacity)
         self.name = name
         self.words[MailWord.CAPACITY] = capacity
-        Doorbell.create(name)
-        self.bell = Doorbell(name, self.words, MailWord.ASLEEP)
+        try:
+            Doorbell.create(name)
+            self.bell = Doorbell(name, self.words, MailWord.ASLEEP)
+        except OSError:
+            self.close()
+            unlink(name)
+            Doorbell.unlink(name)
+            raise
         self.posted = 0
         self._noted = 0
         self._group: GroupBoard | None = None

@@ -137,7 +137,13 @@ class Load:
         self.outcomes.append(Outcome(nonce, result, status, sent_at, time.monotonic()))
 
 
-def ledger_server(folder: Path, *, workers: int = 0, batch_size: int = 1, **arguments: Any) -> ServerProcess:
+class LedgerServer(ServerProcess):
+    """A server whose model `ledger` writes to the folder `ledger`."""
+
+    ledger: Path
+
+
+def ledger_server(folder: Path, *, workers: int = 0, batch_size: int = 1, **arguments: Any) -> LedgerServer:
     """A server with the ledger model in its store; its ledger lies in `folder`.
 
     Args:
@@ -162,7 +168,9 @@ def ledger_server(folder: Path, *, workers: int = 0, batch_size: int = 1, **argu
         }
         arguments["config"] = {"models": json.dumps({"ledger": {"1.0": row}}), **arguments.get("config", {})}
         arguments["arguments"] = ["--models", "ledger=ledger.mar", *arguments.get("arguments", ())]
-    return ServerProcess(store=store, **arguments)
+    server = LedgerServer(store=store, **arguments)
+    server.ledger = folder
+    return server
 
 
 def executions(folder: Path) -> Counter[str]:

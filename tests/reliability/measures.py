@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
 import random
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from support.processes import marked
 
 from reliability import census, open_loop
@@ -99,7 +101,8 @@ def measure_ends(name: str) -> Ends:
         after_kill = wait_for_end(server, 2.0)
         # Whoever starts it again ends what is in the way first: its port is taken.
         for process in marked(server.marker):
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         wait_for_end(server)
         server.start()
         return Ends(stop_s, after_term, after_kill, census.existing(names))

@@ -103,7 +103,7 @@ _KILLS: Sequence[tuple[str, Callable[[Findings], str]]] = (
     ("requests that hang", lambda kills: _of(kills, "hang")),
     ("requests that ran twice", lambda kills: none_of(kills.twice, sum(kills.results.values()))),
     ("answered well", lambda kills: _of(kills, "ok")),
-    ("requests cut off for each kill, mean / most (of 4 clients)", lambda kills: f"{kills.cut_mean:.2f} / {kills.cut_max}"),
+    ("cut off for each kill, mean / most (of 4 clients)", lambda kills: f"{kills.cut_mean:.2f} / {kills.cut_max}"),
     (
         "kills after which it had to be started by hand (main process aside)",
         lambda kills: none_of(kills.by_hand, sum(count for role, count in kills.kills.items() if role not in MAIN)),

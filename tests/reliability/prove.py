@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from reports import describe_machine, publish, say, write_results
 from rivals import torchserve
 from servers import PROJECT, BenchmarkError
@@ -81,7 +82,7 @@ def prove(name: str, options: Options) -> dict[str, Any]:
         began = time.monotonic()
         try:
             found[step] = measure()
-        except (AssertionError, BenchmarkError, OSError) as error:
+        except (AssertionError, BenchmarkError, OSError, psutil.Error) as error:
             # The figures of the others are worth keeping; the table says what is missing.
             found[step] = None
             found.setdefault("troubles", []).append(f"{step}: {str(error)[:300]}")

@@ -1,8 +1,8 @@
 """The servers of the harness, ours and others: started, killed, looked at and stopped in the same way.
 
-The others are installed and started by `benchmarks/servers.py` and `benchmarks/rivals`. What their processes are is told
-by what these have open: who has the ledger is a model worker, who listens is a web worker, the first one is the main
-process.
+The others are installed and started by `benchmarks/servers.py` and `benchmarks/rivals`. What their processes are is
+told by what these have open: who has the ledger is a model worker, who listens is a web worker, the first one is the
+main process.
 """
 
 from __future__ import annotations

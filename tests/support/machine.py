@@ -18,9 +18,7 @@ def mounts_are_possible() -> bool:
     """Whether this process may mount a file system."""
     if os.getuid() != 0:
         return False
-    tried = subprocess.run(
-        ["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False
-    )
+    tried = subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False)
     return tried.returncode == 0
 
 
@@ -42,14 +40,13 @@ def disk(folder: Path, megabytes: int) -> Iterator[Path]:
 def full(folder: Path) -> Iterator[None]:
     """Another program takes all room of the disk that a folder is on, for the length of the block."""
     hog = folder / "hog"
-    with hog.open("wb") as file:
-        with contextlib.suppress(OSError):
-            while True:
-                status = os.statvfs(folder)
-                free = status.f_bavail * status.f_frsize
-                if not free:
-                    break
-                os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, free)
+    with hog.open("wb") as file, contextlib.suppress(OSError):
+        while True:
+            status = os.statvfs(folder)
+            free = status.f_bavail * status.f_frsize
+            if not free:
+                break
+            os.posix_fallocate(file.fileno(), os.fstat(file.fileno()).st_size, free)
     try:
         yield
     finally:

@@ -38,6 +38,8 @@ _CHUNK_BYTES = 1 << 18
 _PROGRESS_S = 5.0
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*)://")
 _SCHEMES = ("http", "https", "file")
+#: What is wrong here, and not where an archive comes from.
+_OURS = (errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 _UNSAFE = re.compile(r"[\x00-\x20\x7f\\]")
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -117,7 +119,7 @@ def fetch_archive(url: str, model_store: Path, rules: DownloadRules, limits: Arc
 
     Raises:
         ModelNotFound: no pattern of `rules` allows the URL.
-        InternalServerError: the store already has a file of that name, or cannot be written.
+        InternalServerError: the store already has a file of that name, or cannot be written; the latter is logged.
         DownloadFailed: it could not be fetched whole; the reason is logged, nothing is left in the store.
         OutOfResources: the disk is full.
     """
@@ -145,6 +147,8 @@ def fetch_archive(url: str, model_store: Path, rules: DownloadRules, limits: Arc
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OutOfResources("Not enough disk space to download the model archive.") from error
         log.warning("Download of %s failed: %s", _shown(url), error)
+        if isinstance(error, OSError) and error.errno in _OURS:
+            raise InternalServerError(f"Failed to save model: {url}") from error
         raise DownloadFailed(f"Failed to download archive from: {url}") from error
     return target
 
