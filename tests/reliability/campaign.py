@@ -137,9 +137,9 @@ class Findings:
         told: by role, the seconds until requests that failed were told so.
     """
 
-    kills: Counter[str]
+    kills: dict[str, int]
     by_hand: int
-    results: Counter[str]
+    results: dict[str, int]
     twice: int
     cut_max: int
     cut_mean: float
@@ -166,9 +166,9 @@ def findings(campaign: Campaign, runs: Counter[str]) -> Findings:
             back.setdefault(fault.role, []).append(fault.back_s)
     known = {each.nonce for each in campaign.load.outcomes}
     return Findings(
-        Counter(fault.role for fault in campaign.faults),
+        dict(Counter(fault.role for fault in campaign.faults)),
         sum(1 for fault in campaign.faults if fault.by_hand and fault.role not in ("guard", "main")),
-        Counter(each.result for each in campaign.load.outcomes),
+        dict(Counter(each.result for each in campaign.load.outcomes)),
         sum(1 for nonce, count in runs.items() if count > 1 and nonce in known),
         max(cuts, default=0),
         statistics.fmean(cuts) if cuts else 0.0,

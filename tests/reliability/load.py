@@ -187,24 +187,34 @@ class Broken(AssertionError):
         self.what = what
 
 
-def check(load: Load, folder: Path, allowed_statuses: set[int]) -> None:
-    """The invariants that hold whatever was killed: own answers, no hang, each request run at most once.
+def broken(load: Load, folder: Path, allowed_statuses: set[int]) -> list[Broken]:
+    """Which invariants do not hold, whatever was killed: own answers, no hang, each request run at most once.
 
-    Raises:
-        Broken: one of them does not.
+    Args:
+        load: one that has ended.
+        folder: of its ledger.
+        allowed_statuses: those that errors may have.
     """
     runs = executions(folder)
-    if load.count("wrong"):
-        raise Broken("wrong answer", load.summary)
-    if load.count("hang"):
-        raise Broken("hang", load.summary)
-    statuses = {outcome.status for outcome in load.outcomes if outcome.result == "err"}
-    if not statuses <= allowed_statuses:
-        raise Broken("status", load.summary)
     asked = {outcome.nonce for outcome in load.outcomes}
+    statuses = {outcome.status for outcome in load.outcomes if outcome.result == "err"}
     twice = {nonce: count for nonce, count in runs.items() if count > 1 and nonce in asked}
-    if twice:
-        raise Broken("run more than once", str(twice))
     missing = [outcome.nonce for outcome in load.outcomes if outcome.result == "ok" and runs[outcome.nonce] != 1]
-    if missing:
-        raise Broken("answered but never run", str(missing[:3]))
+    found = (
+        ("wrong answer", load.count("wrong"), load.summary),
+        ("hang", load.count("hang"), load.summary),
+        ("status", statuses - allowed_statuses, load.summary),
+        ("run more than once", twice, str(twice)),
+        ("answered but never run", [nonce for nonce in missing if nonce not in twice], str(missing[:3])),
+    )
+    return [Broken(what, detail) for what, is_broken, detail in found if is_broken]
+
+
+def check(load: Load, folder: Path, allowed_statuses: set[int]) -> None:
+    """Looks for `broken` invariants.
+
+    Raises:
+        Broken: the first of them.
+    """
+    for each in broken(load, folder, allowed_statuses):
+        raise each

@@ -86,7 +86,8 @@ def _fault_table(faults: Mapping[str, Mapping[str, Sequence[str]]]) -> str:
 
 
 def _of(kills: Findings, *results: str) -> str:
-    return none_of(sum(kills.results[each] for each in results), sum(kills.results.values()) - kills.results["refused"])
+    taken = sum(kills.results.values()) - kills.results.get("refused", 0)
+    return none_of(sum(kills.results.get(each, 0) for each in results), taken)
 
 
 def _all(values: Mapping[str, Sequence[float]]) -> list[float]:
@@ -98,7 +99,7 @@ def _left(names: Sequence[str]) -> str:
 
 
 _KILLS: Sequence[tuple[str, Callable[[Findings], str]]] = (
-    ("SIGKILLs under load, of all kinds of process", lambda kills: f"{kills.kills.total():,}"),
+    ("SIGKILLs under load, of all kinds of process", lambda kills: f"{sum(kills.kills.values()):,}"),
     ("wrong answers, of the requests meanwhile", lambda kills: _of(kills, "wrong")),
     ("requests that hang", lambda kills: _of(kills, "hang")),
     ("requests that ran twice", lambda kills: none_of(kills.twice, sum(kills.results.values()))),
