@@ -8,6 +8,7 @@
 #   PROVE_ARGS="..."    more arguments for `make prove`, such as "--quick --only mosec"
 #   BASE=v0.1.0         what `make bench-gate` compares with
 #   LOCK_ARGS="..."     more arguments for `make lock`, such as --upgrade
+#   FUZZ_SECONDS=600 FUZZ_TARGETS="head form" FUZZ_REQUESTS=200   how long `make fuzz` takes for each target, and which
 
 PYTHON      ?= python3
 PIP_ARGS    ?=
@@ -16,6 +17,10 @@ TEST_JOBS   ?= $(shell cores=$$(nproc); echo $$((cores < 8 ? cores + 2 : 8)))
 BENCH_ARGS  ?=
 LOCK_ARGS   ?=
 PROVE_ARGS  ?=
+
+FUZZ_SECONDS  ?= 60
+FUZZ_TARGETS  ?=
+FUZZ_REQUESTS ?= 20000
 
 VENV ?= .venv
 BIN  := $(VENV)/bin
@@ -122,8 +127,9 @@ test: lint compile debian ## lint, then every test that this machine can run
 debian: ## the programs that some tests drive (nginx, Prometheus, Chromium), unpacked into .venv where the machine has none
 	@tests/support/unpack_debian.sh $(CURDIR)/$(VENV)/debian nginx=nginx-light prometheus=prometheus chromium=chromium
 
-fuzz: lint ## requests mutated at random against the running server, a quarter of an hour of them
-	@WSGI_TS_FUZZ_REQUESTS=20000 $(PY) -m pytest tests/integration/test_input_corpus.py -k mutated -s $(PYTEST_ARGS)
+fuzz: lint ## atheris on every reader of foreign bytes (FUZZ_SECONDS=60 each), then mutated requests against a server
+	@PYTHONPATH=.:tests $(PY) -m fuzz.run --seconds $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+	@WSGI_TS_FUZZ_REQUESTS=$(FUZZ_REQUESTS) $(PY) -m pytest tests/integration/test_input_corpus.py -k mutated -s $(PYTEST_ARGS)
 
 test-latest: ## the tests with the newest versions of all that setup.cfg names, in .venv-latest
 	@rm -rf .venv-latest

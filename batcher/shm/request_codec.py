@@ -6,6 +6,7 @@ the two headers are in `layout`. Nobody here stores a slot's state: that is the 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -15,9 +16,12 @@ from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.errors import ServerError
 from wsgi_ts.tracing.records import STAGES
 
+log = logging.getLogger(__name__)
+
 _SLOT_BYTES: Final = layout.SLOT_BYTES
 _INLINE_BYTES: Final = layout.REQUEST_INLINE_BYTES
 _RESPONSE_BYTES: Final = layout.RESPONSE.size + layout.BATCH.size
+_DAMAGED: Final = "The answer was damaged in shared memory"
 
 
 class Destination(Protocol):
@@ -236,11 +240,13 @@ def read_answer(segment: Segment, slot: int, is_error: bool) -> tuple[Answer, in
     Returns:
         The answer, and how many bytes of the slot's response range it has taken.
     """
-    start = segment.first_slot + slot * _SLOT_BYTES + layout.RESPONSE_HEADER
     buffer = segment.buffer
-    _, _, length, status, flags, phrase_bytes, header_bytes = layout.RESPONSE.unpack_from(buffer, start)
-    start += _RESPONSE_BYTES
+    start, length, status, flags, phrase_bytes, header_bytes = _response_header(segment, slot)
     answer = Answer()
+    if not status:
+        log.error("The answer in a slot of segment %d is damaged", segment.index)
+        answer.error = ServerError(_DAMAGED, status=500)
+        return answer, 0
     answer.status = status
     if phrase_bytes or header_bytes:
         end = start + phrase_bytes + header_bytes
@@ -376,10 +382,28 @@ def answer_range(segment: Segment, slot: int) -> tuple[int, int, int, int]:
     """Where the body of a slot's answer lies.
 
     Returns:
-        Its offset in the segment and its length, the answer's HTTP status, and its ResponseFlag bits.
+        Its offset in the segment and its length, the answer's HTTP status (500 for a damaged one), and its ResponseFlag
+        bits.
+    """
+    start, length, status, flags, phrase_bytes, header_bytes = _response_header(segment, slot)
+    if flags & ResponseFlag.BODY_OUTSIDE:
+        return segment.layout.response_payload(slot), length, status, flags
+    return start + phrase_bytes + header_bytes, length, status or 500, flags
+
+
+def _response_header(segment: Segment, slot: int) -> tuple[int, int, int, int, int, int]:
+    """Reads the header of an answer, which a handler's stray write may have damaged.
+
+    Returns:
+        The offset behind it, body bytes, status, flags, phrase bytes and header bytes; all of it lies in what the slot
+        owns. Of a damaged one the status is 0, and so is all else but the offset.
     """
     start = segment.first_slot + slot * _SLOT_BYTES + layout.RESPONSE_HEADER
     _, _, length, status, flags, phrase_bytes, header_bytes = layout.RESPONSE.unpack_from(segment.buffer, start)
-    if flags & ResponseFlag.BODY_OUTSIDE:
-        return segment.layout.response_payload(slot), length, status, flags
-    return start + _RESPONSE_BYTES + phrase_bytes + header_bytes, length, status, flags
+    start += _RESPONSE_BYTES
+    room = layout.RESPONSE_INLINE_BYTES - phrase_bytes - header_bytes
+    if room < 0 or status < 100 or status > 999:
+        return start, 0, 0, 0, 0, 0
+    if length > room and (not flags & ResponseFlag.BODY_OUTSIDE or length > segment.layout.response_range):
+        return start, 0, 0, 0, 0, 0
+    return start, length, status, flags, phrase_bytes, header_bytes

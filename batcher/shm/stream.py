@@ -60,15 +60,24 @@ def has_chunks(segment: Segment, slot: int) -> bool:
 
 
 def take_chunks(segment: Segment, slot: int) -> list[bytes]:
-    """Takes all that lies in the ring and makes room for more."""
+    """Takes all that lies in the ring and makes room for more.
+
+    Positions that a handler's stray write has damaged end in no chunks, or short ones, never in a loop without end.
+    """
     words, first = segment.slot_words, slot * layout.SLOT_WORDS
     tail, head = words[first + _TAIL], words[first + _HEAD]
     ring = _ring(segment, slot)
-    chunks = []
+    chunks: list[bytes] = []
+    if tail - head > layout.STREAM_RING_BYTES or tail < head:
+        head = tail
     while head < tail:
         length = int.from_bytes(_read(ring, head, _LENGTH_BYTES), "little")
+        end = head + _LENGTH_BYTES + length
+        if end > tail:
+            head = tail
+            break
         chunks.append(_read(ring, head + _LENGTH_BYTES, length))
-        head += _LENGTH_BYTES + length
+        head = end
     words[first + _HEAD] = head
     return chunks
 

@@ -96,7 +96,8 @@ def parse(path: Path, text: str) -> Element:
     Raises:
         LogConfigError: not such a text.
     """
-    parser = expat.ParserCreate()
+    # The text is decoded already: the encoding that its first line declares was that of the file.
+    parser = expat.ParserCreate("utf-8")
     top = Element("", {}, 0)
     stack = [top]
 

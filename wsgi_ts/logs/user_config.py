@@ -176,6 +176,9 @@ class _Merger:
             row.setdefault("formatter", "ts")
         if "level" in row:
             row["level"] = self._level("handlers", name, row["level"])
+        for key in ("()", "class", "formatter", "filename", "archive", "period", "when"):
+            if not isinstance(row.get(key, ""), str | None):
+                raise self._error("handlers", name, f"handler {name!r}: {key} is no text: {row[key]!r}")
         kind = row.get("()") or row.get("class")
         if row["formatter"] not in self.rows["formatters"]:
             raise self._error("handlers", name, f"handler {name!r}: no formatter is called {row['formatter']!r}")
@@ -224,8 +227,10 @@ class _Merger:
         if "level" in row:
             row["level"] = self._level(section, name, row["level"])
         handlers = row.get("handlers", [])
+        if not isinstance(handlers, str | list):
+            raise self._error(section, name, f"logger {name!r}: handlers is no list of names: {handlers!r}")
         for handler in [handlers] if isinstance(handlers, str) else handlers:
-            if handler not in self.rows["handlers"]:
+            if not isinstance(handler, str) or handler not in self.rows["handlers"]:
                 raise self._error(section, name, f"logger {name!r}: no handler is called {handler!r}")
         return row
 

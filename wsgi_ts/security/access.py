@@ -54,11 +54,16 @@ def scope_of(kinds: Collection[str], path: str) -> str | None:
         return INFERENCE
     if path == "/token":
         return API
-    return INFERENCE if "inference" in kinds and _is_inference(path.split("/")[1:]) else MANAGEMENT
+    return INFERENCE if "inference" in kinds and _is_inference(path) else MANAGEMENT
 
 
-def _is_inference(parts: list[str]) -> bool:
-    root = parts[0]
+def _root_of(path: str) -> str:
+    """The first part of a path; "" of one that does not begin with a slash (`OPTIONS *`)."""
+    return path.split("/", 2)[1] if path.startswith("/") else ""
+
+
+def _is_inference(path: str) -> bool:
+    root, parts = _root_of(path), path.split("/")[1:]
     if root in _INFERENCE_ROOTS or root.lower() == "wfpredict":
         return True
     if root == "v2":
@@ -188,7 +193,7 @@ class Access:
     def refusal(self, path: str, environ: Mapping[str, Any]) -> ServerError | None:
         """Checks a request by its decoded path and its headers as WSGI variables."""
         scope = scope_of(self._kinds, path)
-        if self.plugin_roots and (root := path.partition("/")[2].partition("/")[0]) in self.plugin_roots:
+        if self.plugin_roots and (root := _root_of(path)) in self.plugin_roots:
             # One in the place of an open page is not open, too.
             is_inference = "inference" in self._kinds and root in self.inference_roots
             scope = INFERENCE if is_inference or "management" not in self._kinds else scope or MANAGEMENT

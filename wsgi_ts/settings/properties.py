@@ -19,7 +19,10 @@ _KEY_AND_VALUE = re.compile(r"((?:[^\\=: \t\f]|\\.)*)[ \t\f]*[=:]?[ \t\f]*(.*)",
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _CONTROL = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
 _CONTROL_NAMES = {character: name for name, character in _CONTROL.items()}
-_SPECIAL = re.compile(r"[\\\t\n\r\f=:#!]")
+#: What needs a backslash: in a value a blank at its beginning, which would be none of it; in a key every one, as it
+#: would end there.
+_SPECIAL = re.compile(r"[\\\t\n\r\f=:#!]|\A ")
+_SPECIAL_IN_KEYS = re.compile(r"[\\\t\n\r\f=:#! ]")
 _VARIABLE = re.compile(r"\$\$([^$]+)\$\$")
 
 
@@ -71,7 +74,7 @@ def parse_properties(data: bytes) -> list[Property]:
 
 def format_property(key: str, value: str) -> str:
     r"""One line `key=value` that reads back as what it was, for Java too (non-ASCII characters as `\uXXXX`)."""
-    return f"{_escape(key)}={_escape(value)}"
+    return f"{_escape(key, _SPECIAL_IN_KEYS)}={_escape(value, _SPECIAL)}"
 
 
 def substitute_variables(value: str, environ: Mapping[str, str]) -> str:
@@ -89,10 +92,8 @@ def substitute_variables(value: str, environ: Mapping[str, str]) -> str:
     return _VARIABLE.sub(replacement, value)
 
 
-def _escape(text: str) -> str:
-    escaped = _SPECIAL.sub(lambda match: "\\" + _CONTROL_NAMES.get(match[0], match[0]), text)
-    if escaped.startswith(" "):
-        escaped = "\\" + escaped
+def _escape(text: str, special: re.Pattern[str]) -> str:
+    escaped = special.sub(lambda match: "\\" + _CONTROL_NAMES.get(match[0], match[0]), text)
     if escaped.isascii():
         return escaped
     units = escaped.encode("utf-16-be", "surrogatepass")

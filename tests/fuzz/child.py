@@ -1,0 +1,16 @@
+"""The process that libFuzzer runs one target in; see `fuzz.run`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import atheris
+
+with atheris.instrument_imports(include=["wsgi_ts", "multipart"]):
+    from fuzz.targets import TARGETS
+
+logging.disable()
+_name, *_arguments = sys.argv[1:]
+atheris.Setup([sys.argv[0], *_arguments], TARGETS[_name])
+atheris.Fuzz()

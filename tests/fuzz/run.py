@@ -1,0 +1,95 @@
+"""Fuzzes the targets with atheris (libFuzzer), one process each: `make fuzz`, or `python -m fuzz.run --seconds 9 head`.
+
+What libFuzzer finds on its way grows in `.fuzz/` (not kept). An input that breaks a promise is written into the corpus,
+`tests/fuzz/corpus/TARGET/crash-…`, where every ordinary run of the tests replays it: mend the fault, give the file a
+name that says what it is, and commit both. `--minimize` replaces the corpus by the smallest set that covers as much.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from fuzz import CORPUS, names
+
+FOUND = Path(__file__).parents[2] / ".fuzz"
+#: Inputs above this length find little more, and make a corpus large.
+MAX_BYTES = 4096
+#: An input that takes longer is a finding, too; instrumented code is some ten times slower.
+SLOW_S = 10
+#: libFuzzer's exit code after a finding.
+_FINDING = 77
+
+
+def main() -> int:
+    """Runs each target for a while; returns 1 if one of them has found something."""
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("targets", nargs="*", default=names(), metavar="target", help=", ".join(names()))
+    arguments.add_argument("--seconds", type=int, default=60, help="for each target (default: 60)")
+    arguments.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="targets at the same time")
+    arguments.add_argument("--minimize", action="store_true", help="merge what was found into the corpus instead")
+    options = arguments.parse_args()
+    unknown = set(options.targets) - set(names())
+    if unknown:
+        arguments.error(f"no such target: {', '.join(sorted(unknown))}")
+    with ThreadPoolExecutor(options.jobs) as pool:
+        run = minimize if options.minimize else lambda name: fuzz(name, options.seconds)
+        failed = [
+            name for name, worked in zip(options.targets, pool.map(run, options.targets), strict=True) if not worked
+        ]
+    if failed:
+        print(f"Findings: {', '.join(failed)}; see tests/fuzz/corpus/TARGET/crash-… and .fuzz/TARGET.log")
+    return int(bool(failed))
+
+
+def fuzz(name: str, seconds: int) -> bool:
+    """Fuzzes one target; returns whether it held."""
+    kept, found = CORPUS / name, FOUND / name
+    found.mkdir(parents=True, exist_ok=True)
+    kept.mkdir(exist_ok=True)
+    options = [f"-max_total_time={seconds}", f"-max_len={MAX_BYTES}", f"-timeout={SLOW_S}", f"-artifact_prefix={kept}/"]
+    code, last = _atheris(name, [*options, str(found), str(kept)])
+    print(f"{name:<14} {'held' if code == 0 else f'BROKEN ({code})'}  {last}", flush=True)
+    return code == 0
+
+
+def minimize(name: str) -> bool:
+    """Makes the corpus of a target the smallest set that covers what all inputs cover; named inputs stay."""
+    kept, found, merged = CORPUS / name, FOUND / name, FOUND / f"{name}.merged"
+    merged.mkdir(parents=True, exist_ok=True)
+    named = [path for path in kept.iterdir() if not _is_hash(path.name)]
+    code, last = _atheris(name, ["-merge=1", f"-max_len={MAX_BYTES}", str(merged), str(kept), str(found)])
+    if code == 0:
+        for path in set(kept.iterdir()) - set(named):
+            path.unlink()
+        known = {path.read_bytes() for path in named}
+        for path in merged.iterdir():
+            if path.read_bytes() not in known:
+                (kept / path.name).write_bytes(path.read_bytes())
+    print(f"{name:<14} {len(list(kept.iterdir()))} inputs  {last}", flush=True)
+    return code == 0
+
+
+def _is_hash(name: str) -> bool:
+    return len(name) == 40 and not set(name) - set("0123456789abcdef")
+
+
+def _atheris(name: str, arguments: list[str]) -> tuple[int, str]:
+    """Runs libFuzzer on a target in a process of its own; returns its exit code and last line of progress."""
+    log = FOUND / f"{name}.log"
+    command = [sys.executable, "-m", "fuzz.child", name, *arguments]
+    # atheris counts branches of bytecode: compiled modules have none.
+    with log.open("w") as output:
+        code = subprocess.run(
+            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "WSGI_TS_COMPILED": "0"}, check=False
+        ).returncode
+    progress = [line for line in log.read_text(errors="replace").splitlines() if line.startswith(("#", "Done"))]
+    return code, progress[-1] if progress else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
