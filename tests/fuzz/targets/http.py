@@ -106,8 +106,8 @@ def form(data: bytes) -> None:
     if is_form(content_type):
         assert isinstance(form_field(content_type, body, "model_name"), str)
     whole, cut = (_row(content_type, body, chunk_bytes) for chunk_bytes in (1 << 20, 7))
-    # What is refused as a whole may pass in pieces, as far as they go; and the parser lets a bare line feed into a part's
-    # header only where the line's end has come, too.
+    # What is refused as a whole may pass in pieces, as far as they go; and the parser lets a bare line feed into a
+    # part's header only where the line's end has come, too.
     assert whole == cut or isinstance(whole, str) or "Invalid line break" in cut
     if isinstance(whole, dict):
         assert len(whole) <= inputs.MAX_FIELDS
