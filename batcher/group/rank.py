@@ -29,7 +29,7 @@ from wsgi_ts.handlers.serving.context import StreamClosed
 from wsgi_ts.handlers.serving.errors import LoadError
 from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.results import PREDICTION_FAILED, Answer, error_answer
-from wsgi_ts.handlers.serving.service import Service, configure_logging
+from wsgi_ts.handlers.serving.service import Service, configure_logging, end_copies
 from wsgi_ts.messages import ModelSpec, SpawnWorker
 from wsgi_ts.process import die_with_parent, enable_fault_traces, set_process_title
 from wsgi_ts.tracing.options import TraceOptions
@@ -197,6 +197,7 @@ def main(words: Sequence[str] | None = None) -> int:
     enable_fault_traces()
     set_process_title(f"wsgi-ts: rank {rank} of {order.worker_id} {spec.name} {spec.version}")
     configure_logging()
+    end_copies()
     limit_threads(int(os.environ["OMP_NUM_THREADS"]))
     export_python_path(spec)
     name = mailbox_name(order.prefix, order.batcher_index, order.worker_id, order.start_count)

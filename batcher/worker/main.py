@@ -17,7 +17,7 @@ from wsgi_ts.batcher.worker.worker import ModelWorker
 from wsgi_ts.control.channel import Channel
 from wsgi_ts.control.codec import FROM_WORKER
 from wsgi_ts.handlers.serving.errors import LoadError
-from wsgi_ts.handlers.serving.service import configure_logging
+from wsgi_ts.handlers.serving.service import configure_logging, end_copies
 from wsgi_ts.messages import SpawnWorker, WorkerLoaded
 from wsgi_ts.process import enable_fault_traces, set_process_title
 from wsgi_ts.tracing.options import TraceOptions
@@ -32,6 +32,7 @@ def run(order: SpawnWorker, status_fd: int) -> int:
     spec, prefix = order.spec, order.prefix
     status = Channel(socket.socket(fileno=status_fd))
     configure_logging()
+    end_copies()
     limit_threads(order.threads)
     export_python_path(spec)
     _keep_freed_memory()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -49,6 +50,11 @@ Handle = Callable[[Any, Any], Any]
 PREDICTION_METRIC = "PredictionTime"
 
 
+def end_copies() -> None:
+    """Has forks of this process end that a handler lets come back: two of them would answer the batch, and go on."""
+    os.register_at_fork(after_in_child=Service.become_copy)
+
+
 def configure_logging() -> None:
     """Sends the handler's log records to stdout, the bare message a line, as TorchServe's workers do."""
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
@@ -67,6 +73,8 @@ class Service:
         has_failed: whether a row of the last batch, or all, was answered with an error of the server.
         called_at, returned_at: when the handler was called for the last batch, and had returned (monotonic seconds).
     """
+
+    _is_copy = False
 
     def __init__(
         self,
@@ -123,7 +131,9 @@ class Service:
                 entry = entry._replace(handle=shape(entry.handle))
             service = cls(entry, context, max_response_bytes=spec.max_response_bytes, metrics_sink=metrics_sink)
             service._settle(entry.initialize(context))
+            service._end_copy()
         except BaseException as error:
+            cls._end_copy()
             known = load_error(error)
             if known is None:
                 raise
@@ -160,6 +170,8 @@ class Service:
             self.fault = fault_of(error)
             self.returned_at = time.monotonic()
             answers = [self._failed(error)] * len(requests)
+        if self._is_copy:
+            self._end_copy()
         if self._metrics_sink is not None:
             self._hand_over_metrics()
         return answers
@@ -209,9 +221,22 @@ class Service:
             answer = error_answer(503, PREDICTION_FAILED)
         except BaseException as error:
             answer = self._failed(error)
+        self._end_copy()
         if self._metrics_sink is not None:
             self._hand_over_metrics()
         return answer
+
+    @classmethod
+    def become_copy(cls) -> None:
+        """Tells a process that it is a fork which a handler has made (see `end_copies`)."""
+        cls._is_copy = True
+
+    @classmethod
+    def _end_copy(cls) -> None:
+        if cls._is_copy:
+            text = "A process that the handler has forked came back from it, and ends here: end it with os._exit().\n"
+            os.write(2, text.encode())
+            os._exit(1)
 
     @property
     def event_loop(self) -> asyncio.AbstractEventLoop:

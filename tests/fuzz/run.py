@@ -11,6 +11,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -82,11 +83,11 @@ def _atheris(name: str, arguments: list[str]) -> tuple[int, str]:
     """Runs libFuzzer on a target in a process of its own; returns its exit code and last line of progress."""
     log = FOUND / f"{name}.log"
     command = [sys.executable, "-m", "fuzz.child", name, *arguments]
-    # atheris counts branches of bytecode: compiled modules have none.
-    with log.open("w") as output:
-        code = subprocess.run(
-            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, "WSGI_TS_COMPILED": "0"}, check=False
-        ).returncode
+    # In memory, as archives are unpacked some thousand times a second; libFuzzer ends without leaving time to clean up.
+    with log.open("w") as output, tempfile.TemporaryDirectory(prefix="wts-fuzz-", dir="/dev/shm") as folder:
+        # atheris counts branches of bytecode: compiled modules have none.
+        environment = {**os.environ, "WSGI_TS_COMPILED": "0", "TMPDIR": folder}
+        code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False).returncode
     progress = [line for line in log.read_text(errors="replace").splitlines() if line.startswith(("#", "Done"))]
     return code, progress[-1] if progress else ""
 

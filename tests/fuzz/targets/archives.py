@@ -15,7 +15,7 @@ from wsgi_ts.errors import InvalidModel, ServerError
 from wsgi_ts.models.model_yaml import check_parallel, launch_options, parse_model_yaml
 
 _LIMITS = ArchiveLimits(max_archive_bytes=100_000, max_entries=50)
-_root = tempfile.TemporaryDirectory(prefix="wts-fuzz-", dir="/dev/shm")
+_root = tempfile.TemporaryDirectory(prefix="wts-fuzz-")
 _ROOT = Path(_root.name)
 _SOURCE, _TARGET = _ROOT / "x.mar", _ROOT / "in" / "out"
 _TARGET.parent.mkdir()

@@ -22,7 +22,7 @@ from wsgi_ts.workflows.drawing import draw, table
 from wsgi_ts.workflows.spec import parse_spec
 from wsgi_ts.workflows.svg import svg
 
-_root = tempfile.TemporaryDirectory(prefix="wts-fuzz-", dir="/dev/shm")
+_root = tempfile.TemporaryDirectory(prefix="wts-fuzz-")
 _ROOT = Path(_root.name)
 _RECORD = logging.LogRecord("name", logging.INFO, "path", 1, "a %s", ("message",), None)
 
