@@ -38,59 +38,78 @@ def torchserve(arguments: Sequence[str] | None = None) -> int:
 def wsgi_ts(arguments: Sequence[str] | None = None) -> int:
     """The `wsgi-ts` command; arguments and result as `torchserve`."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    if words[:1] == ["llm"]:
-        # It takes a while to load, and has flags of its own.
-        from wsgi_ts import llm_launcher
-
-        return llm_launcher.main(words[1:], "wsgi-ts llm")
-    if words[:1] == ["handler"]:
-        # It loads what a model worker loads.
-        from wsgi_ts.handler_kit import commands
-
-        return commands.main(words[1:])
-    if words[:1] == ["tune"]:
-        from wsgi_ts.tune import commands as tune
-
-        return tune.main(words[1:])
-    if words[:1] == ["workflow"]:
-        from wsgi_ts.cli.workflow import run_workflow_command
-
-        return run_workflow_command(words[1:])
+    own = _OWN_FLAGS.get(words[0]) if words else None
+    if own is not None:
+        return own(words[1:])
     options = _wsgi_ts_parser().parse_args(words)
     given = getattr(options, "run_dir", None)
     run_dir = Path(os.path.abspath(given)) if given else default_run_dir()
     try:
-        if options.command == "serve":
-            return start(_command_line(options), wait=True)
-        if options.command == "upgrade":
-            return upgrade(_command_line(options), run_dir, limit_s=options.timeout)
-        if options.command == "doctor":
-            from wsgi_ts.cli.doctor import run_doctor, run_migration
-
-            if options.migrate is not None:
-                return run_migration(options.migrate, os.environ, as_json=options.json, strict=options.strict)
-            flags = {"in_pod": options.k8s, "as_json": options.json, "strict": options.strict}
-            return run_doctor(_command_line(options), os.environ, **flags)
-        if options.command == "plugins":
-            from wsgi_ts.cli.plugins import print_plugins
-
-            return print_plugins(_command_line(options), run_dir, as_json=options.json)
-        if options.command == "plugin":
-            from wsgi_ts.cli.plugins import new_plugin
-
-            return new_plugin(options.group, options.name, Path.cwd())
-        if options.command == "explain":
-            from wsgi_ts.cli.explain import explain
-
-            return explain(run_dir, options.request_id, as_json=options.json)
-        if options.command == "stop":
-            return stop_instance(run_dir, fast=options.fast, limit_s=options.timeout)
-        from wsgi_ts.cli.status import print_status
-
-        return print_status(run_dir, as_json=options.json)
+        return _run(options, run_dir)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _run(options: argparse.Namespace, run_dir: Path) -> int:
+    if options.command == "serve":
+        return start(_command_line(options), wait=True)
+    if options.command == "upgrade":
+        return upgrade(_command_line(options), run_dir, limit_s=options.timeout)
+    if options.command == "doctor":
+        from wsgi_ts.cli.doctor import run_doctor, run_migration
+
+        if options.migrate is not None:
+            return run_migration(options.migrate, os.environ, as_json=options.json, strict=options.strict)
+        flags = {"in_pod": options.k8s, "as_json": options.json, "strict": options.strict}
+        return run_doctor(_command_line(options), os.environ, **flags)
+    if options.command == "plugins":
+        from wsgi_ts.cli.plugins import print_plugins
+
+        return print_plugins(_command_line(options), run_dir, as_json=options.json)
+    if options.command == "plugin":
+        from wsgi_ts.cli.plugins import new_plugin
+
+        return new_plugin(options.group, options.name, Path.cwd())
+    if options.command == "explain":
+        from wsgi_ts.cli.explain import explain
+
+        return explain(run_dir, options.request_id, as_json=options.json)
+    if options.command == "stop":
+        return stop_instance(run_dir, fast=options.fast, limit_s=options.timeout)
+    from wsgi_ts.cli.status import print_status
+
+    return print_status(run_dir, as_json=options.json)
+
+
+# Commands with flags of their own; each loads what only it needs.
+
+
+def _llm(words: list[str]) -> int:
+    from wsgi_ts import llm_launcher
+
+    return llm_launcher.main(words, "wsgi-ts llm")
+
+
+def _handler(words: list[str]) -> int:
+    from wsgi_ts.handler_kit import commands
+
+    return commands.main(words)
+
+
+def _tune(words: list[str]) -> int:
+    from wsgi_ts.tune import commands
+
+    return commands.main(words)
+
+
+def _workflow(words: list[str]) -> int:
+    from wsgi_ts.cli.workflow import run_workflow_command
+
+    return run_workflow_command(words)
+
+
+_OWN_FLAGS = {"llm": _llm, "handler": _handler, "tune": _tune, "workflow": _workflow}
 
 
 def _add_start_flags(parser: argparse.ArgumentParser) -> None:
