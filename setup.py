@@ -51,7 +51,9 @@ COMPILED = (
     )),
     "wsgi_ts/http/body.py",
     "wsgi_ts/http/head.py",
-    *(f"wsgi_ts/http2/{name}.py" for name in ("connection", "frames", "stream")),
+    *(f"wsgi_ts/http2/{name}.py" for name in (
+        "connection", "faults", "frames", "header_blocks", "outbox", "stream",
+    )),
     "wsgi_ts/logs/access.py",
     "wsgi_ts/rest/direct.py",
     *(f"wsgi_ts/web/{name}.py" for name in (

@@ -1,20 +1,15 @@
 """The server's side of one HTTP/2 connection as a state machine (RFC 9113).
 
-It is fed what the socket gives (`receive`), tells what that means as events, and keeps what is to be sent (`take`).
-Header blocks are decoded by the library hpack. A client that repeats a request mostly repeats its header block, too: as
-long as such a block only names entries of the table, and the table is the same, the fields are known.
-
-A client has limits in everything that it could make the server keep: bytes of a header block, streams, bytes that it
-may send before it is told that they were taken, and answers to frames that it does not read.
+It is fed what the socket gives (`receive`), tells what that means as events, and puts what is to be sent into its
+outbox. A client has limits in everything that it could make the server keep: bytes of a header block, streams, bytes
+that it may send before it is told that they were taken, and answers to frames that it does not read.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from hpack import Decoder
-from hpack.exceptions import HPACKError
-
+from wsgi_ts.http2.faults import ConnectionFault
 from wsgi_ts.http2.frames import (
     DEFAULT_FRAME_BYTES,
     DEFAULT_WINDOW,
@@ -32,33 +27,16 @@ from wsgi_ts.http2.frames import (
     settings_frame,
     window_frame,
 )
-from wsgi_ts.http2.stream import Event, EventKind, Fields, Stream
+from wsgi_ts.http2.header_blocks import MOST_HEADER_BYTES, HeaderBlocks
+from wsgi_ts.http2.outbox import Outbox, reset_frame
+from wsgi_ts.http2.stream import Event, EventKind, Stream
 
 #: What a client may send on one stream, and on all of them, before it is told that some of it was taken.
 STREAM_WINDOW: Final = 1 << 20
 CONNECTION_WINDOW: Final = 16 << 20
-#: Names and values of one header block, in bytes as they are sent and as RFC 7541 counts them.
-MOST_HEADER_BYTES: Final = 64 << 10
-#: What the server itself has to say (acknowledgements and the like) while the client reads nothing of it.
-MOST_UNREAD_REPLIES: Final = 64 << 10
-_KNOWN_HEADS: Final = 64
 _PING_BYTES: Final = 8
 _WINDOW_BYTES: Final = 4
 _SETTING_BYTES: Final = 6
-
-
-class ConnectionFault(Exception):
-    """The client has broken the protocol; the connection has to be closed once `take` is sent.
-
-    Args:
-        code: of ErrorCode.
-        text: what was wrong, for people.
-    """
-
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
-        self.code = code
-        self.text = text
 
 
 class Connection:
@@ -68,59 +46,32 @@ class Connection:
         most_streams: requests under way at a time; further ones are refused as the protocol has it.
 
     Attributes:
-        streams: those that are not over, by number.
+        outbox: what is to be sent.
         last_stream: the highest number of a request that was taken.
         is_going: no further request is taken.
-        is_blocked: the socket takes nothing for the moment, so answers wait as they wait for windows.
         pings_answered: PINGs of ours that the client has answered.
     """
 
     def __init__(self, most_streams: int) -> None:
-        self.streams: dict[int, Stream] = {}
+        self.outbox = Outbox()
         self.last_stream = 0
         self.is_going = False
-        self.is_blocked = False
         self.pings_answered = 0
+        self._streams = self.outbox.streams
         self._most_streams = most_streams
-        self._decoder = Decoder(MOST_HEADER_BYTES)
-        self._known: dict[bytes, Fields] = {}
+        self._blocks = HeaderBlocks()
         self._buffer = b""
         self._has_preface = False
         self._has_settings = False
-        self._block = b""
-        self._block_stream = 0
-        self._block_ends = False
-        self._receive_window = CONNECTION_WINDOW
+        self._window = CONNECTION_WINDOW
         self._owed = 0
-        self._send_window = DEFAULT_WINDOW
-        self._first_send_window = DEFAULT_WINDOW
-        self._frame_bytes = DEFAULT_FRAME_BYTES
-        self._waiting: dict[int, Stream] = {}
-        self._replies = 0
-        self._out: list[bytes] = [
-            settings_frame(
-                (
-                    (Setting.MAX_CONCURRENT_STREAMS, most_streams),
-                    (Setting.INITIAL_WINDOW_SIZE, STREAM_WINDOW),
-                    (Setting.MAX_HEADER_LIST_SIZE, MOST_HEADER_BYTES),
-                )
-            ),
-            window_frame(0, CONNECTION_WINDOW - DEFAULT_WINDOW),
-        ]
-
-    def take(self) -> bytes:
-        """Returns what is to be sent now."""
-        if not self._out:
-            return b""
-        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
-        self._out = []
-        self._replies = 0
-        return data
-
-    @property
-    def has_output(self) -> bool:
-        """Whether something is to be sent now."""
-        return bool(self._out)
+        settings = (
+            (Setting.MAX_CONCURRENT_STREAMS, most_streams),
+            (Setting.INITIAL_WINDOW_SIZE, STREAM_WINDOW),
+            (Setting.MAX_HEADER_LIST_SIZE, MOST_HEADER_BYTES),
+        )
+        self.outbox.add(settings_frame(settings))
+        self.outbox.add(window_frame(0, CONNECTION_WINDOW - DEFAULT_WINDOW))
 
     # What comes
 
@@ -134,11 +85,9 @@ class Connection:
         try:
             self._parse(self._buffer + data if self._buffer else data, events)
         except ConnectionFault as fault:
-            self._out.append(goaway_frame(self.last_stream, fault.code, fault.text))
+            self.outbox.add(goaway_frame(self.last_stream, fault.code, fault.text))
             self.is_going = True
             raise
-        if self._replies > MOST_UNREAD_REPLIES:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many frames that want an answer")
         return events
 
     def _parse(self, data: bytes, events: list[Event]) -> None:
@@ -165,7 +114,7 @@ class Connection:
         self._buffer = data[start:]
 
     def _frame(self, kind: int, flags: int, number: int, payload: bytes, events: list[Event]) -> None:
-        if self._block_stream and (kind != FrameType.CONTINUATION or number != self._block_stream):
+        if self._blocks.stream and (kind != FrameType.CONTINUATION or number != self._blocks.stream):
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "a frame inside of a header block")
         if not self._has_settings:
             if kind != FrameType.SETTINGS or flags & Flag.ACK:
@@ -194,11 +143,11 @@ class Connection:
     def _on_data(self, flags: int, number: int, payload: bytes, events: list[Event]) -> None:
         # Padding counts, too, and so does what comes for streams that are over.
         counted = len(payload)
-        self._receive_window -= counted
-        if self._receive_window < 0:
+        self._window -= counted
+        if self._window < 0:
             raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "more data than the connection's window has room for")
         data = _unpadded(payload) if flags & Flag.PADDED else payload
-        stream = self.streams.get(number)
+        stream = self._streams.get(number)
         self._owe(counted)
         if stream is None or stream.is_ended:
             self._on_closed(number, "DATA")
@@ -214,7 +163,7 @@ class Connection:
         """A frame for a stream that takes none. One that the server has ended may have some on the way."""
         if number == 0 or number > self.last_stream or not number & 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"{what} on stream {number}, which was never opened")
-        if number in self.streams:
+        if number in self._streams:
             raise ConnectionFault(ErrorCode.STREAM_CLOSED, f"{what} on stream {number} after its end")
 
     def _on_headers(self, flags: int, number: int, payload: bytes, events: list[Event]) -> None:
@@ -232,25 +181,20 @@ class Connection:
         if flags & Flag.END_HEADERS:
             self._on_block(number, payload, ends, events)
         else:
-            self._block_stream, self._block, self._block_ends = number, payload, ends
+            self._blocks.begin(number, payload, ends)
 
     def _on_continuation(self, flags: int, number: int, payload: bytes, events: list[Event]) -> None:
-        if not self._block_stream:
+        blocks = self._blocks
+        if not blocks.stream:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "CONTINUATION without HEADERS")
-        block = self._block + payload
-        if len(block) > MOST_HEADER_BYTES or not payload:
-            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, f"a header block above {MOST_HEADER_BYTES} bytes")
+        blocks.add(payload)
         if flags & Flag.END_HEADERS:
-            self._block_stream = 0
-            self._block = b""
-            self._on_block(number, block, self._block_ends, events)
-        else:
-            self._block = block
+            self._on_block(number, blocks.take(), blocks.ends, events)
 
     def _on_block(self, number: int, block: bytes, ends: bool, events: list[Event]) -> None:
         """A whole header block: the head of a request, or its trailers."""
-        fields = self._fields(block)
-        stream = self.streams.get(number)
+        fields = self._blocks.fields(block)
+        stream = self._streams.get(number)
         if stream is not None:
             if stream.is_ended:
                 raise ConnectionFault(ErrorCode.STREAM_CLOSED, f"HEADERS on stream {number} after its end")
@@ -262,40 +206,21 @@ class Connection:
         if number <= self.last_stream:
             return  # trailers of a stream that the server has ended
         self.last_stream = number
-        if self.is_going or len(self.streams) >= self._most_streams:
-            self._reply(_reset_frame(number, ErrorCode.REFUSED_STREAM))
+        if self.is_going or len(self._streams) >= self._most_streams:
+            self.outbox.reply(reset_frame(number, ErrorCode.REFUSED_STREAM))
             return
-        stream = self.streams[number] = Stream(number, STREAM_WINDOW, self._first_send_window)
+        stream = self._streams[number] = Stream(number, STREAM_WINDOW, self.outbox.first_window)
         stream.is_ended = ends
         events.append(Event(EventKind.REQUEST, stream, b"", fields, ends))
-
-    def _fields(self, block: bytes) -> Fields:
-        known = self._known.get(block)
-        if known is not None:
-            return known
-        # Each byte is a whole reference to the table, so the block leaves the table as it is.
-        only_names = bool(block) and min(block) > 0x80 and 0xFF not in block
-        try:
-            fields: Fields = [(bytes(name), bytes(value)) for name, value in self._decoder.decode(block, raw=True)]
-        except HPACKError as error:
-            raise ConnectionFault(ErrorCode.COMPRESSION_ERROR, f"a header block: {error}") from error
-        if only_names and len(self._known) < _KNOWN_HEADS:
-            self._known[block] = fields
-        elif not only_names:
-            self._known.clear()
-        return fields
 
     def _on_window(self, number: int, payload: bytes, events: list[Event]) -> None:
         if len(payload) != _WINDOW_BYTES:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE")
         more = int.from_bytes(payload, "big") & LAST_STREAM
         if number == 0:
-            self._send_window += more
-            if not more or self._send_window > MOST_WINDOW:
-                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "a window of the connection that cannot be")
-            self.go_on(events)
+            self.outbox.widen(more, events)
             return
-        stream = self.streams.get(number)
+        stream = self._streams.get(number)
         if stream is None:
             if number > self.last_stream:
                 self._on_closed(number, "WINDOW_UPDATE")
@@ -303,17 +228,17 @@ class Connection:
         stream.send_window += more
         if not more or stream.send_window > MOST_WINDOW:
             self._fail(stream, ErrorCode.FLOW_CONTROL_ERROR if more else ErrorCode.PROTOCOL_ERROR, events)
-        elif number in self._waiting:
-            self._send_waiting(stream, events)
+        else:
+            self.outbox.widen_stream(stream, events)
 
     def _on_reset(self, number: int, payload: bytes, events: list[Event]) -> None:
         if len(payload) != 4:
             raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM")
-        stream = self.streams.get(number)
+        stream = self._streams.get(number)
         if stream is None:
             self._on_closed(number, "RST_STREAM")
             return
-        self._drop(stream)
+        self.outbox.drop(stream)
         events.append(Event(EventKind.RESET, stream))
 
     def _on_settings(self, flags: int, number: int, payload: bytes, events: list[Event]) -> None:
@@ -328,23 +253,18 @@ class Connection:
         for start in range(0, len(payload), _SETTING_BYTES):
             name = int.from_bytes(payload[start : start + 2], "big")
             self._set(name, int.from_bytes(payload[start + 2 : start + _SETTING_BYTES], "big"))
-        self._reply(frame(FrameType.SETTINGS, Flag.ACK, 0, b""))
-        self.go_on(events)
+        self.outbox.reply(frame(FrameType.SETTINGS, Flag.ACK, 0, b""))
+        self.outbox.go_on(events)
 
     def _set(self, name: int, value: int) -> None:
         if name == Setting.INITIAL_WINDOW_SIZE:
             if value > MOST_WINDOW:
                 raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, f"an initial window of {value}")
-            change = value - self._first_send_window
-            self._first_send_window = value
-            for stream in self.streams.values():
-                stream.send_window += change
-                if stream.send_window > MOST_WINDOW:
-                    raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, f"an initial window of {value}")
+            self.outbox.set_first_window(value)
         elif name == Setting.MAX_FRAME_SIZE:
             if not DEFAULT_FRAME_BYTES <= value <= MOST_FRAME_BYTES:
                 raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"frames of {value} bytes")
-            self._frame_bytes = min(value, STREAM_WINDOW)
+            self.outbox.set_frame_bytes(value)
         elif name == Setting.ENABLE_PUSH and value > 1:
             raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, f"ENABLE_PUSH {value}")
 
@@ -356,7 +276,7 @@ class Connection:
         if flags & Flag.ACK:
             self.pings_answered += 1
         else:
-            self._reply(frame(FrameType.PING, Flag.ACK, 0, payload))
+            self.outbox.reply(frame(FrameType.PING, Flag.ACK, 0, payload))
 
     def _fail(self, stream: Stream, code: int, events: list[Event]) -> None:
         """Ends a stream on which the client has broken the protocol."""
@@ -368,47 +288,25 @@ class Connection:
     def taken(self, stream: Stream, length: int) -> None:
         """Lets the client send on: the application keeps so many bytes of a stream's body no longer."""
         stream.owed += length
-        if stream.owed >= STREAM_WINDOW // 4 and not stream.is_ended and stream.number in self.streams:
+        if stream.owed >= STREAM_WINDOW // 4 and not stream.is_ended and stream.number in self._streams:
             stream.receive_window += stream.owed
-            self._out.append(window_frame(stream.number, stream.owed))
+            self.outbox.add(window_frame(stream.number, stream.owed))
             stream.owed = 0
 
     def send_head(self, stream: Stream, block: bytes) -> None:
         """Sends the head of an answer, with a header block of at most a frame."""
-        self._out.append(frame(FrameType.HEADERS, Flag.END_HEADERS, stream.number, block))
-
-    def send_data(self, stream: Stream, data: bytes) -> None:
-        """Sends a part of an answer, as far as the client has room for it; the rest waits."""
-        length = len(data)
-        most = self._frame_bytes
-        room = 0 if stream.unsent or self.is_blocked else min(stream.send_window, self._send_window, most)
-        if length <= room:
-            self._send(stream, data)
-            return
-        for start in range(0, length, most):
-            stream.unsent.append(data[start : start + most])
-        stream.unsent_bytes += length
-        self._waiting[stream.number] = stream
-        self._send_waiting(stream, None)
-
-    def send_trailers(self, stream: Stream, block: bytes) -> None:
-        """Ends an answer, with a header block of at most a frame; nothing more can be sent on the stream."""
-        stream.is_answered = True
-        if stream.unsent:
-            stream.trailers = block
-        else:
-            self._end(stream, block)
+        self.outbox.add(frame(FrameType.HEADERS, Flag.END_HEADERS, stream.number, block))
 
     def send_end(self, stream: Stream) -> None:
         """Ends an answer that has no trailers, and of which all was sent."""
-        self._out.append(frame(FrameType.DATA, Flag.END_STREAM, stream.number, b""))
-        self._drop(stream)
+        self.outbox.add(frame(FrameType.DATA, Flag.END_STREAM, stream.number, b""))
+        self.outbox.drop(stream)
 
     def reset(self, stream: Stream, code: int) -> None:
         """Ends a stream at once; what waits to be sent on it is dropped."""
-        if stream.number in self.streams:
-            self._reply(_reset_frame(stream.number, code))
-            self._drop(stream)
+        if stream.number in self._streams:
+            self.outbox.add(reset_frame(stream.number, code))
+            self.outbox.drop(stream)
 
     def go_away(self, last_stream: int | None = None) -> None:
         """Says that no further request is taken.
@@ -420,75 +318,19 @@ class Connection:
         if last_stream is None:
             self.is_going = True
             last_stream = self.last_stream
-        self._out.append(goaway_frame(last_stream, ErrorCode.NO_ERROR))
+        self.outbox.add(goaway_frame(last_stream, ErrorCode.NO_ERROR))
 
     def ping(self) -> None:
         """Has the client answer (`pings_answered`)."""
-        self._out.append(frame(FrameType.PING, 0, 0, bytes(_PING_BYTES)))
-
-    def go_on(self, events: list[Event]) -> None:
-        """Sends what has waited for the socket or the connection's window."""
-        for stream in list(self._waiting.values()):
-            self._send_waiting(stream, events)
-
-    def _send_waiting(self, stream: Stream, events: list[Event] | None) -> None:
-        """Sends of a stream what its windows have room for; with `events` it tells of the end of it."""
-        unsent = stream.unsent
-        while unsent and not self.is_blocked:
-            room = min(stream.send_window, self._send_window)
-            if room <= 0:
-                return
-            data = unsent[0]
-            if len(data) <= room:
-                unsent.popleft()
-            else:
-                unsent[0] = data[room:]
-                data = data[:room]
-            stream.unsent_bytes -= len(data)
-            self._send(stream, data)
-        if unsent:
-            return
-        del self._waiting[stream.number]
-        if stream.trailers is not None:
-            self._end(stream, stream.trailers)
-        elif events is not None:
-            events.append(Event(EventKind.SENT, stream))
-
-    def _send(self, stream: Stream, data: bytes) -> None:
-        length = len(data)
-        stream.send_window -= length
-        self._send_window -= length
-        self._out.append(frame(FrameType.DATA, 0, stream.number, data))
-
-    def _end(self, stream: Stream, block: bytes) -> None:
-        self._out.append(frame(FrameType.HEADERS, Flag.END_HEADERS | Flag.END_STREAM, stream.number, block))
-        if not stream.is_ended:
-            # The client need not send the rest of what nobody reads (RFC 9113, section 8.1).
-            self._out.append(_reset_frame(stream.number, ErrorCode.NO_ERROR))
-        self._drop(stream)
-
-    def _drop(self, stream: Stream) -> None:
-        stream.is_ended = stream.is_answered = True
-        stream.unsent.clear()
-        stream.unsent_bytes = 0
-        self.streams.pop(stream.number, None)
-        self._waiting.pop(stream.number, None)
+        self.outbox.add(frame(FrameType.PING, 0, 0, bytes(_PING_BYTES)))
 
     def _owe(self, length: int) -> None:
         """Gives the connection's window back at once: the streams' windows bound what is kept."""
         self._owed += length
         if self._owed >= CONNECTION_WINDOW // 4:
-            self._receive_window += self._owed
-            self._out.append(window_frame(0, self._owed))
+            self._window += self._owed
+            self.outbox.add(window_frame(0, self._owed))
             self._owed = 0
-
-    def _reply(self, data: bytes) -> None:
-        self._replies += len(data)
-        self._out.append(data)
-
-
-def _reset_frame(number: int, code: int) -> bytes:
-    return frame(FrameType.RST_STREAM, 0, number, code.to_bytes(4, "big"))
 
 
 def _unpadded(payload: bytes) -> bytes:

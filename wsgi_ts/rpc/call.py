@@ -198,7 +198,7 @@ class RpcCall:
         if not self._has_head:
             self._has_head = True
             http2.send_head(self.stream, wire.HEAD)
-        http2.send_data(self.stream, wire.framed(message.SerializeToString()))
+        http2.outbox.send_data(self.stream, wire.framed(message.SerializeToString()))
         self._connection.flush_soon()
 
     def has_room(self) -> None:
@@ -213,7 +213,7 @@ class RpcCall:
         stream, connection = self.stream, self._connection
         if not stream.is_answered:
             block = wire.status_block if self._has_head else wire.only_status
-            connection.http2.send_trailers(stream, block(code, text, self.trailing_metadata))
+            connection.http2.outbox.send_trailers(stream, block(code, text, self.trailing_metadata))
             connection.flush_soon()
         connection.forget(self)
 

@@ -8,7 +8,8 @@ import random
 import socket
 from typing import Any, cast
 
-from wsgi_ts.http2.connection import Connection, ConnectionFault
+from wsgi_ts.http2.connection import Connection
+from wsgi_ts.http2.faults import ConnectionFault
 from wsgi_ts.http2.frames import LAST_STREAM
 from wsgi_ts.http2.stream import Event, EventKind, Fields, Stream
 from wsgi_ts.rpc import wire
@@ -98,7 +99,7 @@ class RpcConnection(asyncio.Protocol):
             return
         for event in events:
             self._on_event(event)
-        if self.http2.has_output:
+        if self.http2.outbox.has_output:
             self.flush()
 
     def eof_received(self) -> bool | None:
@@ -107,13 +108,13 @@ class RpcConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The socket takes nothing for the moment."""
-        self.http2.is_blocked = True
+        self.http2.outbox.is_blocked = True
 
     def resume_writing(self) -> None:
         """The socket takes more."""
-        self.http2.is_blocked = False
+        self.http2.outbox.is_blocked = False
         events: list[Event] = []
-        self.http2.go_on(events)
+        self.http2.outbox.go_on(events)
         for event in events:
             self._on_event(event)
         self.flush_soon()
@@ -158,7 +159,7 @@ class RpcConnection(asyncio.Protocol):
                 raise Failure(StatusCode.UNIMPLEMENTED, "Method not found!")
             self._port.admit()
         except Failure as failure:
-            self.http2.send_trailers(stream, wire.only_status(failure.code, failure.description))
+            self.http2.outbox.send_trailers(stream, wire.only_status(failure.code, failure.description))
             return
         call = self.calls[stream.number] = RpcCall(self, stream, head, method, self._port.most_message_bytes)
         self._port.calls_under_way += 1
@@ -192,7 +193,7 @@ class RpcConnection(asyncio.Protocol):
 
     def _refuse(self, stream: Stream, status: int, text: str) -> None:
         self.http2.send_head(stream, wire.refusal_block(status))
-        self.http2.send_data(stream, text.encode())
+        self.http2.outbox.send_data(stream, text.encode())
         # The end of what is no gRPC call has no status of gRPC's.
         self.http2.send_end(stream)
 
@@ -204,7 +205,7 @@ class RpcConnection(asyncio.Protocol):
     def taken(self, call: RpcCall, length: int) -> None:
         """Lets the client send on, as so many bytes of a call's body were taken."""
         self.http2.taken(call.stream, length)
-        if self.http2.has_output:
+        if self.http2.outbox.has_output:
             self.flush_soon()
 
     def forget(self, call: RpcCall) -> None:
@@ -226,9 +227,9 @@ class RpcConnection(asyncio.Protocol):
         """Sends what there is to send."""
         self._must_flush = False
         transport, http2 = self._transport, self.http2
-        while transport is not None and http2.has_output and not http2.is_blocked:
-            transport.write(http2.take())
-        if transport is not None and http2.is_going and not http2.streams and not http2.has_output:
+        while transport is not None and http2.outbox.has_output and not http2.outbox.is_blocked:
+            transport.write(http2.outbox.take())
+        if transport is not None and http2.is_going and not http2.outbox.streams and not http2.outbox.has_output:
             transport.close()
 
     # The end
@@ -274,8 +275,8 @@ class RpcConnection(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
-        if self.http2.has_output:
-            transport.write(self.http2.take())
+        if self.http2.outbox.has_output:
+            transport.write(self.http2.outbox.take())
         transport.close()
         self._after(_CLOSE_LIMIT_S, transport.abort)
 

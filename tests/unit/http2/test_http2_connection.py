@@ -9,14 +9,8 @@ from hpack import Decoder, Encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsgi_ts.http2.connection import (
-    CONNECTION_WINDOW,
-    MOST_HEADER_BYTES,
-    MOST_UNREAD_REPLIES,
-    STREAM_WINDOW,
-    Connection,
-    ConnectionFault,
-)
+from wsgi_ts.http2.connection import CONNECTION_WINDOW, STREAM_WINDOW, Connection
+from wsgi_ts.http2.faults import ConnectionFault
 from wsgi_ts.http2.frames import (
     DEFAULT_FRAME_BYTES,
     DEFAULT_WINDOW,
@@ -33,6 +27,8 @@ from wsgi_ts.http2.frames import (
     settings_frame,
     window_frame,
 )
+from wsgi_ts.http2.header_blocks import MOST_HEADER_BYTES
+from wsgi_ts.http2.outbox import MOST_UNREAD_REPLIES
 from wsgi_ts.http2.stream import Event, EventKind, Stream
 
 FIELDS = [(":method", "POST"), (":scheme", "http"), (":path", "/a.B/C"), ("te", "trailers"), ("x", "y")]
@@ -61,7 +57,7 @@ class Client:
 
     def sent(self) -> list[tuple[int, int, int, bytes]]:
         """The frames that the server has to send."""
-        return split(self.connection.take())
+        return split(self.connection.outbox.take())
 
     def head(self, number: int, flags: int = END, fields: list[tuple[str, str]] | None = None) -> bytes:
         return frame(FrameType.HEADERS, flags, number, self.encoder.encode(fields or FIELDS))
@@ -101,7 +97,7 @@ def fault_of(client: Client, *frames: bytes) -> int:
 
 def test_the_handshake() -> None:
     connection = Connection(7)
-    first, window = split(connection.take())
+    first, window = split(connection.outbox.take())
     assert first[0] == FrameType.SETTINGS
     values = {first[3][at + 1]: int.from_bytes(first[3][at + 2 : at + 6], "big") for at in range(0, len(first[3]), 6)}
     assert values[Setting.MAX_CONCURRENT_STREAMS] == 7
@@ -111,7 +107,7 @@ def test_the_handshake() -> None:
         CONNECTION_WINDOW - DEFAULT_WINDOW,
     )
     connection.receive(BEGIN)
-    assert split(connection.take()) == [(FrameType.SETTINGS, Flag.ACK, 0, b"")]
+    assert split(connection.outbox.take()) == [(FrameType.SETTINGS, Flag.ACK, 0, b"")]
 
 
 def test_a_request_and_its_answer() -> None:
@@ -121,13 +117,13 @@ def test_a_request_and_its_answer() -> None:
     assert events[0].fields == [(name.encode(), value.encode()) for name, value in FIELDS]
     connection, stream = client.connection, events[0].stream
     connection.send_head(stream, header_block([(":status", "200"), ("content-type", "x" * 300)]))
-    connection.send_data(stream, b"answer")
-    connection.send_trailers(stream, header_block([("grpc-status", "0")]))
+    connection.outbox.send_data(stream, b"answer")
+    connection.outbox.send_trailers(stream, header_block([("grpc-status", "0")]))
     head, data, trailers = client.sent()
     assert client.decoded(head[3]) == [(":status", "200"), ("content-type", "x" * 300)]
     assert data == (FrameType.DATA, 0, 1, b"answer")
     assert (trailers[1], client.decoded(trailers[3])) == (END, [("grpc-status", "0")])
-    assert connection.streams == {}
+    assert connection.outbox.streams == {}
 
 
 def test_equal_heads_are_the_same_object_until_the_table_changes() -> None:
@@ -175,7 +171,7 @@ def test_events_do_not_depend_on_how_the_bytes_come(data: st.DataObject) -> None
         found += told(parts.receive(rest[:size]))
         rest = rest[size:]
     assert found == expected
-    assert parts.take() == whole.take()
+    assert parts.outbox.take() == whole.outbox.take()
 
 
 @settings(max_examples=300)
@@ -189,7 +185,7 @@ def test_any_frames_are_events_or_a_fault(frames: list[tuple[int, int, int, byte
         client.send(*(frame(*each) for each in frames))
     except ConnectionFault as fault:
         assert fault.code != ErrorCode.NO_ERROR
-    split(client.connection.take())
+    split(client.connection.outbox.take())
 
 
 @settings(max_examples=100)
@@ -344,8 +340,8 @@ def test_padding_and_data_that_nobody_wants_are_given_back() -> None:
     padded = frame(FrameType.DATA, Flag.PADDED, 1, b"\xff" + bytes(255))
     for _ in range(2 * STREAM_WINDOW // 256):
         assert told(client.send(padded)) == [(EventKind.DATA, 1, b"", False)]
-        client.connection.taken(client.connection.streams[1], 0)
-    client.connection.reset(client.connection.streams[1], ErrorCode.CANCEL)
+        client.connection.taken(client.connection.outbox.streams[1], 0)
+    client.connection.reset(client.connection.outbox.streams[1], ErrorCode.CANCEL)
     data = frame(FrameType.DATA, 0, 1, bytes(DEFAULT_FRAME_BYTES))
     for _ in range(2 * CONNECTION_WINDOW // DEFAULT_FRAME_BYTES):
         assert client.send(data) == []
@@ -361,28 +357,28 @@ def data_of(frames: Iterable[tuple[int, int, int, bytes]], number: int) -> bytes
 def test_an_answer_waits_for_the_windows() -> None:
     client = Client(first=[(Setting.INITIAL_WINDOW_SIZE, 10)])
     connection, stream = client.connection, client.request()
-    connection.send_data(stream, b"0123456789abcdef")
-    connection.send_data(stream, b"ghi")
+    connection.outbox.send_data(stream, b"0123456789abcdef")
+    connection.outbox.send_data(stream, b"ghi")
     assert data_of(client.sent(), 1) == b"0123456789"
     assert stream.unsent_bytes == 9
     assert client.send(window_frame(1, 8)) == []
     assert data_of(client.sent(), 1) == b"abcdefgh"
     assert told(client.send(window_frame(1, 100))) == [(EventKind.SENT, 1, b"", False)]
     assert data_of(client.sent(), 1) == b"i"
-    connection.send_data(stream, b"x" * 200)
-    connection.send_trailers(stream, b"\x88")
+    connection.outbox.send_data(stream, b"x" * 200)
+    connection.outbox.send_trailers(stream, b"\x88")
     assert client.send(settings_frame([(Setting.INITIAL_WINDOW_SIZE, 1000)])) == []
     frames = client.sent()
     assert len(data_of(frames, 1)) == 200
     assert frames[-1][:2] == (FrameType.HEADERS, END)
-    assert connection.streams == {}
+    assert connection.outbox.streams == {}
 
 
 def test_the_connections_window_is_shared() -> None:
     client = Client(first=[(Setting.INITIAL_WINDOW_SIZE, 1 << 20)])
     first, second = client.request(1), client.request(3)
-    client.connection.send_data(first, bytes(DEFAULT_WINDOW - 1))
-    client.connection.send_data(second, b"ab")
+    client.connection.outbox.send_data(first, bytes(DEFAULT_WINDOW - 1))
+    client.connection.outbox.send_data(second, b"ab")
     frames = client.sent()
     assert len(data_of(frames, 1)) == DEFAULT_WINDOW - 1
     assert data_of(frames, 3) == b"a"
@@ -393,24 +389,24 @@ def test_the_connections_window_is_shared() -> None:
 def test_frames_are_as_long_as_the_client_takes_them() -> None:
     client = Client(first=[(Setting.INITIAL_WINDOW_SIZE, 1 << 20)])
     client.send(window_frame(0, 1 << 20))
-    client.connection.send_data(client.request(1), bytes(40_000))
+    client.connection.outbox.send_data(client.request(1), bytes(40_000))
     assert [len(each[3]) for each in client.sent()] == [16384, 16384, 7232]
     client.send(settings_frame([(Setting.MAX_FRAME_SIZE, 40_000)]))
     client.sent()
-    client.connection.send_data(client.request(3), bytes(40_000))
+    client.connection.outbox.send_data(client.request(3), bytes(40_000))
     assert [len(each[3]) for each in client.sent()] == [40_000]
 
 
 def test_a_socket_that_takes_nothing_holds_answers_back() -> None:
     client = Client()
     stream = client.request()
-    client.connection.is_blocked = True
-    client.connection.send_data(stream, b"answer")
+    client.connection.outbox.is_blocked = True
+    client.connection.outbox.send_data(stream, b"answer")
     assert client.send(window_frame(0, 9)) == []
     assert client.sent() == []
-    client.connection.is_blocked = False
+    client.connection.outbox.is_blocked = False
     events: list[Event] = []
-    client.connection.go_on(events)
+    client.connection.outbox.go_on(events)
     assert told(events) == [(EventKind.SENT, 1, b"", False)]
     assert data_of(client.sent(), 1) == b"answer"
 
@@ -430,7 +426,7 @@ def test_an_impossible_window_of_a_stream_costs_the_stream(more: int, code: int)
 def test_an_answer_before_the_end_of_the_request_ends_that_too() -> None:
     client = Client()
     stream = client.request(flags=Flag.END_HEADERS)
-    client.connection.send_trailers(stream, b"\x88")
+    client.connection.outbox.send_trailers(stream, b"\x88")
     assert [each[:3] for each in client.sent()] == [(FrameType.HEADERS, END, 1), (FrameType.RST_STREAM, 0, 1)]
     assert client.send(frame(FrameType.DATA, Flag.END_STREAM, 1, b"on the way")) == []
 
@@ -438,7 +434,7 @@ def test_an_answer_before_the_end_of_the_request_ends_that_too() -> None:
 def test_what_the_client_resets_is_sent_no_more() -> None:
     client = Client(first=[(Setting.INITIAL_WINDOW_SIZE, 1)])
     stream = client.request()
-    client.connection.send_data(stream, b"answer")
+    client.connection.outbox.send_data(stream, b"answer")
     client.sent()
     assert told(client.send(frame(FrameType.RST_STREAM, 0, 1, bytes(4)))) == [(EventKind.RESET, 1, b"", False)]
     assert client.send(window_frame(1, 100), window_frame(0, 100)) == []
@@ -458,5 +454,5 @@ def test_going_away() -> None:
     assert client.sent() == [(FrameType.GOAWAY, 0, 0, b"\0\0\0\1" + bytes(4))]
     assert client.send(client.head(3)) == []
     assert client.sent()[0][0] == FrameType.RST_STREAM
-    connection.send_trailers(stream, b"\x88")
+    connection.outbox.send_trailers(stream, b"\x88")
     assert client.sent()[0][:3] == (FrameType.HEADERS, END, 1)
