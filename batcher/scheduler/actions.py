@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from wsgi_ts.batcher.scheduler.job import Job
 from wsgi_ts.batcher.scheduler.model_queue import Batch, Worker
+from wsgi_ts.batcher.shm.layout import NO_BATCH
 
 
 class Dispatch(NamedTuple):
@@ -18,7 +19,8 @@ class Dispatch(NamedTuple):
 class Fail(NamedTuple):
     """Answer jobs that no worker can write to; the text "" is composed by the web worker.
 
-    `counted` is the ModelWord that counts them; None: none.
+    `counted` is the ModelWord that counts them; None: none. `batch` is what is told of the batch that they were run in
+    (`layout.BATCH`).
     """
 
     model: int
@@ -26,6 +28,7 @@ class Fail(NamedTuple):
     status: int
     text: str = ""
     counted: int | None = None
+    batch: bytes = NO_BATCH
 
 
 class Record(NamedTuple):

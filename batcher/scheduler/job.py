@@ -31,8 +31,8 @@ class SlotTable(Protocol):
     def head(self, slot: int) -> tuple[bytes, int]:
         """The head of the slot's request, and the length of its body."""
 
-    def fail(self, slot: int, status: int, text: str) -> None:
-        """Answers a slot with an error."""
+    def fail(self, slot: int, status: int, text: str, batch: bytes) -> None:
+        """Answers a slot with an error, and what is told of its batch (`layout.BATCH`)."""
 
 
 @dataclass(slots=True, eq=False, repr=False)

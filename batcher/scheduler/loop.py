@@ -239,9 +239,9 @@ class BatcherLoop:
                     self._counters[worker.model].dispatched(jobs, now)
                 case Record():
                     self._record(action, now)
-                case Fail(model, jobs, status, text, counted):
+                case Fail(model, jobs, status, text, counted, facts):
                     for job in jobs:
-                        job.segment.fail(job.slot, status, text)
+                        job.segment.fail(job.slot, status, text, facts)
                     if counted is not None:
                         self._counters[model].add(counted, len(jobs))
                 case Revoke(worker, batch):

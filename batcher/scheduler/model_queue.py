@@ -13,7 +13,7 @@ from typing import Final
 from wsgi_ts.batcher.scheduler.job import Job, JobQueue
 from wsgi_ts.batcher.scheduler.policy import NONE, BatchPolicy, CloseReason, make_policy
 from wsgi_ts.batcher.scheduler.sequences import SequenceQueue
-from wsgi_ts.batcher.shm.layout import SlotState
+from wsgi_ts.batcher.shm.layout import BATCH, SlotState
 from wsgi_ts.batcher.shm.worker_layout import MAIL_PLACES
 from wsgi_ts.messages import ModelSpec
 
@@ -31,6 +31,8 @@ UNTAKEN_MARGIN_S = 1.0
 #: What a worker of which nobody says otherwise can be given at once.
 _ANY_NUMBER: Final = 1 << 30
 _SMOOTHING: Final = 0.1
+#: The most requests that a batch is said to have.
+_MOST_TOLD: Final = 0xFFFF
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +58,12 @@ class Batch:
     def is_answered(self) -> bool:
         """True if every job has its answer; the worker reports the end of the batch a moment later."""
         return not any(job.is_with_worker for job in self.jobs)
+
+    def facts(self, worker_id: int) -> bytes:
+        """What the slots of its requests tell of it where its worker, which has this number, cannot any more."""
+        size = min(len(self.jobs), _MOST_TOLD)
+        posted_ns = int(self.posted_at * 1e9)
+        return BATCH.pack(posted_ns, self.number, worker_id, size, self.reason, 0.0, 0.0, 0.0, 0.0)
 
     def unbegun(self) -> list[Job]:
         """The jobs that no handler has seen."""

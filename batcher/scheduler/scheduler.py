@@ -108,7 +108,8 @@ class Scheduler:
         actions: list[Action] = []
         for batch in reversed(worker.batches):
             begun = [job for job in batch.jobs if job.state in (SlotState.RUNNING, SlotState.STREAMING)]
-            actions.append(Fail(worker.model, begun, status, WORKER_DIED, ModelWord.FAILED))
+            facts = batch.facts(worker.worker_id)
+            actions.append(Fail(worker.model, begun, status, WORKER_DIED, ModelWord.FAILED, facts))
             unbegun = batch.unbegun()
             # What lay behind the batch that it had begun, or was to begin, has nothing to do with the worker's death.
             if batch.number <= worker.done + 1 and model.sequences is None:

@@ -101,9 +101,9 @@ class AttachedSegment:
             found.append(Found(job, request[2], state, has_sequence=request[9] > 0))
         return found
 
-    def fail(self, slot: int, status: int, text: str) -> None:
-        """Answers a slot with an error. Only while no model worker may write to it."""
-        self._segment.fail(slot, status, text)
+    def fail(self, slot: int, status: int, text: str, batch: bytes) -> None:
+        """Answers a slot with an error, and what is told of its batch. Only while no model worker may write to it."""
+        self._segment.fail(slot, status, text, batch)
         self.touched = True
 
     def retire(self) -> None:

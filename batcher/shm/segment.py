@@ -120,10 +120,10 @@ class Segment:
         start = self._response_start + slot * layout.SLOT_BYTES
         self.buffer[start : start + len(data)] = data
 
-    def fail(self, slot: int, status: int, message: str) -> None:
+    def fail(self, slot: int, status: int, message: str, batch: bytes = layout.NO_BATCH) -> None:
         """Writes an error answer into a slot and marks it FAILED (for the batcher, on behalf of the slot's writer)."""
         text = message.encode()[: layout.RESPONSE_INLINE_BYTES]
-        self.write_response(slot, layout.RESPONSE.pack(0, 0, len(text), status, 0, 0, 0), layout.NO_BATCH, text)
+        self.write_response(slot, layout.RESPONSE.pack(0, 0, len(text), status, 0, 0, 0), batch, text)
         self.states[slot] = self.states[slot] & ~0xFF | layout.SlotState.FAILED
 
     def fail_cancelled(self, slot: int) -> None:

@@ -47,6 +47,7 @@ def handle(data, context):
         return ["slept"] * len(data)
 """
 RAISES = "def handle(data, context):\n    if data:\n        raise ValueError('not today')\n"
+DIES = "import os\ndef handle(data, context):\n    if data:\n        os._exit(3)\n"
 CHUNKS = """
 from ts.handler_utils.utils import send_intermediate_predict_response
 import time
@@ -74,11 +75,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     archive(store, "chunks", CHUNKS)
     archive(store, "sleeps", SLEEPS, config_yaml="clientTimeoutInMills: 300")
     archive(store, "batched", SLEEPS, config_yaml="batchPolicy: fixed\nbatchSize: 4\nmaxBatchDelay: 400")
+    archive(store, "dies", DIES, config_yaml="batchPolicy: fixed\nbatchSize: 2\nmaxBatchDelay: 5000")
     archive(store, "named", NAMED)
     war(store, "chain", CHAIN)
     config = {"preload_modules": "torch", "server_timing": "true"}
     with ServerProcess(store=store, config=config, arguments=["--log-format", "json"]) as running:
-        for name in ("stages", "echo", "raises", "chunks", "sleeps", "batched"):
+        for name in ("stages", "echo", "raises", "chunks", "sleeps", "batched", "dies"):
             assert running.register(f"{name}.mar").status == 200
         assert running.request("management", "POST", "/workflows?url=chain.war", timeout=60).status == 200
         yield running
@@ -170,8 +172,31 @@ def test_one_that_was_refused_or_came_too_late_is_kept_too(server: ServerProcess
     assert late.status == 408
     record = kept(server, late)
     assert [span["name"] for span in record["spans"]] == ["receive", "wait"]
+    assert spans(record)["wait"]["attributes"] == {"state": "running"}
     assert record["batch_size"] is None
-    assert explain(server, record["request_id"])[0] == 0
+    assert "a worker was running it" in explain(server, record["request_id"])[1]
+
+
+def test_one_whose_client_has_gone_is_kept_too(server: ServerProcess) -> None:
+    with server.raw() as connection:
+        connection.send(b"POST /predictions/batched HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\n0.1")
+        time.sleep(0.1)
+    eventually(lambda: any(each["status"] == 499 for each in listed(server)), within=5, what="the record")
+    record = next(each for each in listed(server) if each["status"] == 499)
+    assert (record["model"], record["error"]) == ("batched", "Client closed the connection")
+    assert spans(record)["wait"]["attributes"] == {"state": "queued"}
+
+
+def test_those_that_a_worker_has_died_with_know_each_other(server: ServerProcess) -> None:
+    with ThreadPoolExecutor(2) as clients:
+        replies = list(clients.map(lambda _: server.predict("dies", b"x"), range(2)))
+    assert [reply.status for reply in replies] == [500, 500]
+    first, second = (kept(server, reply) for reply in replies)
+    assert (first["error"], first["batch_size"], first["batch_close_reason"]) == ("Worker died.", 2, "full")
+    assert first["worker"] == second["worker"]
+    said = explain(server, first["request_id"])[1]
+    assert f"  with {second['request_id']}" in said
+    assert f"of worker {first['worker']}: with 1 other; it went because it was full" in said
 
 
 def test_a_streamed_answer_counts_to_its_end(server: ServerProcess) -> None:

@@ -32,6 +32,7 @@ class Told(NamedTuple):
         trace: its place in a trace that is recorded.
         parent: the client's span, where the client has sent one.
         attributes: further facts, by OpenTelemetry's names.
+        left_in: where it was when nobody waited for it any more, QUEUED or RUNNING; empty where it was answered.
     """
 
     request_id: str
@@ -50,6 +51,7 @@ class Told(NamedTuple):
     trace: TraceContext | None = None
     parent: str = ""
     attributes: dict[str, Any] = {}  # noqa: RUF012 (of a tuple: nobody changes it)
+    left_in: str = ""
 
 
 class NodeRun(NamedTuple):
@@ -76,7 +78,7 @@ class NodeRun(NamedTuple):
 
 def request_record(told: Told, kept_because: str) -> dict[str, Any]:
     """Returns a request's record: the fields that `GET /debug/traces` shows, and some more for spans."""
-    times = told.times if told.times is not None and told.times.started_ns else None
+    times = told.times if told.times is not None and told.times.posted_ns else None
     now_ns = time.monotonic_ns()
     record: dict[str, Any] = {
         "kind": REQUEST,
@@ -120,7 +122,8 @@ def _spans(told: Told, times: Times | None) -> list[dict[str, Any]]:
         for node in told.nodes:
             spans += _node_spans(node, origin)
     elif times is None:
-        spans.append(span("wait", origin, told.submitted_ns, told.answered_ns))
+        attributes = {"state": told.left_in} if told.left_in else {}
+        spans.append(span("wait", origin, told.submitted_ns, told.answered_ns, **attributes))
     else:
         spans += run_spans(times, origin, told.submitted_ns, told.answered_ns)
         if times.ended_ns:
@@ -152,7 +155,7 @@ def run_spans(times: Times, origin_ns: int, submitted_ns: int, until_ns: int) ->
         until_ns: the end, where a streamed answer goes on.
     """
     ended_ns = times.ended_ns or until_ns
-    posted_ns = times.posted_ns or times.started_ns
+    posted_ns = times.posted_ns
     batch = {
         "batch.size": times.size,
         "batch.close_reason": reason_name(times.reason),
@@ -176,13 +179,13 @@ def run_fields(times: Times | None, submitted_ns: int) -> dict[str, Any]:
         times: what its slot says.
         submitted_ns: when it was submitted (monotonic).
     """
-    if times is None or not times.started_ns:
+    if times is None or not times.posted_ns:
         return {}
     return {
         "batch_size": times.size,
         "batch_close_reason": reason_name(times.reason),
-        "queue_ms": _ms(submitted_ns, times.posted_ns or times.started_ns),
-        "infer_ms": _ms(times.started_ns, times.ended_ns),
+        "queue_ms": _ms(submitted_ns, times.posted_ns),
+        "infer_ms": _ms(times.started_ns, times.ended_ns) if times.ended_ns else None,
         "worker": times.worker,
     }
 
@@ -193,7 +196,7 @@ def _node_spans(node: NodeRun, origin_ns: int) -> list[dict[str, Any]]:
     if node.item >= 0:
         attributes["item"] = node.item
     inner: list[dict[str, Any]] = []
-    if node.times is not None and node.times.started_ns:
+    if node.times is not None and node.times.posted_ns:
         inner = run_spans(node.times, origin_ns, node.began_ns, node.began_ns + node.took_ns)
         attributes |= inner[1]["attributes"]
         for each in inner:

@@ -19,10 +19,9 @@ def timings_of(times: Times, submitted_ns: int) -> str:
         times: what its slot says.
         submitted_ns: when it was submitted (monotonic).
     """
-    posted_ns = times.posted_ns or times.started_ns
     parts = [
-        ("queue", max(0, posted_ns - submitted_ns) / 1e6),
-        ("handover", max(0, times.started_ns - posted_ns) / 1e6),
+        ("queue", max(0, times.posted_ns - submitted_ns) / 1e6),
+        ("handover", max(0, times.started_ns - times.posted_ns) / 1e6),
     ]
     if times.ended_ns:
         parts.append(("worker", (times.ended_ns - times.started_ns) / 1e6))

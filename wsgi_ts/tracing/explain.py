@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from wsgi_ts.tracing.records import STAGES
+from wsgi_ts.tracing.records import QUEUED, RUNNING, STAGES
 
 #: What is said of why a batch went.
 _REASONS: Final = {
@@ -26,6 +26,8 @@ _KEPT: Final = {
     "failed": "it failed",
     "sampled": "its trace is recorded",
 }
+#: Where a request was when nobody waited for it any more.
+_LEFT: Final = {QUEUED: "  no worker had begun it", RUNNING: "  a worker was running it"}
 _IN_BATCH: Final = ("handover", *STAGES)
 _MOST_NEIGHBOURS: Final = 8
 _BAR: Final = 30
@@ -65,7 +67,7 @@ def _timeline(trace: Mapping[str, Any]) -> Iterator[str]:
         before = min(_BAR - 1, int(_BAR * max(0.0, start) / whole_ms))
         bar = "#" * min(_BAR - before, max(1, round(_BAR * took / whole_ms)))
         outcome = span["attributes"].get("outcome", "")
-        told = f"  {outcome}" if outcome and outcome != "done" else ""
+        told = f"  {outcome}" if outcome and outcome != "done" else _LEFT.get(span["attributes"].get("state"), "")
         yield f"  {name:<{width}}  {_ms(start):>10}  {_ms(took):>10}  {' ' * before}{bar}{told}".rstrip()
 
 

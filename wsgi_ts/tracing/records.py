@@ -11,6 +11,9 @@ BATCH: Final = "batch"
 SLOW: Final = "slow"
 FAILED: Final = "failed"
 SAMPLED: Final = "sampled"
+#: Where a request was when nobody waited for it any more.
+QUEUED: Final = "queued"
+RUNNING: Final = "running"
 #: Those of a handler; of one that does not tell them, all of its call is inference.
 STAGES: Final = ("preprocess", "inference", "postprocess")
 #: Why a batch went as it was, by the number of the scheduler's `CloseReason`.

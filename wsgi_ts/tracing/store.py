@@ -80,25 +80,34 @@ class TraceStore:
 
     def find(self, request_id: str) -> dict[str, Any] | None:
         """Returns the record of a request; None where none is kept."""
-        wanted = request_id.encode()
-        for record in self._requests((FAILED, SLOW, SAMPLED), wanted):
-            if record["request_id"] == request_id:
-                return self._shown(record)
-        return None
+        found = self._found(request_id)
+        return None if found is None else self._shown(found)
 
     def explain(self, request_id: str) -> dict[str, Any] | None:
         """Returns the record of a request, and under `batch` that of its batch where that is known."""
-        found = self.find(request_id)
-        return None if found is None else {"trace": found, "batch": self._batch_of(request_id)}
+        found = self._found(request_id)
+        return None if found is None else {"trace": self._shown(found), "batch": self._batch_of(found)}
 
     def _shown(self, record: dict[str, Any]) -> dict[str, Any]:
         return {name: record.get(name) for name in _SHOWN}
 
-    def _batch_of(self, request_id: str) -> dict[str, Any] | None:
-        for record in self._read((BATCH,), request_id.encode()):
-            if request_id in record["requests"]:
+    def _found(self, request_id: str) -> dict[str, Any] | None:
+        for record in self._requests((FAILED, SLOW, SAMPLED), request_id.encode()):
+            if record["request_id"] == request_id:
                 return record
         return None
+
+    def _batch_of(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """The record of a request's batch; where its worker has died with it, what the other requests' records say."""
+        key = request.get("batch")
+        if key is None:
+            return None
+        for record in self._read((BATCH,), key.encode()):
+            if record["batch"] == key:
+                return record
+        others = [each for each in self._requests((FAILED, SLOW, SAMPLED), key.encode()) if each.get("batch") == key]
+        shown = {name: request[name] for name in ("model", "version", "worker")}
+        return {**shown, "requests": [each["request_id"] for each in others], "ranks": 0, "fault": None}
 
     def _requests(self, kinds: Iterable[str], containing: bytes = b"") -> list[dict[str, Any]]:
         return [*self._read(kinds, containing)]

@@ -127,7 +127,7 @@ class _Slots:
     def head(self, slot: int) -> tuple[bytes, int]:
         return b"", 0
 
-    def fail(self, slot: int, status: int, text: str) -> None:
+    def fail(self, slot: int, status: int, text: str, batch: bytes) -> None:
         raise AssertionError(f"slot {slot} is answered {status}: {text}")
 
 

@@ -91,6 +91,7 @@ class Connection:
         answered_slot: where its answer was read from, -1 for nowhere.
         walk: of a workflow, its way through the nodes, once it is answered.
         fault: what its client is told is wrong, None for nothing.
+        left_in: where it was when nobody waited for it any more (`wsgi_ts.tracing.records`); empty while somebody does.
         trace, parent: its place in a trace that is recorded, None for none, and the client's span, if any.
         release_slot: the slot that the answer is sent from, -1 for none.
         body: what of the body is there; None before the first and after the last byte of it.
@@ -102,7 +103,8 @@ class Connection:
 
     __slots__ = (
         *("answered_ns", "answered_slot", "arrival_ns", "body", "body_seen", "buffer", "close_after", "closed"),
-        *("endpoint", "events", "fault", "fd", "half_closed", "head", "ignored", "limit_at", "out", "parent", "peer"),
+        *("endpoint", "events", "fault", "fd", "half_closed", "head", "ignored", "left_in", "limit_at", "out"),
+        *("parent", "peer"),
         *("phase", "release_slot", "request_id", "sends_events", "slot", "sock", "stream_chunked", "submitted_ns"),
         *("target", "trace", "unsent", "walk"),
     )
@@ -131,6 +133,7 @@ class Connection:
         self.release_slot = -1
         self.walk: Any = None
         self.fault: ServerError | None = None
+        self.left_in = ""
         self.trace: TraceContext | None = None
         self.parent = ""
         self.body: SizedBody | ChunkedBody | SlotBody | None = None
@@ -183,6 +186,7 @@ class Connection:
         self.arrival_ns = self.submitted_ns = 0
         self.slot = self.answered_slot = -1
         self.walk = self.fault = self.trace = None
+        self.left_in = ""
 
     def answer_head(self, answer: Answer) -> bytes:
         """Returns the status line and the headers of an answer."""

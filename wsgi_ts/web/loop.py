@@ -79,6 +79,7 @@ class WebLoop:
         if exchange is not None:
             self.report.traces = exchange.traces
             self.report.segment = exchange.client.segment
+        table.left = self.report.left
         self.report.is_json = config.log_format == "json"
         load = None
         if exchange is not None and config.endpoint_load_metrics:

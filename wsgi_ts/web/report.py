@@ -6,9 +6,10 @@ import time
 from typing import Final
 
 from wsgi_ts.batcher.shm.board import Board
-from wsgi_ts.batcher.shm.layout import WebWord
+from wsgi_ts.batcher.shm.layout import CLIENT_GONE, WebWord
 from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.dataplane.request_traces import RequestTraces
+from wsgi_ts.errors import ServerError
 from wsgi_ts.logs.access import AccessLog
 from wsgi_ts.logs.setup import LineLog
 from wsgi_ts.web.connection import Connection, Phase
@@ -16,6 +17,7 @@ from wsgi_ts.web.told import json_line, told_of
 
 #: Stands for the request line of a request that could not be read.
 NO_LINE: Final = "- - -"
+_GONE: Final = ServerError(CLIENT_GONE, status=499)
 _COUNTERS: Final = (WebWord.RESPONSES_2XX, WebWord.RESPONSES_4XX, WebWord.RESPONSES_5XX)
 
 
@@ -60,6 +62,12 @@ class Report:
         if self.traces is not None:
             status = 200 if connection.fault is None else connection.fault.status
             self._trace(self.traces, connection, status, time.monotonic_ns() - connection.arrival_ns)
+
+    def left(self, connection: Connection) -> None:
+        """Notes that a client has gone before it had its answer."""
+        if self.traces is not None:
+            connection.fault = connection.fault or _GONE
+            self._trace(self.traces, connection, _GONE.status, time.monotonic_ns() - connection.arrival_ns)
 
     def look(self, now_ns: int) -> None:
         """Does what is due from time to time; `now_ns` is monotonic."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import select
 import time
+from collections.abc import Callable
 from typing import Final
 
+from wsgi_ts.batcher.shm.layout import SlotState
 from wsgi_ts.dataplane.exchange import Exchange, RequestIds
 from wsgi_ts.dataplane.ledger import Ledger
+from wsgi_ts.tracing.records import QUEUED, RUNNING
 from wsgi_ts.web.connection import Connection, SlotBody
 
 READ_EVENTS: Final = select.EPOLLIN | select.EPOLLRDHUP
@@ -36,6 +39,7 @@ class ConnectionTable:
         ids: where ids of requests come from.
         now_ns: monotonic time at which the turn of the loop has begun.
         look_at_ns: when the limits of connections are to be looked at next.
+        left: told of a connection whose client has gone before it had its answer.
         has_closed: a connection was closed since this was last set to False.
     """
 
@@ -50,6 +54,7 @@ class ConnectionTable:
         self.now_ns = time.monotonic_ns()
         self.look_at_ns = 0
         self.has_closed = False
+        self.left: Callable[[Connection], None] = lambda connection: None
         self._exchange = exchange
         self.ids = RequestIds()
 
@@ -91,15 +96,24 @@ class ConnectionTable:
         """Closes a connection whose client has gone, or counts as gone."""
         target = connection.target
         if self._is_submitted(connection) and target is not None:
+            self._note_state(connection)
             self.exchange.client_left(connection.slot, target, connection.request_id)
             connection.slot = -1
+            self.left(connection)
         self.close(connection)
 
     def forget_slot(self, connection: Connection) -> None:
         """Abandons a submitted request: what has not begun never runs, and the slot is freed at its end."""
         if self._is_submitted(connection):
+            self._note_state(connection)
             self.exchange.forget(connection.slot)
             connection.slot = -1
+
+    def _note_state(self, connection: Connection) -> None:
+        """Notes for its trace how far a request has come that nobody waits for any more."""
+        client, slot = self.exchange.client, connection.slot
+        if slot < client.capacity:  # else a workflow's
+            connection.left_in = QUEUED if client.state(slot) < SlotState.RUNNING else RUNNING
 
     def _is_submitted(self, connection: Connection) -> bool:
         slot = connection.slot

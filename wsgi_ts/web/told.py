@@ -50,6 +50,7 @@ def told_of(traces: RequestTraces, connection: Connection, target: Target, statu
         trace=connection.trace,
         parent=connection.parent,
         attributes=_attributes(connection, target),
+        left_in=connection.left_in,
     )
 
 

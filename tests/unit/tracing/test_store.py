@@ -14,8 +14,9 @@ def request(number: int, kept_because: str = "slow", **fields: Any) -> bytes:
     return json.dumps({**record, **shown, "span_id": "for spans only"}).encode()
 
 
-def batch(*numbers: int) -> bytes:
-    return json.dumps({"kind": "batch", "requests": [f"r{number}" for number in numbers], "fault": "why"}).encode()
+def batch(key: str, *numbers: int) -> bytes:
+    requests = [f"r{number}" for number in numbers]
+    return json.dumps({"kind": "batch", "batch": key, "requests": requests, "fault": "why"}).encode()
 
 
 def ids(listed: dict[str, Any]) -> list[str]:
@@ -49,10 +50,10 @@ def test_what_is_for_spans_is_not_shown() -> None:
 
 def test_a_request_is_found_with_its_batch() -> None:
     store = TraceStore()
-    store.add(request(1))
-    store.add(request(12))
-    store.add(batch(2, 3))
-    store.add(batch(12, 1))
+    store.add(request(1, batch="9000-2-5"))
+    store.add(request(12, batch="9000-2-5"))
+    store.add(batch("9000-1-4", 2, 3))
+    store.add(batch("9000-2-5", 12, 1))
     found = store.explain("r1")
     assert found is not None
     assert found["trace"]["request_id"] == "r1"
@@ -61,10 +62,20 @@ def test_a_request_is_found_with_its_batch() -> None:
     assert store.find("r12") is not None
 
 
-def test_the_batch_may_not_be_known() -> None:
+def test_one_that_was_in_no_batch() -> None:
     store = TraceStore()
     store.add(request(1))
     assert store.explain("r1") == {"trace": store.find("r1"), "batch": None}
+
+
+def test_where_the_worker_has_died_its_requests_know_each_other() -> None:
+    store = TraceStore()
+    for number, key in ((1, "9000-2-5"), (2, "9000-3-6"), (3, "9000-2-5")):
+        store.add(request(number, "failed", batch=key, worker=9000))
+    found = store.explain("r1")
+    assert found is not None
+    assert found["batch"]["requests"] == ["r3", "r1"]
+    assert found["batch"]["worker"] == 9000
 
 
 def test_many_failures_do_not_push_out_what_was_slow() -> None:
