@@ -52,7 +52,6 @@ class BatchTraces:
 
     Attributes:
         threshold_ns: from which time on since its oldest request came a batch is to be noted.
-        has_spans: any batch may have a sampled request.
     """
 
     def __init__(self, spec: ModelSpec, worker_id: int, options: TraceOptions) -> None:
@@ -62,7 +61,6 @@ class BatchTraces:
         self._kept = Post(options.kept_at) if options.kept_at else None
         self._exported = Post(options.exported_at) if options.exported_at else None
         self.threshold_ns = self._slowest.first
-        self.has_spans = bool(options.exported_at)
 
     def look(self, now: float) -> None:
         """Does what is due from time to time (monotonic seconds)."""

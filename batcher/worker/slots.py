@@ -81,10 +81,14 @@ class WorkerSlots:
 
     Args:
         decode_input_request: whether handlers get text and JSON decoded.
+
+    Attributes:
+        has_sampled: the trace of a request that was accepted last is recorded.
     """
 
     def __init__(self, prefix: str, decode_input_request: bool) -> None:
         self._prefix = prefix
+        self.has_sampled = False
         self._decode = decode_input_request
         self._segments: dict[int, Segment] = {}
         self._bells: dict[int, Doorbell] = {}
@@ -119,6 +123,7 @@ class WorkerSlots:
         """
         refs: list[SlotReference] = []
         requests: list[Request] = []
+        self.has_sampled = False
         for entry in entries:
             ref = self.ref(entry)
             if ref is None or ref.state != SlotState.CLAIMED:
@@ -145,7 +150,7 @@ class WorkerSlots:
         """
         request_id, flags, head, rest, content_type, body = read_request(ref.segment, ref.slot)
         if flags & RequestFlag.SAMPLED:
-            ref.sampled = True
+            ref.sampled = self.has_sampled = True
         if content_type in _OPAQUE_TYPES and flags & ~_FREE_FLAGS == RequestFlag.URL_PATH and not rest:
             # The common case, without anything to decode: the headers are read if the handler asks for them.
             row: dict[str, Any] = {"body": bytearray(body)}

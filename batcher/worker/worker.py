@@ -258,7 +258,7 @@ class ModelWorker:
             traces.look(ended_ns / 1e9)
         oldest = refs[0]
         took_ns = ended_ns - oldest.segment.arrival_ns(oldest.slot)
-        if took_ns >= traces.threshold_ns or service.has_failed or traces.has_spans:
+        if took_ns >= traces.threshold_ns or service.has_failed or self._slots.has_sampled:
             fault = service.fault if service.raised else ""
             traces.note(BatchRun(facts, self._started_ns, ended_ns, took_ns, fault, service.has_failed), refs, requests)
 

@@ -15,6 +15,7 @@ from wsgi_ts.checks.machine import Finding
 from wsgi_ts.checks.start import (
     StartError,
     check_addressable,
+    check_exporter,
     check_interpreter,
     check_model_store,
     check_run_directory,
@@ -131,6 +132,17 @@ def check_models_interpreter(config: Config) -> Iterator[Finding]:
         yield Finding("FAIL", "model workers", str(error))
     else:
         yield Finding("OK", "model workers", config.python)
+
+
+def check_collector(config: Config) -> Iterator[Finding]:
+    """Whether spans can be sent, where a collector is configured."""
+    try:
+        check_exporter(config)
+    except StartError as error:
+        yield Finding("FAIL", "otlp_endpoint", str(error))
+    else:
+        if config.otlp_endpoint:
+            yield Finding("OK", "otlp_endpoint", config.otlp_endpoint)
 
 
 def check_preload_modules(config: Config) -> Iterator[Finding]:
@@ -252,6 +264,7 @@ CHECKS: tuple[Callable[[Config], Iterator[Finding]], ...] = (
     check_archives,
     check_certificates,
     check_models_interpreter,
+    check_collector,
     check_preload_modules,
     check_snapshot,
     check_metrics_config,

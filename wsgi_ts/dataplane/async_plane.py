@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
-from wsgi_ts.batcher.shm.layout import REQUEST_INLINE_BYTES, TOO_LATE, SlotState
+from wsgi_ts.batcher.shm.layout import CLIENT_GONE, REQUEST_INLINE_BYTES, TOO_LATE, SlotState
 from wsgi_ts.batcher.shm.request_codec import Answer, Request
 from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
 from wsgi_ts.dataplane.call_traces import CURRENT, CallTrace, Metadata
@@ -275,6 +275,8 @@ class AsyncPlane:
         if call.is_over:
             self._exchange.forget(call.slot)
         else:
+            if call.trace is not None:
+                call.trace.end(call.request_id, ServerError(CLIENT_GONE, status=499))
             self._exchange.client_left(call.slot, call.target, call.request_id)
         call.slot = -1
 

@@ -101,7 +101,6 @@ class CallTrace:
                 nodes=traces.node_runs(self.walk) if self.walk is not None else (),
                 trace=self._trace,
                 parent=self._parent,
-                attributes={"rpc.system.name": "grpc", "rpc.method": self._method.lstrip("/")},
             )
         )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import time
+from math import log
 from typing import Any, Final
 
 from wsgi_ts.batcher.shm.request_codec import Times, read_times
@@ -25,6 +26,7 @@ from wsgi_ts.tracing.slowest import Allowance, Slowest
 #: Records of failed requests, and of sampled ones that are neither slow nor failed, that one process keeps in a second.
 _FAILED_PER_S: Final = 20.0
 _SAMPLED_PER_S: Final = 5.0
+_NEVER: Final = 1 << 62
 _OUTCOMES: Final = ("waiting", "running", "withdrawn", "done", "default", "skipped", "failed")
 
 
@@ -39,6 +41,8 @@ class RequestTraces:
     Attributes:
         slowest: says from which time on a request is slow.
         has_spans: traces are begun and exported.
+        gap: of the requests without a trace of their own, the one in so many is the next that is sampled: above 1
+            `begin` has nothing to do but to count it down.
     """
 
     def __init__(self, options: TraceOptions, routes: RoutingTable, segment: Segment) -> None:
@@ -49,6 +53,7 @@ class RequestTraces:
         self._segment = segment
         self._kept = Post(options.kept_at) if options.kept_at else None
         self._exported = Post(options.exported_at) if options.exported_at else None
+        self.gap = self._next_gap()
         self._failed = Allowance(_FAILED_PER_S)
         self._sampled = Allowance(_SAMPLED_PER_S)
 
@@ -65,16 +70,25 @@ class RequestTraces:
         Returns:
             The head that the handler gets, the span where it is recorded, and the client's span where it has one.
         """
-        came = None if traceparent is None else parse(traceparent, tracestate)
-        if came is None:
-            is_sampled = random.random() < self._ratio
-            if not is_sampled and traceparent is None and not tracestate:
-                return head, None, ""
-            ours = new_trace(is_sampled=is_sampled)
-        else:
+        has_one = traceparent is not None or bool(tracestate)
+        came = parse(traceparent, tracestate) if traceparent else None
+        if came is not None:
             ours = came.child()
-        head = with_context(head, ours, has_one=traceparent is not None or bool(tracestate))
+        else:
+            self.gap -= 1
+            if self.gap > 0 and not has_one:
+                return head, None, ""
+            ours = new_trace(is_sampled=self.gap <= 0)
+            if self.gap <= 0:
+                self.gap = self._next_gap()
+        head = with_context(head, ours, has_one=has_one)
         return head, ours if ours.is_sampled else None, came.span_id if came is not None else ""
+
+    def _next_gap(self) -> int:
+        """How many requests it is to the next sampled one: drawn, so that each has the same chance by itself."""
+        if not 0.0 < self._ratio < 1.0:
+            return 1 if self._ratio else _NEVER
+        return 1 + int(log(1.0 - random.random()) / log(1.0 - self._ratio))
 
     def is_worth_it(self, name: str, status: int, took_ns: int, trace: TraceContext | None) -> bool:
         """Whether to make a record: the request is slow or failed, or its trace is recorded."""
@@ -95,11 +109,11 @@ class RequestTraces:
                 because = SAMPLED
         if not because and told.trace is None:
             return
-        record = request_record(told, because or SAMPLED)
         if because and self._kept is not None:
-            self._kept.send(record)
+            self._kept.send(request_record(told, because))
         if told.trace is not None and self._exported is not None:
-            self._exported.send(record)
+            # As it is: this may be one request in a hundred, and the exporter has time to make a record of it.
+            self._exported.send(told)
 
     def look(self, now: float) -> None:
         """Does what is due from time to time (monotonic seconds)."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from wsgi_ts.batcher.shm.request_codec import Times
+from wsgi_ts.dataplane.http_facts import http_facts
 from wsgi_ts.tracing.context import TraceContext
 from wsgi_ts.tracing.records import REQUEST, batch_key, reason_name
 
@@ -31,8 +32,10 @@ class Told(NamedTuple):
         nodes: of a workflow, what is told of each run of a node.
         trace: its place in a trace that is recorded.
         parent: the client's span, where the client has sent one.
-        attributes: further facts, by OpenTelemetry's names.
         left_in: where it was when nobody waited for it any more, QUEUED or RUNNING; empty where it was answered.
+        peer: the client, `/address:port`.
+        head: of HTTP, request line and header lines, where the trace is recorded.
+        is_tls: it came over TLS.
     """
 
     request_id: str
@@ -50,8 +53,20 @@ class Told(NamedTuple):
     nodes: Sequence[NodeRun] = ()
     trace: TraceContext | None = None
     parent: str = ""
-    attributes: dict[str, Any] = {}  # noqa: RUF012 (of a tuple: nobody changes it)
     left_in: str = ""
+    peer: str = ""
+    head: str = ""
+    is_tls: bool = False
+
+    @classmethod
+    def from_json(cls, fields: list[Any]) -> Told:
+        """Returns what was told, of the list that JSON has made of it."""
+        told = cls(*fields)
+        return told._replace(
+            times=_times(told.times),
+            nodes=[NodeRun(*run)._replace(times=_times(run[-1])) for run in told.nodes],
+            trace=None if told.trace is None else TraceContext(*told.trace),
+        )
 
 
 class NodeRun(NamedTuple):
@@ -98,14 +113,24 @@ def request_record(told: Told, kept_because: str) -> dict[str, Any]:
         "batch_close_reason": reason_name(times.reason) if times is not None else None,
         "worker": times.worker if times is not None else None,
         "spans": _spans(told, times),
-        "attributes": told.attributes,
     }
     if times is not None:
         record["batch"] = batch_key(times.worker, times.number, times.posted_ns)
     if told.trace is not None:
         record["span_id"], record["parent_id"] = told.trace.span_id, told.parent
-        record["sampled"], record["trace_state"] = told.trace.is_sampled, told.trace.state
+        record["trace_state"], record["attributes"] = told.trace.state, _attributes(told)
     return record
+
+
+def _attributes(told: Told) -> dict[str, Any]:
+    if told.protocol == "grpc":
+        return {"rpc.system.name": "grpc", "rpc.method": told.path.lstrip("/")}
+    is_workflow = told.protocol == "workflow"
+    return http_facts(told.head, told.peer, is_tls=told.is_tls, name=told.model, is_workflow=is_workflow)
+
+
+def _times(fields: Any) -> Times | None:
+    return None if fields is None else Times(*fields)
 
 
 def _ms(from_ns: int, to_ns: int) -> float:

@@ -7,6 +7,8 @@ serves requests does either. A collector that does not answer costs spans, and n
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import os
 import selectors
 import signal
@@ -14,11 +16,15 @@ import sys
 import time
 from collections.abc import Sequence
 
+from wsgi_ts.dataplane.stories import Told, request_record
 from wsgi_ts.instance.instance import begin_process
 from wsgi_ts.process import set_process_title
 from wsgi_ts.run_files import RunFiles
 from wsgi_ts.tracing.post import Inlet
+from wsgi_ts.tracing.records import SAMPLED
 from wsgi_ts.tracing.spans import Spans
+
+log = logging.getLogger(__name__)
 
 _HEARTBEAT_S = 1.0
 #: After it is told to stop, it goes on until so long nothing has come.
@@ -70,7 +76,12 @@ class SpanExporter:
 
     def _take(self, line: bytes) -> None:
         self._came_at = time.monotonic()
-        self._spans.take(line)
+        try:
+            said = json.loads(line)
+            # A list is what a process has told of a request: of that the record is made here.
+            self._spans.take(request_record(Told.from_json(said), SAMPLED) if isinstance(said, list) else said)
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            log.warning("A line is no record of a trace: %s", error)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

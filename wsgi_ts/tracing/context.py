@@ -19,7 +19,9 @@ _MOST_MEMBERS: Final = 32
 #: How much of a tracestate is passed on at least; of longer ones the last members are dropped, long ones first.
 _KEPT_BYTES: Final = 512
 _LONG_MEMBER: Final = 128
-_LINE_STARTS: Final = (b"traceparent:", b"tracestate:")
+_LINES: Final = re.compile(rb"(?i)\r\n(?:traceparent|tracestate):[^\r]*")
+_NO_TRACE: Final = b"0" * 32
+_NO_SPAN: Final = b"0" * 16
 SAMPLED: Final = 1
 #: The trace id is random (level 2 of the recommendation); passed on as it is, and true of those made here.
 RANDOM_ID: Final = 2
@@ -47,7 +49,7 @@ class TraceContext(NamedTuple):
 
     def child(self) -> TraceContext:
         """Returns the same trace with a new span."""
-        return self._replace(span_id=new_id(64))
+        return TraceContext(self.trace_id, new_id(64), self.flags, self.state)
 
 
 def new_trace(*, is_sampled: bool) -> TraceContext:
@@ -74,10 +76,10 @@ def parse(traceparent: bytes | None, tracestate: bytes) -> TraceContext | None:
     if match is None:
         return None
     version, trace_id, span_id, flags, more = match.groups()
-    if version == b"ff" or (version == b"00" and more) or not int(trace_id, 16) or not int(span_id, 16):
+    if version == b"ff" or (version == b"00" and more) or trace_id == _NO_TRACE or span_id == _NO_SPAN:
         return None
     known = int(flags, 16) & (SAMPLED | RANDOM_ID)
-    return TraceContext(trace_id.decode(), span_id.decode(), known, parse_state(tracestate))
+    return TraceContext(trace_id.decode(), span_id.decode(), known, parse_state(tracestate) if tracestate else "")
 
 
 def parse_state(tracestate: bytes) -> str:
@@ -113,6 +115,5 @@ def with_context(head: bytes, context: TraceContext, *, has_one: bool) -> bytes:
         has_one: whether it has header lines of these names now.
     """
     if has_one:
-        lines = [line for line in head[:-4].split(b"\r\n") if not line[:12].lower().startswith(_LINE_STARTS)]
-        head = b"\r\n".join(lines) + b"\r\n\r\n"
+        head = _LINES.sub(b"", head)
     return b"%b%b\r\n" % (head[:-2], header_lines(context))

@@ -43,8 +43,8 @@ class Post:
         self._retry_at = 0.0
         self.lost = 0
 
-    def send(self, record: dict[str, Any]) -> None:
-        """Sends one record, or loses it."""
+    def send(self, record: Any) -> None:
+        """Sends one record, or loses it: whatever JSON can hold."""
         if len(self._waiting) > MOST_WAITING or not self._is_connected():
             self.lost += 1
         else:

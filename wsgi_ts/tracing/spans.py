@@ -7,7 +7,6 @@ batch link back. Its ids follow from what tells it from others, so that both sid
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -54,16 +53,12 @@ class Spans:
         self._resource = Resource.create({**named, SERVICE_VERSION: __version__, SERVICE_INSTANCE_ID: instance})
         self._processor = BatchSpanProcessor(_Told(OTLPSpanExporter(traces_url(endpoint)), endpoint))
 
-    def take(self, data: bytes) -> None:
-        """Takes one record, as it came; what is none is left out."""
-        try:
-            record = json.loads(data)
-            if record["kind"] == REQUEST:
-                self._request(record)
-            elif record["kind"] == BATCH:
-                self._batch(record)
-        except (ValueError, KeyError, TypeError) as error:
-            log.warning("A record is no trace: %s", error)
+    def take(self, record: Mapping[str, Any]) -> None:
+        """Takes the record of a request, or of a batch."""
+        if record["kind"] == REQUEST:
+            self._request(record)
+        elif record["kind"] == BATCH:
+            self._batch(record)
 
     def close(self) -> None:
         """Sends what is left, for a moment."""

@@ -313,7 +313,11 @@ class Requests:
         came_ns, idle_us = connection.arrival_ns, connection.idle_us
         connection.submitted_ns = self._table.now_ns
         raw, flags, traces = head.raw, 0, exchange.traces
-        if traces is not None and traces.has_spans:
+        if traces is None or not traces.has_spans:
+            pass
+        elif traces.gap > 1 and head.traceparent is None and not head.tracestate:
+            traces.gap -= 1
+        else:
             raw, connection.trace, connection.parent = traces.begin(raw, head.traceparent, head.tracestate)
             flags = RequestFlag.SAMPLED if connection.trace is not None else 0
         name = connection.request_id

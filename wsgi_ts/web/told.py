@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from wsgi_ts.batcher.shm.request_codec import read_times
 from wsgi_ts.batcher.shm.segment import Segment
+from wsgi_ts.dataplane.http_facts import MOST_TEXT
 from wsgi_ts.dataplane.request_traces import RequestTraces, error_text
 from wsgi_ts.dataplane.routes import Target
 from wsgi_ts.dataplane.stories import Told, run_fields
 from wsgi_ts.logs.request_line import request_line
-from wsgi_ts.logs.text import mask_secrets
 from wsgi_ts.security.tls import TlsSocket
 from wsgi_ts.web.connection import Connection
-
-#: The longest path and name of a client's program that a record holds.
-_MOST_TEXT = 512
-#: What stands behind a model in a path and is no version.
-_VERBS = ("predict", "invoke", "infer", "explain")
-_MOST_PARTS = 6
 
 
 def told_of(traces: RequestTraces, connection: Connection, target: Target, status: int, took_ns: int) -> Told:
@@ -39,7 +31,7 @@ def told_of(traces: RequestTraces, connection: Connection, target: Target, statu
         version=traces.version_of(target),
         protocol="http" if graph is None else "workflow",
         method=head.method if head is not None else "",
-        path=head.path[:_MOST_TEXT] if head is not None else "",
+        path=head.path[:MOST_TEXT] if head is not None else "",
         status=status,
         error=error_text(connection.fault),
         arrived_ns=connection.arrival_ns,
@@ -49,8 +41,10 @@ def told_of(traces: RequestTraces, connection: Connection, target: Target, statu
         nodes=traces.node_runs(connection.walk) if connection.walk is not None else (),
         trace=connection.trace,
         parent=connection.parent,
-        attributes=_attributes(connection, target),
         left_in=connection.left_in,
+        peer=connection.peer,
+        head=head.raw.decode("latin-1") if head is not None and connection.trace is not None else "",
+        is_tls=isinstance(connection.sock, TlsSocket),
     )
 
 
@@ -74,7 +68,7 @@ def json_line(segment: Segment | None, connection: Connection, status: int, took
         trace_id=trace.trace_id if trace is not None else None,
         span_id=trace.span_id if trace is not None else None,
         http__request__method=head.method if head is not None else None,
-        url__path=head.path[:_MOST_TEXT] if head is not None else None,
+        url__path=head.path[:MOST_TEXT] if head is not None else None,
         http__response__status_code=status,
         client__address=address,
         client__port=int(port) if port.isdigit() else None,
@@ -83,46 +77,3 @@ def json_line(segment: Segment | None, connection: Connection, status: int, took
         error__message=error_text(connection.fault),
         **run_fields(times, connection.submitted_ns),
     )
-
-
-def _attributes(connection: Connection, target: Target) -> dict[str, Any]:
-    """The facts of HTTP, by OpenTelemetry's names."""
-    head = connection.head
-    address, _, port = connection.peer.lstrip("/").rpartition(":")
-    found: dict[str, Any] = {
-        "url.scheme": "https" if isinstance(connection.sock, TlsSocket) else "http",
-        "client.address": address,
-        "client.port": int(port) if port.isdigit() else 0,
-    }
-    if head is None:
-        return found
-    environ = head.environ
-    host, _, server_port = environ.get("HTTP_HOST", "").partition(":")
-    found["network.protocol.version"] = "1.1" if head.http_1_1 else "1.0"
-    found["http.route"] = route_of(head.path, target)
-    found["server.address"] = host
-    if server_port.isdigit():
-        found["server.port"] = int(server_port)
-    agent = environ.get("HTTP_USER_AGENT", "")
-    if agent:
-        found["user_agent.original"] = agent[:_MOST_TEXT]
-    if head.query:
-        found["url.query"] = mask_secrets(f"?{head.query}")[1:][:_MOST_TEXT]
-    return found
-
-
-def route_of(path: str, target: Target) -> str:
-    """The route of a prediction's path: what varies has a name instead of its value."""
-    graph = target.graph
-    name, shown_name = (target.model_name, "{model}") if graph is None else (graph.name, "{workflow}")
-    shown: list[str] = []
-    for part in path.split("/")[:_MOST_PARTS]:
-        if part == name or part.startswith(f"{name}:"):
-            shown.append(shown_name + part[len(name) :])
-        elif shown[-1:] == ["{model}"] and part not in _VERBS:
-            shown.append("{version}")
-        elif shown[-1:] == ["{version}"] and part not in _VERBS:
-            return "/".join([*shown, "{rest}"])
-        else:
-            shown.append(part)
-    return "/".join(shown)

@@ -1,0 +1,65 @@
+"""What OpenTelemetry wants to know of a request over HTTP, by its names: read of the head, and only for spans."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from wsgi_ts.logs.text import mask_secrets
+
+#: The longest path and name of a client's program that is told.
+MOST_TEXT: Final = 512
+#: What stands behind a model in a path and is no version.
+_VERBS: Final = ("predict", "invoke", "infer", "explain")
+_MOST_PARTS: Final = 6
+
+
+def http_facts(head: str, peer: str, *, is_tls: bool, name: str, is_workflow: bool) -> dict[str, Any]:
+    """Returns the attributes of a span of kind SERVER, but for method, path and status.
+
+    Args:
+        head: request line and header lines.
+        peer: the client, `/address:port`.
+        is_tls: it came over TLS.
+        name: the model or workflow that it went to.
+        is_workflow: which of the two.
+    """
+    line, *headers = head.split("\r\n")
+    values = {name.lower(): value.strip() for name, _, value in (each.partition(":") for each in headers)}
+    address, _, port = peer.lstrip("/").rpartition(":")
+    host, _, server_port = values.get("host", "").partition(":")
+    target, _, protocol = line.partition(" ")[2].rpartition(" ")
+    path, _, query = target.partition("?")
+    agent = values.get("user-agent", "")
+    return {
+        "url.scheme": "https" if is_tls else "http",
+        "url.query": mask_secrets(f"?{query}")[1:][:MOST_TEXT] if query else None,
+        "http.route": route_of(path, name, is_workflow=is_workflow),
+        "network.protocol.version": protocol.rpartition("/")[2],
+        "client.address": address,
+        "client.port": int(port) if port.isdigit() else None,
+        "server.address": host or None,
+        "server.port": int(server_port) if server_port.isdigit() else None,
+        "user_agent.original": agent[:MOST_TEXT] or None,
+    }
+
+
+def route_of(path: str, name: str, *, is_workflow: bool) -> str:
+    """Returns the route of a prediction's path: what varies has a name instead of its value.
+
+    Args:
+        path: as it was sent.
+        name: the model or workflow.
+        is_workflow: which of the two.
+    """
+    shown_name = "{workflow}" if is_workflow else "{model}"
+    shown: list[str] = []
+    for part in path.split("/")[:_MOST_PARTS]:
+        if part == name or part.startswith(f"{name}:"):
+            shown.append(shown_name + part[len(name) :])
+        elif shown[-1:] == ["{model}"] and part not in _VERBS:
+            shown.append("{version}")
+        elif shown[-1:] == ["{version}"] and part not in _VERBS:
+            return "/".join([*shown, "{rest}"])
+        else:
+            shown.append(part)
+    return "/".join(shown)
