@@ -23,7 +23,8 @@ from wsgi_ts.tracing.post import Post
 from wsgi_ts.tracing.records import FAILED, SAMPLED, SLOW
 from wsgi_ts.tracing.slowest import Allowance, Slowest
 
-#: Records of failed requests, and of sampled ones that are neither slow nor failed, that one process keeps in a second.
+#: Records of failed requests (of those that ran, and of others), and of sampled ones that are neither slow nor failed,
+#: that one process keeps in a second.
 _FAILED_PER_S: Final = 20.0
 _SAMPLED_PER_S: Final = 5.0
 _NEVER: Final = 1 << 62
@@ -55,6 +56,7 @@ class RequestTraces:
         self._exported = Post(options.exported_at) if options.exported_at else None
         self.gap = self._next_gap()
         self._failed = Allowance(_FAILED_PER_S)
+        self._unserved = Allowance(_FAILED_PER_S)
         self._sampled = Allowance(_SAMPLED_PER_S)
 
     def begin(
@@ -104,7 +106,9 @@ class RequestTraces:
             if self.slowest.is_slow(told.model, told.answered_ns - told.arrived_ns):
                 because = SLOW
             if told.status >= 400:
-                because = FAILED if because or self._failed.take(now) else ""
+                # Floods of requests that are refused must not cost the records of those that handlers failed at.
+                allowance = self._unserved if told.times is None and not told.nodes else self._failed
+                because = FAILED if because or allowance.take(now) else ""
             elif not because and told.trace is not None and self._sampled.take(now):
                 because = SAMPLED
         if not because and told.trace is None:

@@ -123,7 +123,7 @@ class Inlet:
         self._path.unlink(missing_ok=True)
 
     def _accept(self) -> None:
-        with suppress(BlockingIOError):
+        with suppress(OSError):  # none is left, or no descriptor
             sock, _ = self._listener.accept()
             sock.setblocking(False)
             self._begun[sock] = b""

@@ -14,8 +14,12 @@ from typing import Any, Final
 
 from wsgi_ts.tracing.records import BATCH, FAILED, REQUEST, SAMPLED, SLOW
 
-#: Records of each kind that are kept, of all models together.
-_MOST: Final = {SLOW: 1000, FAILED: 500, SAMPLED: 200, BATCH: 1500}
+#: The ring of failed requests that no worker has answered: floods of those must not push out what handlers failed at.
+_UNSERVED: Final = "unserved"
+#: Records of each ring that are kept, of all models together.
+_MOST: Final = {SLOW: 1000, FAILED: 500, _UNSERVED: 300, SAMPLED: 200, BATCH: 1500}
+_RINGS: Final = {SLOW: (SLOW,), FAILED: (FAILED, _UNSERVED), SAMPLED: (SAMPLED,)}
+_OF_REQUESTS: Final = (FAILED, _UNSERVED, SLOW, SAMPLED)
 #: What all of a kind may have together, in bytes.
 _MOST_OF_A_KIND: Final = 4 * 1024 * 1024
 #: Answered where a caller names no number.
@@ -58,10 +62,10 @@ class TraceStore:
 
     def add(self, data: bytes) -> None:
         """Keeps one record; of what is none nothing stays."""
-        kind = _kind_of(data)
-        if kind is not None:
+        ring = _ring_of(data)
+        if ring is not None:
             with self._lock:
-                self._rings[kind].add(data)
+                self._rings[ring].add(data)
 
     def newest(
         self, *, model: str | None = None, status: str | None = None, limit: int | None = None
@@ -73,8 +77,8 @@ class TraceStore:
             status: only those kept because they are `slow`, `failed` or `sampled`.
             limit: so many at most.
         """
-        kinds = [status] if status in (SLOW, FAILED, SAMPLED) else [SLOW, FAILED, SAMPLED] if not status else []
-        found = [each for each in self._requests(kinds) if model in (None, each["model"])]
+        rings = _OF_REQUESTS if status is None else _RINGS.get(status, ())
+        found = [each for each in self._read(rings) if model in (None, each["model"])]
         found.sort(key=lambda each: float(each["started"]), reverse=True)
         return {"traces": [self._shown(each) for each in found[: DEFAULT_LIMIT if limit is None else max(0, limit)]]}
 
@@ -92,7 +96,7 @@ class TraceStore:
         return {name: record.get(name) for name in _SHOWN}
 
     def _found(self, request_id: str) -> dict[str, Any] | None:
-        for record in self._requests((FAILED, SLOW, SAMPLED), request_id.encode()):
+        for record in self._read(_OF_REQUESTS, request_id.encode()):
             if record["request_id"] == request_id:
                 return record
         return None
@@ -103,29 +107,32 @@ class TraceStore:
         if key is None:
             return None
         for record in self._read((BATCH,), key.encode()):
-            if record["batch"] == key:
+            # Functions of a workflow are called one after the other, all in one batch of their worker.
+            if record["batch"] == key and request["request_id"] in record["requests"]:
                 return record
-        others = [each for each in self._requests((FAILED, SLOW, SAMPLED), key.encode()) if each.get("batch") == key]
+        others = [each for each in self._read(_OF_REQUESTS, key.encode()) if each.get("batch") == key]
         shown = {name: request[name] for name in ("model", "version", "worker")}
         return {**shown, "requests": [each["request_id"] for each in others], "ranks": 0, "fault": None}
 
-    def _requests(self, kinds: Iterable[str], containing: bytes = b"") -> list[dict[str, Any]]:
-        return [*self._read(kinds, containing)]
-
-    def _read(self, kinds: Iterable[str], containing: bytes = b"") -> Iterable[dict[str, Any]]:
-        for kind in kinds:
+    def _read(self, rings: Iterable[str], containing: bytes = b"") -> Iterable[dict[str, Any]]:
+        for ring in rings:
             with self._lock:
-                kept = self._rings[kind].newest_first()
+                kept = self._rings[ring].newest_first()
             for data in kept:
                 if containing in data:
                     yield json.loads(data)
 
 
-def _kind_of(data: bytes) -> str | None:
-    """Which ring a record belongs to; None for what is no record."""
+def _ring_of(data: bytes) -> str | None:
+    """Which ring a record belongs to; None for what is no record: handlers could write to the socket, too."""
     try:
         record = json.loads(data)
-        kind = record["kept_because"] if record["kind"] == REQUEST else record["kind"]
-        return kind if kind in _MOST else None
-    except (ValueError, KeyError, TypeError):
+        if record["kind"] == BATCH:
+            return BATCH if {"batch", "requests", "fault", "ranks"} <= record.keys() else None
+        if record["kind"] != REQUEST or not {"request_id", "model", "started", "batch_size"} <= record.keys():
+            return None
+        why = record["kept_because"]
+        is_unserved = why == FAILED and record["batch_size"] is None and record.get("protocol") != "workflow"
+        return _UNSERVED if is_unserved else why if why in _RINGS else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
