@@ -16,7 +16,7 @@ def request(number: int, kept_because: str = "slow", **fields: Any) -> bytes:
 
 def batch(key: str, *numbers: int) -> bytes:
     requests = [f"r{number}" for number in numbers]
-    return json.dumps({"kind": "batch", "batch": key, "requests": requests, "fault": "why"}).encode()
+    return json.dumps({"kind": "batch", "batch": key, "requests": requests, "fault": "why", "ranks": 0}).encode()
 
 
 def ids(listed: dict[str, Any]) -> list[str]:
@@ -88,6 +88,26 @@ def test_many_failures_do_not_push_out_what_was_slow() -> None:
     assert store.find("r1999") is not None
 
 
+def test_many_refusals_do_not_push_out_what_handlers_failed_at() -> None:
+    store = TraceStore()
+    store.add(request(0, "failed"))
+    for number in range(1, 2000):
+        store.add(request(number, "failed", batch_size=None))
+    assert store.find("r0") is not None
+    assert store.find("r1") is None
+    assert len(store.newest(status="failed", limit=5000)["traces"]) == 301
+
+
+def test_of_functions_that_share_a_worker_s_batch_each_has_its_own() -> None:
+    store = TraceStore()
+    store.add(request(1, batch="9000-2-5"))
+    store.add(batch("9000-2-5", 1))
+    store.add(batch("9000-2-5", 2))
+    found = store.explain("r1")
+    assert found is not None
+    assert found["batch"]["requests"] == ["r1"]
+
+
 def test_large_records_take_no_more_memory() -> None:
     store = TraceStore()
     for number in range(12):
@@ -97,13 +117,7 @@ def test_large_records_take_no_more_memory() -> None:
 
 def test_what_is_no_record_is_not_kept() -> None:
     store = TraceStore()
-    for junk in (
-        b"",
-        b"{",
-        b"[]",
-        b'{"kind": "request"}',
-        b'{"kind": "other"}',
-        b'{"kind":"request","kept_because":"x"}',
-    ):
+    of_no_kind = b'{"kind": "request", "kept_because": "x"}'
+    for junk in (b"", b"{", b"[]", b"[" * 100_000, b'{"kind": "request"}', b'{"kind": "other"}', of_no_kind):
         store.add(junk)
     assert store.newest() == {"traces": []}
