@@ -14,6 +14,7 @@ Target = Callable[[bytes], None]
 
 TARGETS: dict[str, Target] = {
     "head": http.head,
+    "trace_context": http.trace_context,
     "chunked": http.chunked,
     "form": http.form,
     "json": http.json_body,

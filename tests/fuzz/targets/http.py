@@ -19,6 +19,7 @@ from wsgi_ts.http.form_field import form_field, is_form
 from wsgi_ts.http.head import BadHead, Head, check_partial_head, parse_head
 from wsgi_ts.security.access import Access, scope_of
 from wsgi_ts.settings.config import Config
+from wsgi_ts.tracing.context import new_trace, parse, with_context
 
 _STATUSES = {400, 414, 417, 431, 501}
 _FORBIDDEN_IN_A_VALUE = re.compile(r"[\r\n\0]")
@@ -54,6 +55,24 @@ def head(data: bytes) -> None:
 def _meaning(parsed: Head) -> tuple[Any, ...]:
     framing = (parsed.content_length, parsed.chunked, parsed.keep_alive, parsed.expect_continue)
     return (*framing, parsed.method, parsed.path, parsed.query, parsed.content_type, parsed.environ)
+
+
+def trace_context(data: bytes) -> None:
+    """Whatever a client says of its trace, what goes on says one valid place in a trace, and all else as before."""
+    raw = b"POST / HTTP/1.1\r\n" + data + b"\r\n\r\n"
+    raw = raw[: raw.index(b"\r\n\r\n") + 4]
+    try:
+        parsed = parse_head(raw)
+    except BadHead:
+        return
+    came = parse(parsed.traceparent, parsed.tracestate)
+    ours = new_trace(is_sampled=True) if came is None else came.child()
+    made = Head(with_context(raw, ours, has_one=parsed.traceparent is not None or bool(parsed.tracestate)))
+    assert parse(made.traceparent, made.tracestate) == ours, made.raw
+    assert len(ours.state) <= 512
+    said = ("HTTP_TRACEPARENT", "HTTP_TRACESTATE")
+    before, after = ({k: v for k, v in each.environ.items() if k not in said} for each in (parsed, made))
+    assert before == after, made.raw
 
 
 def chunked(data: bytes) -> None:
