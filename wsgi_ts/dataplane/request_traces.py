@@ -103,7 +103,8 @@ class RequestTraces:
         self.slowest.look(now)
         because = ""
         if self._kept is not None:
-            if self.slowest.is_slow(told.model, told.answered_ns - told.arrived_ns):
+            # Not of what was refused at once: there the client may have named any model.
+            if told.submitted_ns and self.slowest.is_slow(told.model, told.answered_ns - told.arrived_ns):
                 because = SLOW
             if told.status >= 400:
                 # Floods of requests that are refused must not cost the records of those that handlers failed at.

@@ -109,6 +109,14 @@ def test_slow_and_failed_ones_are_kept_and_sampled_ones_exported(place: Place) -
     assert (record["trace_id"], record["span_id"]) == (trace.trace_id, trace.span_id)
 
 
+def test_names_of_models_that_there_are_not_are_not_remembered(place: Place) -> None:
+    for number in range(200):
+        place.traces.tell(Told("id", f"m{number}", None, "http", "POST", "/", 404, "no", 1, 0, 2))
+    place.tell(9)
+    assert place.traces.slowest.thresholds.keys() <= {"m"}
+    assert 20 <= sum(each["kept_because"] == "failed" for each in place.kept) < 60
+
+
 def test_many_failures_are_not_all_written_down(place: Place) -> None:
     place.tell(9)
     place.tell(9)
