@@ -18,7 +18,8 @@ PAGE = REPOSITORY / "docs" / "tracing.md"
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [text for kind, text in found if kind == language]
 
 
 def shape(text: str) -> str:
