@@ -300,6 +300,7 @@ class WorkerReport:
     """One model worker, told each time its state changes; `stopped` is the last that is told of it.
 
     `load_status` is 0 until the first load ended, then the HTTP-like status of the load (200, 500, 507).
+    `restart_reason` says why there was the last restart (`pool.life.restart_reason`), as far as there was one.
     `recovering_since` is the monotonic time of the first failure of the current run of failures, 0.0 when none.
     """
 
@@ -313,6 +314,7 @@ class WorkerReport:
     load_status: int = 0
     load_ms: int = 0
     restarts: int = 0
+    restart_reason: str = ""
     recovering_since: float = 0.0
     exit_reason: str = ""
     last_lines: list[str] = field(default_factory=list)

@@ -14,6 +14,8 @@ from wsgi_ts.messages import ModelSpec, WorkerReport, WorkerState
 BACKOFF_S = (1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987, 1597)
 #: A worker that was ready for so many seconds before it failed is started again without waiting.
 STABLE_S = 10.0
+#: Why workers are started again, for the metrics. A timeout: no answer within the model's response timeout.
+RESTART_REASONS = ("died", "load_failed", "out_of_memory", "template_died", "timeout")
 HTTP_OK = 200
 HTTP_ERROR = 500
 HTTP_OUT_OF_MEMORY = 507
@@ -72,6 +74,8 @@ class Worker:
     recovering_since: float | None = None
     #: How the last life ended.
     exit_reason: str = ""
+    #: The same for the metrics (`restart_reason`).
+    restart_reason: str = ""
     last_lines: list[str] = field(default_factory=list)
     #: TorchServe's name of the state, for the log.
     log_state: str = "null"
@@ -117,6 +121,7 @@ class Worker:
             load_status=self.load_status,
             load_ms=self.load_ms,
             restarts=max(self.start_count - 1, 0),
+            restart_reason=self.restart_reason,
             recovering_since=self.recovering_since or 0.0,
             exit_reason=self.exit_reason,
             last_lines=self.last_lines,
@@ -132,6 +137,23 @@ def restart_delay_s(worker: Worker, now: float) -> int:
 def backoff_s(failures: int) -> int:
     """Seconds to wait after the n-th failure in a row (from 1)."""
     return BACKOFF_S[min(failures, len(BACKOFF_S)) - 1]
+
+
+def restart_reason(worker: Worker, cause: Cause, *, blame: bool) -> str:
+    """Why a worker whose process is gone is started again: one of RESTART_REASONS.
+
+    Args:
+        worker: the worker, when what the end means has been noted.
+        cause: what `judge_exit` says.
+        blame: whether it is the worker's own failure.
+    """
+    if not blame:
+        return "template_died"
+    if cause == "oom":
+        return "out_of_memory"
+    if worker.load_status != HTTP_OK:
+        return "load_failed"
+    return "timeout" if worker.killed else "died"
 
 
 def judge_exit(worker: Worker, code: int | None, signal: str | None) -> tuple[Cause, str]:

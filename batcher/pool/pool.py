@@ -33,6 +33,7 @@ from wsgi_ts.batcher.pool.life import (
     backoff_s,
     judge_exit,
     restart_delay_s,
+    restart_reason,
 )
 from wsgi_ts.messages import FromTemplate, KillWorker, ModelSpec, ModelUnloaded, WantedWorker, WorkerState
 
@@ -295,6 +296,7 @@ class WorkerPool:
             worker.load_status = HTTP_OUT_OF_MEMORY if cause == "oom" else HTTP_ERROR
         worker.log_change("WORKER_SCALED_DOWN" if cause == "stopped" else "WORKER_STOPPED")
         worker.pid, worker.exit_reason = -1, reason
+        worker.restart_reason = restart_reason(worker, cause, blame=blame)
         self._actions.append(WorkerGone(worker.worker_id, worker.model_index, worker.start_count, cause))
         if not worker.wanted:
             self._forget(worker)

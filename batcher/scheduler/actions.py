@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from wsgi_ts.batcher.scheduler.job import Job
 from wsgi_ts.batcher.scheduler.model_queue import Batch, Worker
-from wsgi_ts.batcher.shm.layout import NO_BATCH
+from wsgi_ts.batcher.shm.layout import NO_BATCH, ModelWord
 
 
 class Dispatch(NamedTuple):
@@ -19,7 +19,7 @@ class Dispatch(NamedTuple):
 class Fail(NamedTuple):
     """Answer jobs that no worker can write to; the text "" is composed by the web worker.
 
-    `counted` is the ModelWord that counts them; None: none. `batch` is what is told of the batch that they were run in
+    `counted` is the ModelWord that counts them. `batch` is what is told of the batch that they were run in
     (`layout.BATCH`).
     """
 
@@ -27,7 +27,7 @@ class Fail(NamedTuple):
     jobs: list[Job]
     status: int
     text: str = ""
-    counted: int | None = None
+    counted: int = ModelWord.REFUSED
     batch: bytes = NO_BATCH
 
 

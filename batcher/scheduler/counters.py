@@ -9,6 +9,7 @@ from wsgi_ts.batcher.scheduler.job import Job
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import ModelWord
+from wsgi_ts.batcher.shm.worker_layout import TALLIED
 
 
 class CountersByModel(dict[int, "ModelCounters"]):
@@ -38,6 +39,11 @@ class ModelCounters:
         """Counts up one ModelWord."""
         self._words[self._row + word] += amount
 
+    def add_tallies(self, tallies: Sequence[int]) -> None:
+        """Adds what a model worker has counted, by Tally."""
+        for word, amount in zip(TALLIED, tallies):  # noqa: B905 (mostly there are none)
+            self._words[self._row + word] += amount
+
     def show(self, word: int, value: int) -> None:
         """Sets a gauge, one of ModelWord."""
         self._words[self._row + word] = value
@@ -49,8 +55,15 @@ class ModelCounters:
         if named:
             words[row + ModelWord.REQUESTS_NAMED] += named
 
-    def dispatched(self, jobs: Sequence[Job], now: float) -> None:
-        """Counts how long the requests of a batch (one at least) have waited at `now`, in monotonic seconds."""
+    def dispatched(self, jobs: Sequence[Job], now: float, reason: int) -> None:
+        """Counts how long the requests of a batch have waited, and why it goes.
+
+        Args:
+            jobs: the requests; not empty.
+            now: monotonic seconds.
+            reason: a `policy.CloseReason`.
+        """
+        self._words[self._row + ModelWord.CLOSED + reason] += 1
         self._count_times(ModelWord.QUEUE_US, ModelWord.QUEUE_US_NAMED, ModelWord.QUEUE_BUCKETS, jobs, int(now * 1e9))
 
     def begun(self, handover_us: int) -> None:

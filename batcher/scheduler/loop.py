@@ -133,6 +133,9 @@ class BatcherLoop:
         words, marks = mailbox.words, mailbox.read_news()
         done, begun_at = words[MailWord.DONE], words[MailWord.START_NS] / 1e9
         service_s = words[MailWord.SERVICE_NS] / 1e9
+        counters = self._counters[worker.model]
+        counters.add(ModelWord.EXECUTIONS, mailbox.take_executions())
+        counters.add_tallies(mailbox.take_tallies())
         self._act(self._scheduler.progressed(worker, done, begun_at, service_s, marks, now), now)
         self._show_outstanding(worker.model)
 
@@ -236,14 +239,13 @@ class BatcherLoop:
                     entries = [job.segment.mail_base | job.slot for job in jobs]
                     busy = len(self._scheduler.busy)
                     self._mailboxes[worker].post(entries, batch.reason, int(batch.posted_at * 1e9), busy)
-                    self._counters[worker.model].dispatched(jobs, now)
+                    self._counters[worker.model].dispatched(jobs, now, batch.reason)
                 case Record():
                     self._record(action, now)
                 case Fail(model, jobs, status, text, counted, facts):
                     for job in jobs:
                         job.segment.fail(job.slot, status, text, facts)
-                    if counted is not None:
-                        self._counters[model].add(counted, len(jobs))
+                    self._counters[model].add(counted, len(jobs))
                 case Revoke(worker, batch):
                     if self._mailboxes[worker].revoke(batch.number):
                         self._act(self._scheduler.revoked(worker, batch), now)

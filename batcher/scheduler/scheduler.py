@@ -109,7 +109,8 @@ class Scheduler:
         for batch in reversed(worker.batches):
             begun = [job for job in batch.jobs if job.state in (SlotState.RUNNING, SlotState.STREAMING)]
             facts = batch.facts(worker.worker_id)
-            actions.append(Fail(worker.model, begun, status, WORKER_DIED, ModelWord.FAILED, facts))
+            counted = ModelWord.TIMED_OUT if worker.killed else ModelWord.FAILED
+            actions.append(Fail(worker.model, begun, status, WORKER_DIED, counted, facts))
             unbegun = batch.unbegun()
             # What lay behind the batch that it had begun, or was to begin, has nothing to do with the worker's death.
             if batch.number <= worker.done + 1 and model.sequences is None:
@@ -192,7 +193,7 @@ class Scheduler:
         actions: list[Action] = []
         for each in found:
             if each.state in (SlotState.RUNNING, SlotState.STREAMING):
-                actions.append(Fail(each.model, [each.job], 500, WORKER_DIED))
+                actions.append(Fail(each.model, [each.job], 500, WORKER_DIED, ModelWord.FAILED))
             elif each.state == SlotState.CLAIMED and each.has_sequence:
                 # Its sequence's worker has died with the batcher, and what it knew with it.
                 actions.append(Fail(each.model, [each.job], NO_WORKER))

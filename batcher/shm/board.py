@@ -90,8 +90,23 @@ class Board:
         """First word of the counters of the web worker that serves no predictions."""
         return layout.BOARD_WEB + layout.MAX_WEB_ROWS * layout.WEB_WORDS
 
+    def http_row(self, segment_index: int) -> int:
+        """First word of the times of answers of the web worker that owns a segment."""
+        return layout.BOARD_HTTP + segment_index % layout.MAX_WEB_ROWS * layout.HTTP_SERIES * layout.HTTP_WORDS
+
+    @property
+    def control_http_row(self) -> int:
+        """First word of the times of answers of the web worker that serves no predictions."""
+        return layout.BOARD_HTTP + layout.MAX_WEB_ROWS * layout.HTTP_SERIES * layout.HTTP_WORDS
+
+    def refusals(self, segment_index: int) -> int:
+        """First word of how many requests the owner of a segment has refused, by the model version's number."""
+        return layout.BOARD_REFUSALS + segment_index % layout.MAX_WEB_ROWS * layout.MAX_MODELS
+
     def clear_model(self, model_index: int) -> None:
         """Zeroes what earlier owners of a number have counted. Only while no batcher knows the number."""
+        for row in range(layout.MAX_WEB_ROWS):
+            self.words[self.refusals(row) + model_index] = 0
         step = layout.MAX_MODELS * layout.MODEL_WORDS
         for row in range(self.model_row(0, model_index), len(self.words), step):
             for word in range(layout.MODEL_WORDS):

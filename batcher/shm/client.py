@@ -14,7 +14,7 @@ import numpy as np
 
 from wsgi_ts.batcher.shm import layout, stream
 from wsgi_ts.batcher.shm.board import Board
-from wsgi_ts.batcher.shm.layout import SlotState
+from wsgi_ts.batcher.shm.layout import SlotState, WebWord
 from wsgi_ts.batcher.shm.request_codec import Answer, Request, answer_range, read_answer, rewrite_header, write_request
 from wsgi_ts.batcher.shm.ring import RingProducer
 from wsgi_ts.batcher.shm.segment import Segment
@@ -61,6 +61,8 @@ class SlotClient:
         self._model_of = [0] * slots
         self._held = [0] * layout.MAX_MODELS
         self.in_flight = 0
+        self._board_words, self._web_row = board.words, board.web_row(segment.index)
+        self._board_words[self._web_row + WebWord.SLOTS] = slots
 
     @property
     def capacity(self) -> int:
@@ -148,7 +150,8 @@ class SlotClient:
         self._rings[batcher].push(slot, model, generation, layout.NOT_RETURNING)
 
     def publish(self) -> None:
-        """Shows the batchers what was submitted since the last call; wakes those that sleep."""
+        """Shows the batchers what was submitted since the last call; wakes those that sleep. Shows the slots in use."""
+        self._board_words[self._web_row + WebWord.SLOTS_IN_USE] = len(self._states) - len(self._free)
         for ring, bell in zip(self._rings, self._bells, strict=True):
             if ring.publish():
                 bell.ring(layout.News.SUBMISSION)

@@ -9,6 +9,8 @@ Board, one per server, made by the supervisor::
     web rows        (MAX_WEB_ROWS + 1) x WEB_WORDS    counters of a web worker (one writer: the owner of the segment);
                                                       the last row is the web worker's that has no segment
     workflow rows   MAX_WEB_ROWS x MAX_WORKFLOWS x WORKFLOW_WORDS   counters of a workflow (writer: the web worker)
+    refusals        MAX_WEB_ROWS x MAX_MODELS         requests that no batcher has seen (writer: the web worker)
+    HTTP rows       (MAX_WEB_ROWS + 1) x HTTP_SERIES x HTTP_WORDS   times of answers (writer: the web worker)
     model rows      batchers x MAX_MODELS x MODEL_WORDS       counters of a model version on a batcher (writer: it)
 
 Segment, one per producer (a web worker), made by it::
@@ -51,13 +53,34 @@ BATCHER_WORDS: Final = 16
 WEB_WORDS: Final = 16
 MODEL_WORDS: Final = 144
 WORKFLOW_WORDS: Final = 64
+#: Combinations of method, route and status that a web worker counts by themselves; of more it counts their sum.
+HTTP_SERIES: Final = 48
 
 BOARD_EPOCH: Final = 2
 BOARD_TOKEN_EPOCH: Final = 3
 BOARD_BATCHERS: Final = 16
 BOARD_WEB: Final = BOARD_BATCHERS + MAX_BATCHERS * BATCHER_WORDS
 BOARD_WORKFLOWS: Final = BOARD_WEB + (MAX_WEB_ROWS + 1) * WEB_WORDS
-BOARD_MODELS: Final = BOARD_WORKFLOWS + MAX_WEB_ROWS * MAX_WORKFLOWS * WORKFLOW_WORDS
+BOARD_REFUSALS: Final = BOARD_WORKFLOWS + MAX_WEB_ROWS * MAX_WORKFLOWS * WORKFLOW_WORDS
+BOARD_HTTP: Final = BOARD_REFUSALS + MAX_WEB_ROWS * MAX_MODELS
+
+#: Upper bounds, in microseconds, of the histogram of HTTP requests: those that OpenTelemetry advises, and finer ones.
+HTTP_BUCKETS_US: Final = (
+    *(500, 1000, 2500, 5000, 10_000, 25_000, 50_000, 75_000, 100_000, 250_000, 500_000, 750_000),
+    *(1_000_000, 2_500_000, 5_000_000, 7_500_000, 10_000_000),
+)
+
+
+class HttpWord:
+    """Words of one series of an HTTP row."""
+
+    KEY: Final = 0  # see `route_names.series_key`; 0: this series and all behind it are unused
+    SUM_US: Final = 1  # of all times
+    BUCKETS: Final = 2  # their histogram
+
+
+HTTP_WORDS: Final = HttpWord.BUCKETS + len(HTTP_BUCKETS_US) + 1
+BOARD_MODELS: Final = BOARD_HTTP + (MAX_WEB_ROWS + 1) * HTTP_SERIES * HTTP_WORDS
 
 
 def board_bytes(batchers: int) -> int:
@@ -84,11 +107,13 @@ class News:
 
 
 class WebWord:
-    """Counters of a web worker's row on the board."""
+    """Counters of a web worker's row on the board, and two gauges, which the supervisor zeroes when it is dead."""
 
     RESPONSES_2XX: Final = 0
     RESPONSES_4XX: Final = 1
     RESPONSES_5XX: Final = 2
+    SLOTS: Final = 3
+    SLOTS_IN_USE: Final = 4
 
 
 class ModelWord:
@@ -123,6 +148,13 @@ class ModelWord:
     HANDOVER_BUCKETS: Final = 64
     BATCH_BUCKETS: Final = 80
     OLDEST_NS: Final = 91  # when the request arrived that waits longest (monotonic); 0 where none waits
+    EXECUTIONS: Final = 92  # calls of the handler
+    HANDLER_ERRORS: Final = 93  # requests that the handler has answered with an error
+    LEFT: Final = 94  # requests whose client has gone while the handler had them
+    LATE: Final = 95  # requests whose deadline has passed while the handler had them
+    OTHER: Final = 96  # requests that failed in the model worker without the handler
+    TIMED_OUT: Final = 97  # requests whose worker was killed, since it had not answered within the response timeout
+    CLOSED: Final = 104  # batches by why they went: a word for each `policy.CloseReason`
     SERVICE_BY_SIZE: Final = 120  # microseconds that handlers took for the batches of each of BATCH_BUCKETS
     REQUESTS_BY_SIZE: Final = 131  # requests in those batches
     FIXED_NS: Final = 142  # what a batch costs, as the batching rule has learnt it: so much ...

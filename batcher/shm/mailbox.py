@@ -18,7 +18,7 @@ from wsgi_ts.batcher.shm import worker_layout
 from wsgi_ts.batcher.shm.doorbell import Doorbell
 from wsgi_ts.batcher.shm.group_board import GroupBoard
 from wsgi_ts.batcher.shm.shared_memory import SharedMemory, unlink
-from wsgi_ts.batcher.shm.worker_layout import MailWord
+from wsgi_ts.batcher.shm.worker_layout import MailWord, Tally
 
 
 def mailbox_name(prefix: str, batcher: int, worker_id: int, start_count: int) -> str:
@@ -78,6 +78,8 @@ class BatcherMailbox(_Mailbox):
             raise
         self.posted = 0
         self._noted = 0
+        self._tallied = [0] * len(worker_layout.TALLIED)
+        self._tally_moves = 0
         self._group: GroupBoard | None = None
         self._other_bells: list[Doorbell] = []
         if ranks:
@@ -134,6 +136,24 @@ class BatcherMailbox(_Mailbox):
         marks = [words[self._marks + number % worker_layout.MAIL_MARKS] for number in range(seen, ended)]
         words[MailWord.ENDED_SEEN] = ended
         return marks
+
+    def take_executions(self) -> int:
+        """How often the worker has called its handler since the last call."""
+        now = self.words[worker_layout.MAIL_TALLIES + Tally.EXECUTIONS]
+        more, self._tallied[Tally.EXECUTIONS] = now - self._tallied[Tally.EXECUTIONS], now
+        return more
+
+    def take_tallies(self) -> list[int]:
+        """What else the worker has counted since the last call, by Tally; empty where that is nothing."""
+        words = self.words
+        moves = words[worker_layout.MAIL_TALLY_MOVES]
+        if moves == self._tally_moves:
+            return []
+        self._tally_moves = moves
+        now = words[worker_layout.MAIL_TALLIES : worker_layout.MAIL_TALLIES + len(self._tallied)].tolist()
+        now[Tally.EXECUTIONS] = self._tallied[Tally.EXECUTIONS]
+        before, self._tallied = self._tallied, now
+        return [new - old for new, old in zip(now, before, strict=True)]
 
     def revoke(self, number: int) -> bool:
         """Takes a batch back; True if the worker had not begun it and now never will."""
@@ -203,6 +223,15 @@ class WorkerMailbox(_Mailbox):
         self.posted_ns = words[start + 1]
         start += worker_layout.PLACE_WORDS
         return words[start : start + count].tolist()
+
+    def count_execution(self) -> None:
+        """Counts a call of the handler, for the batcher; say that something is done after this."""
+        self.words[worker_layout.MAIL_TALLIES + Tally.EXECUTIONS] += 1
+
+    def count(self, tally: int) -> None:
+        """Counts a request that has gone another way than most, one of Tally; say that it is done after this."""
+        self.words[worker_layout.MAIL_TALLIES + tally] += 1
+        self.words[worker_layout.MAIL_TALLY_MOVES] += 1
 
     def finish(self, number: int, service_ns: int) -> None:
         """Marks a batch as answered (or skipped)."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import Final
 
-from wsgi_ts.batcher.shm.layout import WORD, whole_pages
+from wsgi_ts.batcher.shm.layout import WORD, ModelWord, whole_pages
 
 
 class MailWord:
@@ -36,7 +36,33 @@ class MailWord:
     ENDED_SEEN: Final = 12  # batcher: how many of those it has read
 
 
-MAIL_WORDS: Final = 16
+class Tally:
+    """What a model worker counts in its mailbox, from MAIL_TALLIES on; its batcher adds it to the board."""
+
+    EXECUTIONS: Final = 0
+    HANDLER_ERRORS: Final = 1
+    CANCELLED: Final = 2  # not begun: the client had gone
+    EXPIRED: Final = 3  # not begun: too late
+    LEFT: Final = 4
+    LATE: Final = 5
+    OTHER: Final = 6
+
+
+#: The ModelWord that each Tally is added to.
+TALLIED: Final = (
+    ModelWord.EXECUTIONS,
+    ModelWord.HANDLER_ERRORS,
+    ModelWord.CANCELLED,
+    ModelWord.EXPIRED,
+    ModelWord.LEFT,
+    ModelWord.LATE,
+    ModelWord.OTHER,
+)
+
+MAIL_TALLIES: Final = 16
+#: How often the worker has counted anything but executions.
+MAIL_TALLY_MOVES: Final = MAIL_TALLIES + len(TALLIED)
+MAIL_WORDS: Final = 24
 MAIL_PLACES: Final = 2
 #: Words of a place before its entries.
 PLACE_WORDS: Final = 2

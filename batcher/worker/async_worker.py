@@ -132,6 +132,7 @@ class AsyncWorker(ModelWorker):
     async def _answer(self, service: Service, running: RunningRequest, request: Request) -> None:
         """The task of one request."""
         running.has_begun = True
+        self._mailbox.count_execution()
         try:
             await running.end(await service.answer(request, running.send))
         except BaseException as error:  # not the handler's doing: the slots can no longer be trusted
@@ -268,8 +269,10 @@ class RunningRequest:
             self._backlog.add(-sum(map(len, self._waiting)))
             self._waiting.clear()
             if ref.is_cancelled:
+                self._slots.count_end(ref, answer, time.monotonic_ns())
                 ref.segment.fail_cancelled(ref.slot)
             elif ref.streamed:
+                self._slots.count_end(ref, answer, time.monotonic_ns())
                 ref.set_state(SlotState.FAILED if answer.error else SlotState.DONE)
             else:
                 self._slots.write(ref, answer, self.started_ns, time.monotonic_ns())

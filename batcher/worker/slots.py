@@ -13,9 +13,11 @@ from typing import Any, Final
 from wsgi_ts.batcher.shm import layout, stream, worker_layout
 from wsgi_ts.batcher.shm.doorbell import Doorbell
 from wsgi_ts.batcher.shm.layout import ReferenceKind, RequestFlag, SlotState
+from wsgi_ts.batcher.shm.mailbox import WorkerMailbox
 from wsgi_ts.batcher.shm.request_codec import read_request, unpack_fields, unpack_references, write_answer
 from wsgi_ts.batcher.shm.segment import Segment, segment_name
 from wsgi_ts.batcher.shm.shared_memory import SHM_DIRECTORY, SharedMemoryFull
+from wsgi_ts.batcher.shm.worker_layout import Tally
 from wsgi_ts.handlers.serving.context import StreamClosed
 from wsgi_ts.handlers.serving.inputs import BadInput, LazyHeaders, Request, build_row
 from wsgi_ts.handlers.serving.results import Answer, Body
@@ -33,6 +35,8 @@ _NO_STATE: Final = ~_STATE
 #: first, and at most, where a client reads slowly.
 _STREAM_WAIT_S: Final = 0.0005
 _LONGEST_STREAM_WAIT_S: Final = 0.008
+#: An answer with this status, or one above it, is an error.
+_FIRST_ERROR: Final = 400
 _FULL: Final = "Not enough shared memory for the response"
 _LONG_HEADERS: Final = "The handler's response headers are too large"
 
@@ -81,14 +85,20 @@ class WorkerSlots:
 
     Args:
         decode_input_request: whether handlers get text and JSON decoded.
+        mailbox: where requests are counted that have gone another way than most; None: nowhere.
+        timeout_ms: the model's `clientTimeoutInMills`; 0 for none.
 
     Attributes:
         has_sampled: the trace of a request that was accepted last is recorded.
     """
 
-    def __init__(self, prefix: str, decode_input_request: bool) -> None:
+    def __init__(
+        self, prefix: str, decode_input_request: bool, mailbox: WorkerMailbox | None = None, timeout_ms: int = 0
+    ) -> None:
         self._prefix = prefix
         self.has_sampled = False
+        self._mailbox = mailbox
+        self._timeout_ns = timeout_ms * 1_000_000
         self._decode = decode_input_request
         self._segments: dict[int, Segment] = {}
         self._bells: dict[int, Doorbell] = {}
@@ -129,14 +139,17 @@ class WorkerSlots:
             if ref is None or ref.state != SlotState.CLAIMED:
                 continue
             segment, slot = ref.segment, ref.slot
-            if segment.cancels[slot]:
-                segment.fail_cancelled(slot)
-            elif segment.arrival_ns(slot) < oldest_ns:
+            if segment.arrival_ns(slot) < oldest_ns:
+                self.count(Tally.EXPIRED)
                 segment.fail_late(slot)
+            elif segment.cancels[slot]:
+                self.count(Tally.CANCELLED)
+                segment.fail_cancelled(slot)
             else:
                 try:
                     requests.append(self.read(ref))
                 except BadInput as error:
+                    self.count(Tally.OTHER)
                     segment.fail(slot, 400, str(error))
                 else:
                     refs.append(ref)
@@ -197,6 +210,32 @@ class WorkerSlots:
                 row[key] = bytearray(inline)
         return row
 
+    def count(self, tally: int) -> None:
+        """Counts a request, one of Tally. Before its slot says that it has ended: its client may look at once."""
+        if self._mailbox is not None:
+            self._mailbox.count(tally)
+
+    def count_end(self, ref: SlotReference, answer: Answer, ended: int) -> None:
+        """Counts a request that the handler has answered, where that is of no use or an error.
+
+        Args:
+            ref: the request.
+            answer: its answer.
+            ended: monotonic time at which the handler returned, in ns.
+        """
+        segment, slot = ref.segment, ref.slot
+        if segment.cancels[slot]:
+            # The web worker gives up a request that is too late as it does one whose client has gone.
+            is_late = self._timeout_ns and ended - segment.arrival_ns(slot) >= self._timeout_ns
+            self.count(Tally.LATE if is_late else Tally.LEFT)
+        elif answer.error or answer.status >= _FIRST_ERROR:
+            self.count(Tally.HANDLER_ERRORS)
+
+    def end_cancelled(self, ref: SlotReference) -> None:
+        """Ends a request whose client has gone while the handler had it."""
+        self.count(Tally.LEFT)
+        ref.segment.fail_cancelled(ref.slot)
+
     def send_chunk(self, ref: SlotReference, answer: Answer, started: int) -> None:
         """Sends one chunk of a streamed answer; the first one sends status and headers.
 
@@ -227,11 +266,13 @@ class WorkerSlots:
         try:
             self._put_chunk(ref, answer, started)
         except StreamClosed:
-            ref.segment.fail_cancelled(ref.slot)
+            self.end_cancelled(ref)
         except SharedMemoryFull as full:
             print(f"{full}", file=sys.stderr)
+            self.count(Tally.OTHER)
             ref.segment.fail(ref.slot, 507, _FULL)
         except ValueError:
+            self.count(Tally.HANDLER_ERRORS)
             ref.segment.fail(ref.slot, 500, _LONG_HEADERS)
         else:
             return True
@@ -286,8 +327,9 @@ class WorkerSlots:
         """
         segment, slot = ref.segment, ref.slot
         if ref.streamed:
-            self._end_stream(ref, answer)
+            self._end_stream(ref, answer, ended)
             return
+        self.count_end(ref, answer, ended)
         status, phrase, headers, body, error = answer
         if error:
             body = body[: layout.RESPONSE_INLINE_BYTES]
@@ -296,14 +338,16 @@ class WorkerSlots:
             write_answer(segment, slot, times, status, phrase, headers, body, ref.batch)
         except SharedMemoryFull as full:
             print(f"{full}", file=sys.stderr)
+            self.count(Tally.OTHER)
             segment.fail(slot, 507, _FULL)
             return
         except ValueError:
+            self.count(Tally.HANDLER_ERRORS)
             write_answer(segment, slot, times, 500, "", [], _LONG_HEADERS.encode(), ref.batch)
             error = True
         ref.set_state(SlotState.FAILED if error else SlotState.DONE)
 
-    def _end_stream(self, ref: SlotReference, answer: Answer) -> None:
+    def _end_stream(self, ref: SlotReference, answer: Answer, ended: int) -> None:
         """The final result is the last chunk; an error ends the stream unfinished."""
         state = SlotState.FAILED if answer.error else SlotState.DONE
         if not answer.error:
@@ -311,6 +355,7 @@ class WorkerSlots:
                 self._push(ref, answer.body)
             except StreamClosed:
                 state = SlotState.FAILED
+        self.count_end(ref, answer, ended)
         ref.set_state(state)
 
     def _attach(self, index: int) -> Segment | None:

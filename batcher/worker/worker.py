@@ -67,7 +67,7 @@ class ModelWorker:
         self._group = group
         self._mailbox = mailbox
         self._batcher_bell = batcher_bell
-        self._slots = WorkerSlots(prefix, spec.decode_input_request)
+        self._slots = WorkerSlots(prefix, spec.decode_input_request, mailbox, spec.client_timeout_ms)
         self._places: list[SlotReference] = []
         self._under_way = UnderWay()
         self._in_step = False
@@ -178,7 +178,7 @@ class ModelWorker:
         """Lets go of the requests whose client has gone; returns how many."""
         gone = self._under_way.drop_gone()
         for ref in gone:
-            ref.segment.fail_cancelled(ref.slot)
+            self._slots.end_cancelled(ref)
         self._ring_owners([ref.entry for ref in gone])
         return len(gone)
 
@@ -225,6 +225,7 @@ class ModelWorker:
     def _predict(self, service: Service, refs: list[SlotReference], requests: list[Request]) -> None:
         """Calls the handler and writes the answers."""
         self._places = refs
+        self._mailbox.count_execution()
         answers = service.predict(requests)
         if self._recorder is not None and not self._in_step:
             self._record(self._recorder, refs, answers)

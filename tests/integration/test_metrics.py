@@ -70,9 +70,9 @@ def scrape(server: ServerProcess, query: str = "") -> Samples:
     assert read == len(lines)
     found: Samples = {}
     for line in lines:
-        match = re.fullmatch(r'(\w+)\{((?:\w+="[^"]*",)+)\} (\S+)', line)
+        match = re.fullmatch(r'(\w+)(?:\{((?:\w+="[^"]*",)+)\})? (\S+)', line)
         assert match, line
-        found[match[1], tuple(sorted(re.findall(r'(\w+)="([^"]*)",', match[2])))] = float(match[3])
+        found[match[1], tuple(sorted(re.findall(r'(\w+)="([^"]*)",', match[2] or "")))] = float(match[3])
     return found
 
 
@@ -111,7 +111,7 @@ LOAD_NAMES = {
 
 
 def is_ours(name: str) -> bool:
-    return name.startswith("wsgi_ts_") or name in LOAD_NAMES
+    return name.startswith(("wsgi_ts_", "http_server_")) or name in LOAD_NAMES
 
 
 LEGACY_NAMES = {name for name in SERVER_NAMES if name.startswith("ts_")}
@@ -243,8 +243,8 @@ def test_what_handlers_report_is_added_up(start_server: Start, store: Path, tmp_
     assert server.predict("reporter", b"x").status == 200
     eventually(lambda: value(server, "Rows", Color="red", **model) == 5, within=10)
     ours = {"model_name": "reporter", "model_version": "1.0"}
-    eventually(lambda: value(server, "wsgi_ts_worker_restarts_total", **ours) == 1, within=20)
-    assert value(server, "wsgi_ts_requests_unanswered_total", reason="worker_died", **ours) == 1
+    eventually(lambda: value(server, "wsgi_ts_worker_restarts_total", reason="died", **ours) == 1, within=20)
+    assert value(server, "wsgi_ts_request_failures_total", reason="worker_died", **ours) == 1
     assert names_in(server.log("ts_metrics.log")) == names_in(server.log("model_metrics.log")) == set()
 
 

@@ -223,7 +223,7 @@ class AsyncPlane:
         self, target: Target, head: bytes, parts: Sequence[bytes], content_type: bytes, trace: CallTrace | None
     ) -> Call:
         if target.error is not None:
-            raise target.error
+            raise self._exchange.refuse(target, target.error)
         length = sum(map(len, parts))
         if length > self._limit:
             raise PayloadTooLarge(f"The request has {length} bytes, max_request_size is {self._limit}")

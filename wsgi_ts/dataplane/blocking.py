@@ -85,9 +85,9 @@ class BlockingPlane:
             limit_s: seconds to wait at most, besides the model's own `clientTimeoutInMills`; then the error is a
                 RequestTimeout, and what has not begun is never run.
         """
-        if target.error is not None:
-            return Answer(target.error)
         exchange = self._exchange
+        if target.error is not None:
+            return Answer(exchange.refuse(target, target.error))
         waiting = _Waiting()
         request = Request(target, request_id, head, content_type, body, len(body), time.monotonic_ns())
         with self._lock:

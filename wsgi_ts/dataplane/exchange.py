@@ -74,7 +74,7 @@ class Exchange(Generic[Waiter]):
 
     Attributes:
         config: the configuration.
-        board: the instance's board, and `web_row` the place of this process's counters on it.
+        board: the instance's board; `web_row` and `http_row` are the places of this process's counters on it.
         routes: what the supervisor has published; `refresh` it before it is asked.
         ids: where ids of requests come from.
         client: the slots.
@@ -106,6 +106,8 @@ class Exchange(Generic[Waiter]):
         self.bell = segment.bell(instance.prefix)
         self.client = SlotClient(segment, self.board, batchers, warm_bytes(config))
         self.web_row = self.board.web_row(index)
+        self.http_row = self.board.http_row(index)
+        self._refusals = self.board.refusals(index)
         self.waiting: dict[int, Waiter | None] = {}
         self._chosen = 0
         self._retry_after = RetryAfter(self.board)
@@ -151,8 +153,19 @@ class Exchange(Generic[Waiter]):
         """
         slot = self.client.take(target.model)
         if slot is None:
+            self._count_refusal(target)
             raise self._later(ServiceUnavailable.no_slot(target.model_name, target.version), target)
         return slot
+
+    def refuse(self, target: Target, error: ServerError) -> ServerError:
+        """Counts a request that is refused before it has a slot, and returns the error that says why."""
+        if error.status == ServiceUnavailable.http_status:
+            self._count_refusal(target)
+        return error
+
+    def _count_refusal(self, target: Target) -> None:
+        if target.model >= 0:
+            self.board.words[self._refusals + target.model] += 1
 
     def submit(self, slot: int, waiter: Waiter, target: Target, request: Request) -> int:
         """Submits a request; the batcher sees it after `client.publish`.
@@ -180,6 +193,7 @@ class Exchange(Generic[Waiter]):
             self.client.submit(slot, batcher, request)
         except SharedMemoryFull as full:
             self.client.abandon(slot)
+            self._count_refusal(target)
             raise no_memory(full) from full
         self.waiting[slot] = waiter
         return slot

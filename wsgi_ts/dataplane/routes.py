@@ -27,6 +27,7 @@ from wsgi_ts.errors import (
 )
 from wsgi_ts.http.form_field import form_field
 from wsgi_ts.http.head import Head
+from wsgi_ts.http.route_names import route_of
 from wsgi_ts.run_files import RunFiles
 
 log = logging.getLogger(__name__)
@@ -54,10 +55,11 @@ class Target:
         client_timeout_ms: how long the client waits for its answer, 0 for as long as it takes.
         is_continuous: the answer is made in a continuous batch.
         has_sequences: the request belongs to a sequence.
-        error: set where the request is to be refused; the other fields are without meaning then.
+        error: set where the request is to be refused; of the other fields only those above `batchers` mean something.
         reads_form: the body, if it is a form, may name the model after all.
         graph: of a workflow, whose first node the other fields are about.
         is_special: it has a graph or sequences.
+        route: the number of the path's template (see `http.route_names`); 0 where that is not known.
     """
 
     model_name: str
@@ -73,6 +75,7 @@ class Target:
     reads_form: bool = False
     graph: Graph | None = None
     is_special: bool = False
+    route: int = 0
 
 
 def prediction_parts(path: str, query: str) -> tuple[str, str | None, str, int] | None:
@@ -187,7 +190,8 @@ class RoutingTable:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
             is_taken = bool(self.taken) and path.split("/", 2)[1] in self.taken
-            self._known[asked] = None if is_taken else self.target(path, query)
+            target = None if is_taken else self.target(path, query)
+            self._known[asked] = target and replace(target, route=route_of(path))
         return self._known[asked]
 
     def target(self, path: str, query: str) -> Target | None:
@@ -244,7 +248,7 @@ class RoutingTable:
             return Target(name, version, error=ModelVersionNotFound.named(name, wanted))
         batchers = tuple(int(index) for index, workers in entry["batchers"].items() if workers > 0)
         if not batchers:
-            return Target(name, version, error=ServiceUnavailable.no_worker(name, version))
+            return Target(name, version, entry["index"], error=ServiceUnavailable.no_worker(name, version))
         timeout_ms = entry["client_timeout_ms"]
         if version is not None:
             flags |= RequestFlag.VERSION_NAMED

@@ -51,22 +51,47 @@ class Family:
         return cls(spec.name, spec.kind, text, spec.dimensions)
 
 
-def render(families: Iterable[Family], names: Collection[str] = ()) -> str:
-    """The answer of `/metrics`, or of it only the metrics of these names, if any are given."""
-    return "".join(_family_text(family) for family in families if not names or family.name in names)
+class Renderer:
+    """Writes the answer of `/metrics` again and again: of a model that nobody asks the text is kept.
+
+    A server with many models has ten thousand lines, of which few have changed since the last time. Used by one thread
+    at a time.
+    """
+
+    def __init__(self) -> None:
+        #: Of each metric, and each set of labels' values: the sample, and its lines.
+        self._kept: dict[str, dict[tuple[str, ...], tuple[float | Histogram, str]]] = {}
+
+    def render(self, families: Iterable[Family], names: Collection[str] = ()) -> str:
+        """The text, of the metrics of these names alone, if any are given."""
+        return "".join(self._family_text(family) for family in families if not names or family.name in names)
+
+    def _family_text(self, family: Family) -> str:
+        parts = [_heading(family)]
+        kept = self._kept.get(family.name, {})
+        renewed = self._kept[family.name] = {}
+        for values, sample in family.samples.items():
+            found = kept.get(values)
+            if found is None or found[0] != sample:
+                found = sample, _sample_text(family, values, sample)
+            renewed[values] = found
+            parts.append(found[1])
+        return "".join(parts)
 
 
-def _family_text(family: Family) -> str:
-    lines = [f"# HELP {family.name} {' '.join(family.help.split())}", f"# TYPE {family.name} {family.kind}"]
-    for values, sample in family.samples.items():
-        # TorchServe's client ends the label list with a comma, and dashboards' regular expressions expect it.
-        pairs = zip(family.labels, values, strict=True)
-        labels = "".join([f'{name}="{_escape(value)}",' for name, value in pairs])
-        if isinstance(sample, Histogram):
-            lines += _histogram_lines(family.name, labels, sample)
-        else:
-            lines.append(f"{family.name}{{{labels}}} {java_double(sample)}")
-    return "\n".join(lines) + "\n"
+def _heading(family: Family) -> str:
+    return f"# HELP {family.name} {' '.join(family.help.split())}\n# TYPE {family.name} {family.kind}\n"
+
+
+def _sample_text(family: Family, values: tuple[str, ...], sample: float | Histogram) -> str:
+    """The lines of one value, or of one histogram."""
+    # TorchServe's client ends the label list with a comma, and dashboards' regular expressions expect it.
+    labels = "".join([f'{name}="{_escape(value)}",' for name, value in zip(family.labels, values, strict=True)])
+    if isinstance(sample, Histogram):
+        return "".join(_histogram_lines(family.name, labels, sample))
+    if not labels:
+        return f"{family.name} {java_double(sample)}\n"
+    return f"{family.name}{{{labels}}} {java_double(sample)}\n"
 
 
 def _histogram_lines(name: str, labels: str, histogram: Histogram) -> list[str]:
@@ -74,9 +99,9 @@ def _histogram_lines(name: str, labels: str, histogram: Histogram) -> list[str]:
     count = 0
     for bound, more in zip((*histogram.bounds, math.inf), histogram.counts, strict=True):
         count += more
-        lines.append(f'{name}_bucket{{{labels}le="{java_double(bound)}",}} {java_double(count)}')
-    lines.append(f"{name}_count{{{labels}}} {java_double(count)}")
-    lines.append(f"{name}_sum{{{labels}}} {java_double(histogram.total)}")
+        lines.append(f'{name}_bucket{{{labels}le="{java_double(bound)}",}} {java_double(count)}\n')
+    lines.append(f"{name}_count{{{labels}}} {java_double(count)}\n")
+    lines.append(f"{name}_sum{{{labels}}} {java_double(histogram.total)}\n")
     return lines
 
 

@@ -307,7 +307,8 @@ class Registry:
             if worker is not None:
                 # Without a report its batcher is new, and counts anew.
                 before = worker.report.restarts if worker.report is not None else 0
-                model.restarts += max(0, report.restarts - before)
+                if report.restarts > before:
+                    model.restarts[report.restart_reason] += report.restarts - before
                 worker.report = report
             if batcher in model.loaded_in:
                 model.accepted_in.add(batcher)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,7 +95,7 @@ class ModelVersion:
         loaded_in: batchers that were told of it.
         accepted_in: batchers that have shown that they know it; requests go to these only.
         leaving: workers that were told to stop, and have not yet.
-        restarts: how often one of its workers was started again.
+        restarts: how often one of its workers was started again, by reason.
         unloading: it is being unregistered: no requests any more.
         operation: held by the one operation that changes it at a time.
         load_lines: the last lines of the worker that has failed to load it last.
@@ -114,7 +115,7 @@ class ModelVersion:
     loaded_in: set[int] = field(default_factory=set)
     accepted_in: set[int] = field(default_factory=set)
     leaving: dict[int, WorkerRecord] = field(default_factory=dict)
-    restarts: int = 0
+    restarts: Counter[str] = field(default_factory=Counter)
     unloading: bool = False
     operation: threading.Lock = field(default_factory=threading.Lock)
     load_lines: list[str] = field(default_factory=list)

@@ -54,7 +54,7 @@ class Batchers(ProcessGroup[BatcherProcess]):
         publish: Callable[[], None],
     ) -> None:
         super().__init__([BatcherProcess(n, device, owner.directory) for n, device in enumerate(devices)], owner)
-        self.segments = Segments(owner.directory.prefix, owner.loop.selector, self.processes)
+        self.segments = Segments(board, owner.loop.selector, self.processes)
         self._board = board
         self._manager = manager
         self._metrics = metrics

@@ -289,7 +289,7 @@ def _description(model: ModelVersion) -> dict[str, Any]:
         "parallel": spec.parallel_type,
         "min_workers": model.min_workers,
         "max_workers": model.max_workers,
-        "restarts": model.restarts,
+        "restarts": model.restarts.total(),
         "unloading": model.unloading,
     }
 

@@ -10,7 +10,9 @@ import selectors
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.doorbell import Doorbell
+from wsgi_ts.batcher.shm.layout import WebWord
 from wsgi_ts.batcher.shm.segment import segment_name
 from wsgi_ts.batcher.shm.shared_memory import unlink
 from wsgi_ts.errors import BadRequest
@@ -23,16 +25,17 @@ class Segments:
     """All segments of an instance, from the request for a number until the name is gone.
 
     Args:
-        prefix: the start of the instance's shared-memory names.
+        board: the instance's board.
         selector: the main thread's; deaths of owners are noticed there.
 
     Attributes:
         table: who owns what, and who still has to say something.
     """
 
-    def __init__(self, prefix: str, selector: selectors.BaseSelector, batchers: Sequence[BatcherProcess]) -> None:
+    def __init__(self, board: Board, selector: selectors.BaseSelector, batchers: Sequence[BatcherProcess]) -> None:
         self.table = SegmentTable()
-        self._prefix = prefix
+        self._board = board
+        self._prefix = board.prefix
         self._selector = selector
         self._batchers = batchers
 
@@ -79,6 +82,8 @@ class Segments:
     def _on_owner_death(self, entry: SegmentEntry, pidfd: int) -> None:
         self._selector.unregister(pidfd)
         os.close(pidfd)
+        row = self._board.web_row(entry.index)
+        self._board.words[row + WebWord.SLOTS] = self._board.words[row + WebWord.SLOTS_IN_USE] = 0
         holders = [each for each in self._batchers if entry.index in each.segments]
         self.table.await_retire(entry, [each.index for each in holders], lambda: self._unlink(self.table.remove(entry)))
         for batcher in holders:

@@ -182,6 +182,7 @@ class Connection:
         """Forgets the answered request; the connection waits for the next head."""
         self.phase = Phase.HEAD
         self.head = self.body = None
+        self.target = None
         self.request_id = ""
         self.arrival_ns = self.submitted_ns = 0
         self.slot = self.answered_slot = -1

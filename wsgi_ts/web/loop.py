@@ -65,7 +65,7 @@ class WebLoop:
         exchange: Exchange[Connection] | None,
         signal_fd: int,
         on_tick: Callable[[], bool],
-        make_report: Callable[[LineLog, Board, int], Report] = Report,
+        make_report: Callable[[LineLog, Board, int, int], Report] = Report,
     ) -> None:
         config = instance.config
         self._graceful_timeout_s = config.graceful_timeout
@@ -74,8 +74,9 @@ class WebLoop:
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         board = exchange.board if exchange is not None else Board.attach(instance.prefix)
         row = exchange.web_row if exchange is not None else board.control_web_row
+        http_row = exchange.http_row if exchange is not None else board.control_http_row
         table = self.table = ConnectionTable(exchange, config.max_request_size)
-        self.report = make_report(instance.log_files.access, board, row)
+        self.report = make_report(instance.log_files.access, board, row, http_row)
         if exchange is not None:
             self.report.traces = exchange.traces
             self.report.segment = exchange.client.segment

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def add_plugins(
     instance: Instance, kind: str, endpoints: Sequence[Endpoint], exchange: Exchange[Connection] | None
-) -> Callable[[LineLog, Board, int], Report]:
+) -> Callable[[LineLog, Board, int, int], Report]:
     """Loads the plugins of a web worker, and puts them where they are called.
 
     Args:

@@ -10,9 +10,11 @@ from wsgi_ts.batcher.shm.layout import CLIENT_GONE, WebWord
 from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.dataplane.request_traces import RequestTraces
 from wsgi_ts.errors import ServerError
+from wsgi_ts.http.route_names import route_of
 from wsgi_ts.logs.access import AccessLog
 from wsgi_ts.logs.setup import LineLog
 from wsgi_ts.web.connection import Connection, Phase
+from wsgi_ts.web.http_times import HttpTimes
 from wsgi_ts.web.told import json_line, told_of
 
 #: Stands for the request line of a request that could not be read.
@@ -28,6 +30,7 @@ class Report:
         log: the access log's file.
         board: the instance's board.
         web_row: this web worker's row of counters on it.
+        http_row: and the one of times of answers.
 
     Attributes:
         traces: makes records of requests; None: there are none.
@@ -35,7 +38,7 @@ class Report:
         is_json: the access log has JSON instead of TorchServe's lines.
     """
 
-    def __init__(self, log: LineLog, board: Board, web_row: int) -> None:
+    def __init__(self, log: LineLog, board: Board, web_row: int, http_row: int) -> None:
         self.board = board
         self.traces: RequestTraces | None = None
         self.segment: Segment | None = None
@@ -43,11 +46,12 @@ class Report:
         self._access = AccessLog(log)
         self._web_row = web_row
         self._counts = [0, 0, 0]
+        self._times = HttpTimes(board.words, http_row)
 
     def note(self, connection: Connection, status: int) -> None:
         """Notes that the request under way is answered with this HTTP status."""
         took_ns = time.monotonic_ns() - connection.arrival_ns
-        head = connection.head
+        head, target = connection.head, connection.target
         if self.is_json:
             self._access.add_line(json_line(self.segment, connection, status, took_ns))
         else:
@@ -55,6 +59,11 @@ class Report:
             self._access.add(connection.peer, line, status, took_ns // 1_000_000)
         if self.traces is not None and connection.phase != Phase.STREAM:
             self._trace(self.traces, connection, status, took_ns)
+        if head is None:
+            self._times.add("", 0, status, took_ns // 1000)
+        else:
+            route = target.route if target is not None else 0
+            self._times.add(head.method, route or route_of(head.path), status, took_ns // 1000)
         self._counts[0 if 200 <= status < 300 else 1 if 400 <= status < 500 else 2] += 1
 
     def end_stream(self, connection: Connection) -> None:

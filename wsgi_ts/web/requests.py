@@ -201,7 +201,7 @@ class Requests:
         elif target.reads_form and is_form(head.content_type):
             self._receive_body(connection, head)
         else:
-            self._answers.answer(connection, target.error)
+            self._answers.answer(connection, exchange.refuse(target, target.error))
 
     def _admit(self, connection: Connection, head: Head, access: Access | GatedAccess) -> bool:
         """Returns whether a request may go on now; one that may not is answered, or waits for what plugins decide."""
@@ -297,7 +297,7 @@ class Requests:
         if target.reads_form:
             target = connection.target = exchange.routes.form_target(head.content_type, body)
         if target.error is not None:
-            self._answers.answer(connection, target.error)
+            self._answers.answer(connection, exchange.refuse(target, target.error))
         elif self._take_slot(exchange, connection, target):
             self._submit(exchange, connection, target, body, len(body))
             self._table.received.note(connection, 0)

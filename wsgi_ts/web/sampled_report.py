@@ -27,10 +27,11 @@ class SampledReport(Report):
         log: see `Report`.
         board: see `Report`.
         web_row: see `Report`.
+        http_row: see `Report`.
     """
 
-    def __init__(self, events: Events, sample: float, log: LineLog, board: Board, web_row: int) -> None:
-        super().__init__(log, board, web_row)
+    def __init__(self, events: Events, sample: float, log: LineLog, board: Board, web_row: int, http_row: int) -> None:
+        super().__init__(log, board, web_row, http_row)
         self._events = events
         self._sample = sample
         self._records: list[dict[str, Any]] = []

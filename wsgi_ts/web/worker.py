@@ -40,7 +40,7 @@ class WebWorker(Worker):  # type: ignore[misc]
             kinds = app.kinds_for(sock)
             context = app.context if instance.config.addresses[kinds[0]].is_tls else None
             endpoints.append(Endpoint(sock, kinds, app.app_for(sock), context, direct))
-        make_report: Callable[[LineLog, Board, int], Report] = Report
+        make_report: Callable[[LineLog, Board, int, int], Report] = Report
         if instance.config.found_plugins:
             # In the worker and not before the fork: a plugin may start threads, or open connections.
             make_report = add_plugins(instance, app.kind, endpoints, exchange)

@@ -210,12 +210,12 @@ class TestReports:
     def test_restarts_are_counted_over_the_lives_of_a_batcher(self, registry: Registry) -> None:
         model = add(registry, "m", workers=1)
         for restarts in (0, 1, 1, 3):
-            registry.apply_report(0, report(model, 9000, "ready", restarts=restarts))
-        assert model.restarts == 3
+            registry.apply_report(0, report(model, 9000, "ready", restarts=restarts, restart_reason="died"))
+        assert model.restarts == {"died": 3}
         registry.batcher_lost(0)
         for restarts in (0, 1):
-            registry.apply_report(0, report(model, 9000, "ready", restarts=restarts))
-        assert model.restarts == 4
+            registry.apply_report(0, report(model, 9000, "ready", restarts=restarts, restart_reason="timeout"))
+        assert model.restarts == {"died": 3, "timeout": 1}
 
     def test_a_dead_batcher_has_let_go_of_what_was_being_removed(self, registry: Registry) -> None:
         model = add(registry, "m", workers=1)

@@ -24,6 +24,7 @@ from wsgi_ts.archive.manifest import parse_manifest
 from wsgi_ts.archive.model_directory import ModelDirectory
 from wsgi_ts.batcher.scheduler.counters import ModelCounters
 from wsgi_ts.batcher.scheduler.job import Job
+from wsgi_ts.batcher.scheduler.policy import CLOSE_REASONS, CloseReason
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.board import Board, batcher_bell_name
 from wsgi_ts.batcher.shm.doorbell import Doorbell
@@ -32,7 +33,7 @@ from wsgi_ts.gpu.assign import place
 from wsgi_ts.gpu.devices import gpu_loads
 from wsgi_ts.logs.setup import LogFiles
 from wsgi_ts.messages import ModelSpec
-from wsgi_ts.metrics.exposition import Family, Histogram, java_double, render, server_line
+from wsgi_ts.metrics.exposition import Family, Histogram, Renderer, java_double, server_line
 from wsgi_ts.metrics.host import MEASURES
 from wsgi_ts.metrics.reported import MAX_METRICS, MAX_SERIES, ModelMetrics, ReportedMetrics, parse_line
 from wsgi_ts.metrics.specification import (
@@ -45,7 +46,7 @@ from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.version import ModelVersion
 from wsgi_ts.settings.config import Config
 from wsgi_ts.supervisor.metrics import collector
-from wsgi_ts.supervisor.metrics.board import BoardMetrics
+from wsgi_ts.supervisor.metrics.board import BoardMetrics, Values
 from wsgi_ts.supervisor.metrics.collector import MetricsCollector
 from wsgi_ts.supervisor.metrics.system import SystemMetrics
 
@@ -154,7 +155,7 @@ def test_java_double_keeps_the_value(value: float) -> None:
 @given(st.dictionaries(st.tuples(st.text(), st.text()), st.floats(allow_nan=False), max_size=5))
 def test_whatever_the_labels_prometheus_can_read_them(samples: dict[tuple[str, ...], float]) -> None:
     family = Family("a", "gauge", "What it is", ("one", "two"), dict(samples))
-    (read,) = text_string_to_metric_families(render([family]))
+    (read,) = text_string_to_metric_families(Renderer().render([family]))
     # A carriage return ends a line for Python's parser only.
     if not any("\r" in label for labels in samples for label in labels):
         found = {(sample.labels["one"], sample.labels["two"]): sample.value for sample in read.samples}
@@ -163,7 +164,7 @@ def test_whatever_the_labels_prometheus_can_read_them(samples: dict[tuple[str, .
 
 def test_a_histogram_is_cumulative() -> None:
     family = Family("h", "histogram", "H", ("m",), {("x",): Histogram((0.5, 1.0), (2, 0, 1), 3.5)})
-    assert render([family]) == (
+    assert Renderer().render([family]) == (
         "# HELP h H\n# TYPE h histogram\n"
         'h_bucket{m="x",le="0.5",} 2.0\nh_bucket{m="x",le="1.0",} 2.0\nh_bucket{m="x",le="+Inf",} 3.0\n'
         'h_count{m="x",} 3.0\nh_sum{m="x",} 3.5\n'
@@ -285,6 +286,12 @@ def board() -> Iterator[Board]:
     Board.unlink(prefix)
 
 
+def server_values(board: Board, model: ModelVersion) -> dict[str, Values]:
+    """What TorchServe's metrics of the server are, on a board of two batchers."""
+    metrics = BoardMetrics(board, 2, "h")
+    return metrics.server_values(metrics.read([model]))
+
+
 def test_the_words_of_all_processes_are_summed(board: Board) -> None:
     words = board.words
     for row, count in ((board.web_row(0), 3), (board.web_row(1), 20), (board.control_web_row, 100)):
@@ -296,13 +303,13 @@ def test_the_words_of_all_processes_are_summed(board: Board) -> None:
     words[board.batcher_row(1) + BatcherWord.LAST_QUEUE_US] = 1500
     directory = ModelDirectory(Path("/m"), parse_manifest({"model": {"modelName": "m", "handler": "h"}}), "m.mar", True)
     model = ModelVersion(ModelSpec(4, "m", "1.0", "/m", "h", None), directory, None, place(0))
-    values = BoardMetrics(board, 2, "h").server_values([model])
+    values = server_values(board, model)
     assert values["Requests2XX"] == {("Host", "h"): 123}
     assert values["Requests5XX"] == {}
     assert values["ts_inference_requests_total"] == {("m", "default", "h"): 7, ("m", "1.0", "h"): 2}
     assert values["QueueTime"] == {("Host", "h"): 1.5}
     board.clear_model(4)
-    assert BoardMetrics(board, 2, "h").server_values([model])["ts_inference_requests_total"] == {}
+    assert server_values(board, model)["ts_inference_requests_total"] == {}
 
 
 @given(st.lists(st.tuples(st.integers(0, 20_000_000), st.booleans()), min_size=1, max_size=600))
@@ -313,7 +320,7 @@ def test_counters_of_a_batch(waits: list[tuple[int, bool]]) -> None:
     now_us = 10**9
     segment = Jobs().segment
     jobs = [Job(segment, 0, 1, (now_us - wait_us) * 1000, is_named, 0.0) for wait_us, is_named in waits]
-    counters.dispatched(jobs, now_us / 1e6)
+    counters.dispatched(jobs, now_us / 1e6, CloseReason.DELAY)
     counters.arrived(jobs)
     counters.begun(300)
     counters.answered(jobs, now_us / 1e6, 0.002)
@@ -333,6 +340,8 @@ def test_counters_of_a_batch(waits: list[tuple[int, bool]]) -> None:
     for word, total in zip(counted, (1, 2000, len(waits)), strict=True):
         assert counted[word] == [total if number == place else 0 for number in range(sizes)]
     assert words[ModelWord.BATCHES] == 1
+    closed = ModelWord.CLOSED
+    assert words[closed + CloseReason.DELAY] == sum(words[closed : closed + len(CLOSE_REASONS)]) == 1
     named = sum(is_named for _, is_named in waits)
     assert (words[ModelWord.REQUESTS], words[ModelWord.REQUESTS_NAMED]) == (len(waits) - named, named)
     assert words[ModelWord.HANDOVER_US] == 300
@@ -343,7 +352,8 @@ def test_histograms_do_not_overlap() -> None:
     sizes = [len(layout.TIME_BUCKETS_US) + 1] * 4 + [len(layout.BATCH_SIZES) + 1]
     ends = [first + size for first, size in zip(firsts, sizes, strict=True)]
     assert all(end <= first for end, first in zip(ends, firsts[1:], strict=False))
-    assert ends[-1] <= layout.MODEL_WORDS
+    assert ends[-1] <= ModelWord.OLDEST_NS
+    assert ModelWord.CLOSED + len(CLOSE_REASONS) <= ModelWord.SERVICE_BY_SIZE
 
 
 # The system

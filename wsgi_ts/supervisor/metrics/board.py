@@ -6,9 +6,11 @@ belongs to the supervisor, so the counts outlive every other process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
+from wsgi_ts.batcher.pool.life import RESTART_REASONS
+from wsgi_ts.batcher.scheduler.policy import CLOSE_REASONS
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import BatcherWord, ModelWord, WebWord
@@ -58,13 +60,47 @@ _TIMES = {
         (ModelWord.HANDOVER_US,),
     ),
 }
-#: Requests that no handler has answered, by reason.
-_UNANSWERED = {
-    "refused": ModelWord.REFUSED,
-    "expired": ModelWord.EXPIRED,
-    "cancelled": ModelWord.CANCELLED,
-    "worker_died": ModelWord.FAILED,
+#: Requests that were not answered as their clients had hoped, by reason.
+_FAILURES = {
+    "rejected": (ModelWord.REFUSED,),
+    "client_gone": (ModelWord.CANCELLED, ModelWord.LEFT),
+    "timeout": (ModelWord.EXPIRED, ModelWord.LATE, ModelWord.TIMED_OUT),
+    "handler_error": (ModelWord.HANDLER_ERRORS,),
+    "worker_died": (ModelWord.FAILED,),
+    "other": (ModelWord.OTHER,),
 }
+_REJECTED = "rejected"
+#: Counters: what they are, and the words that make them up.
+_COUNTERS = {
+    "executions_total": ("Calls of the handler, each for one batch", (ModelWord.EXECUTIONS,)),
+    "wasted_executions_total": (
+        "Requests that the handler has run for nobody: the client had gone or given up before it was done",
+        (ModelWord.LEFT, ModelWord.LATE),
+    ),
+    "deadline_misses_total": (
+        "Requests whose clientTimeoutInMills has passed, in the queue or in the handler",
+        (ModelWord.EXPIRED, ModelWord.LATE),
+    ),
+}
+
+
+class ModelCounts(NamedTuple):
+    """What has been counted of a model version.
+
+    Attributes:
+        model: the version.
+        words: its words, summed over the batchers; OLDEST_NS is the least of those that are not 0.
+        refused: requests that no batcher has seen, as there was no slot or worker for them.
+    """
+
+    model: ModelVersion
+    words: list[int]
+    refused: int
+
+    @property
+    def labels(self) -> tuple[str, str]:
+        """The values of MODEL_LABELS."""
+        return self.model.name, self.model.version
 
 
 class BoardMetrics:
@@ -80,7 +116,27 @@ class BoardMetrics:
         self._batchers = batchers
         self._hostname = hostname
 
-    def server_values(self, models: Iterable[ModelVersion]) -> dict[str, Values]:
+    def read(self, models: Iterable[ModelVersion]) -> list[ModelCounts]:
+        """Reads the words of these models."""
+        refusals = self._board.words[layout.BOARD_REFUSALS : layout.BOARD_HTTP]
+        return [
+            ModelCounts(model, self._words(model.spec.index), sum(refusals[model.spec.index :: layout.MAX_MODELS]))
+            for model in models
+        ]
+
+    def _words(self, model: int) -> list[int]:
+        words = self._board.words
+        starts = [self._board.model_row(batcher, model) for batcher in range(self._batchers)]
+        rows = [words[start : start + layout.MODEL_WORDS].tolist() for start in starts]
+        if len(rows) == 1:
+            return rows[0]
+        found = [sum(column) for column in zip(*rows, strict=True)]
+        found[ModelWord.OLDEST_NS] = min(
+            (row[ModelWord.OLDEST_NS] for row in rows if row[ModelWord.OLDEST_NS]), default=0
+        )
+        return found
+
+    def server_values(self, models: Iterable[ModelCounts]) -> dict[str, Values]:
         """The metrics of TorchServe's frontend that are counted on the board.
 
         What has not been counted yet is left out, as TorchServe knows a label only from its first use on.
@@ -92,10 +148,10 @@ class BoardMetrics:
             found[name] = {host: count} if count else {}
         for name in _REQUESTS:
             found[name] = {}
-        for model in models:
+        for model, counted, _ in models:
             for name, words in _REQUESTS.items():
                 for version, word in zip((_DEFAULT_VERSION, model.version), words, strict=True):
-                    if count := self.count(model, word):
+                    if count := counted[word]:
                         found[name][model.name, version, self._hostname] = count
         return found | self._last_batch(host)
 
@@ -103,10 +159,9 @@ class BoardMetrics:
         """How many requests were answered so far, whatever the status."""
         return sum(map(self._responses, _RESPONSES.values()))
 
-    def own_families(self, models: Iterable[ModelVersion]) -> list[Family]:
+    def own_families(self, models: Sequence[ModelCounts]) -> list[Family]:
         """What wsgi-ts counts besides."""
-        models = list(models)
-        return [*self._histograms(models), *self._gauges(models)]
+        return [*_histograms(models), *_gauges(models), *_counters(models), *self._slots()]
 
     def _last_batch(self, host: tuple[str, ...]) -> dict[str, Values]:
         """The times of the batch that was finished last, in milliseconds."""
@@ -120,73 +175,90 @@ class BoardMetrics:
             "WorkerThreadTime": {host: words[last + BatcherWord.LAST_HANDOVER_US] / 1000},
         }
 
-    def _histograms(self, models: list[ModelVersion]) -> list[Family]:
-        families = []
-        for name, (text, first, sums) in _TIMES.items():
-            family = Family(OWN_PREFIX + name, HISTOGRAM, text, MODEL_LABELS)
-            for model in models:
-                counts = self._counts(model, first, len(_SECONDS) + 1)
-                total_us = sum(self.count(model, word) for word in sums)
-                family.samples[model.name, model.version] = Histogram(_SECONDS, counts, total_us / 1e6)
-            families.append(family)
-        sizes = Family(f"{OWN_PREFIX}batch_size", HISTOGRAM, "Requests in a batch", MODEL_LABELS)
-        for model in models:
-            counts = self._counts(model, ModelWord.BATCH_BUCKETS, len(layout.BATCH_SIZES) + 1)
-            # Each request of a batch has its place in the histogram of latencies.
-            requests = sum(self._counts(model, ModelWord.LATENCY_BUCKETS, len(_SECONDS) + 1))
-            sizes.samples[model.name, model.version] = Histogram(layout.BATCH_SIZES, counts, requests)
-        return [*families, sizes]
-
-    def _gauges(self, models: list[ModelVersion]) -> list[Family]:
-        queue = Family(f"{OWN_PREFIX}queue_length", GAUGE, "Requests that wait for a model worker", MODEL_LABELS)
-        ready = Family(f"{OWN_PREFIX}workers_ready", GAUGE, "Model workers that take requests", MODEL_LABELS)
-        wanted = Family(f"{OWN_PREFIX}workers", GAUGE, "Model workers that there should be", MODEL_LABELS)
-        restarts = Family(
-            f"{OWN_PREFIX}worker_restarts_total", COUNTER, "Model workers that were started again", MODEL_LABELS
+    def _slots(self) -> list[Family]:
+        """The slots of all segments; those of a dead process do not count."""
+        words, rows = self._board.words, [self._board.web_row(row) for row in range(layout.MAX_WEB_ROWS)]
+        every = Family(f"{OWN_PREFIX}slots", GAUGE, "Requests that there is room for in shared memory", ())
+        used = Family(
+            f"{OWN_PREFIX}slots_in_use", GAUGE, "Requests that lie there, from their arrival to the answer", ()
         )
-        unanswered = Family(
-            f"{OWN_PREFIX}requests_unanswered_total",
-            COUNTER,
-            "Requests that no handler has answered: refused at a full queue or without worker, expired in the queue, "
-            "cancelled by the client, or lost with a model worker that died",
-            (*MODEL_LABELS, "reason"),
-        )
-        for model in models:
-            labels = (model.name, model.version)
-            queue.samples[labels] = self.count(model, ModelWord.QUEUED)
-            ready.samples[labels] = self.count(model, ModelWord.READY_WORKERS)
-            wanted.samples[labels] = len(model.workers)
-            restarts.samples[labels] = model.restarts
-            for reason, word in _UNANSWERED.items():
-                unanswered.samples[(*labels, reason)] = self.count(model, word)
-        return [queue, ready, wanted, restarts, unanswered]
-
-    def _counts(self, model: ModelVersion, first_word: int, size: int) -> list[int]:
-        """The counts of a histogram."""
-        return [self.count(model, first_word + place) for place in range(size)]
+        every.samples[()] = sum(words[row + WebWord.SLOTS] for row in rows)
+        used.samples[()] = sum(words[row + WebWord.SLOTS_IN_USE] for row in rows)
+        return [every, used]
 
     def batch_counts(self, model: ModelVersion) -> dict[str, Any]:
         """Batches, the requests in them, the seconds that workers took for them, and requests that were refused."""
+        (counted,) = self.read([model])
+        words, first = counted.words, ModelWord.BATCH_BUCKETS
         return {
-            "batches": sum(self._counts(model, ModelWord.BATCH_BUCKETS, len(layout.BATCH_SIZES) + 1)),
-            "requests": sum(self._counts(model, ModelWord.LATENCY_BUCKETS, len(_SECONDS) + 1)),
-            "service_s": self.count(model, ModelWord.SERVICE_US) / 1e6,
-            "refused": self.count(model, ModelWord.REFUSED),
+            "batches": sum(words[first : first + len(layout.BATCH_SIZES) + 1]),
+            "requests": _inferences(counted),
+            "service_s": words[ModelWord.SERVICE_US] / 1e6,
+            "refused": words[ModelWord.REFUSED] + counted.refused,
         }
-
-    def count(self, model: ModelVersion, word: int) -> int:
-        """A word of a model version, summed over the batchers."""
-        words = self._board.words
-        return sum(words[self._board.model_row(batcher, model.spec.index) + word] for batcher in range(self._batchers))
-
-    def least(self, model: ModelVersion, word: int) -> int:
-        """The least value of a word of a model version that is not 0 on all batchers; 0 where it is."""
-        words = self._board.words
-        rows = [self._board.model_row(batcher, model.spec.index) for batcher in range(self._batchers)]
-        return min((words[row + word] for row in rows if words[row + word]), default=0)
 
     def _responses(self, word: int) -> int:
         """A count of answers, summed over the web workers."""
         board = self._board
         rows = [board.web_row(row) for row in range(layout.MAX_WEB_ROWS)]
         return sum(board.words[row + word] for row in (*rows, board.control_web_row))
+
+
+def _histograms(models: Sequence[ModelCounts]) -> list[Family]:
+    families = []
+    for name, (text, first, sums) in _TIMES.items():
+        family = Family(OWN_PREFIX + name, HISTOGRAM, text, MODEL_LABELS)
+        for model in models:
+            counts = model.words[first : first + len(_SECONDS) + 1]
+            family.samples[model.labels] = Histogram(_SECONDS, counts, sum([model.words[word] for word in sums]) / 1e6)
+        families.append(family)
+    sizes = Family(f"{OWN_PREFIX}batch_size", HISTOGRAM, "Requests in a batch", MODEL_LABELS)
+    for model in models:
+        first = ModelWord.BATCH_BUCKETS
+        counts = model.words[first : first + len(layout.BATCH_SIZES) + 1]
+        sizes.samples[model.labels] = Histogram(layout.BATCH_SIZES, counts, _inferences(model))
+    return [*families, sizes]
+
+
+def _inferences(model: ModelCounts) -> int:
+    """How many requests have been in a finished batch: each has its place in the histogram of latencies."""
+    return sum(model.words[ModelWord.LATENCY_BUCKETS : ModelWord.LATENCY_BUCKETS + len(_SECONDS) + 1])
+
+
+def _gauges(models: Sequence[ModelCounts]) -> list[Family]:
+    queue = Family(f"{OWN_PREFIX}queue_length", GAUGE, "Requests that wait for a model worker", MODEL_LABELS)
+    ready = Family(f"{OWN_PREFIX}workers_ready", GAUGE, "Model workers that take requests", MODEL_LABELS)
+    wanted = Family(f"{OWN_PREFIX}workers", GAUGE, "Model workers that there should be", MODEL_LABELS)
+    for model in models:
+        queue.samples[model.labels] = model.words[ModelWord.QUEUED]
+        ready.samples[model.labels] = model.words[ModelWord.READY_WORKERS]
+        wanted.samples[model.labels] = len(model.model.workers)
+    return [queue, ready, wanted]
+
+
+def _counters(models: Sequence[ModelCounts]) -> list[Family]:
+    runs = Family(f"{OWN_PREFIX}inferences_total", COUNTER, "Requests that the handler has answered", MODEL_LABELS)
+    families = [runs]
+    for model in models:
+        runs.samples[model.labels] = _inferences(model)
+    for name, (text, words) in _COUNTERS.items():
+        family = Family(OWN_PREFIX + name, COUNTER, text, MODEL_LABELS)
+        for model in models:
+            family.samples[model.labels] = sum([model.words[word] for word in words])
+        families.append(family)
+    by_reason = (*MODEL_LABELS, "reason")
+    failures = Family(f"{OWN_PREFIX}request_failures_total", COUNTER, "Requests that failed, by reason", by_reason)
+    closed = Family(f"{OWN_PREFIX}batches_closed_total", COUNTER, "Batches by why they went as they were", by_reason)
+    restarts = Family(
+        f"{OWN_PREFIX}worker_restarts_total", COUNTER, "Model workers that were started again, by reason", by_reason
+    )
+    for model in models:
+        for reason, words in _FAILURES.items():
+            more = model.refused if reason == _REJECTED else 0
+            failures.samples[(*model.labels, reason)] = more + sum([model.words[word] for word in words])
+        for place, reason in enumerate(CLOSE_REASONS):
+            if count := model.words[ModelWord.CLOSED + place]:
+                closed.samples[(*model.labels, reason)] = count
+        for reason in RESTART_REASONS:
+            restarts.samples[(*model.labels, reason)] = model.model.restarts[reason]
+    return [*families, failures, closed, restarts]

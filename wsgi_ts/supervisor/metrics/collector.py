@@ -26,14 +26,16 @@ from typing import Any
 
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.logs.setup import LogFiles
-from wsgi_ts.metrics.exposition import Family, render, server_line
+from wsgi_ts.metrics.exposition import Family, Renderer, server_line
 from wsgi_ts.metrics.reported import PROMETHEUS_MODE, ReportedMetrics
 from wsgi_ts.metrics.specification import COUNTER, MetricsConfigError, MetricSpec, load_specification
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.version import ModelVersion
 from wsgi_ts.plugins.report import counts
 from wsgi_ts.settings.config import Config
-from wsgi_ts.supervisor.metrics.board import HOST_LEVEL, BoardMetrics, Values
+from wsgi_ts.supervisor.metrics.board import HOST_LEVEL, BoardMetrics, ModelCounts, Values
+from wsgi_ts.supervisor.metrics.http import HttpMetrics
+from wsgi_ts.supervisor.metrics.instance import InstanceMetrics
 from wsgi_ts.supervisor.metrics.load import LoadGauges
 from wsgi_ts.supervisor.metrics.system import SystemMetrics
 from wsgi_ts.supervisor.metrics.workflows import WorkflowMetrics
@@ -83,7 +85,11 @@ class MetricsCollector:
         self._specs = dict(specification.server) if specification is not None else {}
         self._reported = ReportedMetrics(specification)
         self._board = BoardMetrics(board, gpus + 1, self._hostname)
-        self._load = LoadGauges(self._board, vllm_names=config.vllm_metric_names)
+        self._load = LoadGauges(vllm_names=config.vllm_metric_names)
+        self._http = HttpMetrics(board)
+        self._instance = InstanceMetrics(config, board.prefix)
+        self._renderer = Renderer()
+        self._rendering = threading.Lock()
         self._workflows = WorkflowMetrics(board)
         # Never closed: somebody may ask for the metrics until the very end.
         self._bells = [board.batcher_bell(index) for index in range(gpus + 1)]
@@ -128,13 +134,14 @@ class MetricsCollector:
         Args:
             names: only these metrics, when there are any.
         """
-        if self._mode in (PROMETHEUS_MODE, _LEGACY_MODE):
-            self._settle()
-        if self._mode == PROMETHEUS_MODE:
-            return render(self.families(), names)
-        if self._mode == _LEGACY_MODE:
-            return render([family for family in self._server_families() if family.name in _LEGACY_NAMES], names)
-        return ""
+        if self._mode not in (PROMETHEUS_MODE, _LEGACY_MODE):
+            return ""
+        self._settle()
+        with self._rendering:
+            if self._mode == PROMETHEUS_MODE:
+                return self._renderer.render(self.families(), names)
+            shown = [each for each in self._server_families(self._counts()) if each.name in _LEGACY_NAMES]
+            return self._renderer.render(shown, names)
 
     def batch_counts(self, model: ModelVersion) -> dict[str, Any]:
         """What a version's workers have done so far: see `BoardMetrics.batch_counts`."""
@@ -143,10 +150,11 @@ class MetricsCollector:
 
     def families(self) -> list[Family]:
         """All metrics with their present values."""
-        models = self._registry.all_versions()
-        families = [*self._server_families(), *self._reported.families(), *self._board.own_families(models)]
+        models = self._counts()
+        families = [*self._server_families(models), *self._reported.families(), *self._board.own_families(models)]
         families += self._workflows.families(self._registry.workflows.graphs())
-        return [*families, *self._load.families(models), *self._plugin_families()]
+        families += [*self._load.families(models), self._http.family(), *self._instance.families()]
+        return [*families, *self._plugin_families()]
 
     def worker_changed(self) -> None:
         """A model worker was loaded, or has ended: the log tells of it at once."""
@@ -171,12 +179,15 @@ class MetricsCollector:
                 if worker.report is not None and worker.report.load_ms
             }
 
-    def _server_values(self) -> dict[str, Values]:
-        """What the server itself records, but for the system metrics, by name."""
-        return self._board.server_values(self._registry.all_versions()) | {"WorkerLoadTime": self._load_times()}
+    def _counts(self) -> list[ModelCounts]:
+        return self._board.read(self._registry.all_versions())
 
-    def _server_families(self) -> list[Family]:
-        values = self._server_values() | self._system_values
+    def _server_values(self, models: Sequence[ModelCounts]) -> dict[str, Values]:
+        """What the server itself records, but for the system metrics, by name."""
+        return self._board.server_values(models) | {"WorkerLoadTime": self._load_times()}
+
+    def _server_families(self, models: Sequence[ModelCounts]) -> list[Family]:
+        values = self._server_values(models) | self._system_values
         families = []
         for spec in self._specs.values():
             family = Family.of(spec)
@@ -240,7 +251,7 @@ class MetricsCollector:
     def _log_changes(self) -> None:
         """Writes what has changed since the last time."""
         now_s = int(time.time())
-        values = self._server_values()
+        values = self._server_values(self._counts())
         lines = []
         for name, found in values.items():
             spec = self._specs.get(name)

@@ -16,8 +16,7 @@ from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.layout import ModelWord
 from wsgi_ts.metrics.exposition import Family
 from wsgi_ts.metrics.specification import GAUGE
-from wsgi_ts.models.version import ModelVersion
-from wsgi_ts.supervisor.metrics.board import MODEL_LABELS, BoardMetrics
+from wsgi_ts.supervisor.metrics.board import MODEL_LABELS, ModelCounts
 
 #: Rates are over this time at least, in seconds, once the server has been looked at for so long.
 WINDOW_S = 10.0
@@ -53,29 +52,27 @@ class LoadGauges:
     """The gauges of one instance; used from any thread.
 
     Args:
-        board: what is counted.
         vllm_names: show two of them under vLLM's names, too.
     """
 
-    def __init__(self, board: BoardMetrics, *, vllm_names: bool) -> None:
-        self._board = board
+    def __init__(self, *, vllm_names: bool) -> None:
         self._vllm_names = vllm_names
         self._lock = threading.Lock()
         # By number and name: a number may get another model, whose counts begin anew.
         self._looks: dict[tuple[int, str, str], deque[_Look]] = {}
         self._capacity: dict[tuple[int, str, str], float] = {}
 
-    def families(self, models: Sequence[ModelVersion]) -> list[Family]:
+    def families(self, models: Sequence[ModelCounts]) -> list[Family]:
         """Looks at the models, and returns the gauges."""
         found = {name: Family(name, GAUGE, text, MODEL_LABELS) for name, text in _HELP.items()}
         with self._lock:
-            known = {(model.spec.index, model.name, model.version) for model in models}
+            known = {(model.model.spec.index, *model.labels) for model in models}
             for gone in self._looks.keys() - known:
                 del self._looks[gone]
                 self._capacity.pop(gone, None)
             for model in models:
                 for name, value in self._values(model).items():
-                    found[name].samples[model.name, model.version] = value
+                    found[name].samples[model.labels] = value
         families = list(found.values())
         if self._vllm_names:
             families += [self._by_model(name, found[ours]) for name, ours in _VLLM.items()]
@@ -89,23 +86,22 @@ class LoadGauges:
             sums.samples[(model,)] = float(sums.samples.get((model,), 0)) + float(value)  # type: ignore[arg-type]
         return sums
 
-    def _values(self, model: ModelVersion) -> dict[str, float]:
+    def _values(self, model: ModelCounts) -> dict[str, float]:
         """The gauges of one model version, now."""
-        now = time.monotonic()
-        count = self._board.count
-        queued, ready = count(model, ModelWord.QUEUED), count(model, ModelWord.READY_WORKERS)
-        running = max(0, count(model, ModelWord.OUTSTANDING) - queued)
+        now, words = time.monotonic(), model.words
+        queued, ready = words[ModelWord.QUEUED], words[ModelWord.READY_WORKERS]
+        running = max(0, words[ModelWord.OUTSTANDING] - queued)
         look = _Look(
             now,
-            count(model, ModelWord.REQUESTS) + count(model, ModelWord.REQUESTS_NAMED),
-            sum(count(model, ModelWord.LATENCY_BUCKETS + place) for place in range(len(layout.TIME_BUCKETS_US) + 1)),
-            count(model, ModelWord.SERVICE_US) / 1e6,
+            words[ModelWord.REQUESTS] + words[ModelWord.REQUESTS_NAMED],
+            sum(words[ModelWord.LATENCY_BUCKETS : ModelWord.LATENCY_BUCKETS + len(layout.TIME_BUCKETS_US) + 1]),
+            words[ModelWord.SERVICE_US] / 1e6,
         )
-        key = (model.spec.index, model.name, model.version)
+        key = (model.model.spec.index, *model.labels)
         looks = self._looks.setdefault(key, deque(maxlen=_LOOKS))
         before = next((each for each in reversed(looks) if now - each.at >= WINDOW_S), looks[0] if looks else None)
         looks.append(look)
-        oldest_ns = self._board.least(model, ModelWord.OLDEST_NS)
+        oldest_ns = words[ModelWord.OLDEST_NS]
         values = {
             "ts_queue_depth": queued,
             "ts_running_requests": running,
