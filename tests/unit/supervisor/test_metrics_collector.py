@@ -171,6 +171,21 @@ def test_a_histogram_is_cumulative() -> None:
     )
 
 
+def test_what_has_changed_is_written_anew_and_what_has_gone_is_left_out() -> None:
+    renderer = Renderer()
+
+    def text(**values: float | Histogram) -> str:
+        family = Family("m", "gauge", "M", ("of",), {(name,): value for name, value in values.items()})
+        return renderer.render([family]).partition("gauge\n")[2]
+
+    assert text(a=1, b=2) == 'm{of="a",} 1.0\nm{of="b",} 2.0\n'
+    assert text(a=1, b=3) == 'm{of="a",} 1.0\nm{of="b",} 3.0\n'
+    assert text(b=3) == 'm{of="b",} 3.0\n'
+    assert text(a=Histogram((1,), (1, 0), 1.0)).count("1.0\n") == 4
+    assert text(a=Histogram((1,), (1, 1), 9.0)).count("2.0\n") == 2
+    assert Renderer().render([Family("n", "gauge", "N", (), {(): 5})]).endswith("\nn 5.0\n")
+
+
 def test_a_line_of_the_log() -> None:
     spec = built_in_specification().server["WorkerLoadTime"]
     line = server_line(spec, ("W-9000-m_1.0", "Host", "h"), 5000, 1700000000)

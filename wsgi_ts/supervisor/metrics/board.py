@@ -237,9 +237,12 @@ def _gauges(models: Sequence[ModelCounts]) -> list[Family]:
 
 
 def _counters(models: Sequence[ModelCounts]) -> list[Family]:
-    runs = Family(f"{OWN_PREFIX}inferences_total", COUNTER, "Requests that the handler has answered", MODEL_LABELS)
-    families = [runs]
+    came = Family(f"{OWN_PREFIX}requests_total", COUNTER, "Requests that came, whatever became of them", MODEL_LABELS)
+    runs = Family(f"{OWN_PREFIX}inferences_total", COUNTER, "Requests that model workers have ended", MODEL_LABELS)
+    families = [came, runs]
     for model in models:
+        named = model.words[ModelWord.REQUESTS_NAMED]
+        came.samples[model.labels] = model.refused + named + model.words[ModelWord.REQUESTS]
         runs.samples[model.labels] = _inferences(model)
     for name, (text, words) in _COUNTERS.items():
         family = Family(OWN_PREFIX + name, COUNTER, text, MODEL_LABELS)
