@@ -72,7 +72,7 @@ class Renderer:
         renewed = self._kept[family.name] = {}
         for values, sample in family.samples.items():
             found = kept.get(values)
-            if found is None or found[0] != sample:
+            if found is None or (found[0] is not sample and found[0] != sample):
                 found = sample, _sample_text(family, values, sample)
             renewed[values] = found
             parts.append(found[1])

@@ -89,18 +89,15 @@ class ModelCounts(NamedTuple):
 
     Attributes:
         model: the version.
+        labels: the values of MODEL_LABELS.
         words: its words, summed over the batchers; OLDEST_NS is the least of those that are not 0.
         refused: requests that no batcher has seen, as there was no slot or worker for them.
     """
 
     model: ModelVersion
+    labels: tuple[str, str]
     words: list[int]
     refused: int
-
-    @property
-    def labels(self) -> tuple[str, str]:
-        """The values of MODEL_LABELS."""
-        return self.model.name, self.model.version
 
 
 class BoardMetrics:
@@ -115,14 +112,17 @@ class BoardMetrics:
         self._board = board
         self._batchers = batchers
         self._hostname = hostname
+        #: Of each model by its number: what its metrics depend on, and the metrics.
+        self._kept: dict[int, tuple[tuple[object, ...], list[Family]]] = {}
 
     def read(self, models: Iterable[ModelVersion]) -> list[ModelCounts]:
         """Reads the words of these models."""
-        refusals = self._board.words[layout.BOARD_REFUSALS : layout.BOARD_HTTP]
-        return [
-            ModelCounts(model, self._words(model.spec.index), sum(refusals[model.spec.index :: layout.MAX_MODELS]))
-            for model in models
-        ]
+        refusals, most = self._board.words[layout.BOARD_REFUSALS : layout.BOARD_HTTP], layout.MAX_MODELS
+        found = []
+        for model in models:
+            index, labels = model.spec.index, (model.spec.name, model.spec.version)
+            found.append(ModelCounts(model, labels, self._words(index), sum(refusals[index::most].tolist())))
+        return found
 
     def _words(self, model: int) -> list[int]:
         words = self._board.words
@@ -148,7 +148,7 @@ class BoardMetrics:
             found[name] = {host: count} if count else {}
         for name in _REQUESTS:
             found[name] = {}
-        for model, counted, _ in models:
+        for model, _, counted, _ in models:
             for name, words in _REQUESTS.items():
                 for version, word in zip((_DEFAULT_VERSION, model.version), words, strict=True):
                     if count := counted[word]:
@@ -160,8 +160,20 @@ class BoardMetrics:
         return sum(map(self._responses, _RESPONSES.values()))
 
     def own_families(self, models: Sequence[ModelCounts]) -> list[Family]:
-        """What wsgi-ts counts besides."""
-        return [*_histograms(models), *_gauges(models), *_counters(models), *self._slots()]
+        """What wsgi-ts counts besides. Used by one thread at a time."""
+        families = _families_of([])
+        self._kept = {model.model.spec.index: self._kept_of(model) for model in models}
+        for _, own in self._kept.values():
+            for family, its in zip(families, own, strict=True):
+                family.samples.update(its.samples)
+        return [*families, *self._slots()]
+
+    def _kept_of(self, model: ModelCounts) -> tuple[tuple[object, ...], list[Family]]:
+        """The metrics of one model; those of the last time, where nothing has changed."""
+        version = model.model
+        state = model.labels, model.refused, len(version.workers), dict(version.restarts), model.words
+        kept = self._kept.get(version.spec.index)
+        return kept if kept is not None and kept[0] == state else (state, _families_of([model]))
 
     def _last_batch(self, host: tuple[str, ...]) -> dict[str, Values]:
         """The times of the batch that was finished last, in milliseconds."""
@@ -202,6 +214,11 @@ class BoardMetrics:
         board = self._board
         rows = [board.web_row(row) for row in range(layout.MAX_WEB_ROWS)]
         return sum(board.words[row + word] for row in (*rows, board.control_web_row))
+
+
+def _families_of(models: Sequence[ModelCounts]) -> list[Family]:
+    """Everything that is counted of models; the same metrics in the same order, whatever models there are."""
+    return [*_histograms(models), *_gauges(models), *_counters(models)]
 
 
 def _histograms(models: Sequence[ModelCounts]) -> list[Family]:

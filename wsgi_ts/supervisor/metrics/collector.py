@@ -139,7 +139,7 @@ class MetricsCollector:
         self._settle()
         with self._rendering:
             if self._mode == PROMETHEUS_MODE:
-                return self._renderer.render(self.families(), names)
+                return self._renderer.render(self._families(), names)
             shown = [each for each in self._server_families(self._counts()) if each.name in _LEGACY_NAMES]
             return self._renderer.render(shown, names)
 
@@ -150,6 +150,10 @@ class MetricsCollector:
 
     def families(self) -> list[Family]:
         """All metrics with their present values."""
+        with self._rendering:
+            return self._families()
+
+    def _families(self) -> list[Family]:
         models = self._counts()
         families = [*self._server_families(models), *self._reported.families(), *self._board.own_families(models)]
         families += self._workflows.families(self._registry.workflows.graphs())
@@ -191,10 +195,12 @@ class MetricsCollector:
         families = []
         for spec in self._specs.values():
             family = Family.of(spec)
-            for dimensions, value in values.get(spec.name, {}).items():
-                ordered = _ordered(spec, dimensions)
-                if ordered is not None:
-                    family.samples[ordered] = value
+            found = values.get(spec.name, {})
+            if spec.order == tuple(range(len(spec.order))):  # a server with many model workers has many load times
+                family.samples = {each: value for each, value in found.items() if len(each) == len(spec.order)}
+            else:
+                in_order = ((_ordered(spec, each), value) for each, value in found.items())
+                family.samples = {each: value for each, value in in_order if each is not None}
             families.append(family)
         return families
 
