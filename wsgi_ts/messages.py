@@ -66,10 +66,19 @@ class ModelSpec:
     max_workers: int = 1
     needs_preloaded: bool = True
     functions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shown_name: str = ""
+
+    @property
+    def title(self) -> str:
+        """The model's name as people, handlers and metrics of handlers know it.
+
+        Another than `name` while a workflow's nodes stand ready to take over the names of those of another.
+        """
+        return self.shown_name or self.name
 
     def worker_name(self, worker_id: int) -> str:
         """The name of one of its workers in logs and metrics, TorchServe's."""
-        return f"W-{worker_id}-{self.name}_{self.version}"
+        return f"W-{worker_id}-{self.title}_{self.version}"
 
 
 #: Before the function's name in the last line of a worker that could not load it.

@@ -195,7 +195,7 @@ def main(words: Sequence[str] | None = None) -> int:
     spec = order.spec
     rank = int(os.environ["LOCAL_RANK"])
     enable_fault_traces()
-    set_process_title(f"wsgi-ts: rank {rank} of {order.worker_id} {spec.name} {spec.version}")
+    set_process_title(f"wsgi-ts: rank {rank} of {order.worker_id} {spec.title} {spec.version}")
     configure_logging()
     end_copies()
     limit_threads(int(os.environ["OMP_NUM_THREADS"]))

@@ -172,7 +172,7 @@ def _become_worker(order: SpawnWorker) -> None:
     if order.devices is not None:
         os.environ.update(visibility(order.devices))
     role = "group" if spec.ranks else "model worker"
-    set_process_title(f"wsgi-ts: {role} {order.worker_id} {spec.name} {spec.version}")
+    set_process_title(f"wsgi-ts: {role} {order.worker_id} {spec.title} {spec.version}")
     with contextlib.suppress(OSError):  # not writable in some sandboxes; it is only advice
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE_ADJ)
     os.chdir(spec.model_dir)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from wsgi_ts.batcher.shm.layout import SlotState
+from wsgi_ts.batcher.shm.worker_layout import Tally
 from wsgi_ts.batcher.worker.worker import ModelWorker, print_metrics
 from wsgi_ts.handlers.serving.functions import FunctionHost
 from wsgi_ts.handlers.serving.service import Service
@@ -44,6 +45,7 @@ class FunctionWorker(ModelWorker):
             for place in batch:
                 ref = refs[place]
                 if ref.is_cancelled:
+                    self._slots.count(Tally.CANCELLED)
                     ref.segment.fail_cancelled(ref.slot)
                 else:
                     ref.set_state(SlotState.RUNNING)

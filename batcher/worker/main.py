@@ -58,7 +58,7 @@ def run(order: SpawnWorker, status_fd: int) -> int:
         return 1
     gc.collect()
     gc.freeze()
-    report(200, f"loaded model {spec.name}")
+    report(200, f"loaded model {spec.title}")
     status.close()
     worker.serve()
     worker.close()
@@ -81,5 +81,5 @@ def main() -> int:
     _, text, status_fd = sys.argv
     order = SpawnWorker.from_json(text)
     enable_fault_traces()
-    set_process_title(f"wsgi-ts: model worker {order.worker_id} {order.spec.name} {order.spec.version}")
+    set_process_title(f"wsgi-ts: model worker {order.worker_id} {order.spec.title} {order.spec.version}")
     return run(order, int(status_fd))

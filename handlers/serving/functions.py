@@ -56,6 +56,7 @@ class FunctionHost:
             own = replace(
                 spec,
                 name=function["model"],
+                shown_name=function["shown"],
                 handler=f"{spec.handler}:{function['function']}",
                 batch_size=function["batch_size"],
                 functions={},

@@ -303,14 +303,14 @@ class Service:
 
 def _new_context(spec: ModelSpec, gpu_id: int | None, send_chunk: SendChunk | None, group: Group | None) -> Context:
     """Returns a model's context; a metrics.yaml that is broken, which the server has told of, makes no metrics."""
-    metrics = MetricsCache(spec.metrics_config, spec.name)
+    metrics = MetricsCache(spec.metrics_config, spec.title)
     if spec.metrics_config is not None:
         try:
             metrics.initialize_cache()
         except GeneralMetricsCacheError as error:
             log.warning("No metrics are known from metrics_config: %s", error)
     context = Context(
-        model_name=spec.name,
+        model_name=spec.title,
         model_dir=spec.model_dir,
         manifest=spec.manifest,
         batch_size=spec.batch_size,

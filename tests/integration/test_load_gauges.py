@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
 import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.archives import archive
 from support.eventually import eventually
+from support.grpc_client import orca_pb2, request
+from support.http2 import Answer, Http2Client
 from support.server import ServerProcess
+
+from wsgi_ts.rpc.messages import INFERENCE
+from wsgi_ts.rpc.wire import framed
 
 HELD = """
 import os, time
@@ -55,6 +63,22 @@ def gauges(server: ServerProcess, model: str = "held") -> dict[str, float]:
     }
 
 
+def load_at_the_end(server: ServerProcess, model: str) -> Any:
+    """What a call of gRPC tells of the load, whether it ends well or not. grpcio keeps that to itself."""
+
+    async def ask() -> Answer:
+        client = await Http2Client.to(server.ports["grpc_inference"])
+        message = framed(request(model, b"x").SerializeToString())
+        answer = await client.answer(client.ask(f"/{INFERENCE}.InferenceAPIsService/Predictions", message))
+        await client.close()
+        return answer
+
+    answer = asyncio.run(ask())
+    assert (answer.status == 0) == (model == "echo")
+    value = answer.fields["endpoint-load-metrics-bin"]
+    return orca_pb2.OrcaLoadReport.FromString(base64.b64decode(value + "=" * (-len(value) % 4)))
+
+
 def test_queue_running_requests_and_offered_load(server: ServerProcess, gate: Path) -> None:
     gauges(server)
     with ThreadPoolExecutor() as pool:
@@ -79,6 +103,10 @@ def test_queue_running_requests_and_offered_load(server: ServerProcess, gate: Pa
         assert (kind, load["named_metrics"]["queue_depth"]) == ("JSON", 2)
         assert load["named_metrics"]["running_requests"] in (1, 2)
         assert load["application_utilization"] in (1.5, 2), "three or four requests for two workers"
+        for model in ("echo", "nothing"):
+            report = load_at_the_end(server, model)
+            assert report.named_metrics["queue_depth"] == 2
+            assert report.application_utilization in (1.5, 2)
         gate.touch()
         assert [each.result().status for each in held] == [200] * 3
     eventually(lambda: gauges(server).get("ts_capacity_rps", 0) > 0, within=10)

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from support.archives import archive
+from support.grpc_client import GrpcClient, open_inference_pb2
 from support.http import Reply
 from support.server import ServerProcess
 
@@ -56,6 +58,40 @@ def test_load_index_and_unload(server: ServerProcess) -> None:
     assert states(server, ready=True) == {}
 
 
+def test_the_same_over_grpc(server: ServerProcess) -> None:
+    with GrpcClient(server) as client:
+        repository = client.repository
+
+        def states(**fields: Any) -> dict[tuple[str, str], str]:
+            index = repository.RepositoryIndex(open_inference_pb2.RepositoryIndexRequest(**fields), timeout=30)
+            return {(row.name, row.version): row.state for row in index.models}
+
+        assert states()["two", ""] == "UNAVAILABLE"
+        load = open_inference_pb2.RepositoryModelLoadRequest(model_name="two")
+        load.parameters["initial_workers"].int64_param = 2
+        load.parameters["max_batch_delay"].string_param = "7"
+        answer = repository.RepositoryModelLoad(load, timeout=60)
+        assert (answer.model_name, answer.isLoaded) == ("two", True)
+        described = server.request("management", "GET", "/models/two").json()[0]
+        assert (described["maxBatchDelay"], len(described["workers"])) == (7, 2)
+        assert states(ready=True) == {("two", "1.0"): "READY"}
+        # As KServe's clients word it, whose only field is the first.
+        unload = open_inference_pb2.RepositoryModelUnloadRequest(repository_name="two")
+        assert repository.RepositoryModelUnload(unload, timeout=60).isUnloaded
+        assert states(ready=True) == {}
+        for fields, code in (
+            ({"model_name": "none"}, grpc.StatusCode.NOT_FOUND),
+            ({}, grpc.StatusCode.INVALID_ARGUMENT),
+            ({"model_name": "two", "parameters": {"url": {"string_param": "x"}}}, grpc.StatusCode.INVALID_ARGUMENT),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                repository.RepositoryModelLoad(open_inference_pb2.RepositoryModelLoadRequest(**fields), timeout=30)
+            assert caught.value.code() == code
+        with pytest.raises(grpc.RpcError) as caught:
+            client.open_inference.RepositoryIndex(open_inference_pb2.RepositoryIndexRequest(), timeout=30)
+        assert caught.value.code() == grpc.StatusCode.UNIMPLEMENTED, "it is on the port of the management API"
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status"),
     [
@@ -91,3 +127,19 @@ def test_it_takes_the_management_token_and_the_model_api(store: Path, start_serv
     assert status("models/one/load", "inference") == 400
     assert status("models/one/load", "management") == 405
     assert os.listdir(server.store) == ["one.mar"]
+    for key, code in (("inference", grpc.StatusCode.PERMISSION_DENIED), ("management", grpc.StatusCode.OK)):
+        metadata = [("authorization", f"Bearer {keys[key]['key']}")]
+        with GrpcClient(server) as client:
+            call = client.repository.RepositoryIndex.with_call
+            if code == grpc.StatusCode.OK:
+                assert (
+                    call(open_inference_pb2.RepositoryIndexRequest(), metadata=metadata, timeout=30)[1].code() == code
+                )
+                load = open_inference_pb2.RepositoryModelLoadRequest(model_name="one")
+                with pytest.raises(grpc.RpcError) as caught:
+                    client.repository.RepositoryModelLoad(load, metadata=metadata, timeout=30)
+                assert caught.value.details().startswith("Model API disabled")
+            else:
+                with pytest.raises(grpc.RpcError) as caught:
+                    call(open_inference_pb2.RepositoryIndexRequest(), metadata=metadata, timeout=30)
+                assert caught.value.code() == code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.archives import archive
@@ -156,6 +157,30 @@ def after(data, context):
 """
 
 
+#: Goes on for as many steps as the body has words; notes how many requests each step has.
+STEPS = """
+def handle(data, context):
+    if data is None:
+        return None
+    context.words = getattr(context, "words", {})
+    answers = []
+    for row, request_id in context.request_ids.items():
+        if data[row]:
+            context.words[request_id] = bytes(data[row]["body"]).decode().split()
+        words = context.words[request_id]
+        answers.append(words.pop(0) + " ")
+        if words:
+            context.set_response_header(row, "ts_stream_next", "true")
+    return answers
+"""
+CONTINUOUS = """
+models:
+  steps: {{url: steps.mar, batch-size: 4}}
+dag:
+  {dag}
+"""
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
     with ServerProcess() as running:
@@ -170,7 +195,19 @@ def server() -> Iterator[ServerProcess]:
         war(store, "shared", SHARED, CONDITION_FUNCTIONS)
         war(store, "streamed", STREAMED, STREAM_FUNCTIONS)
         war(store, "inner", INNER, STREAM_FUNCTIONS)
-        for name in ("conditions", "failures", "items", "shared", "streamed", "inner"):
+        archive(store, "steps", STEPS, config_yaml="continuousBatching: true\nbatchSize: 4\n")
+        war(store, "continuous", CONTINUOUS.format(dag="steps: []"), STREAM_FUNCTIONS)
+        war(store, "continuous_inner", CONTINUOUS.format(dag="steps: [after]"), STREAM_FUNCTIONS)
+        for name in (
+            "conditions",
+            "failures",
+            "items",
+            "shared",
+            "streamed",
+            "inner",
+            "continuous",
+            "continuous_inner",
+        ):
             reply = running.request("management", "POST", f"/workflows?url={name}.war", timeout=60)
             assert reply.status == 200, reply.text
         yield running
@@ -243,6 +280,16 @@ def test_the_last_node_s_stream_goes_through(server: ServerProcess) -> None:
 def test_of_an_inner_stream_the_first_chunk_counts(server: ServerProcess) -> None:
     assert ask(server, "inner", "a b c").text == "a\nafter"
     assert ask(server, "inner", "alone").text == "aloneafter"
+
+
+def test_a_model_with_a_continuous_batch_as_node(server: ServerProcess) -> None:
+    bodies = [" ".join(f"{name}{number}" for number in range(20)) for name in "abcdef"]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        found = list(pool.map(lambda body: ask(server, "continuous", body).text, bodies))
+        assert found == [f"{body} " for body in bodies]
+        # Of an inner stream the first chunk counts, and the others hold up nobody.
+        found = list(pool.map(lambda body: ask(server, "continuous_inner", body).text, [*bodies, "alone"]))
+        assert found == [f"{body.split()[0]} after" for body in [*bodies, "alone"]]
 
 
 def events(server: ServerProcess, path: str, body: str, accept: str = "text/event-stream") -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from support.http import Reply
 from support.server import ServerProcess
 from support.slots import slots_in_use
 from support.wars import war
+
+from wsgi_ts.cli.status import print_status
 
 ADD = """
 import time
@@ -97,6 +100,30 @@ def test_no_request_is_lost_or_mixed_up(server: ServerProcess) -> None:
     assert server.request("inference", "POST", "/predictions/w__before", body=b"y").text == "y one"
     eventually(lambda: not slots_in_use(server.prefix), within=5, what="no slot in use")
     assert len(server.processes("model-worker")) == 2, "the workers of those before are gone"
+
+
+def test_workers_have_the_names_of_the_nodes_and_status_lists_the_workflow(
+    server: ServerProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for mark in ("two", "one"):
+        assert register(server, f"{mark}.war", replace=True).status == 200
+    assert server.request("inference", "POST", "/wfpredict/w", body=b"x").text == "x one one one"
+    workers = server.processes("model-worker")
+    assert sorted(worker.command.split()[-2] for worker in workers) == ["w__functions", "w__m"]
+    lines = [line for name in ("ts_log.log", "model_log.log") for line in server.log(name).splitlines()]
+    told = [line for line in lines if " W-90" in line]
+    assert any("-w__m_1.0" in line for line in told)
+    assert not [line for line in told if "~" in line]
+    assert "ModelName:w__m," in server.log("model_metrics.log")
+    assert "ModelName:w~" not in server.log("model_metrics.log")
+    assert print_status(server.run_dir, as_json=True) == 0
+    [workflow] = json.loads(capsys.readouterr().out)["workflows"]
+    assert (workflow["workflow"], workflow["url"], workflow["ready"]) == ("w", "one.war", True)
+    assert (workflow["nodes"], workflow["models"], workflow["functions"]) == (3, 1, 2)
+    assert print_status(server.run_dir, as_json=False) == 0
+    text = capsys.readouterr().out
+    assert "\nworkflows\n" in text
+    assert "~" not in text
 
 
 def test_one_that_fails_leaves_the_present_one(server: ServerProcess) -> None:

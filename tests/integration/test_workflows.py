@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -253,6 +254,10 @@ def test_a_node_that_fails_is_tried_again(server: ServerProcess) -> None:
     assert ask(server, "mood", b"once:here").text == "once 2"
     assert said(ask(server, "mood", b"fail:all")) == (500, "InternalServerException", "Error executing mood")
     assert ask(server, "mood", b"count:all").text == "count 4", "three attempts before this one"
+    invoked = re.findall(
+        r" (\w+) .*Invoking -  mood for attempt (\d)", server.log().replace("[", " ").replace("]", " ")
+    )
+    assert {("INFO", "2"), ("INFO", "3")} <= set(invoked)
 
 
 def test_an_attempt_that_is_too_late_is_not_run_twice(server: ServerProcess) -> None:

@@ -24,6 +24,7 @@ _FILES = (
     "health.proto",
     "google/rpc/status.proto",
     "google/rpc/error_details.proto",
+    "xds/data/orca/v3/orca_load_report.proto",
 )
 _LIMIT = 256 << 20
 
@@ -52,6 +53,7 @@ def _generated(*names: str) -> Iterator[Any]:
     health_pb2_grpc,
     error_details_pb2,
     empty_pb2,
+    orca_pb2,
 ) = _generated(
     "inference_pb2",
     "inference_pb2_grpc",
@@ -63,6 +65,7 @@ def _generated(*names: str) -> Iterator[Any]:
     "health_pb2_grpc",
     "google.rpc.error_details_pb2",
     "google.protobuf.empty_pb2",
+    "xds.data.orca.v3.orca_load_report_pb2",
 )
 
 
@@ -83,6 +86,7 @@ class GrpcClient:
         self.inference = inference_pb2_grpc.InferenceAPIsServiceStub(self._channels[0])
         self.open_inference = open_inference_pb2_grpc.GRPCInferenceServiceStub(self._channels[0])
         self.health = health_pb2_grpc.HealthStub(self._channels[0])
+        self.repository = open_inference_pb2_grpc.GRPCInferenceServiceStub(self._channels[1])
         self.management = management_pb2_grpc.ManagementAPIsServiceStub(self._channels[1])
 
     def __enter__(self) -> GrpcClient:

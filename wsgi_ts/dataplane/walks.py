@@ -255,7 +255,7 @@ class Walks(Generic[Waiter]):
         now_ns = time.monotonic_ns()
         if task.slot >= 0:
             client.submit_again(task.slot, self._choose(target), target.model, now_ns)
-            log.debug("Invoking -  %s for attempt %d", node.name, task.attempt)
+            log.info("Invoking -  %s for attempt %d", node.name, task.attempt)
             self._counters.count(states.graph.index, WorkflowWord.RETRIES)
         else:
             slot = client.take(target.model)

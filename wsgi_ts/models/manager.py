@@ -73,17 +73,19 @@ class ModelManager:
         self._record = record
         self.trials = Trials(config, registry, self.workers, self._operation_on, record)
 
-    def register(self, *, at_startup: bool = False, workflow: str = "", **given: Any) -> dict[str, Any]:
+    def register(
+        self, *, at_startup: bool = False, workflow: str = "", shown_name: str = "", **given: Any
+    ) -> dict[str, Any]:
         """Registers a model and starts its first workers.
 
         If `synchronous` (the default) it answers when they are ready; if one fails, the model stays without workers.
         `given` has fields of RegisterArguments; `at_startup`: the configuration names this model; `workflow`: the
-        workflow that it is a node of, so that it is in no snapshot.
+        workflow that it is a node of, so that it is in no snapshot; `shown_name`: `ModelSpec.shown_name`.
         """
         self._registry.refuse_while_draining()
         arguments = RegisterArguments.checked(given)
         directory = self._preparer.open(arguments, at_startup=at_startup)
-        model = self._add(directory, None if at_startup else arguments, workflow)
+        model = self._add(directory, None if at_startup else arguments, workflow, shown_name)
         with model.operation:
             answer = self._start_registered(model, arguments.synchronous)
         if not at_startup and not workflow:
@@ -91,7 +93,15 @@ class ModelManager:
         return answer
 
     def register_functions(
-        self, workflow: str, directory: Path, url: str, handler: str, functions: dict[str, dict[str, Any]], **given: Any
+        self,
+        workflow: str,
+        directory: Path,
+        url: str,
+        handler: str,
+        functions: dict[str, dict[str, Any]],
+        *,
+        shown: str,
+        **given: Any,
     ) -> None:
         """Registers the functions of a workflow, and starts the worker that runs them all.
 
@@ -101,11 +111,13 @@ class ModelManager:
             url: where they are from.
             handler: the file with the functions.
             functions: `ModelSpec.functions`.
+            shown: what the workflow is called to people, where `workflow` is not its name yet.
             given: time-outs, as fields of RegisterArguments.
         """
         self._registry.refuse_while_draining()
         arguments = RegisterArguments.checked({"url": url, **given})
         model = self._preparer.prepare_functions(workflow, directory, handler, functions, arguments)
+        model.spec = replace(model.spec, shown_name=shown + model.name.removeprefix(workflow))
         try:
             self._registry.add(model)
         except BaseException:
@@ -287,18 +299,23 @@ class ModelManager:
             model = there_now
 
     def _add(
-        self, directory: ModelDirectory, said: RegisterArguments | RecordedModel | None, workflow: str = ""
+        self,
+        directory: ModelDirectory,
+        said: RegisterArguments | RecordedModel | None,
+        workflow: str = "",
+        shown_name: str = "",
     ) -> ModelVersion:
         """Adds the version in an unpacked archive to the registry; where that fails, nothing of it is left.
 
         `said` is what the register call or a snapshot says of it; None for a model of the configuration. `workflow` is
-        the workflow that it is a node of.
+        the workflow that it is a node of, `shown_name` its `ModelSpec.shown_name`.
         """
         recorded = said if isinstance(said, RecordedModel) else None
         model: ModelVersion | None = None
         try:
             model = self._preparer.prepare(directory, said)
             model.workflow = workflow
+            model.spec = replace(model.spec, shown_name=shown_name)
             model.loaded_at_startup = recorded.at_startup if recorded is not None else said is None
             self._events.ask_model_registering(name=model.name, version=model.version, url=directory.url)
             self._registry.add(model)

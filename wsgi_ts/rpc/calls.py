@@ -17,6 +17,7 @@ from wsgi_ts.logs.request_line import request_line
 from wsgi_ts.rpc.call import Method, RpcCall
 from wsgi_ts.rpc.codes import Failure
 from wsgi_ts.rpc.gate import GrpcGate
+from wsgi_ts.rpc.load_report import LoadReport
 from wsgi_ts.rpc.status import StatusCode
 from wsgi_ts.security.access import TokenTable
 
@@ -35,6 +36,7 @@ class Calls:
         access: the access log.
         failure_of: how an error is said on this port.
         gate: the plugins that say who may ask; None for none.
+        load: tells at the end of each call how busy the server is; None: calls do not tell.
         is_json: the access log has JSON instead of TorchServe's lines.
     """
 
@@ -45,10 +47,12 @@ class Calls:
         access: AccessLog,
         failure_of: Callable[[ServerError], Failure],
         gate: GrpcGate | None = None,
+        load: LoadReport | None = None,
         *,
         is_json: bool = False,
     ) -> None:
         self._gate = gate
+        self._load = load
         self._scope = scope
         self._tokens = tokens
         self._access = access
@@ -81,6 +85,8 @@ class Calls:
             code = failure.code
             raise
         finally:
+            if self._load is not None:
+                rpc.trailing_metadata += self._load.metadata()
             self._note(rpc.peer, line, code, began_ns)
 
     async def _answer(self, line: str, method: Method, request: Any, rpc: RpcCall) -> Any:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsgi_ts.control.client import QUICK_CALL_S, ControlPlane
 from wsgi_ts.errors import BadRequest, ModelNotFound, ModelVersionNotFound, ServerError, ServiceUnavailable
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from wsgi_ts.instance.instance import Instance
 
 NAME = f"{messages.MANAGEMENT}.ManagementAPIsService"
+#: What a piece of work returns.
+Result = TypeVar("Result")
 _QUICK_THREADS = 8
 _WAITING_THREADS = 32
 
@@ -84,8 +87,7 @@ class Management:
 
     async def register_model(self, request: Any, rpc: RpcCall) -> Any:
         """Registers a version."""
-        if not self._may_change:
-            raise _disabled()
+        self.refuse_unless_enabled()
         if not request.url:
             raise BadRequest("Parameter url is required.")
         return _status(await self.ask("register_model", **_given(request, RegisterArguments)))
@@ -104,8 +106,7 @@ class Management:
 
     async def unregister_model(self, request: Any, rpc: RpcCall) -> Any:
         """Unregisters a version."""
-        if not self._may_change:
-            raise _disabled()
+        self.refuse_unless_enabled()
         if not request.model_name:
             raise BadRequest("Parameter url is required.")  # TorchServe's text
         version = request.model_version or None
@@ -118,6 +119,20 @@ class Management:
             pool, lambda: self._control.call(operation, timeout_s=timeout_s, **arguments)
         )
 
+    async def wait_for(self, work: Callable[[], Result]) -> Result:
+        """Does what waits for models, in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._waiting, work)
+
+    def refuse_unless_enabled(self) -> None:
+        """Lets models be registered and unregistered only with `enable_model_api`.
+
+        Raises:
+            Failure: it is off.
+        """
+        if not self._may_change:
+            reason = "org.pytorch.serve.archive.model.ModelException"
+            raise Failure(StatusCode.PERMISSION_DENIED, "Model API disabled", reason)
+
     def _ask_handler(self, description: dict[str, Any]) -> dict[str, Any] | None:
         """What the handler says of its model. On a thread of the pool."""
         if self._descriptions is None:  # two of them would do no harm
@@ -129,12 +144,6 @@ class Management:
             return self._descriptions.ask(name, version, description["responseTimeout"])
         except ServiceUnavailable as error:
             raise inference_failure(error) from error
-
-
-def _disabled() -> Failure:
-    """Without `enable_model_api` a model can be neither registered nor unregistered."""
-    reason = "org.pytorch.serve.archive.model.ModelException"
-    return Failure(StatusCode.PERMISSION_DENIED, "Model API disabled", reason)
 
 
 def _as_prediction(error: ServerError) -> Failure:

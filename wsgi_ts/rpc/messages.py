@@ -13,6 +13,7 @@ INFERENCE = "org.pytorch.serve.grpc.inference"
 MANAGEMENT = "org.pytorch.serve.grpc.management"
 OPEN_INFERENCE = "org.pytorch.serve.grpc.openinference"
 HEALTH = "grpc.health.v1"
+ORCA = "xds.data.orca.v3"
 
 
 def _load() -> descriptor_pool.DescriptorPool:
@@ -59,3 +60,11 @@ ModelMetadataRequest = _message(OPEN_INFERENCE, "ModelMetadataRequest")
 ModelMetadataResponse = _message(OPEN_INFERENCE, "ModelMetadataResponse")
 ModelInferRequest = _message(OPEN_INFERENCE, "ModelInferRequest")
 ModelInferResponse = _message(OPEN_INFERENCE, "ModelInferResponse")
+RepositoryIndexRequest = _message(OPEN_INFERENCE, "RepositoryIndexRequest")
+RepositoryIndexResponse = _message(OPEN_INFERENCE, "RepositoryIndexResponse")
+RepositoryModelLoadRequest = _message(OPEN_INFERENCE, "RepositoryModelLoadRequest")
+RepositoryModelLoadResponse = _message(OPEN_INFERENCE, "RepositoryModelLoadResponse")
+RepositoryModelUnloadRequest = _message(OPEN_INFERENCE, "RepositoryModelUnloadRequest")
+RepositoryModelUnloadResponse = _message(OPEN_INFERENCE, "RepositoryModelUnloadResponse")
+
+OrcaLoadReport = _message(ORCA, "OrcaLoadReport")

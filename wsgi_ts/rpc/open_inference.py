@@ -121,8 +121,6 @@ class OpenInference:
         if not request.model_name:
             raise bad_request("Parameter model_name is required.")
         target = self._plane.routes.named_target(request.model_name, request.model_version or None, 0)
-        if target.error is not None:
-            raise target.error
         body = await _converted(request.ByteSize(), lambda: json.dumps(infer_body(request)).encode())
         call = self._plane.submit(target, _HEAD, [body], _JSON, rpc.metadata)
         try:

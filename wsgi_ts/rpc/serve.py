@@ -11,8 +11,10 @@ from collections.abc import Sequence
 
 from wsgi_ts.control.client import ControlPlane
 from wsgi_ts.dataplane.async_plane import AsyncPlane
+from wsgi_ts.dataplane.server_load import ServerLoad
 from wsgi_ts.instance.instance import Instance
 from wsgi_ts.logs.access import AccessLog
+from wsgi_ts.models.repository import ModelRepository
 from wsgi_ts.plugins.auth import load_gate
 from wsgi_ts.plugins.report import PluginReport
 from wsgi_ts.rpc.call import Method
@@ -22,11 +24,13 @@ from wsgi_ts.rpc.gate import GrpcGate
 from wsgi_ts.rpc.health import Health
 from wsgi_ts.rpc.inference import NAME as INFERENCE_SERVICE
 from wsgi_ts.rpc.inference import Inference
+from wsgi_ts.rpc.load_report import LoadReport
 from wsgi_ts.rpc.management import NAME as MANAGEMENT_SERVICE
 from wsgi_ts.rpc.management import Management
 from wsgi_ts.rpc.open_inference import NAME as OPEN_INFERENCE_SERVICE
 from wsgi_ts.rpc.open_inference import PROTOCOL_NAME, OpenInference
 from wsgi_ts.rpc.port import Port
+from wsgi_ts.rpc.repository import Repository
 from wsgi_ts.rpc.server import RpcServer
 from wsgi_ts.security.access import TokenTable
 from wsgi_ts.security.tokens import INFERENCE, MANAGEMENT
@@ -74,22 +78,27 @@ def _servers(instance: Instance, plane: AsyncPlane, access: AccessLog) -> tuple[
     plugins = load_gate(config, PluginReport(instance.run_dir, "gRPC server"))
     gate = None if plugins is None else GrpcGate(plugins)
     is_json = config.log_format == "json"
-    calls = Calls(INFERENCE, tokens, access, inference_failure, gate, is_json=is_json)
-    management = Management(instance, ControlPlane(instance.run_dir))
+    load = LoadReport(ServerLoad(plane.board, plane.routes)) if config.endpoint_load_metrics else None
+    calls = Calls(INFERENCE, tokens, access, inference_failure, gate, load, is_json=is_json)
+    managing = Calls(MANAGEMENT, tokens, access, management_failure, gate, is_json=is_json)
+    control = ControlPlane(instance.run_dir)
+    management = Management(instance, control)
+    managed = management.service(managing)
     methods = Inference(plane, config).service(calls)
     names = [INFERENCE_SERVICE, MANAGEMENT_SERVICE]
     if config.ts_open_inference_protocol:
         open_inference = OpenInference(plane, management)
+        repository = Repository(ModelRepository(config, control), management)
         for name in (OPEN_INFERENCE_SERVICE, PROTOCOL_NAME):
             methods += open_inference.service(calls, name)
+            managed += repository.service(managing, name)
             names.append(name)
     health = Health(lambda: plane.routes.ready, names)
     healths = health.service(Calls(INFERENCE, None, access, inference_failure, is_json=is_json))
-    managing = Calls(MANAGEMENT, tokens, access, management_failure, gate, is_json=is_json)
     ages = config.grpc_inference_max_connection_age_ms, config.grpc_inference_max_connection_age_grace_ms
     serving = _server(config, [*methods, *healths], *ages)
     ages = config.grpc_management_max_connection_age_ms, config.grpc_management_max_connection_age_grace_ms
-    return health, [serving, _server(config, [*management.service(managing), *healths], *ages)]
+    return health, [serving, _server(config, [*managed, *healths], *ages)]
 
 
 def _server(config: Config, methods: Sequence[Method], age_ms: int | None, grace_ms: int | None) -> RpcServer:

@@ -325,6 +325,7 @@ class Supervisor:
             "processes": [*self._own_rows(), *(each.describe() for each in self._running())],
             "segments": self._batchers.segments.describe(),
             **self._manager.status(),
+            "workflows": self._workflows.status(),
         }
 
     def _own_rows(self) -> list[dict[str, Any]]:

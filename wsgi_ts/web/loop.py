@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.control.client import ControlPlane
 from wsgi_ts.dataplane.exchange import Exchange
+from wsgi_ts.dataplane.server_load import ServerLoad
 from wsgi_ts.errors import ServiceUnavailable
 from wsgi_ts.logs.setup import LineLog
 from wsgi_ts.plugins.auth import Decision
@@ -84,7 +85,7 @@ class WebLoop:
         self.report.is_json = config.log_format == "json"
         load = None
         if exchange is not None and config.endpoint_load_metrics:
-            load = LoadHeader(board, exchange.routes)
+            load = LoadHeader(ServerLoad(board, exchange.routes))
         self.sender = Sender(table)
         self.answers = Answers(table, self.sender, exchange, self.report, load, tells_times=config.server_timing)
         self.requests = Requests(table, self.answers, exchange, config.max_request_size, self._wake)

@@ -35,12 +35,13 @@ def model_name(workflow: str, node: str) -> str:
     return f"{workflow}__{node}"
 
 
-def compile_workflow(workflow: str, spec: WorkflowSpec) -> CompiledWorkflow:
+def compile_workflow(workflow: str, spec: WorkflowSpec, shown: str = "") -> CompiledWorkflow:
     """Makes the graph of a workflow.
 
     Args:
-        workflow: its name.
+        workflow: its name, or what its models are called after until they have their own names.
         spec: its specification.
+        shown: its name, where `workflow` is another.
 
     Raises:
         InvalidDag: its options ask for what cannot be done.
@@ -52,7 +53,7 @@ def compile_workflow(workflow: str, spec: WorkflowSpec) -> CompiledWorkflow:
         Graph(workflow, tuple(_node(workflow, node, place, scatter.get(node.name, -1)) for node in nodes)),
         tuple(node for node in nodes if node.kind is NodeKind.MODEL and node.options.model is None),
         tuple(node for node in nodes if node.options.model is not None),
-        _functions(workflow, nodes),
+        _functions(workflow, shown or workflow, nodes),
     )
 
 
@@ -94,21 +95,21 @@ def _scatters(spec: WorkflowSpec, place: dict[str, int]) -> dict[str, int]:
     return found
 
 
-def _functions(workflow: str, nodes: list[SpecNode]) -> dict[str, dict[str, Any]]:
+def _functions(workflow: str, shown: str, nodes: list[SpecNode]) -> dict[str, dict[str, Any]]:
     functions: dict[str, dict[str, Any]] = {}
     for node in nodes:
         if node.kind is NodeKind.FUNCTION:
             kind = FunctionKind.SCATTER if node.options.scatter else FunctionKind.NODE
-            functions[node.name] = _function(workflow, node.name, node.name, kind, node.options.batch_size or 1)
+            functions[node.name] = _function(workflow, shown, node.name, node.name, kind, node.options.batch_size or 1)
         if node.options.when is not None:
             key = _gate(node.options.when)
-            functions[key] = _function(workflow, key, node.options.when, FunctionKind.WHEN, 1)
+            functions[key] = _function(workflow, shown, key, node.options.when, FunctionKind.WHEN, 1)
     return functions
 
 
-def _function(workflow: str, key: str, function: str, kind: str, batch_size: int) -> dict[str, Any]:
-    model = model_name(workflow, key)
-    return {"model": model, "function": function, "kind": kind, "batch_size": batch_size}
+def _function(workflow: str, shown: str, key: str, function: str, kind: str, batch_size: int) -> dict[str, Any]:
+    names = {"model": model_name(workflow, key), "shown": model_name(shown, key)}
+    return {**names, "function": function, "kind": kind, "batch_size": batch_size}
 
 
 def _gate(function: str) -> str:

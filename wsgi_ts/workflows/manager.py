@@ -147,6 +147,28 @@ class WorkflowManager:
         body["workflows"] = [{"workflowName": each.name, "workflowUrl": each.directory.url} for each in page]
         return {"status": 200, "body": body}
 
+    def status(self) -> list[dict[str, Any]]:
+        """The lines of `wsgi-ts status`."""
+        with self._lock:
+            found = [self._workflows[name] for name in sorted(self._workflows)]
+        rows = []
+        for workflow in found:
+            nodes, compiled = self._registry.nodes_of(workflow.key), workflow.compiled
+            waiting = [model.name for model in nodes if not model.is_ready]
+            rows.append(
+                {
+                    "workflow": workflow.name,
+                    "url": workflow.directory.url,
+                    "nodes": len(workflow.spec.nodes),
+                    "models": len(compiled.models),
+                    "shared_models": len(compiled.shared),
+                    "functions": len(compiled.functions),
+                    "ready": not waiting,
+                    "not_ready": waiting,
+                }
+            )
+        return rows
+
     def unregister(self, *, workflow_name: str) -> dict[str, Any]:
         """Takes a workflow off the data path, and its nodes when their requests are answered."""
         self._registry.refuse_while_draining()

@@ -106,6 +106,7 @@ class WorkflowNodes:
                 raise BadRequest(f"Model {node.name} has no url.")
             self._models.register(
                 workflow=workflow.key,
+                shown_name=model_name(workflow.name, node.name),
                 url=node.url,
                 model_name=name,
                 batch_size=numbers.batch_size,
@@ -153,6 +154,7 @@ class WorkflowNodes:
                 directory.url,
                 str(handler.relative_to(directory.path)),
                 functions,
+                shown=workflow.name,
                 response_timeout=arguments.response_timeout,
                 startup_timeout=arguments.startup_timeout,
             )

@@ -41,7 +41,7 @@ class Workflow:
             InvalidDag: it is no specification, or asks for what cannot be done.
         """
         spec = directory.read_spec()
-        workflow = cls(directory, spec, compile_workflow(key, spec), arguments, key)
+        workflow = cls(directory, spec, compile_workflow(key, spec, directory.name), arguments, key)
         if workflow.compiled.functions and directory.handler_file is None:
             functions = ", ".join(workflow.compiled.functions)
             raise InvalidDag(f"The archive names no handler, which would hold the functions {functions}")

@@ -75,7 +75,10 @@ SERVICES = {
     ),
     "openinference.GRPCInferenceService": "; ".join(
         f"{name} {name}Request {name}Response"
-        for name in ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
+        for name in (
+            *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer"),
+            *("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload"),
+        )
     ),
 }
 
@@ -89,7 +92,7 @@ def test_the_descriptors_are_those_of_the_proto_files(tmp_path: Path) -> None:
     well_known = Path(protoc.__file__).parent / "_proto"
     arguments = [f"-I{PROTOS}", f"-I{well_known}", "--include_imports", f"--descriptor_set_out={made}"]
     names = ["inference.proto", "management.proto", "open_inference_grpc.proto", "health.proto"]
-    names.append("google/rpc/error_details.proto")
+    names += ["google/rpc/error_details.proto", "xds/data/orca/v3/orca_load_report.proto"]
     assert protoc.main(["protoc", *arguments, *names]) == 0
     assert descriptor_pb2.FileDescriptorSet.FromString(made.read_bytes()) == files()
 
