@@ -57,7 +57,8 @@ COMPILED = (
     "wsgi_ts/logs/access.py",
     "wsgi_ts/rest/direct.py",
     *(f"wsgi_ts/web/{name}.py" for name in (
-        "answers", "bodies", "connection", "loop", "report", "requests", "sampled_report", "sending", "table",
+        "answers", "bodies", "connection", "http_times", "loop", "report", "requests", "sampled_report", "sending",
+        "table",
     )),
 )  # fmt: skip
 #: Types are what `make lint` looks at; here no package but ours counts, so that every machine makes the same code.

@@ -213,7 +213,7 @@ class Config:
         BOOLEAN, False, "/metrics also shows queue and running requests under vLLM's names", ours=True
     )
     endpoint_load_metrics: bool = setting(
-        BOOLEAN, False, "predictions' answers tell the server's load in a header, for proxies (ORCA)", ours=True
+        BOOLEAN, False, "predictions' answers tell the server's load, for proxies (ORCA)", ours=True
     )
     disable_system_metrics: bool = setting(BOOLEAN, False, "no CPU, memory, disk and GPU metrics")
     system_metrics_cmd: str = setting(TEXT, "", "program that prints the system metrics", env=False)
