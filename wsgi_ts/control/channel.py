@@ -2,6 +2,9 @@
 
 A frame is a 4-byte big-endian length and that many bytes of UTF-8 JSON (one object). Used on the supervisor's control
 socket, between supervisor and batcher, and between batcher and worker template.
+
+The object `{"ok": text}` with a long text is sent as that text, with the highest bit of the length set: as JSON the
+metrics of a server with many models would cost several times what they cost to write.
 """
 
 from __future__ import annotations
@@ -19,6 +22,11 @@ log = logging.getLogger(__name__)
 _LENGTH = struct.Struct("!I")
 #: A frame larger than this is a broken peer, not a message.
 MAX_FRAME_BYTES = 16 * 1024 * 1024
+#: In a length: the frame is the text of a result.
+_IS_TEXT = 1 << 31
+#: Texts from here on are sent so, in characters.
+_LONG_TEXT = 65536
+_RESULT = "ok"
 
 
 class ChannelClosed(ConnectionError):
@@ -45,9 +53,15 @@ class Channel:
         Raises:
             ChannelClosed: the peer is gone.
         """
-        payload = json.dumps(message, separators=(",", ":")).encode()
+        result = message.get(_RESULT) if len(message) == 1 else None
+        if isinstance(result, str) and len(result) >= _LONG_TEXT:
+            payload = result.encode("utf-8", "surrogatepass")
+            length = len(payload) | _IS_TEXT
+        else:
+            payload = json.dumps(message, separators=(",", ":")).encode()
+            length = len(payload)
         try:
-            self.sock.sendall(_LENGTH.pack(len(payload)) + payload)
+            self.sock.sendall(_LENGTH.pack(length) + payload)
         except OSError as error:
             raise ChannelClosed(str(error)) from error
 
@@ -113,6 +127,8 @@ class Channel:
         if len(self._buffer) < _LENGTH.size:
             return None
         (length,) = _LENGTH.unpack_from(self._buffer)
+        is_text = bool(length & _IS_TEXT)
+        length &= ~_IS_TEXT
         if length > MAX_FRAME_BYTES:
             raise ChannelClosed(f"frame of {length} bytes")
         end = _LENGTH.size + length
@@ -120,6 +136,8 @@ class Channel:
             return None
         payload = bytes(self._buffer[_LENGTH.size : end])
         del self._buffer[:end]
+        if is_text:
+            return {_RESULT: payload.decode("utf-8", "surrogatepass")}
         message = json.loads(payload)
         if not isinstance(message, dict):
             raise ChannelClosed("frame is not an object")

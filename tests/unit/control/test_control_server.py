@@ -52,6 +52,13 @@ def test_arguments_are_checked_against_the_operation(control: ControlPlane) -> N
     assert (status, "unexpected keyword argument 'nmae'" in message) == (400, True)
 
 
+@pytest.mark.parametrize("name", ["you", "é\ud800\n", '"', "\U0001f600"])
+def test_a_long_text_is_answered_as_it_is(control: ControlPlane, name: str) -> None:
+    for times in (1, 65536, 1_000_000):
+        assert control.call("greet", name=name, times=times) == "hello " + name * times
+        assert control.call("greet", name="you") == "hello you", "the next answer begins where this one ends"
+
+
 def test_a_fault_of_the_operation_is_no_fault_of_the_arguments(
     control: ControlPlane, caplog: pytest.LogCaptureFixture
 ) -> None:
