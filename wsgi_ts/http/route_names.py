@@ -48,11 +48,20 @@ ROUTES: Final = (
     "/v2/repository/models/{model_name}/unload",
     "/plugins",
     "/token",
+    "/debug/traces",
+    "/debug/traces/{request_id}",
+    "/docs",
+    "/console",
+    "/console/data",
+    "/console/events",
+    "/console/inference",
+    "/console/settings",
+    "/console/tune",
 )
 #: Methods that are known, likewise.
 METHODS: Final = ("_OTHER", "GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH")
 #: How many segments of paths that begin so count: what stands behind them is the handler's.
-_MOST_SEGMENTS: Final = {"predictions": 3, "explanations": 3, "wfpredict": 2, "workflows": 2}
+_MOST_SEGMENTS: Final = {"predictions": 3, "explanations": 3, "wfpredict": 2, "workflows": 2, "console": 2}
 _METHOD_SHIFT: Final = 16
 _ROUTE_SHIFT: Final = 32
 _MASK: Final = 0xFFFF

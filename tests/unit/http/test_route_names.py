@@ -26,6 +26,8 @@ from wsgi_ts.settings.config import Config
         ("/WFpredict/w/whatever/follows", "/wfpredict/{workflow_name}"),
         ("/", "/"),
         ("//", "/"),
+        ("/console/inference/predictions/m", "/console/inference"),
+        ("/debug/traces/0a1b", "/debug/traces/{request_id}"),
         ("/predictions", "_OTHER"),
         ("/a/b/c/d", "_OTHER"),
         ("", "/"),
