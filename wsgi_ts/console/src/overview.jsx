@@ -47,7 +47,7 @@ export function Overview() {
           <TimeChart label="Queue and running requests" times={series.t} height={200} lines={[["s3", "queue", series.queue], ["s6", "running", series.running]]} />
         </Card>
         <Card title="Server">
-          <dl class="facts">
+          <dl class="facts lines">
             {Object.entries(now.server.addresses).map(([name, address]) => (
               <div key={name}>
                 <dt>{name}</dt>
@@ -88,7 +88,7 @@ function Tile({ name, value, unit, more, spark, tone, level = "" }) {
 function Goodput({ now, share }) {
   return (
     <>
-      {share == null ? "within " : `${percent(share)} within `}
+      {share == null ? "≤ " : `${percent(share)} ≤ `}
       <select aria-label="Latency up to which an answer is good" value={state.sloUs} onChange={(event) => setSlo(Number(event.target.value))}>
         {now.time_bounds_us.slice(4).map((bound) => (
           <option value={bound} key={bound}>
@@ -157,7 +157,7 @@ function ModelTable({ models }) {
           <th scope="col" class="num">p99</th>
           <th scope="col" class="num">Mean batch</th>
           <th scope="col" class="num">Queue</th>
-          <th scope="col" class="wide-only">Busy</th>
+          <th scope="col" class="widest-only">Busy</th>
         </tr>
       </thead>
       <tbody>
@@ -182,7 +182,7 @@ function ModelTable({ models }) {
               <td class="num">{ms(rate.p99)}</td>
               <td class="num">{count(rate.meanBatch)}</td>
               <td class="num">{count(model.queued)}</td>
-              <td class="wide-only">
+              <td class="widest-only">
                 <Meter share={busy} label={`${model.name}: workers busy`} level={busy > 0.95 ? "warn" : ""} />
               </td>
             </tr>

@@ -41,7 +41,7 @@ export function Requests() {
           <Card flush className="w6">
             <TraceTable traces={shown} chosen={trace} choose={choose} failed={failed} />
           </Card>
-          <Card title="Waterfall" className="w6" note={trace.request_id} end={<Copy text={trace.request_id} label="Copy the request id" />}>
+          <Card title="Waterfall" className="w6 stays" note={trace.request_id} end={<Copy text={trace.request_id} label="Copy the request id" />}>
             <Waterfall trace={trace} />
           </Card>
         </div>
