@@ -33,6 +33,8 @@ def handle(data, context):
     if data is None:
         return None
     time.sleep(0.004 + 0.0008 * len(data))
+    if any(row.get("body") == b"fail" for row in data):
+        raise ValueError("the tensor has the wrong shape")
     return [b"ok"] * len(data)
 """
 #: Its worker ends when it is told to, and says why.
@@ -202,6 +204,24 @@ def test_why_a_worker_has_ended_is_shown(console: Watched, server: ServerProcess
     expect(page.locator("pre.stderr")).to_contain_text("RuntimeError: size mismatch for fc.weight")
 
 
+def test_a_request_is_shown_as_a_waterfall(console: Watched, server: ServerProcess) -> None:
+    page = console.page
+    page.get_by_role("link", name="Requests").click()
+    spans = page.get_by_role("list", name="Spans").get_by_role("listitem")
+    for name in ("request", "queue", "batch", "inference", "respond"):
+        expect(spans.filter(has_text=re.compile(rf"^{name}[\d.]+ (ms|µs|s)$")).first).to_be_visible()
+    shown = page.get_by_label("Waterfall").locator("pre")
+    asked = shown.inner_text().removeprefix("wsgi-ts explain ")
+    kept = server.request("management", "GET", f"/debug/traces/{asked}").json()
+    expect(page.get_by_label("Waterfall")).to_contain_text(f"{kept['model']} {kept['version']}")
+    assert server.predict("classifier", b"fail").status == 503
+    page.get_by_role("button", name="Failed").click()
+    row = page.get_by_role("row", name=re.compile("^classifier POST .* 503 "))
+    expect(row.first).to_be_visible(timeout=10_000)
+    page.get_by_role("row").get_by_role("button", name="classifier").first.press("Enter")
+    expect(row.first).to_have_attribute("aria-selected", "true")
+
+
 def test_a_workflow_has_live_numbers(console: Watched, server: ServerProcess) -> None:
     page = console.page
     page.get_by_role("link", name="Workflows").click()
@@ -339,7 +359,7 @@ def test_every_panel_fits(server: ServerProcess, browser: Browser, theme: str, w
             assert page.evaluate(NAMELESS) == [], panel
             assert page.evaluate(FAINT) == [], panel
         assert page.evaluate("document.documentElement.dataset.theme") == theme
-        assert [each for each in watched.complaints if "/debug/traces" not in each] == []
+        assert watched.complaints == []
 
 
 def test_who_chooses_a_theme_keeps_it(console: Watched, server: ServerProcess) -> None:

@@ -2,7 +2,7 @@
 import { useState } from "preact/hooks";
 import { clock, count, ms } from "./format.js";
 import { Card, Copy, Tabs, Title, useFetched } from "./parts.jsx";
-import { call } from "./store.js";
+import { json } from "./store.js";
 
 const TONES = { receive: "c6", wait: "c3", queue: "c3", batch: "whole", handover: "c4", preprocess: "c6", inference: "c1", postprocess: "c2", respond: "c6" };
 const ORDERS = {
@@ -14,10 +14,7 @@ const ORDERS = {
 const ASKED = { slow: "?status=slow&limit=200", failed: "?status=failed&limit=60", last: "?limit=60" };
 
 async function fetchTraces(order) {
-  const answer = await call("GET", `/debug/traces${ASKED[order]}`);
-  if (answer.status === 404) return null;
-  if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
-  return (await answer.json()).traces;
+  return (await json(`/debug/traces${ASKED[order]}`)).traces;
 }
 
 export function Requests() {
@@ -34,14 +31,13 @@ export function Requests() {
         Requests
       </Title>
       {error && <p class="notice bad">{String(error.message)}</p>}
-      {data === null && !error && <p class="empty card">This server keeps no traces: switch tracing on to see single requests here.</p>}
-      {data && !shown.length && <p class="empty card">{order === "failed" ? "No request has failed." : "No request was kept yet."}</p>}
+      {data && !shown.length && <p class="empty card">{order === "failed" ? "No request has failed." : "No request was kept yet. The server keeps the slowest of each minute (trace_keep)."}</p>}
       {shown.length > 0 && (
         <div class="grid">
           <Card flush className="w6">
             <TraceTable traces={shown} chosen={trace} choose={choose} failed={failed} />
           </Card>
-          <Card title="Waterfall" className="w6 stays" note={trace.request_id} end={<Copy text={trace.request_id} label="Copy the request id" />}>
+          <Card title="Waterfall" className="w6 stays" note={trace.request_id} end={<Copy text={`wsgi-ts explain ${trace.request_id}`} label="Copy the command that explains this request" />}>
             <Waterfall trace={trace} />
           </Card>
         </div>
@@ -109,6 +105,7 @@ function Waterfall({ trace }) {
           <SpanRow span={span} end={end} tone={TONES[span.name] ?? "c5"} key={place} />
         ))}
       </div>
+      <pre tabIndex={0}>wsgi-ts explain {trace.request_id}</pre>
       <dl class="facts">
         {facts
           .filter(([, value]) => value != null && value !== "")
