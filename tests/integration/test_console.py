@@ -8,11 +8,13 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import math
 import os
 import re
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,12 @@ from support.browser import FAINT, NAMELESS, Watched, chromium
 from support.eventually import eventually
 from support.server import REPOSITORY, ServerProcess
 from support.wars import war
+
+from wsgi_ts.tune.objective import parse_objective
+from wsgi_ts.tune.prediction import Curve
+from wsgi_ts.tune.report import Result, save
+from wsgi_ts.tune.search import Point
+from wsgi_ts.tune.served_model import Setting
 
 debian.needs("chromium")
 
@@ -68,20 +76,9 @@ dag:
   a: [join]
   b: [join]
 """
-POINTS = [
-    {"batch_size": 1, "workers": 1, "throughput": 190.0, "p99_ms": 8.0, "pareto": True, "chosen": False},
-    {"batch_size": 8, "workers": 1, "throughput": 700.0, "p99_ms": 15.0, "pareto": True, "chosen": False},
-    {"batch_size": 16, "workers": 2, "throughput": 1600.0, "p99_ms": 31.0, "pareto": True, "chosen": True},
-    {"batch_size": 16, "workers": 1, "throughput": 850.0, "p99_ms": 33.0, "pareto": False, "chosen": False},
-    {"batch_size": 32, "workers": 2, "throughput": 1900.0, "p99_ms": 62.0, "pareto": True, "chosen": False},
-]
-TUNED = {
-    "model": "classifier",
-    "slo": "p99=50ms",
-    "curve": {"a_ms": 4.2, "b_ms": 0.8},
-    "points": [{"threads": 1, "delay_ms": 20.0, "goodput": 1000.0, "predicted": 1650.0, **point} for point in POINTS],
-    "measured_at": "2026-11-27T01:30:00Z",
-}
+#: What tune has measured: batch size, workers, answers a second and p99 in seconds.
+MEASURED = ((1, 1, 190, 0.008), (8, 1, 700, 0.015), (16, 2, 1600, 0.031), (16, 1, 850, 0.033), (32, 2, 1900, 0.062))
+CHOSEN = 2
 PANELS = ("overview", "models", "models/classifier/1.0", "requests", "workflows", "try", "tune", "settings")
 CLIENTS = 6
 
@@ -266,16 +263,29 @@ def test_settings_say_where_they_come_from(console: Watched) -> None:
 
 
 def test_the_result_of_tune_is_drawn(console: Watched, server: ServerProcess) -> None:
-    folder = server.run_dir / "tune"
-    folder.mkdir(exist_ok=True)
-    (folder / "classifier.json").write_text(json.dumps(TUNED))
-    (folder / "half-written.json").write_text('{"model": ')
+    points = [
+        Point(Setting(workers, 1, size, "adaptive", 20), rate, rate, p99_s, rate, 1650.0, True, [p99_s])
+        for size, workers, rate, p99_s in MEASURED
+    ]
+    points.append(replace(points[0], p99_s=math.inf, goodput=0.0, holds=False))
+    curve = Curve(2, 1, ((1, 0.005), (8, 0.0104), (16, 0.0168)), 0.0, ((1.0,), (1.0,), (1.0,)))
+    objective, present = parse_objective(["p99=50ms"]), points[0].setting
+    warnings = ["the machine is busy"]
+    save(
+        Result("classifier", "1.0", objective, present, present, curve, points[0], points[CHOSEN], points, warnings),
+        server.run_dir,
+    )
+    (server.run_dir / "tune" / "half-written.json").write_text('{"model": ')
     page = console.page
     page.get_by_role("link", name="Tune").click()
     plot = page.get_by_role("img", name=re.compile("^Measured configurations; chosen: 1,600 requests.s at p99 31 ms"))
     expect(plot).to_be_visible()
-    assert plot.locator("circle").count() == len(POINTS)
+    assert plot.locator("circle").count() == len(MEASURED)
     assert plot.locator("circle.front").count() == 4
+    expect(
+        page.get_by_role("img", name=re.compile("^Service time by batch size, measured: 1 requests 5 ms"))
+    ).to_be_visible()
+    expect(page.get_by_label("Chosen")).to_contain_text("the machine is busy")
     expect(page.get_by_role("row", name=re.compile("chosen$"))).to_contain_text("1,600")
 
 

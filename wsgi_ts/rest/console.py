@@ -20,6 +20,7 @@ from wsgi_ts.console.page import Page
 from wsgi_ts.control.client import QUICK_CALL_S, ControlPlane
 from wsgi_ts.errors import ServerError, ServiceUnavailable
 from wsgi_ts.rest.responses import write_json
+from wsgi_ts.run_files import RunFiles
 from wsgi_ts.settings.address import Address
 
 if TYPE_CHECKING:
@@ -89,12 +90,12 @@ class TuneResults:
     """`/console/tune`: what `wsgi-ts tune` has left of each model."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._folder = run_dir / "tune"
+        self._folder = RunFiles(run_dir).tune
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answers with the newest result of each model; one that cannot be read is left out, and the log says why."""
         found = []
-        for path in sorted(self._folder.glob("*.json")):
+        for path in sorted(self._folder.glob("[!.]*.json")):
             try:
                 found.append(json.loads(path.read_text(encoding="utf-8")))
             except (OSError, ValueError) as error:

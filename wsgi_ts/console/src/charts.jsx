@@ -165,7 +165,7 @@ export function CurveChart({ points, curve, batchSize }) {
           {curve && <line class="fit" x1={x(0)} y1={y(onLine(0))} x2={x(mostX)} y2={y(onLine(mostX))} />}
           {points.map((point) => (
             <circle class="seen" key={point.n} cx={x(point.n)} cy={y(point.ms)} r={4 + 6 * Math.sqrt(point.batches / most)}>
-              <title>{`${count(point.n)} requests: ${ms(point.ms)} (${count(point.batches)} batches)`}</title>
+              <title>{`${count(point.n)} requests: ${ms(point.ms)}`}</title>
             </circle>
           ))}
         </>

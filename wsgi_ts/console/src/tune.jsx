@@ -1,6 +1,6 @@
 // What `wsgi-ts tune` has measured: throughput against latency, and which configurations nothing beats.
 import { useState } from "preact/hooks";
-import { Plane } from "./charts.jsx";
+import { CurveChart, Plane } from "./charts.jsx";
 import { count, ms } from "./format.js";
 import { Card, Legend, Tabs, Title, useFetched } from "./parts.jsx";
 import { json } from "./store.js";
@@ -29,13 +29,16 @@ export function Tune() {
 
 const written = (slo) => (slo == null ? "none" : typeof slo === "object" ? Object.entries(slo).map(([key, value]) => `${key}=${value}`).join(", ") : String(slo));
 
+const settingOf = (point) => `batches of ${point.batch_size}, ${point.workers} workers, ${point.threads || "all"} threads, ${point.policy ?? ""} ${ms(point.delay_ms)}`;
+
 function Result({ result }) {
-  const points = result.points.filter((point) => point.throughput > 0);
+  const points = result.points.filter((point) => point.throughput > 0 && point.p99_ms != null);
+  const sizes = (result.sizes ?? []).map((size) => ({ ...size, batches: 1 }));
   const front = points.filter((point) => point.pareto).sort((a, b) => a.p99_ms - b.p99_ms);
   const chosen = points.find((point) => point.chosen);
   const mostX = Math.max(1, ...points.map((point) => point.p99_ms)) * 1.08;
   const mostY = Math.max(1, ...points.map((point) => point.throughput)) * 1.12;
-  const told = (point) => `${count(point.throughput)} requests/s at p99 ${ms(point.p99_ms)}: batch ${point.batch_size}, ${point.workers} workers, ${point.threads} threads, delay ${ms(point.delay_ms)}`;
+  const told = (point) => `${count(point.throughput)} requests/s at p99 ${ms(point.p99_ms)}: ${settingOf(point)}`;
   return (
     <div class="grid">
       <Card title={`${result.model}: throughput and p99`} className="w7" note={String(result.measured_at ?? "")} end={<Legend entries={[["c2", "nothing beats these"], ["c3", "chosen"]]} />}>
@@ -52,7 +55,8 @@ function Result({ result }) {
           )}
         />
       </Card>
-      <Card title="Chosen" className="w5">
+      <div class="w5 stack">
+      <Card title="Chosen">
         <dl class="facts">
           <Fact name="objective" value={written(result.slo)} />
           {result.curve && <Fact name="a batch costs" value={`${ms(result.curve.a_ms)} + ${ms(result.curve.b_ms)} · n`} />}
@@ -61,14 +65,26 @@ function Result({ result }) {
               <Fact name="batch size" value={chosen.batch_size} />
               <Fact name="max delay" value={ms(chosen.delay_ms)} />
               <Fact name="workers" value={chosen.workers} />
-              <Fact name="threads each" value={chosen.threads} />
+              <Fact name="threads each" value={chosen.threads || "as many as fit"} />
+              {chosen.policy && <Fact name="batching" value={chosen.policy} />}
               <Fact name="p99" value={ms(chosen.p99_ms)} />
               <Fact name="goodput" value={`${count(chosen.goodput)}/s`} />
               <Fact name="predicted" value={typeof chosen.predicted === "number" ? `${count(chosen.predicted)}/s` : String(chosen.predicted ?? "–")} />
             </>
           )}
         </dl>
+        {(result.warnings ?? []).map((warning) => (
+          <p class="note warn" key={warning}>
+            {warning}
+          </p>
+        ))}
       </Card>
+      {sizes.length > 0 && (
+        <Card title="What a batch costs">
+          <CurveChart points={sizes} curve={result.curve} batchSize={sizes.at(-1).n} />
+        </Card>
+      )}
+      </div>
       <Card title="All that was measured" flush>
         <table>
           <thead>
@@ -86,7 +102,7 @@ function Result({ result }) {
               <tr key={place}>
                 <td class="num">{point.batch_size}</td>
                 <td class="num">{point.workers}</td>
-                <td class="num">{point.threads}</td>
+                <td class="num">{point.threads || "all"}</td>
                 <td class="num">{ms(point.delay_ms)}</td>
                 <td class="num">{count(point.throughput)}</td>
                 <td class="num">{ms(point.p99_ms)}</td>
