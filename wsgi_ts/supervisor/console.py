@@ -28,6 +28,8 @@ from wsgi_ts.workflows.layout import lay_out
 
 #: How often the GPUs are looked at while somebody looks at the console, in seconds; it takes a process.
 GPU_INTERVAL_S = 5.0
+#: How often the memory of processes is read: there may be hundreds of them.
+MEMORY_INTERVAL_S = 5.0
 #: What is shown in place of a value that is a secret, and the parts of the names of such keys.
 HIDDEN = "••••••"
 _SECRET = ("pass", "secret", "credential", "otlp_headers")
@@ -82,16 +84,18 @@ class ConsoleData:
         self._status = status
         self._hostname = socket.gethostname()
         self._gpus = _Gpus(batchers - 1)
+        self._memory = _Memory()
         #: The drawings of the workflows by name, each with the graph that it is of.
         self._drawings: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {}
 
     def snapshot(self) -> str:
         """Everything that may change, as JSON in one line."""
+        self._memory.begin()
         status = self._status()
         for table in ("models", "workers", "segments"):
             status.pop(table)
         for process in status["processes"]:
-            process["memory"] = resident_bytes(process["pid"]) if (process.get("pid") or -1) > 0 else 0
+            process["memory"] = self._memory.of(process.get("pid") or -1)
         server = {
             **status,
             "hostname": self._hostname,
@@ -157,7 +161,9 @@ class ConsoleData:
                 **_description(model),
                 "default": (model.name, model.version) in defaults,
                 **self._numbers(model),
-                "workers": [_worker(worker, is_leaving=worker.worker_id in model.leaving) for worker in workers],
+                "workers": [
+                    _worker(worker, self._memory, is_leaving=worker.worker_id in model.leaving) for worker in workers
+                ],
             }
 
     def _numbers(self, model: ModelVersion) -> dict[str, Any]:
@@ -165,7 +171,7 @@ class ConsoleData:
         board = self._board
         rows = [board.model_row(batcher, model.spec.index) for batcher in sorted(model.loaded_in)]
         copies = [board.words[row : row + layout.MODEL_WORDS].tolist() for row in rows]
-        words = [sum(column) for column in zip(*copies, strict=True)] if copies else [0] * layout.MODEL_WORDS
+        words = _sums(copies, layout.MODEL_WORDS)
         counts = {name: words[word] for name, word in _COUNTS.items()}
         counts |= {name: words[one] + words[other] for name, (one, other) in _SUMS.items()}
         buckets = {name: words[first : first + size] for name, (first, size) in _BUCKETS.items()}
@@ -177,7 +183,7 @@ class ConsoleData:
         if index >= 0:
             rows = [self._board.workflow_row(row, index) for row in range(layout.MAX_WEB_ROWS)]
             copies = [self._board.words[row : row + layout.WORKFLOW_WORDS].tolist() for row in rows]
-            words = [sum(column) for column in zip(*copies, strict=True)]
+            words = _sums(copies, layout.WORKFLOW_WORDS)
         first = WorkflowWord.LATENCY_BUCKETS
         nodes = []
         for place, node in enumerate(graph["nodes"]):
@@ -202,6 +208,29 @@ class ConsoleData:
         if known is None or known[0] is not graph:
             known = self._drawings[name] = (graph, drawing(graph["nodes"]))
         return known[1]
+
+
+class _Memory:
+    """What processes have in memory, each read once in some seconds."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, int] = {}
+        self._forget_at = 0.0
+
+    def begin(self) -> None:
+        """A snapshot is taken: what is too old is read anew in it."""
+        now = time.monotonic()
+        if now >= self._forget_at:
+            self._known, self._forget_at = {}, now + MEMORY_INTERVAL_S
+
+    def of(self, pid: int) -> int:
+        """The bytes of a process; 0 where there is none."""
+        if pid <= 0:
+            return 0
+        known = self._known
+        if pid not in known:
+            known[pid] = resident_bytes(pid)
+        return known[pid]
 
 
 class _Gpus:
@@ -294,6 +323,13 @@ def _description(model: ModelVersion) -> dict[str, Any]:
     }
 
 
+def _sums(copies: Sequence[list[int]], size: int) -> list[int]:
+    """The sums of the words of several rows of a size; there may be none."""
+    if len(copies) == 1:
+        return copies[0]
+    return [sum(column) for column in zip(*copies, strict=True)] if copies else [0] * size
+
+
 def _curve(copies: Sequence[Sequence[int]]) -> dict[str, float] | None:
     """What a batch costs as the batching rule has learnt it, of the batcher that has done most; None: nothing."""
     busiest = max(copies, key=lambda words: words[ModelWord.BATCHES], default=None)
@@ -303,7 +339,7 @@ def _curve(copies: Sequence[Sequence[int]]) -> dict[str, float] | None:
     return {"a_ms": fixed_ns / 1e6, "b_ms": per_request_ns / 1e6} if fixed_ns or per_request_ns else None
 
 
-def _worker(worker: WorkerRecord, *, is_leaving: bool) -> dict[str, Any]:
+def _worker(worker: WorkerRecord, memory: _Memory, *, is_leaving: bool) -> dict[str, Any]:
     report = worker.report
     row: dict[str, Any] = {
         "id": worker.worker_id,
@@ -315,7 +351,7 @@ def _worker(worker: WorkerRecord, *, is_leaving: bool) -> dict[str, Any]:
     if report is not None:
         row |= {
             "pid": report.pid,
-            "memory": resident_bytes(report.pid) if report.pid > 0 else 0,
+            "memory": memory.of(report.pid),
             "since_ms": report.started_at_ms or worker.created_at_ms,
             "load_ms": report.load_ms,
             "progress": report.progress,

@@ -23,7 +23,7 @@ export function TryIt() {
   const headers = state.inferenceKey ? { "x-inference-authorization": `Bearer ${state.inferenceKey}` } : {};
   const sources = useMemo(() => {
     if (!data) return [];
-    const address = server.addresses.inference;
+    const address = server.addresses.inference ?? location.origin;
     const own = { name: data.inference ? "Management" : "API", document: data.management, prefix: "", address: location.origin };
     const other = data.inference && { name: "Inference", document: data.inference, prefix: PROXY, address: shown(address), headers };
     return other ? [other, own] : [own];
