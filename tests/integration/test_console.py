@@ -204,6 +204,7 @@ def test_why_a_worker_has_ended_is_shown(console: Watched, server: ServerProcess
 def test_a_request_is_shown_as_a_waterfall(console: Watched, server: ServerProcess) -> None:
     page = console.page
     page.get_by_role("link", name="Requests").click()
+    page.get_by_role("row", name=re.compile("^classifier POST")).first.click()
     spans = page.get_by_role("list", name="Spans").get_by_role("listitem")
     for name in ("request", "queue", "batch", "inference", "respond"):
         expect(spans.filter(has_text=re.compile(rf"^{name}[\d.]+ (ms|µs|s)$")).first).to_be_visible()

@@ -23,7 +23,7 @@ export function Requests() {
   const { data, error } = useFetched(() => fetchTraces(order), 3, [order]);
   const all = data ?? [];
   const failed = (trace) => trace.error || trace.status >= 500;
-  const shown = all.filter((trace) => order !== "failed" || failed(trace)).sort(ORDERS[order]).slice(0, 60);
+  const shown = all.filter((trace) => order !== "failed" || failed(trace)).sort(ORDERS[order]).slice(0, 40);
   const trace = shown.find((each) => each.request_id === chosen) ?? shown[0];
   return (
     <>
@@ -85,7 +85,7 @@ function TraceTable({ traces, chosen, choose, failed }) {
 const startOf = (trace) => (typeof trace.started === "string" ? Date.parse(trace.started) / 1000 : trace.started);
 
 function Waterfall({ trace }) {
-  const spans = [...trace.spans].sort((a, b) => a.start_ms - b.start_ms);
+  const spans = trace.spans;
   const end = Math.max(trace.duration_ms, ...spans.map((span) => span.start_ms + span.duration_ms), 0.001);
   const facts = [
     ["model", [trace.model, trace.version].filter(Boolean).join(" ")],
