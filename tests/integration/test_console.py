@@ -286,7 +286,7 @@ def test_the_result_of_tune_is_drawn(console: Watched, server: ServerProcess) ->
     expect(
         page.get_by_role("img", name=re.compile("^Service time by batch size, measured: 1 requests 5 ms"))
     ).to_be_visible()
-    expect(page.get_by_label("Chosen")).to_contain_text("the machine is busy")
+    expect(page.get_by_label("Chosen", exact=True)).to_contain_text("the machine is busy")
     expect(page.get_by_role("row", name=re.compile("chosen$"))).to_contain_text("1,600")
 
 
@@ -357,6 +357,7 @@ def test_a_keyboard_is_enough(console: Watched) -> None:
     expect(page.get_by_role("dialog")).to_have_count(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", ["dark", "light"])
 @pytest.mark.parametrize("width", [1440, 390])
 def test_every_panel_fits(server: ServerProcess, browser: Browser, theme: str, width: int) -> None:
