@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,13 +170,18 @@ def check_log_config(path: Path, environ: Mapping[str, str]) -> Iterator[Differe
     from wsgi_ts.logs.notation import LogConfigError
 
     try:
-        _, warnings = translate(path, path.read_text(encoding="utf-8", errors="replace"), environ)
+        _, notes = translate(path, path.read_text(encoding="utf-8", errors="replace"), environ)
     except LogConfigError as error:
-        yield Difference("FAIL", str(path), str(error).removeprefix(f"{path}:"), "correct it, or start without it")
+        place = re.match(rf"({re.escape(str(path))}(?::[0-9]+)?): (.*)", str(error), re.DOTALL)
+        where, text = place.groups() if place else (str(path), str(error))
+        yield Difference("FAIL", where, text, "the server does not start with it: correct it, or start without it")
         return
-    for warning in warnings:
-        place, text = warning.split(": ", 1) if warning.startswith(str(path)) else (str(path), warning)
-        yield Difference("WARN", place, text, "see docs/logging.md for what there is instead")
+    for note in notes:
+        # "what (line 7)"
+        what, _, line = note.removesuffix(")").rpartition(" (line ")
+        where, text = (f"{path}:{line}", what) if line.isdigit() else (str(path), note)
+        told = f"{text} has no counterpart here, and is left out"
+        yield Difference("WARN", where, told, "docs/logging.md says what there is instead")
 
 
 def _check_access(entries: Mapping[str, Entry], path: Path) -> Iterator[Difference]:

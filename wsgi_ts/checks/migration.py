@@ -72,7 +72,7 @@ def _check_of(path: Path) -> str | None:
     if path.is_dir():
         kinds = {"archive": path / _MANIFEST, "workflow": path / _MANIFEST_OF_WORKFLOW}
         return next((kind for kind, file in kinds.items() if file.is_file()), None)
-    if name.endswith((*ARCHIVE_SUFFIXES, ".tgz")):
+    if name.endswith((*ARCHIVE_SUFFIXES, ".tgz", ".zip")):
         return "archive"
     if name.endswith((".properties", ".cfg")):
         return "properties"

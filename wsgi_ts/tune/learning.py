@@ -83,6 +83,14 @@ class Learner:
             Refused: not even batches of one are answered.
         """
         wanted = sizes or [1 << power for power in range(self._largest.bit_length()) if 1 << power <= self._largest]
+        # All of them ask at once in the beginning, and the queue refuses what it has no room for.
+        room = self._model.facts["job_queue_size"] // workers
+        if wanted[-1] > room:
+            told = (
+                f"jobQueueSize {self._model.facts['job_queue_size']} leaves no room for larger batches than were tried"
+            )
+            self.warnings.append(told)
+            wanted = [size for size in wanted if size <= room] or [1]
         largest = wanted[-1]
         samples: list[Sample] = []
         for size in wanted:

@@ -33,7 +33,7 @@ MOST_CONNECTIONS = 900
 KEPT = 64
 #: What is under way at the end is waited for so long, in seconds.
 _LAST_ANSWERS_S = 30.0
-_SHOWN_BYTES = 300
+_SHOWN_CHARS = 120
 
 
 @dataclass(frozen=True)
@@ -294,9 +294,10 @@ class Run:
 def _shown(body: bytes) -> str:
     """What an error's answer says, on one line."""
     try:
-        return str(json.loads(body)["message"])
+        text = str(json.loads(body)["message"])
     except (ValueError, KeyError, TypeError):
-        return " ".join(body[:_SHOWN_BYTES].decode("utf-8", "replace").split())
+        text = " ".join(body[: 4 * _SHOWN_CHARS].decode("utf-8", "replace").split())
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}…"
 
 
 def main() -> None:
