@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.metadata
 import importlib.util
 import re
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsgi_ts.checks.difference import Difference
+from wsgi_ts.checks.difference import Difference, Level
 from wsgi_ts.ts_path import shim_path
 
 _MOST_FILES = 200
@@ -79,18 +78,18 @@ def check_handler(file: Path, folder: Path, shown: str, requirements: Sequence[s
 
 def _check_import(each: Import, where: str, wanted: set[str]) -> Difference | None:
     top = each.module.partition(".")[0]
-    level: str = "WARN" if each.is_optional else "FAIL"
+    level: Level = "WARN" if each.is_optional else "FAIL"
     if top == "ts":
         missing = _missing_in_shim(each.module, each.name)
         if missing is None:
             return None
         told = f"imports {missing}, which this server does not have"
-        advice = "docs/handlers.md lists the ts modules that are there"
-        return Difference("WARN" if level == "WARN" else "FAIL", where, told, advice)
+        advice = "derive from what there is (docs/handlers.md), or copy what is used into the archive"
+        return Difference(level, where, told, advice)
     if top in sys.stdlib_module_names or not top:
         return None
     if top in _GONE:
-        return Difference("WARN" if level == "WARN" else "FAIL", where, f"imports {top}", _GONE[top])
+        return Difference(level, where, f"imports {top}", _GONE[top])
     if _is_installed(top):
         return None
     package = _PACKAGES.get(top, top)
@@ -176,11 +175,3 @@ def _is_installed(top: str) -> bool:
 
 def _normal(package: str) -> str:
     return re.sub(r"[-_.]+", "-", package).lower()
-
-
-def installed_version(package: str) -> str | None:
-    """The version of a package that is installed here, None where it is not."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log2
-from statistics import median
+from statistics import fmean
 
 from wsgi_ts.tune.generator import KEPT_CONNECTIONS, percentile
 from wsgi_ts.tune.objective import Objective
@@ -81,8 +81,9 @@ class Curve:
 
 
 def noise_of(latencies_s: Sequence[float], overhead_s: float) -> tuple[float, ...]:
-    """How far single batches are from what they take as a rule, by the latencies of a run with equal batches."""
-    usual = max(1e-6, median(latencies_s) - overhead_s)
+    """How far single batches are from the mean of all, by the latencies of a run with equal batches."""
+    # The mean, since the server measures means: the simulated workers are as busy as the real ones.
+    usual = max(1e-6, fmean(latencies_s) - overhead_s)
     count = min(_NOISE_STEPS, len(latencies_s))
     steps = [percentile(latencies_s, 100 * (step + 0.5) / count) for step in range(count)]
     return tuple(max(0.1, (each - overhead_s) / usual) for each in steps)
