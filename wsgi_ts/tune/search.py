@@ -19,7 +19,7 @@ _SAME = 0.03
 FINALISTS = 3
 #: A run has as many requests as a 99th percentile needs, and lasts so long at least and at most, in seconds.
 _REQUESTS = 600
-_SHORTEST_S, _LONGEST_S = 3.0, 15.0
+_SHORTEST_S, _LONGEST_S = 3.0, 12.0
 _WARM_UP_S = 1.0
 #: Steps from rates that were too high, one after the other, and from one that was served.
 _DOWN, _UP = (0.9, 0.85, 0.75, 0.6), 1.1
@@ -186,8 +186,9 @@ class Verifier:
         return best
 
     def has_time(self, rate: float) -> bool:
-        """Whether a run at a rate ends in time."""
-        return time.monotonic() + _WARM_UP_S + _seconds(rate) < self._until or not self.points
+        """Whether a run at a rate ends in time; the first setting is measured until it keeps the limits."""
+        is_first = not any(point.holds or point.setting != self.points[0].setting for point in self.points)
+        return is_first or time.monotonic() + _WARM_UP_S + _seconds(rate) < self._until
 
     def measure(self, candidate: Candidate, rate: float) -> Point:
         """Measures a setting, which holds, at a rate."""

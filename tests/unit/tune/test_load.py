@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
+from wsgi_ts.security.certificates import self_signed
 from wsgi_ts.tune.generator import Generator, LoadError, Target
 
 REQUEST = b"POST /predictions/m HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n"
@@ -49,10 +52,10 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(server: Server) -> Iterator[Generator]:
+def serving(server: Server, *, tls: bool = False) -> Iterator[Generator]:
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
-    target = Target([REQUEST + b"one ", REQUEST + b"two "], "127.0.0.1", server.server_address[1])
+    target = Target([REQUEST + b"one ", REQUEST + b"two "], "127.0.0.1", server.server_address[1], tls=tls)
     try:
         with Generator(target, 1) as generator:
             yield generator
@@ -88,6 +91,19 @@ def test_other_answers_than_200_are_failures_with_their_text() -> None:
     assert not found.latencies_s
     assert found.failed == found.statuses[400] > 0
     assert found.refusal == "400 no such luck"
+
+
+def test_tls_with_whatever_certificate(tmp_path: Path) -> None:
+    pem = tmp_path / "own.pem"
+    pem.write_bytes(self_signed(["elsewhere"]).to_pem())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    server = Server()
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    with serving(server, tls=True) as generator:
+        found = generator.at_random(50, 0.5, 0.0)
+    assert found.failed == 0
+    assert found.latencies_s
 
 
 def test_a_server_that_is_not_there() -> None:
