@@ -19,7 +19,14 @@ from support.server import ServerProcess
 
 from wsgi_ts.errors import ServerError
 
-COMMAND = [sys.executable, "-c", "import sys; from wsgi_ts.cli.commands import wsgi_ts; sys.exit(wsgi_ts())"]
+#: A test run in the background ignores Ctrl-C, and so would what it starts.
+_LAUNCH = """
+import signal, sys
+from wsgi_ts.cli.commands import wsgi_ts
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(wsgi_ts())
+"""
+COMMAND = [sys.executable, "-c", _LAUNCH]
 #: A sleep is never shorter than it should be, and takes no CPU from the others.
 COST = """
 import time

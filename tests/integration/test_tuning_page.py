@@ -16,7 +16,9 @@ DOCS = REPOSITORY / "docs"
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    # All of them, so that what closes one is never taken for what opens the next.
+    found = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [text for kind, text in found if kind == language]
 
 
 @pytest.mark.slow

@@ -647,6 +647,7 @@ def test_model_yaml_all_keys() -> None:
         "sequenceMaxIdleMSec": 5, "sequenceTimeoutMSec": 6, "maxSequenceJobQueueSize": 10,
         "maxNumSequence": 11,
         "batchPolicy": "Fixed", "batching": "pkg:Policy", "weightsOnly": False, "handler": {"profile": True},
+        "threadsPerWorker": 3,
     }  # fmt: skip
     yaml = parse_model_yaml(fields)
     assert yaml.warnings == ()
@@ -666,7 +667,7 @@ def test_model_yaml_all_keys() -> None:
     assert yaml.use_venv and not yaml.async_communication
     assert (yaml.sequence_max_idle_ms, yaml.sequence_timeout_ms) == (5, 6)
     assert (yaml.max_sequence_queue, yaml.max_sequences) == (10, 11)
-    assert (yaml.batch_policy, yaml.weights_only) == ("fixed", False)
+    assert (yaml.batch_policy, yaml.weights_only, yaml.threads_per_worker) == ("fixed", False, 3)
     assert yaml.raw["handler"] == {"profile": True}
 
 
