@@ -76,6 +76,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _tune(options: argparse.Namespace, run_dir: Path, objective: Objective, samples: list[RecordedRequest]) -> int:
     config = read_config(run_dir)
+    if config.embedded_in is not None:
+        raise TuneError(
+            f"The server in {run_dir} is an engine of process {config.embedded_in} and opens no address that could be "
+            "asked: tune the model on a server of its own, and take over what its model-config.yaml is to say."
+        )
     cores = usable_cores()
     until = time.monotonic() + options.minutes * 60
     with closing(ControlPlane(run_dir)) as control:
