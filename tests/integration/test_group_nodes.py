@@ -1,4 +1,7 @@
-"""A model whose group spans two machines: two servers of this machine stand for them (`torchrun.nnodes: 2`)."""
+"""A model whose group spans two machines (`torchrun.nnodes: 2`): two servers of this machine stand for them.
+
+Where this process may make network namespaces, each of two servers also gets an address of its own.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import pytest
 from support import http
 from support.archives import archive
 from support.eventually import eventually
+from support.machines import Machine, are_possible, two_machines
 from support.server import WITH_TORCH, ServerProcess, free_ports
 
 pytestmark = pytest.mark.slow
@@ -39,15 +43,20 @@ class Handler:
 """
 
 
+def settings(endpoint: str) -> str:
+    """The model-config.yaml of a model that spans two nodes which meet there."""
+    torchrun = {"nnodes": 2, "nproc-per-node": 2, "rdzv-endpoint": endpoint, "OMP_NUMBER_THREADS": 1}
+    keys = {"minWorkers": 1, "maxWorkers": 1, "parallelType": "tp", "responseTimeout": 10, "torchrun": torchrun}
+    return json.dumps(keys)
+
+
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[list[ServerProcess]]:
     """Two servers with the model registered on both."""
     (port,) = free_ports(1)
-    torchrun = {"nnodes": 2, "nproc-per-node": 2, "rdzv-endpoint": f"127.0.0.1:{port}", "OMP_NUMBER_THREADS": 1}
-    settings = {"minWorkers": 1, "maxWorkers": 1, "parallelType": "tp", "responseTimeout": 10, "torchrun": torchrun}
     with ServerProcess(config=WITH_TORCH) as first, ServerProcess(config=WITH_TORCH) as second:
         for node in (first, second):
-            archive(node.store, "wide", HANDLER, config_yaml=json.dumps(settings))
+            archive(node.store, "wide", HANDLER, config_yaml=settings(f"127.0.0.1:{port}"))
         with ThreadPoolExecutor(2) as pool:
             # Neither can load without the other.
             replies = list(pool.map(lambda node: node.register("wide.mar"), (first, second)))
@@ -91,3 +100,26 @@ def test_a_dead_rank_of_one_node_has_both_started_again(nodes: list[ServerProces
 
     eventually(both_are_new, within=90, what="new ranks on both nodes")
     assert sorted(place(node)["RANK"] for node in nodes) == [0, 2]
+
+
+@pytest.mark.skipif(not are_possible(), reason="network namespaces take root and ip")
+def test_two_machines_with_a_cable_between_them() -> None:
+    """Each has its own loopback: nothing can meet there by mistake."""
+    with two_machines() as machines:
+        servers: dict[Machine, ServerProcess] = {}
+        try:
+            for machine in machines:
+                servers[machine] = machine.do(ServerProcess, config=WITH_TORCH)
+                archive(servers[machine].store, "wide", HANDLER, config_yaml=settings(f"{machines[0].address}:29400"))
+            for begun in [machine.begin(server.start) for machine, server in servers.items()]:
+                begun.result()
+            replies = [machine.begin(server.register, "wide.mar") for machine, server in servers.items()]
+            assert [each.result().status for each in replies] == [200, 200], replies[0].result().text
+            places = [machine.do(place, server) for machine, server in servers.items()]
+            assert sorted(each["RANK"] for each in places) == [0, 2]
+            assert all((each["WORLD_SIZE"], each["met"]) == (4, 4.0) for each in places)
+            asked = [machine.begin(server.predict, "wide", "together") for machine, server in servers.items()]
+            assert [(each.result().status, each.result().text) for each in asked] == [(200, "32.0")] * 2
+        finally:
+            left = [machine.do(server.stop) for machine, server in servers.items()]
+    assert left == [[], []]

@@ -5,7 +5,6 @@ The package lives in a virtual environment of its own, which is made once (a min
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import subprocess
@@ -81,13 +80,13 @@ async def main():
 asyncio.run(main())
 """
 
-#: A server of KServe's with a model that passes requests on to TorchServe, as the wrapper in its image does.
+#: A server of KServe's with models that pass requests on to TorchServe, as the wrapper in its image does.
 WRAPPER = """
 import sys
 import httpx
 import kserve
 
-http_port, management_port, own_port = sys.argv[1:]
+http_port, management_port, own_port, own_grpc_port = sys.argv[1:]
 
 class PassedOn(kserve.Model):
     def __init__(self, name):
@@ -101,12 +100,41 @@ class PassedOn(kserve.Model):
         return self.ready
 
     async def predict(self, payload, headers=None, response_headers=None):
+        # A request of the second protocol comes as an object, over REST and gRPC.
+        is_second = isinstance(payload, kserve.InferRequest)
+        path = f"/v2/models/{self.name}/infer" if is_second else f"/v1/models/{self.name}:predict"
         async with httpx.AsyncClient() as client:
-            answer = await client.post(f"http://127.0.0.1:{http_port}/v1/models/{self.name}:predict", json=payload)
+            body = payload.to_rest()[0] if is_second else payload
+            answer = await client.post(f"http://127.0.0.1:{http_port}{path}", json=body)
         answer.raise_for_status()
-        return answer.json()
+        return kserve.InferResponse.from_rest(answer.json()) if is_second else answer.json()
 
-kserve.ModelServer(http_port=int(own_port), enable_grpc=False, workers=1).start([PassedOn("mnist")])
+server = kserve.ModelServer(http_port=int(own_port), grpc_port=int(own_grpc_port), workers=1)
+server.start([PassedOn("mnist"), PassedOn("mnist_v2")])
+"""
+
+#: Asks it as KServe's own tests for TorchServe's runtime do: one image for v1, a tensor for v2 over REST and gRPC.
+WRAPPER_CLIENT = """
+import asyncio, json, sys
+from kserve import InferenceGRPCClient, InferenceRESTClient, InferInput, InferRequest, RESTConfig
+
+http_port, grpc_port = sys.argv[1:]
+url, tensor = f"http://127.0.0.1:{http_port}", InferInput(name="input-0", shape=[1], datatype="INT64", data=[2])
+
+async def main():
+    found = {}
+    async with InferenceRESTClient(RESTConfig(protocol="v1")) as client:
+        found["v1"] = await client.infer(url, {"instances": [{"data": "AmltYWdl"}]}, model_name="mnist")
+    asked = InferRequest(model_name="mnist_v2", infer_inputs=[tensor])
+    async with InferenceRESTClient(RESTConfig(protocol="v2")) as client:
+        answer = await client.infer(url, asked, model_name="mnist_v2")
+        found["v2"] = answer.outputs[0].as_numpy().tolist()
+    async with InferenceGRPCClient(f"127.0.0.1:{grpc_port}") as client:
+        answer = await client.infer(InferRequest(model_name="mnist_v2", infer_inputs=[tensor]))
+        found["grpc"] = answer.outputs[0].as_numpy().tolist()
+    print(json.dumps(found))
+
+asyncio.run(main())
 """
 
 
@@ -136,13 +164,16 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "TS_"))}
 
 
-def test_the_clients_of_all_protocols(server: ServerProcess, python: Path) -> None:
-    ports = [str(server.ports[name]) for name in ("inference", "grpc_inference")]
-    done = subprocess.run(
-        [python, "-c", CLIENTS, *ports], capture_output=True, text=True, timeout=120, check=False, env=environment()
-    )
+def run(python: Path, code: str, *arguments: int) -> Any:
+    """Runs a client in the environment; returns what it has found."""
+    command = [python, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment())
     assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_clients_of_all_protocols(server: ServerProcess, python: Path) -> None:
+    found = run(python, CLIENTS, *(server.ports[name] for name in ("inference", "grpc_inference")))
     assert found.pop("v1 error").startswith("HTTPStatusError"), found
     assert found == {
         "v1 ready": True,
@@ -161,23 +192,20 @@ def test_the_clients_of_all_protocols(server: ServerProcess, python: Path) -> No
 
 
 def test_a_wrapper_in_front(server: ServerProcess, python: Path) -> None:
-    """The body of KServe's own test for TorchServe's runtime: one image, base64."""
-    (port,) = free_ports(1)
-    ports = [str(each) for each in (server.ports["inference"], server.ports["management"], port)]
+    """The bodies of KServe's own tests for TorchServe's runtime."""
+    own = free_ports(2)
+    ports = [str(each) for each in (server.ports["inference"], server.ports["management"], *own)]
     with subprocess.Popen([python, "-c", WRAPPER, *ports], env=environment(), stderr=subprocess.DEVNULL) as wrapper:
         try:
 
             def is_ready() -> bool:
                 assert wrapper.poll() is None
                 try:
-                    return http.request(port, "GET", "/v1/models/mnist").status == 200
+                    return http.request(own[0], "GET", "/v2/models/mnist_v2/ready").status == 200
                 except OSError:
                     return False
 
             eventually(is_ready, within=60)
-            body = json.dumps({"instances": [{"data": base64.b64encode(b"\x02image").decode()}]})
-            headers = {"content-type": "application/json"}
-            reply = http.request(port, "POST", "/v1/models/mnist:predict", body=body, headers=headers)
-            assert (reply.status, reply.json()) == (200, {"predictions": [2]})
+            assert run(python, WRAPPER_CLIENT, *own) == {"v1": {"predictions": [2]}, "v2": [2], "grpc": [2]}
         finally:
             wrapper.kill()

@@ -247,6 +247,9 @@ class Engine:
             if not _has_ended(self._guard, self._config.graceful_timeout + _STOP_MARGIN_S):
                 log.warning("The engine did not stop in time and is killed")
             self._end_by_force()
+            os.close(self._guard)
+            if self._plane is None:
+                os.close(self._supervisor)
 
     def _end_by_force(self) -> None:
         """Kills what still runs, and removes what is left."""
@@ -263,9 +266,10 @@ class Engine:
     def _on_end(self, loop: asyncio.AbstractEventLoop) -> None:
         """The supervisor has ended, and with it all that could answer."""
         loop.remove_reader(self._supervisor)
+        os.close(self._supervisor)
         if not self._is_stopped:
             self._ended = "The engine has ended: its supervisor was killed or has failed"
-            log.error("%s; its last words: %s", self._ended, self._output.last_words())
+            log.error("%s; its last words so far: %s", self._ended, self._output.last_words(0))
         self._attached.give_up(ServiceUnavailable(self._ended or "The engine is stopped."))
 
 
@@ -283,9 +287,9 @@ class _Output:
         """Whether all processes that could write have ended."""
         return not self._thread.is_alive()
 
-    def last_words(self) -> str:
-        """Returns the last line, once no more come or none has come for a second."""
-        self._thread.join(1.0)
+    def last_words(self, limit_s: float = 1.0) -> str:
+        """Returns the last line; waits at most `limit_s` seconds until no more come."""
+        self._thread.join(limit_s)
         return self._lines[-1] if self._lines else "it said nothing"
 
     def _read(self) -> None:

@@ -7,13 +7,16 @@ makes the next one on this machine removes what is left.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import secrets
 import shutil
 import tempfile
 from pathlib import Path
 
-from wsgi_ts.instance.run_directory import AlreadyRunning, RunDirectory, make_private
+from wsgi_ts.instance.run_directory import AlreadyRunning, RunDirectory, RunDirectoryError, make_private
+
+log = logging.getLogger(__name__)
 
 
 class Home:
@@ -28,17 +31,14 @@ class Home:
         self._lock_fd = lock_fd
 
     @classmethod
-    def make(cls, parent: Path | None = None) -> Home:
-        """Makes a directory, and removes those of processes that have gone.
-
-        Args:
-            parent: where; by default a directory of this user's in the one for temporary files.
+    def make(cls) -> Home:
+        """Makes a directory among the temporary files, and removes those of processes that have gone.
 
         Raises:
             RunDirectoryError: the parent is another user's, or cannot be made.
             OSError: nothing can be written there.
         """
-        parent = parent or Path(tempfile.gettempdir(), f"wsgi-ts-{os.getuid()}-engines")
+        parent = Path(tempfile.gettempdir(), f"wsgi-ts-{os.getuid()}-engines")
         make_private(parent)
         _sweep(parent)
         name = secrets.token_hex(4)
@@ -74,6 +74,8 @@ def _sweep(parent: Path) -> None:
         except AlreadyRunning:
             # Its guard is just doing it.
             continue
+        except RunDirectoryError as error:
+            log.warning("What an engine has left is not removed: %s", error)
         finally:
             os.close(fd)
 

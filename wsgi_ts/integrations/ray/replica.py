@@ -154,11 +154,13 @@ class ModelReplica:
     async def check_health(self) -> None:
         """Raises EngineError, which says what is wrong, where the model cannot be asked."""
         reason = await asyncio.to_thread(self._engine.state)
-        default, versions = self._engine.routes.versions(self._model)
-        if not reason and not versions[default]:
-            reason = f"No worker of the model {self._model} is ready; the log in {get_serve_logs_dir()} says why"
         if reason:
             raise EngineError(reason)
+        default, versions = self._engine.routes.versions(self._model)
+        if not versions[default]:
+            raise EngineError(
+                f"No worker of the model {self._model} is ready; the log in {get_serve_logs_dir()} says why"
+            )
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Returns what an autoscaling policy may go by, under the names that /metrics has."""
