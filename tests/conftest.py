@@ -16,7 +16,9 @@ from support.server import ServerProcess
 
 #: Modules that take longest: what begins last should be short. The others follow as they are collected.
 _LONGEST_FIRST = (
+    "integration/test_ray.py",
     "integration/test_example_pages.py",
+    "integration/test_autoscaling.py",
     "integration/test_groups.py",
     "integration/test_large_models.py",
     "reliability/test_kill.py",
