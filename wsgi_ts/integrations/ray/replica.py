@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ray import serve
 from ray.serve._private.logging_utils import get_serve_logs_dir  # the one place that says where Serve's logs are
@@ -106,7 +107,7 @@ class ModelReplica:
         kind, body = ("application/octet-stream", data) if isinstance(data, bytes) else (JSON_TYPE, _json(data))
         fields = {"content-type": kind, **{name.lower(): value for name, value in headers.items()}}
         lines = "".join(f"{name}: {_one_line(value)}\r\n" for name, value in fields.items())
-        head = f"POST /predictions/{self._model} HTTP/1.1\r\n{lines}\r\n".encode()
+        head = f"POST /predictions/{quote(self._model)} HTTP/1.1\r\n{lines}\r\n".encode()
         try:
             return self._engine.submit(self._own_target(), head, [body], fields["content-type"].encode())
         except ServerError as error:
