@@ -124,8 +124,8 @@ test: lint compile debian ## lint, then every test that this machine can run
 	@echo "==> pytest, the data path without compiled modules"
 	@WSGI_TS_COMPILED=0 $(PYTEST) $(PYTEST_ARGS) $(DATA_PATH_TESTS) || test $$? -eq 5  # PYTEST_ARGS has chosen none of them
 
-debian: ## the programs that some tests drive (nginx, Prometheus, Chromium), unpacked into .venv where the machine has none
-	@tests/support/unpack_debian.sh $(CURDIR)/$(VENV)/debian nginx=nginx-light prometheus=prometheus chromium=chromium
+debian: ## the programs that some tests drive (nginx, Prometheus, Chromium, strace), unpacked into .venv where the machine has none
+	@tests/support/unpack_debian.sh $(CURDIR)/$(VENV)/debian nginx=nginx-light prometheus=prometheus chromium=chromium strace=strace
 
 fuzz: lint ## atheris on every reader of foreign bytes (FUZZ_SECONDS=60 each), then mutated requests against a server
 	@PYTHONPATH=.:tests $(PY) -m fuzz.run --seconds $(FUZZ_SECONDS) $(FUZZ_TARGETS)

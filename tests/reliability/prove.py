@@ -12,20 +12,21 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
-from reports import describe_machine, publish, say, write_results
+from reports import failures_told, report, say
 from rivals import torchserve
-from servers import PROJECT, BenchmarkError
+from servers import BENCHMARKS, PROJECT, BenchmarkError
 
 from reliability import measures, proof_tables
 from reliability.subjects import RIVALS, Ours
@@ -173,33 +174,36 @@ def parse_options() -> Options:
 
 def main() -> None:
     """Runs all of it, prints the tables and writes the result file."""
-    try:
+    with failures_told("prove"):
         options = parse_options()
         if torchserve.NAME in options.names:
             torchserve.check_java()
         began = time.monotonic()
         faults = run_fault_tests() if options.faults and Ours.name in options.names else {}
         found = {name: prove(name, options) for name in options.names}
-        machine = describe_machine()
-        machine["minutes"] = round((time.monotonic() - began) / 60)
         command = "make prove" + (f' PROVE_ARGS="{" ".join(sys.argv[1:])}"' if sys.argv[1:] else "")
-        text = proof_tables.render(found, faults, f"`{command}`, seed {options.seed}, {machine['minutes']} minutes")
-        print(f"\n{text}\n")
-        content = {
-            "options": asdict(options),
-            "faults": faults,
-            "servers": {
-                name: {
-                    step: value if isinstance(value, list) else value and asdict(value) for step, value in rows.items()
-                }
-                for name, rows in found.items()
-            },
-        }
-        write_results(content, machine, "reliability-")
-        if options.publish:
-            publish(text, machine, BEGIN_MARK, END_MARK, page=PAGE)
-    except (BenchmarkError, subprocess.CalledProcessError) as error:
-        sys.exit(f"prove: {error}")
+        minutes = (time.monotonic() - began) / 60
+        text = proof_tables.render(found, faults, f"`{command}`, seed {options.seed}, {minutes:.0f} minutes")
+        servers = {name: {step: _plain(value) for step, value in rows.items()} for name, rows in found.items()}
+        content = {"options": asdict(options), "faults": faults, "servers": servers}
+        versions = rival_versions([name for name in options.names if name != Ours.name])
+        marks = (BEGIN_MARK, END_MARK) if options.publish else None
+        report(text, content, "reliability-", marks, versions, PAGE)
+
+
+def _plain(value: Any) -> Any:
+    """For a JSON file."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+def rival_versions(names: Sequence[str]) -> dict[str, str]:
+    """The version of each rival, from its requirements file."""
+    found = {}
+    for name in names:
+        pinned = re.search(rf"^{name}==(\S+)$", (BENCHMARKS / "rivals" / f"{name}.txt").read_text(), re.MULTILINE)
+        if pinned:
+            found[name] = pinned[1]
+    return found
 
 
 if __name__ == "__main__":

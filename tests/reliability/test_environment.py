@@ -34,7 +34,7 @@ needs_mounts = pytest.mark.skipif(not machine.mounts_are_possible(), reason="nee
 needs_strace = pytest.mark.skipif(debian.program("strace") is None, reason="needs strace")
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="needs a C compiler")
 #: How long a fault lasts, in seconds.
-LASTS_S = 10.0 if PROVING else 2.0
+LASTS_S = 10.0 if PROVING else 1.5
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from reliability.subjects import Ours, wait_for_end
 pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 #: `make prove` kills a thousand.
-KILLS = int(os.environ.get("WSGI_TS_KILLS", "30"))
+KILLS = int(os.environ.get("WSGI_TS_KILLS", "20"))
 
 
 def test_after_many_kills_every_process_is_back_and_a_stop_leaves_nothing(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ FOUND_BY = {
     "outlive_parents": {"process lives on"},
     "leave_names": {"left behind"},
 }
-IN_CI = ("", "run_again", "forget_the_dead", "leak_slots")
+IN_CI = ("run_again", "forget_the_dead", "leak_slots")
 HANG_S = 4.0
 
 

@@ -118,6 +118,7 @@ class Exchange(Generic[Waiter]):
             self._batcher_of,
             config.max_response_size,
             WalkCounters(self.board, index),
+            self._retry_after,
         )
         options = TraceOptions.of(config, instance.run_dir)
         self.traces = RequestTraces(options, self.routes, segment) if options.is_on else None

@@ -19,6 +19,7 @@ from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
 from wsgi_ts.dataplane.graph import Graph
 from wsgi_ts.dataplane.node_answers import joined, json_parts, packed_parts
 from wsgi_ts.dataplane.node_requests import inline_answer, references
+from wsgi_ts.dataplane.retry_after import RetryAfter
 from wsgi_ts.dataplane.routes import Target
 from wsgi_ts.dataplane.task import Action, Finish, Release, State, Submit, Task, Withdraw
 from wsgi_ts.dataplane.walk import Walk
@@ -50,6 +51,7 @@ class Walks(Generic[Waiter]):
         choose: the batcher for a request.
         most_answer_bytes: of an answer that is put together of several.
         counters: where requests are counted.
+        retry_after: when one that is refused may come again.
 
     Attributes:
         steps: of each slot of a walk its walk and task.
@@ -67,6 +69,7 @@ class Walks(Generic[Waiter]):
         choose: Callable[[Target], int],
         most_answer_bytes: int,
         counters: WalkCounters,
+        retry_after: RetryAfter,
     ) -> None:
         self.steps: dict[int, tuple[Walk[Waiter], Task]] = {}
         self.deliver: Callable[[Waiter, Answer], None] = lambda waiter, answer: None
@@ -78,6 +81,7 @@ class Walks(Generic[Waiter]):
         self._choose = choose
         self._most_answer_bytes = most_answer_bytes
         self._counters = counters
+        self._retry_after = retry_after
         self._by_handle: dict[int, Walk[Waiter]] = {}
         self._number = client.capacity
         self.has_traces = False
@@ -261,7 +265,7 @@ class Walks(Generic[Waiter]):
             slot = client.take(target.model)
             if slot is None:
                 task.error = ServiceUnavailable.no_slot(target.model_name, target.version)
-                task.error.retry_after_s = 1
+                task.error.retry_after_s = self._retry_after.seconds(target, now_ns)
                 return states.refused(task)
             body = references(states, task, walk.first_slot)
             _, request_id, head, *_ = walk.request
@@ -395,7 +399,12 @@ class Walks(Generic[Waiter]):
 
     def _no_worker(self, walk: Walk[Waiter], task: Task) -> ServerError:
         node = walk.states.graph.nodes[task.node]
-        return ServiceUnavailable.busy_node(node.when if task.is_gate else node.model)
+        name = node.when if task.is_gate else node.model
+        error = ServiceUnavailable.busy_node(name)
+        target = self._node_target(name, node.version)
+        if target.error is None:
+            error.retry_after_s = max(error.retry_after_s, self._retry_after.seconds(target, time.monotonic_ns()))
+        return error
 
     def _unreachable(self, walk: Walk[Waiter], task: Task, error: ServerError) -> ServerError:
         """A node's model that has no worker, or was unregistered behind the workflow's back."""

@@ -22,6 +22,7 @@ from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
 from wsgi_ts.batcher.worker.slots import SlotReference, WorkerSlots
 from wsgi_ts.dataplane.graph import DEFAULT, SKIP, Graph, Node
+from wsgi_ts.dataplane.retry_after import RetryAfter
 from wsgi_ts.dataplane.routes import Target
 from wsgi_ts.dataplane.walk_counters import WalkCounters
 from wsgi_ts.dataplane.walks import Walks
@@ -58,7 +59,13 @@ class Place:
         self.waiting: dict[int, Any] = {}
         self.delivered: dict[str, Answer] = {}
         self.walks: Walks[str] = Walks(
-            self.client, self.target, self.waiting, lambda target: 0, 1 << 20, WalkCounters(self.board, 1)
+            self.client,
+            self.target,
+            self.waiting,
+            lambda target: 0,
+            1 << 20,
+            WalkCounters(self.board, 1),
+            RetryAfter(self.board),
         )
         self.walks.deliver = self.delivered.__setitem__
         self.worker = WorkerSlots(prefix, decode_input_request=True)
