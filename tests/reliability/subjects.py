@@ -160,14 +160,16 @@ class Other(Subject):
     Args:
         name: as the tables have it.
         folder: where the ledger lies.
-        make: makes the server, from further variables of its environment.
+        ms: how long a batch takes.
+        batch_size: where it makes batches.
     """
 
-    def __init__(self, name: str, folder: Path, make: Callable[[Mapping[str, str]], Server], ms: str) -> None:
+    def __init__(self, name: str, folder: Path, ms: int, batch_size: int) -> None:
         super().__init__(folder)
         self.name = name
         self.marker = uuid.uuid4().hex
-        self._server = make({MARKER: self.marker, "WSGI_TS_LEDGER": os.fspath(folder), "WSGI_TS_LEDGER_MS": ms})
+        variables = {MARKER: self.marker, "WSGI_TS_LEDGER": os.fspath(folder), "WSGI_TS_LEDGER_MS": str(ms)}
+        self._server = RIVALS[name](variables, batch_size)
         self.path = self._server.path("ledger")
         self.ports = {"inference": int(self._server.inference.rpartition(":")[2])}
 
@@ -239,21 +241,25 @@ def wait_for_end(subject: Subject, limit_s: float = END_S) -> list[str]:
     return names
 
 
-def _mosec(variables: Mapping[str, str]) -> Server:
+def _mosec(variables: Mapping[str, str], batch_size: int) -> Server:
     return MosecServer(app=APPS / "mosec_app.py", models=("ledger",), variables=variables)
 
 
-def _litserve(variables: Mapping[str, str]) -> Server:
+def _litserve(variables: Mapping[str, str], batch_size: int) -> Server:
     return LitServeServer(app=APPS / "litserve_app.py", models=("ledger",), variables=variables)
 
 
-def _torchserve(variables: Mapping[str, str]) -> Server:
+def _torchserve(variables: Mapping[str, str], batch_size: int) -> Server:
     torchserve.check_java()
     archive("ledger", APPS / "ledger_handler.py")
-    return torchserve.server(batch_size=4, models=("ledger",), workers=2, environment=variables)
+    # Models come and go in a soak.
+    options = {"workers": 2, "environment": variables, "settings": {"enable_model_api": "true"}}
+    return torchserve.server(batch_size=batch_size, models=("ledger",), **options)
 
 
-RIVALS: dict[str, Callable[[Mapping[str, str]], Server]] = {
+#: They make a server, not yet started, from variables of its environment and the size of batches: mosec and LitServe run
+#: without, which both do by default.
+RIVALS: dict[str, Callable[[Mapping[str, str], int], Server]] = {
     "torchserve": _torchserve,
     "mosec": _mosec,
     "litserve": _litserve,
@@ -271,4 +277,4 @@ def subject(name: str, folder: Path, *, ms: int = 1, batch_size: int = 4) -> Sub
     """
     if name == Ours.name:
         return Ours(folder, {"WSGI_TS_LEDGER_MS": str(ms)}, batch_size=batch_size)
-    return Other(name, folder, RIVALS[name], str(ms))
+    return Other(name, folder, ms, batch_size)
