@@ -257,8 +257,8 @@ def _torchserve(variables: Mapping[str, str], batch_size: int) -> Server:
     return torchserve.server(batch_size=batch_size, models=("ledger",), **options)
 
 
-#: They make a server, not yet started, from variables of its environment and the size of batches: mosec and LitServe run
-#: without, which both do by default.
+#: They make a server, not yet started, from variables of its environment and the size of batches: mosec and LitServe
+#: run without, which both do by default.
 RIVALS: dict[str, Callable[[Mapping[str, str], int], Server]] = {
     "torchserve": _torchserve,
     "mosec": _mosec,
