@@ -213,6 +213,7 @@ def test_what_a_snapshot_was_told_is_there_after_any_end(role: str, tmp_path: Pa
             for victim in (*server.processes(role), *server.processes("guard")):
                 victim.kill()
             thread.join()
+            eventually(lambda: server.returncode is not None, within=5, what="the end of the guard")
             eventually(lambda: not server.processes(), within=5, what="the end of all processes")
             server.ts_config = None
             server.start()

@@ -94,6 +94,7 @@ def invariants_broken(change: str, tmp_path: Path) -> set[str]:
                 found.add("process lives on")
         if change in ("", "leave_names"):
             if change == "":
+                eventually(lambda: server.returncode is not None, within=5, what="the end of the guard")
                 server.start()
             try:
                 if server.stop(signal.SIGTERM):
