@@ -17,7 +17,7 @@ Found = Mapping[str, Mapping[str, Any]]
 
 
 def none_of(count: int, total: int) -> str:
-    """So many of so many; where there were none, with the 95 % upper bound of how often it happens: about three in n."""
+    """So many of so many; of none the 95 % upper bound of how often it happens, which is about three in n."""
     if count or not total:
         return f"{count:,} of {total:,}"
     return f"0 of {total:,} (< {_significant(100 * (1 - 0.05 ** (1 / total)))} %)"
