@@ -37,8 +37,8 @@ from wsgi_ts import CompiledModules  # noqa: E402
 #: beside others (only the interpreter looks for signals and lets other threads run).
 COMPILED = (
     *(f"wsgi_ts/batcher/scheduler/{name}.py" for name in (
-        "actions", "counters", "job", "loop", "model_queue", "plugin_queue", "policy", "recovered", "scheduler",
-        "segments", "sequences",
+        "actions", "counters", "halving", "job", "loop", "model_queue", "plugin_queue", "policy", "recovered",
+        "scheduler", "segments", "sequences",
     )),
     *(f"wsgi_ts/batcher/shm/{name}.py" for name in (
         "board", "client", "doorbell", "layout", "mailbox", "request_codec", "ring", "segment", "stream",

@@ -48,6 +48,7 @@ class ModelSpec:
     decode_input_request: bool = True
     limit_max_image_pixels: bool = True
     weights_only: bool = True
+    max_executions: int = 1
     max_response_bytes: int = 6553500
     threads_per_worker: int = 0
     python: str | None = None
@@ -75,6 +76,12 @@ class ModelSpec:
         Another than `name` while a workflow's nodes stand ready to take over the names of those of another.
         """
         return self.shown_name or self.name
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the requests of a batch that failed may run again: nothing but the batch connects them."""
+        has_state = self.continuous_batching or self.sequence_batching or self.async_communication
+        return self.max_executions > 1 and not (has_state or self.ranks or self.functions)
 
     def worker_name(self, worker_id: int) -> str:
         """The name of one of its workers in logs and metrics, TorchServe's."""

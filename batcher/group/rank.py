@@ -24,7 +24,7 @@ from wsgi_ts.batcher.shm.group_board import GroupBoard, GroupFollower, GroupLead
 from wsgi_ts.batcher.shm.mailbox import WorkerMailbox, mailbox_name
 from wsgi_ts.batcher.spawn.environment import export_python_path, limit_threads
 from wsgi_ts.batcher.worker.slots import SlotReference, WorkerSlots
-from wsgi_ts.batcher.worker.worker import ModelWorker, print_metrics
+from wsgi_ts.batcher.worker.worker import ModelWorker, metrics_sink
 from wsgi_ts.handlers.serving.context import StreamClosed
 from wsgi_ts.handlers.serving.errors import LoadError
 from wsgi_ts.handlers.serving.inputs import Request
@@ -77,7 +77,7 @@ class FollowerWorker:
 
     def load(self, gpu_id: int | None) -> None:
         """Imports and initialises the handler (see `Service.load` for what it raises)."""
-        self._service = Service.load(self._spec, gpu_id, _send_nothing, metrics_sink=print_metrics, group=self._group)
+        self._service = Service.load(self._spec, gpu_id, _send_nothing, metrics_sink=metrics_sink(), group=self._group)
 
     def serve(self) -> None:
         """Takes part in what rank 0 tells, until it says stop.

@@ -42,6 +42,20 @@ class Record(NamedTuple):
     begun_at: float = 0.0
 
 
+class Repeat(NamedTuple):
+    """Have the jobs of a batch that failed wait for another execution; their worker is dead, or has given them back."""
+
+    model: int
+    jobs: list[Job]
+
+
+class Settle(NamedTuple):
+    """Answer jobs that their worker has given back with the error that it has written."""
+
+    model: int
+    jobs: list[Job]
+
+
 class Revoke(NamedTuple):
     """Take the worker's last batch back; if that succeeds, say so by `Scheduler.revoked`."""
 
@@ -67,4 +81,4 @@ class Unloaded(NamedTuple):
     model: int
 
 
-Action = Dispatch | Fail | Record | Revoke | Kill | Release | Unloaded
+Action = Dispatch | Fail | Record | Repeat | Settle | Revoke | Kill | Release | Unloaded

@@ -14,7 +14,9 @@ from typing import Final, NamedTuple, Protocol
 
 from wsgi_ts.batcher.shm.layout import GENERATION_SHIFT, NOT_RETURNING, STATE_MASK, SlotState
 
-_WITH_WORKER: Final = (SlotState.CLAIMED, SlotState.RUNNING, SlotState.STREAMING)
+_WITH_WORKER: Final = (SlotState.CLAIMED, SlotState.AGAIN, SlotState.RUNNING, SlotState.STREAMING)
+#: In these no handler has it.
+_UNBEGUN: Final = (SlotState.CLAIMED, SlotState.AGAIN)
 
 
 class SlotTable(Protocol):
@@ -34,6 +36,12 @@ class SlotTable(Protocol):
     def fail(self, slot: int, status: int, text: str, batch: bytes) -> None:
         """Answers a slot with an error, and what is told of its batch (`layout.BATCH`)."""
 
+    def settle(self, slot: int) -> None:
+        """Answers a slot with the error that its worker has written, and given back."""
+
+    def claim_again(self, slot: int) -> None:
+        """Has a slot wait for another execution."""
+
 
 @dataclass(slots=True, eq=False, repr=False)
 class Job:
@@ -46,6 +54,8 @@ class Job:
         came_at: when the batcher took it in (monotonic seconds).
         idle_us: microseconds since the answer before it on its connection; NOT_RETURNING for a connection's first.
         deliveries: how many workers ended with it in their hands and had not begun it.
+        executions: how often a handler has had it in a batch that failed.
+        most: the largest batch that it may be in from now on, since it may be to blame for what happened; 0 for any.
         sequence: its sequence, once it has been given to a worker, where the model has sequences.
     """
 
@@ -57,6 +67,8 @@ class Job:
     came_at: float
     idle_us: int = NOT_RETURNING
     deliveries: int = 0
+    executions: int = 0
+    most: int = 0
     sequence: Sequence | None = None
 
     def __repr__(self) -> str:
@@ -72,6 +84,11 @@ class Job:
     def is_with_worker(self) -> bool:
         """Whether it was dispatched and has no answer yet."""
         return self.state in _WITH_WORKER
+
+    @property
+    def is_unbegun(self) -> bool:
+        """Whether it waits, in the queue or in a mailbox."""
+        return self.state in _UNBEGUN
 
     @property
     def ids(self) -> tuple[str, str]:

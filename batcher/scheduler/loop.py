@@ -13,7 +13,18 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from wsgi_ts.batcher.scheduler.actions import Action, Dispatch, Fail, Kill, Record, Release, Revoke, Unloaded
+from wsgi_ts.batcher.scheduler.actions import (
+    Action,
+    Dispatch,
+    Fail,
+    Kill,
+    Record,
+    Release,
+    Repeat,
+    Revoke,
+    Settle,
+    Unloaded,
+)
 from wsgi_ts.batcher.scheduler.counters import CountersByModel
 from wsgi_ts.batcher.scheduler.model_queue import ModelQueue, Worker
 from wsgi_ts.batcher.scheduler.scheduler import UNANNOUNCED_S, Scheduler
@@ -136,7 +147,8 @@ class BatcherLoop:
         counters = self._counters[worker.model]
         counters.add(ModelWord.EXECUTIONS, mailbox.take_executions())
         counters.add_tallies(mailbox.take_tallies())
-        self._act(self._scheduler.progressed(worker, done, begun_at, service_s, marks, now), now)
+        oom = words[MailWord.OUT_OF_MEMORY]
+        self._act(self._scheduler.progressed(worker, done, begun_at, service_s, marks, now, oom), now)
         self._show_outstanding(worker.model)
 
     def _take_submitted(self, segment: AttachedSegment, now: float) -> None:
@@ -224,7 +236,7 @@ class BatcherLoop:
         for worker in [worker for worker, its in self._mailboxes.items() if its is mailbox]:
             self._read_mailbox(worker, now)
             if self._mailboxes.pop(worker, None) is not None:
-                self._act(self._scheduler.worker_gone(worker, oom), now)
+                self._act(self._scheduler.worker_gone(worker, oom, now), now)
         for segment in self._segments.values():
             segment.touched = True  # the worker may have answered and not rung
         mailbox.remove()
@@ -246,6 +258,8 @@ class BatcherLoop:
                     for job in jobs:
                         job.segment.fail(job.slot, status, text, facts)
                     self._counters[model].add(counted, len(jobs))
+                case Repeat() | Settle():
+                    self._end_execution(action)
                 case Revoke(worker, batch):
                     if self._mailboxes[worker].revoke(batch.number):
                         self._act(self._scheduler.revoked(worker, batch), now)
@@ -257,6 +271,18 @@ class BatcherLoop:
                 case Unloaded(model):
                     self._counters[model].clear_gauges()
                     self._notify(ModelUnloaded(model))
+
+    def _end_execution(self, failed: Repeat | Settle) -> None:
+        """What a handler has had for nothing waits again, or is answered with what its worker has written."""
+        counters = self._counters[failed.model]
+        if isinstance(failed, Repeat):
+            for job in failed.jobs:
+                job.segment.claim_again(job.slot)
+            counters.add(ModelWord.HALVED)
+        else:
+            for job in failed.jobs:
+                job.segment.settle(job.slot)
+            counters.add(ModelWord.HANDLER_ERRORS, len(failed.jobs))
 
     def _record(self, ended: Record, now: float) -> None:
         """Counts answered jobs; the times of the last batch are on the board for the gauges that show them."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Final
 
+from wsgi_ts.batcher.scheduler.halving import Halving
 from wsgi_ts.batcher.scheduler.job import Job, JobQueue
 from wsgi_ts.batcher.scheduler.policy import NONE, BatchPolicy, CloseReason, make_policy
 from wsgi_ts.batcher.scheduler.sequences import SequenceQueue
@@ -66,8 +67,12 @@ class Batch:
         return BATCH.pack(posted_ns, self.number, worker_id, size, self.reason, 0.0, 0.0, 0.0, 0.0)
 
     def unbegun(self) -> list[Job]:
-        """The jobs that no handler has seen."""
-        return [job for job in self.jobs if job.state == SlotState.CLAIMED and not job.segment.retired]
+        """The jobs that no handler has begun."""
+        return [job for job in self.jobs if job.is_unbegun and not job.segment.retired]
+
+    def given_back(self) -> list[Job]:
+        """The jobs of a batch that is done which its worker has not answered, since its handler failed."""
+        return [job for job in self.jobs if job.state == SlotState.RUNNING]
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -129,6 +134,7 @@ class ModelQueue:
 
     Attributes:
         sequences: the jobs by sequence, where the model has sequences; it is `jobs`, too.
+        halving: what becomes of batches that fail, where their requests may run again.
         joins_steps: whether new jobs join those that are under way: a continuous batch, or an asynchronous handler.
         service_s: how long a batch takes, smoothed; starts where no batch is dispatched ahead.
         closing: this version is unregistered, and still has jobs or may get some.
@@ -150,6 +156,7 @@ class ModelQueue:
         # What joins at the next step, has a worker by its ticket or waits in a sequence has nothing else to wait for.
         self._never_waits = self.joins_steps or self._has_tickets or spec.sequence_batching
         self.policy: BatchPolicy = self._policy_of(spec)
+        self.halving = Halving(spec.max_executions) if spec.repeats else None
         self.service_s = math.inf if self.joins_steps else PREFETCH_BELOW_S  # streams are never short
         self.closing, self.accepting = False, True
         self.closes_at = self.wait_until = math.inf

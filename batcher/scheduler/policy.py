@@ -48,7 +48,7 @@ class CloseReason:
     JOINED: Final = 6  # its requests joined those under way: continuous batches, asynchronous handlers
     SEQUENCE: Final = 7  # the next requests of its sequences
     PLUGIN: Final = 8  # a batching plugin said so
-    SUSPECT: Final = 9  # cut down to one request, whose last worker had ended with it in its hands
+    SUSPECT: Final = 9  # cut down to the requests that may be to blame for a failure: a worker's end, or a failed batch
 
 
 #: The names of the reasons, by their numbers.

@@ -11,7 +11,19 @@ import logging
 import math
 from collections.abc import Sequence
 
-from wsgi_ts.batcher.scheduler.actions import Action, Dispatch, Fail, Kill, Record, Release, Revoke, Unloaded
+from wsgi_ts.batcher.scheduler.actions import (
+    Action,
+    Dispatch,
+    Fail,
+    Kill,
+    Record,
+    Release,
+    Repeat,
+    Revoke,
+    Settle,
+    Unloaded,
+)
+from wsgi_ts.batcher.scheduler.halving import may_go_together
 from wsgi_ts.batcher.scheduler.job import Found, Job, SlotTable
 from wsgi_ts.batcher.scheduler.model_queue import Batch, ModelQueue, Worker
 from wsgi_ts.batcher.scheduler.policy import CloseReason
@@ -98,7 +110,7 @@ class Scheduler:
             return []
         return self._let_go(model, worker)
 
-    def worker_gone(self, worker: Worker, oom: bool) -> list[Action]:
+    def worker_gone(self, worker: Worker, oom: bool, now: float) -> list[Action]:
         """Answers what a dead worker had begun and queues again what it had not (README, rule 3).
 
         What its mailbox said last has been told by `progressed`. With `oom` it ran out of memory.
@@ -108,24 +120,49 @@ class Scheduler:
         actions: list[Action] = []
         for batch in reversed(worker.batches):
             begun = [job for job in batch.jobs if job.state in (SlotState.RUNNING, SlotState.STREAMING)]
+            again = self._begun_by_dead(model, worker, batch, oom, now)
+            ended = [job for job in begun if job not in again]
             facts = batch.facts(worker.worker_id)
             counted = ModelWord.TIMED_OUT if worker.killed else ModelWord.FAILED
-            actions.append(Fail(worker.model, begun, status, WORKER_DIED, counted, facts))
+            actions.append(Fail(worker.model, ended, status, WORKER_DIED, counted, facts))
             unbegun = batch.unbegun()
             # What lay behind the batch that it had begun, or was to begin, has nothing to do with the worker's death.
             if batch.number <= worker.done + 1 and model.sequences is None:
                 for job in unbegun:
                     job.deliveries += 1
+                    job.most = 1
                 given_up = [job for job in unbegun if job.deliveries >= MOST_DELIVERIES]
                 unbegun = [job for job in unbegun if job.deliveries < MOST_DELIVERIES]
                 actions += self._give_up(model, given_up, status)
             actions += self._requeue(model, unbegun)
+            actions += self._repeat(model, again, "its worker has died")
         if worker.batches:
             worker.batches.clear()
             self.busy.remove(worker)
         actions += self._end_sequences(model, worker)
         model.workers.remove(worker)
         return actions + self._forget_if_unused(model)
+
+    def _begun_by_dead(self, model: ModelQueue, worker: Worker, batch: Batch, oom: bool, now: float) -> list[Job]:
+        """What a dead worker had begun and runs again."""
+        if model.halving is None or not model.accepting:
+            return []
+        running = batch.given_back()
+        if oom and running:
+            model.halving.ran_out_of_memory(worker.worker_id, len(running), now)
+        return model.halving.again(running, len(running))
+
+    def _repeat(self, model: ModelQueue, jobs: list[Job], why: str) -> list[Action]:
+        """Puts jobs whose batch failed back at the head of the queue."""
+        if not jobs:
+            return []
+        log.warning(
+            "Model %s %s: a batch failed (%s): %d of its requests run again, in batches of at most %d",
+            *(model.spec.name, model.spec.version, why, len(jobs), jobs[0].most),
+        )
+        model.jobs.put_back(jobs)
+        self._active[model.spec.index] = model
+        return [Repeat(model.spec.index, jobs)]
 
     def _let_go(self, model: ModelQueue, worker: Worker) -> list[Action]:
         """Gives a worker no further batch; it leaves after those that it has, and takes its sequences along."""
@@ -192,7 +229,8 @@ class Scheduler:
         """Takes over what an earlier batcher has left: what no worker had begun is queued once its model is known."""
         actions: list[Action] = []
         for each in found:
-            if each.state in (SlotState.RUNNING, SlotState.STREAMING):
+            # How often one has run that waits for it again, nobody knows any more.
+            if each.state in (SlotState.RUNNING, SlotState.STREAMING, SlotState.AGAIN):
                 actions.append(Fail(each.model, [each.job], 500, WORKER_DIED, ModelWord.FAILED))
             elif each.state == SlotState.CLAIMED and each.has_sequence:
                 # Its sequence's worker has died with the batcher, and what it knew with it.
@@ -245,17 +283,16 @@ class Scheduler:
         """Dispatches jobs; those whose client has gone or that are too late are answered instead."""
         reason = model.reason
         oldest_ns = model.oldest_in_time_ns(now)
-        if any([job.arrived_ns < oldest_ns or job.segment.cancels[job.slot] or job.deliveries for job in jobs]):
+        if any([job.arrived_ns < oldest_ns or job.segment.cancels[job.slot] or job.most for job in jobs]):
             over = [job for job in jobs if job.is_over(oldest_ns)]
             actions += self._end_unbegun(model, over, oldest_ns, now)
             gone = set(over)
             jobs = [job for job in jobs if job not in gone]
-            # One that may have ended its worker goes alone from now on.
-            count = max(1, next((place for place, job in enumerate(jobs) if job.deliveries), len(jobs)))
-            if count < len(jobs):
-                model.jobs.put_back(jobs[count:])
-                jobs = jobs[:count]
-                reason = CloseReason.SUSPECT
+            allowed = _cut(model, jobs, may_go_together(jobs))
+            if len(allowed) < len(jobs):
+                jobs, reason = allowed, CloseReason.SUSPECT
+        if model.halving is not None:
+            jobs = _cut(model, jobs, model.halving.most_for(worker.worker_id, now))
         if jobs:
             worker.posted += 1
             batch = Batch(worker.posted, jobs, now, not worker.batches, reason)
@@ -291,7 +328,14 @@ class Scheduler:
     # -- workers have gone on
 
     def progressed(
-        self, worker: Worker, done: int, begun_at: float, service_s: float, marks: Sequence[int], now: float
+        self,
+        worker: Worker,
+        done: int,
+        begun_at: float,
+        service_s: float,
+        marks: Sequence[int],
+        now: float,
+        oom: int = 0,
     ) -> list[Action]:
         """Takes note of what a worker has finished.
 
@@ -302,6 +346,7 @@ class Scheduler:
             service_s: how long the last finished batch, or step, took.
             marks: those of the sequences that its handler has ended.
             now: the present time.
+            oom: number of the last batch for which its memory was too small.
         """
         model = self.models[worker.model]
         worker.done = done
@@ -309,7 +354,7 @@ class Scheduler:
         if model.joins_steps:
             actions = self._note_ended(model, worker, service_s, now)
         else:
-            actions = self._note_done(model, worker, begun_at, service_s, now)
+            actions = self._note_done(model, worker, begun_at, service_s, now, oom)
         if model.sequences is not None:
             actions.append(Fail(worker.model, model.sequences.end_marked(marks), NO_WORKER))
         if was_busy and not worker.batches:
@@ -319,10 +364,11 @@ class Scheduler:
         return actions
 
     def _note_done(
-        self, model: ModelQueue, worker: Worker, begun_at: float, service_s: float, now: float
+        self, model: ModelQueue, worker: Worker, begun_at: float, service_s: float, now: float, oom: int
     ) -> list[Action]:
         """Takes note of finished batches."""
         actions: list[Action] = []
+        again: list[Job] = []
         ended_at = min(now, begun_at + service_s)
         while worker.batches and worker.batches[0].number <= worker.done:
             batch = worker.batches.pop(0)
@@ -332,10 +378,21 @@ class Scheduler:
             if batch.revoked:
                 actions += self._requeue(model, batch.unbegun())
                 continue
+            if model.halving is not None:
+                given_back = batch.given_back()
+                if given_back:
+                    if batch.number == oom:
+                        model.halving.ran_out_of_memory(worker.worker_id, len(given_back), now)
+                    repeated = model.halving.again(given_back, len(given_back)) if model.accepting else []
+                    again += repeated
+                    answered = [job for job in batch.jobs if job not in repeated]
+                    actions += [Settle(worker.model, [job for job in given_back if job not in repeated])]
+                    actions += [Record(worker.model, answered, ended_at, service_s)] if answered else []
+                    continue
             model.learn(len(batch.jobs), service_s, ended_at)
             posted_at = batch.posted_at if batch.alone and batch.number == worker.done else None
             actions.append(Record(worker.model, batch.jobs, ended_at, service_s, posted_at, begun_at))
-        return actions
+        return actions + self._repeat(model, again, "its handler failed")
 
     def _note_ended(self, model: ModelQueue, worker: Worker, service_s: float, now: float) -> list[Action]:
         """Takes note of the requests of a continuous batch that have ended, as their slots say."""
@@ -406,3 +463,11 @@ class Scheduler:
                     continue
             wanted |= News.SUBMISSION
         return wanted or News.SUBMISSION | News.COMPLETION
+
+
+def _cut(model: ModelQueue, jobs: list[Job], most: int | None) -> list[Job]:
+    """The first jobs, as many as may go; the others wait at the head of the queue."""
+    if most is None or len(jobs) <= most:
+        return jobs
+    model.jobs.put_back(jobs[most:])
+    return jobs[:most]

@@ -17,7 +17,13 @@ from wsgi_ts.batcher.shm.segment import Segment
 _CLAIM: Final = SlotState.CLAIMED - SlotState.READY
 _VERSION_NAMED: Final = layout.RequestFlag.VERSION_NAMED << 32
 #: States in which a batcher may have left a slot when it was killed; READY ones it had not even seen.
-_LEFT_BEHIND: Final = (SlotState.READY, SlotState.CLAIMED, SlotState.RUNNING, SlotState.STREAMING)
+_LEFT_BEHIND: Final = (
+    SlotState.READY,
+    SlotState.CLAIMED,
+    SlotState.AGAIN,
+    SlotState.RUNNING,
+    SlotState.STREAMING,
+)
 
 
 class AttachedSegment:
@@ -105,6 +111,15 @@ class AttachedSegment:
         """Answers a slot with an error, and what is told of its batch. Only while no model worker may write to it."""
         self._segment.fail(slot, status, text, batch)
         self.touched = True
+
+    def settle(self, slot: int) -> None:
+        """Answers a slot with the error that its worker has written, and given back."""
+        self._segment.settle(slot)
+        self.touched = True
+
+    def claim_again(self, slot: int) -> None:
+        """Has a slot wait for another execution."""
+        self._segment.claim_again(slot)
 
     def retire(self) -> None:
         """Its web worker is dead: a handler that streams an answer is told so, as of a client that has gone."""

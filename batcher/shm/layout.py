@@ -154,6 +154,7 @@ class ModelWord:
     LATE: Final = 95  # requests whose deadline has passed while the handler had them
     OTHER: Final = 96  # requests that failed in the model worker without the handler
     TIMED_OUT: Final = 97  # requests whose worker was killed, since it had not answered within the response timeout
+    HALVED: Final = 98  # batches that failed and were halved
     CLOSED: Final = 104  # batches by why they went: a word for each `policy.CloseReason`
     SERVICE_BY_SIZE: Final = 120  # microseconds that handlers took for the batches of each of BATCH_BUCKETS
     REQUESTS_BY_SIZE: Final = 131  # requests in those batches
@@ -210,10 +211,11 @@ class SlotState:
     SENDING: Final = 2  # web worker: the answer is on its way to the client, or read by the next node of a workflow
     READY: Final = 3  # batcher: in its submission ring, or found by a scan
     CLAIMED: Final = 4  # batcher or the model worker it was handed to: in the job queue or in a mailbox
-    RUNNING: Final = 5  # model worker; the batcher once that worker is known to be dead
-    STREAMING: Final = 6  # as RUNNING, with chunks of the answer to fetch
-    DONE: Final = 7  # web worker: the answer is in the slot
-    FAILED: Final = 8  # web worker: the slot holds an error's status and text
+    AGAIN: Final = 5  # as CLAIMED; a handler has had it in a batch that failed
+    RUNNING: Final = 6  # model worker; the batcher once that worker is known to be dead, or has given its batch back
+    STREAMING: Final = 7  # as RUNNING, with chunks of the answer to fetch
+    DONE: Final = 8  # web worker: the answer is in the slot
+    FAILED: Final = 9  # web worker: the slot holds an error's status and text
 
 
 #: The bits of a state word that hold the state; the slot's generation lies above them.

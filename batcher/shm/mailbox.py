@@ -238,6 +238,10 @@ class WorkerMailbox(_Mailbox):
         self.words[MailWord.SERVICE_NS] = service_ns
         self.words[MailWord.DONE] = number
 
+    def note_out_of_memory(self) -> None:
+        """Says that the batch which was begun last is given back for lack of memory; before `finish`."""
+        self.words[MailWord.OUT_OF_MEMORY] = self.words[MailWord.STARTED]
+
     def take_over(self, number: int) -> list[int]:
         """The entries of a batch whose requests join a continuous batch; its place is free again."""
         entries = self.begin(number, 0)

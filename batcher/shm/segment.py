@@ -126,6 +126,14 @@ class Segment:
         self.write_response(slot, layout.RESPONSE.pack(0, 0, len(text), status, 0, 0, 0), batch, text)
         self.states[slot] = self.states[slot] & ~0xFF | layout.SlotState.FAILED
 
+    def settle(self, slot: int) -> None:
+        """Marks a slot FAILED whose worker has written the error into it (for the batcher: see README, rule 3)."""
+        self.states[slot] = self.states[slot] & ~0xFF | layout.SlotState.FAILED
+
+    def claim_again(self, slot: int) -> None:
+        """Marks a slot for another execution, after one that failed (for the batcher: see README, rule 3)."""
+        self.states[slot] = self.states[slot] & ~0xFF | layout.SlotState.AGAIN
+
     def fail_cancelled(self, slot: int) -> None:
         """Ends a request whose client has gone and that no handler has seen; the web worker sends nothing."""
         self.fail(slot, 499, layout.CLIENT_GONE)

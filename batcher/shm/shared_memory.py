@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 from pathlib import Path
@@ -48,7 +49,7 @@ class SharedMemory:
             handle = posix_ipc.SharedMemory("/" + name, flags=flags, mode=0o600)
         except posix_ipc.ExistentialError as error:
             raise (FileExistsError if create else FileNotFoundError)(name) from error
-        self.fd: int = handle.fd
+        self.fd: int = _above_stdio(handle.fd)
         try:
             if create:
                 os.ftruncate(self.fd, size)
@@ -125,3 +126,12 @@ def unlink_prefix(prefix: str) -> list[str]:
                 entry.unlink()
                 removed.append(name)
     return removed
+
+
+def _above_stdio(fd: int) -> int:
+    """The descriptor, or one for the same above stderr: a handler that has closed its output prints all the same."""
+    if fd > 2:
+        return fd
+    higher = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(fd)
+    return higher

@@ -32,6 +32,7 @@ class MailWord:
     STOP: Final = 10  # batcher: 1 = leave when nothing is posted
     CAPACITY: Final = 11  # batcher: entries per place
     BUSY: Final = 13  # batcher: how many of its model workers had something to do when it posted last
+    OUT_OF_MEMORY: Final = 7  # model worker: number of the last batch that it gave back for lack of memory
     ENDED: Final = 6  # model worker: how many sequences its handler has ended; their marks lie behind the places
     ENDED_SEEN: Final = 12  # batcher: how many of those it has read
 

@@ -6,7 +6,7 @@ import time
 
 from wsgi_ts.batcher.shm.layout import SlotState
 from wsgi_ts.batcher.shm.worker_layout import Tally
-from wsgi_ts.batcher.worker.worker import ModelWorker, print_metrics
+from wsgi_ts.batcher.worker.worker import ModelWorker, metrics_sink
 from wsgi_ts.handlers.serving.functions import FunctionHost
 from wsgi_ts.handlers.serving.service import Service
 
@@ -27,7 +27,7 @@ class FunctionWorker(ModelWorker):
 
     def load(self, gpu_id: int | None) -> None:
         """Imports the handler file and loads all functions (see `FunctionHost.load` for what it raises)."""
-        self._host = FunctionHost.load(self._spec, gpu_id, self._send_chunk, metrics_sink=print_metrics)
+        self._host = FunctionHost.load(self._spec, gpu_id, self._send_chunk, metrics_sink=metrics_sink())
         self._service = next(iter(self._host.services.values()))
 
     def close(self) -> None:

@@ -31,6 +31,7 @@ _FREE_FLAGS: Final = (
 _PLAIN_EXTRA: Final = {"url_path": "", "explain": "False"}
 _STATE: Final = layout.STATE_MASK
 _NO_STATE: Final = ~_STATE
+_UNBEGUN: Final = (SlotState.CLAIMED, SlotState.AGAIN)
 #: How long a streaming handler waits at a time while its client's web worker has not yet fetched the last chunks: at
 #: first, and at most, where a client reads slowly.
 _STREAM_WAIT_S: Final = 0.0005
@@ -136,7 +137,7 @@ class WorkerSlots:
         self.has_sampled = False
         for entry in entries:
             ref = self.ref(entry)
-            if ref is None or ref.state != SlotState.CLAIMED:
+            if ref is None or ref.state not in _UNBEGUN:
                 continue
             segment, slot = ref.segment, ref.slot
             if segment.arrival_ns(slot) < oldest_ns:
@@ -346,6 +347,11 @@ class WorkerSlots:
             write_answer(segment, slot, times, 500, "", [], _LONG_HEADERS.encode(), ref.batch)
             error = True
         ref.set_state(SlotState.FAILED if error else SlotState.DONE)
+
+    def leave(self, ref: SlotReference, answer: Answer, started: int, ended: int) -> None:
+        """Writes an error for the batcher to answer with, should the request not run again; the state stays RUNNING."""
+        body = answer.body[: layout.RESPONSE_INLINE_BYTES]
+        write_answer(ref.segment, ref.slot, (started, ended), answer.status, "", [], body, ref.batch)
 
     def _end_stream(self, ref: SlotReference, answer: Answer, ended: int) -> None:
         """The final result is the last chunk; an error ends the stream unfinished."""

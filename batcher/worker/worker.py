@@ -6,9 +6,10 @@ or hang; what is in shared memory stays consistent because a slot's state word i
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import struct
-import sys
 import time
 from typing import Any
 
@@ -25,7 +26,7 @@ from wsgi_ts.batcher.worker.slots import SlotReference, WorkerSlots
 from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.recording import RecordedRequest, Recorder
 from wsgi_ts.handlers.serving.results import Answer
-from wsgi_ts.handlers.serving.service import Service
+from wsgi_ts.handlers.serving.service import MetricsSink, Service
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.tracing.options import TraceOptions
 
@@ -37,6 +38,8 @@ FEW = 2
 MOST_SPINNING = max(FEW, len(os.sched_getaffinity(0)) // 2)
 #: Where nothing comes for so long, segments of web workers that have died are let go (seconds).
 IDLE_S = 1.0
+#: Above what handlers that redirect their output have in their hands.
+_FIRST_KEPT_FD = 10
 #: What is slow is thought over every so many batches, less one, and in idle moments.
 _LOOKS_EVERY = 255
 _PACK = layout.BATCH.pack
@@ -88,7 +91,7 @@ class ModelWorker:
     def load(self, gpu_id: int | None) -> None:
         """Imports and initialises the handler (see `Service.load` for what it raises)."""
         self._service = Service.load(
-            self._spec, gpu_id, self._send_chunk, metrics_sink=print_metrics, group=self._group
+            self._spec, gpu_id, self._send_chunk, metrics_sink=metrics_sink(), group=self._group
         )
         self._recorder = Recorder.of(self._service.context.model_yaml_config)
 
@@ -227,12 +230,18 @@ class ModelWorker:
         self._places = refs
         self._mailbox.count_execution()
         answers = service.predict(requests)
-        if self._recorder is not None and not self._in_step:
+        is_given_back = (
+            service.raised and self._spec.repeats and len(refs) > 1 and not any(ref.streamed for ref in refs)
+        )
+        if self._recorder is not None and not self._in_step and not is_given_back:
             self._record(self._recorder, refs, answers)
         ended_ns = time.monotonic_ns()
         if not self._in_step:
             self._tell_batch(service, refs, requests, ended_ns)
-        self._write_answers(service, refs, answers, ended_ns)
+        if is_given_back:
+            self._give_back(service, refs, answers, ended_ns)
+        else:
+            self._write_answers(service, refs, answers, ended_ns)
 
     def _batch_facts(self, size: int, marks: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)) -> bytes:
         """What the slots of a batch tell of it, for traces.
@@ -262,6 +271,13 @@ class ModelWorker:
         if took_ns >= traces.threshold_ns or service.has_failed or self._slots.has_sampled:
             fault = service.fault if service.raised else ""
             traces.note(BatchRun(facts, self._started_ns, ended_ns, took_ns, fault, service.has_failed), refs, requests)
+
+    def _give_back(self, service: Service, refs: list[SlotReference], answers: list[Answer], ended: int) -> None:
+        """Leaves a batch that failed to the batcher, which has its requests run again or answers them so."""
+        for ref, answer in zip(refs, answers, strict=True):
+            self._slots.leave(ref, answer, self._started_ns, ended)
+        if service.out_of_memory:
+            self._mailbox.note_out_of_memory()
 
     def _record(self, recorder: Recorder, refs: list[SlotReference], answers: list[Answer]) -> None:
         """Records what a model-config.yaml wants recorded, before the answers are written over the requests."""
@@ -300,7 +316,17 @@ def _recorded(ref: SlotReference, answer: Answer) -> RecordedRequest | None:
     return RecordedRequest.from_head(head, bytes(body), answer.status, bytes(answer.body))
 
 
-def print_metrics(samples: list[Any]) -> None:
-    """Hands the handler's metrics over as lines on stdout, one write for all of them."""
-    sys.stdout.write("".join(f"[METRICS]{sample}\n" for sample in samples))
-    sys.stdout.flush()
+def metrics_sink() -> MetricsSink:
+    """What hands a handler's metrics over as lines on stdout, one write for all of them.
+
+    To be made before the handler is loaded: that may close stdout, or put something else in the place of `sys.stdout`.
+    """
+    fd = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, _FIRST_KEPT_FD)
+
+    def write(samples: list[Any]) -> None:
+        text = "".join(f"[METRICS]{sample}\n" for sample in samples)
+        # Where even this descriptor was closed the metrics are lost, and no request.
+        with contextlib.suppress(OSError):
+            os.write(fd, text.encode("utf-8", "backslashreplace"))
+
+    return write

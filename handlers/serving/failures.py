@@ -73,6 +73,17 @@ def fault_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:_MOST_FAULT]}" if text else type(error).__name__
 
 
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Returns whether the batch was too large for the memory, of the GPU or of the machine; frees what torch keeps."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if not isinstance(error, MemoryError) and "OutOfMemoryError" not in names:
+        return isinstance(error, RuntimeError) and "can't allocate memory" in _text_of(error)
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    return True
+
+
 def _log_failure(error: BaseException) -> None:
     try:
         log.warning("Invoking custom service failed.", exc_info=error)

@@ -24,7 +24,13 @@ from wsgi_ts.handlers.metrics.metric import MetricTypes, Sample
 from wsgi_ts.handlers.serving import loader
 from wsgi_ts.handlers.serving.context import Context, Group, SendChunk, StreamClosed
 from wsgi_ts.handlers.serving.errors import BatchFailure
-from wsgi_ts.handlers.serving.failures import batch_answer, fault_of, has_broken_gpu, load_error
+from wsgi_ts.handlers.serving.failures import (
+    batch_answer,
+    fault_of,
+    has_broken_gpu,
+    load_error,
+    ran_out_of_memory,
+)
 from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.results import (
     INVALID_OUTPUT,
@@ -72,6 +78,7 @@ class Service:
         fault: what that was, in one line; of no meaning where `raised` is false.
         has_failed: whether a row of the last batch, or all, was answered with an error of the server.
         called_at, returned_at: when the handler was called for the last batch, and had returned (monotonic seconds).
+        out_of_memory: whether that was for lack of memory.
     """
 
     _is_copy = False
@@ -86,7 +93,7 @@ class Service:
     ) -> None:
         self.context = context
         self.must_restart = False
-        self.raised = self.has_failed = False
+        self.raised = self.has_failed = self.out_of_memory = False
         self.fault = ""
         self.called_at = self.returned_at = 0.0
         self.handler = entry.instance
@@ -291,6 +298,7 @@ class Service:
         """Returns the answer of each request of a failed batch."""
         answer = batch_answer(error, self.context.model_name)
         self.must_restart = self.must_restart or has_broken_gpu(error)
+        self.out_of_memory = ran_out_of_memory(error)
         return answer
 
     def _hand_over_metrics(self) -> None:

@@ -175,8 +175,6 @@ _harmless("another umask", "import os; os.umask(0o777)")
 _harmless("no environment", "import os; os.environ.clear()")
 _harmless("another locale", "import locale; locale.setlocale(locale.LC_ALL, 'C')")
 _harmless("no module path", "import sys; sys.path.clear()")
-_harmless("no json", "import sys; sys.modules['json'] = None")
-_harmless("a broken json", "import json; json.dumps = json.loads = None")
 _harmless("no stdout", "import sys; sys.stdout = sys.stderr = None")
 _harmless(
     "a stdout that raises", "import sys\nclass F:\n def __getattr__(self, name): raise OSError(name)\nsys.stdout = F()"
@@ -213,14 +211,6 @@ _harmless(
 _harmless("a fork that returns as well", "import os\npid = os.fork()")
 _harmless("a fork that raises", "import os\nif os.fork() == 0: raise ValueError")
 _harmless(
-    "few descriptors",
-    "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))",
-)
-_harmless(
-    "a hundred open files",
-    "import os; kept = [os.open('/dev/null', os.O_RDONLY) for _ in range(100)]; import builtins; builtins.kept = kept",
-)
-_harmless(
     "50 MB printed",
     "print('x' * 1000 + '\\n', end='', flush=True)\nimport os\nfor _ in range(50): os.write(1, b'y' * 1_000_000)",
 )
@@ -231,7 +221,6 @@ _harmless(
     "print('[METRICS]' + 'x.y:1e999|#a:b|#type:GAUGE|#hostname:h,1,' + 'r' * 9000); print('[METRICS]\\0')",
 )
 _harmless("no garbage collection", "import gc; gc.disable(); gc.freeze()")
-_harmless("little recursion", "import sys; sys.setrecursionlimit(60)")
 _harmless("slow switches of threads", "import sys; sys.setswitchinterval(100)")
 _harmless("a lower priority", "import os; os.nice(5)")
 _harmless("warnings that raise", "import warnings; warnings.simplefilter('error')")
@@ -246,7 +235,18 @@ _harmless(
     "import signal; signal.signal(signal.SIGALRM, lambda *a: None); signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)",
 )
 _harmless("a data list that is emptied", "data.clear()")
-_harmless("a context without anything", "vars(context).clear()")
+_harmless("a broken json", "import json; json.dumps = json.loads = None")
+_harmless("no json", "import sys; sys.modules['json'] = None")
+_harmless(
+    "a hundred open files",
+    "import os; kept = [os.open('/dev/null', os.O_RDONLY) for _ in range(100)]; import builtins; builtins.kept = kept",
+)
+_harmless(
+    "few descriptors",
+    "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))",
+)
+_hurts("little recursion", "import sys; sys.setrecursionlimit(60)")
+_hurts("a context without anything", "vars(context).clear()")
 _hurts(
     "an alarm that raises",
     "import signal\ndef stop(*a): raise TimeoutError\n"

@@ -34,6 +34,12 @@ class Slots:
         self.states[slot] = self.states[slot] & ~0xFF | SlotState.FAILED
         self.statuses[slot] = status
 
+    def settle(self, slot: int) -> None:
+        self.states[slot] = self.states[slot] & ~0xFF | SlotState.FAILED
+
+    def claim_again(self, slot: int) -> None:
+        self.states[slot] = self.states[slot] & ~0xFF | SlotState.AGAIN
+
     def ids(self, slot: int) -> tuple[str, str]:
         return self.keys.get(slot, ""), f"request-{slot}"
 

@@ -74,6 +74,14 @@ class ModelYaml:
         ours=True,
         key="threadsPerWorker",
     )
+    max_executions: int = setting(
+        whole(1),
+        1,
+        "how often a request may be given to the handler: above 1, a batch that fails runs again in halves, until the "
+        "request to blame is alone",
+        ours=True,
+        key="maxExecutions",
+    )
     response_timeout_s: int = setting(
         whole(1, "s"), 120, "longest run of the handler for one batch; then its worker is killed", key="responseTimeout"
     )
@@ -162,6 +170,15 @@ def parse_model_yaml(fields: Mapping[str, Any]) -> ModelYaml:
         for name, key in (("continuous_batching", "continuousBatching"), ("sequence_batching", "sequenceBatching")):
             if values.pop(name, False):
                 warnings.append(f"{file.where(key)}: does not go with asyncCommunication; it is off")
+    if values.get("max_executions", 1) > 1:
+        keys = {"continuous_batching": "continuousBatching", "sequence_batching": "sequenceBatching"}
+        keys |= {"async_communication": "asyncCommunication"}
+        other = next((key for name, key in keys.items() if values.get(name)), "")
+        if values.get("parallel_type") in TORCHRUN_TYPES:
+            other = "parallelType"
+        if other:
+            warnings.append(f"{file.where('maxExecutions')}: does not go with {other}; it is 1")
+            del values["max_executions"]
     # Never fewer sequences than what all workers can have in a batch.
     in_batches = values.get("batch_size", 0) * values.get("max_workers", 0)
     values["max_sequences"] = max(values.get("max_sequences", 1), in_batches)

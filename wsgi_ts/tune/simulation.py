@@ -130,6 +130,12 @@ class _Slots:
     def fail(self, slot: int, status: int, text: str, batch: bytes) -> None:
         raise AssertionError(f"slot {slot} is answered {status}: {text}")
 
+    def settle(self, slot: int) -> None:
+        raise AssertionError(f"slot {slot} is answered with an error")
+
+    def claim_again(self, slot: int) -> None:
+        raise AssertionError(f"slot {slot} is to be run again")
+
 
 @dataclass(eq=False)
 class _ModelWorker:

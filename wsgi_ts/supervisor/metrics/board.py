@@ -81,6 +81,10 @@ _COUNTERS = {
         "Requests whose clientTimeoutInMills has passed, in the queue or in the handler",
         (ModelWord.EXPIRED, ModelWord.LATE),
     ),
+    "batches_halved_total": (
+        "Batches that failed and whose requests ran again, in smaller ones (maxExecutions)",
+        (ModelWord.HALVED,),
+    ),
 }
 
 

@@ -180,7 +180,7 @@ def test_a_worker_that_dies_gives_its_batch_back(place: Place) -> None:
     worker = place.worker()
     place.ask(3, 3, 30)
     assert place.dispatched() == [[3, 3]]
-    place.scheduler.worker_gone(worker, oom=False)
+    place.scheduler.worker_gone(worker, oom=False, now=1.0)
     again = place.worker(9001)
     assert place.dispatched(1.0) == [[3]]  # what may have ended its worker goes alone
     place.end(again, 1.0)

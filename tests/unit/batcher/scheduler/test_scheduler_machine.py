@@ -17,7 +17,19 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from support.jobs import Slots
 
-from wsgi_ts.batcher.scheduler.actions import Action, Dispatch, Fail, Kill, Record, Release, Revoke, Unloaded
+from wsgi_ts.batcher.scheduler.actions import (
+    Action,
+    Dispatch,
+    Fail,
+    Kill,
+    Record,
+    Release,
+    Repeat,
+    Revoke,
+    Settle,
+    Unloaded,
+)
+from wsgi_ts.batcher.scheduler.halving import REMEMBERED_S
 from wsgi_ts.batcher.scheduler.job import Found, Job
 from wsgi_ts.batcher.scheduler.model_queue import Batch, Worker
 from wsgi_ts.batcher.scheduler.recovered import RECOVERY_S
@@ -28,7 +40,8 @@ from wsgi_ts.messages import ModelSpec
 
 SLOTS = 24
 QUEUE, DEADLINE_S, WINDOW_S, RESPONSE_S = 5, 3.0, 1.0, 8.0
-PLAIN, LATE, FIXED, TICKETS, STREAMS, SEQUENCES, STREAMED_SEQUENCES = range(7)
+PLAIN, LATE, FIXED, TICKETS, STREAMS, SEQUENCES, STREAMED_SEQUENCES, REPEATS = range(8)
+MOST_EXECUTIONS = 3
 KINDS = {
     PLAIN: {"batch_size": 3},
     LATE: {"batch_size": 2, "client_timeout_ms": int(DEADLINE_S * 1000)},
@@ -37,6 +50,7 @@ KINDS = {
     STREAMS: {"batch_size": 3, "continuous_batching": True},
     SEQUENCES: {"batch_size": 2, "sequence_batching": True},
     STREAMED_SEQUENCES: {"batch_size": 2, "sequence_batching": True, "continuous_batching": True},
+    REPEATS: {"batch_size": 4, "max_executions": MOST_EXECUTIONS},
 }
 MODELS = st.sampled_from(sorted(KINDS))
 ANY = st.integers(0, 1 << 16)
@@ -67,6 +81,8 @@ class Request:
     arrived_at: float
     cancelled: bool = False
     begun_by: int = 0
+    executions: int = 0
+    together: int = 0
     answer: int = 0
     dropped: bool = False
 
@@ -92,6 +108,8 @@ class Process:
     begun: int = 0
     done: int = 0
     running: list[Request] = field(default_factory=list)
+    has_answered: bool = False
+    oom: int = 0
     revoked: set[int] = field(default_factory=set)
     begun_at: float = 0.0
     marks: list[int] = field(default_factory=list)
@@ -114,6 +132,7 @@ class Around(RuleBasedStateMachine):
         self.kinds: list[int] = []
         self.next_worker = 9000
         self.upheavals = self.losses = 0
+        self.sizes: dict[int, tuple[int, float]] = {}  # of workers that ran out of memory
         self.segments: list[Slots] = []
         self.free: list[tuple[Slots, int]] = []
         self.add_segment()
@@ -163,6 +182,12 @@ class Around(RuleBasedStateMachine):
                     self.check_dispatch(worker, batch)
                 case Fail():
                     self.check_fail(action)
+                case Repeat(model, jobs):
+                    self.repeat(model, jobs)
+                case Settle(jobs):
+                    for request in map(self.request_of, jobs):
+                        self.check_last_execution(request)
+                        self.answer(request, 503)
                 case Revoke(worker, batch):
                     self.revoke(self.process_of(worker), batch)
                 case Kill(worker):
@@ -191,11 +216,16 @@ class Around(RuleBasedStateMachine):
         for request in requests:
             assert request.is_open
             assert not request.begun_by, "given to a handler twice"
-            assert request.state == SlotState.CLAIMED
+            assert request.state == (SlotState.AGAIN if request.executions else SlotState.CLAIMED)
             assert not self.is_over(request), "too late, or its client has gone"
         assert 0 < len(requests) <= model.batch_size
         if any(job.deliveries for job in batch.jobs):
             assert len(batch.jobs) == 1, "a suspect goes alone"
+        if any(request.executions for request in requests):
+            assert all(request.executions for request in requests), "an innocent beside suspects"
+            assert len(requests) <= min(-(-request.together // 2) for request in requests), "not halved"
+        most, until = self.sizes.get(worker.worker_id, (len(requests), 0.0))
+        assert len(requests) <= most or self.now >= until, "as many as were too many a moment ago"
         waiting = self.order[worker.model]
         if model.sequences is None:
             assert requests == waiting[: len(requests)], "not first in, first out"
@@ -219,6 +249,10 @@ class Around(RuleBasedStateMachine):
                 assert action.status in (500, 507)
                 alive = [process.handle.worker_id for process in self.processes]
                 assert request.begun_by not in alive, "a worker may still write to this slot (rule 4)"
+                if request.model == REPEATS and self.processes:
+                    self.check_last_execution(request)
+            elif request.state == SlotState.AGAIN and action.status == 500 and not job.deliveries:
+                assert not self.processes, "only a new batcher does not know how often it has run"
             elif action.status in (408, 499):
                 assert self.is_over(request)
             elif action.status in (500, 507):
@@ -228,6 +262,31 @@ class Around(RuleBasedStateMachine):
             if request in self.order[request.model]:
                 self.order[request.model].remove(request)
             self.answer(request, action.status)
+
+    def repeat(self, kind: int, jobs: list[Job]) -> None:
+        """A batch has failed: these wait again, at the head."""
+        assert kind == REPEATS
+        requests = [self.request_of(job) for job in jobs]
+        for request in requests:
+            assert request.is_open
+            assert request.state == SlotState.RUNNING
+            assert request.executions < MOST_EXECUTIONS
+            assert request.together > 1
+            holders = [each for each in self.processes if request in each.running]
+            assert not holders, "a worker may still write to this slot (rule 4)"
+            request.begun_by = 0
+            request.set_state(SlotState.AGAIN)
+        self.order[kind][:0] = requests
+
+    def check_last_execution(self, request: Request) -> None:
+        """It is answered with an error of its handler, or its worker's death: it must not run again."""
+        model = self.scheduler.models.get(request.model)
+        is_last = request.executions == MOST_EXECUTIONS or request.together == 1
+        assert is_last or request.segment.retired or model is None or not model.accepting
+
+    def note_oom(self, process: Process, together: int) -> None:
+        if process.handle.model == REPEATS and together:
+            self.sizes[process.handle.worker_id] = max(1, together // 2), self.now + REMEMBERED_S
 
     def revoke(self, process: Process, batch: Batch) -> None:
         process.revoked.add(batch.number)
@@ -260,7 +319,11 @@ class Around(RuleBasedStateMachine):
         done = [batch for batch in process.handle.batches if batch.number <= process.done and batch.revoked]
         self.queue_again(done)
         marks, process.marks = process.marks, []
-        self.act(self.scheduler.progressed(process.handle, process.done, process.begun_at, 0.001, marks, self.now))
+        handle, oom = process.handle, process.oom
+        if oom and oom == process.done:
+            self.note_oom(process, sum(job.state == SlotState.RUNNING for job in process.posted[oom - 1].jobs))
+        self.act(self.scheduler.progressed(handle, process.done, process.begun_at, 0.001, marks, self.now, oom))
+        process.oom = 0
 
     def kill(self, process: Process, oom: bool) -> None:
         """A model worker ends, and its batcher has collected its exit."""
@@ -272,7 +335,10 @@ class Around(RuleBasedStateMachine):
         for request in [each for each in process.running if each.segment.retired and each.is_open]:
             if request.begun_by:
                 request.set_state(SlotState.RUNNING)
-        self.act(self.scheduler.worker_gone(process.handle, oom))
+        if oom:
+            self.note_oom(process, sum(request.is_open for request in process.running))
+        process.running.clear()
+        self.act(self.scheduler.worker_gone(process.handle, oom, self.now))
 
     def settle(self) -> None:
         """The rest of a turn of the loop."""
@@ -469,13 +535,19 @@ class SchedulerMachine(Around):
         for request in map(self.request_of, list(batch.jobs)):
             if not request.is_open:
                 continue
-            assert not request.begun_by, "given to a handler twice (rule 3)"
+            assert not request.begun_by, "two handlers have it"
+            request.executions += 1
+            most = MOST_EXECUTIONS if request.model == REPEATS else 1
+            assert request.executions <= most, "given to a handler too often (rule 3)"
             if self.is_over(request):
                 self.answer(request, 499)
                 continue
             request.begun_by = process.handle.worker_id
             request.set_state(SlotState.RUNNING)
             process.running.append(request)
+        process.has_answered = False
+        for request in process.running:
+            request.together = len(process.running)
 
     def with_a_batch(self) -> list[Process]:
         """Workers that can begin one."""
@@ -493,6 +565,7 @@ class SchedulerMachine(Around):
         for request in process.running[:count]:
             self.answer(request, 200)
         del process.running[:count]
+        process.has_answered = True
         process.has_news |= self.joins(process)
 
     def running(self) -> list[Process]:
@@ -507,6 +580,24 @@ class SchedulerMachine(Around):
         process.running.clear()
         process.done = process.begun
         process.has_news = True
+
+    @precondition(lambda self: self.may_fail())
+    @rule(which=ANY, oom=st.booleans())
+    def fail_batch(self, which: int, oom: bool) -> None:
+        """The handler fails: a request that was alone is answered, a batch given back."""
+        process = self.may_fail()[which % len(self.may_fail())]
+        if len(process.running) == 1:
+            self.answer(process.running[0], 503)
+        elif oom:
+            process.oom = process.begun
+        process.running.clear()
+        process.done = process.begun
+        process.has_news = True
+
+    def may_fail(self) -> list[Process]:
+        """Workers of the kind whose requests may run again, in the middle of a batch."""
+        busy = [each for each in self.in_a_batch() if each.handle.model == REPEATS]
+        return [each for each in busy if each.running and not each.has_answered]
 
     def in_a_batch(self) -> list[Process]:
         return [each for each in self.processes if not self.joins(each) and each.begun > each.done]
@@ -685,6 +776,59 @@ SchedulerMachine.TestCase.settings = settings(
     max_examples=150, stateful_step_count=60, deadline=None, report_multiple_bugs=False
 )
 TestScheduler = SchedulerMachine.TestCase
+
+
+def test_rule_3_a_batch_that_fails_runs_again_in_halves_until_the_bad_request_is_alone() -> None:
+    machine = SchedulerMachine()
+    machine.begin([REPEATS], are_short=False)
+    machine.submit(0, 1, "", seen=True)
+    machine.take_batch(0)
+    machine.submit(0, 4, "", seen=True)
+    machine.finish_batch(0)
+    machine.look_at_mailboxes()
+    bad = machine.request_of(machine.scheduler.busy[0].batches[0].jobs[0])
+    sizes = []
+    while bad.is_open:
+        machine.take_batch(0)
+        (process,) = machine.processes
+        sizes.append(len(process.running))
+        machine.fail_batch(0, oom=False) if bad in process.running else machine.finish_batch(0)
+        machine.look_at_mailboxes()
+        machine.nothing_is_lost()
+    assert sizes == [4, 2, 1]
+    assert (bad.answer, bad.executions) == (503, 3)
+    while machine.open:
+        machine.work()
+    assert sorted(request.answer for request in machine.requests.values()) == [200, 200, 200, 200, 503]
+    assert sorted(request.executions for request in machine.requests.values()) == [1, 2, 2, 3, 3]
+    machine.teardown()
+
+
+def test_a_worker_that_ran_out_of_memory_gets_smaller_batches_for_a_while() -> None:
+    machine = SchedulerMachine()
+    machine.begin([REPEATS], are_short=False)
+
+    def begin_four() -> Process:
+        """Four that came while the worker had something to do."""
+        machine.submit(0, 1, "", seen=True)
+        machine.take_batch(0)
+        machine.submit(0, 4, "", seen=True)
+        machine.finish_batch(0)
+        machine.look_at_mailboxes()
+        machine.take_batch(0)
+        return machine.processes[0]
+
+    assert len(begin_four().running) == 4
+    machine.fail_batch(0, oom=True)
+    machine.look_at_mailboxes()
+    while machine.open:
+        machine.work()
+    for size in (2, 4):
+        assert len(begin_four().running) == size
+        while machine.open:
+            machine.work()
+        machine.now += REMEMBERED_S
+    machine.teardown()
 
 
 def test_rule_10_a_batch_behind_a_slow_one_goes_to_an_idle_worker() -> None:
