@@ -43,6 +43,9 @@ _OURS = (errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 _UNSAFE = re.compile(r"[\x00-\x20\x7f\\]")
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+#: The IPv4 address is the end of these: NAT64 (RFC 6052), and the form of old ("::127.0.0.1").
+_TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
+_COMPATIBLE = ipaddress.IPv6Network("::/96")
 
 
 class Fetchers(Protocol):
@@ -247,7 +250,7 @@ def _resolve(parts: SplitResult, rules: DownloadRules, came_from_public: bool) -
     host = parts.hostname or ""
     found = socket.getaddrinfo(host, parts.port or 0, type=socket.SOCK_STREAM)
     addresses = [_plain_address(str(entry[4][0])) for entry in found]
-    for address in addresses:
+    for address in [*addresses, *map(_reached_by, addresses)]:
         if address.is_link_local or address.is_multicast or address.is_unspecified:
             raise _Refused(f"{host} is {address}: link-local, multicast and 0.0.0.0 are never contacted")
         if not address.is_global and (came_from_public or not rules.allow_private):
@@ -259,6 +262,15 @@ def _plain_address(text: str) -> _Address:
     address = ipaddress.ip_address(text.partition("%")[0])
     mapped = getattr(address, "ipv4_mapped", None)
     return address if mapped is None else ipaddress.IPv4Address(mapped)
+
+
+def _reached_by(address: _Address) -> _Address:
+    """Where a gateway leads that knows an IPv6 address for another's IPv4 one: itself for all others."""
+    if not isinstance(address, ipaddress.IPv6Address):
+        return address
+    if address in _TRANSLATED or (address in _COMPATIBLE and int(address) > 1):
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.sixtofour or (address.teredo[1] if address.teredo else address)
 
 
 def _connect(parts: SplitResult, address: _Address, limits: ArchiveLimits) -> http.client.HTTPConnection:

@@ -113,13 +113,12 @@ class Calls:
         """Lets a call with the right token pass.
 
         Raises:
-            InvalidKey: it has none, or another one.
+            InvalidKey: it has none, another one, or more than one: a proxy may have looked at the other.
         """
         tokens.refresh()
-        for name, value in rpc.metadata:
-            if name == "authorization" and isinstance(value, str) and tokens.accepts(self._scope, value):
-                return
-        raise InvalidKey
+        given = [value for name, value in rpc.metadata if name == "authorization"]
+        if len(given) != 1 or not isinstance(given[0], str) or not tokens.accepts(self._scope, given[0]):
+            raise InvalidKey
 
     def _note(self, peer: str, line: str, code: StatusCode, began_ns: int) -> None:
         """One line for the access log, which leaves the process once per turn of the loop."""
