@@ -2,7 +2,7 @@
 
 What libFuzzer finds on its way grows in `.fuzz/` (not kept). An input that breaks a promise is written into the corpus,
 `tests/fuzz/corpus/TARGET/crash-…`, where every ordinary run of the tests replays it: mend the fault, give the file a
-name that says what it is, and commit both. `--minimize` replaces the corpus by the smallest set that covers as much.
+name that says what it is, and commit both.
 """
 
 from __future__ import annotations
@@ -22,8 +22,6 @@ FOUND = Path(__file__).parents[2] / ".fuzz"
 MAX_BYTES = 4096
 #: An input that takes longer is a finding, too; instrumented code is some ten times slower.
 SLOW_S = 10
-#: libFuzzer's exit code after a finding.
-_FINDING = 77
 
 
 def main() -> int:
@@ -32,16 +30,13 @@ def main() -> int:
     arguments.add_argument("targets", nargs="*", default=names(), metavar="target", help=", ".join(names()))
     arguments.add_argument("--seconds", type=int, default=60, help="for each target (default: 60)")
     arguments.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="targets at the same time")
-    arguments.add_argument("--minimize", action="store_true", help="merge what was found into the corpus instead")
     options = arguments.parse_args()
     unknown = set(options.targets) - set(names())
     if unknown:
         arguments.error(f"no such target: {', '.join(sorted(unknown))}")
     with ThreadPoolExecutor(options.jobs) as pool:
-        run = minimize if options.minimize else lambda name: fuzz(name, options.seconds)
-        failed = [
-            name for name, worked in zip(options.targets, pool.map(run, options.targets), strict=True) if not worked
-        ]
+        held = pool.map(lambda name: fuzz(name, options.seconds), options.targets)
+        failed = [name for name, is_sound in zip(options.targets, held, strict=True) if not is_sound]
     if failed:
         print(f"Findings: {', '.join(failed)}; see tests/fuzz/corpus/TARGET/crash-… and .fuzz/TARGET.log")
     return int(bool(failed))
@@ -56,27 +51,6 @@ def fuzz(name: str, seconds: int) -> bool:
     code, last = _atheris(name, [*options, str(found), str(kept)])
     print(f"{name:<14} {'held' if code == 0 else f'BROKEN ({code})'}  {last}", flush=True)
     return code == 0
-
-
-def minimize(name: str) -> bool:
-    """Makes the corpus of a target the smallest set that covers what all inputs cover; named inputs stay."""
-    kept, found, merged = CORPUS / name, FOUND / name, FOUND / f"{name}.merged"
-    merged.mkdir(parents=True, exist_ok=True)
-    named = [path for path in kept.iterdir() if not _is_hash(path.name)]
-    code, last = _atheris(name, ["-merge=1", f"-max_len={MAX_BYTES}", str(merged), str(kept), str(found)])
-    if code == 0:
-        for path in set(kept.iterdir()) - set(named):
-            path.unlink()
-        known = {path.read_bytes() for path in named}
-        for path in merged.iterdir():
-            if path.read_bytes() not in known:
-                (kept / path.name).write_bytes(path.read_bytes())
-    print(f"{name:<14} {len(list(kept.iterdir()))} inputs  {last}", flush=True)
-    return code == 0
-
-
-def _is_hash(name: str) -> bool:
-    return len(name) == 40 and not set(name) - set("0123456789abcdef")
 
 
 def _atheris(name: str, arguments: list[str]) -> tuple[int, str]:
