@@ -201,7 +201,7 @@ _harmless(
 _harmless(
     "a daemon",
     "import os\nif os.fork() == 0:\n os.setsid()\n"
-    " if os.fork() == 0: os.execvp('sleep', ['sleep', '997'])\n os._exit(0)\nos.wait()",
+    " if os.fork() == 0: os.execvp('sleep', ['sleep', '997'])\n os._exit(0)",
 )
 _harmless(
     "children of multiprocessing",
@@ -285,7 +285,10 @@ _ends("SIGKILL", "import os; os.kill(os.getpid(), 9)", 507)
 _ends("SIGTERM", "import os, signal, time; signal.signal(15, signal.SIG_DFL); os.kill(os.getpid(), 15); time.sleep(9)")
 _ends("SIGBUS", "import os, signal; os.kill(os.getpid(), signal.SIGBUS)")
 _ends("another program", "import os; os.execv('/bin/true', ['true'])")
-_ends("an alarm", "import signal, time; signal.signal(signal.SIGALRM, signal.SIG_DFL); signal.alarm(1); time.sleep(9)")
+_ends(
+    "an alarm",
+    "import signal, time; signal.signal(signal.SIGALRM, signal.SIG_DFL); signal.setitimer(0, 0.1); time.sleep(9)",
+)
 _ends("an endless loop", "while True: pass")
 _ends("a sleep", "import time; time.sleep(999)")
 _ends("a sleep with the interpreter's lock", "import ctypes; ctypes.PyDLL(None).sleep(999)")

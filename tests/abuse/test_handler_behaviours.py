@@ -27,7 +27,7 @@ def server() -> Iterator[ServerProcess]:
     with ServerProcess() as server:
         archive(server.store, "odd", HANDLER)
         archive(server.store, "other", HANDLER)
-        assert server.register("odd.mar", batch_size=INNOCENT + 1, max_batch_delay=30, response_timeout=2).status == 200
+        assert server.register("odd.mar", batch_size=INNOCENT + 1, max_batch_delay=30, response_timeout=1).status == 200
         assert server.register("other.mar").status == 200
         yield server
 

@@ -89,7 +89,7 @@ class Place:
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     ledger = tmp_path_factory.mktemp("ledger") / "ledger"
     ledger.touch()
-    config = f"batchSize: {BATCH}\nmaxBatchDelay: 100\nresponseTimeout: 2\nminWorkers: 1\nmaxWorkers: 1\n"
+    config = f"batchSize: {BATCH}\nmaxBatchDelay: 100\nresponseTimeout: 1\nminWorkers: 1\nmaxWorkers: 1\n"
     with ServerProcess(environment={"LEDGER": str(ledger)}, config={"metrics_mode": "prometheus"}) as server:
         archive(server.store, "once", HANDLER, config_yaml=config)
         archive(server.store, "again", HANDLER, config_yaml=config + "maxExecutions: 4\n")
