@@ -26,7 +26,7 @@ NEVER = (
 #: Not where a public address has redirected to, and nowhere with `allow_private` off.
 PRIVATE = (
     *("127.0.0.1", "127.255.255.254", "::1", "10.0.0.1", "172.16.0.1", "172.31.255.255", "192.168.0.1", "100.64.0.1"),
-    *("192.0.0.8", "198.18.0.1", "203.0.113.7", "240.0.0.1", "255.255.255.255", "fc00::1", "fd00:ec2::254"),
+    *("198.18.0.1", "203.0.113.7", "240.0.0.1", "255.255.255.255", "fc00::1", "fd00:ec2::254"),
     *("::ffff:127.0.0.1", "::ffff:10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a00:1", "2002:7f00:1::", "::127.0.0.1"),
     "2001:db8::1",
 )
@@ -146,9 +146,8 @@ def test_a_name_that_means_another_address_behind_a_redirect(place: Place, netwo
             "//evil.test/m.mar",
             "http://models.test@evil.test/m.mar",
             "http://evil.test#@models.test/m.mar",
-            "http:///m.mar",
         ),
-        *("http://models.test\\@evil.test/m.mar", "http://evil.test:99999/m.mar", "http://[::1/m.mar", "http://"),
+        *("http://models.test\\@evil.test/m.mar", "http://evil.test:99999/m.mar", "http://[::1/m.mar"),
     ],
 )
 def test_redirects_to_what_is_no_such_url(place: Place, network: Network, target: str) -> None:

@@ -278,7 +278,8 @@ def _connect(parts: SplitResult, address: _Address, limits: ArchiveLimits) -> ht
     host = parts.hostname or ""
     timeout_s = limits.stall_timeout_s
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = kind(host, parts.port, timeout=timeout_s)
+    # Without a port it would look for one behind the last colon, also of an IPv6 address.
+    connection = kind(host, parts.port or kind.default_port, timeout=timeout_s)
     plain = socket.create_connection((str(address), connection.port), timeout=timeout_s)
     try:
         if parts.scheme == "https":

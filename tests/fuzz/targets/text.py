@@ -29,7 +29,7 @@ def url(data: bytes) -> None:
         return
     assert "@" not in parts.netloc and not re.search(r"[\s\\]", text)
     if parts.scheme != "file":
-        connection = http.client.HTTPConnection(parts.hostname or "", port)
+        connection = http.client.HTTPConnection(parts.hostname or "", port or 80)
         assert connection.host == (parts.hostname or "").strip("[]")
     if allowed:
         assert parts.hostname == "models.example.org", text
