@@ -168,27 +168,27 @@ _alone("a header that is no text", "context.set_response_header(place, 'X', 3)",
 _alone("its own framing", "context.set_response_header(place, 'Content-Length', '1')", 200)
 _alone("a megabyte of headers", "context.set_response_header(place, 'X', 'y' * (1 << 20))", 500)
 
-# What it does to its process
+# What it does to its process, which goes on so: what would spoil others comes behind them
+_harmless(
+    "children of multiprocessing",
+    "import multiprocessing, time\n"
+    "multiprocessing.get_context('fork').Process(target=time.sleep, args=(9,), daemon=True).start()",
+)
+_harmless("slow switches of threads", "import sys; sys.setswitchinterval(100)")
+_harmless(
+    "a hundred open files",
+    "import os; kept = [os.open('/dev/null', os.O_RDONLY) for _ in range(100)]; import builtins; builtins.kept = kept",
+)
 _harmless("another folder", "import os; os.chdir('/')")
 _harmless("a folder that is gone", "import os, tempfile; d = tempfile.mkdtemp(); os.chdir(d); os.rmdir(d)")
 _harmless("another umask", "import os; os.umask(0o777)")
 _harmless("no environment", "import os; os.environ.clear()")
 _harmless("another locale", "import locale; locale.setlocale(locale.LC_ALL, 'C')")
 _harmless("no module path", "import sys; sys.path.clear()")
-_harmless("no stdout", "import sys; sys.stdout = sys.stderr = None")
-_harmless(
-    "a stdout that raises", "import sys\nclass F:\n def __getattr__(self, name): raise OSError(name)\nsys.stdout = F()"
-)
-_harmless("a closed stdout", "import sys; sys.stdout = sys.__stdout__; sys.stdout.close()")
-_harmless("stdout and stderr closed below", "import os; os.close(1); os.close(2)")
 _harmless("signals ignored", "import signal\nfor n in (1, 2, 3, 13, 15, 17): signal.signal(n, signal.SIG_IGN)")
 _harmless("signals blocked", "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())")
 _harmless(
     "a thread that never ends", "import threading, time; threading.Thread(target=time.sleep, args=(9999,)).start()"
-)
-_harmless(
-    "threads that compute for ever",
-    "import threading\ndef spin():\n while True: sum(range(1000))\nthreading.Thread(target=spin, daemon=True).start()",
 )
 _harmless(
     "a hundred threads",
@@ -203,11 +203,6 @@ _harmless(
     "import os\nif os.fork() == 0:\n os.setsid()\n"
     " if os.fork() == 0: os.execvp('sleep', ['sleep', '997'])\n os._exit(0)",
 )
-_harmless(
-    "children of multiprocessing",
-    "import multiprocessing, time\n"
-    "multiprocessing.get_context('fork').Process(target=time.sleep, args=(9,), daemon=True).start()",
-)
 _harmless("a fork that returns as well", "import os\npid = os.fork()")
 _harmless("a fork that raises", "import os\nif os.fork() == 0: raise ValueError")
 _harmless(
@@ -221,7 +216,6 @@ _harmless(
     "print('[METRICS]' + 'x.y:1e999|#a:b|#type:GAUGE|#hostname:h,1,' + 'r' * 9000); print('[METRICS]\\0')",
 )
 _harmless("no garbage collection", "import gc; gc.disable(); gc.freeze()")
-_harmless("slow switches of threads", "import sys; sys.setswitchinterval(100)")
 _harmless("a lower priority", "import os; os.nice(5)")
 _harmless("warnings that raise", "import warnings; warnings.simplefilter('error')")
 _harmless("no logging", "import logging; logging.disable(); logging.root.handlers.clear()")
@@ -237,13 +231,19 @@ _harmless(
 _harmless("a data list that is emptied", "data.clear()")
 _harmless("a broken json", "import json; json.dumps = json.loads = None")
 _harmless("no json", "import sys; sys.modules['json'] = None")
+_harmless("no stdout", "import sys; sys.stdout = sys.stderr = None")
 _harmless(
-    "a hundred open files",
-    "import os; kept = [os.open('/dev/null', os.O_RDONLY) for _ in range(100)]; import builtins; builtins.kept = kept",
+    "a stdout that raises", "import sys\nclass F:\n def __getattr__(self, name): raise OSError(name)\nsys.stdout = F()"
 )
-_harmless(
+_harmless("a closed stdout", "import sys; sys.stdout = sys.__stdout__; sys.stdout.close()")
+_harmless("stdout and stderr closed below", "import os; os.close(1); os.close(2)")
+_hurts(
     "few descriptors",
     "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))",
+)
+_hurts(
+    "threads that compute for ever",
+    "import threading\ndef spin():\n while True: sum(range(1000))\nthreading.Thread(target=spin, daemon=True).start()",
 )
 _hurts("little recursion", "import sys; sys.setrecursionlimit(60)")
 _hurts("a context without anything", "vars(context).clear()")

@@ -6,6 +6,7 @@ The test is the name server, and every connection: none of it leaves this machin
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class Network:
         self.names: dict[str, list[list[str]]] = {}
         self.redirect = ""
         self.connected: list[str] = []
+        self.sockets: list[socket.socket] = []
         self._archive = archive
 
     def resolve(self, host: str, port: int, *_: Any, **__: Any) -> list[tuple[Any, ...]]:
@@ -60,7 +62,7 @@ class Network:
             answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(self._archive) + self._archive
         there.sendall(answer)
         there.shutdown(socket.SHUT_WR)
-        self._kept = there
+        self.sockets.append(there)
         return here
 
 
@@ -70,11 +72,13 @@ def place(tmp_path: Path) -> Place:
 
 
 @pytest.fixture
-def network(place: Place, monkeypatch: pytest.MonkeyPatch) -> Network:
+def network(place: Place, monkeypatch: pytest.MonkeyPatch) -> Iterator[Network]:
     network = Network(mar(place.root / "source.mar").read_bytes())
     monkeypatch.setattr("wsgi_ts.archive.download.socket.getaddrinfo", network.resolve)
     monkeypatch.setattr("wsgi_ts.archive.download.socket.create_connection", network.connect)
-    return network
+    yield network
+    for sock in network.sockets:
+        sock.close()
 
 
 def url_of(address: str) -> str:
