@@ -68,7 +68,8 @@ def invariants_broken(change: str, tmp_path: Path) -> set[str]:
         "PYTHONPATH": f"{BROKEN}{os.pathsep}{REPOSITORY}",
         "WSGI_TS_BROKEN": change,
         "WSGI_TS_COMPILED": "0",
-        "WSGI_TS_LEDGER_MS": "5",
+        # So long that whoever is killed has something to do.
+        "WSGI_TS_LEDGER_MS": "50",
     }
     server = ledger_server(tmp_path, workers=2, batch_size=4, web_workers=1, environment=environment)
     found = set()
