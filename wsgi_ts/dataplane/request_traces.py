@@ -127,6 +127,12 @@ class RequestTraces:
             if post is not None:
                 post.flush()
 
+    def close(self) -> None:
+        """Gives the sockets back."""
+        for post in (self._kept, self._exported):
+            if post is not None:
+                post.close()
+
     def times_of(self, slot: int) -> Times | None:
         """What an answered slot says of its run; None for no slot."""
         return read_times(self._segment, slot) if slot >= 0 else None

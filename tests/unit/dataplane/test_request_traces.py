@@ -50,8 +50,10 @@ class Place:
         return worth
 
     def close(self) -> None:
+        self.traces.close()
         for inlet in self._inlets:
             inlet.close()
+        self._selector.close()
 
 
 @pytest.fixture

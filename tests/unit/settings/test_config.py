@@ -853,7 +853,7 @@ def test_who_decides_on_tokens(place: Path) -> None:
 # -- OpenTelemetry's own variables
 
 
-def test_opentelemetry_s_variables_count_where_the_keys_are_not_given() -> None:
+def test_opentelemetry_s_variables_count_where_the_keys_are_not_given(place: Path) -> None:
     config = load("", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", "OTEL_TRACES_SAMPLER": "always_off"})
     assert (config.otlp_endpoint, config.trace_sample_ratio) == ("http://c:4318", 0.0)
     sampler = {"OTEL_TRACES_SAMPLER": "parentbased_traceidratio", "OTEL_TRACES_SAMPLER_ARG": "0.01"}
@@ -862,16 +862,16 @@ def test_opentelemetry_s_variables_count_where_the_keys_are_not_given() -> None:
     assert (given.otlp_endpoint, given.trace_sample_ratio) == ("http://own:1", 0.5)
 
 
-def test_the_variable_for_traces_goes_before_the_one_for_all() -> None:
+def test_the_variable_for_traces_goes_before_the_one_for_all(place: Path) -> None:
     both = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:1", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c:2/own"}
     assert load("", both).otlp_endpoint == "http://c:2/own"
 
 
 @pytest.mark.parametrize("variable", [{"OTEL_SDK_DISABLED": "true"}, {"OTEL_TRACES_EXPORTER": "none"}])
-def test_opentelemetry_can_be_switched_off(variable: dict[str, str]) -> None:
+def test_opentelemetry_can_be_switched_off(place: Path, variable: dict[str, str]) -> None:
     assert load("", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318", **variable}).otlp_endpoint == ""
 
 
 @pytest.mark.parametrize("ratio", ["1.5", "-0.1"])
-def test_a_ratio_is_from_0_to_1(ratio: str) -> None:
+def test_a_ratio_is_from_0_to_1(place: Path, ratio: str) -> None:
     assert "trace_sample_ratio" in failure(f"trace_sample_ratio={ratio}")
