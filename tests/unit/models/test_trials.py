@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,14 @@ class Server:
             return
         wanted = {each.worker_id for each in message.workers}
         for worker_id in wanted - self._there:
-            state, status = (WorkerState.FAILED, 500) if self.fails else (WorkerState.READY, 200)
-            self.registry.apply_report(batcher, WorkerReport(worker_id, 0, state, load_status=status))
+            if self.fails:
+                # Some time after it was begun, as a real one.
+                self.registry.apply_report(batcher, WorkerReport(worker_id, 0, WorkerState.LOADING))
+                failed = WorkerReport(worker_id, 0, WorkerState.FAILED, load_status=500)
+                threading.Timer(0.1, self.registry.apply_report, (batcher, failed)).start()
+            else:
+                ready = WorkerReport(worker_id, 0, WorkerState.READY, load_status=200)
+                self.registry.apply_report(batcher, ready)
         for worker_id in self._there - wanted:
             self.registry.apply_report(batcher, WorkerReport(worker_id, 0, WorkerState.STOPPED))
         self._there = wanted
