@@ -46,8 +46,8 @@ COMPILED = (
     )),
     "wsgi_ts/batcher/worker/slots.py",
     *(f"wsgi_ts/dataplane/{name}.py" for name in (
-        "exchange", "graph", "graph_walk", "ledger", "node_answers", "node_requests", "routes", "task", "walk",
-        "walk_counters", "walks",
+        "attempts", "exchange", "graph", "graph_walk", "ledger", "node_answers", "node_requests", "routes", "task",
+        "walk", "walk_counters", "walks",
     )),
     "wsgi_ts/http/body.py",
     "wsgi_ts/http/head.py",

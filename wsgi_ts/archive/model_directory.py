@@ -155,14 +155,9 @@ def _locate(
     for candidate in candidates:
         if base_name in ("", ".") or not os.path.isdir(candidate):
             continue
-        if any_directory or candidate == in_store or _is_inside(candidate, model_store):
+        if any_directory or candidate == in_store or Path(candidate).resolve().is_relative_to(model_store.resolve()):
             return Path(candidate), False
     raise ModelNotFound(f"Model not found at: {url}")
-
-
-def _is_inside(path: str, model_store: Path) -> bool:
-    """Whether a path, links followed, lies in the model store."""
-    return Path(path).resolve().is_relative_to(model_store.resolve())
 
 
 def _innermost(directory: Path) -> Path:

@@ -184,7 +184,7 @@ class AsyncPlane:
         self._must_publish = False
         self._is_woken = False
         exchange.walks.deliver = self._deliver
-        exchange.walks.limit = self._look_at
+        exchange.walks.attempts.limit = self._look_at
         exchange.listen(self._wake, always=True)
 
     @property

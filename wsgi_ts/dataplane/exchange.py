@@ -213,7 +213,7 @@ class Exchange(Generic[Waiter]):
             waiter = waiting.get(slot)
             if waiter is not None:
                 yield slot, waiter
-            elif slot in walks.steps:
+            elif slot in walks.attempts.steps:
                 landed = walks.take_news(slot)
                 if landed is not None:
                     yield landed

@@ -15,10 +15,10 @@ from typing import Any, Generic, TypeVar
 from wsgi_ts.batcher.shm.client import SlotClient
 from wsgi_ts.batcher.shm.layout import ResponseFlag, SlotState, WorkflowWord
 from wsgi_ts.batcher.shm.request_codec import Answer, Request, packed_times
-from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
+from wsgi_ts.dataplane.attempts import Attempts
 from wsgi_ts.dataplane.graph import Graph
 from wsgi_ts.dataplane.node_answers import joined, json_parts, packed_parts
-from wsgi_ts.dataplane.node_requests import inline_answer, references
+from wsgi_ts.dataplane.node_requests import inline_answer
 from wsgi_ts.dataplane.retry_after import RetryAfter
 from wsgi_ts.dataplane.routes import Target
 from wsgi_ts.dataplane.task import Action, Finish, Release, State, Submit, Task, Withdraw
@@ -26,9 +26,7 @@ from wsgi_ts.dataplane.walk import Walk
 from wsgi_ts.dataplane.walk_counters import WalkCounters
 from wsgi_ts.errors import (
     InternalServerError,
-    OutOfResources,
     RequestTimeout,
-    ServerError,
     ServiceUnavailable,
 )
 
@@ -46,19 +44,16 @@ class Walks(Generic[Waiter]):
 
     Args:
         client: the slots.
-        node_target: where a request from one node to another goes, by model and version.
-        waiting: who waits for each request, by slot or handle; see `Exchange`.
-        choose: the batcher for a request.
+        node_target, waiting, choose: see `Attempts`.
         most_answer_bytes: of an answer that is put together of several.
         counters: where requests are counted.
         retry_after: when one that is refused may come again.
 
     Attributes:
-        steps: of each slot of a walk its walk and task.
+        attempts: the requests of the walks' nodes.
         deliver: answers a request with what lies in no slot.
         progress: tells who waits for a walk that is watched of a node that has ended, by name and task.
         has_traces: how each node was run is noted.
-        limit: says when a request is to be looked at, by monotonic time in ns, where that is earlier than was said.
     """
 
     def __init__(
@@ -71,17 +66,13 @@ class Walks(Generic[Waiter]):
         counters: WalkCounters,
         retry_after: RetryAfter,
     ) -> None:
-        self.steps: dict[int, tuple[Walk[Waiter], Task]] = {}
+        self.attempts: Attempts[Waiter] = Attempts(client, node_target, waiting, choose, counters, retry_after)
         self.deliver: Callable[[Waiter, Answer], None] = lambda waiter, answer: None
         self.progress: Callable[[Waiter, str, Task], None] = lambda waiter, name, task: None
-        self.limit: Callable[[Waiter, int], None] = lambda waiter, limit_ns: None
         self._client = client
-        self._node_target = node_target
         self._waiting = waiting
-        self._choose = choose
         self._most_answer_bytes = most_answer_bytes
         self._counters = counters
-        self._retry_after = retry_after
         self._by_handle: dict[int, Walk[Waiter]] = {}
         self._number = client.capacity
         self.has_traces = False
@@ -103,7 +94,7 @@ class Walks(Generic[Waiter]):
         Raises:
             SharedMemoryFull: there is no room for the request; the slot is still the caller's.
         """
-        self._client.submit(slot, self._choose(target), request)
+        self.attempts.put(slot, target, request)
         self._number += 1
         # What follows needs only the head of it: a body that came in memory must not stay there as long.
         walk = Walk(self._number, waiter, target, graph, request._replace(body=None, body_bytes=0))
@@ -114,7 +105,7 @@ class Walks(Generic[Waiter]):
             walk.limit_ns = min(walk.limit_ns, walk.deadline_ns)
         self._by_handle[walk.handle] = walk
         self._waiting[walk.handle] = waiter
-        self._note_submitted(walk, task, request.arrival_ns)
+        self.attempts.begun(walk, task, request.arrival_ns)
         return walk.handle
 
     def take_news(self, slot: int) -> tuple[int, Waiter] | None:
@@ -123,7 +114,7 @@ class Walks(Generic[Waiter]):
         Returns:
             The slot with the whole answer and who waits for it, once there is one.
         """
-        walk, task = self.steps[slot]
+        walk, task = self.attempts.steps[slot]
         client = self._client
         state = client.state(slot)
         if state == SlotState.STREAMING:
@@ -143,7 +134,7 @@ class Walks(Generic[Waiter]):
         if state == SlotState.FAILED:
             # A full queue, or a worker that has gone: the batcher says no more.
             is_refused = status == ServiceUnavailable.http_status and not length
-            task.error = self._no_worker(walk, task) if is_refused else None
+            task.error = self.attempts.no_worker(walk, task) if is_refused else None
             if task.state == State.RUNNING:
                 task.limit_ns = 0  # the next attempt has its own time; one that waits for this one's end has it already
             actions = walk.states.failed(task, may_retry=not is_refused)
@@ -188,7 +179,7 @@ class Walks(Generic[Waiter]):
                 name = walk.states.graph.nodes[task.node].name
                 log.error("Timed out while executing %s for attempt %d", name, task.attempt)
                 self._counters.count(walk.states.graph.index, WorkflowWord.TIMEOUTS)
-                self._limit_attempt(walk, task, now_ns)
+                self.attempts.begin_time(walk, task, now_ns)
                 task.took_ns = now_ns - task.began_ns
                 self._carry_out(walk, walk.states.timed_out(task), in_slot=False)
         self._client.publish()
@@ -234,66 +225,17 @@ class Walks(Generic[Waiter]):
             if isinstance(action, Finish):
                 landed = self._finish(walk, action.tasks, in_slot=in_slot)
             elif isinstance(action, Submit):
-                to_do += self._submit(walk, action.task)
+                to_do += self.attempts.submit(walk, action.task)
             elif isinstance(action, Withdraw):
                 if action.task.slot >= 0:
                     self._client.cancel(action.task.slot)
             elif isinstance(action, Release):
-                self._release(action.task)
+                self.attempts.release(action.task)
             else:
                 name = walk.states.graph.nodes[action.task.node].name
                 error = action.task.error or InternalServerError(f"Error executing {name}")
                 self._deliver(walk, Answer(error))
         return landed
-
-    def _submit(self, walk: Walk[Waiter], task: Task) -> list[Action]:
-        """Submits a task's next attempt; returns what follows where that cannot be done."""
-        states, client = walk.states, self._client
-        if states.is_over:
-            return states.refused(task)
-        node = states.graph.nodes[task.node]
-        target = self._node_target(node.when if task.is_gate else node.model, node.version)
-        if target.error is not None:
-            task.error = self._unreachable(walk, task, target.error)
-            return states.refused(task)
-        now_ns = time.monotonic_ns()
-        if task.slot >= 0:
-            client.submit_again(task.slot, self._choose(target), target.model, now_ns)
-            log.info("Invoking -  %s for attempt %d", node.name, task.attempt)
-            self._counters.count(states.graph.index, WorkflowWord.RETRIES)
-        else:
-            slot = client.take(target.model)
-            if slot is None:
-                task.error = ServiceUnavailable.no_slot(target.model_name, target.version)
-                task.error.retry_after_s = self._retry_after.seconds(target, now_ns)
-                return states.refused(task)
-            body = references(states, task, walk.first_slot)
-            _, request_id, head, *_ = walk.request
-            request = Request(target, request_id, head, b"", body, len(body), now_ns)
-            try:
-                client.submit(slot, self._choose(target), request)
-            except SharedMemoryFull as full:
-                client.abandon(slot)
-                log.error("%s", full.strerror)
-                task.error = OutOfResources("Not enough shared memory for the request")
-                return states.refused(task)
-            task.slot = slot
-        self._note_submitted(walk, task, now_ns)
-        return []
-
-    def _note_submitted(self, walk: Walk[Waiter], task: Task, now_ns: int) -> None:
-        self._waiting[task.slot] = None
-        self.steps[task.slot] = walk, task
-        if not task.began_ns:
-            task.began_ns = now_ns
-        if not task.limit_ns:
-            self._limit_attempt(walk, task, now_ns)
-
-    def _limit_attempt(self, walk: Walk[Waiter], task: Task, now_ns: int) -> None:
-        task.limit_ns = now_ns + walk.states.graph.nodes[task.node].timeout_ms * 1_000_000
-        if task.limit_ns < walk.limit_ns:
-            walk.limit_ns = task.limit_ns
-            self.limit(walk.waiter, walk.limit_ns)
 
     def _answered(self, walk: Walk[Waiter], task: Task, offset: int, length: int) -> list[Action]:
         node = walk.states.graph.nodes[task.node]
@@ -352,12 +294,11 @@ class Walks(Generic[Waiter]):
         for end in ends:
             end.is_kept = False
             if not end.refs and not end.is_open:
-                self._release(end)
+                self.attempts.release(end)
 
     def _land(self, walk: Walk[Waiter], end: Task) -> tuple[int, Waiter]:
         """Makes a task's slot the one that the request is answered from."""
-        slot, end.slot = end.slot, -1
-        del self.steps[slot]
+        slot = self.attempts.take_slot(end)
         took_ns = walk.took_ns()
         self._ended[slot] = walk, walk.timings(took_ns)
         self._waiting[slot] = walk.waiter
@@ -383,31 +324,7 @@ class Walks(Generic[Waiter]):
         self._waiting.pop(walk.handle, None)
         return self._by_handle.pop(walk.handle, None) is not None
 
-    def _release(self, task: Task) -> None:
-        slot, task.slot = task.slot, -1
-        if slot >= 0:
-            del self.steps[slot]
-            self._waiting.pop(slot, None)
-            self._client.release(slot)
-
-    # -- words
-
     def _count(self, walk: Walk[Waiter], code: int, took_ns: list[int] | None = None) -> None:
         took_us = (time.monotonic_ns() - walk.began_ns) // 1000
         nodes_us = [each // 1000 for each in took_ns or walk.took_ns()]
         self._counters.ended(walk.states.graph.index, code, took_us, nodes_us)
-
-    def _no_worker(self, walk: Walk[Waiter], task: Task) -> ServerError:
-        node = walk.states.graph.nodes[task.node]
-        name = node.when if task.is_gate else node.model
-        error = ServiceUnavailable.busy_node(name)
-        target = self._node_target(name, node.version)
-        if target.error is None:
-            error.retry_after_s = max(error.retry_after_s, self._retry_after.seconds(target, time.monotonic_ns()))
-        return error
-
-    def _unreachable(self, walk: Walk[Waiter], task: Task, error: ServerError) -> ServerError:
-        """A node's model that has no worker, or was unregistered behind the workflow's back."""
-        if isinstance(error, ServiceUnavailable):
-            return self._no_worker(walk, task)
-        return InternalServerError(walk.states.graph.nodes[task.node].model)

@@ -78,7 +78,7 @@ class Answers:
         self._tells_times = tells_times
         if exchange is not None:
             exchange.walks.deliver = self._deliver
-            exchange.walks.limit = table.limit_answer
+            exchange.walks.attempts.limit = table.limit_answer
             exchange.walks.progress = self._tell_of_node
 
     def collect(self) -> None:

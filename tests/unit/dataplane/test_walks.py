@@ -175,12 +175,12 @@ def answer_in_any_order(place: Place, data: st.DataObject) -> None:
     for waiter in asked.keys() - gone:
         answer = place.delivered[waiter]
         assert answer.error is not None or bytes(answer.body)[:8] in (waiter.encode(), b""), "another's answer"
-    assert not place.walks.steps
+    assert not place.walks.attempts.steps
     assert not place.waiting
     assert place.client.in_flight == 0
     assert all(word & 0xFF == SlotState.FREE for word in place.segment.states)
 
 
 def _scatters(place: Place, slot: int) -> bool:
-    walk, task = place.walks.steps[slot]
+    walk, task = place.walks.attempts.steps[slot]
     return walk.states.graph.nodes[task.node].scatters
