@@ -41,7 +41,7 @@ COMPILED = (
         "scheduler", "segments", "sequences",
     )),
     *(f"wsgi_ts/batcher/shm/{name}.py" for name in (
-        "board", "client", "doorbell", "layout", "mailbox", "request_codec", "ring", "segment", "stream",
+        "board", "body_codec", "client", "doorbell", "layout", "mailbox", "request_codec", "ring", "segment", "stream",
         "worker_layout",
     )),
     "wsgi_ts/batcher/worker/slots.py",

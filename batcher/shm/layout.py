@@ -254,9 +254,9 @@ class RequestFlag:
     URL_PATH: Final = 32
     #: The path named the model's version; for the metrics, which tell such requests from the others.
     VERSION_NAMED: Final = 64
-    #: The body is a list of named values (see `request_codec.pack_fields`), each a key of the handler's row.
+    #: The body is a list of named values (see `body_codec.pack_fields`), each a key of the handler's row.
     FIELDS: Final = 128
-    #: The body says where the values of the handler's row lie in the segment (see `request_codec.pack_reference`).
+    #: The body says where the values of the handler's row lie in the segment (see `body_codec.pack_reference`).
     REFERENCES: Final = 256
     #: The path's rest is the name of the function that is asked, of a workflow's handler.
     FUNCTION: Final = 512

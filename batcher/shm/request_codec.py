@@ -7,11 +7,11 @@ the two headers are in `layout`. Nobody here stores a slot's state: that is the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple, Protocol
 
 from wsgi_ts.batcher.shm import layout
-from wsgi_ts.batcher.shm.layout import ReferenceKind, RequestFlag, ResponseFlag
+from wsgi_ts.batcher.shm.layout import RequestFlag, ResponseFlag
 from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.errors import ServerError
 from wsgi_ts.tracing.records import STAGES
@@ -326,56 +326,6 @@ def packed_times(segment: Segment, slot: int) -> bytes:
 def read_times(segment: Segment, slot: int) -> Times:
     """Reads how an answered slot's request was run; right until the slot is taken again."""
     return Times.unpacked(packed_times(segment, slot))
-
-
-def pack_fields(fields: Mapping[str, bytes]) -> list[bytes]:
-    """Returns the parts of a body of named values: for each the two lengths, the name in UTF-8, the value."""
-    parts: list[bytes] = []
-    for name, value in fields.items():
-        key = name.encode()
-        parts += (layout.FIELD.pack(len(key), len(value)), key, value)
-    return parts
-
-
-def unpack_fields(body: memoryview) -> dict[str, Any]:
-    """Returns what was packed, values as bytearrays: copies, so the memory may be used again."""
-    fields: dict[str, Any] = {}
-    start = 0
-    while start < len(body):
-        name_bytes, value_bytes = layout.FIELD.unpack_from(body, start)
-        start += layout.FIELD.size
-        value_start = start + name_bytes
-        end = value_start + value_bytes
-        fields[str(body[start:value_start], "utf-8")] = bytearray(body[value_start:end])
-        start = end
-    return fields
-
-
-def pack_reference(key: str, kind: int, offset: int = 0, length: int = 0, inline: bytes = b"") -> bytes:
-    """Returns the reference that tells where the value of a key lies.
-
-    Args:
-        key: of the handler's row.
-        kind: one of ReferenceKind.
-        offset: where in the segment its value lies; of a request the slot.
-        length: bytes of the value.
-        inline: the value itself, where it stands there.
-    """
-    name = key.encode()
-    return layout.REFERENCE.pack(len(name), kind, offset, length or len(inline)) + name + inline
-
-
-def unpack_references(body: memoryview) -> Iterator[tuple[str, int, int, int, memoryview]]:
-    """Yields what was packed: key, kind, offset, length, value that stands in the body."""
-    start = 0
-    while start < len(body):
-        name_bytes, kind, offset, length = layout.REFERENCE.unpack_from(body, start)
-        name_start = start + layout.REFERENCE.size
-        start = name_start + name_bytes
-        key = str(body[name_start:start], "utf-8")
-        inline = body[start : start + length] if kind >= ReferenceKind.INLINE else body[:0]
-        start += len(inline)
-        yield key, kind, offset, length, inline
 
 
 def answer_range(segment: Segment, slot: int) -> tuple[int, int, int, int]:

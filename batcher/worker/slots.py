@@ -11,10 +11,11 @@ import time
 from typing import Any, Final
 
 from wsgi_ts.batcher.shm import layout, stream, worker_layout
+from wsgi_ts.batcher.shm.body_codec import unpack_fields, unpack_references
 from wsgi_ts.batcher.shm.doorbell import Doorbell
 from wsgi_ts.batcher.shm.layout import ReferenceKind, RequestFlag, SlotState
 from wsgi_ts.batcher.shm.mailbox import WorkerMailbox
-from wsgi_ts.batcher.shm.request_codec import read_request, unpack_fields, unpack_references, write_answer
+from wsgi_ts.batcher.shm.request_codec import read_request, write_answer
 from wsgi_ts.batcher.shm.segment import Segment, segment_name
 from wsgi_ts.batcher.shm.shared_memory import SHM_DIRECTORY, SharedMemoryFull
 from wsgi_ts.batcher.shm.worker_layout import Tally

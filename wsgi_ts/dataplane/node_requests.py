@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from wsgi_ts.batcher.shm.body_codec import pack_reference
 from wsgi_ts.batcher.shm.layout import ReferenceKind
-from wsgi_ts.batcher.shm.request_codec import pack_reference
 from wsgi_ts.dataplane.graph import REQUEST, Graph
 from wsgi_ts.dataplane.graph_walk import GraphWalk
 from wsgi_ts.dataplane.task import State, Task

@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
+from wsgi_ts.batcher.shm.body_codec import pack_fields
 from wsgi_ts.batcher.shm.layout import RequestFlag
-from wsgi_ts.batcher.shm.request_codec import pack_fields
 from wsgi_ts.dataplane.async_plane import AsyncPlane, Call
 from wsgi_ts.errors import ServerError
 from wsgi_ts.rpc import messages

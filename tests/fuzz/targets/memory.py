@@ -8,17 +8,9 @@ import struct
 from types import SimpleNamespace
 
 from wsgi_ts.batcher.shm import layout, stream
+from wsgi_ts.batcher.shm.body_codec import pack_fields, unpack_fields, unpack_references
 from wsgi_ts.batcher.shm.layout import SegmentLayout
-from wsgi_ts.batcher.shm.request_codec import (
-    Request,
-    pack_fields,
-    read_answer,
-    read_request,
-    unpack_fields,
-    unpack_references,
-    write_answer,
-    write_request,
-)
+from wsgi_ts.batcher.shm.request_codec import Request, read_answer, read_request, write_answer, write_request
 from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
 

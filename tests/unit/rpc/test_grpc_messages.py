@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from support.server import REPOSITORY
 
 from wsgi_ts import errors
-from wsgi_ts.batcher.shm.request_codec import pack_fields, unpack_fields
+from wsgi_ts.batcher.shm.body_codec import pack_fields, unpack_fields
 from wsgi_ts.errors import ServerError
 from wsgi_ts.rpc import messages
 from wsgi_ts.rpc.codes import Failure, code_of, inference_failure, management_failure

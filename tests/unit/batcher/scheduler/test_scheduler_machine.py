@@ -184,7 +184,7 @@ class Around(RuleBasedStateMachine):
                     self.check_fail(action)
                 case Repeat(model, jobs):
                     self.repeat(model, jobs)
-                case Settle(jobs):
+                case Settle(_, jobs):
                     for request in map(self.request_of, jobs):
                         self.check_last_execution(request)
                         self.answer(request, 503)
