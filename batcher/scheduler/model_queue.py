@@ -256,6 +256,13 @@ class ModelQueue:
             return most - worker.in_flight
         return 0 if worker.batches else most
 
+    def note_returned(self, jobs: list[Job]) -> None:
+        """Learns from requests whose clients had an answer before how soon clients come back."""
+        if jobs:
+            count = len(jobs)
+            arrived_at = sum([job.arrived_ns for job in jobs]) / count / 1e9
+            self.policy.on_returned(arrived_at, count, sum([job.idle_us for job in jobs]) / count / 1e6)
+
     def learn(self, count: int, service_s: float, ended_at: float) -> None:
         """Learns from a finished batch how long batches take, and that its clients may come back."""
         self.service_s += _SMOOTHING * (service_s - self.service_s)

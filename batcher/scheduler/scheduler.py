@@ -218,11 +218,7 @@ class Scheduler:
         self._active[index] = model
         refused = model.offer(jobs)
         gone = set(refused)
-        returned = [job for job in jobs if job.idle_us != NOT_RETURNING and job not in gone]
-        if returned:
-            count = len(returned)
-            arrived_at = sum([job.arrived_ns for job in returned]) / count / 1e9
-            model.policy.on_returned(arrived_at, count, sum([job.idle_us for job in returned]) / count / 1e6)
+        model.note_returned([job for job in jobs if job.idle_us != NOT_RETURNING and job not in gone])
         return [Fail(index, refused, NO_WORKER, "", ModelWord.REFUSED)] if refused else []
 
     def recover(self, found: list[Found], now: float) -> list[Action]:
@@ -237,9 +233,7 @@ class Scheduler:
                 actions.append(Fail(each.model, [each.job], NO_WORKER))
             else:
                 self._recovered.keep([each])
-        for model in self.models.values():
-            actions += self._queue_recovered(model, now)
-        return actions
+        return actions + [each for model in self.models.values() for each in self._queue_recovered(model, now)]
 
     def _queue_recovered(self, model: ModelQueue, now: float) -> list[Action]:
         """Queues the recovered jobs of a model; those that an earlier batcher had let in are never refused."""
