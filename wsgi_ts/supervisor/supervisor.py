@@ -122,11 +122,12 @@ class Supervisor:
             config, self._guard, self._run_dir_path, self._log_plan, stack, lambda: not self._ending.is_followed
         )
         self._registry = self._held.registry
-        self._put_together()
+        self._make_managers()
+        self._make_processes()
         self._start_all(models, stack)
 
-    def _put_together(self) -> None:
-        """Makes the parts that serve, of which nothing runs yet."""
+    def _make_managers(self) -> None:
+        """Makes what models and workflows are managed with."""
         config, held = self._config, self._held
         board, models, publish = held.board, held.directory.models, held.publisher.routes
         self._metrics = MetricsCollector(config, board, self._registry, self._log_files, held.gpus, held.directory.path)
@@ -159,15 +160,19 @@ class Supervisor:
             outstanding=lambda model: board.outstanding(model.loaded_in, model.spec.index),
             record=self._snapshots.record,
         )
+
+    def _make_processes(self) -> None:
+        """Makes the processes that serve, of which nothing runs yet, and the control socket."""
+        config, held = self._config, self._held
         owner = Owner(self._loop, held.directory, self._registry, on_ready=self._announce, on_failure=self._ending.fail)
         self._batchers = Batchers(
             held.devices,
             owner,
-            board=board,
+            board=held.board,
             manager=self._manager,
             metrics=self._metrics,
             events=WorkerEvents(self._events, self._registry),
-            publish=publish,
+            publish=held.publisher.routes,
         )
         self._servers = Servers(
             make_servers(config, held.listeners, held.grpc_ports, held.directory, held.tls_fd), owner
@@ -179,7 +184,7 @@ class Supervisor:
             workflows=self._workflows,
             metrics=self._metrics,
             console=ConsoleData(
-                config, board, self._registry, len(held.devices), lambda: self._loop.call(self._status)
+                config, held.board, self._registry, len(held.devices), lambda: self._loop.call(self._status)
             ),
             segments=self._batchers.segments,
             keys=held.keys,
