@@ -44,7 +44,6 @@ class Task:
     """
 
     # What most tasks never change stands in the class: making tasks is a good part of a small request's cost.
-    state: int = State.WAITING
     attempt = 0
     is_gate = False
     is_open = False
@@ -68,6 +67,7 @@ class Task:
         self.awaited = awaited
         self.undecided = undecided
         self.place = (0, 0)
+        self.state: int = State.WAITING
 
     @property
     def has_answer(self) -> bool:
