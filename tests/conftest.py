@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from support import made
 from support.archives import archive
@@ -17,6 +18,8 @@ from support.server import ServerProcess
 #: Modules that take longest: what begins last should be short. The others follow as they are collected.
 _LONGEST_FIRST = (
     "integration/test_ray.py",
+    "integration/test_console.py",
+    "abuse/test_handler_behaviours.py",
     "integration/test_example_pages.py",
     "integration/test_autoscaling.py",
     "integration/test_groups.py",
@@ -52,6 +55,10 @@ _LONGEST_FIRST = (
     "unit/cli/test_cli.py",
 )
 
+
+# A test must not fail because the machine is busy with others.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 # What is imported and collected stays to the end: looking for garbage in it, then and later, would cost seconds.
 gc.disable()
