@@ -38,7 +38,7 @@ from wsgi_ts import CompiledModules  # noqa: E402
 COMPILED = (
     *(f"wsgi_ts/batcher/scheduler/{name}.py" for name in (
         "actions", "counters", "halving", "job", "loop", "model_queue", "plugin_queue", "policy", "recovered",
-        "scheduler", "segments", "sequences",
+        "redelivery", "scheduler", "segments", "sequences",
     )),
     *(f"wsgi_ts/batcher/shm/{name}.py" for name in (
         "board", "body_codec", "client", "doorbell", "layout", "mailbox", "request_codec", "ring", "segment", "stream",

@@ -7,43 +7,25 @@ whose web worker has died (`retire`) is dropped instead. Rules: README.md in the
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 
-from wsgi_ts.batcher.scheduler.actions import (
-    Action,
-    Dispatch,
-    Fail,
-    Kill,
-    Record,
-    Release,
-    Repeat,
-    Revoke,
-    Settle,
-    Unloaded,
-)
+from wsgi_ts.batcher.scheduler.actions import Action, Dispatch, Fail, Kill, Record, Release, Revoke, Unloaded
 from wsgi_ts.batcher.scheduler.halving import may_go_together
 from wsgi_ts.batcher.scheduler.job import Found, Job, SlotTable
 from wsgi_ts.batcher.scheduler.model_queue import Batch, ModelQueue, Worker
 from wsgi_ts.batcher.scheduler.policy import CloseReason
 from wsgi_ts.batcher.scheduler.recovered import RecoveredJobs
+from wsgi_ts.batcher.scheduler.redelivery import NO_WORKER, end_of_failed, end_of_worker, repeat, requeue
 from wsgi_ts.batcher.shm.layout import CLIENT_GONE, NOT_RETURNING, TOO_LATE, WORKER_DIED, ModelWord, News, SlotState
 from wsgi_ts.messages import ModelSpec
 
-log = logging.getLogger("wsgi_ts.batcher")
-
-#: Status of answers whose text the web side composes, since it knows how the model was asked for.
-NO_WORKER = 503
 #: How long a version that is unregistered still takes jobs: a web worker may have looked at its routes just before.
 LAST_ARRIVALS_S = 0.05
 #: Longest sleep without being woken for submissions: bounds how late a full queue refuses when a short batch hangs.
 UNANNOUNCED_S = 0.02
-#: How often a request is dispatched to workers that end before they begin it; then it is answered with an error.
-MOST_DELIVERIES = 3
 #: A server with so few versions need not ask each turn which of them have something to do.
 FEW = 8
-_GIVEN_UP = f"{WORKER_DIED} {MOST_DELIVERIES} workers ended before they had read this request: it is not tried again."
 
 
 class Scheduler:
@@ -116,53 +98,14 @@ class Scheduler:
         What its mailbox said last has been told by `progressed`. With `oom` it ran out of memory.
         """
         model = self.models[worker.model]
-        status = 507 if oom else 500
-        actions: list[Action] = []
-        for batch in reversed(worker.batches):
-            begun = [job for job in batch.jobs if job.state in (SlotState.RUNNING, SlotState.STREAMING)]
-            again = self._begun_by_dead(model, worker, batch, oom, now)
-            ended = [job for job in begun if job not in again]
-            facts = batch.facts(worker.worker_id)
-            counted = ModelWord.TIMED_OUT if worker.killed else ModelWord.FAILED
-            actions.append(Fail(worker.model, ended, status, WORKER_DIED, counted, facts))
-            unbegun = batch.unbegun()
-            # What lay behind the batch that it had begun, or was to begin, has nothing to do with the worker's death.
-            if batch.number <= worker.done + 1 and model.sequences is None:
-                for job in unbegun:
-                    job.deliveries += 1
-                    job.most = 1
-                given_up = [job for job in unbegun if job.deliveries >= MOST_DELIVERIES]
-                unbegun = [job for job in unbegun if job.deliveries < MOST_DELIVERIES]
-                actions += self._give_up(model, given_up, status)
-            actions += self._requeue(model, unbegun)
-            actions += self._repeat(model, again, "its worker has died")
+        self._active[worker.model] = model
+        actions = end_of_worker(model, worker, oom, now)
         if worker.batches:
             worker.batches.clear()
             self.busy.remove(worker)
         actions += self._end_sequences(model, worker)
         model.workers.remove(worker)
         return actions + self._forget_if_unused(model)
-
-    def _begun_by_dead(self, model: ModelQueue, worker: Worker, batch: Batch, oom: bool, now: float) -> list[Job]:
-        """What a dead worker had begun and runs again."""
-        if model.halving is None or not model.accepting:
-            return []
-        running = batch.given_back()
-        if oom and running:
-            model.halving.ran_out_of_memory(worker.worker_id, len(running), now)
-        return model.halving.again(running, len(running))
-
-    def _repeat(self, model: ModelQueue, jobs: list[Job], why: str) -> list[Action]:
-        """Puts jobs whose batch failed back at the head of the queue."""
-        if not jobs:
-            return []
-        log.warning(
-            "Model %s %s: a batch failed (%s): %d of its requests run again, in batches of at most %d",
-            *(model.spec.name, model.spec.version, why, len(jobs), jobs[0].most),
-        )
-        model.jobs.put_back(jobs)
-        self._active[model.spec.index] = model
-        return [Repeat(model.spec.index, jobs)]
 
     def _let_go(self, model: ModelQueue, worker: Worker) -> list[Action]:
         """Gives a worker no further batch; it leaves after those that it has, and takes its sequences along."""
@@ -187,23 +130,6 @@ class Scheduler:
     def _end_sequences(self, model: ModelQueue, worker: Worker) -> list[Action]:
         ended = [] if model.sequences is None else model.sequences.end_those_of(worker.worker_id)
         return [Fail(worker.model, ended, NO_WORKER)] if ended else []
-
-    def _give_up(self, model: ModelQueue, jobs: list[Job], status: int) -> list[Action]:
-        for job in jobs:
-            log.error(
-                "Model %s %s: request %s is answered %d, since %d workers ended before they had read it",
-                *(model.spec.name, model.spec.version, job.ids[1], status, MOST_DELIVERIES),
-            )
-        return [Fail(model.spec.index, jobs, status, _GIVEN_UP, ModelWord.FAILED)]
-
-    def _requeue(self, model: ModelQueue, unbegun: list[Job]) -> list[Action]:
-        """Puts jobs that no handler has seen back at the head of the queue."""
-        # What a sequence's worker knew of it is gone with the worker.
-        if model.accepting and model.sequences is None:
-            model.jobs.put_back(unbegun)
-            self._active[model.spec.index] = model
-            return []
-        return [Fail(model.spec.index, unbegun, NO_WORKER)]
 
     # -- jobs come
 
@@ -370,23 +296,22 @@ class Scheduler:
             if model.sequences is not None:
                 model.sequences.ended(batch.jobs, now)
             if batch.revoked:
-                actions += self._requeue(model, batch.unbegun())
+                self._active[worker.model] = model
+                actions += requeue(model, batch.unbegun())
                 continue
-            if model.halving is not None:
-                given_back = batch.given_back()
-                if given_back:
-                    if batch.number == oom:
-                        model.halving.ran_out_of_memory(worker.worker_id, len(given_back), now)
-                    repeated = model.halving.again(given_back, len(given_back)) if model.accepting else []
-                    again += repeated
-                    answered = [job for job in batch.jobs if job not in repeated]
-                    actions += [Settle(worker.model, [job for job in given_back if job not in repeated])]
-                    actions += [Record(worker.model, answered, ended_at, service_s)] if answered else []
-                    continue
+            given_back = batch.given_back() if model.halving is not None else []
+            if given_back:
+                repeated, settled = end_of_failed(model, worker, batch, given_back, oom, now)
+                again += repeated
+                answered = [job for job in batch.jobs if job not in repeated]
+                actions += [*settled, *([Record(worker.model, answered, ended_at, service_s)] if answered else [])]
+                continue
             model.learn(len(batch.jobs), service_s, ended_at)
             posted_at = batch.posted_at if batch.alone and batch.number == worker.done else None
             actions.append(Record(worker.model, batch.jobs, ended_at, service_s, posted_at, begun_at))
-        return actions + self._repeat(model, again, "its handler failed")
+        if again:
+            self._active[worker.model] = model
+        return actions + repeat(model, again, "its handler failed")
 
     def _note_ended(self, model: ModelQueue, worker: Worker, service_s: float, now: float) -> list[Action]:
         """Takes note of the requests of a continuous batch that have ended, as their slots say."""
@@ -440,7 +365,8 @@ class Scheduler:
     def revoked(self, worker: Worker, batch: Batch) -> list[Action]:
         """Queues a batch again that its worker had not begun and never will; its place is free when it says so."""
         unbegun, batch.jobs = batch.unbegun(), []
-        return self._requeue(self.models[worker.model], unbegun)
+        model = self._active[worker.model] = self.models[worker.model]
+        return requeue(model, unbegun)
 
     def wanted_news(self) -> int:
         """For what the loop is to be woken, bits of `layout.News`.

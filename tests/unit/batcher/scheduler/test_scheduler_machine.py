@@ -33,7 +33,8 @@ from wsgi_ts.batcher.scheduler.halving import REMEMBERED_S
 from wsgi_ts.batcher.scheduler.job import Found, Job
 from wsgi_ts.batcher.scheduler.model_queue import Batch, Worker
 from wsgi_ts.batcher.scheduler.recovered import RECOVERY_S
-from wsgi_ts.batcher.scheduler.scheduler import MOST_DELIVERIES, Scheduler
+from wsgi_ts.batcher.scheduler.redelivery import MOST_DELIVERIES
+from wsgi_ts.batcher.scheduler.scheduler import Scheduler
 from wsgi_ts.batcher.shm.layout import GENERATION_SHIFT, STATE_MASK, News, SlotState
 from wsgi_ts.batcher.shm.worker_layout import MAIL_PLACES, mark_of
 from wsgi_ts.messages import ModelSpec

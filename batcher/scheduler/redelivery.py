@@ -1,0 +1,118 @@
+"""What becomes of jobs that a worker did not answer: it has died, or its handler has failed for the whole batch. Pure.
+
+What no handler has seen goes back to the head of the queue; what one has seen only where the model allows it
+(`maxExecutions`). Whatever cannot wait again is answered (README in the folder above, rules 3 and 4).
+"""
+
+from __future__ import annotations
+
+import logging
+
+from wsgi_ts.batcher.scheduler.actions import Action, Fail, Repeat, Settle
+from wsgi_ts.batcher.scheduler.job import Job
+from wsgi_ts.batcher.scheduler.model_queue import Batch, ModelQueue, Worker
+from wsgi_ts.batcher.shm.layout import WORKER_DIED, ModelWord, SlotState
+
+log = logging.getLogger("wsgi_ts.batcher")
+
+#: Status of answers whose text the web side composes, since it knows how the model was asked for.
+NO_WORKER = 503
+#: How often a request is dispatched to workers that end before they begin it; then it is answered with an error.
+MOST_DELIVERIES = 3
+_GIVEN_UP = f"{WORKER_DIED} {MOST_DELIVERIES} workers ended before they had read this request: it is not tried again."
+
+
+def end_of_worker(model: ModelQueue, worker: Worker, oom: bool, now: float) -> list[Action]:
+    """Answers what a dead worker had begun, or has it run again, and queues again what it had not begun.
+
+    Args:
+        model: its model version.
+        worker: the worker, with the batches that it had.
+        oom: it ran out of memory.
+        now: monotonic seconds.
+    """
+    status = 507 if oom else 500
+    counted = ModelWord.TIMED_OUT if worker.killed else ModelWord.FAILED
+    actions: list[Action] = []
+    for batch in reversed(worker.batches):
+        again = _begun_by_dead(model, worker, batch, oom, now)
+        begun = [job for job in batch.jobs if job.state in (SlotState.RUNNING, SlotState.STREAMING)]
+        ended = [job for job in begun if job not in again]
+        actions.append(Fail(worker.model, ended, status, WORKER_DIED, counted, batch.facts(worker.worker_id)))
+        unbegun = batch.unbegun()
+        # What lay behind the batch that it had begun, or was to begin, has nothing to do with the worker's death.
+        if batch.number <= worker.done + 1 and model.sequences is None:
+            for job in unbegun:
+                job.deliveries += 1
+                job.most = 1
+            given_up = [job for job in unbegun if job.deliveries >= MOST_DELIVERIES]
+            unbegun = [job for job in unbegun if job.deliveries < MOST_DELIVERIES]
+            actions += _give_up(model, given_up, status)
+        actions += requeue(model, unbegun)
+        actions += repeat(model, again, "its worker has died")
+    return actions
+
+
+def end_of_failed(
+    model: ModelQueue, worker: Worker, batch: Batch, given_back: list[Job], oom: int, now: float
+) -> tuple[list[Job], list[Action]]:
+    """Decides about a batch that its worker has given back, since the handler has failed for all of it.
+
+    Args:
+        model: its model version, which has a `Halving`.
+        worker: who had it.
+        batch: the batch.
+        given_back: those of its jobs that are not answered.
+        oom: number of the worker's last batch for which its memory was too small.
+        now: monotonic seconds.
+
+    Returns:
+        The jobs that run again, for `repeat`, and what answers the others.
+    """
+    halving = model.halving
+    if halving is None:
+        return [], []
+    if batch.number == oom:
+        halving.ran_out_of_memory(worker.worker_id, len(given_back), now)
+    repeated = halving.again(given_back, len(given_back)) if model.accepting else []
+    return repeated, [Settle(worker.model, [job for job in given_back if job not in repeated])]
+
+
+def repeat(model: ModelQueue, jobs: list[Job], why: str) -> list[Action]:
+    """Puts jobs whose batch has failed back at the head of the queue; `why` is for the log."""
+    if not jobs:
+        return []
+    log.warning(
+        "Model %s %s: a batch failed (%s): %d of its requests run again, in batches of at most %d",
+        *(model.spec.name, model.spec.version, why, len(jobs), jobs[0].most),
+    )
+    model.jobs.put_back(jobs)
+    return [Repeat(model.spec.index, jobs)]
+
+
+def requeue(model: ModelQueue, unbegun: list[Job]) -> list[Action]:
+    """Puts jobs that no handler has seen back at the head of the queue."""
+    # What a sequence's worker knew of it is gone with the worker.
+    if model.accepting and model.sequences is None:
+        model.jobs.put_back(unbegun)
+        return []
+    return [Fail(model.spec.index, unbegun, NO_WORKER)]
+
+
+def _begun_by_dead(model: ModelQueue, worker: Worker, batch: Batch, oom: bool, now: float) -> list[Job]:
+    """What a dead worker had begun and runs again."""
+    if model.halving is None or not model.accepting:
+        return []
+    running = batch.given_back()
+    if oom and running:
+        model.halving.ran_out_of_memory(worker.worker_id, len(running), now)
+    return model.halving.again(running, len(running))
+
+
+def _give_up(model: ModelQueue, jobs: list[Job], status: int) -> list[Action]:
+    for job in jobs:
+        log.error(
+            "Model %s %s: request %s is answered %d, since %d workers ended before they had read it",
+            *(model.spec.name, model.spec.version, job.ids[1], status, MOST_DELIVERIES),
+        )
+    return [Fail(model.spec.index, jobs, status, _GIVEN_UP, ModelWord.FAILED)]
