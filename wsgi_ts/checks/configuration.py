@@ -30,7 +30,7 @@ from wsgi_ts.models.recorded import SnapshotError, recorded_models
 from wsgi_ts.plugins.discovery import jars
 from wsgi_ts.plugins.probe import JAR, examine, stops_the_start
 from wsgi_ts.settings.config import Config, ConfigError
-from wsgi_ts.settings.sources import startup_archives
+from wsgi_ts.settings.stores import startup_archives
 
 #: How long a module of `preload_modules` may take to be imported, in seconds.
 _IMPORT_LIMIT_S = 120

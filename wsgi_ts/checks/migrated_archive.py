@@ -14,7 +14,7 @@ from wsgi_ts.checks.handler_source import check_handler
 from wsgi_ts.checks.migrated_properties import jar_difference
 from wsgi_ts.errors import ServerError
 from wsgi_ts.models.model_yaml import ModelYaml, check_parallel, parse_model_yaml
-from wsgi_ts.settings.sources import archive_stem
+from wsgi_ts.settings.stores import archive_stem
 from wsgi_ts.ts_path import shim_path
 
 _ENVELOPES = frozenset(("body", "json", "kserve", "kservev2"))

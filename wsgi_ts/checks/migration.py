@@ -15,7 +15,7 @@ from wsgi_ts.checks.migrated_properties import (
     check_properties,
     jar_difference,
 )
-from wsgi_ts.settings.sources import ARCHIVE_SUFFIXES
+from wsgi_ts.settings.stores import ARCHIVE_SUFFIXES
 from wsgi_ts.workflows.check import check_workflow
 from wsgi_ts.workflows.source import SourceError, open_source
 

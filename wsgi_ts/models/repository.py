@@ -13,7 +13,7 @@ from wsgi_ts.control.client import QUICK_CALL_S, ControlPlane
 from wsgi_ts.errors import BadRequest, ModelNotFound, ServerError
 from wsgi_ts.models.arguments import LOAD_PARAMETERS, MAX_PAGE, read_argument
 from wsgi_ts.settings.config import Config
-from wsgi_ts.settings.sources import archive_stem, startup_archives
+from wsgi_ts.settings.stores import archive_stem, startup_archives
 
 READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
 

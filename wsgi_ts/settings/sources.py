@@ -22,14 +22,13 @@ from wsgi_ts.settings.config import Config, ConfigError, default_run_dir, env_va
 from wsgi_ts.settings.kinds import BOOLEAN, OIP, UnclearValue, is_true
 from wsgi_ts.settings.model_entries import ENTRY_KEYS, unknown_settings
 from wsgi_ts.settings.properties import PropertiesError, parse_properties, substitute_variables
+from wsgi_ts.settings.stores import names_in, startup_archives, startup_workflows
 
 _MAX_FILE_BYTES = 16 * 1024 * 1024
 #: The name of a snapshot: local time to the millisecond, and what it was written for.
 SNAPSHOT_NAME = re.compile(r"([0-9]{17})-(startup|snapshot|shutdown)\.cfg")
 #: What TorchServe writes into its snapshots besides settings.
 SNAPSHOT_NOTES = frozenset({"version", "tsConfigFile", "NUM_WORKERS", "number_of_cpu"})
-#: How the names of model archives end.
-ARCHIVE_SUFFIXES = (".mar", ".model", ".tar.gz")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,38 +130,10 @@ def find_config_file(command_line: CommandLine, environ: Mapping[str, str], log_
             raise ConfigError(f"--ts-config file not found: {named}{origin}")
         return named
     if not command_line.no_config_snapshots:
-        snapshots = [name for name in _names_in(log_dir / "config") if SNAPSHOT_NAME.fullmatch(name)]
+        snapshots = [name for name in names_in(log_dir / "config") if SNAPSHOT_NAME.fullmatch(name)]
         if snapshots:
             return str(log_dir / "config" / max(snapshots))
     return "config.properties" if os.path.isfile("config.properties") else None
-
-
-def startup_archives(model_store: Path) -> list[str]:
-    """What `load_models=all` stands for: the archives and directories of the model store, by name."""
-    return [
-        name
-        for name in sorted(_names_in(model_store))
-        if not name.startswith(".") and (name.endswith(ARCHIVE_SUFFIXES) or (model_store / name).is_dir())
-    ]
-
-
-def startup_workflows(workflow_store: Path) -> list[str]:
-    """What `load_workflows=all` stands for: the archives of the workflow store, by name."""
-    return [name for name in sorted(_names_in(workflow_store)) if not name.startswith(".") and name.endswith(".war")]
-
-
-def archive_stem(name: str) -> str:
-    """The name of an archive, or of a directory, of the model store without what says of what kind it is."""
-    return next((name.removesuffix(suffix) for suffix in ARCHIVE_SUFFIXES if name.endswith(suffix)), name)
-
-
-def _names_in(directory: Path) -> Iterable[str]:
-    try:
-        return os.listdir(directory)
-    except (FileNotFoundError, NotADirectoryError):
-        return ()
-    except OSError as error:
-        raise ConfigError(f"{directory}: cannot be read: {error.strerror}; check its permissions") from None
 
 
 def _absolute(path: str) -> Path:
