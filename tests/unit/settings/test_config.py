@@ -647,7 +647,7 @@ def test_model_yaml_all_keys() -> None:
         "sequenceMaxIdleMSec": 5, "sequenceTimeoutMSec": 6, "maxSequenceJobQueueSize": 10,
         "maxNumSequence": 11,
         "batchPolicy": "Fixed", "batching": "pkg:Policy", "weightsOnly": False, "handler": {"profile": True},
-        "threadsPerWorker": 3, "maxExecutions": 4,
+        "threadsPerWorker": 3, "maxExecutions": 1,
     }  # fmt: skip
     yaml = parse_model_yaml(fields)
     assert yaml.warnings == ()
