@@ -15,8 +15,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -25,12 +23,12 @@ from dataclasses import dataclass
 import psutil
 from archive_server import OURS, archive_models, our_server
 from lifecycle.pods import OtherPod, Service
-from reports import describe_machine, markdown, publish, say, write_results
+from reports import failures_told, markdown, report, say
 from rivals import litserve, mosec, torchserve
 from servers import BenchmarkError, Server
 
 PREFIX = "lifecycle-"
-BEGIN_MARK, END_MARK = "<!-- lifecycle: written by bench_lifecycle.py --publish -->", "<!-- end of lifecycle -->"
+MARKS = ("<!-- lifecycle: written by bench_lifecycle.py --publish -->", "<!-- end of lifecycle -->")
 LATE_S = (0, 2, 10)
 #: How much longer than its address is known a server serves on, in seconds.
 _MARGIN_S = 1
@@ -155,7 +153,7 @@ def main() -> None:
     given = parser.parse_args()
     cases = {name: each for name, each in CASES.items() if not given.only or any(text in name for text in given.only)}
     requests = given.requests or (2_000 if given.quick else 100_000)
-    try:
+    with failures_told("bench-lifecycle"):
         if given.publish and given.only:
             raise BenchmarkError("--publish replaces all figures in BENCHMARKS.md: leave --only away")
         if any(torchserve.NAME in name for name in cases):
@@ -168,14 +166,7 @@ def main() -> None:
                 figures = summary.setdefault(name, {})[late_s] = measure(case, late_s, requests)
                 lost = f"{figures['lost']:.0f} of {figures['requests']:.0f} lost"
                 say(f"{late_s} s late: {lost}, ended after {figures['end_s']:.1f} s")
-        machine = describe_machine()
-        text = table(summary)
-        print(f"\n{text}\n")
-        write_results({"summary": summary}, machine, PREFIX)
-        if given.publish:
-            publish(text, machine, BEGIN_MARK, END_MARK)
-    except (BenchmarkError, subprocess.CalledProcessError) as error:
-        sys.exit(f"bench-lifecycle: {error}")
+        report(table(summary), {"summary": summary}, PREFIX, MARKS if given.publish else None)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -24,11 +23,11 @@ from importlib import metadata
 import psutil
 from archive_server import archive
 from load import Load, check_wrk, describe, failures, measure_load, memory_mb
-from reports import describe_machine, markdown, medians, publish, say, write_results
+from reports import failures_told, markdown, medians, report, say
 from servers import BENCHMARKS, PROJECT, BenchmarkError, CommandServer
 
 PREFIX = "ray-"
-BEGIN_MARK, END_MARK = "<!-- ray: written by bench_ray.py --publish -->", "<!-- end of ray -->"
+MARKS = ("<!-- ray: written by bench_ray.py --publish -->", "<!-- end of ray -->")
 _MARK = "WSGI_TS_BENCHMARK"
 LOAD = Load("64 clients", 64)
 
@@ -133,23 +132,17 @@ def main() -> None:
     parser.add_argument("--only", action="append", metavar="TEXT", help="only cases with this in the title; may repeat")
     given = parser.parse_args()
     cases = [case for case in CASES if not given.only or any(text in case.title for text in given.only)]
-    try:
+    with failures_told("bench-ray"):
         if given.publish and given.only:
             raise BenchmarkError("--publish replaces all figures in BENCHMARKS.md: leave --only away")
         check_wrk()
         archive("sleep", BENCHMARKS / "apps" / "sleep_handler.py")
         count, seconds = (1, 4) if given.quick else (3, 10)
         rounds = measure_rounds(cases, given.rounds or count, given.seconds or seconds)
-        machine = describe_machine()
-        machine["packages"]["ray"] = metadata.version("ray")
         summary = {title: medians(found) for title, found in rounds.items()}
-        text = table(summary)
-        print(f"\n{text}\n")
-        write_results({"summary": summary, "rounds": rounds}, machine, PREFIX)
-        if given.publish:
-            publish(text, machine, BEGIN_MARK, END_MARK)
-    except (BenchmarkError, subprocess.CalledProcessError) as error:
-        sys.exit(f"bench-ray: {error}")
+        packages = {"ray": metadata.version("ray")}
+        content = {"summary": summary, "rounds": rounds}
+        report(table(summary), content, PREFIX, MARKS if given.publish else None, packages)
 
 
 if __name__ == "__main__":

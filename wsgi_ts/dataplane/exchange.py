@@ -121,7 +121,7 @@ class Exchange(Generic[Waiter]):
             self._retry_after,
         )
         options = TraceOptions.of(config, instance.run_dir)
-        self.traces = RequestTraces(options, self.routes, segment) if options.is_on else None
+        self.traces = RequestTraces(options, self.routes.default_version, segment) if options.is_on else None
         self.walks.has_traces = options.is_on
         names = config.ts_header_key_sequence_id, config.ts_header_key_sequence_start
         self._sequence_headers = names[0].encode("latin-1"), names[1].encode("latin-1")

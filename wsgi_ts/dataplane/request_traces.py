@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 from math import log
 from typing import Any, Final
 
 from wsgi_ts.batcher.shm.request_codec import Times, read_times
 from wsgi_ts.batcher.shm.segment import Segment
-from wsgi_ts.dataplane.routes import RoutingTable, Target
+from wsgi_ts.dataplane.routes import Target
 from wsgi_ts.dataplane.stories import NodeRun, Told, request_record
 from wsgi_ts.dataplane.task import State, Task
 from wsgi_ts.dataplane.walk import Walk
@@ -36,8 +37,8 @@ class RequestTraces:
 
     Args:
         options: what is kept, and what is exported.
-        routes: know the default version of a model.
-        segment: where the requests lie.
+        default_version: returns the default version of a model; None where there is no such model.
+        segment: where the requests lie; None where none do.
 
     Attributes:
         slowest: says from which time on a request is slow.
@@ -46,11 +47,13 @@ class RequestTraces:
             `begin` has nothing to do but to count it down.
     """
 
-    def __init__(self, options: TraceOptions, routes: RoutingTable, segment: Segment) -> None:
+    def __init__(
+        self, options: TraceOptions, default_version: Callable[[str], str | None], segment: Segment | None
+    ) -> None:
         self.slowest = Slowest(options.keep, options.slow_ms)
         self.has_spans = bool(options.exported_at)
         self._ratio = options.ratio
-        self._routes = routes
+        self._default_version = default_version
         self._segment = segment
         self._kept = Post(options.kept_at) if options.kept_at else None
         self._exported = Post(options.exported_at) if options.exported_at else None
@@ -135,13 +138,13 @@ class RequestTraces:
 
     def times_of(self, slot: int) -> Times | None:
         """What an answered slot says of its run; None for no slot."""
-        return read_times(self._segment, slot) if slot >= 0 else None
+        return read_times(self._segment, slot) if slot >= 0 and self._segment is not None else None
 
     def version_of(self, target: Target) -> str | None:
         """The version that a request went to; None where that has no meaning."""
         if target.graph is not None or target.error is not None:
             return target.version
-        return target.version or self._routes.default_version(target.model_name)
+        return target.version or self._default_version(target.model_name)
 
     def node_runs(self, walk: Walk[Any]) -> list[NodeRun]:
         """What is told of the nodes of a workflow's request."""

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from wsgi_ts.archive.download import DownloadRules, _checked_parts, _Refused, is_fetched
 from wsgi_ts.batcher.template.output import MAX_LINE_BYTES, LineSplitter
 from wsgi_ts.logs.text import escape_controls, safe_target, safe_text
-from wsgi_ts.metrics.exposition import render
+from wsgi_ts.metrics.exposition import Renderer
 from wsgi_ts.metrics.reported import MAX_SERIES, PROMETHEUS_MODE, ModelMetrics, ReportedMetrics, parse_line
 from wsgi_ts.metrics.specification import load_specification
 
@@ -48,7 +48,7 @@ def metric_line(data: bytes) -> None:
         if reported is not None:
             metrics.record(reported)
     summed.apply(metrics.take_updates())
-    text = render(summed.families())
+    text = Renderer().render(summed.families())
     assert text.count("\n") < (MAX_SERIES + 1) * 100
     for line in text.splitlines():
         assert line.startswith("# ") or _SAMPLE.fullmatch(line), line

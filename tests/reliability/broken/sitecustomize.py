@@ -33,13 +33,13 @@ def run_again(module: Any) -> None:
     """What a dead worker had begun is queued once more."""
     worker_gone = module.Scheduler.worker_gone
 
-    def worker_gone_again(self: Any, worker: Any, oom: bool) -> Any:
+    def worker_gone_again(self: Any, worker: Any, oom: bool, now: float) -> Any:
         for batch in worker.batches:
             for job in batch.jobs:
                 if job.state == module.SlotState.RUNNING:
                     states = job.segment.states
                     states[job.slot] = states[job.slot] & ~0xFF | module.SlotState.CLAIMED
-        return worker_gone(self, worker, oom)
+        return worker_gone(self, worker, oom, now)
 
     module.Scheduler.worker_gone = worker_gone_again
 
@@ -48,8 +48,8 @@ def forget_the_dead(module: Any) -> None:
     """What a dead worker had begun is never answered."""
     worker_gone = module.Scheduler.worker_gone
 
-    def worker_gone_silently(self: Any, worker: Any, oom: bool) -> Any:
-        return [action for action in worker_gone(self, worker, oom) if not isinstance(action, module.Fail)]
+    def worker_gone_silently(self: Any, worker: Any, oom: bool, now: float) -> Any:
+        return [action for action in worker_gone(self, worker, oom, now) if not isinstance(action, module.Fail)]
 
     module.Scheduler.worker_gone = worker_gone_silently
 

@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 
 from wsgi_ts.batcher.shm.request_codec import Times
-from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.dataplane.http_facts import http_facts, route_of
 from wsgi_ts.dataplane.request_traces import RequestTraces, error_text
-from wsgi_ts.dataplane.routes import RoutingTable
 from wsgi_ts.dataplane.stories import NodeRun, Told, request_record
 from wsgi_ts.errors import ServerError
 from wsgi_ts.tracing.context import TraceContext, new_trace
@@ -38,9 +36,7 @@ class Place:
             for name, to in (("kept", self.kept), ("exported", self.exported))
         ]
         options = TraceOptions(str(folder / "kept"), str(folder / "exported") if has_spans else "", keep, 0, ratio)
-        # Neither is asked here for anything, but compiled code looks of what kind they are.
-        routes, segment = RoutingTable.__new__(RoutingTable), Segment.__new__(Segment)
-        self.traces = RequestTraces(options, routes, segment)
+        self.traces = RequestTraces(options, lambda name: None, None)
 
     def tell(self, took_ms: int, status: int = 200, trace: TraceContext | None = None, **more: Any) -> bool:
         """Tells of a request as a process does that has answered it; returns whether it was worth it."""

@@ -29,6 +29,8 @@ _TEXTS = (
     "fixed",
     "prometheus",
     "log",
+    "json",
+    "0.5",
     "none",
     "body",
 )

@@ -172,7 +172,7 @@ class SlotMachine(RuleBasedStateMachine):
     @rule(which=ANY, status=st.sampled_from((503, 408, 499)))
     def fail(self, which: int, status: int) -> None:
         asked = self.claimed.pop(which % len(self.claimed))
-        self.batcher.fail(asked.slot, status, "no")
+        self.batcher.fail(asked.slot, status, "no", layout.NO_BATCH)
         self.answered.append(asked)
 
     # -- the model worker
