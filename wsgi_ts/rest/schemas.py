@@ -45,10 +45,13 @@ def parameter(place: str, name: str, schema: Schema, description: str, *, requir
     return {"in": place, "name": name, "description": description, "required": required, "schema": schema}
 
 
+_INT32: Schema = {"minimum": -(2**31), "maximum": 2**31 - 1}
+
+
 def argument(name: str, row: Setting) -> Schema:
     """A query argument as TorchServe reads it: text that is no number counts as absent, all but "true" as false."""
     kind, description = row.kind.json_type, row.help
-    schema: Schema = {"type": kind, **row.limits}
+    schema: Schema = {"type": kind, **(_INT32 if kind == "integer" else {}), **row.limits}
     if kind != "string":
         schema = {"anyOf": [schema, {"type": "string", "pattern": "^[^0-9+-]*$"}]}
     if row.default is not None:
@@ -58,9 +61,6 @@ def argument(name: str, row: Setting) -> Schema:
     elif kind == "boolean":
         description += " Every text but true counts as false."
     return parameter("query", name, schema, description)
-
-
-_INT32: Schema = {"minimum": -(2**31), "maximum": 2**31 - 1}
 
 
 def json_arguments(arguments: Collection[Schema], required: Collection[str]) -> Schema:
@@ -74,8 +74,7 @@ def json_arguments(arguments: Collection[Schema], required: Collection[str]) -> 
     for row in arguments:
         schema = dict(row["schema"])
         kinds = schema.pop("anyOf", None)
-        number = _INT32 if kinds and kinds[0]["type"] == "integer" else {}
-        properties[row["name"]] = {**number, **(kinds[0] if kinds else {}), **schema, "description": row["description"]}
+        properties[row["name"]] = {**(kinds[0] if kinds else {}), **schema, "description": row["description"]}
     return {"type": "object", "required": list(required), "properties": properties}
 
 
