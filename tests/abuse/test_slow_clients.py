@@ -37,7 +37,8 @@ def server() -> Iterator[ServerProcess]:
         pytest.skip(f"the limit of open files is {hard}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2 * CONNECTIONS), hard))
     try:
-        with ServerProcess() as server:
+        # There is a place for each of them.
+        with ServerProcess(config={"slots_per_worker": "1024", "job_queue_size": "1000"}) as server:
             archive(server.store, "large", LARGE)
             assert server.register("large.mar").status == 200
             yield server
@@ -96,8 +97,6 @@ def test_slow_readers_of_large_answers(server: ServerProcess) -> None:
         for _ in range(READERS):
             sock = sockets.enter_context(connect(server, receive_bytes=4096))
             sock.sendall(request % (len(body), ANSWER_BYTES))
-        # So many at once are more than the model's queue takes.
-        eventually(lambda: ask(server).status == 200, within=10, what="room in the queue")
         served = [ask(server) for _ in range(50)]
         assert [reply.status for reply in served] == [200] * 50
         print(f"beside {READERS} slow readers a request takes {median_s(server) / before:.1f} times as long")
@@ -105,7 +104,8 @@ def test_slow_readers_of_large_answers(server: ServerProcess) -> None:
         sock.settimeout(30)
         received = b""
         while len(received) < ANSWER_BYTES:
-            received += sock.recv(1 << 20)
+            received += (part := sock.recv(1 << 20))
+            assert part, received[:300]
         assert received.startswith(b"HTTP/1.1 200") and received.endswith(b"x" * 1000)
     eventually(lambda: not slots_in_use(server.prefix), within=20, what="no slot in use")
     assert ask(server).status == 200
