@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import struct
 import time
@@ -29,6 +30,8 @@ from wsgi_ts.handlers.serving.results import Answer
 from wsgi_ts.handlers.serving.service import MetricsSink, Service
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.tracing.options import TraceOptions
+
+log = logging.getLogger(__name__)
 
 #: A worker whose last batch came within SOON_NS and held at most FEW requests spins for SPIN_NS before it sleeps, if
 #: at most MOST_SPINNING of its batcher's workers had something to do then.
@@ -270,7 +273,14 @@ class ModelWorker:
         took_ns = ended_ns - oldest.segment.arrival_ns(oldest.slot)
         if took_ns >= traces.threshold_ns or service.has_failed or self._slots.has_sampled:
             fault = service.fault if service.raised else ""
-            traces.note(BatchRun(facts, self._started_ns, ended_ns, took_ns, fault, service.has_failed), refs, requests)
+            run = BatchRun(facts, self._started_ns, ended_ns, took_ns, fault, service.has_failed)
+            try:
+                traces.note(run, refs, requests)
+            except Exception:
+                # A handler can have changed any module under it; that costs the traces, and no request.
+                self._traces = None
+                with contextlib.suppress(Exception):
+                    log.exception("This worker notes no more traces")
 
     def _give_back(self, service: Service, refs: list[SlotReference], answers: list[Answer], ended: int) -> None:
         """Leaves a batch that failed to the batcher, which has its requests run again or answers them so."""

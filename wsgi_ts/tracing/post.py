@@ -24,6 +24,8 @@ MOST_LINE: Final = 1024 * 1024
 #: How long the next try of a sender waits that has found nobody, in seconds.
 _RETRY_S: Final = 1.0
 _READ_BYTES: Final = 262144
+#: Made here: a handler may put something else into the place of `json.dumps`.
+_ENCODE: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Post:
@@ -48,7 +50,7 @@ class Post:
         if len(self._waiting) > MOST_WAITING or not self._is_connected():
             self.lost += 1
         else:
-            self._waiting += json.dumps(record, separators=(",", ":")).encode() + b"\n"
+            self._waiting += _ENCODE(record).encode() + b"\n"
         self.flush()
 
     def flush(self) -> None:
