@@ -267,20 +267,20 @@ class ModelWorker:
         traces = self._traces
         if traces is None:
             return
-        if not self._number & _LOOKS_EVERY:
-            traces.look(ended_ns / 1e9)
         oldest = refs[0]
         took_ns = ended_ns - oldest.segment.arrival_ns(oldest.slot)
-        if took_ns >= traces.threshold_ns or service.has_failed or self._slots.has_sampled:
-            fault = service.fault if service.raised else ""
-            run = BatchRun(facts, self._started_ns, ended_ns, took_ns, fault, service.has_failed)
-            try:
+        try:
+            if not self._number & _LOOKS_EVERY:
+                traces.look(ended_ns / 1e9)
+            if took_ns >= traces.threshold_ns or service.has_failed or self._slots.has_sampled:
+                fault = service.fault if service.raised else ""
+                run = BatchRun(facts, self._started_ns, ended_ns, took_ns, fault, service.has_failed)
                 traces.note(run, refs, requests)
-            except Exception:
-                # A handler can have changed any module under it; that costs the traces, and no request.
-                self._traces = None
-                with contextlib.suppress(Exception):
-                    log.exception("This worker notes no more traces")
+        except Exception:
+            # A handler can have changed any module under it; that costs the traces, and no request.
+            self._traces = None
+            with contextlib.suppress(Exception):
+                log.exception("This worker notes no more traces")
 
     def _give_back(self, service: Service, refs: list[SlotReference], answers: list[Answer], ended: int) -> None:
         """Leaves a batch that failed to the batcher, which has its requests run again or answers them so."""

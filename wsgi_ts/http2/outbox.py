@@ -105,7 +105,6 @@ class Outbox:
             return
         for start in range(0, length, most):
             stream.unsent.append(data[start : start + most])
-        stream.unsent_bytes += length
         self._waiting[stream.number] = stream
         self._send_waiting(stream, None)
 
@@ -126,7 +125,6 @@ class Outbox:
         """Forgets a stream, with what waits to be sent on it."""
         stream.is_ended = stream.is_answered = True
         stream.unsent.clear()
-        stream.unsent_bytes = 0
         self.streams.pop(stream.number, None)
         self._waiting.pop(stream.number, None)
 
@@ -143,7 +141,6 @@ class Outbox:
             else:
                 unsent[0] = data[room:]
                 data = data[:room]
-            stream.unsent_bytes -= len(data)
             self._send(stream, data)
         if unsent:
             return

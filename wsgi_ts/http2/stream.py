@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Final
+from typing import Final
 
 #: Names and values of a header block.
 Fields = list[tuple[bytes, bytes]]
@@ -21,17 +21,12 @@ class Stream:
         number, receive_window, send_window: as given, kept up to date by the connection.
         owed: bytes that the application has taken and the client was not told of yet.
         unsent: what waits for the windows, in order; a frame's payload at most at a time.
-        unsent_bytes: how much that is.
         trailers: the header block that ends the answer once `unsent` is empty; None while there is more to come.
         is_ended: the client has sent all it will.
         is_answered: all of the answer was handed over for sending.
-        user: what the application keeps with it.
     """
 
-    __slots__ = (
-        *("is_answered", "is_ended", "number", "owed", "receive_window", "send_window", "trailers", "unsent"),
-        *("unsent_bytes", "user"),
-    )
+    __slots__ = (*("is_answered", "is_ended", "number", "owed", "receive_window", "send_window", "trailers", "unsent"),)
 
     def __init__(self, number: int, receive_window: int, send_window: int) -> None:
         self.number = number
@@ -39,11 +34,9 @@ class Stream:
         self.send_window = send_window
         self.owed = 0
         self.unsent: deque[bytes] = deque()
-        self.unsent_bytes = 0
         self.trailers: bytes | None = None
         self.is_ended = False
         self.is_answered = False
-        self.user: Any = None
 
 
 class EventKind:

@@ -360,7 +360,7 @@ def test_an_answer_waits_for_the_windows() -> None:
     connection.outbox.send_data(stream, b"0123456789abcdef")
     connection.outbox.send_data(stream, b"ghi")
     assert data_of(client.sent(), 1) == b"0123456789"
-    assert stream.unsent_bytes == 9
+    assert sum(map(len, stream.unsent)) == 9
     assert client.send(window_frame(1, 8)) == []
     assert data_of(client.sent(), 1) == b"abcdefgh"
     assert told(client.send(window_frame(1, 100))) == [(EventKind.SENT, 1, b"", False)]
