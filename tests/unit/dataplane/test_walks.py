@@ -174,7 +174,9 @@ def answer_in_any_order(place: Place, data: st.DataObject) -> None:
             place.answer(slot, mark + request.function.encode() * data.draw(st.sampled_from([1, 3000])))
     for waiter in asked.keys() - gone:
         answer = place.delivered[waiter]
-        assert answer.error is not None or bytes(answer.body)[:8] in (waiter.encode(), b""), "another's answer"
+        # Of a node all of whose parents were skipped or have defaults the answer has no mark.
+        mark = bytes(answer.body)[:8]
+        assert answer.error is not None or mark == waiter.encode() or not mark.isdigit(), "another's answer"
     assert not place.walks.attempts.steps
     assert not place.waiting
     assert place.client.in_flight == 0
