@@ -46,8 +46,8 @@ COMPILED = (
     )),
     "wsgi_ts/batcher/worker/slots.py",
     *(f"wsgi_ts/dataplane/{name}.py" for name in (
-        "attempts", "exchange", "graph", "graph_walk", "ledger", "node_answers", "node_requests", "routes", "task",
-        "walk", "walk_counters", "walks",
+        "async_call", "async_plane", "attempts", "call_traces", "exchange", "graph", "graph_walk", "ledger",
+        "node_answers", "node_requests", "request_traces", "routes", "task", "walk", "walk_counters", "walks",
     )),
     "wsgi_ts/http/body.py",
     "wsgi_ts/http/head.py",
@@ -56,6 +56,10 @@ COMPILED = (
     )),
     "wsgi_ts/logs/access.py",
     "wsgi_ts/rest/direct.py",
+    *(f"wsgi_ts/rpc/{name}.py" for name in (
+        "call", "calls", "connection", "inference", "port", "prediction", "wire",
+    )),
+    "wsgi_ts/tracing/slowest.py",
     *(f"wsgi_ts/web/{name}.py" for name in (
         "answers", "bodies", "connection", "http_times", "loop", "report", "requests", "sampled_report", "sending",
         "table",

@@ -21,7 +21,7 @@ from support.processes import MARKER, Member, server_processes, shared_memory
 from support.server import REPOSITORY
 
 from wsgi_ts.batcher.shm.layout import RequestFlag
-from wsgi_ts.dataplane.async_plane import Call
+from wsgi_ts.dataplane.async_call import Call
 from wsgi_ts.errors import ServerError, ServiceUnavailable
 from wsgi_ts.instance.record import Record
 from wsgi_ts.integrations.engine import Engine, EngineError
@@ -140,7 +140,7 @@ def test_requests_are_batched_and_answered_with_status_parts_or_error(counts: Pa
         call = submit(engine, "parts")
         await call.begin()
         assert call.is_streamed
-        parts = [part async for part in call.parts()]
+        parts = [part async for part in call]
         call.close()
         with pytest.raises(ServerError, match="Prediction failed"):
             await whole(engine, "fails")

@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
+from typing import Final
 
 from wsgi_ts.batcher.shm.layout import CLIENT_GONE, REQUEST_INLINE_BYTES, TOO_LATE, SlotState
 from wsgi_ts.batcher.shm.request_codec import Answer, Request
 from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
-from wsgi_ts.dataplane.call_traces import CURRENT, CallTrace, Metadata
+from wsgi_ts.dataplane.async_call import MAX_UNSENT, Call
+from wsgi_ts.dataplane.call_traces import CallTrace, Metadata
 from wsgi_ts.dataplane.exchange import Exchange, no_memory
 from wsgi_ts.dataplane.ledger import Ledger
 from wsgi_ts.dataplane.routes import RoutingTable, Target
@@ -25,140 +26,10 @@ from wsgi_ts.instance.instance import Instance
 
 log = logging.getLogger(__name__)
 
-#: What an answer may have waiting for its client before the client counts as gone.
-MAX_UNSENT = 16 * 1024 * 1024
 #: What all answers may have waiting for their clients together; the one with most of it ends then.
-MAX_UNSENT_OF_ALL = 128 * 1024 * 1024
+MAX_UNSENT_OF_ALL: Final = 128 * 1024 * 1024
 #: What a client learns of a call that a defect of the server has ended.
-_UNEXPECTED = "Internal server error; the server's log names this request by its id."
-
-
-class Call:
-    """One request under way. Take its answer from `parts`, and `close` it in any case.
-
-    Attributes:
-        slot: where it lies; -1 once that is given back, or left to `AsyncPlane`.
-        target: where it goes.
-        request_id: its id.
-        timer: ends it when its time is over; None for no limit.
-        status, headers: of the answer, once it has begun.
-        is_streamed: whether the beginning of a streamed answer has come.
-        trace: what is told of it; None where nobody asks.
-    """
-
-    __slots__ = (
-        *("_ended", "_error", "_news", "_parts", "_plane", "_unsent"),
-        *("headers", "is_streamed", "request_id", "slot", "status", "target", "timer", "trace"),
-    )
-
-    def __init__(
-        self, plane: AsyncPlane, slot: int, target: Target, request_id: str, trace: CallTrace | None = None
-    ) -> None:
-        self.slot = slot
-        self.trace = trace
-        self.target = target
-        self.request_id = request_id
-        self.timer: asyncio.TimerHandle | None = None
-        self.is_streamed = False
-        self.status = 200
-        self.headers: list[tuple[str, str]] = []
-        self._plane = plane
-        self._parts: deque[bytes] = deque()
-        self._unsent = 0
-        self._ended = False
-        self._error: ServerError | None = None
-        self._news: asyncio.Future[None] | None = None
-
-    async def begin(self) -> None:
-        """Waits for the beginning of the answer: `status`, `headers` and `is_streamed` are right then.
-
-        Raises:
-            ServerError: there is no answer.
-        """
-        while not (self._parts or self.is_streamed or self.is_over):
-            await self._next()
-        if self._error is not None and not self._parts:
-            raise self._error
-
-    async def parts(self) -> AsyncIterator[bytes]:
-        """The answer: one part, or as many as its handler sends, each as soon as it is there.
-
-        Raises:
-            ServerError: there is no answer, or no more of it.
-        """
-        while True:
-            while self._parts:
-                part = self._parts.popleft()
-                if self._unsent:
-                    self._hold(-len(part))
-                yield part
-            if self._error is not None:
-                raise self._error
-            if self._ended:
-                return
-            await self._next()
-
-    async def whole(self) -> bytes:
-        """Returns all parts of the answer in one.
-
-        Raises:
-            ServerError: there is no answer, or it is larger than `max_response_size`.
-        """
-        parts = []
-        length = 0
-        limit = self._plane.most_response_bytes
-        async for part in self.parts():
-            parts.append(part)
-            length += len(part)
-            if length > limit:
-                raise PayloadTooLarge(f"The parts of the answer have more than {limit} bytes (max_response_size)")
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def close(self) -> None:
-        """Nobody waits for it any more: what has not begun is never run, and its slot is given back."""
-        self._plane.forget(self)
-        self._plane.unsent.note(self, 0)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more will come."""
-        return self._ended or self._error is not None
-
-    def answer(self, part: bytes) -> None:
-        """Adds the one part of an answer that is not streamed; it does not count as unsent."""
-        self._parts.append(part)
-
-    def add(self, parts: Sequence[bytes]) -> bool:
-        """Adds what has come of a stream; False when the client takes too little of it."""
-        self._parts.extend(parts)
-        self._hold(sum(map(len, parts)))
-        self._wake()
-        return self._unsent <= MAX_UNSENT
-
-    def _hold(self, more: int) -> None:
-        self._unsent += more
-        self._plane.unsent.note(self, self._unsent)
-
-    def drop(self) -> None:
-        """Forgets what the client has not taken."""
-        self._parts.clear()
-        self._hold(-self._unsent)
-
-    def end(self, error: ServerError | None = None) -> None:
-        """Ends the call, with an error if it has failed."""
-        self._ended = error is None
-        self._error = error
-        self._wake()
-        if self.trace is not None:
-            self.trace.end(self.request_id, error)
-
-    async def _next(self) -> None:
-        self._news = asyncio.get_running_loop().create_future()
-        await self._news
-
-    def _wake(self) -> None:
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
+_UNEXPECTED: Final = "Internal server error; the server's log names this request by its id."
 
 
 class AsyncPlane:
@@ -193,8 +64,24 @@ class AsyncPlane:
         self._exchange.routes.refresh()
         return self._exchange.routes
 
+    def begin_trace(self, target: Target, head: bytes, metadata: Metadata) -> CallTrace | None:
+        """Begins to note what is told of a request; None where nobody asks. `submit` takes it.
+
+        Args:
+            target: where the request goes.
+            head: as for `submit`.
+            metadata: what the client has sent besides.
+        """
+        traces = self._exchange.traces
+        return None if traces is None else CallTrace(traces, target, head, metadata)
+
     def submit(
-        self, target: Target, head: bytes, parts: Sequence[bytes], content_type: bytes = b"", metadata: Metadata = ()
+        self,
+        target: Target,
+        head: bytes,
+        parts: Sequence[bytes],
+        content_type: bytes = b"",
+        trace: CallTrace | None = None,
     ) -> Call:
         """Submits a request.
 
@@ -203,16 +90,13 @@ class AsyncPlane:
             head: what the handler sees of headers: a request line, header lines, an empty line.
             parts: the body, in parts.
             content_type: of the body, empty for none.
-            metadata: what the client has sent besides.
+            trace: what `begin_trace` has returned.
 
         Raises:
             ServerError: it is refused: what `target.error` says, no free slot, too large, no memory.
         """
-        traces = self._exchange.traces
-        if traces is None:
+        if trace is None:
             return self._submit(target, head, parts, content_type, None)
-        trace = CallTrace(traces, target, head, metadata)
-        CURRENT.set(trace)
         try:
             return self._submit(target, trace.head, parts, content_type, trace)
         except ServerError as error:
@@ -237,10 +121,11 @@ class AsyncPlane:
         else:
             body = b"".join(parts)
         now_ns = time.monotonic_ns()
-        request = Request(target, call.request_id, head, content_type, body, length, now_ns)
+        flags = 0
         if trace is not None:
             trace.submitted_ns = now_ns
-            request = request._replace(flags=trace.flags)
+            flags = trace.flags
+        request = Request(target, call.request_id, head, content_type, body, length, now_ns, flags=flags)
         call.slot = exchange.submit(slot, call, target, request)
         if target.graph is not None:
             self._look_at(call, exchange.walks.limit_of(call.slot))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from contextvars import ContextVar
 from typing import Any
 
 from wsgi_ts.batcher.shm.layout import RequestFlag
@@ -36,7 +35,7 @@ class CallTrace:
     """
 
     __slots__ = (
-        *("_arrived_ns", "_method", "_parent", "_target", "_trace", "_traces"),
+        *("_arrived_ns", "_parent", "_target", "_trace", "_traces"),
         *("flags", "head", "slot", "submitted_ns", "walk"),
     )
 
@@ -44,7 +43,6 @@ class CallTrace:
         self._traces = traces
         self._target = target
         self._arrived_ns = time.monotonic_ns()
-        self._method = head.partition(b"\r\n")[0].decode("latin-1").split(" ")[1]
         self._trace: TraceContext | None = None
         self._parent = ""
         self.head = head
@@ -91,7 +89,7 @@ class CallTrace:
                 version=traces.version_of(target),
                 protocol="grpc",
                 method="POST",
-                path=self._method,
+                path=self.head.partition(b"\r\n")[0].decode("latin-1").split(" ")[1],
                 status=status,
                 error=error_text(error),
                 arrived_ns=self._arrived_ns,
@@ -103,10 +101,6 @@ class CallTrace:
                 parent=self._parent,
             )
         )
-
-
-#: Of the task that serves a call, the request that it has submitted last.
-CURRENT: ContextVar[CallTrace | None] = ContextVar("call", default=None)
 
 
 def _values(metadata: Metadata, wanted: str) -> list[bytes]:

@@ -139,7 +139,8 @@ class RoutingTable:
         self._models: dict[str, Any] = {}
         self._graphs: dict[str, Graph | None] = {}
         self._known: dict[tuple[str, str], Target | None] = {}
-        self._nodes: dict[tuple[str, str | None], Target] = {}
+        #: Those that requests have gone to, by name, version and flags.
+        self._targets: dict[tuple[str, str | None, int], Target] = {}
         self.healthy = True
         self.started = False
         self.ready = False
@@ -165,7 +166,7 @@ class RoutingTable:
         workflows = table["workflows"].items()
         self._graphs = {name: None if fields is None else Graph.from_json(name, fields) for name, fields in workflows}
         self._known.clear()
-        self._nodes.clear()
+        self._targets.clear()
         self.healthy = bool(table["healthy"])
         self.started = bool(table["started"])
         self.ready = bool(table["ready"])
@@ -239,6 +240,17 @@ class RoutingTable:
             rest: what stands behind the version in the path, as latin-1 of UTF-8 bytes.
             flags: RequestFlag bits.
         """
+        if rest:
+            return self._target(name, version, rest, flags)
+        asked = name, version, flags
+        target = self._targets.get(asked)
+        if target is None:
+            target = self._target(name, version, rest, flags)
+            if target.error is None:  # else there would be no bound: clients may ask for any name
+                self._targets[asked] = target
+        return target
+
+    def _target(self, name: str, version: str | None, rest: str, flags: int) -> Target:
         model = self._models.get(name)
         if model is None:
             return Target(name, version, error=ModelNotFound.named(name))
@@ -262,11 +274,7 @@ class RoutingTable:
 
     def node_target(self, name: str, version: str | None) -> Target:
         """Returns the target of a request from one node of a workflow to another, at this model."""
-        asked = name, version
-        target = self._nodes.get(asked)
-        if target is None:
-            target = self._nodes[asked] = self.version_target(name, version, flags=RequestFlag.REFERENCES)
-        return target
+        return self.version_target(name, version, flags=RequestFlag.REFERENCES)
 
     def workflow_target(self, name: str, flags: int = 0) -> Target:
         """Returns the target of a request to a workflow: its first node's, with its graph.

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from wsgi_ts.control.client import ControlPlane, NotReachable
-from wsgi_ts.dataplane.async_plane import AsyncPlane, Call
+from wsgi_ts.dataplane.async_call import Call
+from wsgi_ts.dataplane.async_plane import AsyncPlane
 from wsgi_ts.dataplane.routes import RoutingTable, Target
 from wsgi_ts.errors import ServerError, ServiceUnavailable
 from wsgi_ts.instance.instance import Instance
@@ -205,7 +206,8 @@ class Engine:
         """
         if self._ended or self._is_stopped:
             raise ServiceUnavailable(self._ended or "The engine is stopped.")
-        return self._attached.submit(target, head, parts, content_type)
+        plane = self._attached
+        return plane.submit(target, head, parts, content_type, plane.begin_trace(target, head, ()))
 
     @property
     def _attached(self) -> AsyncPlane:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError
 
+from wsgi_ts.dataplane.call_traces import CallTrace
 from wsgi_ts.http2.connection import Connection
 from wsgi_ts.http2.stream import Stream
 from wsgi_ts.rpc import wire
@@ -17,28 +17,52 @@ from wsgi_ts.rpc.codes import Failure
 from wsgi_ts.rpc.status import StatusCode
 
 #: Bytes of messages that a method has not taken yet, above which the client of a stream is not told to send more.
-_MOST_WAITING = 1 << 20
+_MOST_WAITING: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
+class Work(Protocol):
+    """What a call's method does: a task, or what `Method.begin` returns."""
+
+    def cancel(self) -> object:
+        """Ends it: nobody waits for it any more. After its end this does nothing."""
+
+
 class Method:
     """A method of a service.
 
-    Attributes:
+    Args:
         path: `/package.Service/Method`.
         run: takes the request (of a stream of requests: an iterator) and the call. It returns the answer, or writes its
             answers to the call; it raises Failure, and nothing else.
         request, response: the classes of its messages.
         takes_stream: any number of requests in place of one.
         answers_stream: any number of answers in place of one.
+        begin: does what `run` does, without a task, and ends the call; None: there is no way without one.
+
+    Attributes:
+        path, run, request, response, takes_stream, answers_stream, begin: as given.
     """
 
-    path: str
-    run: Callable[[Any, RpcCall], Awaitable[Any]]
-    request: Any
-    response: Any
-    takes_stream: bool = False
-    answers_stream: bool = False
+    __slots__ = ("answers_stream", "begin", "path", "request", "response", "run", "takes_stream")
+
+    def __init__(
+        self,
+        path: str,
+        run: Callable[[Any, RpcCall], Awaitable[Any]],
+        request: Any,
+        response: Any,
+        *,
+        takes_stream: bool = False,
+        answers_stream: bool = False,
+        begin: Callable[[Any, RpcCall], Work] | None = None,
+    ) -> None:
+        self.path = path
+        self.run = run
+        self.request = request
+        self.response = response
+        self.takes_stream = takes_stream
+        self.answers_stream = answers_stream
+        self.begin = begin
 
 
 class CallConnection(Protocol):
@@ -75,14 +99,15 @@ class RpcCall:
     Attributes:
         stream, method, head: as given.
         reader: puts its messages together.
-        task: runs the method, once the request is there; None before.
+        work: what the method does, once the request is there; None before.
+        trace: what is told of the prediction that it has submitted last; None for none.
         timer: ends the call when the client waits no longer; None for no end.
         trailing_metadata: what the answer's end tells beside the status.
     """
 
     __slots__ = (
         *("_connection", "_has_all", "_has_head", "_inbox", "_news", "_room", "head", "method", "reader", "stream"),
-        *("_untold", "_waiting", "task", "timer", "trailing_metadata"),
+        *("_untold", "_waiting", "timer", "trace", "trailing_metadata", "work"),
     )
 
     def __init__(
@@ -92,7 +117,8 @@ class RpcCall:
         self.head = head
         self.method = method
         self.reader = wire.MessageReader(head.encoding, limit)
-        self.task: asyncio.Task[None] | None = None
+        self.work: Work | None = None
+        self.trace: CallTrace | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.trailing_metadata: list[tuple[str, str | bytes]] = []
         self._connection = connection
@@ -132,8 +158,8 @@ class RpcCall:
         self._tell()
         if self.method.takes_stream:
             _wake(self._news)
-            if self.task is None:
-                self._start(self._requests())
+            if self.work is None:
+                self._run_in_task(Requests(self))
         elif len(self._inbox) > 1:
             raise Failure(StatusCode.INTERNAL, "The method takes one message.")
         elif ends:
@@ -141,6 +167,22 @@ class RpcCall:
                 raise Failure(StatusCode.INTERNAL, "The method takes one message, and none has come.")
             self._waiting = 0
             self._start(self._parsed(self._inbox.popleft()))
+
+    async def next_request(self) -> Any:
+        """Returns the next one of a stream of requests; None after the last one.
+
+        Raises:
+            Failure: it cannot be read.
+        """
+        while not self._inbox:
+            if self._has_all:
+                return None
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
+        message = self._inbox.popleft()
+        self._waiting -= len(message)
+        self._tell()
+        return self._parsed(message)
 
     def _tell(self) -> None:
         """Lets the client send on, unless too much waits for the method."""
@@ -155,20 +197,16 @@ class RpcCall:
             name = self.method.request.DESCRIPTOR.full_name
             raise Failure(StatusCode.INTERNAL, f"The message is no {name}.") from error
 
-    async def _requests(self) -> AsyncIterator[Any]:
-        while True:
-            while self._inbox:
-                message = self._inbox.popleft()
-                self._waiting -= len(message)
-                self._tell()
-                yield self._parsed(message)
-            if self._has_all:
-                return
-            self._news = asyncio.get_running_loop().create_future()
-            await self._news
-
     def _start(self, request: Any) -> None:
-        self.task = asyncio.get_running_loop().create_task(self._run(request))
+        begin = self.method.begin
+        if begin is None:
+            self._run_in_task(request)
+            return
+        work = begin(request, self)
+        self.work = work
+
+    def _run_in_task(self, request: Any) -> None:
+        self.work = asyncio.get_running_loop().create_task(self._run(request))
 
     # What goes
 
@@ -182,9 +220,15 @@ class RpcCall:
             self.end(StatusCode.CANCELLED, "The server is stopping.")
             raise
         else:
-            if not self.method.answers_stream:
-                self._send(answer)
-            self.end(StatusCode.OK)
+            if self.method.answers_stream:
+                self.end(StatusCode.OK)
+            else:
+                self.answer(answer)
+
+    def answer(self, message: Any) -> None:
+        """Ends the call with its only answer."""
+        self._send(message)
+        self.end(StatusCode.OK)
 
     async def write(self, message: Any) -> None:
         """Sends an answer; waits until the client has room for it."""
@@ -222,8 +266,24 @@ class RpcCall:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        if self.task is not None:
-            self.task.cancel()
+        if self.work is not None:
+            self.work.cancel()
+
+
+class Requests:
+    """The requests of a call that takes a stream of them, as an iterator."""
+
+    def __init__(self, call: RpcCall) -> None:
+        self._call = call
+
+    def __aiter__(self) -> Requests:
+        return self
+
+    async def __anext__(self) -> Any:
+        request = await self._call.next_request()
+        if request is None:
+            raise StopAsyncIteration
+        return request
 
 
 def _wake(future: asyncio.Future[None] | None) -> None:

@@ -6,11 +6,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from wsgi_ts.dataplane.call_traces import CURRENT
+from wsgi_ts.dataplane.call_traces import CallTrace
 from wsgi_ts.errors import InvalidKey, ServerError
 from wsgi_ts.logs.access import AccessLog
 from wsgi_ts.logs.request_line import request_line
@@ -18,6 +17,7 @@ from wsgi_ts.rpc.call import Method, RpcCall
 from wsgi_ts.rpc.codes import Failure
 from wsgi_ts.rpc.gate import GrpcGate
 from wsgi_ts.rpc.load_report import LoadReport
+from wsgi_ts.rpc.prediction import Prediction, PredictionMethod
 from wsgi_ts.rpc.status import StatusCode
 from wsgi_ts.security.access import TokenTable
 
@@ -60,21 +60,36 @@ class Calls:
         self._is_json = is_json
         self._must_flush = False
 
-    def service(self, name: str, *methods: Method) -> list[Method]:
+    def service(self, name: str, *methods: Method | PredictionMethod) -> list[Method]:
         """Returns the methods of a service as the server takes them.
 
         Args:
             name: package and service.
             methods: each with its own name for a path, and raising errors of any kind.
         """
-        return [
-            replace(
-                each, path=f"/{name}/{each.path}", run=partial(self._run, f"gRPC {name}/{each.path} HTTP/2.0", each)
-            )
-            for each in methods
-        ]
+        return [self._method(f"/{name}/{each.path}", f"gRPC {name}/{each.path} HTTP/2.0", each) for each in methods]
 
-    async def _run(self, line: str, method: Method, request: Any, rpc: RpcCall) -> Any:
+    def _method(self, path: str, line: str, method: Method | PredictionMethod) -> Method:
+        run = partial(self._run, line, method)
+        if isinstance(method, Method):
+            return Method(
+                path,
+                run,
+                method.request,
+                method.response,
+                takes_stream=method.takes_stream,
+                answers_stream=method.answers_stream,
+            )
+        # Plugins may take their time before they let a call pass.
+        begin = partial(self._begin, line, method) if self._gate is None else None
+        return Method(path, run, method.request, method.response, begin=begin)
+
+    def _begin(self, line: str, method: PredictionMethod, request: Any, rpc: RpcCall) -> Prediction:
+        prediction = Prediction(self, line, method, rpc)
+        prediction.begin(request)
+        return prediction
+
+    async def _run(self, line: str, method: Method | PredictionMethod, request: Any, rpc: RpcCall) -> Any:
         began_ns = time.monotonic_ns()
         code = StatusCode.CANCELLED  # unless it comes to another end
         try:
@@ -85,48 +100,65 @@ class Calls:
             code = failure.code
             raise
         finally:
-            if self._load is not None:
-                rpc.trailing_metadata += self._load.metadata()
-            self._note(rpc.peer, line, code, began_ns)
+            self.note_end(rpc, line, code, began_ns)
 
-    async def _answer(self, line: str, method: Method, request: Any, rpc: RpcCall) -> Any:
+    async def _answer(self, line: str, method: Method | PredictionMethod, request: Any, rpc: RpcCall) -> Any:
         """Returns what the method returns.
 
         Raises:
             Failure: whatever went wrong, in the words of this port.
         """
         try:
-            if self._tokens is not None:
-                self._admit(self._tokens, rpc)
+            self.admit(rpc)
             if self._gate is not None:
                 request = await self._gate.admit(line, request, rpc)
             return await method.run(request, rpc)
-        except ServerError as error:
-            raise self._failure_of(error) from error
         except Failure:
             raise
         except Exception as error:
-            log.exception("Unexpected error in %s", line)
-            raise Failure(StatusCode.INTERNAL, _UNEXPECTED) from error
+            raise self.failure(line, error) from error
 
-    def _admit(self, tokens: TokenTable, rpc: RpcCall) -> None:
+    def failure(self, line: str, error: Exception) -> Failure:
+        """Returns how an error is said on this port."""
+        if isinstance(error, Failure):
+            return error
+        if isinstance(error, ServerError):
+            return self._failure_of(error)
+        log.error("Unexpected error in %s", line, exc_info=error)
+        return Failure(StatusCode.INTERNAL, _UNEXPECTED)
+
+    def admit(self, rpc: RpcCall) -> None:
         """Lets a call with the right token pass.
 
         Raises:
             InvalidKey: it has none, another one, or more than one: a proxy may have looked at the other.
         """
+        tokens = self._tokens
+        if tokens is None:
+            return
         tokens.refresh()
         given = [value for name, value in rpc.metadata if name == "authorization"]
         if len(given) != 1 or not isinstance(given[0], str) or not tokens.accepts(self._scope, given[0]):
             raise InvalidKey
 
-    def _note(self, peer: str, line: str, code: StatusCode, began_ns: int) -> None:
-        """One line for the access log, which leaves the process once per turn of the loop."""
+    def note_end(self, rpc: RpcCall, line: str, code: StatusCode, began_ns: int) -> None:
+        """Writes a call into the access log, and lets it tell how busy the server is.
+
+        The log leaves the process once per turn of the loop.
+
+        Args:
+            rpc: the call.
+            line: the log's.
+            code: what it ends with.
+            began_ns: when it came (monotonic).
+        """
+        if self._load is not None:
+            rpc.trailing_metadata += self._load.metadata()
         took_ns = time.monotonic_ns() - began_ns
         if self._is_json:
-            self._access.add_line(_json_line(peer, line, code, took_ns))
+            self._access.add_line(_json_line(rpc.peer, line, code, took_ns, rpc.trace))
         else:
-            self._access.add("/" + peer, line, code.value, took_ns // 1_000_000)
+            self._access.add("/" + rpc.peer, line, code.value, took_ns // 1_000_000)
         if not self._must_flush:
             self._must_flush = True
             asyncio.get_running_loop().call_soon(self._flush)
@@ -136,10 +168,9 @@ class Calls:
         self._access.flush()
 
 
-def _json_line(peer: str, line: str, code: StatusCode, took_ns: int) -> str:
+def _json_line(peer: str, line: str, code: StatusCode, took_ns: int, trace: CallTrace | None) -> str:
     """The access log's line as JSON, by OpenTelemetry's names."""
     address, _, port = peer.rpartition(":")
-    call = CURRENT.get()
     return request_line(
         took_ns,
         rpc__system__name="grpc",
@@ -147,5 +178,5 @@ def _json_line(peer: str, line: str, code: StatusCode, took_ns: int) -> str:
         rpc__response__status_code=code.name,
         client__address=address,
         client__port=int(port) if port.isdigit() else None,
-        **(call.log_fields() if call is not None else {}),
+        **(trace.log_fields() if trace is not None else {}),
     )

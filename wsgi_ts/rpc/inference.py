@@ -12,12 +12,14 @@ from weakref import WeakValueDictionary
 
 from wsgi_ts.batcher.shm.body_codec import pack_fields
 from wsgi_ts.batcher.shm.layout import RequestFlag
-from wsgi_ts.dataplane.async_plane import AsyncPlane, Call
+from wsgi_ts.dataplane.async_call import Call
+from wsgi_ts.dataplane.async_plane import AsyncPlane
 from wsgi_ts.errors import ServerError
 from wsgi_ts.rpc import messages
 from wsgi_ts.rpc.call import Method, RpcCall
 from wsgi_ts.rpc.calls import Calls
 from wsgi_ts.rpc.codes import Failure, bad_request, inference_failure
+from wsgi_ts.rpc.prediction import PredictionMethod
 from wsgi_ts.settings.config import Config
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ class Inference:
         return calls.service(
             NAME,
             Method("Ping", self.ping, messages.Empty, messages.TorchServeHealthResponse),
-            Method("Predictions", self.predictions, *messages_of),
+            PredictionMethod("Predictions", *messages_of, self._submit_prediction, _response),
             Method("StreamPredictions", self.stream_predictions, *messages_of, answers_stream=True),
             Method(
                 "StreamPredictions2", self.stream_predictions_2, *messages_of, takes_stream=True, answers_stream=True
@@ -59,19 +61,11 @@ class Inference:
         health = "Healthy" if routes.healthy and not routes.draining else "Unhealthy"
         return messages.TorchServeHealthResponse(health=json.dumps({"status": health}, indent=2))
 
-    async def predictions(self, request: Any, rpc: RpcCall) -> Any:
-        """One answer; of a handler that streams, all parts together."""
-        call = self._submit(request, "Predictions", rpc)
-        try:
-            return messages.PredictionResponse(prediction=await call.whole())
-        finally:
-            call.close()
-
     async def stream_predictions(self, request: Any, rpc: RpcCall) -> None:
         """A message for each part of the answer; one for a handler that does not stream."""
         call = self._submit(request, "StreamPredictions", rpc)
         try:
-            async for part in call.parts():
+            async for part in call:
                 await rpc.write(messages.PredictionResponse(prediction=part))
         finally:
             call.close()
@@ -119,11 +113,14 @@ class Inference:
         try:
             if before is not None:
                 await asyncio.wait([before])
-            async for part in call.parts():
+            async for part in call:
                 response = messages.PredictionResponse(prediction=part, sequence_id=request.sequence_id)
                 await _write(rpc, writing, response)
         except ServerError as error:
             await _write(rpc, writing, _refusal(request, error))
+
+    def _submit_prediction(self, request: Any, rpc: RpcCall) -> Call:
+        return self._submit(request, "Predictions", rpc)
 
     def _submit(self, request: Any, method: str, rpc: RpcCall) -> Call:
         if not request.model_name:
@@ -133,7 +130,9 @@ class Inference:
         head = f"POST /{NAME}/{method} HTTP/2.0\r\n"
         if request.sequence_id:
             head += self._sequence_lines(request)
-        return self._plane.submit(target, head.encode() + b"\r\n", pack_fields(request.input), metadata=rpc.metadata)
+        data = head.encode() + b"\r\n"
+        rpc.trace = self._plane.begin_trace(target, data, rpc.metadata)
+        return self._plane.submit(target, data, pack_fields(request.input), trace=rpc.trace)
 
     def _submit_in_sequence(self, request: Any, rpc: RpcCall) -> Call:
         if not request.sequence_id.strip():
@@ -153,6 +152,10 @@ class Inference:
             if request.input.get(name, b"").lower() == b"true":
                 lines += f"{name}: true\r\n"
         return lines
+
+
+def _response(prediction: bytes) -> Any:
+    return messages.PredictionResponse(prediction=prediction)
 
 
 def _close(call: Call, _: asyncio.Task[None]) -> None:

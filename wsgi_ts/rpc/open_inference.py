@@ -122,7 +122,8 @@ class OpenInference:
             raise bad_request("Parameter model_name is required.")
         target = self._plane.routes.named_target(request.model_name, request.model_version or None, 0)
         body = await _converted(request.ByteSize(), lambda: json.dumps(infer_body(request)).encode())
-        call = self._plane.submit(target, _HEAD, [body], _JSON, rpc.metadata)
+        rpc.trace = self._plane.begin_trace(target, _HEAD, rpc.metadata)
+        call = self._plane.submit(target, _HEAD, [body], _JSON, rpc.trace)
         try:
             answer = await call.whole()
         finally:

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from wsgi_ts.batcher.shm.layout import RequestFlag
-from wsgi_ts.dataplane.async_plane import Call
+from wsgi_ts.dataplane.async_call import Call
 from wsgi_ts.dataplane.routes import Target
 from wsgi_ts.errors import PayloadTooLarge, ResourceNotFound, ServerError
 from wsgi_ts.http.form_field import is_form
@@ -96,7 +96,7 @@ class ModelReplica:
         """
         call = self._submit_data(data, headers or {})
         try:
-            async for part in call.parts():
+            async for part in call:
                 yield part
         except ServerError as error:
             raise _portable(error) from None
@@ -176,7 +176,7 @@ class ModelReplica:
 
 async def _parts(call: Call) -> AsyncIterator[bytes]:
     try:
-        async for part in call.parts():
+        async for part in call:
             yield part
     finally:
         call.close()
