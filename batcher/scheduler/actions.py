@@ -57,10 +57,10 @@ class Settle(NamedTuple):
 
 
 class Revoke(NamedTuple):
-    """Take the worker's last batch back; if that succeeds, say so by `Scheduler.revoked`."""
+    """Take the worker's last batches back; of those for which that succeeds say so by `Scheduler.revoked`."""
 
     worker: Worker
-    batch: Batch
+    batches: list[Batch]
 
 
 class Kill(NamedTuple):

@@ -260,9 +260,11 @@ class BatcherLoop:
                     self._counters[model].add(counted, len(jobs))
                 case Repeat() | Settle():
                     self._end_execution(action)
-                case Revoke(worker, batch):
-                    if self._mailboxes[worker].revoke(batch.number):
-                        self._act(self._scheduler.revoked(worker, batch), now)
+                case Revoke(worker, batches):
+                    begun = self._mailboxes[worker].revoke(batches[0].number)
+                    for batch in reversed(batches):  # each goes to the head of the queue
+                        if batch.number > begun:
+                            self._act(self._scheduler.revoked(worker, batch), now)
                 case Kill(worker):
                     self._notify(KillWorker(worker.worker_id, worker.start_count))
                 case Release(worker):

@@ -21,6 +21,9 @@ from wsgi_ts.messages import ModelSpec
 #: A worker gets its next batch while one runs only where batches are this short (seconds): the time between two
 #: matters there, and a job that waits in a mailbox cannot be taken by a worker that falls idle (except by `Revoke`).
 PREFETCH_BELOW_S: Final = 0.005
+#: More than one batch lies ready only where all of them together take no longer than this (seconds): a worker, and the
+#: batcher, that are woken for each batch of some dozens of microseconds do little else.
+READY_S: Final = 0.001
 #: A batch that lies behind one running this many times longer than usual is taken back.
 OVERDUE_FACTOR: Final = 10.0
 OVERDUE_LEAST_S: Final = 0.05
@@ -107,6 +110,11 @@ class Worker:
     def takes_more(self) -> bool:
         """Whether it may be given batches at all."""
         return not self.leaving and not self.killed
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether batches behind one that runs too long were taken back, and lie there still."""
+        return any(batch.revoked for batch in self.batches)
 
     @property
     def in_flight(self) -> int:
@@ -224,10 +232,18 @@ class ModelQueue:
         return sum(all(batch.is_answered for batch in worker.batches) for worker in self.workers if worker.takes_more)
 
     def _worker_to_prefetch(self) -> Worker | None:
-        """A busy worker that may have a full batch lie ready in its mailbox."""
+        """Of the busy workers that may have a further full batch lie ready in their mailbox, the one with fewest."""
         if self.service_s >= PREFETCH_BELOW_S or len(self.jobs) < self.batch_size:
             return None
-        return next((worker for worker in self.workers if len(worker.batches) == 1 and worker.takes_more), None)
+        most = 2
+        if self.halving is None:  # else the worker says of one batch at a time that its memory was too small
+            most = max(most, min(MAIL_PLACES, 1 + int(READY_S / max(self.service_s, 1e-6))))
+        found: Worker | None = None
+        for worker in self.workers:
+            if len(worker.batches) < most and worker.takes_more and not worker.is_blocked:
+                most = len(worker.batches)
+                found = worker
+        return found
 
     def _next_to_join(self) -> tuple[Worker, list[Job]] | None:
         """The worker whose continuous batch has most room, and its share of the jobs."""

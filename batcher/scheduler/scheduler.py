@@ -296,9 +296,13 @@ class Scheduler:
             if model.sequences is not None:
                 model.sequences.ended(batch.jobs, now)
             if batch.revoked:
+                # Mostly it has been queued again already; the worker may just have begun it.
                 self._active[worker.model] = model
-                actions += requeue(model, batch.unbegun())
-                continue
+                unbegun = batch.unbegun()
+                actions += requeue(model, unbegun)
+                batch.jobs = [job for job in batch.jobs if job not in unbegun]
+                if not batch.jobs:
+                    continue
             given_back = batch.given_back() if model.halving is not None else []
             if given_back:
                 repeated, settled = end_of_failed(model, worker, batch, given_back, oom, now)
@@ -355,12 +359,13 @@ class Scheduler:
         if model.is_hung(worker, started, runs_s, now):
             worker.killed = True
             return [Kill(worker)]
-        last = worker.batches[-1]
-        is_blocked = runs_s is not None and runs_s > model.overdue_after_s and len(worker.batches) > 1
-        if not is_blocked or last.revoked or model.idle_worker() is None:
+        behind = [batch for batch in worker.batches if batch.number > started]
+        is_blocked = runs_s is not None and runs_s > model.overdue_after_s and bool(behind)
+        if not is_blocked or behind[-1].revoked or model.idle_worker() is None:
             return []
-        last.revoked = True
-        return [Revoke(worker, last)]
+        for batch in behind:
+            batch.revoked = True
+        return [Revoke(worker, behind)]
 
     def revoked(self, worker: Worker, batch: Batch) -> list[Action]:
         """Queues a batch again that its worker had not begun and never will; its place is free when it says so."""

@@ -1,9 +1,9 @@
 """The mailbox: how a batcher hands batches to one life of a model worker, and learns that they are done.
 
-Two places, so that the next batch can lie ready while one runs. Batches are numbered from 1; batch n lies in place
-n % 2. A batch counts as given to the handler from the moment the worker stores its number in STARTED; until then the
-batcher can take it back (`revoke`). Both sides store their word and then look at the other's, with a barrier between
-(Dekker), so a revoked batch is never begun unseen: the worker skips it and stores it as DONE.
+Several places, so that the next batches can lie ready while one runs. Batches are numbered from 1; batch n lies in
+place n % MAIL_PLACES. A batch counts as given to the handler from the moment the worker stores its number in STARTED;
+until then the batcher can take it back (`revoke`). Both sides store their word and then look at the other's, with a
+barrier between (Dekker), so a revoked batch is never begun unseen: the worker skips it and stores it as DONE.
 
 A batch that joins a continuous one is DONE as soon as the worker has taken its requests over, and FINISHED counts those
 that have ended since.
@@ -155,12 +155,19 @@ class BatcherMailbox(_Mailbox):
         before, self._tallied = self._tallied, now
         return [new - old for new, old in zip(now, before, strict=True)]
 
-    def revoke(self, number: int) -> bool:
-        """Takes a batch back; True if the worker had not begun it and now never will."""
-        self.words[MailWord.REVOKED] = number
+    def revoke(self, first: int) -> int:
+        """Takes back what was posted from batch `first` on.
+
+        All that is taken back stands in one word: the worker could see one of two changed, and the other not.
+
+        Returns:
+            The number of the last batch that the worker had begun: those behind it it never will begin.
+        """
+        count = self.posted - first + 1
+        self.words[MailWord.REVOKED] = first << worker_layout.REVOKED_COUNT_BITS | count
         with self._barrier:
             pass
-        return self.words[MailWord.STARTED] < number
+        return self.words[MailWord.STARTED]
 
     def stop(self) -> None:
         """Asks the worker to leave after what was posted."""
@@ -216,7 +223,7 @@ class WorkerMailbox(_Mailbox):
         words[MailWord.STARTED] = number
         with self._barrier:
             pass
-        if words[MailWord.REVOKED] == number:
+        if worker_layout.is_revoked(words[MailWord.REVOKED], number):
             return None
         start = self._start(number)
         count, self.reason = worker_layout.split_batch_word(words[start])

@@ -64,7 +64,10 @@ MAIL_TALLIES: Final = 16
 #: How often the worker has counted anything but executions.
 MAIL_TALLY_MOVES: Final = MAIL_TALLIES + len(TALLIED)
 MAIL_WORDS: Final = 24
-MAIL_PLACES: Final = 2
+#: Batches that may lie in a mailbox, the running one among them.
+MAIL_PLACES: Final = 8
+#: The low bits of MailWord.REVOKED say how many batches are taken back, the others which is the first.
+REVOKED_COUNT_BITS: Final = 4
 #: Words of a place before its entries.
 PLACE_WORDS: Final = 2
 _MAIL_SEGMENT_SHIFT: Final = 32
@@ -104,6 +107,12 @@ def split_batch_word(word: int) -> tuple[int, int]:
 def mailbox_bytes(capacity: int) -> int:
     """Size of a mailbox whose places hold `capacity` entries."""
     return whole_pages((MAIL_WORDS + MAIL_PLACES * (PLACE_WORDS + capacity) + MAIL_MARKS) * WORD)
+
+
+def is_revoked(word: int, number: int) -> bool:
+    """Whether a batch is one of those that MailWord.REVOKED tells of."""
+    first = word >> REVOKED_COUNT_BITS
+    return first <= number < first + (word & (1 << REVOKED_COUNT_BITS) - 1)
 
 
 def mark_of(key: str) -> int:

@@ -392,16 +392,18 @@ def test_rule_10_a_revoked_batch_is_skipped_and_queued_again(prefix: str) -> Non
     ours, worker = bench.add_worker()
     first = bench.submit()
     assert bench.begin(worker, 1) == [first]
-    number = ours.post([1 << 32 | 3])
-    assert ours.revoke(number)
-    assert worker.begin(number, 1) is None
+    numbers = [ours.post([1 << 32 | slot]) for slot in (3, 4, 5)]
+    assert ours.revoke(numbers[1]) == 1
+    after = ours.post([1 << 32 | 6])
+    begun = [worker.begin(number, 1) for number in (*numbers, after)]
+    assert begun == [[1 << 32 | 3], None, None, [1 << 32 | 6]]
 
 
 def test_rule_10_a_batch_that_was_begun_cannot_be_taken_back(bench: Bench) -> None:
     ours, worker = bench.add_worker()
     bench.submit()
     bench.begin(worker, 1)
-    assert not ours.revoke(1)
+    assert ours.revoke(1) == 1
 
 
 def test_the_next_batcher_finds_what_the_last_one_left(bench: Bench) -> None:
@@ -639,13 +641,14 @@ def test_a_continuous_batch_is_filled_up_as_its_requests_end(prefix: str) -> Non
 
 
 def test_a_batch_waits_for_a_place_in_the_mailbox(prefix: str) -> None:
-    bench = Bench(prefix, batch_size=8, continuous_batching=True)
+    bench = Bench(prefix, batch_size=16, continuous_batching=True)
     _, worker = bench.add_worker()
-    slots = [bench.submit() for _ in range(4)]
-    assert worker.posted() == worker_layout.MAIL_PLACES
-    assert bench.join(worker, 1) == slots[:1]
-    assert bench.join(worker, 2) == slots[1:2]
-    assert bench.join(worker, 3) == slots[2:]
+    places = worker_layout.MAIL_PLACES
+    slots = [bench.submit() for _ in range(places + 2)]
+    assert worker.posted() == places
+    for number in range(1, places + 1):
+        assert bench.join(worker, number) == slots[number - 1 : number]
+    assert bench.join(worker, places + 1) == slots[places:]
 
 
 def test_a_continuous_batch_knows_its_requests_by_their_generation(prefix: str) -> None:

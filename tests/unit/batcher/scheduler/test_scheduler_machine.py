@@ -41,7 +41,7 @@ from wsgi_ts.messages import ModelSpec
 
 SLOTS = 24
 QUEUE, DEADLINE_S, WINDOW_S, RESPONSE_S = 5, 3.0, 1.0, 8.0
-PLAIN, LATE, FIXED, TICKETS, STREAMS, SEQUENCES, STREAMED_SEQUENCES, REPEATS = range(8)
+PLAIN, LATE, FIXED, TICKETS, STREAMS, SEQUENCES, STREAMED_SEQUENCES, REPEATS, ALONE = range(9)
 MOST_EXECUTIONS = 2
 KINDS = {
     PLAIN: {"batch_size": 3},
@@ -52,6 +52,7 @@ KINDS = {
     SEQUENCES: {"batch_size": 2, "sequence_batching": True},
     STREAMED_SEQUENCES: {"batch_size": 2, "sequence_batching": True, "continuous_batching": True},
     REPEATS: {"batch_size": 4, "max_executions": MOST_EXECUTIONS},
+    ALONE: {"batch_size": 1},
 }
 MODELS = st.sampled_from(sorted(KINDS))
 ANY = st.integers(0, 1 << 16)
@@ -189,8 +190,10 @@ class Around(RuleBasedStateMachine):
                     for request in map(self.request_of, jobs):
                         self.check_last_execution(request)
                         self.answer(request, 503)
-                case Revoke(worker, batch):
-                    self.revoke(self.process_of(worker), batch)
+                case Revoke(worker, batches):
+                    assert batches[-1].number == worker.posted
+                    for batch in reversed(batches):
+                        self.revoke(self.process_of(worker), batch)
                 case Kill(worker):
                     process = self.process_of(worker)
                     assert not process.to_be_killed
@@ -848,4 +851,23 @@ def test_rule_10_a_batch_behind_a_slow_one_goes_to_an_idle_worker() -> None:
     machine.work()
     machine.nothing_is_lost()
     assert not machine.open
+    machine.teardown()
+
+
+def test_rule_10_all_batches_behind_a_slow_one_are_taken_back_and_keep_their_order() -> None:
+    machine = SchedulerMachine()
+    machine.begin([ALONE], are_short=True)
+    for count in (3, 3):
+        machine.submit(0, count, "", seen=True)
+    machine.take_batch(0)
+    slow = machine.processes[0]
+    assert [len(batch.jobs) for batch in slow.handle.batches] == [1] * 6
+    behind = [batch.jobs[0] for batch in slow.handle.batches[1:]]
+    machine.find_batch_slow(0)
+    idle = machine.processes[1]
+    assert [len(batch.jobs) for batch in slow.handle.batches] == [1, 0, 0, 0, 0, 0]
+    assert [batch.jobs[0] for batch in idle.handle.batches] == behind
+    machine.nothing_is_lost()
+    while machine.open:
+        machine.work()
     machine.teardown()
