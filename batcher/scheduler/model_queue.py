@@ -21,8 +21,8 @@ from wsgi_ts.messages import ModelSpec
 #: A worker gets its next batch while one runs only where batches are this short (seconds): the time between two
 #: matters there, and a job that waits in a mailbox cannot be taken by a worker that falls idle (except by `Revoke`).
 PREFETCH_BELOW_S: Final = 0.005
-#: More than one batch lies ready only where all of them together take no longer than this (seconds): a worker, and the
-#: batcher, that are woken for each batch of some dozens of microseconds do little else.
+#: A worker, and the batcher, that are woken for each batch of some dozens of microseconds do little else, so several
+#: may lie ready: where another worker could fall idle meanwhile, no more than so many seconds' worth.
 READY_S: Final = 0.001
 #: A batch that lies behind one running this many times longer than usual is taken back.
 OVERDUE_FACTOR: Final = 10.0
@@ -235,9 +235,11 @@ class ModelQueue:
         """Of the busy workers that may have a further full batch lie ready in their mailbox, the one with fewest."""
         if self.service_s >= PREFETCH_BELOW_S or len(self.jobs) < self.batch_size:
             return None
-        most = 2
-        if self.halving is None:  # else the worker says of one batch at a time that its memory was too small
-            most = max(most, min(MAIL_PLACES, 1 + int(READY_S / max(self.service_s, 1e-6))))
+        most = MAIL_PLACES
+        if self.halving is not None:
+            most = 2  # the worker says of one batch at a time that its memory was too small
+        elif len(self.workers) > 1:
+            most = max(2, min(most, 1 + int(READY_S / max(self.service_s, 1e-6))))
         found: Worker | None = None
         for worker in self.workers:
             if len(worker.batches) < most and worker.takes_more and not worker.is_blocked:
