@@ -28,8 +28,9 @@ from wsgi_ts.batcher.worker.worker import ModelWorker, metrics_sink
 from wsgi_ts.handlers.serving.context import StreamClosed
 from wsgi_ts.handlers.serving.errors import LoadError
 from wsgi_ts.handlers.serving.inputs import Request
+from wsgi_ts.handlers.serving.log_records import configure_logging
 from wsgi_ts.handlers.serving.results import PREDICTION_FAILED, Answer, error_answer
-from wsgi_ts.handlers.serving.service import Service, configure_logging, end_copies
+from wsgi_ts.handlers.serving.service import Service, end_copies
 from wsgi_ts.messages import ModelSpec, SpawnWorker
 from wsgi_ts.process import die_with_parent, enable_fault_traces, set_process_title
 from wsgi_ts.tracing.options import TraceOptions
@@ -196,7 +197,8 @@ def main(words: Sequence[str] | None = None) -> int:
     rank = int(os.environ["LOCAL_RANK"])
     enable_fault_traces()
     set_process_title(f"wsgi-ts: rank {rank} of {order.worker_id} {spec.title} {spec.version}")
-    configure_logging()
+    traces = TraceOptions.from_dict(order.traces)
+    configure_logging(shows_traces=traces is not None and bool(traces.exported_at))
     end_copies()
     limit_threads(int(os.environ["OMP_NUM_THREADS"]))
     export_python_path(spec)

@@ -24,6 +24,7 @@ from wsgi_ts.batcher.worker.slots import SlotReference, WorkerSlots
 from wsgi_ts.batcher.worker.worker import IDLE_S, ModelWorker
 from wsgi_ts.handlers.serving.context import StreamClosed
 from wsgi_ts.handlers.serving.inputs import Request
+from wsgi_ts.handlers.serving.log_records import Present
 from wsgi_ts.handlers.serving.results import Answer
 from wsgi_ts.handlers.serving.service import Service
 from wsgi_ts.messages import ModelSpec
@@ -133,6 +134,8 @@ class AsyncWorker(ModelWorker):
         """The task of one request."""
         running.has_begun = True
         self._mailbox.count_execution()
+        if self._exports:
+            Present.request.set(self._running_now([running.ref], [request], has_span=False))
         try:
             await running.end(await service.answer(request, running.send))
         except BaseException as error:  # not the handler's doing: the slots can no longer be trusted

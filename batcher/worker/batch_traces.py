@@ -13,10 +13,12 @@ from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.request_codec import stages_of
 from wsgi_ts.batcher.worker.slots import SlotReference
 from wsgi_ts.handlers.serving.inputs import Request
+from wsgi_ts.handlers.serving.log_records import NO_FIELDS, TraceFields
 from wsgi_ts.messages import ModelSpec
+from wsgi_ts.tracing.context import parse
 from wsgi_ts.tracing.options import TraceOptions
 from wsgi_ts.tracing.post import Post
-from wsgi_ts.tracing.records import BATCH, batch_key, reason_name
+from wsgi_ts.tracing.records import BATCH, batch_ids, batch_key, reason_name
 from wsgi_ts.tracing.slowest import Allowance, Slowest
 
 #: Records of failed batches that one worker makes in a second.
@@ -115,3 +117,24 @@ class BatchTraces:
             "fault": run.fault or None,
             "requests": [request.request_id for request in requests],
         }
+
+
+def line_fields(instance: str, key: str, refs: Sequence[SlotReference], requests: Sequence[Request]) -> TraceFields:
+    """Returns what log lines of a handler tell, made while it has these requests; nothing where none is sampled.
+
+    A request that is alone has lines of its own trace. Those of several are in the trace of the batch, whose span has
+    links to the requests': which of them a line is about only its handler could say.
+
+    Args:
+        instance: tells this instance of the server from others.
+        key: the batch's (`batch_key`); empty where it has no span.
+        refs: the requests.
+        requests: the same, as the handler gets them.
+    """
+    if not any(ref.sampled for ref in refs):
+        return NO_FIELDS
+    ids = ",".join(request.request_id for request in requests)
+    if len(requests) == 1:
+        own = parse(str(requests[0].headers.get("traceparent") or "").encode("latin-1"), b"")
+        return TraceFields(own.trace_id, own.span_id, ids) if own is not None else TraceFields(request_ids=ids)
+    return TraceFields(*batch_ids(instance, key), ids) if key else TraceFields(request_ids=ids)

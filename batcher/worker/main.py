@@ -17,7 +17,8 @@ from wsgi_ts.batcher.worker.worker import ModelWorker
 from wsgi_ts.control.channel import Channel
 from wsgi_ts.control.codec import FROM_WORKER
 from wsgi_ts.handlers.serving.errors import LoadError
-from wsgi_ts.handlers.serving.service import configure_logging, end_copies
+from wsgi_ts.handlers.serving.log_records import configure_logging
+from wsgi_ts.handlers.serving.service import end_copies
 from wsgi_ts.messages import SpawnWorker, WorkerLoaded
 from wsgi_ts.process import enable_fault_traces, set_process_title
 from wsgi_ts.tracing.options import TraceOptions
@@ -31,7 +32,8 @@ def run(order: SpawnWorker, status_fd: int) -> int:
     """The life of a model worker; returns its exit code. How loading ends is reported on the socket `status_fd`."""
     spec, prefix = order.spec, order.prefix
     status = Channel(socket.socket(fileno=status_fd))
-    configure_logging()
+    traces = TraceOptions.from_dict(order.traces)
+    configure_logging(shows_traces=traces is not None and bool(traces.exported_at))
     end_copies()
     limit_threads(order.threads)
     export_python_path(spec)
@@ -39,7 +41,7 @@ def run(order: SpawnWorker, status_fd: int) -> int:
     mailbox = WorkerMailbox(mailbox_name(prefix, order.batcher_index, order.worker_id, order.start_count))
     kind = AsyncWorker if spec.async_communication else FunctionWorker if spec.functions else ModelWorker
     bell = Board.attach(prefix).batcher_bell(order.batcher_index)
-    worker = kind(spec, prefix, mailbox, bell, traces=TraceOptions.from_dict(order.traces))
+    worker = kind(spec, prefix, mailbox, bell, traces=traces)
     began = time.monotonic()
 
     def report(code: int, message: str) -> None:

@@ -12,6 +12,7 @@ import logging
 import os
 import struct
 import time
+from functools import partial
 from typing import Any
 
 from wsgi_ts.batcher.shm import layout, worker_layout
@@ -21,15 +22,17 @@ from wsgi_ts.batcher.shm.layout import RequestFlag, SlotState
 from wsgi_ts.batcher.shm.mailbox import WorkerMailbox
 from wsgi_ts.batcher.shm.request_codec import read_request
 from wsgi_ts.batcher.shm.worker_layout import mark_of
-from wsgi_ts.batcher.worker.batch_traces import BatchRun, BatchTraces
+from wsgi_ts.batcher.worker.batch_traces import BatchRun, BatchTraces, line_fields
 from wsgi_ts.batcher.worker.continuous import UnderWay, ended_sequences, is_part
 from wsgi_ts.batcher.worker.slots import SlotReference, WorkerSlots
 from wsgi_ts.handlers.serving.inputs import Request
+from wsgi_ts.handlers.serving.log_records import Present, Running
 from wsgi_ts.handlers.serving.recording import RecordedRequest, Recorder
 from wsgi_ts.handlers.serving.results import Answer
 from wsgi_ts.handlers.serving.service import MetricsSink, Service
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.tracing.options import TraceOptions
+from wsgi_ts.tracing.records import batch_key
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +73,7 @@ class ModelWorker:
         traces: TraceOptions | None = None,
     ) -> None:
         self._spec = spec
+        self._prefix = prefix
         self._group = group
         self._mailbox = mailbox
         self._batcher_bell = batcher_bell
@@ -83,6 +87,7 @@ class ModelWorker:
         self._started_ns = 0
         self._number = 0  # of the batch that was begun last
         self._traces = BatchTraces(spec, mailbox.worker_id, traces) if traces is not None else None
+        self._exports = traces is not None and bool(traces.exported_at)
         self._last_wait_ns = SOON_NS
         self._last_count = 0
 
@@ -232,7 +237,11 @@ class ModelWorker:
         """Calls the handler and writes the answers."""
         self._places = refs
         self._mailbox.count_execution()
+        if self._exports:
+            Present.batch = self._running_now(refs, requests, has_span=not self._in_step)
         answers = service.predict(requests)
+        if self._exports:
+            Present.batch = None
         is_given_back = (
             service.raised and self._spec.repeats and len(refs) > 1 and not any(ref.streamed for ref in refs)
         )
@@ -245,6 +254,11 @@ class ModelWorker:
             self._give_back(service, refs, answers, ended_ns)
         else:
             self._write_answers(service, refs, answers, ended_ns)
+
+    def _running_now(self, refs: list[SlotReference], requests: list[Request], *, has_span: bool) -> Running:
+        """What runs now, for the handler's log lines."""
+        key = batch_key(self._mailbox.worker_id, self._number, self._mailbox.posted_ns) if has_span else ""
+        return Running(partial(line_fields, self._prefix, key, refs, requests))
 
     def _batch_facts(self, size: int, marks: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)) -> bytes:
         """What the slots of a batch tell of it, for traces.

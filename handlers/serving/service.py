@@ -61,11 +61,6 @@ def end_copies() -> None:
     os.register_at_fork(after_in_child=Service.become_copy)
 
 
-def configure_logging() -> None:
-    """Sends the handler's log records to stdout, the bare message a line, as TorchServe's workers do."""
-    logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
-
-
 class Service:
     """A loaded handler and its context.
 

@@ -19,8 +19,9 @@ from typing import Any
 
 from wsgi_ts.handlers.serving.errors import LoadError
 from wsgi_ts.handlers.serving.inputs import Request
+from wsgi_ts.handlers.serving.log_records import configure_logging
 from wsgi_ts.handlers.serving.results import Answer
-from wsgi_ts.handlers.serving.service import Service, configure_logging
+from wsgi_ts.handlers.serving.service import Service
 from wsgi_ts.handlers.torchserve.model_loader import TsModelLoader
 from wsgi_ts.handlers.torchserve.wire import create_load_model_response, predict_frame, retrieve_msg
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Final
 
 #: Kinds of records.
@@ -36,3 +37,14 @@ def batch_key(worker: int, number: int, posted_ns: int) -> str:
         posted_ns: when it was dispatched (monotonic): a worker's next life counts from 1 again.
     """
     return f"{worker}-{number}-{posted_ns}"
+
+
+def batch_ids(instance: str, key: str) -> tuple[str, str]:
+    """Returns trace id and span id of a batch's span: they follow from the batch, so that all sides know them.
+
+    Args:
+        instance: tells this instance of the server from others.
+        key: the batch's (`batch_key`).
+    """
+    digest = blake2b(f"{instance} {key}".encode(), digest_size=24).hexdigest()
+    return digest[:32], digest[32:]

@@ -11,7 +11,6 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
 from typing import Any, Final
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -24,7 +23,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 from wsgi_ts import __version__
 from wsgi_ts.tracing.context import new_id, parse
-from wsgi_ts.tracing.records import BATCH, REQUEST, STAGES
+from wsgi_ts.tracing.records import BATCH, REQUEST, STAGES, batch_ids
 
 log = logging.getLogger(__name__)
 
@@ -148,8 +147,7 @@ class Spans:
             self._emit(stage, own, context, (begin_ns, begin_ns + int(took_ms * 1e6)), {})
 
     def _batch_context(self, key: str) -> SpanContext:
-        digest = blake2b(f"{self._instance} {key}".encode(), digest_size=24).hexdigest()
-        return _context(digest[:32], digest[32:], "")
+        return _context(*batch_ids(self._instance, key), "")
 
     def _emit(
         self,
