@@ -13,27 +13,34 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import logging
 import math
 import os
 import sys
+import time
 from array import array
 from collections.abc import Sequence
 
+from wsgi_ts.batcher.group.rank_traces import RankTraces
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.group_board import GroupBoard, GroupFollower, GroupLeader, GroupStopped
 from wsgi_ts.batcher.shm.mailbox import WorkerMailbox, mailbox_name
 from wsgi_ts.batcher.spawn.environment import export_python_path, limit_threads
+from wsgi_ts.batcher.worker.batch_traces import device_of, line_fields
 from wsgi_ts.batcher.worker.slots import SlotReference, WorkerSlots
 from wsgi_ts.batcher.worker.worker import ModelWorker, metrics_sink
 from wsgi_ts.handlers.serving.context import StreamClosed
 from wsgi_ts.handlers.serving.errors import LoadError
 from wsgi_ts.handlers.serving.inputs import Request
-from wsgi_ts.handlers.serving.log_records import configure_logging
+from wsgi_ts.handlers.serving.log_records import Present, Running, TraceFields, configure_logging
 from wsgi_ts.handlers.serving.results import PREDICTION_FAILED, Answer, error_answer
 from wsgi_ts.handlers.serving.service import Service, end_copies
-from wsgi_ts.messages import ModelSpec, SpawnWorker
+from wsgi_ts.messages import SpawnWorker
 from wsgi_ts.process import die_with_parent, enable_fault_traces, set_process_title
 from wsgi_ts.tracing.options import TraceOptions
+from wsgi_ts.tracing.records import batch_ids
+
+log = logging.getLogger(__name__)
 
 #: The parallel type under which only rank 0 gets requests.
 PIPELINE = "pp"
@@ -44,10 +51,9 @@ DISAGREEMENT_LIMIT_S = 5.0
 class LeaderWorker(ModelWorker):
     """Rank 0 of a group whose ranks all get the requests."""
 
-    def _predict(self, service: Service, refs: list[SlotReference], requests: list[Request]) -> None:
+    def _tell_ranks(self, refs: list[SlotReference]) -> None:
         assert self._group is not None
         self._group.tell(array("Q", [ref.entry for ref in refs]).tobytes())
-        super()._predict(service, refs, requests)
 
     def _write_answers(self, service: Service, refs: list[SlotReference], answers: list[Answer], ended: int) -> None:
         assert self._group is not None
@@ -67,12 +73,20 @@ class LeaderWorker(ModelWorker):
 
 
 class FollowerWorker:
-    """Every other rank."""
+    """Every other rank.
 
-    def __init__(self, spec: ModelSpec, prefix: str, group: GroupFollower) -> None:
-        self._spec = spec
+    Args:
+        order: what the group is.
+        group: this process's side of the group's board.
+        traces: tells of this rank's part in batches; None where nobody wants to know.
+    """
+
+    def __init__(self, order: SpawnWorker, group: GroupFollower, traces: RankTraces | None) -> None:
+        self._spec = order.spec
+        self._prefix = order.prefix
         self._group = group
-        self._slots = WorkerSlots(prefix, spec.decode_input_request)
+        self._traces = traces
+        self._slots = WorkerSlots(order.prefix, order.spec.decode_input_request)
         self._service: Service | None = None
         self._under_way: dict[str, Request] = {}  # of a continuous batch: those of its last step, by id
 
@@ -92,35 +106,88 @@ class FollowerWorker:
             raise RuntimeError("serve() before load()")
         while True:
             try:
-                message = self._group.hear()
+                message = self._hear()
             except GroupStopped:
                 return
+            key = "" if self._traces is None else self._begin_traced(self._traces)
             if self._spec.parallel_type == PIPELINE:
-                self._follow(message)
+                self._follow(service, message, key)
             else:
-                self._take_part(service, message)
+                self._take_part(service, message, key)
 
     def close(self) -> None:
         """Ends what the handler's service keeps."""
+        self._flush()
         if self._service is not None:
             self._service.close()
 
-    def _follow(self, message: bytes) -> None:
+    def _hear(self) -> bytes:
+        """Waits for the next message; tells meanwhile what was done for the last one's batch."""
+        while True:
+            message = self._group.hear(math.inf if self._traces is None else self._traces.wait_s)
+            if message is not None:
+                return message
+            self._flush()
+
+    def _follow(self, service: Service, message: bytes, key: str) -> None:
         if self._group.follow is None:
             raise RuntimeError("rank 0 runs a pipeline, but this rank's handler has made none: get_pipeline_driver")
+        if key:
+            Present.batch = Running(lambda: TraceFields(*batch_ids(self._prefix, key)))
         self._group.follow(message)
+        if key:
+            self._end_traced(service, "")
         self._group.done(0)
 
-    def _take_part(self, service: Service, message: bytes) -> None:
+    def _take_part(self, service: Service, message: bytes, key: str) -> None:
         refs = [self._slots.ref(entry) for entry in array("Q", message)]
-        requests = [self._read(ref) for ref in refs if ref is not None]
+        known = [ref for ref in refs if ref is not None]
+        requests = [self._read(ref) for ref in known]
+        if self._traces is not None:
+            Present.batch = Running(lambda: line_fields(self._prefix, key, known, requests))
         if len(requests) == len(refs):
             service.predict(requests)
+        if self._traces is not None:
+            self._end_traced(service, service.fault if service.raised else "")
         self._group.done(int(service.raised))
+        self._flush()
         if service.raised and not self._group.leader_ends(DISAGREEMENT_LIMIT_S):
             raise RuntimeError("this rank has failed, and the others have not ended the batch: the group ends")
         if self._spec.continuous_batching and not any(request.is_describe for request in requests):
             self._under_way = {request.request_id: request for request in requests}
+
+    def _begin_traced(self, traces: RankTraces) -> str:
+        """Notes that a message has come; returns the key of its batch, empty where no trace of it is recorded."""
+        try:
+            return traces.begin(*self._group.traced, time.monotonic_ns())
+        except Exception:
+            self._end_traces()
+            return ""
+
+    def _end_traced(self, service: Service, fault: str) -> None:
+        """Notes that what the message wants is done."""
+        Present.batch = None
+        if self._traces is None:
+            return
+        try:
+            self._traces.end(time.monotonic_ns(), device_of(service.handler), fault)
+        except Exception:
+            self._end_traces()
+
+    def _flush(self) -> None:
+        """Tells of this rank's part in the last batch."""
+        if self._traces is None:
+            return
+        try:
+            self._traces.flush()
+        except Exception:
+            self._end_traces()
+
+    def _end_traces(self) -> None:
+        # A handler can have changed any module under it; that costs the traces, and no request.
+        self._traces = None
+        with contextlib.suppress(Exception):
+            log.exception("This rank notes no more traces")
 
     def _read(self, ref: SlotReference) -> Request:
         """The request as rank 0's handler gets it: what goes on in a continuous batch comes back as an empty row."""
@@ -162,7 +229,9 @@ def lead(order: SpawnWorker, name: str) -> int:
 def follow(order: SpawnWorker, name: str, rank: int) -> int:
     """The life of every other rank; returns its exit code."""
     group = GroupFollower(GroupBoard(name), rank)
-    worker = FollowerWorker(order.spec, order.prefix, group)
+    options = TraceOptions.from_dict(order.traces)
+    traces = RankTraces(order, rank, options.exported_at) if options is not None and options.exported_at else None
+    worker = FollowerWorker(order, group, traces)
     if not _load(worker, group, order.gpu_id):
         return 1
     worker.serve()

@@ -135,6 +135,16 @@ class GroupLeader(_Member):
         for _, bell in self._others:
             bell.ring()
 
+    def trace(self, number: int, posted_ns: int) -> None:
+        """Says what the next messages belong to, where ranks tell of that.
+
+        Args:
+            number: of the batch; 0 for one whose trace is not recorded.
+            posted_ns: when it was dispatched (monotonic).
+        """
+        self._words[GroupWord.POSTED_NS] = posted_ns
+        self._words[GroupWord.TRACED] = number
+
     def ended(self) -> None:
         """Says that this rank, too, has done its part of the last message."""
         self._words[self._row + RankWord.DONE] = self._number
@@ -179,15 +189,27 @@ class GroupFollower(_Member):
         self._leader = board.bell(0)
         self._number = 0
 
-    def hear(self) -> bytes:
+    @property
+    def traced(self) -> tuple[int, int]:
+        """Number and time of dispatch of the batch that the message heard last belongs to (`GroupLeader.trace`)."""
+        return self._words[GroupWord.TRACED], self._words[GroupWord.POSTED_NS]
+
+    def hear(self, limit_s: float = math.inf) -> bytes | None:
         """Waits for the next message.
+
+        Args:
+            limit_s: how long to wait, in seconds.
+
+        Returns:
+            The message; None when there was none in time.
 
         Raises:
             GroupStopped: there will be none.
         """
         words = self._words
         wanted = self._number + 1
-        self._wait(lambda: words[GroupWord.NUMBER] >= wanted or bool(words[GroupWord.STOP]))
+        if not self._wait(lambda: words[GroupWord.NUMBER] >= wanted or bool(words[GroupWord.STOP]), limit_s):
+            return None
         if words[GroupWord.NUMBER] < wanted:
             raise GroupStopped
         return bytes(self._board.message[: words[GroupWord.LENGTH]])

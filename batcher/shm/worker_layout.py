@@ -127,6 +127,8 @@ class GroupWord:
     LENGTH: Final = 1  # of that message, in bytes
     STOP: Final = 2  # 1 = leave
     RANKS: Final = 3  # written by the batcher
+    TRACED: Final = 4  # number of the batch under way, where its trace is recorded; else 0
+    POSTED_NS: Final = 5  # when that batch was dispatched
 
 
 class RankWord:

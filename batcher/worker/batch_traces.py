@@ -5,8 +5,10 @@ Of most batches none is made: of those that failed, that were among the slowest,
 
 from __future__ import annotations
 
+import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from wsgi_ts.batcher.shm import layout
@@ -18,11 +20,13 @@ from wsgi_ts.messages import ModelSpec
 from wsgi_ts.tracing.context import parse
 from wsgi_ts.tracing.options import TraceOptions
 from wsgi_ts.tracing.post import Post
-from wsgi_ts.tracing.records import BATCH, batch_ids, batch_key, reason_name
+from wsgi_ts.tracing.records import BATCH, RANK, batch_ids, batch_key, reason_name
 from wsgi_ts.tracing.slowest import Allowance, Slowest
 
 #: Records of failed batches that one worker makes in a second.
 _FAILED_PER_S = 20.0
+#: What a handler calls its device may be anything.
+_MOST_DEVICE = 64
 
 
 class BatchRun(NamedTuple):
@@ -34,6 +38,7 @@ class BatchRun(NamedTuple):
         took_ns: since its oldest request came.
         fault: what the handler raised, in one line; empty for nothing.
         has_failed: one of its requests, or all, are answered with an error.
+        device: what rank 0 computes on, where the worker spans several processes.
     """
 
     facts: bytes
@@ -42,6 +47,26 @@ class BatchRun(NamedTuple):
     took_ns: int
     fault: str
     has_failed: bool
+    device: str
+
+
+class RankRun(NamedTuple):
+    """What one rank of a group did for a batch.
+
+    Attributes:
+        rank: its number on this machine.
+        device: what it computes on (`device_of`).
+        began_ns, ended_ns: from when to when (monotonic).
+        calls: how often it was told to do something: more than once in a pipeline.
+        fault: what its handler raised, in one line; empty for nothing.
+    """
+
+    rank: int
+    device: str
+    began_ns: int
+    ended_ns: int
+    calls: int
+    fault: str
 
 
 class BatchTraces:
@@ -93,6 +118,9 @@ class BatchTraces:
             self._kept.send(record)
         if sampled and self._exported is not None:
             self._exported.send({**record, "links": [request.headers.get("traceparent") for request in sampled]})
+            if self._spec.ranks:
+                own = RankRun(0, run.device, run.started_ns, run.ended_ns, 1, run.fault)
+                self._exported.send(rank_record(record["batch"], own))
 
     def _record(self, run: BatchRun, requests: Sequence[Request]) -> dict[str, Any]:
         posted_ns, number, worker, size, reason, *marks = layout.BATCH.unpack(run.facts)
@@ -117,6 +145,51 @@ class BatchTraces:
             "fault": run.fault or None,
             "requests": [request.request_id for request in requests],
         }
+
+
+def rank_record(batch: str, run: RankRun) -> dict[str, Any]:
+    """Returns the record of a rank's part in a batch.
+
+    Args:
+        batch: the batch's key.
+        run: what the rank did.
+    """
+    return {
+        "kind": RANK,
+        "batch": batch,
+        "rank": run.rank,
+        "device": run.device,
+        "gpu": gpu_of(run.device),
+        "began": time.time() - (time.monotonic_ns() - run.began_ns) / 1e9,
+        "duration_ms": round((run.ended_ns - run.began_ns) / 1e6, 3),
+        "calls": run.calls,
+        "fault": run.fault or None,
+    }
+
+
+def device_of(handler: object) -> str:
+    """Returns what a handler says it computes on, as TorchServe's do (`device`); else CUDA's device of this process."""
+    named = getattr(handler, "device", None)
+    if named is not None:
+        return str(named)[:_MOST_DEVICE]
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return "cpu"
+    return f"cuda:{torch.cuda.current_device()}"
+
+
+def gpu_of(device: str, environ: Mapping[str, str] = os.environ) -> str | None:
+    """Returns what the driver calls a CUDA device where this process sees some of the GPUs only; else None.
+
+    Args:
+        device: as torch names it, `cuda:1`.
+        environ: the environment variables.
+    """
+    kind, _, number = device.partition(":")
+    seen = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if kind != "cuda" or not (number or "0").isdigit() or int(number or 0) >= len(seen):
+        return None
+    return seen[int(number or 0)].strip() or None
 
 
 def line_fields(instance: str, key: str, refs: Sequence[SlotReference], requests: Sequence[Request]) -> TraceFields:

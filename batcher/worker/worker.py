@@ -22,7 +22,7 @@ from wsgi_ts.batcher.shm.layout import RequestFlag, SlotState
 from wsgi_ts.batcher.shm.mailbox import WorkerMailbox
 from wsgi_ts.batcher.shm.request_codec import read_request
 from wsgi_ts.batcher.shm.worker_layout import mark_of
-from wsgi_ts.batcher.worker.batch_traces import BatchRun, BatchTraces, line_fields
+from wsgi_ts.batcher.worker.batch_traces import BatchRun, BatchTraces, device_of, line_fields
 from wsgi_ts.batcher.worker.continuous import UnderWay, ended_sequences, is_part
 from wsgi_ts.batcher.worker.slots import SlotReference, WorkerSlots
 from wsgi_ts.handlers.serving.inputs import Request
@@ -238,7 +238,9 @@ class ModelWorker:
         self._places = refs
         self._mailbox.count_execution()
         if self._exports:
-            Present.batch = self._running_now(refs, requests, has_span=not self._in_step)
+            self._begin_traced(refs, requests)
+        if self._group is not None:
+            self._tell_ranks(refs)
         answers = service.predict(requests)
         if self._exports:
             Present.batch = None
@@ -254,6 +256,16 @@ class ModelWorker:
             self._give_back(service, refs, answers, ended_ns)
         else:
             self._write_answers(service, refs, answers, ended_ns)
+
+    def _begin_traced(self, refs: list[SlotReference], requests: list[Request]) -> None:
+        """Says what runs now: to what makes the handler's log records, and to the other ranks where it has a span."""
+        Present.batch = self._running_now(refs, requests, has_span=not self._in_step)
+        if self._group is not None:
+            has_span = not self._in_step and any(ref.sampled for ref in refs)
+            self._group.trace(self._number if has_span else 0, self._mailbox.posted_ns)
+
+    def _tell_ranks(self, refs: list[SlotReference]) -> None:
+        """Tells the other ranks of a batch; of a pipeline that does it itself."""
 
     def _running_now(self, refs: list[SlotReference], requests: list[Request], *, has_span: bool) -> Running:
         """What runs now, for the handler's log lines."""
@@ -288,7 +300,8 @@ class ModelWorker:
                 traces.look(ended_ns / 1e9)
             if took_ns >= traces.threshold_ns or service.has_failed or self._slots.has_sampled:
                 fault = service.fault if service.raised else ""
-                run = BatchRun(facts, self._started_ns, ended_ns, took_ns, fault, service.has_failed)
+                device = device_of(service.handler) if self._group is not None else ""
+                run = BatchRun(facts, self._started_ns, ended_ns, took_ns, fault, service.has_failed, device)
                 traces.note(run, refs, requests)
         except Exception:
             # A handler can have changed any module under it; that costs the traces, and no request.

@@ -1,4 +1,4 @@
-"""What records are: one JSON object for a request, one for a batch, and how they belong together."""
+"""What records are: one JSON object for a request, a batch, a rank's part in one, and how they belong together."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Final
 #: Kinds of records.
 REQUEST: Final = "request"
 BATCH: Final = "batch"
+RANK: Final = "rank"
 #: Why a request's record was made.
 SLOW: Final = "slow"
 FAILED: Final = "failed"

@@ -23,7 +23,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 
 from wsgi_ts import __version__
 from wsgi_ts.tracing.context import new_id, parse
-from wsgi_ts.tracing.records import BATCH, REQUEST, STAGES, batch_ids
+from wsgi_ts.tracing.records import BATCH, RANK, REQUEST, STAGES, batch_ids
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,8 @@ class Spans:
             self._request(record)
         elif record["kind"] == BATCH:
             self._batch(record)
+        elif record["kind"] == RANK:
+            self._rank(record)
 
     def close(self) -> None:
         """Sends what is left, for a moment."""
@@ -145,6 +147,25 @@ class Spans:
             own = _context(f"{context.trace_id:032x}", new_id(64), "")
             begin_ns = posted_ns + int(start_ms * 1e6)
             self._emit(stage, own, context, (begin_ns, begin_ns + int(took_ms * 1e6)), {})
+
+    def _rank(self, record: Mapping[str, Any]) -> None:
+        """A rank's part in a batch: it may come before the batch's own record."""
+        batch = self._batch_context(record["batch"])
+        began_ns = int(record["began"] * 1e9)
+        attributes = {
+            "wsgi_ts.rank": record["rank"],
+            "wsgi_ts.device": record["device"],
+            "wsgi_ts.gpu": record["gpu"],
+            "wsgi_ts.rank.calls": record["calls"],
+        }
+        self._emit(
+            f"rank {record['rank']}",
+            _context(f"{batch.trace_id:032x}", new_id(64), ""),
+            batch,
+            (began_ns, began_ns + int(record["duration_ms"] * 1e6)),
+            attributes,
+            error=record["fault"] or "",
+        )
 
     def _batch_context(self, key: str) -> SpanContext:
         return _context(*batch_ids(self._instance, key), "")
