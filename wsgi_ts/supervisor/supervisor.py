@@ -184,7 +184,7 @@ class Supervisor:
             workflows=self._workflows,
             metrics=self._metrics,
             console=ConsoleData(
-                config, held.board, self._registry, len(held.devices), lambda: self._loop.call(self._status)
+                config, held.board, self._registry, len(held.devices), lambda: self._loop.call(self._facts)
             ),
             segments=self._batchers.segments,
             keys=held.keys,
@@ -312,6 +312,10 @@ class Supervisor:
         self._servers.reopen_logs()
 
     def _status(self) -> dict[str, Any]:
+        return {**self._facts(), "segments": self._batchers.segments.describe(), **self._manager.status()}
+
+    def _facts(self) -> dict[str, Any]:
+        """The status without what grows with models, workers and requests."""
         return {
             "version": __version__,
             "torchserve_version": TORCHSERVE_VERSION,
@@ -328,8 +332,6 @@ class Supervisor:
                 **{f"gRPC {each.kinds[0]}": str(each.address) for each in self._held.grpc_ports},
             },
             "processes": [*self._own_rows(), *(each.describe() for each in self._running())],
-            "segments": self._batchers.segments.describe(),
-            **self._manager.status(),
             "workflows": self._workflows.status(),
         }
 

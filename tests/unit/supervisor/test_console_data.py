@@ -20,6 +20,7 @@ from wsgi_ts.messages import ModelSpec, WorkerReport, WorkerState
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.version import ModelVersion, WorkerRecord
 from wsgi_ts.settings.config import Config
+from wsgi_ts.supervisor import console_models
 from wsgi_ts.supervisor.console import HIDDEN, ConsoleData, drawing
 
 
@@ -34,7 +35,7 @@ def board() -> Iterator[Board]:
 
 def status() -> dict[str, Any]:
     processes = [{"role": "supervisor", "pid": os.getpid()}, {"role": "batcher 0", "pid": -1}]
-    return {"version": "1", "processes": processes, "models": [], "workers": [], "segments": []}
+    return {"version": "1", "processes": processes}
 
 
 def console(board: Board, registry: Registry, config: Config | None = None) -> ConsoleData:
@@ -162,3 +163,70 @@ def test_gpus_are_read_from_one_call_of_the_drivers_tool(tmp_path: Path, monkeyp
     }
     assert (second["utilization"], second["memory_total_mib"]) == (None, 16000.0)
     assert devices.gpu_details(0, {}) == []
+
+
+def models_of(data: ConsoleData) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(data.snapshot())["models"]
+    return found
+
+
+def test_only_what_has_changed_is_made_anew(board: Board) -> None:
+    reports = [WorkerReport(9000 + number, 4, WorkerState.READY, -1) for number in range(3)]
+    registry = registry_with(board, *reports)
+    data = console(board, registry)
+    first = models_of(data)
+    assert data.models.made == 1 + 3
+    assert models_of(data) == first
+    assert data.models.made == 4
+    # A number of the version: its own text, and none of its workers.
+    board.words[board.model_row(1, 4) + ModelWord.REQUESTS] = 5
+    assert [each["requests"] for each in models_of(data)] == [5]
+    assert data.models.made == 5
+    # A worker: its text, and that of the version.
+    model = registry.get("m", None)
+    model.workers[9001].report = WorkerReport(9001, 4, WorkerState.BACKOFF, -1, exit_reason="exit code 1")
+    assert [each["state"] for each in models_of(data)[0]["workers"]] == ["ready", "backoff", "ready"]
+    assert data.models.made == 7
+    # One that leaves is no new one, but shown otherwise.
+    model.leaving[9000] = model.workers.pop(9000)
+    assert [(each["id"], each["leaving"]) for each in models_of(data)[0]["workers"]] == [
+        (9001, False),
+        (9002, False),
+        (9000, True),
+    ]
+    del model.leaving[9000]
+    assert [each["id"] for each in models_of(data)[0]["workers"]] == [9001, 9002]
+    model.min_workers = 7
+    assert models_of(data)[0]["min_workers"] == 7
+    # What is kept is what a console says that has never been asked before.
+    assert models_of(data) == models_of(console(board, registry))
+
+
+def test_the_memory_of_many_processes_is_read_of_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    now = 1000.0
+    monkeypatch.setattr(console_models, "resident_bytes", lambda pid: read.append(pid) or pid * 10)
+    monkeypatch.setattr(console_models.time, "monotonic", lambda: now)
+    memory = console_models.Memory()
+    pids = range(1, 2 * console_models.MOST_READ + 1)
+
+    def look(pids: range) -> list[int]:
+        memory.begin()
+        assert [memory.of(pid) for pid in pids] == [pid * 10 for pid in pids]
+        taken, read[:] = list(read), []
+        return taken
+
+    assert look(pids) == list(pids)  # of those that are new there is nothing to show otherwise
+    now += console_models.MEMORY_INTERVAL_S - 1
+    assert look(pids) == []
+    now += 1
+    first, second = look(pids), look(pids)
+    assert first + second == list(pids)
+    assert len(first) == console_models.MOST_READ
+    assert look(pids) == []
+    # Those that nobody asks for any more are not read again.
+    now += console_models.MEMORY_INTERVAL_S
+    assert look(range(1, 3)) == list(pids)[: console_models.MOST_READ]
+    now += console_models.MEMORY_INTERVAL_S
+    assert look(range(1, 3)) == []
+    assert look(range(1, 3)) == [1, 2]

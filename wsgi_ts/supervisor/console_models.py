@@ -1,0 +1,273 @@
+"""The models of a console's snapshot: of all that it holds the part that grows with models and workers.
+
+Once a second most of it is what it was the second before. So the JSON of each worker and of each version is kept, and
+made anew only where something of it has changed; and what processes have in memory is read of a few at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from wsgi_ts.batcher.shm import layout
+from wsgi_ts.batcher.shm.board import Board
+from wsgi_ts.batcher.shm.layout import ModelWord
+from wsgi_ts.messages import WorkerReport, WorkerState
+from wsgi_ts.models.registry import Registry
+from wsgi_ts.models.version import ModelVersion, WorkerRecord
+from wsgi_ts.process import resident_bytes
+
+#: How old what is known of a process's memory may be, in seconds, before it is read again.
+MEMORY_INTERVAL_S = 5.0
+#: How many processes are read again for one snapshot: there may be hundreds of them.
+MOST_READ = 64
+#: Buckets of a histogram of times, and of batch sizes.
+TIMES = len(layout.TIME_BUCKETS_US) + 1
+_SIZES = len(layout.BATCH_SIZES) + 1
+#: Numbers of a model version by the page's names.
+_COUNTS = {
+    "batches": ModelWord.BATCHES,
+    "service_us": ModelWord.SERVICE_US,
+    "handover_us": ModelWord.HANDOVER_US,
+    "failed": ModelWord.FAILED,
+    "cancelled": ModelWord.CANCELLED,
+    "expired": ModelWord.EXPIRED,
+    "refused": ModelWord.REFUSED,
+    "queued": ModelWord.QUEUED,
+    "outstanding": ModelWord.OUTSTANDING,
+}
+#: Those that are the sum of two words.
+_SUMS = {
+    "requests": (ModelWord.REQUESTS, ModelWord.REQUESTS_NAMED),
+    "latency_us": (ModelWord.LATENCY_US, ModelWord.LATENCY_US_NAMED),
+    "queue_us": (ModelWord.QUEUE_US, ModelWord.QUEUE_US_NAMED),
+}
+#: Histograms: first word and number of buckets.
+_BUCKETS = {
+    "latency": (ModelWord.LATENCY_BUCKETS, TIMES),
+    "queue": (ModelWord.QUEUE_BUCKETS, TIMES),
+    "service": (ModelWord.SERVICE_BUCKETS, TIMES),
+    "batch": (ModelWord.BATCH_BUCKETS, _SIZES),
+    "service_by_size_us": (ModelWord.SERVICE_BY_SIZE, _SIZES),
+    "requests_by_size": (ModelWord.REQUESTS_BY_SIZE, _SIZES),
+}
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+
+
+class WorkerRow(NamedTuple):
+    """All that the console's row of a worker depends on: rows are alike where these are.
+
+    Attributes:
+        worker: the worker; what is shown of it itself never changes.
+        report: what its batcher has said last; replaced with each change.
+        is_leaving: it was told to stop.
+        memory: what it has in memory, in bytes.
+    """
+
+    worker: WorkerRecord
+    report: WorkerReport | None
+    is_leaving: bool
+    memory: int
+
+
+class _Known:
+    """A version as it was in the last snapshot.
+
+    Attributes:
+        rows, workers, workers_json: its workers, each with its JSON, and these together.
+        counted: its rows on the board.
+        facts, facts_json: all else that its JSON depends on, and that as JSON, without its end.
+        text: its JSON.
+    """
+
+    __slots__ = ("counted", "facts", "facts_json", "text", "workers", "workers_json")
+
+    def __init__(self) -> None:
+        self.workers: dict[int, tuple[WorkerRow, str]] = {}
+        self.workers_json = ""
+        self.counted: list[list[int]] = []
+        self.facts: tuple[Any, ...] = ()
+        self.facts_json = ""
+        self.text = ""
+
+
+class ModelTexts:
+    """The versions of all models as JSON; not for several threads at a time.
+
+    Args:
+        board: what is counted.
+        registry: what there is.
+        memory: tells what the workers have in memory.
+
+    Attributes:
+        made: how many texts were made so far, of workers and of versions.
+    """
+
+    def __init__(self, board: Board, registry: Registry, memory: Memory) -> None:
+        self._board = board
+        self._registry = registry
+        self._memory = memory
+        self._known: dict[int, tuple[ModelVersion, _Known]] = {}
+        self.made = 0
+
+    def latest(self) -> list[str]:
+        """Returns the JSON of each version as it is now."""
+        with self._registry.changed:
+            defaults = {(model.name, model.version) for model in self._registry.default_versions()}
+            versions = self._registry.all_versions()
+            found = [(model, [*model.workers.values()], [*model.leaving.values()]) for model in versions]
+        before, self._known = self._known, {}
+        texts = []
+        for model, workers, leaving in found:
+            # By its place in memory, which none other can have while it is held here.
+            known = before[id(model)][1] if id(model) in before else _Known()
+            self._known[id(model)] = model, known
+            rows = [*self._rows(workers, is_leaving=False), *self._rows(leaving, is_leaving=True)]
+            self._renew(known, model, rows, is_default=(model.name, model.version) in defaults)
+            texts.append(known.text)
+        return texts
+
+    def _rows(self, workers: Sequence[WorkerRecord], *, is_leaving: bool) -> Iterator[WorkerRow]:
+        for worker in workers:
+            report = worker.report
+            yield WorkerRow(worker, report, is_leaving, 0 if report is None else self._memory.of(report.pid))
+
+    def _renew(self, known: _Known, model: ModelVersion, rows: list[WorkerRow], *, is_default: bool) -> None:
+        """Makes what has changed of a version anew."""
+        board = self._board
+        starts = [board.model_row(batcher, model.spec.index) for batcher in sorted(model.loaded_in)]
+        counted = [board.words[start : start + layout.MODEL_WORDS].tolist() for start in starts]
+        has_other_workers = self._renew_workers(known, rows)
+        facts = (
+            *(model.spec, model.directory, model.workflow, model.min_workers, model.max_workers),
+            *(model.restarts.total(), model.unloading, is_default),
+        )
+        if known.text and not has_other_workers and known.counted == counted and known.facts == facts:
+            return
+        if known.facts != facts:
+            known.facts_json = _ENCODE({**_description(model), "default": is_default})[:-1]
+        known.counted, known.facts = counted, facts
+        known.text = f'{known.facts_json},{_ENCODE(_numbers(counted))[1:-1]},"workers":[{known.workers_json}]}}'
+        self.made += 1
+
+    def _renew_workers(self, known: _Known, rows: list[WorkerRow]) -> bool:
+        """Makes the JSON of workers that have changed anew; returns whether there were any, or others."""
+        before = known.workers
+        if len(before) == len(rows) and all(
+            (last := before.get(id(row.worker))) is not None and last[0] == row for row in rows
+        ):
+            return False
+        known.workers = {}
+        for row in rows:
+            last = before.get(id(row.worker))
+            if last is None or last[0] != row:
+                last = row, _ENCODE(_worker(row))
+                self.made += 1
+            known.workers[id(row.worker)] = last
+        known.workers_json = ",".join(text for _, text in known.workers.values())
+        return True
+
+
+class Memory:
+    """What processes have in memory, read again after some seconds, of the longest known ones first."""
+
+    def __init__(self) -> None:
+        #: Bytes, and when they were read (monotonic), in that order.
+        self._known: dict[int, tuple[int, float]] = {}
+        self._asked: set[int] = set()
+
+    def begin(self) -> None:
+        """A snapshot is taken: reads some processes again, and forgets those that the last one did not ask for."""
+        now = time.monotonic()
+        known = self._known
+        for pid in list(known)[:MOST_READ]:
+            if now - known[pid][1] < MEMORY_INTERVAL_S:
+                break
+            del known[pid]
+            if pid in self._asked:
+                known[pid] = resident_bytes(pid), now
+        self._asked = set()
+
+    def of(self, pid: int) -> int:
+        """The bytes of a process; 0 where there is none."""
+        if pid <= 0:
+            return 0
+        self._asked.add(pid)
+        found = self._known.get(pid)
+        if found is None:
+            found = self._known[pid] = resident_bytes(pid), time.monotonic()
+        return found[0]
+
+
+def _numbers(copies: Sequence[list[int]]) -> dict[str, Any]:
+    """What is counted of a version, summed over the batchers."""
+    words = sums(copies, layout.MODEL_WORDS)
+    counts = {name: words[word] for name, word in _COUNTS.items()}
+    counts |= {name: words[one] + words[other] for name, (one, other) in _SUMS.items()}
+    buckets = {name: words[first : first + size] for name, (first, size) in _BUCKETS.items()}
+    return {**counts, **buckets, "curve": _curve(copies)}
+
+
+def _description(model: ModelVersion) -> dict[str, Any]:
+    spec = model.spec
+    return {
+        "name": model.name,
+        "version": model.version,
+        "workflow": model.workflow,
+        "url": model.directory.url,
+        "handler": spec.handler,
+        "batch_size": spec.batch_size,
+        "max_batch_delay_ms": spec.max_batch_delay_ms,
+        "batch_policy": spec.batching or spec.batch_policy,
+        "continuous": spec.continuous_batching,
+        "asynchronous": spec.async_communication,
+        "sequences": spec.sequence_batching,
+        "job_queue_size": spec.job_queue_size,
+        "response_timeout_s": spec.response_timeout_s,
+        "parallel": spec.parallel_type,
+        "min_workers": model.min_workers,
+        "max_workers": model.max_workers,
+        "restarts": model.restarts.total(),
+        "unloading": model.unloading,
+    }
+
+
+def sums(copies: Sequence[list[int]], size: int) -> list[int]:
+    """The sums of the words of several rows of a size; there may be none."""
+    if len(copies) == 1:
+        return copies[0]
+    return [sum(column) for column in zip(*copies, strict=True)] if copies else [0] * size
+
+
+def _curve(copies: Sequence[Sequence[int]]) -> dict[str, float] | None:
+    """What a batch costs as the batching rule has learnt it, of the batcher that has done most; None: nothing."""
+    busiest = max(copies, key=lambda words: words[ModelWord.BATCHES], default=None)
+    if busiest is None or not busiest[ModelWord.BATCHES]:
+        return None
+    fixed_ns, per_request_ns = busiest[ModelWord.FIXED_NS], busiest[ModelWord.PER_REQUEST_NS]
+    return {"a_ms": fixed_ns / 1e6, "b_ms": per_request_ns / 1e6} if fixed_ns or per_request_ns else None
+
+
+def _worker(of: WorkerRow) -> dict[str, Any]:
+    worker, report = of.worker, of.report
+    row: dict[str, Any] = {
+        "id": worker.worker_id,
+        "state": WorkerState.STARTING if report is None else report.state,
+        "leaving": of.is_leaving,
+        "gpus": worker.gpus,
+        "since_ms": worker.created_at_ms,
+    }
+    if report is not None:
+        row |= {
+            "pid": report.pid,
+            "memory": of.memory,
+            "since_ms": report.started_at_ms or worker.created_at_ms,
+            "load_ms": report.load_ms,
+            "progress": report.progress,
+            "restarts": report.restarts,
+            "last_end": report.exit_reason,
+            "last_lines": report.last_lines,
+        }
+    return row
