@@ -16,6 +16,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 from support.archives import archive
 from support.eventually import eventually
+from support.wars import war
 
 from wsgi_ts.plugins.testing import PluginServer
 
@@ -88,6 +89,15 @@ class Store:
             raise ValueError("the signature is wrong")
 """
 
+#: Its model comes from the same place as the archive.
+FLOW = """
+models:
+  middle: {url: "box://shelf/node.mar"}
+dag:
+  before: [middle]
+  middle: [after]
+"""
+
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PluginServer]:
@@ -96,7 +106,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PluginServer]:
     box = home / "box"
     box.mkdir()
     archive(box, "boxed")
+    archive(box, "node")
     archive(box, "forged", files={"forged.txt": "forged"})
+    war(box, "flow", FLOW)
+    war(box, "forged_flow", FLOW, files={"forged.txt": "forged"})
     server = PluginServer(home / "server", home / "listeners.py", environment={"BOX": str(box)})
     server.start()
     yield server
@@ -179,6 +192,22 @@ def test_archives_of_another_scheme(server: PluginServer) -> None:
     assert forged.status == 400 and "the signature is wrong" in server.output
     assert not list((server.home / "store").glob("*forged*"))
     assert register(server, "tape://shelf/nothing.mar").status == 404
+
+
+def test_workflows_of_another_scheme(server: PluginServer) -> None:
+    registered = server.post("/workflows?url=box://shelf/flow.war", api="management")
+    assert registered.status == 200, registered.body
+    assert server.post("/wfpredict/flow", b"x").body == b"x before after"
+    described = server.get("/workflows/flow", api="management").json()[0]
+    assert described["workflowUrl"] == "box://shelf/flow.war"
+    missing = server.post("/workflows?url=box://shelf/none.war", api="management")
+    assert (missing.status, missing.json()["type"]) == (400, "DownloadArchiveException")
+    forged = server.post("/workflows?url=box://shelf/forged_flow.war", api="management")
+    assert (forged.status, forged.json()["type"]) == (400, "DownloadArchiveException")
+    # What was fetched goes with its workflow.
+    assert (server.home / "store" / "flow.war").exists()
+    assert server.request("DELETE", "/workflows/flow", api="management").status == 200
+    assert not list((server.home / "store").glob("*.war"))
 
 
 def test_the_last_events(server: PluginServer) -> None:

@@ -139,6 +139,7 @@ class Supervisor:
             lambda kept: self._guard.keep_json(MODELS, kept),
             snapshot_store(config, held.plugins),
         )
+        fetched_by = fetchers(config, held.plugins)
         self._manager = ModelManager(
             config,
             self._registry,
@@ -149,7 +150,7 @@ class Supervisor:
             queued=lambda model: board.queued(model.loaded_in, model.spec.index),
             record=self._snapshots.record,
             events=self._events,
-            fetchers=fetchers(config, held.plugins),
+            fetchers=fetched_by,
         )
         self._workflows = WorkflowManager(
             config,
@@ -159,6 +160,7 @@ class Supervisor:
             publish=publish,
             outstanding=lambda model: board.outstanding(model.loaded_in, model.spec.index),
             record=self._snapshots.record,
+            fetchers=fetched_by,
         )
 
     def _make_processes(self) -> None:

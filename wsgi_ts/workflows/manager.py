@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from wsgi_ts.archive.download import DownloadRules
+from wsgi_ts.archive.download import DownloadRules, Fetchers
 from wsgi_ts.errors import (
     BadRequest,
     ConflictStatus,
@@ -52,6 +52,7 @@ class WorkflowManager:
         publish: makes the registry's present state known to the data path.
         outstanding: how many requests of a version are under way.
         record: writes the snapshot; called after each change, before it is answered.
+        fetchers: plugins that fetch archives; None for none.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class WorkflowManager:
         publish: Callable[[], None],
         outstanding: Callable[[ModelVersion], int],
         record: Callable[[], None] = lambda: None,
+        fetchers: Fetchers | None = None,
     ) -> None:
         self._config = config
         self._registry = registry
@@ -72,6 +74,7 @@ class WorkflowManager:
         self._workflows_dir = workflows_dir
         self._publish = publish
         self._record = record
+        self._fetchers = fetchers
         self._lock = threading.Lock()
         self._busy: set[str] = set()
         self._workflows: dict[str, Workflow] = {}
@@ -95,7 +98,7 @@ class WorkflowManager:
             arguments.url or "",
             self._config.workflow_store,
             self._workflows_dir,
-            rules=DownloadRules(self._config.allowed_urls, s3_sse_kms=arguments.s3_sse_kms),
+            rules=DownloadRules(self._config.allowed_urls, s3_sse_kms=arguments.s3_sse_kms, fetchers=self._fetchers),
             workflow_name=arguments.workflow_name or None,
         )
         if fetched and self._config.workflow_store is not None:
