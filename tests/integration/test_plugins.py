@@ -14,19 +14,22 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from openapi_spec_validator import OpenAPIV30SpecValidator
 from support.eventually import eventually
 from support.http import exchange, request
 
 from wsgi_ts.plugins.testing import PluginServer
 
 COMMAND = [sys.executable, "-c", "import sys; from wsgi_ts.cli.commands import wsgi_ts; sys.exit(wsgi_ts())"]
-ENDPOINTS = """
+ENDPOINTS = '''
 import os, time
 import falcon
 from wsgi_ts.plugins import EndpointError, endpoint
 
 @endpoint("kinds")
 class Kinds:
+    "All that is asked of kinds."
+
     def __init__(self):
         self.made_in = os.getpid()
 
@@ -35,6 +38,11 @@ class Kinds:
         return {"rest": req.path, "pid": self.made_in, "slots": ctx.config["slots_per_worker"]}
 
     def do_post(self, req, resp, ctx):
+        """Turns a body
+        round.
+
+        Whatever it is.
+        """
         return 201, req.bounded_stream.read()[::-1]
 
 @endpoint("run")
@@ -82,7 +90,7 @@ def app(environ, start_response):
 @endpoint("broken", type="metrics")
 def broken(environ, start_response):
     raise RuntimeError("no answer")
-"""
+'''
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +117,33 @@ def test_a_class_answers_by_method(server: PluginServer) -> None:
     assert (missing.status, missing.json()["type"]) == (500, "ModelServerEndpointException")
     assert missing.json()["message"] == "No implementation found .. Default implementation invoked"
     assert server.request("PATCH", "/kinds", b"").status == 405
+
+
+def test_the_api_description_has_them(server: PluginServer) -> None:
+    document = server.get("/api-description").json()
+    OpenAPIV30SpecValidator(document).validate()
+    paths = document["paths"]
+    kinds = paths["/kinds"]
+    assert {method: row["summary"] for method, row in kinds.items()} == {
+        "get": "All that is asked of kinds.",
+        "post": "Turns a body round.",
+    }
+    assert kinds["post"]["description"] == "Turns a body\nround.\n\nWhatever it is."
+    assert "requestBody" in kinds["post"] and "requestBody" not in kinds["get"]
+    # A function is called for every method.
+    assert set(paths["/run"]) == {"get", "post", "put", "delete", "patch"}
+    assert paths["/run"]["get"]["summary"] == "Endpoint run of a plugin."
+    # What a plugin takes over is described as the plugin's.
+    assert set(paths["/predictions"]) == {"post"}
+    assert not [path for path in paths if path.startswith("/predictions/")]
+    assert "/explanations/{model_name}" in paths
+    assert paths["/ping"]["get"]["tags"] == ["plugins"]
+    # Each API has its own.
+    assert not {"/resource", "/broken"} & set(paths)
+    management = server.get("/api-description", api="management").json()
+    OpenAPIV30SpecValidator(management).validate()
+    assert set(management["paths"]["/resource"]) == {"get", "put"}
+    assert "/kinds" not in management["paths"] and "/models" in management["paths"]
 
 
 def test_an_endpoint_runs_a_model(server: PluginServer) -> None:

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from wsgi_ts.plugins.api import ENDPOINT_TYPES, GROUPS, NAMED_ONLY, Mark, mark_of
+from wsgi_ts.plugins.described import operations_of
 from wsgi_ts.plugins.found import Found, PluginError, add_folders, bare, check_api, folders, import_object
 
 _PREFIX = "wsgi_ts."
@@ -178,7 +179,8 @@ def _with_details(row: Found, plugin: Any, mark: Mark | None, default_path: str)
             raise PluginError(f"type {mark.type!r} is none of {', '.join(ENDPOINT_TYPES)}")
         if not callable(plugin) and not any(hasattr(plugin, each) for each in _ENDPOINT_METHODS):
             raise PluginError("is neither a function nor a class with do_get or on_get")
-        return replace(row, path=mark.path, type=mark.type, timeout_s=mark.timeout_s)
+        operations = operations_of(plugin, mark.path)
+        return replace(row, path=mark.path, type=mark.type, timeout_s=mark.timeout_s, operations=operations)
     missing = [name for name in _WANTED.get(row.group, ()) if not hasattr(plugin, name)]
     if missing:
         raise PluginError(f"a plugin of the group {row.group} needs {', '.join(missing)}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ class Found:
         version: of its distribution; empty for none.
         path, type, timeout_s: of an endpoint, see `api.endpoint`.
         scheme: of a fetcher.
+        operations: of an endpoint, what the API description says of each of its methods (`described`).
         error: why it cannot be used; empty where it can.
     """
 
@@ -41,6 +42,7 @@ class Found:
     type: str = ""
     timeout_s: float = ENDPOINT_TIMEOUT_S
     scheme: str = ""
+    operations: Sequence[Mapping[str, str]] = ()
     error: str = ""
 
     def row(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 from wsgi_ts import TORCHSERVE_VERSION
 from wsgi_ts.models.arguments import LOAD_PARAMETERS, MAX_PAGE, MODEL_NAME, RegisterArguments, ScaleArguments
 from wsgi_ts.rest import schemas
+from wsgi_ts.rest.openapi_plugins import with_endpoints
 from wsgi_ts.rest.schemas import Schema
 from wsgi_ts.settings.config import Config
 from wsgi_ts.settings.kinds import FLAG, INT32, TEXT
@@ -306,6 +307,7 @@ def document(kinds: Collection[str], config: Config) -> dict[str, Any]:
     made = _assemble([*operations, *_metrics_operations()], config)
     if "metrics" not in kinds:  # described here as TorchServe does, answered by a listener of its own
         made["paths"]["/metrics"]["servers"] = [{"url": str(config.metrics_address)}]
+    made["paths"] = with_endpoints(made["paths"], kinds, config)
     return made
 
 

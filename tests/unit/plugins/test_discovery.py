@@ -10,6 +10,7 @@ from textwrap import dedent
 import pytest
 
 from wsgi_ts.plugins.api import Marked, endpoint, mark_of, plugin
+from wsgi_ts.plugins.described import operations_of
 from wsgi_ts.plugins.found import Found
 from wsgi_ts.plugins.probe import examine, with_plugins
 from wsgi_ts.settings.config import Config, ConfigError
@@ -189,3 +190,35 @@ def test_marks() -> None:
         plugin("event")
     with pytest.raises(ValueError, match="type 'infer' is none of"):
         endpoint("a", type="infer")
+
+
+class _Documented:
+    """Of the class.
+
+    At length.
+    """
+
+    def do_get(self) -> None:
+        """Of the method,
+        on two lines."""
+
+    def do_put(self) -> None: ...
+
+
+class _Fallback:
+    def on_get(self) -> None:
+        """Of GET."""
+
+    def on_request(self) -> None: ...
+
+
+def test_an_endpoint_is_described_by_its_docstrings() -> None:
+    assert operations_of(_Documented, "p") == (
+        {"method": "get", "summary": "Of the method, on two lines.", "description": "Of the method,\non two lines."},
+        {"method": "put", "summary": "Of the class.", "description": "Of the class.\n\nAt length."},
+    )
+    summaries = {row["method"]: row["summary"] for row in operations_of(_Fallback, "p")}
+    nothing = "Endpoint p of a plugin."
+    assert summaries == {"get": "Of GET.", **dict.fromkeys(("post", "put", "delete", "patch"), nothing)}
+    # The text of the class of an app is not about what it serves.
+    assert {row["summary"] for row in operations_of(Config(), "p")} == {nothing}
