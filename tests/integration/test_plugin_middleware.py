@@ -10,6 +10,8 @@ import pytest
 from support.eventually import eventually
 
 from wsgi_ts.plugins.testing import PluginServer
+from wsgi_ts.web.middleware import MOST_LATE
+from wsgi_ts.web.middleware_limits import THREADS
 
 LAYERS = """
 def _header(app, name):
@@ -35,6 +37,37 @@ def second(app):
 
 def broken(app):
     raise RuntimeError("cannot be made")
+"""
+#: Hangs as the query, or a header of a prediction, says.
+HANGING = """
+import time
+
+def layer(app):
+    def call(environ, start_response):
+        def start(status, headers, exc_info=None):
+            return start_response(status, [*headers, ("x-layer", "passed")])
+        how = environ["QUERY_STRING"].rpartition("&")[2] or environ.get("HTTP_X_HANG", "")
+        hang(how, "before")
+        answer = app(environ, start)
+        hang(how, "after")
+        return answer
+    return call
+
+def hang(how, when):
+    kind, _, moment = how.partition("-")
+    if moment != when:
+        return
+    while kind == "busy":
+        pass
+    while kind == "stubborn":
+        try:
+            time.sleep(3600)
+        except BaseException:
+            break
+    if kind == "sleep":
+        time.sleep(3600)
+
+layer.timeout_s = 0.3
 """
 HOOKS = """
 bind = "0.0.0.0:1"
@@ -116,5 +149,74 @@ def test_predictions_pass_it_where_they_are_to(tmp_path: Path) -> None:
         assert (answer.body, answer.headers["x-first"]) == (b"x", "passed")
         assert server.get("/ping").headers["x-first"] == "passed"
         assert server.output.count("predictions pass the middleware, so direct_answers is off") == 1
+    finally:
+        assert server.stop() == 0
+
+
+def _row(server: PluginServer, name: str) -> dict[str, object]:
+    """What is said of a plugin in the web worker of the inference API."""
+    rows = server.get("/plugins", api="management").json()["plugins"]
+    [row] = [row for row in rows if row["name"] == name and "inference" in row["process"]]
+    return dict(row)
+
+
+def _hanging(home: Path, **config: str) -> PluginServer:
+    (home / "hanging.py").write_text(HANGING)
+    server = PluginServer(home / "server", home / "hanging.py", config={"middleware": "hanging:layer", **config})
+    server.start()
+    return server
+
+
+def test_one_that_hangs_is_left_out_for_the_request(tmp_path: Path) -> None:
+    server = _hanging(tmp_path)
+    try:
+        assert server.get("/ping").headers["x-layer"] == "passed"
+        hung = server.get("/ping?sleep-before")
+        assert hung.status == 200 and "x-layer" not in hung.headers
+        # What it has let pass before it hung is done once.
+        path = "/models?url=echo.mar&model_name=once&initial_workers=0&sleep-after"
+        registered = server.post(path, api="management")
+        assert registered.status == 200 and "registered" in registered.json()["status"]
+        # A call that takes longer than the layer may is none of its time.
+        slow = server.post("/models?url=echo.mar&model_name=slow&initial_workers=1&synchronous=true", api="management")
+        assert slow.status == 200 and slow.headers["x-layer"] == "passed"
+        # All its threads hang: nobody waits for it any more.
+        for _ in range(THREADS):
+            assert server.get("/ping?sleep-before").status == 200
+        passed = server.get("/ping")
+        assert passed.status == 200 and "x-layer" not in passed.headers
+        eventually(lambda: _row(server, "layer")["errors"] == THREADS, within=5, what="count of those given up")
+        assert server.output.count("Plugin layer: no end within 0.3 s; the request passes without it") <= 2
+        counted = f'ts_plugin_errors_total{{plugin="layer",}} {THREADS + 1}.0'  # and that of the management API
+        assert counted in server.get("/metrics", api="metrics").text
+    finally:
+        server.stop()
+
+
+def test_one_that_hangs_on_predictions_holds_nobody_up(tmp_path: Path) -> None:
+    server = _hanging(tmp_path, middleware_all="true")
+    try:
+
+        def predict(how: str = "") -> str:
+            answer = server.post("/predictions/echo", b"x", headers={"x-hang": how})
+            assert (answer.status, answer.body) == (200, b"x")
+            return answer.headers.get("x-layer", "without")
+
+        assert predict() == "passed"
+        for how in ("sleep-before", "busy-before", "sleep-after", "busy-after"):
+            assert predict(how) == "without"
+            assert predict() == "passed"
+        # One that catches its end comes to one all the same.
+        assert predict("stubborn-before") == "passed"
+        eventually(lambda: _row(server, "layer")["errors"] == 4, within=5, what="count of those that were late")
+        for _ in range(MOST_LATE):
+            predict("sleep-before")
+        assert predict("sleep-before") == predict() == "without"
+        eventually(lambda: _row(server, "layer")["state"] == "off", within=5, what="state of the layer")
+        assert _row(server, "layer")["errors"] == 4 + MOST_LATE
+        assert "Plugin layer: no end within 0.3 s, 3 times; predictions pass without it for 60 s" in server.output
+        assert "web worker" not in server.output.partition("Model server started")[2]
+        # All else passes it as before.
+        assert server.get("/ping").headers["x-layer"] == "passed"
     finally:
         assert server.stop() == 0

@@ -1,81 +1,210 @@
-"""WSGI middleware of users around the apps of a web worker; without it they are what they were."""
+"""WSGI middleware of users around the apps of a web worker; without it they are what they were.
+
+A layer that raises, hangs or takes too long is left out of the request. What it keeps from being answered is at most
+one request for as long as `middleware_limits` says, and predictions pass without it once it has been late too often.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 from wsgi_ts.plugins.found import Found, bare
-from wsgi_ts.plugins.report import FAILED, PluginReport
+from wsgi_ts.plugins.report import FAILED, LOADED, OFF, PluginReport
 from wsgi_ts.rest.inference import ANSWER_KEY
 from wsgi_ts.rest.plugin_endpoints import WSGIApp
 from wsgi_ts.settings.config import Config
+from wsgi_ts.web.middleware_limits import LOOP_TIMEOUT_S, TIMEOUT_S, Late, LayerThreads, LoopLimit, OwnTime
 
 _SAID = "wsgi_ts.middleware.said"
+_WITHOUT = "the request passes without it"
+#: A layer that has been late for so many predictions, one after the other, is left out of those of the next seconds.
+MOST_LATE = 3
+OFF_S = 60.0
 
 
-def wrapped(app: WSGIApp, config: Config, report: PluginReport) -> WSGIApp:
+def wrapped(app: WSGIApp, config: Config, report: PluginReport, limit: LoopLimit | None = None) -> WSGIApp:
     """The app in its middleware, the outermost first in the configuration.
 
     Args:
         app: the server's own.
         config: the configuration.
         report: is told of each, and of what it raises.
+        limit: of what runs on the loop's thread; None where no predictions pass middleware.
     """
     inner = app
     for found, factory in reversed(list(report.load(config, "middleware"))):
         try:
-            outer = bare(factory)(_remembered(inner))
+            layer = bare(factory)
+            outer = layer(_remembered(inner))
+            timeout_s = float(getattr(layer, "timeout_s", TIMEOUT_S))
         except Exception as error:
             report.failed(found, error, state=FAILED, instead="requests pass without it")
             continue
-        inner = _guarded(found, outer, inner, report)
+        inner = _Layer(found, outer, inner, report, timeout_s, limit)
     if inner is app or config.middleware_all:
         return inner
     return _but_predictions(inner, app)
 
 
-def _guarded(found: Found, outer: WSGIApp, inner: WSGIApp, report: PluginReport) -> WSGIApp:
-    """Middleware that may raise: the app inside it answers then, and is called only once."""
+class _Said:
+    """What the app inside a layer has answered to the request under way.
 
-    def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        own = {**environ, _SAID: (said := _Said())}
+    Args:
+        enter, leave: called before and after that app.
+    """
+
+    def __init__(self, enter: Callable[[], None], leave: Callable[[], None]) -> None:
+        self.enter = enter
+        self.leave = leave
+        self.arguments: tuple[Any, ...] = ()
+        self.parts: list[bytes] = []
+
+
+class _Layer:
+    """A layer that may raise or be late: the app inside it answers then, and is called only once.
+
+    Args:
+        found: what is known of it.
+        outer: the layer.
+        inner: what it was made around.
+        report: gets its failures.
+        timeout_s: how long a call may take, in seconds.
+        limit: of what runs on the loop's thread.
+    """
+
+    def __init__(
+        self,
+        found: Found,
+        outer: WSGIApp,
+        inner: WSGIApp,
+        report: PluginReport,
+        timeout_s: float,
+        limit: LoopLimit | None,
+    ) -> None:
+        self._found = found
+        self._outer = outer
+        self._inner = inner
+        self._report = report
+        self._timeout_s = timeout_s
+        self._loop_timeout_s = min(timeout_s, LOOP_TIMEOUT_S)
+        self._limit = limit
+        self._threads = LayerThreads(found.name)
+        self._late = 0  # predictions for which it was late, one after the other
+        self._off_until = 0.0
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answers a request."""
+        if ANSWER_KEY in environ and self._limit is not None:
+            return self._on_loop(self._limit, environ, start_response)
+        return self._on_thread(environ, start_response)
+
+    def _on_loop(
+        self, limit: LoopLimit, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        if self._off_until and time.monotonic() < self._off_until:
+            return self._inner(environ, start_response)
+        said = _Said(limit.end, lambda: limit.begin(self._loop_timeout_s))
         try:
-            parts = outer(own, start_response)
-            return parts if isinstance(parts, list) else [b"".join(_closing(parts))]
+            parts = self._within(limit, environ, said, start_response)
+        except Late:
+            limit.end()  # where it came between the end of the call and that of its time
+            self._note_late()
         except Exception as error:
-            report.failed(found, error, instead="the request passes without it")
+            self._report.failed(self._found, error, instead=_WITHOUT)
+        else:
+            if self._late:
+                self._late, self._off_until = 0, 0.0
+                self._report.note(self._found, LOADED)
+            return parts
+        return self._without(environ, said, start_response)
+
+    def _within(
+        self, limit: LoopLimit, environ: dict[str, Any], said: _Said, start_response: Callable[..., Any]
+    ) -> list[bytes]:
+        limit.begin(self._loop_timeout_s)
+        try:
+            return _joined(self._outer({**environ, _SAID: said}, start_response))
+        finally:
+            limit.end()
+
+    def _note_late(self) -> None:
+        """It was late for a prediction: counts that, and leaves it out of more where it is too often."""
+        self._late += 1
+        told = f"no end within {self._loop_timeout_s:g} s"
+        if self._late < MOST_LATE:
+            self._report.failed(self._found, told, instead=_WITHOUT)
+            return
+        self._off_until = time.monotonic() + OFF_S
+        instead = f"predictions pass without it for {OFF_S:g} s"
+        self._report.failed(self._found, f"{told}, {MOST_LATE} times", state=OFF, instead=instead)
+
+    def _on_thread(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if self._threads.is_stuck:
+            return self._inner(environ, start_response)
+        own_time = OwnTime(self._timeout_s)
+        said = _Said(own_time.enter, own_time.leave)
+        started: list[tuple[Any, ...]] = []
+        result: list[list[bytes] | BaseException] = []
+
+        def start(*arguments: Any) -> Any:
+            started.append(arguments)
+            return _no_write
+
+        def call() -> None:
+            try:
+                result.append(_joined(self._outer({**environ, _SAID: said}, start)))
+            except BaseException as error:
+                result.append(error)
+
+        if not self._threads.run(call, own_time):
+            self._report.failed(self._found, f"no end within {self._timeout_s:g} s", instead=_WITHOUT)
+        elif isinstance(result[0], BaseException):
+            self._report.failed(self._found, result[0], instead=_WITHOUT)
+        elif not started:
+            self._report.failed(self._found, "it has not called start_response", instead=_WITHOUT)
+        else:
+            start_response(*started[-1])
+            return result[0]
+        return self._without(environ, said, start_response)
+
+    def _without(self, environ: dict[str, Any], said: _Said, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """What the app inside it answers, or has answered."""
         if not said.arguments:
-            return inner(environ, start_response)
+            return self._inner(environ, start_response)
         start_response(*said.arguments)
         return said.parts
 
-    return call
-
 
 def _remembered(inner: WSGIApp) -> WSGIApp:
-    """The app that middleware is given; its answer is kept in case the middleware raises afterwards."""
+    """The app that a layer is given; its answer is kept in case the layer fails afterwards."""
 
     def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        said: _Said = environ.get(_SAID) or _Said()
+        said: _Said | None = environ.get(_SAID)
+        if said is None:  # a layer that has made an environ of its own
+            return inner(environ, start_response)
+        arguments: tuple[Any, ...] = ()
 
-        def start(*arguments: Any) -> Any:
-            said.arguments = arguments
-            return start_response(*arguments)
+        def start(*given: Any) -> Any:
+            nonlocal arguments
+            arguments = given
+            return _no_write
 
-        parts = inner(environ, start)
-        said.parts = parts if isinstance(parts, list) else [b"".join(_closing(parts))]
-        return said.parts
+        said.enter()
+        try:
+            parts = _joined(inner(environ, start))
+            said.parts, said.arguments = parts, arguments
+        finally:
+            said.leave()
+        start_response(*arguments)
+        return parts
 
     return call
 
 
-class _Said:
-    """What an app has answered to the request under way."""
-
-    def __init__(self) -> None:
-        self.arguments: tuple[Any, ...] = ()
-        self.parts: list[bytes] = []
+def _joined(parts: Iterable[bytes]) -> list[bytes]:
+    return parts if isinstance(parts, list) else [b"".join(_closing(parts))]
 
 
 def _closing(parts: Iterable[bytes]) -> Iterable[bytes]:
@@ -85,6 +214,10 @@ def _closing(parts: Iterable[bytes]) -> Iterable[bytes]:
         close = getattr(parts, "close", None)
         if close is not None:
             close()
+
+
+def _no_write(_: bytes) -> NoReturn:
+    raise NotImplementedError("the write() callable of PEP 3333 is not offered; return an iterable")
 
 
 def _but_predictions(outer: WSGIApp, app: WSGIApp) -> WSGIApp:
