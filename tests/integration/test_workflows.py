@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from support.archives import archive
+from support.eventually import eventually
 from support.http import Reply
 from support.server import ServerProcess
 from support.wars import NAMED, war
@@ -114,6 +115,8 @@ models:
 dag:
   mood: []
 """
+#: The workflow as a whole has less time than its node.
+HASTY = MOOD + "options: {timeout-ms: 400}\n"
 STALLED = """
 models:
   mood: {url: moods.mar, retry-attempts: 1, timeout-ms: 600}
@@ -135,7 +138,8 @@ def server() -> Iterator[ServerProcess]:
         war(store, "row", ROW, ROW_FUNCTIONS, files={"extra.txt": "extra"})
         war(store, "mood", MOOD)
         war(store, "stalled", STALLED)
-        for name in ("chain", "diamond", "ends", "row", "mood", "stalled"):
+        war(store, "hasty", HASTY)
+        for name in ("chain", "diamond", "ends", "row", "mood", "stalled", "hasty"):
             assert register(running, f"{name}.war").status == 200
         yield running
 
@@ -279,6 +283,18 @@ def test_the_client_s_own_deadline(server: ServerProcess) -> None:
     assert (reply.status, reply.json()["type"]) == (408, "RequestTimeoutException")
 
 
+def test_the_deadline_of_the_workflow(server: ServerProcess) -> None:
+    """It holds where the client gives none, or a later one; a client's earlier one goes before."""
+    [described] = server.request("management", "GET", "/workflows/hasty").json()
+    assert described["longestMs"] == 400
+    late = (408, "RequestTimeoutException", "The workflow was not finished in its timeout-ms of 400")
+    assert said(ask(server, "hasty", b"sleep:1")) == late
+    assert said(ask(server, "hasty", b"sleep:1", x_request_timeout_ms="5000")) == late
+    reply = ask(server, "hasty", b"sleep:1", x_request_timeout_ms="100")
+    assert said(reply) == (408, late[1], "The workflow was not finished in the time that the client gave")
+    eventually(lambda: ask(server, "hasty", b"count:hasty").status == 200, within=10, what="its node is free again")
+
+
 # The nodes as models
 
 
@@ -363,6 +379,7 @@ def test_list_and_describe(server: ServerProcess) -> None:
         "batchSize": 3,
         "maxBatchDelay": 5000,
         "workflowDag": "{before=[m1], m1=[m2], m2=[after]}",
+        "longestMs": 80_000,
     }
     page = server.request("management", "GET", "/workflows?limit=2").json()
     assert page == {
@@ -374,7 +391,7 @@ def test_list_and_describe(server: ServerProcess) -> None:
     }
     everything = server.request("management", "GET", "/workflows?limit=-1&next_page_token=-3").json()
     assert [each["workflowName"] for each in everything["workflows"]] == [
-        *("chain", "diamond", "ends", "mood", "row", "stalled")
+        *("chain", "diamond", "ends", "hasty", "mood", "row", "stalled")
     ]
 
 

@@ -68,19 +68,22 @@ def _check(source: Source, options: argparse.Namespace) -> int:
 
 
 def _show(source: Source, options: argparse.Namespace) -> int:
+    from wsgi_ts.workflows.compile import compile_workflow
     from wsgi_ts.workflows.drawing import draw, table
+    from wsgi_ts.workflows.longest import longest
     from wsgi_ts.workflows.spec import parse_spec
     from wsgi_ts.workflows.svg import svg
 
     try:
         spec = parse_spec(source.spec_text, source.spec_name)
+        graph = compile_workflow(source.name, spec).graph
     except ServerError as error:
         where = error.where if isinstance(error, InvalidDag) and not error.message.startswith(error.where) else ""
         print(f"{where or source.name}: {error.message}" if where else error.message, file=sys.stderr)
         return 1
     if options.svg is None:
         encoding = (sys.stdout.encoding or "").lower()
-        print(f"{draw(spec, ascii_only=not encoding.startswith('utf'))}\n\n{table(spec)}")
+        print(f"{draw(spec, ascii_only=not encoding.startswith('utf'))}\n\n{table(spec)}\n\n{longest(graph)}")
         return 0
     picture = svg(spec, source.name, theme=options.theme)
     if options.svg == "-":

@@ -65,6 +65,7 @@ class Graph:
         name: the workflow's name.
         nodes: all nodes.
         index: its number on the board; -1 where it is not counted.
+        timeout_ms: how long a request may take as a whole; 0 where that is not said.
 
     Attributes:
         start: the node that reads the client's request.
@@ -79,9 +80,10 @@ class Graph:
         timing_names: for each node its name in the header Server-Timing.
     """
 
-    def __init__(self, name: str, nodes: tuple[Node, ...], index: int = -1) -> None:
+    def __init__(self, name: str, nodes: tuple[Node, ...], index: int = -1, timeout_ms: int = 0) -> None:
         self.name = name
         self.index = index
+        self.timeout_ms = timeout_ms
         self.nodes = nodes
         places = range(len(nodes))
         (self.start,) = [place for place in places if not nodes[place].parents]
@@ -119,10 +121,10 @@ class Graph:
 
     def to_json(self) -> dict[str, Any]:
         """The graph as it is published."""
-        return {"nodes": [asdict(node) for node in self.nodes]}
+        return {"nodes": [asdict(node) for node in self.nodes], "timeout_ms": self.timeout_ms}
 
     @classmethod
     def from_json(cls, name: str, fields: Mapping[str, Any]) -> Graph:
         """The graph that `to_json` has given these fields of."""
         nodes = tuple(Node(**{**node, "parents": tuple(node["parents"])}) for node in fields["nodes"])
-        return cls(name, nodes, fields.get("index", -1))
+        return cls(name, nodes, fields.get("index", -1), fields.get("timeout_ms", 0))

@@ -10,6 +10,7 @@ from wsgi_ts.dataplane.graph import Graph
 from wsgi_ts.dataplane.graph_walk import GraphWalk
 from wsgi_ts.dataplane.routes import Target
 from wsgi_ts.dataplane.timings import timing_value
+from wsgi_ts.errors import RequestTimeout
 
 Waiter = TypeVar("Waiter")
 
@@ -28,7 +29,7 @@ class Walk(Generic[Waiter]):
         request: what the client has sent, as its first node gets it.
         first_slot: where that lies.
         began_ns: when it came (monotonic).
-        deadline_ns: when its client gives up (monotonic); 0 for never.
+        deadline_ns: when its client gives up, or the workflow's own time is over (monotonic); 0 for never.
         limit_ns: until when nothing has to be looked at.
         is_watched: who waits is told of each node that has ended.
     """
@@ -47,9 +48,18 @@ class Walk(Generic[Waiter]):
         self.first_slot = -1
         self.began_ns = request.arrival_ns
         limit_ms = _deadline_ms(request.head)
+        if graph.timeout_ms:
+            limit_ms = min(limit_ms or graph.timeout_ms, graph.timeout_ms)
         self.deadline_ns = self.began_ns + limit_ms * 1_000_000 if limit_ms else 0
         self.limit_ns = 0
         self.is_watched = False
+
+    def lateness(self) -> RequestTimeout:
+        """The error of a request whose deadline has passed."""
+        limit_ms = self.states.graph.timeout_ms
+        if limit_ms and self.deadline_ns - self.began_ns == limit_ms * 1_000_000:
+            return RequestTimeout(f"The workflow was not finished in its timeout-ms of {limit_ms}")
+        return RequestTimeout("The workflow was not finished in the time that the client gave")
 
     def took_ns(self) -> list[int]:
         """How long each node was under way; of a list's elements the longest."""

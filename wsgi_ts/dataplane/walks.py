@@ -24,11 +24,7 @@ from wsgi_ts.dataplane.routes import Target
 from wsgi_ts.dataplane.task import Action, Finish, Release, State, Submit, Task, Withdraw
 from wsgi_ts.dataplane.walk import Walk
 from wsgi_ts.dataplane.walk_counters import WalkCounters
-from wsgi_ts.errors import (
-    InternalServerError,
-    RequestTimeout,
-    ServiceUnavailable,
-)
+from wsgi_ts.errors import InternalServerError, ServiceUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -169,9 +165,7 @@ class Walks(Generic[Waiter]):
             return 0
         now_ns = time.monotonic_ns()
         if walk.deadline_ns and now_ns >= walk.deadline_ns:
-            self._deliver(
-                walk, Answer(RequestTimeout("The workflow was not finished in the time that the client gave"))
-            )
+            self._deliver(walk, Answer(walk.lateness()))
             self._carry_out(walk, walk.states.stop())
             return 0
         for task in list(walk.states.tasks()):

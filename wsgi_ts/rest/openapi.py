@@ -95,7 +95,7 @@ _NO_WORKFLOW = {404: "No such workflow."}
 _WALK = {
     200: "The answer of the last node, or an object with those of all last nodes.",
     **_NO_WORKFLOW,
-    408: "Not finished in the time that the request's header x-request-timeout-ms gives.",
+    408: "Not finished in the time that x-request-timeout-ms of the request gives, or the options of the workflow.",
     500: "A node has failed in all its attempts.",
     503: "A node has no worker, or a full queue.",
     507: "Out of memory.",

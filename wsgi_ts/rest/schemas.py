@@ -192,6 +192,7 @@ COMPONENTS: dict[str, Schema] = {
                 **dict.fromkeys(("workflowName", "workflowUrl"), _TEXT),
                 **dict.fromkeys(("minWorkers", "maxWorkers", "batchSize", "maxBatchDelay"), _NUMBER),
                 "workflowDag": _TEXT,
+                "longestMs": _NUMBER,
             }
         )
     ),

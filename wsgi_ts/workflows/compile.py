@@ -49,8 +49,9 @@ def compile_workflow(workflow: str, spec: WorkflowSpec, shown: str = "") -> Comp
     nodes = list(spec.nodes.values())
     place = {node.name: number for number, node in enumerate(nodes)}
     scatter = _scatters(spec, place)
+    made = tuple(_node(workflow, node, place, scatter.get(node.name, -1)) for node in nodes)
     return CompiledWorkflow(
-        Graph(workflow, tuple(_node(workflow, node, place, scatter.get(node.name, -1)) for node in nodes)),
+        Graph(workflow, made, timeout_ms=spec.timeout_ms),
         tuple(node for node in nodes if node.kind is NodeKind.MODEL and node.options.model is None),
         tuple(node for node in nodes if node.options.model is not None),
         _functions(workflow, shown or workflow, nodes),

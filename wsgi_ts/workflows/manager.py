@@ -137,6 +137,7 @@ class WorkflowManager:
             "batchSize": numbers.batch_size,
             "maxBatchDelay": numbers.max_batch_delay_ms,
             "workflowDag": workflow.spec.dag_text,
+            "longestMs": workflow.longest.ms,
         }
         return {"status": 200, "body": [description]}
 
@@ -166,6 +167,7 @@ class WorkflowManager:
                     "models": len(compiled.models),
                     "shared_models": len(compiled.shared),
                     "functions": len(compiled.functions),
+                    "longest_ms": workflow.longest.ms,
                     "ready": not waiting,
                     "not_ready": waiting,
                 }

@@ -2,6 +2,7 @@
 
 ```yaml
 options:
+  timeout-ms: 30000
   nodes:
     breed: {when: is_dog}
     second_opinion: {optional: true}
@@ -29,6 +30,7 @@ OnError = Literal["fail", "skip", "default"]
 _ON_ERROR = ("fail", "skip", "default")
 _FUNCTION = re.compile(r"[^\W\d]\w*")
 _MAX_BATCH = 1 << 16
+_MAX_TIMEOUT_MS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +78,24 @@ class NodeOptions:
     batch_size: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The whole section.
+
+    Attributes:
+        nodes: the options of each node that has some.
+        timeout_ms: how long a request may take as a whole; 0 where that is not said.
+    """
+
+    nodes: Mapping[str, NodeOptions]
+    timeout_ms: int = 0
+
+
 NO_OPTIONS = NodeOptions()
 
 
-def read_options(document: Document, nodes: Mapping[str, object]) -> dict[str, NodeOptions]:
-    """The options of each node that has some.
+def read_options(document: Document, nodes: Mapping[str, object]) -> Options:
+    """Reads the section; it need not be there.
 
     Args:
         document: the specification.
@@ -91,12 +106,16 @@ def read_options(document: Document, nodes: Mapping[str, object]) -> dict[str, N
     """
     section = document.data.get("options")
     if section is None:
-        return {}
+        return Options({})
     _check_mapping(document, section, "options")
-    _check_keys(document, section, ("nodes",), "options")
+    _check_keys(document, section, ("nodes", "timeout-ms"), "options")
+    timeout_ms = section.get("timeout-ms", 0)
+    if "timeout-ms" in section and (type(timeout_ms) is not int or not 1 <= timeout_ms <= _MAX_TIMEOUT_MS):
+        fault = f"{shown(timeout_ms)} is not a whole number between 1 and {_MAX_TIMEOUT_MS}"
+        raise wrong(document, fault, "options", "timeout-ms")
     by_node = section.get("nodes")
     if by_node is None:
-        return {}
+        return Options({}, timeout_ms)
     _check_mapping(document, by_node, "options", "nodes")
     found = {}
     for name, fields in by_node.items():
@@ -104,7 +123,7 @@ def read_options(document: Document, nodes: Mapping[str, object]) -> dict[str, N
             raise wrong(document, "there is no node of that name in dag", "options", "nodes", name)
         _check_mapping(document, fields, "options", "nodes", name)
         found[name] = _NodeReader(document, name, fields).read()
-    return found
+    return Options(found, timeout_ms)
 
 
 def wrong(document: Document, fault: str, *keys: Any) -> InvalidDag:

@@ -7,6 +7,7 @@ line.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any
@@ -94,6 +95,7 @@ class WorkflowSpec:
         leaves: the nodes without successors, in file order.
         dag_text: the graph as describe prints it.
         unused: models that the graph does not name; they are not loaded.
+        timeout_ms: how long a request may take as a whole; 0 where the options do not say.
     """
 
     numbers: Numbers
@@ -103,6 +105,7 @@ class WorkflowSpec:
     leaves: tuple[str, ...]
     dag_text: str
     unused: tuple[str, ...] = ()
+    timeout_ms: int = 0
 
 
 def parse_spec(text: str, name: str = "spec.yaml") -> WorkflowSpec:
@@ -135,7 +138,7 @@ def spec_of(document: Document) -> WorkflowSpec:
     graph = _read_graph(document, dag)
     order = graph.check()
     options = read_options(document, graph.successors)
-    nodes = {name: _node(name, models.get(name), numbers, graph, options) for name in graph.successors}
+    nodes = {name: _node(name, models.get(name), numbers, graph, options.nodes) for name in graph.successors}
     _check_nodes(document, nodes, order[0])
     return WorkflowSpec(
         numbers=numbers,
@@ -145,6 +148,7 @@ def spec_of(document: Document) -> WorkflowSpec:
         leaves=tuple(name for name, node in nodes.items() if not node.successors),
         dag_text=java_text(dag),
         unused=tuple(name for name in models if name not in nodes),
+        timeout_ms=options.timeout_ms,
     )
 
 
@@ -281,7 +285,7 @@ def _read_graph(document: Document, dag: dict[Any, Any]) -> _Graph:
     return graph
 
 
-def _node(name: str, model: _Model | None, numbers: Numbers, graph: _Graph, options: dict[str, NodeOptions]) -> Node:
+def _node(name: str, model: _Model | None, numbers: Numbers, graph: _Graph, options: Mapping[str, NodeOptions]) -> Node:
     own = options.get(name, NO_OPTIONS)
     is_function = model is None and own.model is None
     if model is None:

@@ -9,6 +9,7 @@ from typing import Any
 from wsgi_ts.errors import InvalidDag
 from wsgi_ts.workflows.arguments import WorkflowArguments
 from wsgi_ts.workflows.compile import CompiledWorkflow, compile_workflow, model_name
+from wsgi_ts.workflows.longest import Longest, longest
 from wsgi_ts.workflows.spec import WorkflowSpec
 from wsgi_ts.workflows.war import WorkflowDirectory
 
@@ -56,6 +57,11 @@ class Workflow:
     def name(self) -> str:
         """The workflow's name."""
         return self.directory.name
+
+    @property
+    def longest(self) -> Longest:
+        """How long a request can take until it is answered."""
+        return longest(self.compiled.graph)
 
     @property
     def record(self) -> dict[str, Any]:

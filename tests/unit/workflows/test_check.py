@@ -196,6 +196,8 @@ def test_a_graph_is_shown(work: Path, capsys: pytest.CaptureFixture[str]) -> Non
         "pre   function           1             2         10000 ms",
         "m     m.mar     2        1      50 ms  2         10000 ms",
         "post  function           1             2         10000 ms",
+        "",
+        "a request is answered within 60 s, all attempts of pre, m, post",
     ]
     (work / "flow.yaml").write_text("models: {}\ndag: {pre: [pre]}")
     assert wsgi_ts(["workflow", "show", "flow.yaml"]) == 1

@@ -217,6 +217,12 @@ def test_options() -> None:
     assert spec.nodes["f"].options == NodeOptions()
 
 
+def test_a_limit_for_the_whole() -> None:
+    spec = "models: {}\ndag: {a: []}\n"
+    assert parse_spec(spec).timeout_ms == 0
+    assert parse_spec(spec + "options: {timeout-ms: 1500}").timeout_ms == 1500
+
+
 def test_a_function_that_is_named_as_a_registered_model_is_one() -> None:
     spec = parse_spec("models: {}\ndag: {s: [m]}\noptions: {nodes: {m: {model: minilm}}}")
     assert (spec.nodes["m"].kind, spec.nodes["m"].options.model) == (NodeKind.MODEL, SharedModel("minilm"))
@@ -266,6 +272,9 @@ def test_wrong_options_name_key_and_line(options: str, message: str) -> None:
         ("5", "key options: 5 is not"),
         ("{node: {}}", "key options.node: unknown"),
         ("{nodes: 5}", "key options.nodes: 5"),
+        ("{timeout-ms: 0}", "key options.timeout-ms: 0 is not a whole number between 1 and 2147483647"),
+        ("{timeout-ms: '5'}", "key options.timeout-ms: '5' is not a whole number"),
+        ("{timeout-ms: true}", "key options.timeout-ms: True is not a whole number"),
     ],
 )
 def test_a_wrong_section_of_options(section: str, message: str) -> None:
