@@ -52,7 +52,7 @@ COMPILED = (
     "wsgi_ts/http/body.py",
     "wsgi_ts/http/head.py",
     *(f"wsgi_ts/http2/{name}.py" for name in (
-        "connection", "faults", "frames", "header_blocks", "outbox", "stream",
+        "connection", "faults", "frames", "header_blocks", "outbox", "refusal", "stream",
     )),
     "wsgi_ts/logs/access.py",
     "wsgi_ts/rest/direct.py",

@@ -266,7 +266,7 @@ for _version in (
 ):
     _add(f"version {_version}", request(version=_version), 400)
 _add("not HTTP: TLS", bytes.fromhex("16030100c8010000c40303") + b"\0" * 40, 400)
-_add("not HTTP: HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400)
+_add("not HTTP: HTTP/2 preface without its line ends", b"PRI * HTTP/2.0\n\nSM\n\n", 400)
 _add("not HTTP: a PROXY line", b"PROXY TCP4 1.2.3.4 5.6.7.8 1 2\r\n" + request(), 400)
 _add("not HTTP: noise", bytes(range(256)), 400)
 _add("not HTTP: spaces", b"  \r\n\r\n", 400)

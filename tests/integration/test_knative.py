@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import pytest
 from support.archives import archive
@@ -22,7 +21,6 @@ from support.server import ServerProcess
 
 #: How long queue-proxy waits between two probes while a container starts, in seconds.
 PROBE_S = 0.05
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 #: Takes a moment to load.
 ALONE = """
 import os, time
@@ -121,17 +119,3 @@ def test_from_a_cold_start_to_the_end(container: ServerProcess) -> None:
     os.kill(container.record["pid"], signal.SIGTERM)
     eventually(lambda: container.returncode == 0, within=30)
     assert not container.leftovers()
-
-
-def answer_to_h2c(port: int) -> bytes:
-    """What a port says to a client that speaks HTTP/2 without asking, until it closes or has said something."""
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
-        sock.sendall(PREFACE)
-        return sock.recv(4096)
-
-
-def test_h2c_is_spoken_on_the_ports_of_grpc_alone(echo_server: Any) -> None:
-    """A service whose port is named h2c has its requests sent as HTTP/2: only gRPC's port may be."""
-    assert answer_to_h2c(echo_server.ports["inference"]).startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 505 "))
-    answer = answer_to_h2c(echo_server.ports["grpc_inference"])
-    assert answer[3] == 4, "no SETTINGS frame"

@@ -21,6 +21,7 @@ from wsgi_ts.security.tls import TlsSocket
 from wsgi_ts.web.app import call_app, environ_of
 from wsgi_ts.web.connection import Connection, Phase
 from wsgi_ts.web.events import EVENT_TYPE, body_event, error_event, node_event
+from wsgi_ts.web.http2_clients import Http2Clients
 from wsgi_ts.web.load_header import LoadHeader
 from wsgi_ts.web.report import NO_LINE, Report
 from wsgi_ts.web.sending import Sender, send_queued
@@ -56,6 +57,7 @@ class Answers:
         tells_times: answers to predictions tell where their time went.
 
     Attributes:
+        http2: refuses clients of HTTP/2.
         quick_ns: smoothed time from a request to its answer while few are under way.
     """
 
@@ -76,6 +78,7 @@ class Answers:
         self._report = report
         self._load = load
         self._tells_times = tells_times
+        self.http2 = Http2Clients(table, sender, report)
         if exchange is not None:
             exchange.walks.deliver = self._deliver
             exchange.walks.attempts.limit = table.limit_answer

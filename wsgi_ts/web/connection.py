@@ -17,6 +17,7 @@ from wsgi_ts.dataplane.routes import Target
 from wsgi_ts.errors import ServerError
 from wsgi_ts.http.body import ChunkedBody, SizedBody
 from wsgi_ts.http.head import Head, check_partial_head, parse_head
+from wsgi_ts.http2.refusal import Refusal
 from wsgi_ts.tracing.context import TraceContext
 from wsgi_ts.web.listeners import Endpoint
 
@@ -25,6 +26,8 @@ TURN_BYTES: Final = 1024 * 1024
 _SMALLEST_ROOM: Final = 65536
 _MOST_PARTS: Final = 64
 _LINE_ENDS: Final = b"\r\n"
+#: The first line of a client that speaks HTTP/2 without asking whether the server does.
+_HTTP_2: Final = b"PRI * HTTP/2.0\r\n"
 
 
 class Phase:
@@ -36,6 +39,7 @@ class Phase:
     STREAM: Final = 3  # more chunks of a streamed answer
     SEND: Final = 4  # the client to take the rest of the answer
     LINGER: Final = 5  # the client to close, after an answer that ended the connection early
+    REFUSE: Final = 6  # a request of HTTP/2, which is refused
 
 
 class SlotBody:
@@ -95,6 +99,7 @@ class Connection:
         trace, parent: its place in a trace that is recorded, None for none, and the client's span, if any.
         release_slot: the slot that the answer is sent from, -1 for none.
         body: what of the body is there; None before the first and after the last byte of it.
+        refusal: what a client of HTTP/2 is told; None for others.
         body_seen: how much of the body had come when its limit was last looked at.
         unsent: bytes that are queued.
         stream_chunked: the streamed answer under way is sent in chunks of HTTP.
@@ -104,9 +109,8 @@ class Connection:
     __slots__ = (
         *("answered_ns", "answered_slot", "arrival_ns", "body", "body_seen", "buffer", "close_after", "closed"),
         *("endpoint", "events", "fault", "fd", "half_closed", "head", "ignored", "left_in", "limit_at", "out"),
-        *("parent", "peer"),
-        *("phase", "release_slot", "request_id", "sends_events", "slot", "sock", "stream_chunked", "submitted_ns"),
-        *("target", "trace", "unsent", "walk"),
+        *("parent", "peer", "phase", "refusal", "release_slot", "request_id", "sends_events", "slot", "sock"),
+        *("stream_chunked", "submitted_ns", "target", "trace", "unsent", "walk"),
     )
 
     def __init__(self, sock: socket.socket, peer: str, endpoint: Endpoint) -> None:
@@ -138,6 +142,7 @@ class Connection:
         self.parent = ""
         self.body: SizedBody | ChunkedBody | SlotBody | None = None
         self.body_seen = 0
+        self.refusal: Refusal | None = None
         self.out: deque[memoryview | bytes] = deque()
         self.unsent = 0
         self.stream_chunked = False
@@ -159,6 +164,11 @@ class Connection:
     def after_answer(self) -> str:
         """What becomes of the connection after the answer, as the header `connection` says it."""
         return "close" if self.close_after else "keep-alive"
+
+    @property
+    def opens_with_http2(self) -> bool:
+        """Whether the first that the client has sent is what begins a connection of HTTP/2 (RFC 9113, 3.4)."""
+        return not self.answered_ns and self.buffer.startswith(_HTTP_2)
 
     def next_head(self) -> Head | None:
         """Takes the next request's head out of what was received; None while it is not complete.

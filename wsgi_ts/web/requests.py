@@ -108,6 +108,8 @@ class Requests:
                 self._body_complete(connection, body)
         elif phase == Phase.LINGER:
             self._ignore(connection, len(data))
+        elif phase == Phase.REFUSE:
+            self._answers.http2.go_on(connection, data)
         else:
             connection.buffer += data
             received = self._table.received
@@ -125,7 +127,7 @@ class Requests:
     def _end_of_stream(self, connection: Connection) -> None:
         """The client has sent all it will. It may have closed, or only its sending half."""
         connection.half_closed = True
-        if connection.phase in (Phase.HEAD, Phase.BODY, Phase.LINGER):
+        if connection.phase in (Phase.HEAD, Phase.BODY, Phase.LINGER, Phase.REFUSE):
             self._table.client_gone(connection)
             return
         self._table.watch(connection, connection.events & ~READ_EVENTS)
@@ -169,7 +171,10 @@ class Requests:
             try:
                 head = connection.next_head()
             except BadHead as bad:
-                self._answers.refuse(connection, bad)
+                if connection.opens_with_http2:
+                    self._answers.http2.begin(connection)
+                else:
+                    self._answers.refuse(connection, bad)
                 return
             if head is None:
                 connection.limit_at = min(connection.limit_at, time.monotonic() + HEAD_LIMIT_S)

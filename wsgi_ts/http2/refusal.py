@@ -1,0 +1,57 @@
+"""What a client of HTTP/2 is told on a port of HTTP/1.1: its first request is answered with an error, no other one.
+
+HTTP_1_1_REQUIRED (RFC 9113, section 7) would say it in a word, but grpcio 1.85 aborts its process when it is told that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from wsgi_ts.http2.connection import Connection
+from wsgi_ts.http2.faults import ConnectionFault
+from wsgi_ts.http2.frames import ErrorCode, Flag, FrameType, frame, header_block
+from wsgi_ts.http2.outbox import reset_frame
+from wsgi_ts.http2.stream import Event, EventKind
+
+
+class Refusal:
+    """One connection.
+
+    Args:
+        fields: the head of the answer, `:status` first.
+        body: its body, which goes into one frame.
+
+    Attributes:
+        is_over: the connection is to be closed, once what `receive` has returned is sent.
+    """
+
+    def __init__(self, fields: Iterable[tuple[str, str]], body: bytes) -> None:
+        self.is_over = False
+        self._fields = list(fields)
+        self._body = body
+        self._connection = Connection(1)
+
+    def receive(self, data: bytes) -> bytes:
+        """Takes what the client has sent, from its first byte on; returns what is to be sent."""
+        try:
+            for event in self._connection.receive(data):
+                if event.kind == EventKind.REQUEST:
+                    self._answer(event)
+        except ConnectionFault:  # its GOAWAY is among what is to be sent
+            self.is_over = True
+        return self._connection.outbox.take()
+
+    def _answer(self, event: Event) -> None:
+        stream, outbox = event.stream, self._connection.outbox
+        block = header_block(self._fields)
+        is_head = (b":method", b"HEAD") in (event.fields or ())
+        if is_head or stream.send_window < len(self._body):
+            outbox.add(frame(FrameType.HEADERS, Flag.END_HEADERS | Flag.END_STREAM, stream.number, block))
+        else:
+            self._connection.send_head(stream, block)
+            outbox.add(frame(FrameType.DATA, Flag.END_STREAM, stream.number, self._body))
+        if not event.ends:  # the rest of its body need not be sent
+            outbox.add(reset_frame(stream.number, ErrorCode.NO_ERROR))
+        outbox.drop(stream)
+        self._connection.go_away()
+        self.is_over = True
