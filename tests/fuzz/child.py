@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 
 import atheris
@@ -12,5 +13,6 @@ with atheris.instrument_imports(include=["wsgi_ts", "multipart"]):
 
 logging.disable()
 _name, *_arguments = sys.argv[1:]
-atheris.Setup([sys.argv[0], *_arguments], TARGETS[_name])
+# The first is what libFuzzer starts where it needs processes of its own.
+atheris.Setup([os.environ["FUZZ_PROGRAM"], *_arguments], TARGETS[_name])
 atheris.Fuzz()
