@@ -15,7 +15,16 @@ import numpy as np
 from wsgi_ts.batcher.shm import layout, stream
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import SlotState, WebWord
-from wsgi_ts.batcher.shm.request_codec import Answer, Request, answer_range, read_answer, rewrite_header, write_request
+from wsgi_ts.batcher.shm.request_codec import (
+    DAMAGED,
+    Answer,
+    Request,
+    answer_range,
+    is_unanswered,
+    read_answer,
+    rewrite_header,
+    write_request,
+)
 from wsgi_ts.batcher.shm.ring import RingProducer
 from wsgi_ts.batcher.shm.segment import Segment
 
@@ -58,6 +67,10 @@ class SlotClient:
         self._other_held = [0] * slots
         #: Slots of which only chunks, or the end, are news: streams that are being read, and what nobody waits for.
         self._quiet: set[int] = set()
+        #: Slots whose requests are other processes' business.
+        self._submitted = bytearray(slots)
+        #: Slots that are not used again: some model worker may still write into them.
+        self._set_aside: set[int] = set()
         self._model_of = [0] * slots
         self._held = [0] * layout.MAX_MODELS
         self.in_flight = 0
@@ -128,6 +141,7 @@ class SlotClient:
         generation = self._generations[slot]
         self._states[slot] = generation << _GENERATION_SHIFT | SlotState.READY
         self._rings[batcher].push(slot, request.target.model, generation, request.idle_us)
+        self._submitted[slot] = 1
         self.in_flight += 1
 
     def submit_again(self, slot: int, batcher: int, model: int, arrival_ns: int) -> None:
@@ -148,6 +162,7 @@ class SlotClient:
         self._cancels[slot] = 0
         self._states[slot] = generation << _GENERATION_SHIFT | SlotState.READY
         self._rings[batcher].push(slot, model, generation, layout.NOT_RETURNING)
+        self._submitted[slot] = 1
 
     def publish(self) -> None:
         """Shows the batchers what was submitted since the last call; wakes those that sleep. Shows the slots in use."""
@@ -169,9 +184,54 @@ class SlotClient:
         if not self.in_flight:
             return []
         found: list[int] = (self._scan[: self._highest] >= layout.FIRST_ANSWERED).nonzero()[0].tolist()
+        states, generations, submitted = self._states, self._generations, self._submitted
+        for slot in found:
+            if not submitted[slot] or states[slot] >> _GENERATION_SHIFT != generations[slot]:
+                found = self._mended(found)
+                break
         if found and self._quiet:
             return [slot for slot in found if slot not in self._quiet or self._has_moved(slot)]
         return found
+
+    def look_over(self) -> None:
+        """Finds state words that were written over so that nobody would ever answer; to be called from time to time."""
+        states, generations, submitted = self._states, self._generations, self._submitted
+        for slot in range(self._highest):
+            if submitted[slot] and states[slot] >> _GENERATION_SHIFT != generations[slot]:
+                self._mended([slot])
+
+    def _mended(self, found: list[int]) -> list[int]:
+        """Mends state words that a stray write has changed; returns the slots of which there is news all the same.
+
+        What was submitted is answered with an error. All else is this process's own, and stays as it was.
+        """
+        news = []
+        for slot in found:
+            generation = self._generations[slot] << _GENERATION_SHIFT
+            if not self._submitted[slot]:
+                self._states[slot] = generation | SlotState.WRITING
+                log.error("The state of slot %d of segment %d was written over", slot, self.segment.index)
+                continue
+            if self._states[slot] & ~_STATE_MASK != generation:
+                self._states[slot] = generation
+                self.segment.fail(slot, 500, DAMAGED)
+                self._put_aside(slot)
+            news.append(slot)
+        return news
+
+    def may_use(self, slot: int) -> bool:
+        """Whether a slot may be submitted again: no model worker can write into it any more."""
+        return slot not in self._set_aside
+
+    def _put_aside(self, slot: int) -> None:
+        if slot not in self._set_aside:
+            self._set_aside.add(slot)
+            log.error(
+                "The state of slot %d of segment %d was written over while its request was under way: its client gets an "
+                "error, and the slot is used no more. A handler writes where it should not; mend it, and restart the server",
+                slot,
+                self.segment.index,
+            )
 
     def _has_moved(self, slot: int) -> bool:
         """Returns whether a stream has chunks to take, or has ended."""
@@ -188,6 +248,8 @@ class SlotClient:
         `ServerError`: what it means for this model, the caller knows.
         """
         answer, held = read_answer(self.segment, slot, self._states[slot] & _STATE_MASK == SlotState.FAILED)
+        if answer.error is not None and is_unanswered(self.segment, slot):
+            self._put_aside(slot)
         if held:
             self._other_held[slot] = max(self._other_held[slot], held)
         if answer.stream is not None:
@@ -197,7 +259,9 @@ class SlotClient:
     def answer_range(self, slot: int) -> tuple[int, int, int, int]:
         """Where the body of an answer lies that stays in its slot (see `request_codec.answer_range`)."""
         found = answer_range(self.segment, slot)
-        _, length, _, flags = found
+        _, length, status, flags = found
+        if not status and is_unanswered(self.segment, slot):
+            self._put_aside(slot)
         if flags & layout.ResponseFlag.BODY_OUTSIDE:
             self._other_held[slot] = max(self._other_held[slot], length)
         return found
@@ -205,6 +269,7 @@ class SlotClient:
     def keep_for_sending(self, slot: int) -> None:
         """Marks an answered slot whose body is still needed: `answered` leaves it out from now on."""
         self._states[slot] = self._generations[slot] << _GENERATION_SHIFT | SlotState.SENDING
+        self._submitted[slot] = 0
 
     def read_stream(self, slot: int) -> list[bytes]:
         """Takes all chunks that lie in a streamed answer's ring and makes room for more."""
@@ -233,7 +298,9 @@ class SlotClient:
             else:
                 self._warm += held
         self._states[slot] = self._generations[slot] << _GENERATION_SHIFT
-        self._free.append(slot)
+        self._submitted[slot] = 0
+        if slot not in self._set_aside:
+            self._free.append(slot)
 
     def _give_back(self, slot: int) -> None:
         memory = self.segment.memory

@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 _SLOT_BYTES: Final = layout.SLOT_BYTES
 _INLINE_BYTES: Final = layout.REQUEST_INLINE_BYTES
 _RESPONSE_BYTES: Final = layout.RESPONSE.size + layout.BATCH.size
-_DAMAGED: Final = "The answer was damaged in shared memory"
+#: Text of an error, with status 500.
+DAMAGED: Final = "The answer was damaged in shared memory"
 
 
 class Destination(Protocol):
@@ -225,7 +226,8 @@ def write_answer(
             segment.memory.reserve(start, length)
             segment.buffer[start : start + length] = body
             flags, body = ResponseFlag.BODY_OUTSIDE, b""
-    header = layout.RESPONSE.pack(*times, length, status, flags, len(phrase), len(meta) - len(phrase))
+    generation = segment.generation(slot)
+    header = layout.RESPONSE.pack(*times, length, status, flags, len(phrase), len(meta) - len(phrase), generation)
     segment.write_response(slot, header, batch + meta if meta else batch, body)
 
 
@@ -245,7 +247,7 @@ def read_answer(segment: Segment, slot: int, is_error: bool) -> tuple[Answer, in
     answer = Answer()
     if not status:
         log.error("The answer in a slot of segment %d is damaged", segment.index)
-        answer.error = ServerError(_DAMAGED, status=500)
+        answer.error = ServerError(DAMAGED, status=500)
         return answer, 0
     answer.status = status
     if phrase_bytes or header_bytes:
@@ -332,13 +334,20 @@ def answer_range(segment: Segment, slot: int) -> tuple[int, int, int, int]:
     """Where the body of a slot's answer lies.
 
     Returns:
-        Its offset in the segment and its length, the answer's HTTP status (500 for a damaged one), and its ResponseFlag
+        Its offset in the segment and its length, the answer's HTTP status (0 for a damaged one), and its ResponseFlag
         bits.
     """
     start, length, status, flags, phrase_bytes, header_bytes = _response_header(segment, slot)
     if flags & ResponseFlag.BODY_OUTSIDE:
         return segment.layout.response_payload(slot), length, status, flags
-    return start + phrase_bytes + header_bytes, length, status or 500, flags
+    return start + phrase_bytes + header_bytes, length, status, flags
+
+
+def is_unanswered(segment: Segment, slot: int) -> bool:
+    """Whether what lies in an answered slot is no answer to its request: a stray write has changed its state."""
+    start = segment.first_slot + slot * _SLOT_BYTES + layout.RESPONSE_HEADER
+    generation: int = layout.RESPONSE.unpack_from(segment.buffer, start)[7]
+    return generation != segment.generation(slot)
 
 
 def _response_header(segment: Segment, slot: int) -> tuple[int, int, int, int, int, int]:
@@ -349,8 +358,12 @@ def _response_header(segment: Segment, slot: int) -> tuple[int, int, int, int, i
         owns. Of a damaged one the status is 0, and so is all else but the offset.
     """
     start = segment.first_slot + slot * _SLOT_BYTES + layout.RESPONSE_HEADER
-    _, _, length, status, flags, phrase_bytes, header_bytes = layout.RESPONSE.unpack_from(segment.buffer, start)
+    _, _, length, status, flags, phrase_bytes, header_bytes, generation = layout.RESPONSE.unpack_from(
+        segment.buffer, start
+    )
     start += _RESPONSE_BYTES
+    if generation != segment.generation(slot):  # it answers an earlier request
+        return start, 0, 0, 0, 0, 0
     room = layout.RESPONSE_INLINE_BYTES - phrase_bytes - header_bytes
     if room < 0 or status < 100 or status > 999:
         return start, 0, 0, 0, 0, 0

@@ -93,6 +93,10 @@ class Segment:
         """The doorbell of the segment's owner."""
         return Doorbell(segment_name(prefix, self.index), self.header, SegmentWord.ASLEEP)
 
+    def generation(self, slot: int) -> int:
+        """The low 32 bits of the generation that the slot's state word names."""
+        return self.states[slot] >> layout.GENERATION_SHIFT & layout.RING_GENERATION_MASK
+
     def arrival_ns(self, slot: int) -> int:
         """When the slot's request arrived: the first word of its header."""
         return self.slot_words[slot * layout.SLOT_WORDS]
@@ -123,7 +127,8 @@ class Segment:
     def fail(self, slot: int, status: int, message: str, batch: bytes = layout.NO_BATCH) -> None:
         """Writes an error answer into a slot and marks it FAILED (for the batcher, on behalf of the slot's writer)."""
         text = message.encode()[: layout.RESPONSE_INLINE_BYTES]
-        self.write_response(slot, layout.RESPONSE.pack(0, 0, len(text), status, 0, 0, 0), batch, text)
+        header = layout.RESPONSE.pack(0, 0, len(text), status, 0, 0, 0, self.generation(slot))
+        self.write_response(slot, header, batch, text)
         self.states[slot] = self.states[slot] & ~0xFF | layout.SlotState.FAILED
 
     def settle(self, slot: int) -> None:

@@ -110,6 +110,7 @@ class Exchange(Generic[Waiter]):
         self._refusals = self.board.refusals(index)
         self.waiting: dict[int, Waiter | None] = {}
         self._chosen = 0
+        self._is_due = False
         self._retry_after = RetryAfter(self.board)
         self.walks: Walks[Waiter] = Walks(
             self.client,
@@ -140,8 +141,12 @@ class Exchange(Generic[Waiter]):
             self.bell.fall_asleep()
 
         def pass_on() -> None:
+            looked_at = time.monotonic()
             while True:
                 self.bell.sleep(LONGEST_WAIT_S)
+                now = time.monotonic()
+                if now - looked_at >= LONGEST_WAIT_S:
+                    self._is_due, looked_at = True, now
                 wake()
 
         threading.Thread(target=pass_on, name="doorbell", daemon=True).start()
@@ -209,6 +214,9 @@ class Exchange(Generic[Waiter]):
     def news(self) -> Iterator[tuple[int, Waiter]]:
         """Yields the slots of which there is news, and who waits for that; gives back those that nobody waits for."""
         client, waiting, walks = self.client, self.waiting, self.walks
+        if self._is_due:
+            self._is_due = False
+            client.look_over()
         for slot in client.answered():
             waiter = waiting.get(slot)
             if waiter is not None:

@@ -127,13 +127,13 @@ class Walks(Generic[Waiter]):
             task.facts = packed_times(client.segment, slot)
         is_stream = bool(flags & ResponseFlag.STREAMED)
         is_passed_on = is_stream and state == SlotState.DONE and walk.states.is_last(task)
-        if state == SlotState.FAILED:
+        if state == SlotState.FAILED or not status:
             # A full queue, or a worker that has gone: the batcher says no more.
             is_refused = status == ServiceUnavailable.http_status and not length
             task.error = self.attempts.no_worker(walk, task) if is_refused else None
             if task.state == State.RUNNING:
                 task.limit_ns = 0  # the next attempt has its own time; one that waits for this one's end has it already
-            actions = walk.states.failed(task, may_retry=not is_refused)
+            actions = walk.states.failed(task, may_retry=not is_refused and client.may_use(slot))
         else:
             if is_stream and not is_passed_on:
                 self._take_chunks(task)
