@@ -190,6 +190,17 @@ def test_what_cannot_be_started_or_loaded_is_said_and_leaves_nothing(counts: Pat
     assert not homes(place)
 
 
+def test_a_model_is_named_by_the_server_whatever_is_registered_already(counts: Path) -> None:
+    newer = archive(counts.parent, "counts", COUNTS, version="2.0", file_name="newer.mar")
+
+    async def ask(engine: Engine) -> str:
+        with pytest.raises(ServerError, match=r"^Model version 1\.0 is already registered for model counts$"):
+            engine.register(str(counts), initial_workers=1)
+        return engine.register(str(newer), initial_workers=1)
+
+    assert run(counts, ask) == "counts"
+
+
 class Owner:
     """A process with an engine."""
 

@@ -152,7 +152,7 @@ class Engine:
 
         Raises:
             EngineError: there is no such archive.
-            ServerError: it cannot be loaded.
+            ServerError: it cannot be loaded, or this version of the model is registered already.
         """
         if "://" in archive:
             url = archive
@@ -164,15 +164,7 @@ class Engine:
             link = self._store / url
             link.unlink(missing_ok=True)
             link.symlink_to(path)
-        before = self.model_names()
-        self.call("register_model", url=url, synchronous=True, **arguments)
-        name: str = arguments.get("model_name") or next(iter(self.model_names() - before))
-        return name
-
-    def model_names(self) -> set[str]:
-        """Returns the names of its models."""
-        found = self.call("list_models", limit=1024, next_page_token=0)["body"]["models"]
-        return {each["modelName"] for each in found}
+        return str(self.call("register_model", url=url, synchronous=True, **arguments)["name"])
 
     def attach(self) -> None:
         """Makes the segment through which this process sends requests. Call it on the event loop that sends them.

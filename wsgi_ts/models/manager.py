@@ -79,6 +79,7 @@ class ModelManager:
         """Registers a model and starts its first workers.
 
         If `synchronous` (the default) it answers when they are ready; if one fails, the model stays without workers.
+        The answer has the model's `name`, too, which the archive may have given.
         `given` has fields of RegisterArguments; `at_startup`: the configuration names this model; `workflow`: the
         workflow that it is a node of, so that it is in no snapshot; `shown_name`: `ModelSpec.shown_name`.
         """
@@ -90,7 +91,7 @@ class ModelManager:
             answer = self._start_registered(model, arguments.synchronous)
         if not at_startup and not workflow:
             self._record()
-        return answer
+        return {**answer, "name": model.name}
 
     def register_functions(
         self,
@@ -176,12 +177,12 @@ class ModelManager:
                 raise ConflictStatus(f"Model version {model.version} of {model_name} is being unregistered")
             model.refuse_while_tried()
             least, most = limit_workers(model.placement, model.name, min_worker, most, self._registry.gpu_holders())
-            leaving = self.workers.set_limits(model, least, most)
+            change = self.workers.set_limits(model, least, most)
             if not synchronous:
                 self._record()
                 return _status(202, "Processing worker updates...")
-            self.workers.wait_until_ready(model, version)
-            self.workers.wait_until_left(model, leaving, self._config.unregister_model_timeout)
+            self.workers.wait_until_ready(model, version, change.started)
+            self.workers.wait_until_left(model, change.leaving, self._config.unregister_model_timeout)
         self._record()
         shown = "" if version is None else f", version: {version}"
         return _status(200, f"Workers scaled to {min_worker} for model: {model_name}{shown}")
@@ -332,13 +333,13 @@ class ModelManager:
         named = f'Model "{model.name}" Version: {model.version} registered with'
         log.info("Model %s version %s registered from %s", model.name, model.version, model.directory.url)
         self._events.tell("model_registered", name=model.name, version=model.version, url=model.directory.url)
-        self.workers.set_limits(model, wanted, model.spec.max_workers)
+        started = self.workers.set_limits(model, wanted, model.spec.max_workers).started
         if wanted == 0:
             return _status(200, f"{named} 0 initial workers. Use scale workers API to add workers for the model.")
         if not synchronous:
             return _status(202, "Processing worker updates...")
         try:
-            self.workers.wait_until_ready(model, model.version)
+            self.workers.wait_until_ready(model, model.version, started)
         except ServiceUnavailable:
             # The server stops before anybody knows whether they start: the call is undone.
             model.unloading = True
@@ -346,7 +347,7 @@ class ModelManager:
             raise
         except ServerError:
             # No worker of it is left; it stays registered, as in TorchServe.
-            leaving = self.workers.set_limits(model, 0, 0)
+            leaving = self.workers.set_limits(model, 0, 0).leaving
             self.workers.wait_until_left(model, leaving, self._config.unregister_model_timeout)
             # The answer is that the workers failed, whatever becomes of the snapshot; the log tells of that.
             if not model.workflow:

@@ -178,9 +178,10 @@ class Trials:
 
         `exactly`: the workers are as if they had been started with these settings, and no larger.
         """
+        started: list[int] = []
         leaving: list[int] = []
         if len(model.workers) > most:
-            leaving += self._workers.set_limits(model, min(least, most), most)
+            leaving += self._workers.set_limits(model, min(least, most), most).leaving
         made_of = (spec.batch_size, spec.threads_per_worker)
         started_with = {worker.started_with for worker in model.workers.values()}
         fits = all(size >= spec.batch_size and threads == spec.threads_per_worker for size, threads in started_with)
@@ -190,8 +191,9 @@ class Trials:
             model.spec = spec
             self._workers.renew(model)
         if (model.min_workers, model.max_workers) != (least, most) or len(model.workers) < least:
-            leaving += self._workers.set_limits(model, least, most)
-        self._workers.wait_until_ready(model, model.version)
+            change = self._workers.set_limits(model, least, most)
+            started, leaving = change.started, leaving + change.leaving
+        self._workers.wait_until_ready(model, model.version, started)
         self._workers.wait_until_left(model, leaving, self._config.unregister_model_timeout)
 
     def _follow(self, model: ModelVersion, trial: Trial) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from wsgi_ts.errors import InternalServerError, OutOfResources, ServerError, WorkerInitializationError
 from wsgi_ts.gpu.assign import Assigner, Placement, group_devices
@@ -18,6 +19,13 @@ _ACCEPT_LIMIT_S = 2.0
 _OUT_OF_MEMORY = 507
 #: To a batcher (its index): one message of the supervisor; never blocks.
 Send = Callable[[int, ToBatcher], None]
+
+
+class Change(NamedTuple):
+    """The ids of workers that were told to start, and of those that were told to leave."""
+
+    started: list[int]
+    leaving: list[int]
 
 
 class WorkerScaler:
@@ -35,26 +43,27 @@ class WorkerScaler:
         self._send = send
         self._publish = publish
 
-    def set_limits(self, model: ModelVersion, least: int, most: int) -> list[int]:
-        """Starts or stops workers; returns the ids of those that were told to leave."""
-        leaving: list[int] = []
+    def set_limits(self, model: ModelVersion, least: int, most: int) -> Change:
+        """Starts or stops workers, and waits a moment until the batchers know the model."""
+        change = Change([], [])
         with self._registry.changed:
             model.min_workers, model.max_workers = least, most
             while len(model.workers) < least:
                 worker = self._new_worker(model)
                 model.workers[worker.worker_id] = worker
+                change.started.append(worker.worker_id)
             while len(model.workers) > most:
                 worker_id, worker = model.workers.popitem()
                 if worker.report is not None:
                     model.leaving[worker_id] = worker
-                leaving.append(worker_id)
+                change.leaving.append(worker_id)
             # What goes is off the data path before its batcher hears of it; what comes, when it has answered.
             self._tell(model)
             self._registry.changed.wait_for(
                 lambda: self._registry.draining or {w.batcher for w in model.workers.values()} <= model.accepted_in,
                 _ACCEPT_LIMIT_S,
             )
-        return leaving
+        return change
 
     def replace(self, model: ModelVersion, spec: ModelSpec) -> list[int]:
         """Starts as many workers again, of another spec, and lets the present ones go when those are ready.
@@ -74,7 +83,7 @@ class WorkerScaler:
             model.workers.update((worker.worker_id, worker) for worker in new)
             self._tell(model)
         try:
-            self.wait_until_ready(model, model.version)
+            self.wait_until_ready(model, model.version, [worker.worker_id for worker in new])
         except ServerError:
             with self._registry.changed:
                 for worker_id in old:
@@ -120,12 +129,13 @@ class WorkerScaler:
         started = (model.spec.batch_size, model.spec.threads_per_worker)
         return WorkerRecord(worker_id, batcher, gpu, time.time_ns() // 1_000_000, devices, started_with=started)
 
-    def wait_until_ready(self, model: ModelVersion, shown_version: str | None) -> None:
-        """Waits until every worker whose first load was under way is ready.
+    def wait_until_ready(self, model: ModelVersion, shown_version: str | None, started: Collection[int]) -> None:
+        """Waits until every worker is ready that the caller has started, or whose first load is under way.
 
         Args:
             model: the version.
             shown_version: its name in the error's text; None for "null", as TorchServe shows a default version.
+            started: the ids of workers that the caller has started; one of them may have failed by now.
 
         Raises:
             InternalServerError: one of them failed (OutOfResources: for lack of memory).
@@ -135,7 +145,7 @@ class WorkerScaler:
         deadline = time.monotonic() + model.spec.startup_timeout_s + _START_MARGIN_S
         changed = self._registry.changed
         with changed:
-            waiting = [worker for worker in model.workers.values() if worker.is_pending]
+            waiting = [each for each in model.workers.values() if each.is_pending or each.worker_id in started]
             while pending := [worker for worker in waiting if not worker.is_ready]:
                 self._registry.refuse_while_draining()
                 failed = [worker for worker in pending if not worker.is_pending]

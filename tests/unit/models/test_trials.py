@@ -36,14 +36,15 @@ class Server:
     """A registry with one model of two workers, and a batcher that starts and stops workers at once.
 
     Attributes:
-        fails: workers that are started from now on do not get ready.
+        fails_after_s: workers that are started from now on fail so many seconds later, 0: before anybody can wait for
+            them; None: they get ready.
     """
 
     def __init__(self) -> None:
         self.registry = Registry(9000)
         self.messages: list[ToBatcher] = []
         self.records = 0
-        self.fails = False
+        self.fails_after_s: float | None = None
         self._there: set[int] = set()
         self.scaler = WorkerScaler(self.registry, 0, self._send, lambda: None)
         self.trials = Trials(Config(), self.registry, self.scaler, self._operation_on, self._record)
@@ -60,14 +61,13 @@ class Server:
             return
         wanted = {each.worker_id for each in message.workers}
         for worker_id in wanted - self._there:
-            if self.fails:
-                # Some time after it was begun, as a real one.
+            ready = WorkerReport(worker_id, 0, WorkerState.READY, load_status=200)
+            failed = WorkerReport(worker_id, 0, WorkerState.FAILED, load_status=500)
+            if self.fails_after_s:
                 self.registry.apply_report(batcher, WorkerReport(worker_id, 0, WorkerState.LOADING))
-                failed = WorkerReport(worker_id, 0, WorkerState.FAILED, load_status=500)
-                threading.Timer(0.1, self.registry.apply_report, (batcher, failed)).start()
+                threading.Timer(self.fails_after_s, self.registry.apply_report, (batcher, failed)).start()
             else:
-                ready = WorkerReport(worker_id, 0, WorkerState.READY, load_status=200)
-                self.registry.apply_report(batcher, ready)
+                self.registry.apply_report(batcher, ready if self.fails_after_s is None else failed)
         for worker_id in self._there - wanted:
             self.registry.apply_report(batcher, WorkerReport(worker_id, 0, WorkerState.STOPPED))
         self._there = wanted
@@ -149,10 +149,11 @@ def test_what_held_before_comes_back_exactly(server: Server) -> None:
     assert server.records == 0
 
 
-def test_workers_that_do_not_start_leave_all_as_it_was(server: Server) -> None:
+@pytest.mark.parametrize("after_s", [0, 0.1])
+def test_workers_that_do_not_start_leave_all_as_it_was(server: Server, after_s: float) -> None:
     server.trials.begin(peer=PEER, model_name="m")
     ids = set(server.model.workers)
-    server.fails = True
+    server.fails_after_s = after_s
     with pytest.raises(InternalServerError, match="Failed to start workers"):
         server.trials.change(peer=PEER, **NAMED, **OTHER)
     assert set(server.model.workers) == ids
@@ -167,7 +168,7 @@ def test_workers_that_do_not_start_leave_all_as_it_was(server: Server) -> None:
 def test_what_cannot_be_put_back_exactly_holds_for_what_comes(server: Server) -> None:
     server.trials.begin(peer=PEER, model_name="m")
     server.trials.change(peer=PEER, **NAMED, **OTHER)
-    server.fails = True
+    server.fails_after_s = 0
     server.trials.end(peer=PEER, **NAMED)
     assert server.model.trial is None
     assert server.model.spec.batch_size == 2
