@@ -141,14 +141,11 @@ class BatcherLoop:
 
     def _read_mailbox(self, worker: Worker, now: float) -> None:
         mailbox = self._mailboxes[worker]
-        words, marks = mailbox.words, mailbox.read_news()
-        done, begun_at = words[MailWord.DONE], words[MailWord.START_NS] / 1e9
-        service_s = words[MailWord.SERVICE_NS] / 1e9
+        progress = mailbox.read_news()
         counters = self._counters[worker.model]
         counters.add(ModelWord.EXECUTIONS, mailbox.take_executions())
         counters.add_tallies(mailbox.take_tallies())
-        oom = words[MailWord.OUT_OF_MEMORY]
-        self._act(self._scheduler.progressed(worker, done, begun_at, service_s, marks, now, oom), now)
+        self._act(self._scheduler.progressed(worker, progress, now), now)
         self._show_outstanding(worker.model)
 
     def _take_submitted(self, segment: AttachedSegment, now: float) -> None:

@@ -8,7 +8,6 @@ whose web worker has died (`retire`) is dropped instead. Rules: README.md in the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from wsgi_ts.batcher.scheduler.actions import Action, Dispatch, Fail, Kill, Record, Release, Revoke, Unloaded
 from wsgi_ts.batcher.scheduler.halving import may_go_together
@@ -18,6 +17,7 @@ from wsgi_ts.batcher.scheduler.policy import CloseReason
 from wsgi_ts.batcher.scheduler.recovered import RecoveredJobs
 from wsgi_ts.batcher.scheduler.redelivery import NO_WORKER, end_of_failed, end_of_worker, repeat, requeue
 from wsgi_ts.batcher.shm.layout import CLIENT_GONE, NOT_RETURNING, TOO_LATE, WORKER_DIED, ModelWord, News, SlotState
+from wsgi_ts.batcher.shm.worker_layout import Progress
 from wsgi_ts.messages import ModelSpec
 
 #: How long a version that is unregistered still takes jobs: a web worker may have looked at its routes just before.
@@ -247,46 +247,26 @@ class Scheduler:
 
     # -- workers have gone on
 
-    def progressed(
-        self,
-        worker: Worker,
-        done: int,
-        begun_at: float,
-        service_s: float,
-        marks: Sequence[int],
-        now: float,
-        oom: int = 0,
-    ) -> list[Action]:
-        """Takes note of what a worker has finished.
-
-        Args:
-            worker: the worker.
-            done: number of the last batch that it has done; of a continuous batch, that it has taken over.
-            begun_at: when it began the last batch.
-            service_s: how long the last finished batch, or step, took.
-            marks: those of the sequences that its handler has ended.
-            now: the present time.
-            oom: number of the last batch for which its memory was too small.
-        """
+    def progressed(self, worker: Worker, progress: Progress, now: float) -> list[Action]:
+        """Takes note of what a worker has finished."""
         model = self.models[worker.model]
-        worker.done = done
+        worker.done = progress.done
         was_busy = bool(worker.batches)
         if model.joins_steps:
-            actions = self._note_ended(model, worker, service_s, now)
+            actions = self._note_ended(model, worker, progress.service_s, now)
         else:
-            actions = self._note_done(model, worker, begun_at, service_s, now, oom)
+            actions = self._note_done(model, worker, progress, now)
         if model.sequences is not None:
-            actions.append(Fail(worker.model, model.sequences.end_marked(marks), NO_WORKER))
+            actions.append(Fail(worker.model, model.sequences.end_marked(progress.marks), NO_WORKER))
         if was_busy and not worker.batches:
             self.busy.remove(worker)
             if worker.leaving:
                 actions += self._release(model, worker)
         return actions
 
-    def _note_done(
-        self, model: ModelQueue, worker: Worker, begun_at: float, service_s: float, now: float, oom: int
-    ) -> list[Action]:
+    def _note_done(self, model: ModelQueue, worker: Worker, progress: Progress, now: float) -> list[Action]:
         """Takes note of finished batches."""
+        begun_at, service_s = progress.begun_at, progress.service_s
         actions: list[Action] = []
         again: list[Job] = []
         ended_at = min(now, begun_at + service_s)
@@ -305,7 +285,7 @@ class Scheduler:
                     continue
             given_back = batch.given_back() if model.halving is not None else []
             if given_back:
-                repeated, settled = end_of_failed(model, worker, batch, given_back, oom, now)
+                repeated, settled = end_of_failed(model, worker, batch, given_back, progress.oom, now)
                 again += repeated
                 answered = [job for job in batch.jobs if job not in repeated]
                 actions += [*settled, *([Record(worker.model, answered, ended_at, service_s)] if answered else [])]

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import threading
 from array import array
+from collections.abc import Sequence
 
 from wsgi_ts.batcher.shm import worker_layout
 from wsgi_ts.batcher.shm.doorbell import Doorbell
 from wsgi_ts.batcher.shm.group_board import GroupBoard
 from wsgi_ts.batcher.shm.shared_memory import SharedMemory, unlink
-from wsgi_ts.batcher.shm.worker_layout import MailWord, Tally
+from wsgi_ts.batcher.shm.worker_layout import MailWord, Progress, Tally
 
 
 def mailbox_name(prefix: str, batcher: int, worker_id: int, start_count: int) -> str:
@@ -123,19 +124,18 @@ class BatcherMailbox(_Mailbox):
         words = self.words
         return words[MailWord.DONE] + words[MailWord.FINISHED] + words[MailWord.ENDED] != self._noted
 
-    def read_news(self) -> list[int]:
-        """The marks of the sequences that the handler has ended since the last call.
-
-        Read the other words, and the slots, after this: what changes later is news again.
-        """
+    def read_news(self) -> Progress:
+        """How far the worker has come. Read the slots after this: what changes later is news again."""
         words = self.words
         seen, ended = words[MailWord.ENDED_SEEN], words[MailWord.ENDED]
-        self._noted = words[MailWord.DONE] + words[MailWord.FINISHED] + ended
-        if seen == ended:
-            return []
-        marks = [words[self._marks + number % worker_layout.MAIL_MARKS] for number in range(seen, ended)]
-        words[MailWord.ENDED_SEEN] = ended
-        return marks
+        done = words[MailWord.DONE]
+        self._noted = done + words[MailWord.FINISHED] + ended
+        marks: Sequence[int] = ()
+        if seen != ended:
+            marks = [words[self._marks + number % worker_layout.MAIL_MARKS] for number in range(seen, ended)]
+            words[MailWord.ENDED_SEEN] = ended
+        begun_at, service_s = words[MailWord.START_NS] / 1e9, words[MailWord.SERVICE_NS] / 1e9
+        return Progress(done, begun_at, service_s, words[MailWord.OUT_OF_MEMORY], marks)
 
     def take_executions(self) -> int:
         """How often the worker has called its handler since the last call."""

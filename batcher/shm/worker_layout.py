@@ -12,6 +12,7 @@ Group board, where the worker spans several processes; made by the batcher, too:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Final
 
@@ -74,6 +75,27 @@ _MAIL_SEGMENT_SHIFT: Final = 32
 _MAIL_SLOT_MASK: Final = (1 << _MAIL_SEGMENT_SHIFT) - 1
 #: Sequences whose end a model worker can tell before its batcher has looked; of more it is told later.
 MAIL_MARKS: Final = 512
+
+
+class Progress:
+    """How far a model worker has come, as its mailbox says.
+
+    Attributes:
+        done: number of the last batch that it has done; of a continuous batch, that it has taken over.
+        begun_at: when it began the last batch.
+        service_s: how long the last finished batch, or step, took.
+        oom: number of the last batch for which its memory was too small.
+        marks: those of the sequences that its handler has ended since the last look.
+    """
+
+    __slots__ = ("begun_at", "done", "marks", "oom", "service_s")
+
+    def __init__(self, done: int, begun_at: float, service_s: float, oom: int = 0, marks: Sequence[int] = ()) -> None:
+        self.done = done
+        self.begun_at = begun_at
+        self.service_s = service_s
+        self.oom = oom
+        self.marks = marks
 
 
 def mail_entry(segment: int, slot: int) -> int:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 #: What becomes of a workflow, or of a node, when all attempts of the node have failed.
-FAIL, SKIP, DEFAULT = ON_ERROR = ("fail", "skip", "default")
+FAIL, SKIP, DEFAULT = ("fail", "skip", "default")
 #: The key of a row under which a node finds what it reads, where that is one thing.
 BODY = "body"
 #: The key under which a node with `pass: [request]` finds what the client has sent.

@@ -54,7 +54,6 @@ class Target:
         flags: RequestFlag bits.
         client_timeout_ms: how long the client waits for its answer, 0 for as long as it takes.
         is_continuous: the answer is made in a continuous batch.
-        has_sequences: the request belongs to a sequence.
         error: set where the request is to be refused; of the other fields only those above `batchers` mean something.
         reads_form: the body, if it is a form, may name the model after all.
         graph: of a workflow, whose first node the other fields are about.
@@ -70,7 +69,6 @@ class Target:
     flags: int = 0
     client_timeout_ms: int = 0
     is_continuous: bool = False
-    has_sequences: bool = False
     error: ServerError | None = None
     reads_form: bool = False
     graph: Graph | None = None
@@ -267,10 +265,9 @@ class RoutingTable:
         url_path = rest.encode("latin-1")
         if "function" in entry:
             flags, url_path = flags | RequestFlag.FUNCTION, entry["function"].encode()
-        sequences = entry["sequences"]
-        modes = entry["continuous"], sequences
-        index = entry["index"]
-        return Target(name, version, index, batchers, url_path, flags, timeout_ms, *modes, is_special=sequences)
+        special = entry["sequences"]
+        where = entry["index"], batchers, url_path
+        return Target(name, version, *where, flags, timeout_ms, entry["continuous"], is_special=special)
 
     def node_target(self, name: str, version: str | None) -> Target:
         """Returns the target of a request from one node of a workflow to another, at this model."""

@@ -24,6 +24,7 @@ from wsgi_ts.batcher.scheduler.model_queue import Batch, Worker
 from wsgi_ts.batcher.scheduler.policy import make_policy
 from wsgi_ts.batcher.scheduler.scheduler import UNANNOUNCED_S, Scheduler
 from wsgi_ts.batcher.shm.layout import NOT_RETURNING, News
+from wsgi_ts.batcher.shm.worker_layout import Progress
 from wsgi_ts.messages import ModelSpec
 
 #: From the end of a batch until the client's next request can be there, besides its thinking time.
@@ -303,7 +304,7 @@ class Simulation:
         for worker in self._workers:
             if worker.ended:
                 for number, begun_at, service_s in worker.ended:
-                    scheduler.progressed(worker.handle, number, begun_at, service_s, (), now)
+                    scheduler.progressed(worker.handle, Progress(number, begun_at, service_s), now)
                 worker.ended = []
                 worker.idle_since = now
         if self._submitted:

@@ -14,6 +14,7 @@ from wsgi_ts.batcher.scheduler.job import Job
 from wsgi_ts.batcher.scheduler.model_queue import Worker
 from wsgi_ts.batcher.scheduler.plugin_queue import PluginQueue, head_of
 from wsgi_ts.batcher.scheduler.scheduler import Scheduler
+from wsgi_ts.batcher.shm.worker_layout import Progress
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.plugins.api import BatchHead, ModelState, QueueState
 from wsgi_ts.plugins.batching import BatchingRules
@@ -72,7 +73,7 @@ class Place:
         for batch in worker.batches:
             for job in batch.jobs:
                 self.jobs.answer(job)
-        self.scheduler.progressed(worker, worker.posted, now, 0.01, (), now)
+        self.scheduler.progressed(worker, Progress(worker.posted, now, 0.01), now)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from support.jobs import Jobs
 from wsgi_ts.batcher.scheduler.actions import Dispatch
 from wsgi_ts.batcher.scheduler.model_queue import Worker
 from wsgi_ts.batcher.scheduler.scheduler import Scheduler
+from wsgi_ts.batcher.shm.worker_layout import Progress
 from wsgi_ts.messages import ModelSpec
 
 SPEC = ModelSpec(0, "m", "1", "/m", "h", None, batch_size=2, max_batch_delay_ms=1000, batch_policy="fixed")
@@ -34,7 +35,8 @@ class Place:
     def sizes(self, now: float = 0.0) -> list[int]:
         actions = self.scheduler.dispatch(now)
         sizes = [len(each.batch.jobs) for each in actions if isinstance(each, Dispatch)]
-        self.scheduler.progressed(self.worker, self.worker.posted, now, 0.001, (), now)
+        progress = Progress(self.worker.posted, now, 0.001)
+        self.scheduler.progressed(self.worker, progress, now)
         return sizes
 
 

@@ -36,7 +36,7 @@ from wsgi_ts.batcher.scheduler.recovered import RECOVERY_S
 from wsgi_ts.batcher.scheduler.redelivery import MOST_DELIVERIES
 from wsgi_ts.batcher.scheduler.scheduler import Scheduler
 from wsgi_ts.batcher.shm.layout import GENERATION_SHIFT, STATE_MASK, News, SlotState
-from wsgi_ts.batcher.shm.worker_layout import MAIL_PLACES, mark_of
+from wsgi_ts.batcher.shm.worker_layout import MAIL_PLACES, Progress, mark_of
 from wsgi_ts.messages import ModelSpec
 
 SLOTS = 24
@@ -326,7 +326,8 @@ class Around(RuleBasedStateMachine):
         handle, oom = process.handle, process.oom
         if oom and oom == process.done:
             self.note_oom(process, sum(job.state == SlotState.RUNNING for job in process.posted[oom - 1].jobs))
-        self.act(self.scheduler.progressed(handle, process.done, process.begun_at, 0.001, marks, self.now, oom))
+        progress = Progress(process.done, process.begun_at, 0.001, oom, marks)
+        self.act(self.scheduler.progressed(handle, progress, self.now))
         process.oom = 0
 
     def kill(self, process: Process, oom: bool) -> None:
