@@ -154,6 +154,16 @@ def wait_until_gone(processes: Sequence[ProcessIdentity], limit_s: float) -> lis
     return alive
 
 
+def is_readable(fd: int, limit_s: float = 0.0) -> bool:
+    """Whether a descriptor can be read, after waiting for that at most `limit_s` seconds.
+
+    A pidfd can when its process has ended, a socket when its peer has sent something or closed it.
+    """
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(limit_s * 1000))
+
+
 def die_with_parent(parent_pid: int | None = None) -> None:
     """Ties this process to its parent: it is killed when the parent thread that started it ends.
 
@@ -289,11 +299,9 @@ class Child:
 
     def wait(self, limit_s: float) -> str | None:
         """Waits for its end at most `limit_s` seconds; returns what `poll` returns."""
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
         deadline = time.monotonic() + limit_s
         while self.poll() is None and (left := deadline - time.monotonic()) > 0:
-            poll.poll(left * 1000)
+            is_readable(self.pidfd, left)
         return self.poll()
 
     def close(self) -> None:

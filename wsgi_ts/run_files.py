@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
+
+
+def default_run_dir(temp_dir: Path | None = None) -> Path:
+    """The run directory where none is given: one instance of a user for one directory of temporary files."""
+    return (temp_dir or Path(tempfile.gettempdir())) / f"wsgi-ts-{os.getuid()}"
 
 
 class RunFiles:

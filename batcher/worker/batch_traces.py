@@ -74,14 +74,13 @@ class BatchTraces:
 
     Args:
         spec: the model version.
-        worker_id: the worker's number.
         options: which batches are told of.
 
     Attributes:
         threshold_ns: from which time on since its oldest request came a batch is to be noted.
     """
 
-    def __init__(self, spec: ModelSpec, worker_id: int, options: TraceOptions) -> None:
+    def __init__(self, spec: ModelSpec, options: TraceOptions) -> None:
         self._spec = spec
         self._slowest = Slowest(options.keep, options.slow_ms)
         self._failed = Allowance(_FAILED_PER_S)

@@ -86,7 +86,7 @@ class ModelWorker:
         self._recorder: Recorder | None = None
         self._started_ns = 0
         self._number = 0  # of the batch that was begun last
-        self._traces = BatchTraces(spec, mailbox.worker_id, traces) if traces is not None else None
+        self._traces = BatchTraces(spec, traces) if traces is not None else None
         self._exports = traces is not None and bool(traces.exported_at)
         self._last_wait_ns = SOON_NS
         self._last_count = 0

@@ -21,13 +21,13 @@ from support.eventually import eventually
 from support.sandbox import environment, is_possible, sandboxed
 from support.server import REPOSITORY, free_ports
 
-from wsgi_ts.settings.config import env_variable, property_settings
+from wsgi_ts.settings.config import property_settings
 
 DOCKER = REPOSITORY / "deploy" / "docker"
 COMPOSE = REPOSITORY / "deploy" / "compose"
 DOCKERFILES = ("Dockerfile", "Dockerfile.sentence-transformers")
 HADOLINT = shutil.which("hadolint", path=os.fspath(Path(sys.executable).parent)) or shutil.which("hadolint")
-VARIABLES = {env_variable(name, row) for name, row in property_settings().items()} | {"TS_ENABLE_ENVVARS_CONFIG"}
+VARIABLES = {row.variable(name) for name, row in property_settings().items()} | {"TS_ENABLE_ENVVARS_CONFIG"}
 
 
 def instructions(name: str) -> list[tuple[str, str]]:

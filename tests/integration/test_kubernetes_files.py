@@ -23,7 +23,7 @@ from support.sandbox import environment, is_possible, sandboxed
 from support.server import REPOSITORY, free_ports
 
 from wsgi_ts.cli.commands import torchserve_parser
-from wsgi_ts.settings.config import env_variable, property_settings
+from wsgi_ts.settings.config import property_settings
 from wsgi_ts.supervisor.metrics import load
 
 FOLDER = REPOSITORY / "deploy" / "kubernetes"
@@ -33,7 +33,7 @@ FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))
 EVERYTHING = {"autoscaling.enabled": True, "serviceMonitor.enabled": True}
 #: The oldest and the newest Kubernetes that the manifests are held to.
 VERSIONS = ("1.27", "1.34")
-VARIABLES = {env_variable(name, row) for name, row in property_settings().items()}
+VARIABLES = {row.variable(name) for name, row in property_settings().items()}
 
 
 def documents(name: str) -> list[dict[str, Any]]:

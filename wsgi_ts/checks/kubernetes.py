@@ -21,7 +21,7 @@ def check_kubernetes(config: Config) -> Iterator[Finding]:
     """Addresses, ending, limits and user of a pod, as far as they can be seen from here."""
     yield from _check_addresses(config)
     yield from _check_end(config)
-    yield from _check_limits(config)
+    yield from _check_limits()
     yield from _check_user()
 
 
@@ -52,7 +52,7 @@ def _check_end(config: Config) -> Iterator[Finding]:
         yield Finding("OK", "end", f"within {needed} s, terminationGracePeriodSeconds is {_GRACE_S} by default")
 
 
-def _check_limits(config: Config) -> Iterator[Finding]:
+def _check_limits() -> Iterator[Finding]:
     memory = memory_limit()
     shown = "no limit" if memory is None else f"{memory >> 20} MiB, /dev/shm included"
     yield Finding("OK", "limits", f"{usable_cores()} cores; memory: {shown}")

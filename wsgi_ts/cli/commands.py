@@ -16,7 +16,8 @@ from wsgi_ts import TORCHSERVE_VERSION, __version__
 from wsgi_ts.cli.start import start
 from wsgi_ts.cli.stop import STOP_LIMIT_S, stop_instance, stop_server
 from wsgi_ts.cli.upgrade import UPGRADE_LIMIT_S, upgrade
-from wsgi_ts.settings.config import ConfigError, default_run_dir
+from wsgi_ts.run_files import default_run_dir
+from wsgi_ts.settings.config import ConfigError
 from wsgi_ts.settings.sources import CommandLine
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wsgi_ts.models.model_yaml import ModelYaml, TorchrunOptions
-from wsgi_ts.settings.config import env_variable, property_settings
+from wsgi_ts.settings.config import property_settings
 from wsgi_ts.settings.table import Setting, settings_of
 
 #: Defaults that are not the same on every machine.
@@ -50,7 +50,7 @@ def _table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _property_row(name: str, row: Setting) -> tuple[str, ...]:
-    variable = env_variable(name, row)
+    variable = row.variable(name)
     default = _DEFAULTS.get(name) or _shown(row.default)
     return f"`{name}`", row.kind.name, default, f"`{variable}`" if variable else "", _meaning(row)
 

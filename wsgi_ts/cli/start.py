@@ -21,7 +21,8 @@ from wsgi_ts.guard.protocol import FORWARDED
 from wsgi_ts.instance.pid_file import GUARD_MODULE, SERVER_MODULE, PidFile, ServerHandle, pid_file_path
 from wsgi_ts.plugins.probe import with_plugins
 from wsgi_ts.process import python_command
-from wsgi_ts.settings.config import Config, ConfigError, default_run_dir
+from wsgi_ts.run_files import default_run_dir
+from wsgi_ts.settings.config import Config, ConfigError
 from wsgi_ts.settings.sources import CommandLine, load_config
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import socket
 import threading
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from wsgi_ts.control.channel import Channel, ChannelClosed
 from wsgi_ts.errors import InternalServerError, ServerError, ServiceUnavailable
+from wsgi_ts.process import is_readable
 from wsgi_ts.run_files import RunFiles
 
 log = logging.getLogger(__name__)
@@ -130,6 +130,4 @@ class ControlPlane:
 
 def _is_stale(sock: socket.socket) -> bool:
     """Whether an idle connection became readable: its peer closed it, since nobody sends unasked."""
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    return bool(poll.poll(0))
+    return is_readable(sock.fileno())

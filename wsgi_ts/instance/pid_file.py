@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from wsgi_ts.instance.record import Record
-from wsgi_ts.process import start_time
+from wsgi_ts.process import is_readable, start_time
 from wsgi_ts.settings.config import ConfigError
 
 GUARD_MODULE = "wsgi_ts.guard"
@@ -116,11 +116,7 @@ class ServerHandle:
 
     def wait(self, limit_s: float) -> bool:
         """Whether the process has exited, after waiting for it at most `limit_s` seconds."""
-        import select  # only --stop --foreground waits
-
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(limit_s * 1000))
+        return is_readable(self._pidfd, limit_s)
 
     def close(self) -> None:
         """Gives the descriptor back."""

@@ -23,6 +23,7 @@ from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
 from wsgi_ts.instance.record import Record, RecordError, record_of
 from wsgi_ts.process import ProcessIdentity, boot_id, processes_of_instance, wait_until_gone
 from wsgi_ts.run_files import RunFiles
+from wsgi_ts.whole_files import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -191,12 +192,7 @@ class RunDirectory(RunFiles):
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Replaces a file in one step (readers see the old or the new one), mode 0600."""
-    temporary = path.with_name(f".new-{path.name}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    with open(fd, "w", encoding="utf-8") as file:
-        # Not json.dump, which encodes in Python.
-        file.write(json.dumps(value, separators=(",", ":")))
-    os.replace(temporary, path)
+    replace_file(path, json.dumps(value, separators=(",", ":")))
 
 
 def make_private(path: Path) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import re
-import select
 import signal
 import subprocess
 import threading
@@ -30,7 +29,7 @@ from wsgi_ts.instance.instance import Instance
 from wsgi_ts.instance.record import Record
 from wsgi_ts.integrations.home import Home
 from wsgi_ts.logs.setup import no_log_files
-from wsgi_ts.process import inherited_environ, python_command, wait_until_gone
+from wsgi_ts.process import inherited_environ, is_readable, python_command, wait_until_gone
 from wsgi_ts.run_files import RunFiles
 from wsgi_ts.settings.config import Config
 from wsgi_ts.supervisor.metrics.load import METRICS as LOAD_METRICS
@@ -238,7 +237,7 @@ class Engine:
             self._is_stopped = True
             with contextlib.suppress(ProcessLookupError):  # it has ended by itself
                 signal.pidfd_send_signal(self._guard, signal.SIGTERM)
-            if not _has_ended(self._guard, self._config.graceful_timeout + _STOP_MARGIN_S):
+            if not is_readable(self._guard, self._config.graceful_timeout + _STOP_MARGIN_S):
                 log.warning("The engine did not stop in time and is killed")
             self._end_by_force()
             os.close(self._guard)
@@ -298,10 +297,3 @@ def _escaped(value: object) -> str:
     """A value as it stands in config.properties, where a backslash begins an escape."""
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return text.replace("\\", "\\\\").replace("\n", "\\n")
-
-
-def _has_ended(pidfd: int, limit_s: float) -> bool:
-    """Waits at most so long for the end of a process."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(limit_s * 1000))

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any, Literal
 
 from wsgi_ts import TORCHSERVE_VERSION
@@ -26,6 +25,7 @@ from wsgi_ts.plugins.snapshot import Store
 from wsgi_ts.settings.config import Config, property_settings
 from wsgi_ts.settings.properties import format_property
 from wsgi_ts.settings.sources import SNAPSHOT_NAME
+from wsgi_ts.whole_files import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -142,17 +142,7 @@ class SnapshotWriter:
                     return
             known = sorted(name for name in os.listdir(self._directory) if SNAPSHOT_NAME.fullmatch(name))
             name = f"{_stamp_after(known[-1] if known else None)}-{occasion}.cfg"
-            temporary = self._directory / f".new-{os.getpid()}.cfg"
-            try:
-                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-                with open(os.open(temporary, flags, 0o600), "w", encoding="ascii") as file:
-                    file.write(self._content(name))
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, self._directory / name)
-                _sync_directory(self._directory)
-            finally:
-                temporary.unlink(missing_ok=True)
+            replace_file(self._directory / name, self._content(name), to_disk=True)
             for old in known[: max(0, len(known) + 1 - KEPT_FILES)]:
                 (self._directory / old).unlink(missing_ok=True)
 
@@ -232,11 +222,3 @@ def _stamp_after(newest: str | None) -> str:
         except ValueError:
             log.warning("%s is not a time: the newest snapshot cannot be told by its name; remove that file", newest)
     return now.strftime(_STAMP)[:17]
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

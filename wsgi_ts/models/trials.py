@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import select
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -26,6 +25,7 @@ from wsgi_ts.models.arguments import MAX_BATCH_SIZE, MAX_WORKERS
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.version import ModelVersion, Trial
 from wsgi_ts.models.workers import WorkerScaler, limit_workers
+from wsgi_ts.process import is_readable
 from wsgi_ts.settings.config import BATCH_POLICIES, Config
 
 log = logging.getLogger(__name__)
@@ -204,11 +204,9 @@ class Trials:
             raise ConflictStatus(f"Process {trial.owner_pid} cannot be watched: {error.strerror}") from error
 
         def watch() -> None:
-            poll = select.poll()
-            poll.register(pidfd, select.POLLIN)
             try:
                 while model.trial is trial and not self._registry.draining:
-                    if poll.poll(_LOOK_S * 1000):
+                    if is_readable(pidfd, _LOOK_S):
                         self._abandon(model, trial)
             finally:
                 os.close(pidfd)

@@ -27,7 +27,6 @@ from wsgi_ts.rest.responses import (
     write_json,
 )
 from wsgi_ts.rest.router import Router
-from wsgi_ts.settings.config import Config
 
 log = logging.getLogger("wsgi_ts.plugins")
 
@@ -43,16 +42,13 @@ def first_segment(path: str) -> str:
     return path.partition("/")[2].partition("/")[0]
 
 
-def endpoint_app(
-    found: Found, plugin: Any, context: Context, config: Config, report: PluginReport, headers: dict[str, str]
-) -> WSGIApp:
+def endpoint_app(found: Found, plugin: Any, context: Context, report: PluginReport, headers: dict[str, str]) -> WSGIApp:
     """The WSGI app of one endpoint.
 
     Args:
         found: what is known of it.
         plugin: the object.
         context: what it is called with.
-        config: the configuration.
         report: gets what it raises.
         headers: what every answer of the server carries besides the constant ones.
     """

@@ -9,10 +9,8 @@ as JSON; every other process reads that JSON and nothing else. `Config()` holds 
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -369,10 +367,8 @@ class Config:
 
     def to_json(self) -> str:
         """The whole configuration as one JSON object, for the processes of the instance."""
-        rows = {}
-        for name, row in settings_of(Config).items():
-            value = getattr(self, name)
-            rows[name] = None if value is None else row.kind.encode(value)
+        values = {name: (row.kind, getattr(self, name)) for name, row in settings_of(Config).items()}
+        rows = {name: None if value is None else kind.encode(value) for name, (kind, value) in values.items()}
         return json.dumps(rows, indent=1)
 
     @classmethod
@@ -400,18 +396,3 @@ class Config:
 def property_settings() -> dict[str, Setting]:
     """The keys of config.properties, in order."""
     return {name: row for name, row in settings_of(Config).items() if row.is_key}
-
-
-def env_variable(name: str, row: Setting) -> str | None:
-    """The environment variable that sets a key, None where none may.
-
-    It is `TS_` and the key; a key that begins with `ts_` does not get a second one.
-    """
-    if row.env != "":
-        return row.env
-    return name.upper() if name.startswith("ts_") else f"TS_{name.upper()}"
-
-
-def default_run_dir(temp_dir: Path | None = None) -> Path:
-    """The run directory where none is given: one instance of a user for one directory of temporary files."""
-    return (temp_dir or Path(tempfile.gettempdir())) / f"wsgi-ts-{os.getuid()}"

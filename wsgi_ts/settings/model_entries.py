@@ -55,7 +55,7 @@ def parse_models(text: str) -> dict[str, dict[str, dict[str, Any]]]:
     """
     return {
         name: {version: convert_entry(name, version, entry) for version, entry in versions.items()}
-        for name, versions in _objects(parse_object(text), "model {!r}: not an object of versions")
+        for name, versions in _objects(parse_object(text))
     }
 
 
@@ -85,8 +85,8 @@ def unknown_settings(models: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> I
             yield from ((name, version, key) for key in entry if key not in ENTRY_KEYS)
 
 
-def _objects(outer: dict[str, Any], fault: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _objects(outer: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, inner in outer.items():
         if not isinstance(inner, dict):
-            raise ValueError(fault.format(name))
+            raise ValueError(f"model {name!r}: not an object of versions")
         yield name, inner

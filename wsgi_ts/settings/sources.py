@@ -17,8 +17,9 @@ from typing import Any
 
 from wsgi_ts.cgroup import usable_cores
 from wsgi_ts.logs.text import safe_text
+from wsgi_ts.run_files import default_run_dir
 from wsgi_ts.settings.address import Address
-from wsgi_ts.settings.config import Config, ConfigError, default_run_dir, env_variable, property_settings
+from wsgi_ts.settings.config import Config, ConfigError, property_settings
 from wsgi_ts.settings.kinds import BOOLEAN, OIP, UnclearValue, is_true
 from wsgi_ts.settings.model_entries import ENTRY_KEYS, unknown_settings
 from wsgi_ts.settings.properties import PropertiesError, parse_properties, substitute_variables
@@ -88,7 +89,7 @@ def load_config(command_line: CommandLine, environ: Mapping[str, str]) -> Config
     warnings: list[str] = []
     temp_dir = _temp_dir(environ)
     log_dir = _location(environ, "LOG_LOCATION", temp_dir, warnings)
-    log_config = _existing_file("--log-config", command_line.log_config)
+    log_config = _log_config(command_line.log_config)
     path = find_config_file(command_line, environ, log_dir)
     given = _read_file(path, environ, warnings) if path is not None else {}
     from_file = dict(given)
@@ -159,11 +160,11 @@ def _location(environ: Mapping[str, str], variable: str, temp_dir: Path, warning
     return place
 
 
-def _existing_file(flag: str, path: str | None) -> Path | None:
+def _log_config(path: str | None) -> Path | None:
     if path is None:
         return None
     if not os.path.isfile(path):
-        raise ConfigError(f"{flag} file not found: {path}")
+        raise ConfigError(f"--log-config file not found: {path}")
     return _absolute(path)
 
 
@@ -218,7 +219,7 @@ def _from_environment(
     all_count = says_true("enable_envvars_config") or by_variable
     given = {}
     for name, row in property_settings().items():
-        variable = env_variable(name, row)
+        variable = row.variable(name)
         if variable is not None and variable in environ and (all_count or row.env_always):
             given[name] = Given(environ[variable], f"environment variable {variable}")
     if (by_variable or says_true("use_env_allowed_urls")) and "TS_ALLOWED_URLS" in environ:

@@ -43,6 +43,15 @@ class Setting:
     has_effect: bool = True
     limits: Mapping[str, Any] = field(default_factory=dict)
 
+    def variable(self, name: str) -> str | None:
+        """The environment variable that sets the key `name`, None where none may.
+
+        It is `TS_` and the key; a key that begins with `ts_` does not get a second one.
+        """
+        if self.env != "":
+            return self.env
+        return name.upper() if name.startswith("ts_") else f"TS_{name.upper()}"
+
 
 def setting(kind: Kind, default: Any, help: str, *, key: str = "", env: bool | str = True, **more: Any) -> Any:
     """Declares a dataclass field that is a key of a file.

@@ -17,7 +17,8 @@ from wsgi_ts.cgroup import usable_cores
 from wsgi_ts.control.client import ControlPlane, NotReachable
 from wsgi_ts.errors import ServerError
 from wsgi_ts.handlers.serving.recording import RecordedRequest, named_requests, read_recording
-from wsgi_ts.settings.config import Config, default_run_dir
+from wsgi_ts.run_files import default_run_dir
+from wsgi_ts.settings.config import Config
 from wsgi_ts.tune import report
 from wsgi_ts.tune.generator import Generator, LoadError
 from wsgi_ts.tune.learning import Learner, Refused, curves

@@ -10,7 +10,6 @@ import os
 import subprocess
 import sys
 import time
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from types import TracebackType
@@ -71,14 +70,6 @@ class Measurement:
     refusal: str
     throughput: float
     warnings: tuple[str, ...] = field(default=())
-
-    def percentile_s(self, percent: float) -> float:
-        """A percentile of the latency, in seconds; infinite where nothing was answered."""
-        return percentile(self.latencies_s, percent)
-
-    def share_within(self, limit_s: float) -> float:
-        """The part of the requests that were answered well within a time."""
-        return bisect_right(self.latencies_s, limit_s) / max(1, sum(self.statuses.values()))
 
     @property
     def failed(self) -> int:

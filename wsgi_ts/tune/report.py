@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from wsgi_ts.tune.objective import Objective
 from wsgi_ts.tune.prediction import Curve
 from wsgi_ts.tune.search import Point, pareto
 from wsgi_ts.tune.served_model import Setting
+from wsgi_ts.whole_files import replace_file
 
 _PLOT_COLUMNS, _PLOT_LINES = 60, 14
 _PNG_DPI = 120
@@ -92,9 +92,7 @@ def save(result: Result, run_dir: Path) -> Path:
     folder = RunFiles(run_dir).tune
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{result.model}.json"
-    temporary = folder / f".{os.getpid()}.json"
-    temporary.write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    replace_file(path, json.dumps(result.to_json(), indent=1) + "\n")
     return path
 
 

@@ -91,7 +91,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out: requests a second, percentiles of the latency in seconds, mean batch size.
+    """What came out: requests a second, percentiles of the latency in seconds.
 
     `longest_queue_s` is the longest time from when a request could have gone to an idle worker until it went.
     """
@@ -99,7 +99,6 @@ class Outcome:
     throughput: float
     p50_s: float
     p99_s: float
-    mean_batch: float
     longest_queue_s: float
 
 
@@ -195,7 +194,6 @@ class Simulation:
         self._submitted: list[Job] = []
         self._pool = deque([-1.0] * load.pool)  # when the idle connections had their last answer; -1: never
         self._latencies: list[float] = []
-        self._sizes: list[int] = []
         self._longest_queue_s = 0.0
 
     def latencies_s(
@@ -216,7 +214,6 @@ class Simulation:
             throughput=len(latencies) / (self._now - begun_at),
             p50_s=latencies[len(latencies) // 2],
             p99_s=latencies[int(len(latencies) * 0.99)],
-            mean_batch=sum(self._sizes) / len(self._sizes),
             longest_queue_s=self._longest_queue_s,
         )
 
@@ -238,7 +235,7 @@ class Simulation:
                 self._finish(event)
                 if not counts and len(self._latencies) >= warm_up:
                     counts, begun_at = True, self._now
-                    self._latencies, self._sizes, self._longest_queue_s = [], [], 0.0
+                    self._latencies, self._longest_queue_s = [], 0.0
                     looked_at = 0
                 elif counts:
                     late += sum(each > give_up_above_s for each in self._latencies[looked_at:])
@@ -321,7 +318,6 @@ class Simulation:
         self._wake_at(now + max(limit_s, 1e-6))
 
     def _post(self, worker: _ModelWorker, batch: Batch) -> None:
-        self._sizes.append(len(batch.jobs))
         worker.mailbox.append(batch)
         if len(worker.mailbox) == 1:
             could_go_at = max(batch.jobs[0].came_at, worker.idle_since)

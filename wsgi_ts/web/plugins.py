@@ -86,7 +86,7 @@ def load_endpoints(instance: Instance, kinds: Collection[str], report: PluginRep
     context = PluginContext(instance)
     for found, plugin in report.load(config, "endpoints", lambda found: found.type in kinds):
         try:
-            app = endpoint_app(found, plugin, context, config, report, cors_headers(config))
+            app = endpoint_app(found, plugin, context, report, cors_headers(config))
         except Exception as error:
             report.failed(found, error, state="failed", instead="the server's own answer counts")
             continue

@@ -17,7 +17,7 @@ from wsgi_ts.models.arguments import RegisterArguments
 from wsgi_ts.models.effective_settings import effective_settings
 from wsgi_ts.models.model_yaml import ModelYaml, parse_model_yaml
 from wsgi_ts.settings.address import Address, parse_address
-from wsgi_ts.settings.config import Config, ConfigError, env_variable, property_settings
+from wsgi_ts.settings.config import Config, ConfigError, property_settings
 from wsgi_ts.settings.properties import PropertiesError, parse_properties, substitute_variables
 from wsgi_ts.settings.sources import CommandLine, load_config
 from wsgi_ts.settings.table import settings_of
@@ -245,7 +245,7 @@ def test_every_key_has_help_and_default_of_its_kind() -> None:
 
 def test_environment_names() -> None:
     rows = property_settings()
-    names = {name: env_variable(name, row) for name, row in rows.items()}
+    names = {name: row.variable(name) for name, row in rows.items()}
     assert names["job_queue_size"] == "TS_JOB_QUEUE_SIZE"
     assert names["token_expiration_min"] == "TS_TOKEN_EXPIRATION_TIME_MIN"
     assert names["ts_open_inference_protocol"] == "TS_OPEN_INFERENCE_PROTOCOL"
