@@ -1,4 +1,4 @@
-"""What can be done with models: register, scale, describe, list, set the default version, unregister.
+"""What can be done with models: register, scale, set the default version, reload, unregister.
 
 Each operation takes the arguments of the control socket and returns `{"status": HTTP status, "body": JSON}`, word
 for word what the REST API answers, or raises a ServerError. Operations on one version of a model follow each
@@ -19,7 +19,6 @@ from wsgi_ts.archive.download import Fetchers
 from wsgi_ts.archive.model_directory import ModelDirectory, remove_model_directory
 from wsgi_ts.errors import BadRequest, ConflictStatus, RequestTimeout, ServerError, ServiceUnavailable
 from wsgi_ts.models.arguments import RegisterArguments, check_count, check_runtime
-from wsgi_ts.models.description import describe_version, status_of_version, status_of_worker
 from wsgi_ts.models.preparation import ModelPreparer, discard
 from wsgi_ts.models.recorded import RecordedModel
 from wsgi_ts.models.registry import Registry
@@ -39,7 +38,6 @@ class ModelManager:
     Args:
         send: see WorkerScaler.
         publish: makes the registry's present state known to the data path.
-        queued: how many requests of a version wait.
         record: writes the snapshot; called after each change, before it is answered.
         events: plugins that are told, and asked; None for none.
         fetchers: plugins that fetch archives; None for none.
@@ -58,7 +56,6 @@ class ModelManager:
         gpus: int,
         send: Send,
         publish: Callable[[], None],
-        queued: Callable[[ModelVersion], int],
         record: Callable[[], None] = lambda: None,
         events: Events | None = None,
         fetchers: Fetchers | None = None,
@@ -69,7 +66,6 @@ class ModelManager:
         self._events = events or Events(config, None)
         self.workers = WorkerScaler(registry, gpus, send, publish)
         self._publish = publish
-        self._queued = queued
         self._record = record
         self.trials = Trials(config, registry, self.workers, self._operation_on, record)
 
@@ -187,34 +183,6 @@ class ModelManager:
         shown = "" if version is None else f", version: {version}"
         return _status(200, f"Workers scaled to {min_worker} for model: {model_name}{shown}")
 
-    def describe(self, *, model_name: str, version: str | None = None) -> dict[str, Any]:
-        """Describes one version, the default one, or with `all` every one."""
-        with self._registry.changed:
-            host = self._registry.function_host(model_name)
-            if host is not None:
-                models = [self._registry.get(host.name, None if version == "all" else version)]
-            elif version == "all":
-                models = list(self._registry.versions_of(model_name).values())
-            else:
-                models = [self._registry.get(model_name, version)]
-            # Taken here, described without the lock: asking for a GPU's load takes a while.
-            found = [(model, list(model.workers.values())) for model in models]
-        body = [describe_version(model, workers, self._queued(model)) for model, workers in found]
-        if host is not None:
-            body = [{**each, "modelName": model_name, "modelUrl": None, "batchSize": 1} for each in body]
-        return {"status": 200, "body": body}
-
-    def list_models(self, *, limit: int, next_page_token: int) -> dict[str, Any]:
-        """Lists `limit` of the default versions by name, from number `next_page_token` on."""
-        end = next_page_token + limit
-        models = [model for model in self._registry.default_versions() if not model.spec.functions]
-        body: dict[str, Any] = {}
-        if end <= len(models):
-            body["nextPageToken"] = str(end)
-        page = models[next_page_token:end]
-        body["models"] = [{"modelName": each.name, "modelUrl": each.directory.url} for each in page]
-        return {"status": 200, "body": body}
-
     def set_default(self, *, model_name: str, version: str) -> dict[str, Any]:
         """Makes a version the one that requests without a version go to."""
         self._registry.refuse_while_draining()
@@ -263,23 +231,6 @@ class ModelManager:
             self.workers.wait_until_left(model, leaving, self._config.unregister_model_timeout)
             old, model.directory, model.yaml = model.directory, fresh.directory, fresh.yaml
             remove_model_directory(old)
-
-    def kserve_ready(self, *, model_name: str) -> dict[str, Any]:
-        """Whether a model has workers, as KServe asks it."""
-        model = self._registry.get(self._host_of(model_name))
-        return {"status": 200, "body": {"name": model_name, "ready": bool(model.workers)}}
-
-    def status(self) -> dict[str, Any]:
-        """The tables `models` and `workers` of `wsgi-ts status`."""
-        with self._registry.changed:
-            defaults = {(model.name, model.version) for model in self._registry.default_versions()}
-            versions = self._registry.all_versions()
-            models = [
-                status_of_version(model, self._queued(model), is_default=(model.name, model.version) in defaults)
-                for model in versions
-            ]
-            workers = [status_of_worker(model, each) for model in versions for each in model.workers.values()]
-        return {"models": models, "workers": workers}
 
     def _host_of(self, name: str) -> str:
         """The model whose workers answer for a name: a function's host, or itself."""

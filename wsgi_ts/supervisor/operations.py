@@ -11,6 +11,7 @@ from typing import Any
 from wsgi_ts.control.server import Operation, Peer
 from wsgi_ts.errors import BadRequest, InternalServerError, ModelNotFound, ServiceUnavailable
 from wsgi_ts.models.manager import ModelManager
+from wsgi_ts.models.queries import ModelQueries
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.security.tokens import INFERENCE, MANAGEMENT, KeyFileError, KeyRing
 from wsgi_ts.supervisor.console import ConsoleData
@@ -43,6 +44,7 @@ class ControlOperations:
     loop: MainLoop
     registry: Registry
     manager: ModelManager
+    queries: ModelQueries
     workflows: WorkflowManager
     metrics: MetricsCollector
     console: ConsoleData
@@ -59,8 +61,8 @@ class ControlOperations:
         return {
             "register_model": Operation(manager.register),
             "scale_model": Operation(manager.scale),
-            "describe_model": Operation(manager.describe),
-            "list_models": Operation(manager.list_models),
+            "describe_model": Operation(self.queries.describe),
+            "list_models": Operation(self.queries.list_models),
             "set_default": Operation(manager.set_default),
             "unregister_model": Operation(manager.unregister),
             "kserve_ready": Operation(self._kserve_ready),
@@ -88,7 +90,7 @@ class ControlOperations:
 
     def _kserve_ready(self, *, model_name: str) -> Any:
         try:
-            return self.manager.kserve_ready(model_name=model_name)
+            return self.queries.kserve_ready(model_name=model_name)
         except ModelNotFound:
             ready = self.workflows.is_ready(model_name)
             if ready is None:

@@ -25,8 +25,9 @@ from wsgi_ts.guard.protocol import FORWARDED, MODELS
 from wsgi_ts.instance.pid_file import remove_pid_file
 from wsgi_ts.logs.plan import LogPlan
 from wsgi_ts.logs.setup import LogFiles
-from wsgi_ts.messages import ReopenLogs, Stop, ToBatcher
+from wsgi_ts.messages import ReopenLogs, Stop
 from wsgi_ts.models.manager import ModelManager
+from wsgi_ts.models.queries import ModelQueries
 from wsgi_ts.models.recorded import SnapshotError
 from wsgi_ts.models.reloading import Reloader
 from wsgi_ts.models.snapshots import SnapshotWriter
@@ -145,13 +146,13 @@ class Supervisor:
             self._registry,
             models,
             gpus=held.gpus,
-            send=self._send,
+            send=lambda batcher, message: self._batchers.send(batcher, message),  # noqa: PLW0108 (made below)
             publish=publish,
-            queued=lambda model: board.queued(model.loaded_in, model.spec.index),
             record=self._snapshots.record,
             events=self._events,
             fetchers=fetched_by,
         )
+        self._queries = ModelQueries(self._registry, lambda model: board.queued(model.loaded_in, model.spec.index))
         self._workflows = WorkflowManager(
             config,
             self._registry,
@@ -183,6 +184,7 @@ class Supervisor:
             loop=self._loop,
             registry=self._registry,
             manager=self._manager,
+            queries=self._queries,
             workflows=self._workflows,
             metrics=self._metrics,
             console=ConsoleData(
@@ -304,9 +306,6 @@ class Supervisor:
             self._servers.kill_hung()
             self._held.publisher.follow(now)
 
-    def _send(self, batcher: int, message: ToBatcher) -> None:
-        self._batchers.send(batcher, message)
-
     def _reopen_logs(self) -> None:
         """Has every process open its log files again: somebody has moved them away."""
         self._log_files.reopen()
@@ -314,7 +313,7 @@ class Supervisor:
         self._servers.reopen_logs()
 
     def _status(self) -> dict[str, Any]:
-        return {**self._facts(), "segments": self._batchers.segments.describe(), **self._manager.status()}
+        return {**self._facts(), "segments": self._batchers.segments.describe(), **self._queries.status()}
 
     def _facts(self) -> dict[str, Any]:
         """The status without what grows with models, workers and requests."""
