@@ -14,6 +14,8 @@ from wsgi_ts.messages import ModelSpec, WorkerReport, WorkerState
 BACKOFF_S = (1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987, 1597)
 #: A worker that was ready for so many seconds before it failed is started again without waiting.
 STABLE_S = 10.0
+#: A template that served this long before it died is replaced at once.
+TEMPLATE_STABLE_S = 60.0
 #: Why workers are started again, for the metrics. A timeout: no answer within the model's response timeout.
 RESTART_REASONS = ("died", "load_failed", "out_of_memory", "template_died", "timeout")
 HTTP_OK = 200
@@ -29,6 +31,38 @@ HAS_PROCESS = frozenset(
     (WorkerState.STARTING, WorkerState.LOADING, WorkerState.READY, WorkerState.RELEASING, WorkerState.ENDING)
 )
 BEFORE_READY = frozenset((WorkerState.STARTING, WorkerState.LOADING))
+
+
+@dataclass(slots=True)
+class Template:
+    """The worker template, as far as it has come."""
+
+    #: It starts workers; `ready`: those, too, that need what it imports beforehand.
+    started: bool = False
+    ready: bool = False
+    #: When it was ready, and until when another one waits or this one has to be (monotonic seconds).
+    ready_at: float = math.inf
+    deadline: float = math.inf
+    #: Deaths in a row; one that had been of use begins anew.
+    failures: int = 0
+
+    def can_start(self, spec: ModelSpec) -> bool:
+        """Whether it can start a worker of this model version."""
+        return self.ready or (self.started and not spec.needs_preloaded)
+
+    def note_ready(self, now: float) -> None:
+        """It has imported what it was to import."""
+        self.ready, self.ready_at, self.deadline = True, now, math.inf
+
+    def note_death(self, now: float) -> int:
+        """It is dead; returns the seconds after which another one is to be started."""
+        if self.ready:
+            # It was of use, and so will the next be: no loop, however often it is killed.
+            self.failures = 0 if now - self.ready_at >= TEMPLATE_STABLE_S else min(self.failures, 1)
+        self.failures += 1
+        delay = 0 if self.failures == 1 else backoff_s(self.failures - 1)
+        self.deadline = now + delay
+        return delay
 
 
 @dataclass(slots=True)

@@ -29,8 +29,8 @@ from wsgi_ts.batcher.pool.life import (
     HTTP_OK,
     HTTP_OUT_OF_MEMORY,
     Model,
+    Template,
     Worker,
-    backoff_s,
     judge_exit,
     restart_delay_s,
     restart_reason,
@@ -41,8 +41,6 @@ from wsgi_ts.messages import FromTemplate, KillWorker, ModelSpec, ModelUnloaded,
 START_TIMEOUT_S = 120.0
 #: How long the worker template may take to import what it imports.
 TEMPLATE_TIMEOUT_S = 120.0
-#: A template that served this long before it died is replaced at once.
-TEMPLATE_STABLE_S = 60.0
 #: How long a worker that was asked to leave (or could not load) may take to exit by itself.
 EXIT_GRACE_S = 2.0
 #: A kill that showed no effect is repeated after this time.
@@ -69,11 +67,7 @@ class WorkerPool:
         self._models: dict[int, Model] = {}
         self._workers: dict[int, Worker] = {}
         self._actions: list[Action] = []
-        self._template_started = False
-        self._template_ready = False
-        self._template_ready_at = math.inf
-        self._template_deadline = math.inf
-        self._template_failures = 0
+        self._template = Template()
         self._stopping = False
 
     def start(self, now: float) -> list[Action]:
@@ -147,11 +141,10 @@ class WorkerPool:
     def on_template_event(self, event: FromTemplate, now: float) -> list[Action]:
         """Takes what the worker template says of itself and its workers."""
         if isinstance(event, messages.TemplateStarted):
-            self._template_started = True
+            self._template.started = True
             self._start_waiting(now)
         elif isinstance(event, messages.TemplateReady):
-            self._template_ready, self._template_ready_at = True, now
-            self._template_deadline = math.inf
+            self._template.note_ready(now)
             self._start_waiting(now)
         elif not isinstance(event, messages.MetricsReported):
             worker = self._live(event.worker_id, event.start_count)
@@ -171,13 +164,7 @@ class WorkerPool:
 
     def on_template_lost(self, now: float) -> list[Action]:
         """The template's channel is closed: it is dead, and all its workers with it."""
-        if self._template_ready:
-            # It was of use, and so will the next be: no loop, however often it is killed.
-            stable = now - self._template_ready_at >= TEMPLATE_STABLE_S
-            self._template_failures = 0 if stable else min(self._template_failures, 1)
-        self._template_failures += 1
-        delay = 0 if self._template_failures == 1 else backoff_s(self._template_failures - 1)
-        self._template_deadline = now + delay
+        delay = self._template.note_death(now)
         log.error("The worker template died; starting another in %d seconds.", delay)
         self._lose_all(now)
         return self.tick(now)
@@ -205,7 +192,7 @@ class WorkerPool:
 
     def tick(self, now: float) -> list[Action]:
         """Does what has become due."""
-        if now >= self._template_deadline and not self._stopping:
+        if now >= self._template.deadline and not self._stopping:
             # One that hangs may have started those that need not wait for it; they go with it.
             self._lose_all(now)
             self._start_template(now)
@@ -217,33 +204,30 @@ class WorkerPool:
     def next_wake_at(self) -> float:
         """The monotonic time at which `tick` has something to do; infinity when nothing is pending."""
         due = min((worker.deadline for worker in self._workers.values()), default=math.inf)
-        return due if self._stopping else min(due, self._template_deadline)
+        return due if self._stopping else min(due, self._template.deadline)
 
     def _start_template(self, now: float) -> None:
-        self._template_deadline = now + TEMPLATE_TIMEOUT_S
+        self._template.deadline = now + TEMPLATE_TIMEOUT_S
         self._actions.append(StartTemplate())
 
     def _lose_all(self, now: float) -> None:
         """The template's end is that of all its workers."""
-        self._template_started = self._template_ready = False
+        self._template.started = self._template.ready = False
         for worker in [each for each in self._workers.values() if each.state in HAS_PROCESS]:
             reason = worker.fault or "the worker template died"
             self._gone(worker, "died", reason, now, blame=bool(worker.fault))
 
     def _start_waiting(self, now: float) -> None:
         for worker in self._workers.values():
-            if worker.state is WorkerState.WAITING and self._can_start(worker.model.spec):
+            if worker.state is WorkerState.WAITING and self._template.can_start(worker.model.spec):
                 self._start(worker, now)
-
-    def _can_start(self, spec: ModelSpec) -> bool:
-        return self._template_ready or (self._template_started and not spec.needs_preloaded)
 
     def _start(self, worker: Worker, now: float) -> None:
         """Starts a worker, or lets it wait for the template."""
         worker.pid, worker.stopping, worker.killed, worker.fault = -1, False, False, ""
         worker.progress, worker.ready_at = "", math.inf
         spec = worker.model.spec
-        if self._can_start(spec):
+        if self._template.can_start(spec):
             worker.start_count += 1
             worker.begin(WorkerState.STARTING, now + START_TIMEOUT_S)
             self._actions.append(StartWorker(worker.worker_id, worker.start_count, spec, worker.gpu_id, worker.devices))
