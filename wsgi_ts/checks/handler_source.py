@@ -90,7 +90,7 @@ def _check_import(each: Import, where: str, wanted: set[str]) -> Difference | No
         return None
     if top in _GONE:
         return Difference(level, where, f"imports {top}", _GONE[top])
-    if _is_installed(top):
+    if is_installed(top):
         return None
     package = _PACKAGES.get(top, top)
     if _normal(package) in wanted:
@@ -166,9 +166,10 @@ def _defined(tree: ast.Module) -> Iterator[str]:
             yield node.id
 
 
-def _is_installed(top: str) -> bool:
+def is_installed(module: str) -> bool:
+    """Whether a module can be found; the packages that it is in are imported for that."""
     try:
-        return importlib.util.find_spec(top) is not None
+        return importlib.util.find_spec(module) is not None
     except (ImportError, ValueError):
         return False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 import wsgi_ts
 from wsgi_ts.batcher.shm.machine import machine_problem
 from wsgi_ts.batcher.shm.shared_memory import free_bytes
+from wsgi_ts.checks.handler_source import is_installed
 from wsgi_ts.instance.listeners import UNIX_PATH_BYTES
 from wsgi_ts.instance.shared_memory import address_bytes, start_bytes
 from wsgi_ts.models.environment import interpreter
@@ -78,17 +78,10 @@ def check_exporter(config: Config) -> None:
                 "write for example http://127.0.0.1:4318"
             )
         )
-    if not _has_exporter():
+    if not is_installed("opentelemetry.exporter.otlp.proto.http"):
         raise StartError(
             config.located("otlp_endpoint is set, but OpenTelemetry is not installed: pip install 'wsgi-ts[trace]'")
         )
-
-
-def _has_exporter() -> bool:
-    try:
-        return importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http") is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def check_addressable(config: Config, batchers: int) -> None:

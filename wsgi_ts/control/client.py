@@ -104,7 +104,8 @@ class ControlPlane:
                 channel = self._idle.pop() if self._idle else None
             if channel is None:
                 return self._connect()
-            if not _is_stale(channel.sock):
+            # An idle one that can be read was closed by its peer: nobody sends unasked.
+            if not is_readable(channel.fileno()):
                 return channel
             channel.close()
 
@@ -126,8 +127,3 @@ class ControlPlane:
                 raise NotReachable() from error
             on_error.pop_all()
         return Channel(sock)
-
-
-def _is_stale(sock: socket.socket) -> bool:
-    """Whether an idle connection became readable: its peer closed it, since nobody sends unasked."""
-    return is_readable(sock.fileno())
