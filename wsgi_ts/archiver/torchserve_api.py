@@ -146,10 +146,7 @@ class ModelExportUtils(_ExportUtils):
                 file = pack.find_handler_file(path, runtime) if kind == "handler" else Path(path)
                 if file is not None:
                     contents.add_file(file)
-        for name, source in contents.files.items():
-            target = Path(model_path) / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, target)
+        _copy_into(Path(model_path), contents)
 
     @staticmethod
     def archive(
@@ -174,6 +171,13 @@ class ModelExportUtils(_ExportUtils):
         """Checks the name and the directory; a directory that is missing is made."""
         pack.check_name("Model", model_name)
         pack.output_path(export_path, model_name)
+
+
+def _copy_into(folder: Path, contents: Contents) -> None:
+    for name, source in contents.files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target)
 
 
 def _archive_tree(folder: str, output: str, documents: dict[str, str], archive_format: str, root_name: str) -> None:
@@ -230,10 +234,7 @@ class WorkflowExportUtils(_ExportUtils):
             pack.add_extra_files(contents, files)
         directory = tempfile.mkdtemp(prefix=f"{workflow_name}-")
         try:
-            for name, source in contents.files.items():
-                target = Path(directory) / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source, target)
+            _copy_into(Path(directory), contents)
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise
