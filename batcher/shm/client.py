@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from importlib import import_module
 from typing import Final
-
-import numpy as np
 
 from wsgi_ts.batcher.shm import layout, stream
 from wsgi_ts.batcher.shm.board import Board
@@ -52,6 +51,8 @@ class SlotClient:
         self._buffer = segment.buffer
         self._states = segment.states
         self._cancels = segment.cancels
+        # Processes without a segment have this module too, and no use for numpy: an eighth of a second, and 15 MB.
+        np = import_module("numpy")
         # The low byte of each state word, as one array: the scan for answers is a single comparison.
         low_byte = 0 if sys.byteorder == "little" else layout.WORD - 1
         self._scan = np.frombuffer(segment.states, dtype=np.uint8)[low_byte :: layout.WORD]

@@ -6,17 +6,19 @@ Runs in a process of its own (`probe`), so that whatever a plugin does while it 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wsgi_ts.plugins.api import ENDPOINT_TYPES, GROUPS, NAMED_ONLY, Mark, mark_of
 from wsgi_ts.plugins.described import operations_of
 from wsgi_ts.plugins.found import Found, PluginError, add_folders, bare, check_api, folders, import_object
+
+if TYPE_CHECKING:
+    from importlib import metadata
 
 _PREFIX = "wsgi_ts."
 #: What an object that was not decorated is taken for: the group by the methods that no other has.
@@ -62,7 +64,7 @@ def find_plugins(wanted: Wanted) -> list[Found]:
 
 def entry_points_exist() -> bool:
     """Whether anything that is installed names a plugin; imports none of them."""
-    return any(entry.group.startswith(_PREFIX) for entry in _entry_points(importlib.metadata.distributions()))
+    return any(entry.group.startswith(_PREFIX) for entry in _entry_points(_distributions()))
 
 
 def jars(plugins_path: str) -> list[Path]:
@@ -70,9 +72,14 @@ def jars(plugins_path: str) -> list[Path]:
     return [jar for folder in folders(plugins_path) for jar in sorted(folder.glob("*.jar"))]
 
 
-def _entry_points(
-    distributions: Iterator[importlib.metadata.Distribution] | Any,
-) -> Iterator[importlib.metadata.EntryPoint]:
+def _distributions() -> Iterator[metadata.Distribution]:
+    # Imported here, with the package for mails that it needs: all processes of a server import this module.
+    from importlib import metadata
+
+    yield from metadata.distributions()
+
+
+def _entry_points(distributions: Iterable[metadata.Distribution]) -> Iterator[metadata.EntryPoint]:
     for distribution in distributions:
         for entry in distribution.entry_points:
             if entry.group.startswith(_PREFIX):
@@ -81,7 +88,7 @@ def _entry_points(
 
 def _installed(wanted: Wanted) -> Iterator[Found]:
     """Plugins of installed distributions; what opens something to the network must be named."""
-    for distribution in importlib.metadata.distributions():
+    for distribution in _distributions():
         in_folder = _is_in(distribution, folders(wanted.plugins_path))
         for entry in _entry_points([distribution]):
             group = entry.group.removeprefix(_PREFIX)
@@ -92,7 +99,7 @@ def _installed(wanted: Wanted) -> Iterator[Found]:
                 yield _examined(row, default_path=entry.name)
 
 
-def _is_in(distribution: importlib.metadata.Distribution, places: Sequence[Path]) -> bool:
+def _is_in(distribution: metadata.Distribution, places: Sequence[Path]) -> bool:
     where = Path(str(distribution.locate_file("")))
     return any(where == place or place in where.parents for place in places)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import logging
 import os
 import socket
@@ -15,6 +16,7 @@ import ssl
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +157,15 @@ class WebApplication(BaseApplication):  # type: ignore[misc]
             self.cfg.set(name, value)
 
     def load(self) -> Callable[..., Any]:
-        """Builds the app of every listener before the web workers are forked; returns the first."""
+        """Builds the app of every listener before the web workers are forked; returns the first.
+
+        What they all need is imported here too, so that they have it in common.
+        """
         for address, kinds in self._kinds.items():
             self._apps[address] = build_app(kinds, self.instance)
+        if self.kind == "inference":
+            import_module("numpy")  # for `SlotClient`
+        gc.freeze()
         return next(iter(self._apps.values()))
 
     def app_for(self, sock: Any) -> Callable[..., Any]:

@@ -139,7 +139,7 @@ def test_services_are_those_of_torchserve_and_grpc_s_health() -> None:
 def test_no_other_process_loads_grpc() -> None:
     web = "wsgi_ts.web.gunicorn_app, wsgi_ts.web.worker, wsgi_ts.rest.inference, wsgi_ts.dataplane.descriptions"
     others = "wsgi_ts.cli.commands, wsgi_ts.supervisor.supervisor"
-    others += ", wsgi_ts.batcher.__main__, wsgi_ts.batcher.worker.main"
+    others += ", wsgi_ts.batcher.main, wsgi_ts.batcher.worker.main"
     code = f"import sys; import {web}, {others}; print('grpc' in sys.modules)"
     asked = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert asked.stdout.strip() == "False"
