@@ -1,6 +1,7 @@
 """KServe's own Python package against the server: its clients, and a wrapper of the kind that TorchServe's image has.
 
-The package lives in a virtual environment of its own, which is made once (a minute: hence `slow`).
+The package lives in a virtual environment of its own, which is made once (a minute: hence `slow`) and stays in pytest's
+cache for the next run.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import venv
 from collections.abc import Iterator
 from pathlib import Path
@@ -139,13 +141,17 @@ asyncio.run(main())
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def python(pytestconfig: pytest.Config) -> Path:
     """The interpreter of an environment with KServe's package."""
-    folder = tmp_path_factory.mktemp("kserve")
-    venv.create(folder / "venv", with_pip=True)
-    path = folder / "venv" / "bin" / "python"
-    command = [path, "-m", "pip", "install", "--quiet", "--no-compile", "--only-binary", ":all:", *PACKAGES]
-    subprocess.run(command, check=True, timeout=500)
+    made = pytestconfig.cache.mkdir("kserve") / "-".join((sys.implementation.cache_tag, *PACKAGES))
+    path, complete = made / "bin" / "python", made / "complete"
+    # The interpreter is a link, which leads nowhere when the one that it was made with has gone.
+    if not (complete.exists() and path.exists()):
+        venv.create(made, clear=True)
+        # Our own pip: to give the environment one of its own takes seconds.
+        pip = [sys.executable, "-m", "pip", "--python", path, "install", "--quiet", "--no-compile"]
+        subprocess.run([*pip, "--only-binary", ":all:", *PACKAGES], check=True, timeout=500)
+        complete.touch()
     return path
 
 
