@@ -95,13 +95,24 @@ $(LOCK):
 	@echo "take another PYTHON=..., or the newest versions of everything: make LOCK=requirements/pins.txt"
 	@exit 1
 
+# mypy takes longest, and one core: the rest runs beside it.
+SIDE_BY_SIDE := $(MAKE) --no-print-directory --jobs 2 --output-sync=target
+LINT := lint-types lint-style lint-imports
+
 lint: $(DEV) ## style, types and import directions
+	@$(SIDE_BY_SIDE) $(LINT)
+
+lint-types: $(DEV)
+	@echo "==> mypy --strict"
+	@$(BIN)/mypy -p wsgi_ts
+
+lint-style: $(DEV)
 	@echo "==> ruff check"
 	@$(BIN)/ruff check --quiet .
 	@echo "==> ruff format --check"
 	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: make format"; exit 1; }
-	@echo "==> mypy --strict"
-	@$(BIN)/mypy -p wsgi_ts
+
+lint-imports: $(DEV)
 	@echo "==> lint-imports"
 	@PYTHONPATH=wsgi_ts/ts_shim $(BIN)/lint-imports
 
@@ -118,7 +129,8 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest --numprocesses $(TEST_J
 # What can be compiled, and so has to work without, too.
 DATA_PATH_TESTS := $(addprefix tests/unit/,batcher dataplane http rest web) tests/integration/test_predictions.py
 
-test: lint compile debian ## lint, then every test that this machine can run
+test: $(DEV) ## lint, then every test that this machine can run
+	@$(SIDE_BY_SIDE) $(LINT) compile debian
 	@echo "==> pytest, $(TEST_JOBS) tests at a time"
 	@$(PYTEST) --durations 60 --durations-min 2 $(PYTEST_ARGS)
 	@echo "==> pytest, the data path without compiled modules"
