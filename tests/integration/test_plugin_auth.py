@@ -12,13 +12,14 @@ from typing import Any
 import grpc
 import jwt
 import pytest
-from support.grpc_client import GrpcClient, inference_pb2, management_pb2
+from support.grpc_client import GrpcClient, inference_pb2, management_pb2, open_inference_pb2
 from support.http import RawConnection
 
 from wsgi_ts.plugins.testing import PluginServer
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "plugins"
 SECRET = "a secret that is long enough for HS256"
+CONFIG = {"web_workers": "2", "ts_open_inference_protocol": "true", "enable_model_api": "true"}
 WAITS = """
 import os, time
 from wsgi_ts.plugins import Principal, plugin
@@ -49,7 +50,7 @@ def token(models: tuple[str, ...] = ("*",), actions: tuple[str, ...] = ("*",), *
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PluginServer]:
     home = tmp_path_factory.mktemp("jwt") / "server"
     environment = {"JWT_SECRET": SECRET}
-    server = PluginServer(home, EXAMPLES / "jwt_auth.py", environment=environment, config={"web_workers": "2"})
+    server = PluginServer(home, EXAMPLES / "jwt_auth.py", environment=environment, config=CONFIG)
     server.start()
     yield server
     assert server.stop() == 0
@@ -151,6 +152,32 @@ def test_grpc(server: PluginServer) -> None:
         with pytest.raises(grpc.RpcError) as refused:
             list(stream)
         assert refused.value.code() == codes.PERMISSION_DENIED
+
+
+def test_the_repository_over_grpc_is_no_prediction(server: PluginServer) -> None:
+    """Who may ask a model may not load or unload it, however the request names it."""
+    codes = grpc.StatusCode
+
+    def code(name: str, headers: dict[str, str], **fields: str) -> grpc.StatusCode:
+        message = getattr(open_inference_pb2, f"{name}Request")(**fields)
+        try:
+            getattr(client.repository, name)(message, metadata=tuple(headers.items()), timeout=60)
+        except grpc.RpcError as error:
+            found: grpc.StatusCode = error.code()
+            return found
+        return codes.OK
+
+    with GrpcClient(server) as client:  # type: ignore[arg-type]
+        predicts, registers = token(actions=("predict", "describe")), token(actions=("register", "unregister"))
+        for field in ("model_name", "repository_name"):
+            assert code("RepositoryModelUnload", predicts, **{field: "echo"}) == codes.PERMISSION_DENIED
+            assert code("RepositoryModelLoad", predicts, **{field: "echo"}) == codes.PERMISSION_DENIED
+            others = token(models=("other",), actions=("register", "unregister"))
+            assert code("RepositoryModelUnload", others, **{field: "echo"}) == codes.PERMISSION_DENIED
+            assert code("RepositoryModelLoad", registers, **{field: "echo"}) == codes.OK, "it is loaded already"
+        assert code("RepositoryIndex", predicts) == codes.OK
+        assert code("RepositoryIndex", registers) == codes.PERMISSION_DENIED
+    assert server.post("/predictions/echo", b"x", headers=token()).body == b"x"
 
 
 def test_one_that_hangs_or_raises_lets_nobody_in_and_stops_nothing(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ _ACTIONS = {
     **dict.fromkeys(("Ping", "ServerLive", "ServerReady"), "ping"),
     **dict.fromkeys(("DescribeModel", "ListModels", "ModelMetadata", "ModelReady", "ServerMetadata"), "describe"),
     **{"RegisterModel": "register", "ScaleWorker": "scale", "SetDefault": "scale", "UnregisterModel": "unregister"},
+    **{"RepositoryIndex": "describe", "RepositoryModelLoad": "register", "RepositoryModelUnload": "unregister"},
 }
 
 
@@ -59,7 +60,9 @@ class GrpcGate:
 
     async def _check(self, head: Head, request: Any) -> None:
         action = _ACTIONS.get(head.path.rpartition("/")[2], "predict")
-        model = getattr(request, "model_name", "") or getattr(request, "name", "") or ""
+        # KServe's clients send a model's name where the protocol has the repository's (`rpc.repository`).
+        names = ("model_name", "name", "repository_name")
+        model = next((name for name in (getattr(request, field, "") for field in names) if name), "")
         decision = self._gate.known(head, action, model)
         if decision is None:
             try:
