@@ -17,6 +17,8 @@ from support.http import Reply
 from support.server import ServerProcess
 from support.wars import NAMED, war
 
+from wsgi_ts.cli.status import format_state
+
 CHAIN = """
 models:
   min-workers: 1
@@ -393,6 +395,15 @@ def test_list_and_describe(server: ServerProcess) -> None:
     assert [each["workflowName"] for each in everything["workflows"]] == [
         *("chain", "diamond", "ends", "hasty", "mood", "row", "stalled")
     ]
+
+
+def test_the_status_for_people_lists_them(server: ServerProcess) -> None:
+    lines = list(format_state(server.control.call("status")))
+    head, *rows = lines[lines.index("workflows") + 1 :]
+    assert head.split()[:3] == ["workflow", "url", "nodes"]
+    assert "longest ms" in head
+    (hasty,) = [row.split() for row in rows if row.split()[:1] == ["hasty"]]
+    assert hasty == ["hasty", "hasty.war", "1", "1", "0", "0", "400", "yes", "-"]
 
 
 @pytest.mark.parametrize(
