@@ -228,8 +228,9 @@ class SlotClient:
         if slot not in self._set_aside:
             self._set_aside.add(slot)
             log.error(
-                "The state of slot %d of segment %d was written over while its request was under way: its client gets an "
-                "error, and the slot is used no more. A handler writes where it should not; mend it, and restart the server",
+                "The state of slot %d of segment %d was written over while its request was under way: its client gets "
+                "an error, and the slot is used no more. A handler writes where it should not; mend it, and restart "
+                "the server",
                 slot,
                 self.segment.index,
             )

@@ -295,8 +295,8 @@ class ResponseFlag:
 #: batcher, request id (36 ASCII characters), bytes of the sequence's id (0: the model has no sequences). Behind it lie
 #: head, url_path, content type, sequence's id and body.
 REQUEST: Final = struct.Struct("<QQIIIHHH36sH")
-#: Response header: start of service (ns), end of service (ns), body bytes, status, flags, phrase bytes, header bytes, and
-#: the low 32 bits of the generation that it answers.
+#: Response header: start of service (ns), end of service (ns), body bytes, status, flags, phrase bytes, header bytes,
+#: and the low 32 bits of the generation that it answers.
 RESPONSE: Final = struct.Struct("<QQQHHIII")
 #: Behind it, the batch that the request was run in: when it was dispatched (ns), its number in the worker's mailbox,
 #: the worker's number, requests in it, CloseReason, and when (monotonic seconds) the handler was called, its

@@ -98,6 +98,14 @@ class Resources:
         """How many GPUs there are."""
         return len(self.devices) - 1
 
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Where it listens, by the APIs that are served there."""
+        return {
+            **{"+".join(each.kinds): str(each.address) for each in self.listeners},
+            **{f"gRPC {each.kinds[0]}": str(each.address) for each in self.grpc_ports},
+        }
+
     def close_listeners(self) -> None:
         """Listens no more; may be called again."""
         for listener in self.listeners:

@@ -328,10 +328,7 @@ class Supervisor:
             "started": self._announced,
             "healthy": self._registry.is_healthy(time.monotonic()),
             "draining": self._registry.draining,
-            "addresses": {
-                **{"+".join(each.kinds): str(each.address) for each in self._held.listeners},
-                **{f"gRPC {each.kinds[0]}": str(each.address) for each in self._held.grpc_ports},
-            },
+            "addresses": self._held.addresses,
             "processes": [*self._own_rows(), *(each.describe() for each in self._running())],
             "workflows": self._workflows.status(),
         }
