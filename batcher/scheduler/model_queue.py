@@ -21,8 +21,9 @@ from wsgi_ts.messages import ModelSpec
 #: A worker gets its next batch while one runs only where batches are this short (seconds): the time between two
 #: matters there, and a job that waits in a mailbox cannot be taken by a worker that falls idle (except by `Revoke`).
 PREFETCH_BELOW_S: Final = 0.005
-#: A worker, and the batcher, that are woken for each batch of some dozens of microseconds do little else, so several
-#: may lie ready: where another worker could fall idle meanwhile, no more than so many seconds' worth.
+#: A worker, and the batcher, that are woken for each batch of some dozens of microseconds do little else, so where
+#: batches are shorter than this (seconds) several may lie ready. Where another worker could fall idle meanwhile, all of
+#: them together are no longer.
 READY_S: Final = 0.001
 #: A batch that lies behind one running this many times longer than usual is taken back.
 OVERDUE_FACTOR: Final = 10.0
@@ -235,11 +236,10 @@ class ModelQueue:
         """Of the busy workers that may have a further full batch lie ready in their mailbox, the one with fewest."""
         if self.service_s >= PREFETCH_BELOW_S or len(self.jobs) < self.batch_size:
             return None
-        most = MAIL_PLACES
-        if self.halving is not None:
-            most = 2  # the worker says of one batch at a time that its memory was too small
-        elif len(self.workers) > 1:
-            most = max(2, min(most, 1 + int(READY_S / max(self.service_s, 1e-6))))
+        most = 2
+        if self.service_s < READY_S and self.halving is None:  # a worker tells of one batch that took too much memory
+            ready = 1 + int(READY_S / max(self.service_s, 1e-6))
+            most = MAIL_PLACES if len(self.workers) == 1 else min(MAIL_PLACES, ready)
         found: Worker | None = None
         for worker in self.workers:
             if len(worker.batches) < most and worker.takes_more and not worker.is_blocked:
