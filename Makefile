@@ -174,6 +174,9 @@ bench-batching: compile ## compare the adaptive batching rule with fixed ones, s
 bench-gate: compile ## compare the CPU time per request with another revision's: BASE=..., or the last tag (needs wrk)
 	@$(PY) benchmarks/bench_gate.py $(if $(BASE),--base $(BASE)) $(BENCH_ARGS)
 
+bench-budget: compile ## tell where the time of a request goes, step by step and process by process (needs wrk)
+	@$(PY) benchmarks/bench_budget.py $(BENCH_ARGS)
+
 bench-large: compile ## measure groups of ranks and token generation on this machine, on the CPU
 	@$(PY) benchmarks/bench_large.py $(BENCH_ARGS)
 

@@ -121,9 +121,21 @@ def base_tree(options: Options) -> Iterator[Tree]:
     if options.interpreted:
         yield Tree(PROJECT, {"WSGI_TS_COMPILED": "0"})
         return
-    commit = git("rev-parse", "--verify", "--quiet", f"{options.base}^{{commit}}")
+    with revision(options.base) as tree:
+        yield tree
+
+
+@contextmanager
+def revision(name: str) -> Iterator[Tree]:
+    """Another revision of this repository in a folder of its own, compiled, for as long as it is open.
+
+    Raises:
+        BenchmarkError: git does not know the revision.
+    """
+    commit = git("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
     if not commit:
-        raise BenchmarkError(f"git knows no revision {options.base!r}.")
+        raise BenchmarkError(f"git knows no revision {name!r}.")
+    WORK.mkdir(exist_ok=True)
     folder = WORK / f"base-{commit[:12]}"
     git("worktree", "remove", "--force", str(folder))
     git("worktree", "prune")
