@@ -75,8 +75,9 @@ def test_the_page_typed() -> None:
 
 
 def test_what_the_page_prints_of_the_examples() -> None:
-    first, options = blocks("yaml")
+    first, limit, options = blocks("yaml")
     assert first == (WORKFLOWS / "phrases" / "fan_out.yaml").read_text(encoding="utf-8")
+    assert (parse_spec(first).timeout_ms, parse_spec(first + limit).timeout_ms) == (0, 30_000)
     spec = parse_spec(options)
     assert (spec.start, spec.leaves) == ("picture", ("summary",))
     [functions] = blocks("python")
