@@ -329,8 +329,8 @@ def free_ports(count: int) -> list[int]:
     """Ports of 127.0.0.1 that nobody listens on, all different.
 
     Below those that the kernel gives to clients: between this look and the server's start a connection of a test that
-    runs at the same time cannot take one. And each of the processes that run tests draws from a part of its own, so that
-    a server that is stopped for a moment finds its ports free.
+    runs at the same time cannot take one. And each of the processes that run tests draws from a part of its own, so
+    that a server that is stopped for a moment finds its ports free.
     """
     first_of_clients = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     ours = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
