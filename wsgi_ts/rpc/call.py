@@ -201,9 +201,8 @@ class RpcCall:
         begin = self.method.begin
         if begin is None:
             self._run_in_task(request)
-            return
-        work = begin(request, self)
-        self.work = work
+        else:
+            self.work = begin(request, self)
 
     def _run_in_task(self, request: Any) -> None:
         self.work = asyncio.get_running_loop().create_task(self._run(request))

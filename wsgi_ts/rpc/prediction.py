@@ -55,7 +55,7 @@ class PredictionMethod:
             call.close()
 
 
-class Port(Protocol):
+class PortCalls(Protocol):
     """What a prediction needs of the calls of its port (`wsgi_ts.rpc.calls`)."""
 
     def admit(self, rpc: RpcCall) -> None:
@@ -80,7 +80,7 @@ class Prediction:
 
     __slots__ = ("_began_ns", "_call", "_is_over", "_line", "_method", "_port", "_rpc", "_task")
 
-    def __init__(self, port: Port, line: str, method: PredictionMethod, rpc: RpcCall) -> None:
+    def __init__(self, port: PortCalls, line: str, method: PredictionMethod, rpc: RpcCall) -> None:
         self._port = port
         self._line = line
         self._method = method
