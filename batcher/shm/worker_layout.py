@@ -68,7 +68,7 @@ MAIL_WORDS: Final = 24
 #: Batches that may lie in a mailbox, the running one among them.
 MAIL_PLACES: Final = 8
 #: The low bits of MailWord.REVOKED say how many batches are taken back, the others which is the first.
-REVOKED_COUNT_BITS: Final = 4
+REVOKED_COUNT_BITS: Final = MAIL_PLACES.bit_length()
 #: Words of a place before its entries.
 PLACE_WORDS: Final = 2
 _MAIL_SEGMENT_SHIFT: Final = 32

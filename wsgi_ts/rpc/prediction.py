@@ -103,10 +103,9 @@ class Prediction:
 
     def cancel(self) -> None:
         """Withdraws it: nobody waits for it any more."""
-        if not self._is_over:
-            self._note_end(StatusCode.CANCELLED)
-            if self._task is not None:
-                self._task.cancel()
+        self._note_end(StatusCode.CANCELLED)
+        if self._task is not None:
+            self._task.cancel()
 
     def _on_news(self) -> None:
         call = self._call
@@ -117,21 +116,20 @@ class Prediction:
             self._task = asyncio.get_running_loop().create_task(self._take_parts(call))
             return
         try:
-            answer = self._method.answer(call.result())
+            self._answer(call.result())
         except Exception as error:
             self._fail(error)
-        else:
-            self._note_end(StatusCode.OK)
-            self._rpc.answer(answer)
 
     async def _take_parts(self, call: Call) -> None:
         try:
-            answer = self._method.answer(await call.whole())
+            self._answer(await call.whole())
         except Exception as error:
             self._fail(error)
-        else:
-            self._note_end(StatusCode.OK)
-            self._rpc.answer(answer)
+
+    def _answer(self, prediction: bytes) -> None:
+        message = self._method.answer(prediction)
+        self._note_end(StatusCode.OK)
+        self._rpc.answer(message)
 
     def _fail(self, error: Exception) -> None:
         failure = self._port.failure(self._line, error)
@@ -139,7 +137,12 @@ class Prediction:
         self._rpc.end(failure.code, failure.description)
 
     def _note_end(self, code: StatusCode) -> None:
-        """Gives back what it has, and writes the access log: before the answer leaves, as its end may tell the load."""
+        """Gives back what it has, and writes the access log; the first end counts.
+
+        Before the answer leaves, as that may end with the load.
+        """
+        if self._is_over:
+            return
         self._is_over = True
         call = self._call
         if call is not None:
