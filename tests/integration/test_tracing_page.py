@@ -23,10 +23,11 @@ def blocks(language: str) -> list[str]:
 
 
 def shape(text: str) -> str:
-    """A printed text without what differs from run to run: ids, times, and so the bars."""
+    """A printed text without what differs from run to run: ids, times, and so the bars, and which worker was free."""
     text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID", text)
     text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+", "DATE", text)
     text = re.sub(r"\d+(\.\d+)? ms *", "TIME ", text)
+    text = re.sub(r"(\bworker |\bW-)900\d\b", r"\1WORKER", text)
     return re.sub(r" *#+ *| +", " ", text).strip()
 
 
