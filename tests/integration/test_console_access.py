@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import expect
@@ -121,9 +123,9 @@ def test_only_so_many_look_at_a_time_and_all_see_the_same(tmp_path: Path) -> Non
             assert b"503" in line
             assert json.loads(body)["message"].startswith(f"{MAX_VIEWERS} viewers")
         first, *others = [snapshots(raw) for raw in raws]
-        times = [next(first) for _ in range(4)]
+        times = [next(first)["at"] for _ in range(4)]
         assert times == sorted(set(times))
-        assert all(next(each) > 0 for each in others)
+        assert all(next(each)["at"] > 0 for each in others)
         # Nobody holds a thread: the management API answers as ever.
         assert server.request("management", "GET", "/models").status == 200
         raws[0].close()
@@ -131,7 +133,46 @@ def test_only_so_many_look_at_a_time_and_all_see_the_same(tmp_path: Path) -> Non
         assert server.stop() == []
         # All of them were told that the stream is whole: it ends with its last chunk.
         for each in others:
-            assert all(at > 0 for at in each)
+            assert all(found["at"] > 0 for found in each)
+
+
+def test_each_puts_the_same_models_together_of_what_has_changed(tmp_path: Path) -> None:
+    archive(tmp_path, "echo")
+    with ServerProcess(store=tmp_path) as server, ExitStack() as viewers:
+        assert server.register("echo.mar", model_name="first").status == 200
+
+        def look() -> Iterator[tuple[int, dict[str, int]]]:
+            raw = viewers.enter_context(server.raw("management"))
+            raw.send(EVENTS)
+            assert b"200" in raw.read_head()[0]
+            known: dict[int, dict[str, Any]] = {}
+            for found in snapshots(raw):
+                known |= {model["id"]: model for model in found["models"]}
+                whole = [known[number] for number in found["order"]]
+                yield len(found["models"]), {model["name"]: model["requests"] for model in whole}
+
+        def wait_for(viewer: Iterator[tuple[int, dict[str, int]]], wanted: dict[str, int]) -> list[int]:
+            sent = []
+            for count, models in itertools.islice(viewer, 10):
+                sent.append(count)
+                if models == wanted:
+                    return sent
+            raise AssertionError(f"{wanted} was not shown; with {sent} models a snapshot")
+
+        early = look()
+        assert wait_for(early, {"first": 0}) == [1]
+        assert server.register("echo.mar", model_name="second").status == 200
+        wait_for(early, {"first": 0, "second": 0})
+        assert server.predict("second", b"x").status == 200
+        wait_for(early, {"first": 0, "second": 1})
+        late = look()
+        assert wait_for(late, {"first": 0, "second": 1}) == [2]
+        # Where nothing happens next to nothing is sent: once all of it more for who has come, then what changes.
+        assert 0 in [count for count, _ in itertools.islice(early, 6)]
+        assert 0 in [count for count, _ in itertools.islice(late, 6)]
+        assert server.request("management", "DELETE", "/models/first").status == 200
+        wait_for(early, {"second": 1})
+        wait_for(late, {"second": 1})
 
 
 def begins(server: ServerProcess) -> bool:
@@ -140,16 +181,16 @@ def begins(server: ServerProcess) -> bool:
         return b"200" in raw.read_head()[0]
 
 
-def snapshots(raw: http.RawConnection) -> Iterator[float]:
-    """The times of the snapshots that come, until the stream's end."""
+def snapshots(raw: http.RawConnection) -> Iterator[dict[str, Any]]:
+    """The snapshots that come, until the stream's end."""
     text = b""
     for chunk in raw.read_chunks():
         text += chunk
         while b"\n\n" in text:
             event, text = text.split(b"\n\n", 1)
             data = next(line for line in event.split(b"\n") if line.startswith(b"data: "))
-            at: float = json.loads(data[6:])["at"]
-            yield at
+            found: dict[str, Any] = json.loads(data[6:])
+            yield found
 
 
 NVIDIA_SMI = """#!/bin/sh

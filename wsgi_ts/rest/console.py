@@ -12,7 +12,7 @@ import logging
 import socket
 import ssl
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import falcon
 
@@ -67,12 +67,12 @@ class ConsoleData:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answers with one snapshot."""
         resp.set_header("content-type", "application/json")
-        resp.data = self._control.call("console_snapshot", timeout_s=QUICK_CALL_S).encode()
+        resp.data = self._control.call("console_snapshot", timeout_s=QUICK_CALL_S)["text"].encode()
 
     def on_get_events(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answers with one event; a server that cannot go on with it leaves it to the page to ask again."""
         resp.set_header("content-type", EVENT_TYPE)
-        resp.data = b"retry: 1000\n" + snapshot_event(self._control)
+        resp.data = b"retry: 1000\n" + snapshot_event(self._control).data
 
 
 class Settings:
@@ -167,12 +167,30 @@ def _connection(address: Address) -> http.client.HTTPConnection:
     return http.client.HTTPSConnection(host, address.port, timeout=TRY_LIMIT_S, context=context)
 
 
-def snapshot_event(control: ControlPlane) -> bytes:
-    """A snapshot as a server-sent event; where the supervisor does not answer, an event that says so."""
+class SnapshotEvent(NamedTuple):
+    """A snapshot as a server-sent event.
+
+    Attributes:
+        data: what is sent.
+        since: the revision that a viewer must have who understands it; 0: any.
+        revision: what a viewer has who has got it; 0: no more than before.
+    """
+
+    data: bytes
+    since: int
+    revision: int
+
+
+def snapshot_event(control: ControlPlane, since: int = 0) -> SnapshotEvent:
+    """What has changed since a revision; where the supervisor does not answer, an event that says so."""
     try:
-        kind, data = "snapshot", control.call("console_snapshot", timeout_s=QUICK_CALL_S)
+        snapshot = control.call("console_snapshot", timeout_s=QUICK_CALL_S, since=since)
     except ServerError as error:
-        kind, data = "unavailable", json.dumps(error.to_dict())
+        return SnapshotEvent(_event("unavailable", json.dumps(error.to_dict())), 0, 0)
+    return SnapshotEvent(_event("snapshot", snapshot["text"]), since, snapshot["revision"])
+
+
+def _event(kind: str, data: str) -> bytes:
     return f"event: {kind}\ndata: {data}\n\n".encode()
 
 

@@ -64,14 +64,22 @@ class ConsoleData:
         #: The drawings of the workflows by name, each with the graph that it is of.
         self._drawings: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {}
 
-    def snapshot(self) -> str:
-        """Everything that may change, as JSON in one line."""
+    def snapshot(self, *, since: int = 0) -> dict[str, Any]:
+        """Everything that may change.
+
+        Args:
+            since: the revision of a snapshot that is known already: of the models only those are told that have
+                changed since.
+
+        Returns:
+            The snapshot's `revision`, and its `text`, JSON in one line.
+        """
         status = self._status()
         with self._lock:
             self._memory.begin()
             for process in status["processes"]:
                 process["memory"] = self._memory.of(process.get("pid") or -1)
-            models = self.models.latest()
+            models = self.models.latest(since)
             cores = self._usable_cores()
         server = {
             **status,
@@ -89,8 +97,10 @@ class ConsoleData:
             "batch_bounds": layout.BATCH_SIZES,
             "workflows": [self._workflow(name, graph) for name, graph in self._registry.workflows.graphs().items()],
             "gpus": self._gpus.latest(),
+            "order": models.order,
         }
-        return f'{json.dumps(data, separators=(",", ":"))[:-1]},"models":[{",".join(models)}]}}'
+        text = f'{json.dumps(data, separators=(",", ":"))[:-1]},"models":[{",".join(models.changed)}]}}'
+        return {"revision": models.revision, "text": text}
 
     def settings(self) -> dict[str, Any]:
         """The settings, each with its default and where its value comes from, and what the doctor would say now."""

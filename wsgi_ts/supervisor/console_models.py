@@ -1,11 +1,13 @@
 """The models of a console's snapshot: of all that it holds the part that grows with models and workers.
 
-Once a second most of it is what it was the second before. So the JSON of each worker and of each version is kept, and
-made anew only where something of it has changed; and what processes have in memory is read of a few at a time.
+Once a second most of it is what it was the second before. So the JSON of each worker and of each version is kept, made
+anew only where something of it has changed, and sent only to those who do not have it; and what processes have in
+memory is read of a few at a time.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -76,21 +78,39 @@ class _Known:
     """A version as it was in the last snapshot.
 
     Attributes:
+        number: by which the page knows it; no other version ever has the same.
+        revision: the snapshot that it changed in.
         rows, workers, workers_json: its workers, each with its JSON, and these together.
         counted: its rows on the board.
         facts, facts_json: all else that its JSON depends on, and that as JSON, without its end.
         text: its JSON.
     """
 
-    __slots__ = ("counted", "facts", "facts_json", "text", "workers", "workers_json")
+    __slots__ = ("counted", "facts", "facts_json", "number", "revision", "text", "workers", "workers_json")
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.revision = 0
         self.workers: dict[int, tuple[WorkerRow, str]] = {}
         self.workers_json = ""
         self.counted: list[list[int]] = []
         self.facts: tuple[Any, ...] = ()
         self.facts_json = ""
         self.text = ""
+
+
+class Models(NamedTuple):
+    """The versions of all models for one snapshot.
+
+    Attributes:
+        revision: of this snapshot; later ones have higher revisions.
+        order: the numbers of all versions, in their order.
+        changed: the JSON of those that have changed since the revision that was asked for.
+    """
+
+    revision: int
+    order: list[int]
+    changed: list[str]
 
 
 class ModelTexts:
@@ -110,24 +130,38 @@ class ModelTexts:
         self._registry = registry
         self._memory = memory
         self._known: dict[int, tuple[ModelVersion, _Known]] = {}
+        self._numbers = itertools.count(1)
+        # Microseconds of a clock that every process sees: a supervisor that has taken over begins above the last one.
+        self._first = self._revision = time.monotonic_ns() // 1000
         self.made = 0
 
-    def latest(self) -> list[str]:
-        """Returns the JSON of each version as it is now."""
+    def latest(self, since: int = 0) -> Models:
+        """Returns the versions as they are now.
+
+        Args:
+            since: the revision of a snapshot that is known already; with one that another process made, or with 0,
+                all of them have changed.
+        """
         with self._registry.changed:
             defaults = {(model.name, model.version) for model in self._registry.default_versions()}
             versions = self._registry.all_versions()
             found = [(model, [*model.workers.values()], [*model.leaving.values()]) for model in versions]
         before, self._known = self._known, {}
-        texts = []
+        self._revision += 1
         for model, workers, leaving in found:
             # By its place in memory, which none other can have while it is held here.
-            known = before[id(model)][1] if id(model) in before else _Known()
+            known = before[id(model)][1] if id(model) in before else _Known(next(self._numbers))
             self._known[id(model)] = model, known
             rows = [*self._rows(workers, is_leaving=False), *self._rows(leaving, is_leaving=True)]
             self._renew(known, model, rows, is_default=(model.name, model.version) in defaults)
-            texts.append(known.text)
-        return texts
+        if since <= self._first:
+            since = 0
+        all_known = [known for _, known in self._known.values()]
+        return Models(
+            self._revision,
+            [known.number for known in all_known],
+            [known.text for known in all_known if known.revision > since],
+        )
 
     def _rows(self, workers: Sequence[WorkerRecord], *, is_leaving: bool) -> Iterator[WorkerRow]:
         for worker in workers:
@@ -147,8 +181,8 @@ class ModelTexts:
         if known.text and not has_other_workers and known.counted == counted and known.facts == facts:
             return
         if known.facts != facts:
-            known.facts_json = _ENCODE({**_description(model), "default": is_default})[:-1]
-        known.counted, known.facts = counted, facts
+            known.facts_json = _ENCODE({"id": known.number, **_description(model), "default": is_default})[:-1]
+        known.counted, known.facts, known.revision = counted, facts, self._revision
         known.text = f'{known.facts_json},{_ENCODE(_numbers(counted))[1:-1]},"workers":[{known.workers_json}]}}'
         self.made += 1
 

@@ -1,7 +1,8 @@
-"""Those who look at the console: each is sent a snapshot of the server once a second, all of them the same.
+"""Those who look at the console: each is sent once a second what has changed of the server, all of them the same.
 
 One thread asks the supervisor, while there is anybody to send it to; the loop does the sending. Nobody who looks holds
-a thread, and one who is slow misses snapshots instead of having them wait here.
+a thread, and one who is slow misses snapshots instead of having them wait here: the next one tells all that has changed
+since the oldest that a viewer has.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 from wsgi_ts.batcher.shm.request_codec import Answer
 from wsgi_ts.control.client import ControlPlane
 from wsgi_ts.errors import ServiceUnavailable
-from wsgi_ts.rest.console import EVENTS_PATH, snapshot_event
+from wsgi_ts.rest.console import EVENTS_PATH, SnapshotEvent, snapshot_event
 from wsgi_ts.web.connection import Connection, Phase
 from wsgi_ts.web.gate import GatedAccess
 
@@ -36,10 +37,17 @@ LIFE_S = 600.0
 
 @dataclass(slots=True)
 class _Viewer:
-    """Since when somebody looks, and when all that was sent had been taken (monotonic)."""
+    """Somebody who looks.
 
-    since: float
+    Attributes:
+        began: when (monotonic).
+        taken_at: when all that was sent had been taken.
+        revision: of the last snapshot that was sent; 0: of none that the others have, too.
+    """
+
+    began: float
     taken_at: float
+    revision: int = 0
 
 
 class Viewers:
@@ -56,7 +64,9 @@ class Viewers:
         self._answers = answers
         self._wake = wake
         self._viewers: dict[Connection, _Viewer] = {}
-        self._events: deque[bytes] = deque()
+        self._events: deque[SnapshotEvent] = deque()
+        #: The oldest revision that a viewer has: the next snapshot tells what has changed since.
+        self._oldest = 0
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -74,6 +84,7 @@ class Viewers:
             return
         self._answers.begin_feed(connection, response)
         now = time.monotonic()
+        self._oldest = 0
         with self._lock:
             self._viewers[connection] = _Viewer(now, now)
             if self._thread is None:
@@ -81,7 +92,7 @@ class Viewers:
                 self._thread.start()
 
     def send(self) -> None:
-        """Sends the newest snapshot, if there is one, to all who have taken the last one."""
+        """Sends the newest snapshot, if there is one, to all who have taken the last one and can understand it."""
         if not self._events:
             return
         event = self._events[-1]
@@ -94,10 +105,12 @@ class Viewers:
                     self._answers.drop(connection)
                 continue
             viewer.taken_at = now
-            if now - viewer.since > LIFE_S or not _may_look_on(connection):
+            if now - viewer.began > LIFE_S or not _may_look_on(connection):
                 self._end(connection)
-            else:
-                self._answers.feed(connection, event)
+            elif viewer.revision >= event.since:
+                self._answers.feed(connection, event.data)
+                viewer.revision = event.revision or viewer.revision
+        self._oldest = min((viewer.revision for viewer in self._viewers.values()), default=0)
 
     def end_all(self) -> None:
         """Ends all streams: the server stops."""
@@ -122,7 +135,7 @@ class Viewers:
                     self._thread = None
                     return
             try:
-                self._events.append(snapshot_event(self._control))
+                self._events.append(snapshot_event(self._control, self._oldest))
             except Exception:
                 log.exception("The console misses a second")
             self._wake()

@@ -42,6 +42,11 @@ def console(board: Board, registry: Registry, config: Config | None = None) -> C
     return ConsoleData(config or Config(), board, registry, 2, status)
 
 
+def snapshot(data: ConsoleData, since: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(data.snapshot(since=since)["text"])
+    return found
+
+
 def registry_with(board: Board, *reports: WorkerReport) -> Registry:
     registry = Registry(9000, board.clear_model, 29500, board.clear_workflow)
     directory = ModelDirectory(Path("/m"), parse_manifest({"model": {"modelName": "m", "handler": "h"}}), "m.mar", True)
@@ -66,7 +71,7 @@ def test_what_batchers_have_counted_is_summed(board: Board) -> None:
         board.words[row + ModelWord.PER_REQUEST_NS] = 250_000
     board.words[board.web_row(3) + WebWord.RESPONSES_5XX] = 7
     board.words[board.control_web_row + WebWord.RESPONSES_5XX] = 2
-    data = json.loads(console(board, registry).snapshot())
+    data = snapshot(console(board, registry))
     (model,) = data["models"]
     assert (model["requests"], model["batches"], model["default"]) == (243, 43, True)
     assert model["batch"] == [0, 0, 43, 0, 0, 0, 0, 0, 0, 0, 0]
@@ -82,14 +87,14 @@ def test_what_batchers_have_counted_is_summed(board: Board) -> None:
 def test_a_rule_that_learns_nothing_has_no_curve(board: Board) -> None:
     registry = registry_with(board)
     board.words[board.model_row(0, 4) + ModelWord.BATCHES] = 5
-    (model,) = json.loads(console(board, registry).snapshot())["models"]
+    (model,) = snapshot(console(board, registry))["models"]
     assert model["curve"] is None
 
 
 def test_how_a_worker_has_ended_is_told_of_the_next_one_too(board: Board) -> None:
     died = WorkerReport(9000, 4, WorkerState.READY, os.getpid(), exit_reason="signal SIGSEGV", last_lines=["a", "b"])
     waits = WorkerReport(9001, 4, WorkerState.BACKOFF, -1, restarts=4, exit_reason="exit code 1")
-    (model,) = json.loads(console(board, registry_with(board, died, waits)).snapshot())["models"]
+    (model,) = snapshot(console(board, registry_with(board, died, waits)))["models"]
     first, second = model["workers"]
     assert (first["state"], first["last_end"], first["last_lines"]) == ("ready", "signal SIGSEGV", ["a", "b"])
     assert first["memory"] > 1_000_000
@@ -123,7 +128,7 @@ def test_a_workflow_has_the_counts_of_all_processes(board: Board) -> None:
         board.words[row + WorkflowWord.CODES] = 10
         board.words[row + WorkflowWord.NODES + 2] = 4
         board.words[row + WorkflowWord.NODES + 3] = 8000
-    (workflow,) = json.loads(console(board, registry).snapshot())["workflows"]
+    (workflow,) = snapshot(console(board, registry))["workflows"]
     assert workflow["codes"]["200"] == 20
     assert workflow["nodes"][1] == {"name": "second", "runs": 8, "took_us": 16000}
 
@@ -166,7 +171,7 @@ def test_gpus_are_read_from_one_call_of_the_drivers_tool(tmp_path: Path, monkeyp
 
 
 def models_of(data: ConsoleData) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(data.snapshot())["models"]
+    found: list[dict[str, Any]] = snapshot(data)["models"]
     return found
 
 
@@ -200,6 +205,33 @@ def test_only_what_has_changed_is_made_anew(board: Board) -> None:
     assert models_of(data)[0]["min_workers"] == 7
     # What is kept is what a console says that has never been asked before.
     assert models_of(data) == models_of(console(board, registry))
+
+
+def test_only_what_has_changed_since_a_revision_is_told(board: Board) -> None:
+    registry = registry_with(board)
+    second = registry.get("m", None)
+    directory = second.directory
+    registry.add(ModelVersion(ModelSpec(5, "n", "1.0", "/n", "h", None), directory, None, place(0), loaded_in={0}))
+    data = console(board, registry)
+
+    def told(since: int) -> tuple[list[int], list[str]]:
+        found = snapshot(data, since)
+        assert len(set(found["order"])) == len(found["order"])
+        assert {model["id"] for model in found["models"]} <= set(found["order"])
+        return found["order"], [model["name"] for model in found["models"]]
+
+    first = data.snapshot()["revision"]
+    order, names = told(0)
+    assert (len(order), names) == (2, ["m", "n"])
+    assert told(first) == (order, [])
+    board.words[board.model_row(0, 5) + ModelWord.REQUESTS] = 5
+    changed = data.snapshot(since=first)["revision"]
+    # To whom has missed that one it is told again.
+    assert (told(first), told(changed)) == ((order, ["n"]), (order, []))
+    registry.remove(second)
+    assert told(changed) == (order[1:], [])
+    # A revision of the supervisor before this one is as good as none.
+    assert told(1) == (order[1:], ["n"])
 
 
 def test_the_memory_of_many_processes_is_read_of_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,12 +240,18 @@ function onEvent(text) {
   if (kind === "snapshot") {
     state.phase = "live";
     state.message = "";
-    take(data);
+    take(whole(data));
   } else if (kind === "unavailable") {
     state.phase = "lost";
     state.message = data.message;
     changed();
   }
+}
+
+/** A snapshot with all models: those that it brings, and as they were those that have not changed. */
+function whole(snapshot) {
+  const known = new Map([...(latest()?.models ?? []), ...snapshot.models].map((model) => [model.id, model]));
+  return { ...snapshot, models: snapshot.order.map((id) => known.get(id)) };
 }
 
 const sleep = (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds));
