@@ -72,11 +72,12 @@ class ArchiveServer(Server):
         self._environment = environment or {}
         ports = free_ports(4)
         self.management = f"http://127.0.0.1:{ports[0]}"
+        self.metrics = f"http://127.0.0.1:{ports[1]}"
         self.grpc = f"127.0.0.1:{ports[2]}"
         self._settings = {
             "inference_address": self.inference,
             "management_address": self.management,
-            "metrics_address": f"http://127.0.0.1:{ports[1]}",
+            "metrics_address": self.metrics,
             "grpc_inference_port": str(ports[2]),
             "grpc_management_port": str(ports[3]),
             "disable_token_authorization": "true",

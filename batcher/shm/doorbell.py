@@ -19,6 +19,9 @@ from wsgi_ts.batcher.shm.semaphore import Semaphore
 
 #: No single sleep is longer than this many seconds, so that a ring that was lost costs no more.
 LONGEST_WAIT_S: Final = 1.0
+#: Nor one of an owner that ends with all who ring for it, so that no ring is lost while it lives: it may be one of
+#: hundreds, each of which takes a little of a core whenever it looks.
+LONGEST_IDLE_WAIT_S: Final = 5.0
 #: All bits: for doorbells whose owner makes no difference between news.
 ANY_NEWS: Final = 0xFF
 
@@ -30,10 +33,12 @@ class Doorbell:
         name: the semaphore's name, without a slash.
         words: the view that holds the asleep word.
         index: the asleep word's place in it.
+        longest_wait_s: limit of a single sleep, in seconds.
     """
 
-    def __init__(self, name: str, words: memoryview, index: int) -> None:
+    def __init__(self, name: str, words: memoryview, index: int, *, longest_wait_s: float = LONGEST_WAIT_S) -> None:
         self.name = name
+        self._longest_wait_s = longest_wait_s
         self._semaphore = Semaphore(name)
         self._words = words
         self._index = index
@@ -67,7 +72,7 @@ class Doorbell:
         stores them, passes a barrier, and then looks whether one sleeps: one of the two sees the other.
 
         Args:
-            ready: whether what is waited for is there; asked again after each ring, and once a second.
+            ready: whether what is waited for is there; asked again after each ring, and after each sleep.
             limit_s: how long to wait at most, in seconds.
             spin_ns: how long to spin, at first and after each ring, before sleeping. Being woken costs more than
                 a short spin; others that want the core get it.
@@ -100,8 +105,8 @@ class Doorbell:
             pass
 
     def sleep(self, seconds: float) -> bool:
-        """Waits for a ring, at most `seconds` and never more than LONGEST_WAIT_S; whether it rang."""
-        return self._semaphore.wait(min(seconds, LONGEST_WAIT_S))
+        """Waits for a ring, at most `seconds` and never more than `longest_wait_s`; whether it rang."""
+        return self._semaphore.wait(min(seconds, self._longest_wait_s))
 
     def wake_up(self) -> None:
         """Tells the other sides that no ring is needed."""

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Sequence
 
 from wsgi_ts.batcher.shm import worker_layout
-from wsgi_ts.batcher.shm.doorbell import Doorbell
+from wsgi_ts.batcher.shm.doorbell import LONGEST_IDLE_WAIT_S, Doorbell
 from wsgi_ts.batcher.shm.group_board import GroupBoard
 from wsgi_ts.batcher.shm.shared_memory import SharedMemory, unlink
 from wsgi_ts.batcher.shm.worker_layout import MailWord, Progress, Tally
@@ -197,7 +197,8 @@ class WorkerMailbox(_Mailbox):
         memory = SharedMemory(name)
         capacity = memory.words(0, worker_layout.MAIL_WORDS)[MailWord.CAPACITY]
         super().__init__(memory, capacity)
-        self.bell = Doorbell(name, self.words, MailWord.ASLEEP)
+        # Only its batcher rings for a worker, which dies with it.
+        self.bell = Doorbell(name, self.words, MailWord.ASLEEP, longest_wait_s=LONGEST_IDLE_WAIT_S)
         self.posted_ns = 0
         self.reason = 0
         self.worker_id = worker_of(name)

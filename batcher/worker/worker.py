@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from wsgi_ts.batcher.shm import layout, worker_layout
-from wsgi_ts.batcher.shm.doorbell import Doorbell
+from wsgi_ts.batcher.shm.doorbell import LONGEST_IDLE_WAIT_S, Doorbell
 from wsgi_ts.batcher.shm.group_board import GroupLeader
 from wsgi_ts.batcher.shm.layout import RequestFlag, SlotState
 from wsgi_ts.batcher.shm.mailbox import WorkerMailbox
@@ -43,7 +43,7 @@ SPIN_NS = 200_000
 FEW = 2
 MOST_SPINNING = max(FEW, len(os.sched_getaffinity(0)) // 2)
 #: Where nothing comes for so long, segments of web workers that have died are let go (seconds).
-IDLE_S = 1.0
+IDLE_S = LONGEST_IDLE_WAIT_S
 #: Above what handlers that redirect their output have in their hands.
 _FIRST_KEPT_FD = 10
 #: What is slow is thought over every so many batches, less one, and in idle moments.
