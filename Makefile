@@ -183,6 +183,9 @@ bench-large: compile ## measure groups of ranks and token generation on this mac
 bench-growth: $(INSTALLED) ## measure what is served as workers, models, connections and streams grow in number (needs wrk)
 	@$(PY) benchmarks/bench_growth.py $(BENCH_ARGS)
 
+bench-watching: compile ## measure what traces, the console and /metrics cost (needs wrk)
+	@$(PY) benchmarks/bench_watching.py $(BENCH_ARGS)
+
 bench-workflows: compile ## measure workflows in wsgi-ts and TorchServe on this machine (needs java 11 or newer, and wrk)
 	@$(PY) benchmarks/bench_workflows.py $(BENCH_ARGS)
 
