@@ -68,6 +68,9 @@ class Authority:
         )
         return path
 
-    def client(self) -> ssl.SSLContext:
-        """What a client that trusts the authority checks a server by."""
-        return ssl.create_default_context(cafile=str(self.folder / "ca.pem"))
+    def client(self, shown: dict[str, str] | None = None) -> ssl.SSLContext:
+        """What a client that trusts the authority checks a server by; it shows a certificate that `pem` has written."""
+        context = ssl.create_default_context(cafile=str(self.folder / "ca.pem"))
+        if shown is not None:
+            context.load_cert_chain(shown["certificate_file"], shown["private_key_file"])
+        return context

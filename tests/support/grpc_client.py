@@ -75,14 +75,19 @@ class GrpcClient:
     Args:
         server: the server.
         roots: the certificates that the server is checked by; None: plain text.
+        shown: the private key and the certificate that the client shows, as PEM.
         metadata: sent with every call of the methods below.
     """
 
     def __init__(
-        self, server: ServerProcess, roots: bytes | None = None, metadata: Sequence[tuple[str, str]] = ()
+        self,
+        server: ServerProcess,
+        roots: bytes | None = None,
+        metadata: Sequence[tuple[str, str]] = (),
+        shown: tuple[bytes | None, bytes | None] = (None, None),
     ) -> None:
         self.metadata = tuple(metadata)
-        self._channels = [_channel(server.ports[f"grpc_{api}"], roots) for api in ("inference", "management")]
+        self._channels = [_channel(server.ports[f"grpc_{api}"], roots, shown) for api in ("inference", "management")]
         self.inference = inference_pb2_grpc.InferenceAPIsServiceStub(self._channels[0])
         self.open_inference = open_inference_pb2_grpc.GRPCInferenceServiceStub(self._channels[0])
         self.health = health_pb2_grpc.HealthStub(self._channels[0])
@@ -125,7 +130,7 @@ def request(model: str, data: bytes = b"", **fields: Any) -> Any:
     return inference_pb2.PredictionsRequest(model_name=model, **{"input": {"data": data}, **fields})
 
 
-def _channel(port: int, roots: bytes | None) -> grpc.Channel:
+def _channel(port: int, roots: bytes | None, shown: tuple[bytes | None, bytes | None]) -> grpc.Channel:
     options = [
         ("grpc.max_send_message_length", _LIMIT),
         ("grpc.max_receive_message_length", _LIMIT),
@@ -135,7 +140,7 @@ def _channel(port: int, roots: bytes | None) -> grpc.Channel:
     ]
     if roots is None:
         return grpc.insecure_channel(f"127.0.0.1:{port}", options)
-    return grpc.secure_channel(f"localhost:{port}", grpc.ssl_channel_credentials(roots), options)
+    return grpc.secure_channel(f"localhost:{port}", grpc.ssl_channel_credentials(roots, *shown), options)
 
 
 def failure(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:

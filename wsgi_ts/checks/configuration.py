@@ -29,6 +29,7 @@ from wsgi_ts.metrics.specification import MetricsConfigError, load_specification
 from wsgi_ts.models.recorded import SnapshotError, recorded_models
 from wsgi_ts.plugins.discovery import jars
 from wsgi_ts.plugins.probe import JAR, examine, stops_the_start
+from wsgi_ts.security.tls import unheard_client_ca
 from wsgi_ts.settings.config import Config, ConfigError
 from wsgi_ts.settings.stores import startup_archives
 
@@ -108,6 +109,8 @@ def check_archives(config: Config) -> Iterator[Finding]:
 
 def check_certificates(config: Config) -> Iterator[Finding]:
     """Whether key and certificate can be served, where anything speaks TLS."""
+    if fault := unheard_client_ca(config):
+        yield Finding("FAIL", "certificate", fault)
     if not config.serves_tls:
         return
     # Only then: cryptography takes a while to load.

@@ -196,6 +196,8 @@ class Head:
         method, path, query: of the request line; of gRPC `POST` and `/package.Service/Method`.
         headers: by name in lower case.
         peer: the client's address, without its port.
+        certificate: what the client has shown, verified by `client_ca_file`, as `ssl.SSLSocket.getpeercert` tells it;
+            None where it has shown none.
     """
 
     method: str
@@ -203,6 +205,7 @@ class Head:
     query: str
     headers: Mapping[str, str]
     peer: str
+    certificate: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +227,9 @@ class Refuse:
 class Auth(Protocol):
     """Group `auth`: who may do what. Both are asked before the body is read.
 
-    What they may depend on is the peer's address and the values of the headers named in `headers`: an answer is
-    remembered for them, for `cache_s` seconds. The actions in `open_actions` are everybody's. An answer may take
-    `timeout_s`; then the request gets 503. These four may be left out.
+    What they may depend on is the peer's address, its certificate, and the values of the headers named in `headers`: an
+    answer is remembered for them, for `cache_s` seconds. The actions in `open_actions` are everybody's. An answer may
+    take `timeout_s`; then the request gets 503. These four may be left out.
     """
 
     headers: Sequence[str] = ("authorization",)

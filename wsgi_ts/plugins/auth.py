@@ -146,7 +146,10 @@ class Gate:
 
     def _key(self, head: Head) -> tuple[str, ...]:
         headers = head.headers
-        return head.peer, *[headers.get(name, "") for name in self._headers]
+        # An authority gives no two certificates the same number (RFC 5280, 4.1.2.2).
+        shown = head.certificate
+        certificate = f"{shown['serialNumber']} {shown['issuer']}" if shown else ""
+        return head.peer, certificate, *[headers.get(name, "") for name in self._headers]
 
 
 def load_gate(config: Config, report: PluginReport) -> Gate | None:

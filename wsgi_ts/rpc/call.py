@@ -76,6 +76,10 @@ class CallConnection(Protocol):
     def peer(self) -> str:
         """The client's address, `host:port`."""
 
+    @property
+    def certificate(self) -> dict[str, Any] | None:
+        """What the client has shown, verified; None where it has shown none."""
+
     def taken(self, call: RpcCall, length: int) -> None:
         """Lets the client send on, as so many bytes of the call's body were taken."""
 
@@ -139,6 +143,11 @@ class RpcCall:
     def peer(self) -> str:
         """The client's address, `host:port`."""
         return self._connection.peer
+
+    @property
+    def certificate(self) -> dict[str, Any] | None:
+        """What the client has shown, verified; None where it has shown none."""
+        return self._connection.certificate
 
     # What comes
 

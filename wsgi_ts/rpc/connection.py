@@ -45,12 +45,15 @@ class RpcConnection(asyncio.Protocol):
     Attributes:
         http2: its state.
         peer: the client's address, `host:port`.
+        certificate: what the client has shown, verified, as `ssl.SSLSocket.getpeercert` tells it; None where it has
+            shown none.
         calls: those under way, by their streams' numbers.
     """
 
     def __init__(self, port: Port) -> None:
         self.http2 = Connection(port.most_calls)
         self.peer = ""
+        self.certificate: dict[str, Any] | None = None
         self.calls: dict[int, RpcCall] = {}
         self._port = port
         self._loop = asyncio.get_running_loop()
@@ -69,6 +72,7 @@ class RpcConnection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=_UNSENT_BYTES)
         name = transport.get_extra_info("peername") or ("", 0)
         self.peer = f"[{name[0]}]:{name[1]}" if ":" in name[0] else f"{name[0]}:{name[1]}"
+        self.certificate = transport.get_extra_info("peercert") or None
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _KEEPALIVE:

@@ -47,7 +47,7 @@ class GrpcGate:
         path = "/" + line.split(" ")[1]
         headers = {name: value for name, value in rpc.metadata if isinstance(value, str)}
         peer = rpc.peer.rpartition(":")[0]
-        head = Head("POST", path, "", headers, peer)
+        head = Head("POST", path, "", headers, peer, rpc.certificate)
         if hasattr(request, "__aiter__"):
             return self._each(head, request)
         await self._check(head, request)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from wsgi_ts.instance.instance import begin_process
 from wsgi_ts.process import set_process_title
 from wsgi_ts.rpc.serve import serve
-from wsgi_ts.security.tls import server_context
+from wsgi_ts.security.tls import listener_context
 
 log = logging.getLogger("wsgi_ts.rpc")
 
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     set_process_title("wsgi-ts: gRPC server")
     tls = None
     if options.tls_fd >= 0:
-        tls = server_context(options.tls_fd, instance.config.tls_security_level, "h2")
+        tls = listener_context(options.tls_fd, instance.config, "h2")
         os.close(options.tls_fd)
     # What is there now stays, so the collector need not look after it again and again.
     gc.freeze()

@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 _JKS_MAGIC = b"\xfe\xed\xfe\xed"
 _SELF_SIGNED_DAYS = 365
 _WARN_BEFORE = timedelta(days=14)
-#: The EC keys that BoringSSL takes, which gRPC brings along.
-_GRPC_CURVES = ("secp256r1", "secp384r1", "secp521r1")
 #: What is wrong with a certificate for a security level, by OpenSSL's reason.
 _TOO_WEAK = {
     "EE_KEY_TOO_SMALL": "its key ({key}) is too small",
@@ -66,10 +64,12 @@ def load_material(config: Config) -> Material:
     """The key and certificate that the configuration names, or a self-signed pair where it names none.
 
     Raises:
-        CertificateError: they cannot be read, do not belong together, or are too weak for the security level.
+        CertificateError: they cannot be read, do not belong together, or are too weak for the security level; or the
+            authorities of clients cannot be read.
     """
     level = config.tls_security_level
     _warn_of_level(level)
+    _check_client_ca(config)
     if config.keystore is not None:
         material = _from_keystore(config.keystore, config.keystore_pass, config.keystore_type)
         source = f"keystore {config.keystore}"
@@ -100,8 +100,6 @@ def load_material(config: Config) -> Material:
             "first, then the intermediate ones"
         )
     _check_with_openssl(material, source, level)
-    if config.enable_grpc_ssl:
-        _check_for_grpc(material, source)
     _warn_of_dates(source, material.chain[0])
     return material
 
@@ -177,6 +175,19 @@ def _from_pem(key_path: Path, certificate_path: Path) -> Material:
     return Material(key, tuple(chain))
 
 
+def _check_client_ca(config: Config) -> None:
+    """Makes sure that clients can be held to the authorities that are named."""
+    path = config.client_ca_file
+    if path is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(path)
+    except ssl.SSLError as error:
+        raise CertificateError(f"client_ca_file {path}: holds no certificates as PEM ({error.reason})") from error
+    except OSError as error:
+        raise CertificateError(f"client_ca_file {path}: {error.strerror}") from error
+
+
 def _check_with_openssl(material: Material, source: str, level: int | None) -> None:
     """Makes sure that OpenSSL serves it: what it refuses, only gunicorn would find out."""
     error = _openssl_error(material, level)
@@ -204,16 +215,6 @@ def _openssl_error(material: Material, level: int | None) -> ssl.SSLError | None
     finally:
         os.close(fd)
     return None
-
-
-def _check_for_grpc(material: Material, source: str) -> None:
-    """Makes sure that gRPC takes the key: it has a TLS library of its own, without security levels."""
-    public = material.key.public_key()
-    if isinstance(public, ec.EllipticCurvePublicKey) and public.curve.name not in _GRPC_CURVES:
-        raise CertificateError(
-            f"{source}: its key ({_key_in_words(material.chain[0])}) cannot be served over gRPC, which takes P-256, "
-            "P-384 and P-521 of the EC keys; use another key and certificate, or set enable_grpc_ssl=false"
-        )
 
 
 def _key_in_words(certificate: x509.Certificate) -> str:

@@ -12,7 +12,10 @@ import errno
 import socket
 import ssl
 from collections.abc import Iterable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+from wsgi_ts.settings.config import Config
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -30,6 +33,11 @@ class TlsSocket(ssl.SSLSocket):
     """An accepted connection of an https listener; `server_context` makes its wrapping produce this class."""
 
     _first = True
+
+    @cached_property
+    def certificate(self) -> dict[str, Any] | None:
+        """The client's certificate, verified, as `ssl.SSLSocket.getpeercert` tells it; None where it has shown none."""
+        return self.getpeercert() or None
 
     def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
         """Decrypted bytes, empty at the end of the stream; shakes hands first.
@@ -88,8 +96,34 @@ class TlsSocket(ssl.SSLSocket):
         super().shutdown(how)
 
 
+def listener_context(fd: int, config: Config, protocol: str = "http/1.1") -> ssl.SSLContext:
+    """The TLS settings of a process's listeners, as the configuration has them.
+
+    Args:
+        fd: a descriptor of a file with the key and the certificates as PEM.
+        config: the configuration.
+        protocol: what is spoken, by its ALPN name.
+
+    Raises:
+        OSError: the files are not there, or too weak for the security level (ssl.SSLError is one).
+    """
+    context = server_context(fd, config.tls_security_level, protocol)
+    if config.client_ca_file is not None:
+        context.load_verify_locations(config.client_ca_file)
+        is_required = config.client_certificate == "required"
+        context.verify_mode = ssl.CERT_REQUIRED if is_required else ssl.CERT_OPTIONAL
+    return context
+
+
+def unheard_client_ca(config: Config) -> str:
+    """What is wrong where clients are to show certificates and nothing asks for them; else empty."""
+    if config.client_ca_file is None or config.serves_tls:
+        return ""
+    return "client_ca_file is set, and no address is https and enable_grpc_ssl is false: nobody asks for certificates"
+
+
 def server_context(fd: int, level: int | None = None, protocol: str = "http/1.1") -> ssl.SSLContext:
-    """The TLS settings of a process's listeners: TLS 1.2 and newer, Python's choice of ciphers.
+    """TLS 1.2 and newer, Python's choice of ciphers.
 
     Args:
         fd: a descriptor of a file with the key and the certificates as PEM.

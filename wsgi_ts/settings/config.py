@@ -90,6 +90,18 @@ class Config:
         "OpenSSL's security level, 0 to 5; unset: OpenSSL's own; 1 allows keys of 1024 bits",
         ours=True,
     )
+    client_ca_file: Path | None = setting(
+        PATH,
+        None,
+        "PEM file of the authorities whose certificates TLS clients show; unset: none is asked for",
+        ours=True,
+    )
+    client_certificate: str = setting(
+        kinds.choice("required", "optional"),
+        "required",
+        "with client_ca_file: whether a client without a certificate is let in, for plugins to decide",
+        ours=True,
+    )
 
     # Threads and processes
     web_workers: int = setting(integer(1, 1024), 2, "gunicorn workers of the inference API", ours=True)

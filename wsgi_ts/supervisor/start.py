@@ -32,6 +32,7 @@ from wsgi_ts.plugins.fetch import Fetchers
 from wsgi_ts.plugins.found import Found, found_in
 from wsgi_ts.plugins.report import PluginReport
 from wsgi_ts.plugins.snapshot import Store
+from wsgi_ts.security.tls import unheard_client_ca
 from wsgi_ts.security.tokens import KeyFileError, KeyRing
 from wsgi_ts.settings.config import Config
 from wsgi_ts.tracing.post import Inlet
@@ -109,6 +110,8 @@ def open_certificates(config: Config, stack: ExitStack) -> int:
     Raises:
         StartError: it cannot be read, or does not fit together.
     """
+    if fault := unheard_client_ca(config):
+        raise StartError(fault)
     if not config.serves_tls:
         return -1
     # Only then: cryptography takes a while to load.

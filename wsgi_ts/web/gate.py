@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Collection
 
 from wsgi_ts.errors import ServerError
@@ -12,6 +13,7 @@ from wsgi_ts.plugins.threads import DaemonThreads
 from wsgi_ts.rest.actions import action_of, needs_nobody
 from wsgi_ts.rest.plugin_endpoints import first_segment
 from wsgi_ts.security.access import Access
+from wsgi_ts.security.tls import TlsSocket
 
 #: Threads that ask plugins.
 THREADS = 8
@@ -50,19 +52,21 @@ class GatedAccess:
             return None
         return self._tokens.refusal_of(head)
 
-    def known(self, head: Head, peer: str) -> Decision | None:
+    def known(self, head: Head, peer: str, sock: socket.socket) -> Decision | None:
         """The decision that needs no waiting."""
         if needs_nobody(head.path) and first_segment(head.path) not in self._plugin_roots:
             return Decision(None)
-        return self.gate.known(*self._question(head, peer))
+        return self.gate.known(*self._question(head, peer, sock))
 
-    def decide(self, head: Head, peer: str) -> Decision:
+    def decide(self, head: Head, peer: str, sock: socket.socket) -> Decision:
         """Asks the plugins, on one of the threads."""
-        return self.gate.decide(*self._question(head, peer))
+        return self.gate.decide(*self._question(head, peer, sock))
 
-    def _question(self, head: Head, peer: str) -> tuple[api.Head, str, str]:
+    def _question(self, head: Head, peer: str, sock: socket.socket) -> tuple[api.Head, str, str]:
         headers = {
             name[5:].replace("_", "-").lower(): value for name, value in head.environ.items() if name[:5] == "HTTP_"
         }
-        asked = api.Head(head.method, head.path, head.query, headers, peer.lstrip("/").rpartition(":")[0])
+        certificate = sock.certificate if isinstance(sock, TlsSocket) else None
+        address = peer.lstrip("/").rpartition(":")[0]
+        asked = api.Head(head.method, head.path, head.query, headers, address, certificate)
         return asked, *action_of(self._kinds, head.method, head.path, head.query)

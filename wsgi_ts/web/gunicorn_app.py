@@ -29,7 +29,7 @@ from wsgi_ts.logs.setup import LogFiles
 from wsgi_ts.plugins.report import PluginReport
 from wsgi_ts.process import die_with_parent, set_process_title
 from wsgi_ts.rest.apps import KINDS, build_app
-from wsgi_ts.security.tls import server_context
+from wsgi_ts.security.tls import listener_context
 from wsgi_ts.web.gunicorn_config import both, read_gunicorn_config
 
 #: How long a web worker may be silent before the arbiter kills it, in seconds.
@@ -214,6 +214,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.argv = sys.argv[:1]
     context = None
     if options.tls_fd >= 0:
-        context = server_context(options.tls_fd, instance.config.tls_security_level)
+        context = listener_context(options.tls_fd, instance.config)
         os.close(options.tls_fd)
     WebApplication(instance, options.kind, options.listener, options.ready_fd, context).run()

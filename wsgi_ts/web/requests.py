@@ -212,11 +212,11 @@ class Requests:
         """Returns whether a request may go on now; one that may not is answered, or waits for what plugins decide."""
         refusal = access.refusal_of(head)
         if refusal is None and isinstance(access, GatedAccess):
-            decision = self._decided or access.known(head, connection.peer)
+            decision = self._decided or access.known(head, connection.peer, connection.sock)
             if decision is None:
                 connection.phase = Phase.ANSWER
                 self._table.limit_answer(connection, time.monotonic_ns() + int(access.gate.timeout_s * 1e9))
-                ask = partial(access.decide, head, connection.peer)
+                ask = partial(access.decide, head, connection.peer, connection.sock)
                 self.calls.ask_gate(connection, access.gate, access.threads, ask)
                 return False
             refusal = decision.refusal

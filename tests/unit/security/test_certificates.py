@@ -194,15 +194,16 @@ def test_the_security_level_changes_no_cipher_below_3() -> None:
         os.close(fd)
 
 
-def test_keys_that_grpc_s_own_library_refuses(tmp_path: Path) -> None:
-    for curve in (ec.SECP256K1(), ec.SECP224R1()):
-        config = write(tmp_path, signed(ec.generate_private_key(curve)))
-        assert load_material(config).chain
-        with pytest.raises(CertificateError, match=rf"\(EC, {curve.name}\) cannot be served over gRPC"):
-            load_material(replace(config, enable_grpc_ssl=True))
-    for curve in (ec.SECP256R1(), ec.SECP384R1(), ec.SECP521R1()):
-        config = write(tmp_path, signed(ec.generate_private_key(curve)))
-        assert load_material(replace(config, enable_grpc_ssl=True)).chain
+def test_authorities_of_clients_that_cannot_be_read(tmp_path: Path) -> None:
+    config = write(tmp_path, signed(ec.generate_private_key(ec.SECP256R1())))
+    wrong = tmp_path / "ca.pem"
+    with pytest.raises(CertificateError, match=r"client_ca_file .*ca\.pem: No such file or directory"):
+        load_material(replace(config, client_ca_file=wrong))
+    wrong.write_text("no certificate")
+    with pytest.raises(CertificateError, match=r"client_ca_file .*ca\.pem: holds no certificates as PEM"):
+        load_material(replace(config, client_ca_file=wrong))
+    assert config.certificate_file is not None
+    assert load_material(replace(config, client_ca_file=config.certificate_file)).chain
 
 
 @pytest.mark.skipif(shutil.which("keytool") is None, reason="needs Java's keytool")
