@@ -257,11 +257,7 @@ class BaseHandler:
         return data.tolist()
 
     def handle(self, data: list[dict[str, Any]], context: Context) -> Any:
-        """Answers one batch: a description, explanations or predictions, whichever is asked for.
-
-        Args:
-            data: list of B rows, one dict per request.
-            context: headers of the requests, status and headers of the answers.
+        """Answers one batch of B rows, a dict each: a description, explanations or predictions, whichever is asked for.
 
         Returns:
             List of B results. What a phase raises goes through to the service, which answers the batch.

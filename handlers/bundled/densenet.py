@@ -16,11 +16,7 @@ _service = DenseNetHandler()
 
 
 def handle(data: list[dict[str, Any]] | None, context: Context) -> Any:
-    """Loads the model when called without data, and answers a batch otherwise.
-
-    Args:
-        data: list of B rows with an image each, None for loading.
-        context: the model's.
+    """Loads the model when called without data (None), and else answers a batch of B rows with an image each.
 
     Returns:
         B dicts label -> probability, None after loading.

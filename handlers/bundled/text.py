@@ -70,11 +70,9 @@ class TextHandler(BaseHandler, ABC):
         )
 
     def get_word_token(self, input_ids: Any, tokenizer: Any) -> list[str]:
-        """Returns the tokens of some ids, without the mark that byte-pair tokenizers put before a word.
+        """Returns the tokens of one text's ids, without the mark that byte-pair tokenizers put before a word.
 
-        Args:
-            input_ids: ids of one text.
-            tokenizer: has `convert_ids_to_tokens`, as those of transformers have.
+        The tokenizer has `convert_ids_to_tokens`, as those of transformers have.
         """
         return [token.lstrip("\u0120") for token in tokenizer.convert_ids_to_tokens(input_ids)]
 

@@ -60,11 +60,7 @@ class TRTLLMHandler(BaseHandler):
         return engine(model=path_in_archive(model_dir, named), **arguments)
 
     async def handle(self, data: Any, context: Context) -> list[Any]:
-        """Answers one request, which has several rows only behind an envelope; they are generated side by side.
-
-        Args:
-            data: list of B rows, with `prompt`, `streaming` and sampling parameters as JSON in `data` or `body`.
-            context: the request's.
+        """Answers one request, which has several rows (B) only behind an envelope; they are generated side by side.
 
         Returns:
             List of B texts, or of one "" behind a stream whose parts were sent meanwhile, each `{"text": …}`.

@@ -30,7 +30,6 @@ class PipelineCache:
     and more of what it is given.
 
     Attributes:
-        number: the generation's number.
         tokens: how many tokens of each row it knows.
     """
 
@@ -59,9 +58,7 @@ class PipelineCache:
 def new_handle(number: int, config: Any) -> PipelineCache:
     """Returns the handle of a generation.
 
-    Args:
-        number: the generation's number.
-        config: that of the model, from which newer versions of transformers know what its layers need; None for none.
+    From the model's `config` newer versions of transformers know what its layers need; None for none.
 
     Raises:
         ImportError: transformers is missing, or has no such cache.
@@ -76,9 +73,6 @@ def new_handle(number: int, config: Any) -> PipelineCache:
 
 class StageCaches:
     """The key-value caches of one stage's layers, by generation, and the handles by which callers know them.
-
-    Args:
-        first_layer: number of the stage's first layer.
 
     Attributes:
         name: the name under which the model's `forward` takes its cache.
@@ -147,12 +141,7 @@ class StageCaches:
             self._caches.pop(number, None)
 
     def of(self, number: int | None, pieces: int) -> list[Any]:
-        """Returns the caches of a generation, one per micro-batch, made when first asked for; None each without one.
-
-        Args:
-            number: the generation's number, None for a call without caches.
-            pieces: how many micro-batches there are.
-        """
+        """Returns the caches of a generation, one per micro-batch, made when first asked for; None each without one."""
         if number is None:
             return [None] * pieces
         if number not in self._caches:
@@ -172,12 +161,7 @@ class StageCaches:
 
 
 def put_in_place(value: Any, is_meant: Callable[[Any], bool], new: Any) -> Any:
-    """Returns a value with parts of it replaced, at any place in lists, tuples and mappings.
-
-    Args:
-        value: what a layer or a model returned.
-        is_meant: says whether a part is to be replaced.
-        new: takes its place.
+    """Returns a value with `new` for each part that is meant, at any place in lists, tuples and mappings.
 
     Returns:
         The value; a model's output object as an `Output`.

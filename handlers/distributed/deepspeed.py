@@ -33,13 +33,9 @@ class BaseDeepSpeedHandler(DistributedHandler):
 
 
 def get_ds_engine(model: Any, context: Context) -> Any:
-    """Hands a model to DeepSpeed as the `deepspeed` section of the YAML says.
+    """Hands a model, with the same weights in all processes, to DeepSpeed as the `deepspeed` section of the YAML says.
 
     Ranks that `initialize` of the base class has not connected are connected here.
-
-    Args:
-        model: the model, with the same weights in all processes.
-        context: the handler's context.
 
     Returns:
         DeepSpeed's engine; the model to call is its `module`.

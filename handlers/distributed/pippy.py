@@ -17,9 +17,6 @@ class BasePippyHandler(DistributedHandler):
 def initialize_rpc_workers(local_rank: int, world_size: int, context: Context) -> None:
     """Connects the processes of the group; `get_pipeline_driver` does it where nobody has.
 
-    Args:
-        local_rank: number of this process on its machine.
-        world_size: how many processes there are.
-        context: the handler's context; `pippy: rpc_timeout` (s) is read.
+    `pippy: rpc_timeout` of the model's YAML (s) is how long an exchange between them may take.
     """
     join_process_group(rank_device(local_rank, context), world_size, context)

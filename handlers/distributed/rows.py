@@ -17,15 +17,10 @@ from wsgi_ts.handlers.toolkit.library_names import ROW_INPUTS, SHARED_INPUTS
 def split_rows(
     args: Sequence[Any], kwargs: Mapping[str, Any], chunks: int
 ) -> list[tuple[Sequence[Any], Mapping[str, Any]]]:
-    """Cuts the arguments of one call into those of several, each with a part of the batch.
+    """Cuts one call's arguments into those of at most `chunks` calls, each with one row of the batch or more.
 
     The batch is the first dimension of what transformers calls the model's inputs, or else of the first tensor; tensors
     of that length are cut, all else is in each part.
-
-    Args:
-        args: positional arguments.
-        kwargs: named ones.
-        chunks: how many parts, at most; there are never more than rows.
     """
     first = [kwargs[name] for name in ROW_INPUTS if kwargs.get(name) is not None]
     tensors = [value for value in (*first, *args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.ndim]

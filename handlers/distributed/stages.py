@@ -50,17 +50,7 @@ class Cut:
 
 
 class Stage:
-    """One stage of a model.
-
-    Args:
-        model: the model; it is changed, and loses the parameters of the other stages.
-        number: which stage to keep.
-        device: where it will run.
-
-    Attributes:
-        first_layer: number of its first layer.
-        is_last: whether the model's output comes from here.
-    """
+    """One stage of a model, which is changed, and loses the parameters of the other stages."""
 
     def __init__(self, model: nn.Module, cut: Cut, number: int, device: torch.device) -> None:
         self.model = model
@@ -75,12 +65,7 @@ class Stage:
             self._keep_layers(model.get_submodule(cut.name), cut, number)
 
     def run(self, args: Sequence[Any], kwargs: Mapping[str, Any], received: Any) -> Any:
-        """Runs this stage's part of `model(*args, **kwargs)`.
-
-        Args:
-            args: the model's positional arguments.
-            kwargs: its others.
-            received: what the stage before returned; not looked at by the first stage.
+        """Runs this stage's part of `model(*args, **kwargs)`, all but the first on what the stage before returned.
 
         Returns:
             What the next stage is to receive, or, from the last stage, what the model returns.

@@ -86,7 +86,6 @@ class CachingMetric:
 
     Args:
         unit: "ms", "count", "MB", … or any other text.
-        metric_type: counter, gauge or histogram.
         record: gets each value; prints it by default.
     """
 
@@ -108,12 +107,9 @@ class CachingMetric:
         return f"{self.metric_type.value} {self.metric_name}.{self.unit} {self.dimension_names}"
 
     def add_or_update(self, value: float, dimension_values: Sequence[str] = (), request_id: str = "") -> None:
-        """Records a value. A wrong number of dimensions or a negative count is logged, and not recorded.
+        """Records a value, in the metric's unit, with a value for each dimension.
 
-        Args:
-            value: the number, in the metric's unit.
-            dimension_values: one per dimension name.
-            request_id: the requests it belongs to.
+        A wrong number of dimensions or a negative count is logged, and not recorded.
         """
         if len(dimension_values) != len(self.dimension_names):
             self._refuse(f"expected values for the dimensions {self.dimension_names}, got {dimension_values}")

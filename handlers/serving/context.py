@@ -38,11 +38,7 @@ class StreamClosed(ConnectionError):
 
 
 class RequestProcessor:
-    """Request headers, and the response status and headers, of one row of a batch.
-
-    Args:
-        request_header: the request's headers, names as sent by the client.
-    """
+    """Request headers, and the response status and headers, of one row of a batch."""
 
     def __init__(self, request_header: Mapping[str, Any]) -> None:
         self._status_code: Any = 200
@@ -92,14 +88,12 @@ class Context:
     """What a handler gets beside its data: model, device, configuration, headers, status, metrics.
 
     Args:
-        model_name: name under which the model is registered.
         model_dir: folder of the extracted archive.
         manifest: the archive's manifest, None where it has none.
         batch_size: the largest batch the handler will be given.
         gpu: index of the GPU to use, None for CPU.
         mms_version: the server version shown in `system_properties`.
         limit_max_image_pixels: whether Pillow's limit for huge images stays in force.
-        metrics: where the handler's metrics go.
         model_yaml_config: content of the model's YAML configuration file.
 
     Attributes:

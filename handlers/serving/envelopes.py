@@ -25,11 +25,7 @@ _PROTOCOL_TYPES = {numpy_name: name for name, numpy_name in _NUMPY_TYPES.items()
 
 
 class BaseEnvelope:
-    """Wraps a handler's entry point; the derived classes say what is unwrapped and wrapped up.
-
-    Args:
-        handle_fn: the handler's entry point.
-    """
+    """Wraps a handler's entry point; the derived classes say what is unwrapped and wrapped up."""
 
     def __init__(self, handle_fn: Callable[[Any, Any], Any]) -> None:
         self._handle_fn = handle_fn

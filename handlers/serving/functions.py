@@ -39,13 +39,7 @@ class FunctionHost:
     def load(
         cls, spec: ModelSpec, gpu_id: int | None, send_chunk: SendChunk, metrics_sink: MetricsSink | None = None
     ) -> FunctionHost:
-        """Imports the handler file and calls each function without data.
-
-        Args:
-            spec: the model version; its `functions` are not empty.
-            gpu_id: GPU to use, None for CPU.
-            send_chunk: called for each chunk of a streamed answer.
-            metrics_sink: called with the metrics that were recorded.
+        """Imports the handler file and calls each of `spec.functions`, which are not empty, without data.
 
         Raises:
             LoadError: as `Service.load`.

@@ -104,11 +104,9 @@ def build_row(
 
 
 def decode_value(mime: str, raw: memoryview | bytearray) -> Any:
-    """Returns JSON and text as Python objects; what cannot be decoded stays a bytearray, as TorchServe leaves it.
+    """Returns JSON and text as Python objects, by a content type without its parameters.
 
-    Args:
-        mime: the content type without its parameters.
-        raw: the value as sent.
+    What cannot be decoded stays a bytearray, as TorchServe leaves it.
 
     Raises:
         BadInput: JSON is nested too deep.

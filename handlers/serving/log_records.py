@@ -103,8 +103,7 @@ class TracedFormatter(logging.Formatter):
 def configure_logging(*, shows_traces: bool = False) -> None:
     """Sends the handler's log records to stdout, the bare message a line, as TorchServe's workers do.
 
-    Args:
-        shows_traces: lines made for requests whose trace is recorded end with its ids.
+    With `shows_traces` lines made for requests whose trace is recorded end with its ids.
     """
     logging.setLogRecordFactory(HandlerRecord)
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)

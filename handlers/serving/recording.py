@@ -67,11 +67,7 @@ class RecordedRequest:
     def from_head(cls, head: bytes, body: bytes, status: int | None = None, answer: bytes = b"") -> RecordedRequest:
         """Returns a request that a worker has answered, without the headers that say who has asked.
 
-        Args:
-            head: request line and header lines with their line ends.
-            body: its body.
-            status: HTTP status of its answer; None where that is not to be compared.
-            answer: bytes of its answer.
+        `status` is None where its answer is not to be compared.
         """
         line, *rest = head.decode("latin-1").split("\r\n")
         pairs = (each.partition(":")[::2] for each in rest if ":" in each)
@@ -139,13 +135,9 @@ def read_recording(path: Path) -> Iterator[RecordedRequest]:
 def named_requests(
     files: Sequence[str], texts: Sequence[str], headers: Sequence[str], content_type: str | None
 ) -> list[RecordedRequest]:
-    """Returns the requests that a command line names.
+    """Returns the requests that a command line names, one for each file and each text, of JSON.
 
-    Args:
-        files: each is a body; its type is guessed by its name.
-        texts: each is a body of JSON.
-        headers: `Name: value`, for all of them.
-        content_type: in place of the guessed ones.
+    `headers` (`Name: value`) are for all of them, and `content_type` in place of those guessed by the files' names.
 
     Raises:
         ValueError: a header without a colon.
@@ -167,12 +159,7 @@ def named_requests(
 
 
 class Recorder:
-    """Appends the first requests that a worker answers to a file, which all workers of a model may share.
-
-    Args:
-        path: the file.
-        requests: how many are written; then no more.
-    """
+    """Appends the first requests that a worker answers, so many, to a file, which all workers of a model may share."""
 
     def __init__(self, path: Path, requests: int) -> None:
         self._path = path
@@ -180,11 +167,7 @@ class Recorder:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Recorder | None:
-        """Returns the recorder that a model-config.yaml asks for; None where it asks for none.
-
-        Args:
-            config: the content of the file; `handler: record: {file: …, requests: 100}`.
-        """
+        """Returns the recorder that `handler: record: {file: …, requests: 100}` asks for; None where nothing does."""
         section = config.get("handler")
         asked = section.get("record") if isinstance(section, dict) else None
         if asked is None:

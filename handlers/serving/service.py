@@ -199,9 +199,7 @@ class Service:
     async def answer(self, request: Request, send_chunk: SendChunk) -> Answer:
         """Runs an async handler on one request, with a context of its own, beside others that run at the same time.
 
-        Args:
-            request: the request.
-            send_chunk: called for each chunk of its answer, if that is streamed.
+        `send_chunk` is called for each chunk of its answer, if that is streamed.
 
         Returns:
             Its answer; never raises for what the handler did.

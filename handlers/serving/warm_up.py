@@ -21,12 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def warm_up_files(config: Mapping[str, Any], model_dir: str) -> list[Path]:
-    """Returns the files that a model-config.yaml names, those that are not there left out with a warning.
-
-    Args:
-        config: the content of the model-config.yaml.
-        model_dir: the model's folder; a file outside of it does not count.
-    """
+    """Returns the files that a model-config.yaml names; a warning tells of those that are not in the model's folder."""
     section = config.get("handler")
     names = section.get("warm_up") if isinstance(section, dict) else None
     if names is None:

@@ -34,10 +34,7 @@ class TextIteratorStreamerBatch(BaseStreamer):
         self._unfinished = set(range(batch_size))
 
     def put(self, value: Any) -> None:
-        """Takes the next ids of all rows.
-
-        Args:
-            value: int64 tensor (B,), or (B, ids) for the prompts.
+        """Takes the next ids of all rows, an int64 tensor (B,), or (B, ids) for the prompts.
 
         Raises:
             ValueError: not as many rows as the batch has.

@@ -144,12 +144,7 @@ def import_class(class_name: str, module_prefix: str | None = None) -> Any:
 
 
 def deprecated(version: str, replacement: str = "") -> Callable[[_Function], _Function]:
-    """Marks a function that will go away: a call warns.
-
-    Args:
-        version: the version in which it goes.
-        replacement: what to use instead.
-    """
+    """Marks a function that goes in a version: a call warns, and says what to use instead if there is something."""
 
     def decorate(function: _Function) -> _Function:
         @functools.wraps(function)

@@ -105,13 +105,7 @@ def create_predict_response(
 
 
 def predict_frame(code: int, message: str, answers: Iterable[tuple[str, Answer]]) -> bytes:
-    """Returns the frame with the answers of a batch.
-
-    Args:
-        code: status of the whole batch.
-        message: text for the whole batch.
-        answers: request id and answer of each row.
-    """
+    """Returns the frame with status and text of a whole batch, and request id and answer of each row."""
     frame = [_INT.pack(code), _text(message)]
     for request_id, answer in answers:
         content_type = next((value for name, value in answer.headers if name.lower() == "content-type"), "")

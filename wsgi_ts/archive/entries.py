@@ -183,11 +183,7 @@ class Extraction:
     def add_link(self, name: str, parts: list[str], target: str, *, is_hard: bool) -> None:
         """Keeps a link for `make_links`: while files are written none is there that could lead them elsewhere.
 
-        Args:
-            name: the entry's name.
-            parts: where the link is.
-            target: relative to the link's directory; of a hard link, the other entry's path.
-            is_hard: a second name of another entry's file.
+        Its target is relative to its directory; that of a hard link, a second name, is the path of the other entry.
 
         Raises:
             InvalidModel: it leads out of the model directory.

@@ -75,12 +75,9 @@ _FILES = {
 def parse_manifest(
     source: Path | dict[str, Any], *, model_name: str | None = None, max_bytes: int = DEFAULT_LIMITS.max_manifest_bytes
 ) -> Manifest:
-    """Checks a MANIFEST.json (the file, or its parsed content).
+    """Checks a MANIFEST.json, the file (unread if larger than `max_bytes`) or its parsed content.
 
-    Args:
-        source: the file or the dictionary.
-        model_name: replaces the manifest's own name.
-        max_bytes: a larger file is refused unread.
+    `model_name` replaces its own name.
 
     Raises:
         InvalidModel: with TorchServe's text for what is missing or wrong.

@@ -109,12 +109,7 @@ def sign(
 ) -> dict[str, str]:
     """The headers that authenticate a GET request without a body: date, token and signature.
 
-    Args:
-        parts: where it goes; the path is percent-encoded as it will be sent.
-        headers: the other headers to sign; Host is added.
-        credentials: who asks.
-        region: AWS region of the bucket.
-        now: the time, UTC.
+    The path is percent-encoded as it will be sent; `headers` are the others to sign, Host is added; `now` is in UTC.
     """
     stamp = now.strftime("%Y%m%dT%H%M%SZ")
     added = {"x-amz-date": stamp}

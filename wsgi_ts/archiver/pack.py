@@ -74,11 +74,7 @@ class WorkflowArchiveRequest:
 
 
 def create_model_archive(request: ModelArchiveRequest, manifest: str | None = None) -> Path:
-    """Writes the model archive; returns its path.
-
-    Args:
-        request: what to archive.
-        manifest: text of the MANIFEST.json; made from `request` by default.
+    """Writes the model archive; returns its path. `manifest`: the text of a MANIFEST.json in place of the request's.
 
     Raises:
         ArchiverError: with the text for the user; an older archive is then untouched.
@@ -145,11 +141,7 @@ def workflow_manifest(request: WorkflowArchiveRequest) -> WorkflowManifest:
 
 
 def check_name(kind: str, name: str) -> None:
-    """Refuses a name that the server would refuse.
-
-    Args:
-        kind: "Model" or "Workflow", for the text.
-        name: the name.
+    """Refuses a name of a "Model" or "Workflow" that the server would refuse.
 
     Raises:
         ArchiverError: it has characters that are not allowed.
@@ -162,12 +154,7 @@ def check_name(kind: str, name: str) -> None:
 
 
 def output_path(export_path: str, file_name: str, *, made: bool = True) -> Path:
-    """Returns the path of the archive.
-
-    Args:
-        export_path: its directory.
-        file_name: its name.
-        made: whether a directory that is missing is made, as TorchServe does for models only.
+    """Returns the path of the archive. `made`: a missing directory is made, as TorchServe does for models only.
 
     Raises:
         ArchiverError: the directory is missing, cannot be made, or is a file.

@@ -18,11 +18,7 @@ _GARBAGE = b"\x00\xff not what you expect"
 
 
 def check(model: LocalModel, samples: Sequence[RecordedRequest]) -> Report:
-    """Tries a handler.
-
-    Args:
-        model: a loaded handler.
-        samples: requests that it should answer, at least one.
+    """Tries a loaded handler on requests that it should answer, at least one.
 
     Returns:
         What was found: each sample alone, all in one batch with the same answers, what batches cost, and whether a bad

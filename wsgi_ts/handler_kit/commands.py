@@ -22,10 +22,7 @@ SHOWN_BYTES = 2000
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs `wsgi-ts handler …`.
-
-    Args:
-        arguments: the words behind `handler`.
+    """Runs `wsgi-ts handler …` with the words behind it.
 
     Returns:
         The exit status: 1 when the handler fails, an answer differs, or something named is not there.

@@ -75,9 +75,7 @@ class BatchRun:
 def prepare(source: Source, work_dir: Path) -> ModelSpec:
     """Opens a model and decides what holds for it, as a server with default settings would.
 
-    Args:
-        source: what to open.
-        work_dir: where an archive is unpacked.
+    An archive is unpacked in `work_dir`.
 
     Raises:
         ServerError: it cannot be opened; the text says why.
@@ -116,11 +114,7 @@ def _directory_of(handler: Path, source: Source) -> ModelDirectory:
 
 
 class LocalModel:
-    """A loaded handler in this process.
-
-    Args:
-        spec: the model.
-        gpu_id: GPU to run on, None for the CPU.
+    """A loaded handler in this process, on a GPU or (None) the CPU.
 
     Raises:
         LoadError: whatever the handler raised, after its traceback went to stderr.
@@ -234,12 +228,9 @@ def _sample_of(value: Any) -> RecordedRequest:
 
 @contextlib.contextmanager
 def opened(source: Source, gpu_id: int | None = None, batch_size: int | None = None) -> Iterator[LocalModel]:
-    """Opens and loads a model, and removes afterwards what was unpacked.
+    """Opens and loads a model on a GPU or (None) the CPU, and removes afterwards what was unpacked.
 
-    Args:
-        source: what to open.
-        gpu_id: GPU to run on, None for the CPU.
-        batch_size: what the handler is told of batches, in place of the model-config.yaml's word.
+    `batch_size` is told the handler in place of the model-config.yaml's.
 
     Raises:
         ServerError: it cannot be opened.

@@ -13,12 +13,7 @@ SHOWN_CHARS = 200
 
 
 def replay(model: LocalModel, samples: Sequence[RecordedRequest], batch_size: int) -> Report:
-    """Asks recorded requests again, in their order.
-
-    Args:
-        model: a loaded handler.
-        samples: the requests, with or without the answers of then.
-        batch_size: requests in one call.
+    """Asks requests, recorded with or without the answers of then, again in their order, `batch_size` in one call.
 
     Returns:
         A line for each answer that differs, and one with the counts and the time.

@@ -10,11 +10,7 @@ KINDS = ("base", "plain")
 
 
 def write_project(folder: Path, kind: str) -> list[Path]:
-    """Writes a handler, its model-config.yaml, its test and a README with the commands.
-
-    Args:
-        folder: made if it is missing.
-        kind: one of KINDS.
+    """Writes a handler, its model-config.yaml, its test and a README with the commands; `kind` is one of KINDS.
 
     Returns:
         The files that were written.

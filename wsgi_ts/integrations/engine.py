@@ -140,14 +140,11 @@ class Engine:
         return self._control.call(operation, **arguments)
 
     def register(self, archive: str, **arguments: Any) -> str:
-        """Loads a model and waits for its workers.
+        """Loads a model, waits for its workers and returns its name.
 
         Args:
             archive: a model archive, or a folder with what is in one, or an address where one can be fetched.
             **arguments: those of the register call: `initial_workers`, `batch_size`, …
-
-        Returns:
-            The model's name.
 
         Raises:
             EngineError: there is no such archive.

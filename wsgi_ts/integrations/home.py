@@ -20,11 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Home:
-    """One such directory. Make it with `make`, give it back with `remove`.
-
-    Attributes:
-        path: the directory.
-    """
+    """One such directory. Make it with `make`, give it back with `remove`."""
 
     def __init__(self, path: Path, lock_fd: int) -> None:
         self.path = path

@@ -42,15 +42,7 @@ class _Known:
 
 
 class Gate:
-    """Asks the plugins. `known` is for a thread that must not wait, `decide` for any other.
-
-    Args:
-        config: the configuration.
-        report: is told of each plugin, and gets its failures.
-
-    Attributes:
-        timeout_s: how long a decision may take.
-    """
+    """Asks the plugins. `known` is for a thread that must not wait, `decide` for any other."""
 
     def __init__(self, config: Config, report: PluginReport) -> None:
         self._report = report
@@ -80,13 +72,7 @@ class Gate:
         return self._decision(known, action, model)
 
     def decide(self, head: Head, action: str, model: str) -> Decision:
-        """Asks the plugins.
-
-        Args:
-            head: the request.
-            action: what is asked for.
-            model: of which model; empty for none.
-        """
+        """Asks the plugins; `model` is empty where the action is for none."""
         decision = self.known(head, action, model)
         if decision is not None:
             return decision

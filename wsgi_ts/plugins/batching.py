@@ -28,11 +28,6 @@ Result = TypeVar("Result")
 class BatchingRules:
     """What the batcher asks of a policy; a method that the policy lacks has the answer of the built-in rule.
 
-    Args:
-        found: what is known of the policy.
-        policy: the object.
-        report: is told when it is switched off.
-
     Attributes:
         is_on: the policy is asked.
         has_wait: it says how long to wait, too.
@@ -88,12 +83,9 @@ class BatchingRules:
 
 
 def load_rules(config: Config, wanted: str, report: PluginReport) -> BatchingRules | None:
-    """The rules that a model wants; None where they cannot be had, which is told.
+    """The rules that a model wants, by the name of a plugin of the group `batching` or as `module:attribute`.
 
-    Args:
-        config: the configuration.
-        wanted: the name of a plugin of the group `batching`, or `module:attribute`.
-        report: is told.
+    None where they cannot be had, which is told.
     """
     named = {each.name: each for each in found_in(config.found_plugins, "batching")}
     found = named.get(wanted) or Found(wanted, "batching", wanted, "model-config.yaml")

@@ -21,10 +21,6 @@ def operations_of(plugin: Any, path: str) -> tuple[Mapping[str, str], ...]:
     """Returns a row for each method of an endpoint: `method`, in lower case, `summary` and `description`.
 
     A method without a docstring has that of its class; an endpoint without any is called by its path.
-
-    Args:
-        plugin: the function, class, Falcon resource or WSGI app.
-        path: the first segment of its paths.
     """
     own = _text_of(plugin)
     found = {match[1]: _text_of(getattr(plugin, name)) for name in dir(plugin) if (match := _RESPONDER.fullmatch(name))}

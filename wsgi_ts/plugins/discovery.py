@@ -40,11 +40,7 @@ _WANTED = {
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a configuration says of plugins; see the keys of the same names.
-
-    Attributes:
-        plugins_path, plugin, plugins, middleware: the keys.
-    """
+    """What a configuration says of plugins; see the keys of the same names."""
 
     plugins_path: str = ""
     plugin: Sequence[str] = ()

@@ -28,7 +28,6 @@ class Events:
     """The listeners of one process, and what they are still to be told.
 
     Args:
-        config: the configuration.
         report: is told of each listener; None for a process without plugins.
         only: the events that happen in this process; empty: all.
     """

@@ -24,15 +24,7 @@ class FetchFailed(OSError):
 
 
 class Fetchers:
-    """The plugins of the group `fetch`.
-
-    Args:
-        config: the configuration.
-        report: is told of them, and gets their failures.
-
-    Attributes:
-        schemes: of the URLs that they fetch.
-    """
+    """The plugins of the group `fetch`, for URLs of the `schemes`."""
 
     def __init__(self, config: Config, report: PluginReport) -> None:
         self._plugins_path = config.plugins_path

@@ -31,12 +31,7 @@ _WRITE_EVERY_S = 1.0
 
 
 class PluginReport:
-    """The plugins of one process. Any thread may call.
-
-    Args:
-        run_dir: the run directory.
-        process: what the process is called.
-    """
+    """The plugins of one process. Any thread may call."""
 
     def __init__(self, run_dir: Path, process: str) -> None:
         self._path = RunFiles(run_dir).plugins / f"{os.getpid()}.json"
@@ -70,14 +65,7 @@ class PluginReport:
         self._write_soon()
 
     def failed(self, found: Found, error: BaseException | str, *, state: str = "", instead: str = "") -> None:
-        """Counts a failure, and logs it.
-
-        Args:
-            found: whose it is.
-            error: what went wrong.
-            state: what has become of the plugin; empty: it goes on.
-            instead: what is done in its place, for the log.
-        """
+        """Counts a failure, and logs it with what is done `instead`. An empty `state`: the plugin goes on."""
         text = error if isinstance(error, str) else said(error)
         now = time.monotonic()
         with self._lock:
@@ -143,12 +131,7 @@ def read_reports(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def plugin_rows(config_rows: Iterable[Mapping[str, Any]], run_dir: Path) -> list[dict[str, Any]]:
-    """The plugins of an instance, a row for each kind of process that has one.
-
-    Args:
-        config_rows: `Config.found_plugins`.
-        run_dir: the run directory.
-    """
+    """The plugins of an instance, a row for each kind of process that has one."""
     reports = read_reports(run_dir)
     rows = []
     for found in (Found(**row) for row in config_rows):

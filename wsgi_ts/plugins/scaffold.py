@@ -46,15 +46,7 @@ def test_{module}(plugin_server):
 
 
 def write_plugin(group: str, name: str, folder: Path) -> list[str]:
-    """Writes `folder/name` with a pyproject.toml, the plugin and a test.
-
-    Args:
-        group: what kind of plugin: `endpoint`.
-        name: its name, such as `model-ready`.
-        folder: where.
-
-    Returns:
-        What to tell the user.
+    """Writes `folder/name` with a pyproject.toml, an `endpoint` and a test; returns what to tell the user.
 
     Raises:
         ValueError: no such group, or a name that cannot be one.

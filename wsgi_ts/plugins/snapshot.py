@@ -15,13 +15,7 @@ LIMIT_S = 10.0
 
 
 class Store:
-    """A store, loaded when the first snapshot is kept.
-
-    Args:
-        config: the configuration, with such a plugin.
-        found: it.
-        report: gets its failures.
-    """
+    """A store, loaded when the first snapshot is kept."""
 
     def __init__(self, config: Config, found: Found, report: PluginReport) -> None:
         self._config = config

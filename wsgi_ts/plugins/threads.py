@@ -11,12 +11,7 @@ Result = TypeVar("Result")
 
 
 class DaemonThreads:
-    """A few threads, started as they are needed, that take calls in turn.
-
-    Args:
-        most: how many threads there may be.
-        name: what they are called.
-    """
+    """Up to `most` threads, started as they are needed, that take calls in turn."""
 
     def __init__(self, most: int, name: str) -> None:
         self._most = most

@@ -41,10 +41,7 @@ class TuneError(Exception):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs `wsgi-ts tune`.
-
-    Args:
-        arguments: the words behind `tune`.
+    """Runs `wsgi-ts tune` with the words behind it.
 
     Returns:
         The exit status: 1 where nothing was found, 3 where nothing runs, 130 after a Ctrl-C. Wrong flags end with 2.
@@ -109,11 +106,7 @@ def _tune(options: argparse.Namespace, run_dir: Path, objective: Objective, samp
 
 
 class Session:
-    """One tuning, from learning to the choice.
-
-    Attributes:
-        curves: what was learnt.
-    """
+    """One tuning, from learning to the choice."""
 
     def __init__(
         self,

@@ -38,11 +38,7 @@ class LoadError(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """Where requests go, and what they are.
-
-    Attributes:
-        requests: the bytes of each, head and body.
-    """
+    """Where requests go, and the bytes of each, head and body."""
 
     requests: Sequence[bytes]
     host: str = ""
@@ -57,7 +53,6 @@ class Measurement:
 
     Attributes:
         latencies_s: of what was answered with 200, sorted, in seconds.
-        sent: requests.
         statuses: how many answers of each status; 0: no answer.
         refusal: the first answer that was not 200.
         throughput: answers with 200 a second.
@@ -121,12 +116,7 @@ class _Process:
 
 
 class Generator:
-    """Makes load; a context manager, at whose end its processes are gone.
-
-    Args:
-        target: what is asked.
-        cores: as many processes are there at most.
-    """
+    """Makes load with at most as many processes as cores; a context manager, at whose end they are gone."""
 
     def __init__(self, target: Target, cores: int) -> None:
         self._target = target

@@ -41,10 +41,8 @@ class Learner:
 
     Args:
         model: the model, on trial.
-        generator: makes the requests.
         longest_s: batches that take longer are of no interest.
         largest: nor are larger ones.
-        tell: is told each thing that was found out.
 
     Attributes:
         warnings: what makes the figures doubtful.

@@ -42,7 +42,6 @@ class Order:
 
     Attributes:
         host: of the server; or `unix_path`.
-        port: likewise.
         tls: it speaks TLS; its certificate is not looked at.
         requests: the requests' bytes, base64; asked in turn.
         clients: so many ask again as soon as they are answered; 0: requests come at random times instead.

@@ -125,11 +125,7 @@ def latencies_s(curve: Curve, setting: Setting, rate: float, objective: Objectiv
 def best_rate(curve: Curve, setting: Setting, objective: Objective, at_least: float = 0.0) -> float:
     """The most requests a second that a setting serves within all limits; 0.0 where it keeps them at no rate.
 
-    Args:
-        curve: what batches cost.
-        setting: what would hold.
-        objective: the limits.
-        at_least: less is of no interest: 0.0 is returned for it at once.
+    Less than `at_least` is of no interest: 0.0 is returned for it at once.
     """
     capacity = curve.capacity(setting.batch_size)
     lowest, highest = 0.02 * capacity, capacity

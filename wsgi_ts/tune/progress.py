@@ -13,12 +13,7 @@ _RENEWED_S = 0.5
 
 
 class Progress:
-    """Shows the time that has gone of the time that there is; a context manager.
-
-    Args:
-        total_s: the time that there is, in seconds.
-        stream: where it is shown.
-    """
+    """Shows the time that has gone of the seconds that there are; a context manager."""
 
     def __init__(self, total_s: float, stream: TextIO) -> None:
         self._begun = time.monotonic()

@@ -230,13 +230,7 @@ def new_keys(before: Setting, chosen: Setting) -> dict[str, Any]:
 
 
 def config_diff(name: str, text: str, keys: Mapping[str, Any]) -> list[str]:
-    """What would change in a model-config.yaml, as `diff -u` prints it.
-
-    Args:
-        name: of the file.
-        text: its content; "" where there is none.
-        keys: what it is to say.
-    """
+    """What would change in a model-config.yaml ("" for none) that is to say `keys`, as `diff -u` prints it."""
     changed = text
     for key, value in keys.items():
         line = re.compile(rf"^{key}[ \t]*:[ \t]*[^#\n]*?(?=[ \t]*(?:#|$))", re.MULTILINE)

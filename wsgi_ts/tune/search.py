@@ -132,14 +132,9 @@ class Verifier:
     """Measures settings on the running server.
 
     Args:
-        model: the model, on trial.
-        generator: makes the requests.
-        objective: the limits.
         until: when no run is begun any more (monotonic seconds).
-        tell: is told each point.
 
     Attributes:
-        points: what was measured.
         warnings: what makes the figures doubtful.
     """
 

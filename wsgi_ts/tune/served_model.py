@@ -27,9 +27,7 @@ class Setting:
     """What a tuning decides.
 
     Attributes:
-        workers: model workers.
         threads: CPU threads of each; 0: as many as the cores have room for.
-        batch_size: most requests of a batch.
         policy: when a batch that is not full goes.
         delay_ms: maxBatchDelay.
     """
@@ -51,9 +49,6 @@ class ServedModel:
     """A model version of a running server, on which settings are tried from `begin` to `end`.
 
     Args:
-        control: the way to the supervisor.
-        name: the model.
-        version: its version; None for the default one.
         cores: what CPU threads are shared out of.
 
     Attributes:
@@ -149,14 +144,7 @@ def read_config(run_dir: Path) -> Config:
 
 
 def target(config: Config, model: ServedModel, samples: Iterable[RecordedRequest], token: str | None) -> Target:
-    """Where the requests of a tuning go.
-
-    Args:
-        config: the server's configuration.
-        model: what is asked.
-        samples: what it is asked.
-        token: the inference API's key; None for none.
-    """
+    """Where the requests of a tuning go."""
     address = config.inference_address
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address.host, address.host)
     path = f"/predictions/{quote(model.name)}/{quote(model.version)}"

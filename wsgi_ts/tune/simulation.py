@@ -151,11 +151,7 @@ class Simulation:
     """One queue, one rule.
 
     Args:
-        rule: the batching rule.
-        model: what batches cost.
-        load: who asks.
         seed: of all that is random.
-        workers: how many model workers there are.
         noise: what a batch took as a part of what it should have, measured; one is drawn for each batch.
     """
 

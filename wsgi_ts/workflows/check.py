@@ -43,12 +43,7 @@ class Finding:
 
 
 def check_workflow(source: Source, model_store: Path | None = None) -> Iterator[Finding]:
-    """All findings; of a specification that is none, only why.
-
-    Args:
-        source: the workflow.
-        model_store: where the models' archives are; None: they are not looked for.
-    """
+    """All findings; of a specification that is none, only why. Without a model store no archives are looked for."""
     try:
         document = read_document(source.spec_text, source.spec_name)
         spec = spec_of(document)

@@ -25,7 +25,6 @@ class Document:
     """A parsed file.
 
     Attributes:
-        name: the file's name, for messages.
         data: its content: mappings, lists, texts, numbers, booleans, dates and None.
         lines: the line of each key, from 1, by the keys that lead to it.
         duplicates: keys that stand twice in one mapping, the last of which counts, with the line of the first.
@@ -49,11 +48,7 @@ class Document:
 
 
 def read_document(text: str, name: str) -> Document:
-    """Reads one YAML document. Of a key that stands twice the last counts, at the place of the last.
-
-    Args:
-        text: the file.
-        name: its name, for messages.
+    """Reads one YAML document. Of a key that stands twice the last counts, at the last's place. `name` is for messages.
 
     Raises:
         NoYaml: it is none, builds more than plain data, or has over a megabyte or 100 000 values with aliases

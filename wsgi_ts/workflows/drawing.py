@@ -40,9 +40,7 @@ class _Lane(NamedTuple):
 def draw(spec: WorkflowSpec, *, ascii_only: bool = False) -> str:
     """The graph from left to right, each line without blanks at its end; no newline at the end.
 
-    Args:
-        spec: the workflow.
-        ascii_only: for terminals that show nothing else.
+    `ascii_only` is for terminals that show nothing else.
     """
     layout = lay_out(spec.order, {name: node.successors for name, node in spec.nodes.items()}, whole_rows=True)
     plain = [_lanes(hops) for hops in _channels(layout, _same_row)]

@@ -24,8 +24,6 @@ class Edge:
     """An edge as it is drawn.
 
     Attributes:
-        parent: where it begins.
-        child: where it ends.
         rows: its height in each layer from that of its parent to that of its child, both included.
     """
 
@@ -43,7 +41,6 @@ class Layout:
         layer_of: the layer of each node.
         row_of: the height of each node, in rows from 0; not whole where a node stands between two others.
         edges: all edges, in file order.
-        rows: rows in all.
     """
 
     layers: tuple[tuple[str, ...], ...]

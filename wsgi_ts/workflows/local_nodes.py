@@ -35,13 +35,10 @@ class _Loaded:
     """A node's handler.
 
     Attributes:
-        service: runs it.
-        folder: the folder of its model.
         path: `sys.path` as it has to be while it runs.
         batch_size: how many requests it is given at a time.
         is_async: whether it takes requests one by one, on an event loop.
         chunks: what it has streamed, by row.
-        modules: those of its folder.
     """
 
     service: Service
@@ -54,15 +51,7 @@ class _Loaded:
 
 
 class LocalNodes:
-    """Loads nodes when they are first asked for, and runs them.
-
-    Args:
-        source: the workflow.
-        spec: its specification.
-        compiled: what came of that.
-        model_store: where the models' archives are.
-        scratch: a directory for what is unpacked.
-    """
+    """Loads nodes when they are first asked for, and runs them; archives are unpacked in `scratch`."""
 
     def __init__(
         self, source: Source, spec: WorkflowSpec, compiled: CompiledWorkflow, model_store: Path, scratch: Path

@@ -45,10 +45,6 @@ class WorkflowManager:
     """The operations on the workflows of one instance.
 
     Args:
-        config: the configuration.
-        registry: what is registered.
-        models: the operations on models.
-        workflows_dir: where archives are unpacked.
         publish: makes the registry's present state known to the data path.
         outstanding: how many requests of a version are under way.
         record: writes the snapshot; called after each change, before it is answered.

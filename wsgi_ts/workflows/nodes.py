@@ -30,8 +30,6 @@ class WorkflowNodes:
     """Registers and unregisters the nodes of workflows.
 
     Args:
-        registry: what is registered.
-        models: the operations on models.
         outstanding: how many requests of a version are under way.
         unregister_limit_s: how long the requests under way may take at the end of a workflow.
     """

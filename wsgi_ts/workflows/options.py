@@ -83,7 +83,6 @@ class Options:
     """The whole section.
 
     Attributes:
-        nodes: the options of each node that has some.
         timeout_ms: how long a request may take as a whole; 0 where that is not said.
     """
 
@@ -95,11 +94,7 @@ NO_OPTIONS = NodeOptions()
 
 
 def read_options(document: Document, nodes: Mapping[str, object]) -> Options:
-    """Reads the section; it need not be there.
-
-    Args:
-        document: the specification.
-        nodes: the names of the graph's nodes.
+    """Reads the section, which need not be there, for the names of the graph's nodes.
 
     Raises:
         InvalidDag: with key and line.

@@ -22,9 +22,7 @@ class Source:
     """What there is of a workflow.
 
     Attributes:
-        name: the workflow's name.
         spec_name: the name of the specification's file.
-        spec_text: its text.
         handler_file: the file with the functions, which may be missing; None where none is named.
         directory: where functions find the other files of the archive.
         is_archive: whether it was packed, or unpacked; else it is a YAML file by itself.
@@ -40,11 +38,7 @@ class Source:
 
 @contextlib.contextmanager
 def open_source(path: Path, handler: Path | None = None) -> Iterator[Source]:
-    """Opens what was given; what had to be unpacked goes when the block is left.
-
-    Args:
-        path: the archive, directory or YAML file.
-        handler: the file with the functions, for a YAML file.
+    """Opens what was given; what had to be unpacked goes when the block is left. A YAML file comes with its `handler`.
 
     Raises:
         SourceError: it is not there, or is no workflow.

@@ -109,11 +109,7 @@ class WorkflowSpec:
 
 
 def parse_spec(text: str, name: str = "spec.yaml") -> WorkflowSpec:
-    """Reads a specification.
-
-    Args:
-        text: the file.
-        name: its name, for messages.
+    """Reads a specification; the file's name is for messages.
 
     Raises:
         InvalidWorkflow: it is no YAML.

@@ -59,13 +59,7 @@ text {{ font-family: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Ne
 
 
 def svg(spec: WorkflowSpec, title: str, *, theme: Theme = "auto") -> str:
-    """The picture, from left to right.
-
-    Args:
-        spec: the workflow.
-        title: its name, for who cannot see the picture.
-        theme: "auto" follows the reader's setting.
-    """
+    """The picture, from left to right; its colours are by default those that the reader has set."""
     layout = lay_out(spec.order, {name: node.successors for name, node in spec.nodes.items()})
     places = _Places(spec, layout)
     parts = [_edge(edge, places, layout, spec) for edge in layout.edges]
@@ -125,12 +119,7 @@ def _labels(node: Node) -> _Labels:
 
 
 class _Places:
-    """Where everything is, in pixels.
-
-    Args:
-        spec: the workflow.
-        layout: its graph.
-    """
+    """Where everything is, in pixels."""
 
     def __init__(self, spec: WorkflowSpec, layout: Layout) -> None:
         self.labels = {name: _labels(node) for name, node in spec.nodes.items()}

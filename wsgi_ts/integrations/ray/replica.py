@@ -87,9 +87,7 @@ class ModelReplica:
     async def stream(self, data: Any, headers: Mapping[str, str] | None = None) -> AsyncIterator[bytes]:
         """Yields the parts of the model's answer as they come; for handles with `stream=True`.
 
-        Args:
-            data: as for `predict`; the answer's parts are bytes in any case.
-            headers: likewise.
+        The arguments are those of `predict`; the parts are bytes in any case.
 
         Raises:
             ServerError: what a client of HTTP would have been told.
