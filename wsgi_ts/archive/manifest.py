@@ -11,6 +11,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -19,7 +20,7 @@ from typing import Any
 import yaml
 
 from wsgi_ts.archive.entries import DEFAULT_LIMITS, ArchiveLimits, escape_name
-from wsgi_ts.errors import BadRequest, InvalidModel
+from wsgi_ts.errors import BadRequest, InvalidModel, ServerError
 from wsgi_ts.settings.conversion import to_text
 from wsgi_ts.settings.lenient_json import parse_lenient
 from wsgi_ts.settings.model_entries import RUNTIMES, known_runtime
@@ -72,6 +73,22 @@ _FILES = {
 }
 
 
+@contextmanager
+def parsed_as(kind: type[ServerError], file: PurePosixPath) -> Iterator[None]:
+    """Makes of the ValueErrors of a manifest what TorchServe says of one that cannot be parsed; the log has the reason.
+
+    Args:
+        kind: that error.
+        file: the manifest, for the log.
+    """
+    try:
+        yield
+    except ValueError as error:
+        log.warning("%s cannot be used: %s", file, error)
+        raise kind("Failed to parse signature.json.") from error
+
+
+@parsed_as(InvalidModel, MANIFEST_PATH)
 def parse_manifest(
     source: Path | dict[str, Any], *, model_name: str | None = None, max_bytes: int = DEFAULT_LIMITS.max_manifest_bytes
 ) -> Manifest:
@@ -82,14 +99,14 @@ def parse_manifest(
     Raises:
         InvalidModel: with TorchServe's text for what is missing or wrong.
     """
-    raw = source if isinstance(source, dict) else _read_json(source, max_bytes)
+    raw = source if isinstance(source, dict) else read_json_object(source, max_bytes)
     model = raw.get("model", {})
     if model is None:
         raise InvalidModel("Missing Model entry in manifest file.")
     if not isinstance(model, dict):
-        raise _unparsable("model is not an object")
-    name = model_name or _text(model, "modelName")
-    version = _text(model, "modelVersion") or DEFAULT_VERSION
+        raise ValueError("model is not an object")
+    name = model_name or text_of(model, "modelName")
+    version = text_of(model, "modelVersion") or DEFAULT_VERSION
     runtime = known_runtime(raw.get("runtime", RUNTIMES[0]))
     if not name:
         raise InvalidModel("Model name is not defined.")
@@ -103,10 +120,10 @@ def parse_manifest(
     return Manifest(
         model_name=name,
         model_version=version,
-        handler=_text(model, "handler"),
+        handler=text_of(model, "handler"),
         runtime=runtime,
         raw=raw,
-        **{name: _text(model, key) for key, name in _FILES.items()},
+        **{name: text_of(model, key) for key, name in _FILES.items()},
     )
 
 
@@ -200,13 +217,6 @@ def _check_inside(key: str, value: str) -> None:
         raise InvalidModel(f"Manifest entry {key} leaves the model directory: {escape_name(value)}")
 
 
-def _read_json(path: Path, max_bytes: int) -> dict[str, Any]:
-    try:
-        return read_json_object(path, max_bytes)
-    except ValueError as error:
-        raise _unparsable(str(error)) from error
-
-
 def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
     """The JSON object in a file that an archive brought along, read as TorchServe's parser reads it.
 
@@ -235,20 +245,17 @@ def read_small_file(path: Path, max_bytes: int) -> bytes | None:
     return content if len(content) <= max_bytes else None
 
 
-def _text(model: dict[str, Any], key: str) -> str | None:
-    """A text of the manifest; a number is taken as it was written, as TorchServe's parser does."""
-    value = model.get(key)
-    if value is None:
-        return None
+def text_of(section: dict[str, Any], key: str) -> str | None:
+    """A text of a manifest; a number is taken as it was written, as TorchServe's parser does.
+
+    Raises:
+        ValueError: there is something else; the text names the key.
+    """
+    value = section.get(key)
     try:
-        return to_text(value)
+        return None if value is None else to_text(value)
     except ValueError as error:
-        raise _unparsable(f"model.{key}: {error}") from None
-
-
-def _unparsable(reason: str) -> InvalidModel:
-    log.warning("MAR-INF/MANIFEST.json cannot be used: %s", reason)
-    return InvalidModel("Failed to parse signature.json.")
+        raise ValueError(f"{key}: {error}") from None
 
 
 class YamlSettings(dict[str, Any]):

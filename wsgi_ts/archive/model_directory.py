@@ -83,7 +83,7 @@ def open_archive(
             if fetched:
                 undo.callback(source.unlink, missing_ok=True)
             extracted = not source.is_dir()
-            directory = _unpack(source, models_dir, limits, undo) if extracted else _innermost(source.resolve())
+            directory = _unpack_model(source, models_dir, limits, undo) if extracted else _innermost(source.resolve())
             manifest = read_manifest(directory, model_name, limits)
             undo.pop_all()
     except OSError as error:
@@ -93,12 +93,17 @@ def open_archive(
     return ModelDirectory(directory, manifest, url, extracted, downloaded, archive)
 
 
-def _unpack(source: Path, models_dir: Path, limits: ArchiveLimits, undo: contextlib.ExitStack) -> Path:
-    """Unpacks an archive into a new directory, which `undo` removes."""
-    models_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    directory = models_dir.absolute() / uuid.uuid4().hex
+def unpack(source: Path, parent: Path, limits: ArchiveLimits, undo: contextlib.ExitStack) -> Path:
+    """Unpacks an archive into a new directory in `parent`, which `undo` removes; raises what `extract_archive` does."""
+    parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory = parent.absolute() / uuid.uuid4().hex
     undo.callback(shutil.rmtree, directory, ignore_errors=True)
     extract_archive(source, directory, limits)
+    return directory
+
+
+def _unpack_model(source: Path, models_dir: Path, limits: ArchiveLimits, undo: contextlib.ExitStack) -> Path:
+    directory = unpack(source, models_dir, limits, undo)
     inner = _innermost(directory)
     if inner == directory or not (inner / MANIFEST_PATH).is_file():
         return directory

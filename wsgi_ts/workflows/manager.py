@@ -17,12 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from wsgi_ts.archive.download import DownloadRules, Fetchers
-from wsgi_ts.errors import (
-    BadRequest,
-    ConflictStatus,
-    InternalServerError,
-    WorkflowNotFound,
-)
+from wsgi_ts.errors import BadRequest, ConflictStatus, InternalServerError, WorkflowNotFound
 from wsgi_ts.models.manager import ModelManager
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.version import ModelVersion
@@ -30,12 +25,7 @@ from wsgi_ts.settings.config import Config
 from wsgi_ts.workflows.arguments import WorkflowArguments
 from wsgi_ts.workflows.compile import compile_workflow
 from wsgi_ts.workflows.nodes import WorkflowNodes
-from wsgi_ts.workflows.war import (
-    WorkflowDirectory,
-    open_workflow,
-    remove_downloaded_workflow,
-    remove_workflow_directory,
-)
+from wsgi_ts.workflows.war import discard_workflow, open_workflow
 from wsgi_ts.workflows.workflow import Workflow
 
 log = logging.getLogger(__name__)
@@ -114,7 +104,7 @@ class WorkflowManager:
                     self._take_over(before, workflow)
         except BaseException:
             # At a start the next one tries it again.
-            _discard(replace(directory, downloaded=None) if fetched else directory)
+            discard_workflow(replace(directory, downloaded=None) if fetched else directory)
             raise
         if not at_startup:
             self._record()
@@ -139,8 +129,7 @@ class WorkflowManager:
 
     def list_workflows(self, *, limit: int, next_page_token: int) -> dict[str, Any]:
         """Lists `limit` workflows by name, from number `next_page_token` on."""
-        with self._lock:
-            found = [self._workflows[name] for name in sorted(self._workflows)]
+        found = self._sorted()
         end = next_page_token + limit
         body: dict[str, Any] = {"nextPageToken": str(end)} if end <= len(found) else {}
         page = found[next_page_token:end]
@@ -149,10 +138,8 @@ class WorkflowManager:
 
     def status(self) -> list[dict[str, Any]]:
         """The lines of `wsgi-ts status`."""
-        with self._lock:
-            found = [self._workflows[name] for name in sorted(self._workflows)]
         rows = []
-        for workflow in found:
+        for workflow in self._sorted():
             nodes, compiled = self._registry.nodes_of(workflow.key), workflow.compiled
             waiting = [model.name for model in nodes if not model.is_ready]
             rows.append(
@@ -183,7 +170,7 @@ class WorkflowManager:
             self._nodes.wait_until_quiet(workflow.key)
             failures = [*self._nodes.missing(workflow), *self._nodes.unregister(workflow.key)]
             self._registry.remove_aliases(workflow.models_named(workflow.key))
-        _discard(workflow.directory)
+        discard_workflow(workflow.directory)
         self._record()
         if failures:
             raise InternalServerError(
@@ -199,6 +186,10 @@ class WorkflowManager:
                 return None
             key = self._workflows[name].key
         return all(model.workers for model in self._registry.nodes_of(key))
+
+    def _sorted(self) -> list[Workflow]:
+        with self._lock:
+            return [self._workflows[name] for name in sorted(self._workflows)]
 
     def _get(self, name: str) -> Workflow:
         with self._lock:
@@ -265,16 +256,7 @@ class WorkflowManager:
         for failure in self._nodes.unregister(before.key):
             log.error("A node of the workflow %s that was replaced is left: %s", name, failure)
         kept = before.directory.downloaded == after.directory.downloaded
-        _discard(replace(before.directory, downloaded=None) if kept else before.directory)
-
-
-def _discard(directory: WorkflowDirectory) -> None:
-    """Removes the files of a workflow that is not registered (any more), the downloaded archive included."""
-    try:
-        remove_workflow_directory(directory)
-        remove_downloaded_workflow(directory)
-    except OSError as error:
-        log.warning("Cannot remove the unpacked workflow %s: %s", directory.path, error)
+        discard_workflow(replace(before.directory, downloaded=None) if kept else before.directory)
 
 
 def _status(text: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,10 +14,9 @@ from typing import Any
 
 from wsgi_ts.archive.download import DownloadRules, fetch_archive, is_fetched
 from wsgi_ts.archive.entries import DEFAULT_LIMITS, ArchiveLimits, escape_name
-from wsgi_ts.archive.extract import extract_archive
-from wsgi_ts.archive.manifest import check_name, read_json_object, read_small_file
+from wsgi_ts.archive.manifest import check_name, parsed_as, read_json_object, read_small_file, text_of
+from wsgi_ts.archive.model_directory import unpack
 from wsgi_ts.errors import InternalServerError, InvalidModel, InvalidWorkflow, ModelNotFound, WorkflowNotFound
-from wsgi_ts.settings.conversion import to_text
 from wsgi_ts.workflows.spec import WorkflowSpec, parse_spec
 
 log = logging.getLogger(__name__)
@@ -88,8 +86,7 @@ def open_workflow(
 ) -> WorkflowDirectory:
     """Finds, fetches and unpacks the workflow at `url`, and checks its manifest; whatever fails, nothing is left.
 
-    The specification is read by `WorkflowDirectory.read_spec`; who gives up then calls `remove_workflow_directory`, and
-    `remove_downloaded_workflow`.
+    The specification is read by `WorkflowDirectory.read_spec`; who gives up then calls `discard_workflow`.
 
     Args:
         url: a file name in the workflow store, a path whose last part is one, or a URL.
@@ -141,17 +138,19 @@ def workflow_from(path: Path) -> Iterator[WorkflowDirectory]:
         yield _directory(directory, path.name, DEFAULT_LIMITS, None, None, extracted=extracted)
 
 
-def remove_workflow_directory(workflow: WorkflowDirectory) -> None:
-    """Deletes what was unpacked; a directory that was used in place stays."""
-    if workflow.extracted:
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(workflow.path)
+def discard_workflow(workflow: WorkflowDirectory) -> None:
+    """Deletes what was unpacked, and the file that was fetched, so that its URL can be registered again.
 
-
-def remove_downloaded_workflow(workflow: WorkflowDirectory) -> None:
-    """Deletes the file that was fetched into the workflow store, so that its URL can be registered again."""
-    if workflow.downloaded is not None:
-        workflow.downloaded.unlink(missing_ok=True)
+    For a workflow that is not registered (any more). A directory that was used in place stays.
+    """
+    try:
+        if workflow.extracted:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(workflow.path)
+        if workflow.downloaded is not None:
+            workflow.downloaded.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("Cannot remove the unpacked workflow %s: %s", workflow.path, error)
 
 
 def _locate(url: str, workflow_store: Path | None, rules: DownloadRules, limits: ArchiveLimits) -> tuple[Path, bool]:
@@ -186,43 +185,38 @@ def _fetch(url: str, workflow_store: Path, rules: DownloadRules, limits: Archive
 
 
 def _unpack(source: Path, workflows_dir: Path, limits: ArchiveLimits, undo: contextlib.ExitStack) -> Path:
-    """Unpacks an archive into a new directory, which `undo` removes."""
-    workflows_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    directory = workflows_dir.absolute() / uuid.uuid4().hex
-    undo.callback(shutil.rmtree, directory, ignore_errors=True)
     try:
-        extract_archive(source, directory, limits)
+        return unpack(source, workflows_dir, limits, undo)
     except InvalidModel as error:
-        message = error.message.replace("Model archive", "Workflow archive").replace(
-            "the model dir", "the workflow's dir"
-        )
-        raise InvalidWorkflow(message, status=400) from error
-    return directory
+        message = error.message.replace("Model archive", "Workflow archive")
+        raise InvalidWorkflow(message.replace("the model dir", "the workflow's dir"), status=400) from error
 
 
+@parsed_as(InvalidWorkflow, MANIFEST_PATH)
 def _directory(
     directory: Path, url: str, limits: ArchiveLimits, name: str | None, downloaded: Path | None, *, extracted: bool
 ) -> WorkflowDirectory:
     """The workflow in a directory, by its checked manifest."""
-    manifest = _read_manifest(directory / MANIFEST_PATH, limits)
+    file = directory / MANIFEST_PATH
+    manifest = read_json_object(file, limits.max_manifest_bytes) if os.path.lexists(file) else {}
     # As TorchServe: an entry that is not there is an empty one, and only a null is a missing one.
     workflow = manifest.get("workflow", {})
     if workflow is None:
         raise InvalidWorkflow("Missing Workflow entry in manifest file.")
     if not isinstance(workflow, dict):
-        raise _unparsable("workflow is not an object")
-    own_name = _text(workflow, "workflowName")
+        raise ValueError("workflow is not an object")
+    own_name = text_of(workflow, "workflowName")
     if own_name is None:
         raise InvalidWorkflow("Workflow name is not defined.")
-    if _text(manifest, "archiverVersion") is None:
+    if text_of(manifest, "archiverVersion") is None:
         raise InvalidWorkflow("Workflow archive version is not defined.")
-    if _text(manifest, "createdOn") is None:
+    if text_of(manifest, "createdOn") is None:
         raise InvalidWorkflow("Workflow archive createdOn is not defined.")
     check_name("Workflow name", name or own_name)
-    spec_file = _text(workflow, "specFile")
+    spec_file = text_of(workflow, "specFile")
     if not spec_file:
         raise InvalidWorkflow("Workflow specification is not defined.")
-    handler = _text(workflow, "handler")
+    handler = text_of(workflow, "handler")
     return WorkflowDirectory(
         path=directory,
         name=name or own_name,
@@ -233,30 +227,6 @@ def _directory(
         extracted=extracted,
         downloaded=downloaded,
     )
-
-
-def _read_manifest(path: Path, limits: ArchiveLimits) -> dict[str, Any]:
-    if not os.path.lexists(path):
-        return {}
-    try:
-        return read_json_object(path, limits.max_manifest_bytes)
-    except ValueError as error:
-        raise _unparsable(str(error)) from error
-
-
-def _text(section: dict[str, Any], key: str) -> str | None:
-    value = section.get(key)
-    if value is None:
-        return None
-    try:
-        return to_text(value)
-    except ValueError as error:
-        raise _unparsable(f"{key}: {error}") from None
-
-
-def _unparsable(reason: str) -> InvalidWorkflow:
-    log.warning("WAR-INF/MANIFEST.json cannot be used: %s", reason)
-    return InvalidWorkflow("Failed to parse signature.json.")
 
 
 def _inside(directory: Path, key: str, value: str) -> Path:

@@ -17,9 +17,8 @@ from wsgi_ts.archive.entries import ArchiveLimits
 from wsgi_ts.errors import BadRequest, InvalidDag, InvalidWorkflow, ServerError, WorkflowNotFound
 from wsgi_ts.workflows.war import (
     WorkflowDirectory,
+    discard_workflow,
     open_workflow,
-    remove_downloaded_workflow,
-    remove_workflow_directory,
     workflow_from,
 )
 
@@ -60,9 +59,8 @@ def test_a_zip_is_opened_and_removed(tmp_path: Path) -> None:
     assert found.handler_file == found.path / "f.py"
     assert found.read_spec().dag_text == "{a=[b]}"
     assert found.manifest == MANIFEST
-    remove_workflow_directory(found)
-    remove_workflow_directory(found)
-    remove_downloaded_workflow(found)
+    discard_workflow(found)
+    discard_workflow(found)
     assert left(tmp_path) == [] and (tmp_path / "flow.war").exists()
 
 
@@ -141,7 +139,7 @@ def test_a_file_url_is_fetched_once_and_removed_with_a_refusal(tmp_path: Path) -
         open_workflow(url, store, tmp_path / "workflows")
     expected = {"code": 500, "type": "FileAlreadyExistsException", "message": "flow.war"}
     assert caught.value.to_dict() == expected
-    remove_downloaded_workflow(found)
+    discard_workflow(found)
     make(elsewhere / "flow.war", {})
     with pytest.raises(InvalidWorkflow):
         open_workflow(url, store, tmp_path / "workflows")
@@ -198,7 +196,7 @@ def test_a_file_or_directory_wherever_it_lies(tmp_path: Path) -> None:
         archive.extractall(tmp_path / "open")
     with workflow_from(tmp_path / "open") as flow:
         assert (flow.path, flow.extracted) == (tmp_path / "open", False)
-        remove_workflow_directory(flow)
+        discard_workflow(flow)
     assert (tmp_path / "open" / "s.yaml").exists()
     with pytest.raises(FileNotFoundError), workflow_from(tmp_path / "none.war"):
         pass
