@@ -1,3 +1,1 @@
-"""The archiver and its configuration."""
-
 from wsgi_ts.archiver.torchserve_api import ModelArchiver

@@ -1,3 +1,1 @@
-"""The configuration of the archiver."""
-
 from wsgi_ts.archiver.torchserve_api import ModelArchiverConfig

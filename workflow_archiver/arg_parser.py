@@ -1,3 +1,1 @@
-"""The command line."""
-
 from wsgi_ts.archiver.torchserve_api import WorkflowArgParser as ArgParser

@@ -1,3 +1,1 @@
-"""The error of the archiver."""
-
 from wsgi_ts.archiver.writer import ArchiverError as WorkflowArchiverError

@@ -1,1 +1,0 @@
-"""What a manifest is made of."""

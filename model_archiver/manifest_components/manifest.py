@@ -1,3 +1,1 @@
-"""The manifest."""
-
 from wsgi_ts.archiver.manifest import Manifest, RuntimeType

@@ -1,3 +1,1 @@
-"""Context of a handler."""
-
 from wsgi_ts.handlers.serving.context import Context, RequestProcessor

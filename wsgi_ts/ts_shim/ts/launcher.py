@@ -1,3 +1,1 @@
-"""Starting and stopping a server from a test."""
-
 from wsgi_ts.launcher import register_model, register_model_with_params, start, stop

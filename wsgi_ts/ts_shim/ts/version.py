@@ -1,3 +1,1 @@
-"""The TorchServe release whose interfaces these are."""
-
 from wsgi_ts import TORCHSERVE_VERSION as __version__

@@ -1,3 +1,1 @@
-"""Micro-batching inside a handler."""
-
 from wsgi_ts.handlers.toolkit.micro_batching import HANDLER_METHODS, MicroBatching

@@ -1,3 +1,1 @@
-"""Tokens and n-grams."""
-
 from wsgi_ts.handlers.toolkit.text_utils import get_tokenizer, ngrams_iterator

@@ -1,3 +1,1 @@
-"""Timing of methods."""
-
 from wsgi_ts.handlers.toolkit.utils import timed

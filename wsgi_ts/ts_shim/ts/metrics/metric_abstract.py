@@ -1,3 +1,1 @@
-"""The metric to derive from."""
-
 from wsgi_ts.handlers.metrics.metric import CachingMetric as MetricAbstract

@@ -1,3 +1,1 @@
-"""The cache to derive from."""
-
 from wsgi_ts.handlers.metrics.cache import MetricsCache as MetricCacheAbstract

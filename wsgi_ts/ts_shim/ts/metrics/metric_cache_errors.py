@@ -1,5 +1,3 @@
-"""Errors of the cache."""
-
 from wsgi_ts.handlers.metrics.errors import (
     GeneralMetricsCacheError,
     MetricsCacheIOError,

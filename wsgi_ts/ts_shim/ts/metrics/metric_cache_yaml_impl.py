@@ -1,3 +1,1 @@
-"""What `context.metrics` is."""
-
 from wsgi_ts.handlers.metrics.cache import MetricsCache as MetricsCacheYamlImpl

@@ -1,3 +1,1 @@
-"""JSON of metrics."""
-
 from wsgi_ts.handlers.metrics.store import MetricEncoder

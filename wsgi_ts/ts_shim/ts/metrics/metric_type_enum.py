@@ -1,3 +1,1 @@
-"""Counter, gauge, histogram."""
-
 from wsgi_ts.handlers.metrics.metric import MetricTypes

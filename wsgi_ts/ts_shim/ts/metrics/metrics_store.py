@@ -1,3 +1,1 @@
-"""The older store."""
-
 from wsgi_ts.handlers.metrics.store import MetricsStore

@@ -1,3 +1,1 @@
-"""Names of units."""
-
 from wsgi_ts.handlers.metrics.metric import UNITS

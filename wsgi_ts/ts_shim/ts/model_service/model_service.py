@@ -1,3 +1,1 @@
-"""The oldest handler classes."""
-
 from wsgi_ts.handlers.torchserve.model_service import ModelService, SingleNodeService

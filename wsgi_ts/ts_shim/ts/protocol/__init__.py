@@ -1,1 +1,0 @@
-"""The frames between server and worker."""

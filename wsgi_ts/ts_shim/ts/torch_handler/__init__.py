@@ -1,1 +1,0 @@
-"""Handlers that models may name or derive from."""

@@ -1,3 +1,1 @@
-"""Contractions of English."""
-
 from wsgi_ts.handlers.toolkit.text_utils import CONTRACTION_MAP

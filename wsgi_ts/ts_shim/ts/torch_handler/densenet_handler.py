@@ -1,3 +1,1 @@
-"""Image classification through a function."""
-
 from wsgi_ts.handlers.bundled.densenet import DenseNetHandler, handle

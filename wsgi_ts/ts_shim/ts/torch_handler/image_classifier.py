@@ -1,3 +1,1 @@
-"""Image classification."""
-
 from wsgi_ts.handlers.bundled.image import ImageClassifier

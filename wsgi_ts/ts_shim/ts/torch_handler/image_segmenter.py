@@ -1,3 +1,1 @@
-"""Image segmentation."""
-
 from wsgi_ts.handlers.bundled.image import ImageSegmenter

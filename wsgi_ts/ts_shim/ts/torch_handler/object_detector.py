@@ -1,3 +1,1 @@
-"""Object detection."""
-
 from wsgi_ts.handlers.bundled.image import ObjectDetector

@@ -1,3 +1,1 @@
-"""Text classification."""
-
 from wsgi_ts.handlers.bundled.text import TextClassifier

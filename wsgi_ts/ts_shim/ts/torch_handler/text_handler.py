@@ -1,3 +1,1 @@
-"""Base of the text handlers."""
-
 from wsgi_ts.handlers.bundled.text import TextHandler

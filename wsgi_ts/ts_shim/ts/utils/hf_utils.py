@@ -1,3 +1,1 @@
-"""Models from the Hugging Face hub."""
-
 from wsgi_ts.handlers.toolkit.hf_utils import download_model

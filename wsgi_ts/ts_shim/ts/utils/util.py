@@ -1,5 +1,3 @@
-"""Labels, class look-up, the exception with a status."""
-
 from wsgi_ts.handlers.serving.errors import PredictionException
 from wsgi_ts.handlers.serving.loader import list_classes_from_module
 from wsgi_ts.handlers.toolkit.utils import (

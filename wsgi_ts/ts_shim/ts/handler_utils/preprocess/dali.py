@@ -1,3 +1,1 @@
-"""DALI pipelines."""
-
 from wsgi_ts.handlers.bundled.dali import get_dali_pipeline

@@ -1,3 +1,1 @@
-"""Base of handlers whose model is shared out among ranks."""
-
 from wsgi_ts.handlers.distributed.tensor_parallel import BaseTensorParallelHandler

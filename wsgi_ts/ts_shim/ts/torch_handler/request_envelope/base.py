@@ -1,3 +1,1 @@
-"""Base of the envelopes."""
-
 from wsgi_ts.handlers.serving.envelopes import BaseEnvelope

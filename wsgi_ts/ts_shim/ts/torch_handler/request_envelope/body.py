@@ -1,3 +1,1 @@
-"""Bodies as they are."""
-
 from wsgi_ts.handlers.serving.envelopes import BodyEnvelope

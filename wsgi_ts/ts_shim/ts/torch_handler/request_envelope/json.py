@@ -1,3 +1,1 @@
-"""Instances in, predictions out."""
-
 from wsgi_ts.handlers.serving.envelopes import JSONEnvelope

@@ -1,3 +1,1 @@
-"""KServe's v2 protocol."""
-
 from wsgi_ts.handlers.serving.envelopes import KServev2Envelope

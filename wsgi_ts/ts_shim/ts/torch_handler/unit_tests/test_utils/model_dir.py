@@ -1,3 +1,1 @@
-"""Files for the tests of handlers."""
-
 from wsgi_ts.handlers.testing import copy_files, download_model
