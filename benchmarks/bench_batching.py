@@ -28,6 +28,7 @@ from batching.comparison import (
     CURVES,
     DELAYS_MS,
     POOLS,
+    Outcome,
     Verdict,
     fixed_rules,
     judge,
@@ -37,7 +38,7 @@ from batching.comparison import (
 from reports import failures_told, markdown, report, say
 from servers import BENCHMARKS, BenchmarkError
 
-from wsgi_ts.tune.simulation import Load, Model, Outcome, Rule
+from wsgi_ts.tune.simulation import Load, Model, Rule
 
 HANDLER = BENCHMARKS / "batching" / "cost_handler.py"
 CLIENT = BENCHMARKS / "batching" / "client.py"
@@ -163,7 +164,7 @@ def measure(server: ArchiveServer, name: str, load: Load, seconds: float) -> Out
     if figures["failed"]:
         say(f"{figures['failed']:.0f} requests to {name} failed ({' '.join(amount)})")
         return None
-    return Outcome(figures["per_second"], figures["p50_ms"] / 1e3, figures["p99_ms"] / 1e3, 0.0, 0.0)
+    return Outcome(figures["per_second"], figures["p50_ms"] / 1e3, figures["p99_ms"] / 1e3)
 
 
 def median(outcomes: Sequence[Outcome | None]) -> Outcome | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from wsgi_ts.tune.simulation import Load, Model, Outcome, Rule, Simulation
+from wsgi_ts.tune.simulation import Load, Model, Rule, Simulation
 
 #: The cost curves that the rules are compared at: a small model on the CPU, an accelerator, a large model.
 CURVES = (Model(0.0002, 0.00005), Model(0.005, 0.0001), Model(0.020, 0.001))
@@ -25,6 +25,15 @@ POOLS = (16, 64, 256)
 BATCH_SIZES = (2, 3, 4, 6, 8, 12, 16, 20, 24, 32)
 DELAYS_MS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0, 30.0, 50.0)
 ADAPTIVE = Rule()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out: requests a second, percentiles of the latency in seconds."""
+
+    throughput: float
+    p50_s: float
+    p99_s: float
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,15 @@ def simulate(rule: Rule, model: Model, load: Load, requests: int) -> Outcome | N
     """What a rule comes to; None where it cannot keep up with the load."""
     if load.rate >= Model(model.fixed_s, model.per_request_s, rule.batch_size).capacity:
         return None
-    return Simulation(rule, model, load).run(requests, warm_up=1000)
+    return run(rule, model, load, requests, warm_up=1000)
+
+
+def run(rule: Rule, model: Model, load: Load, requests: int, warm_up: int) -> Outcome:
+    """Simulates until that many requests are answered, after `warm_up` more that do not count."""
+    simulation = Simulation(rule, model, load)
+    latencies_s = simulation.latencies_s(requests, warm_up)
+    throughput = len(latencies_s) / (simulation.now - simulation.counted_from)
+    return Outcome(throughput, latencies_s[len(latencies_s) // 2], latencies_s[int(len(latencies_s) * 0.99)])
 
 
 def judge(fixed: dict[Rule, Outcome | None], adaptive: Outcome) -> Verdict:

@@ -10,7 +10,8 @@ import inspect
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from wsgi_ts.handlers.serving.context import SendChunk
@@ -20,20 +21,17 @@ from wsgi_ts.handlers.serving.service import MetricsSink, Service
 from wsgi_ts.messages import FUNCTION_FAILED, FunctionKind, ModelSpec
 
 
+@dataclass(frozen=True, slots=True)
 class FunctionHost:
     """All functions of one workflow.
 
-    Args:
-        services: by the name under which they are asked for.
-        batch_sizes: how many requests each takes at a time.
-
     Attributes:
-        services: as above; there is at least one.
+        services: by the name under which they are asked for; there is at least one.
+        batch_sizes: how many requests each takes at a time.
     """
 
-    def __init__(self, services: dict[str, Service], batch_sizes: dict[str, int]) -> None:
-        self.services = services
-        self._batch_sizes = batch_sizes
+    services: dict[str, Service]
+    batch_sizes: dict[str, int]
 
     @classmethod
     def load(
@@ -75,7 +73,7 @@ class FunctionHost:
         batch: list[int] = []
         for place, request in enumerate(requests):
             before = requests[batch[0]].function if batch else request.function
-            if batch and (before != request.function or len(batch) >= self._batch_sizes.get(before, 1)):
+            if batch and (before != request.function or len(batch) >= self.batch_sizes.get(before, 1)):
                 yield batch
                 batch = []
             batch.append(place)
@@ -126,12 +124,4 @@ def _packed(result: Any) -> bytes:
     return struct.pack(f"<{len(parts) + 1}I", len(parts), *lengths) + b"".join(parts)
 
 
-def _gate(handle: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    return _shaped(_yes_or_no, handle)
-
-
-def _scatter(handle: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    return _shaped(_packed, handle)
-
-
-_SHAPES = {FunctionKind.WHEN: _gate, FunctionKind.SCATTER: _scatter}
+_SHAPES = {FunctionKind.WHEN: partial(_shaped, _yes_or_no), FunctionKind.SCATTER: partial(_shaped, _packed)}

@@ -8,12 +8,11 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
 
 from wsgi_ts.errors import ServerError, ServiceUnavailable
 from wsgi_ts.plugins.api import Head, Principal, Refuse
-from wsgi_ts.plugins.found import Found, found_in, made
-from wsgi_ts.plugins.report import FAILED, PluginReport
+from wsgi_ts.plugins.found import found_in
+from wsgi_ts.plugins.report import PluginReport
 from wsgi_ts.settings.config import Config
 
 _MOST_KNOWN = 4096
@@ -46,12 +45,7 @@ class Gate:
 
     def __init__(self, config: Config, report: PluginReport) -> None:
         self._report = report
-        self._plugins: list[tuple[Found, Any]] = []
-        for found, plugin in report.load(config, "auth"):
-            try:
-                self._plugins.append((found, made(plugin)))
-            except Exception as error:
-                report.failed(found, error, state=FAILED)
+        self._plugins = list(report.instances(config, "auth"))
         # Without one of them nobody knows whom it would have refused.
         self._is_whole = len(self._plugins) == len(found_in(config.found_plugins, "auth"))
         plugins = [plugin for _, plugin in self._plugins]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 from wsgi_ts.plugins.api import BatchHead, ModelState, QueueState
+from wsgi_ts.plugins.discovery import POLICY_METHODS
 from wsgi_ts.plugins.found import Found, PluginError, found_in, import_object, made
 from wsgi_ts.plugins.report import LOADED, OFF, PluginReport
 from wsgi_ts.settings.config import Config
@@ -20,8 +21,6 @@ from wsgi_ts.settings.config import Config
 BUDGET_S = 50e-6
 MOST_ABOVE_S = 0.1
 _INSTEAD = "the model's batches are formed by the built-in rule from now on"
-_METHODS = ("key", "cost", "admit", "wait")
-
 Result = TypeVar("Result")
 
 
@@ -96,8 +95,8 @@ def load_rules(config: Config, wanted: str, report: PluginReport) -> BatchingRul
             )
         plugin = import_object(found.target)
         # Before it is called: whatever stands there must be meant for this.
-        if not any(hasattr(plugin, name) for name in _METHODS):
-            raise PluginError(f"a plugin of the group batching needs one of {', '.join(_METHODS)}")
+        if not any(hasattr(plugin, name) for name in POLICY_METHODS):
+            raise PluginError(f"a plugin of the group batching needs one of {', '.join(POLICY_METHODS)}")
         rules = BatchingRules(found, made(plugin), report)
     except (Exception, SystemExit) as error:
         report.failed(found, error, state=OFF, instead=_INSTEAD)

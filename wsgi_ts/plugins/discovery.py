@@ -22,20 +22,11 @@ if TYPE_CHECKING:
 
 _PREFIX = "wsgi_ts."
 #: What an object that was not decorated is taken for: the group by the methods that no other has.
-_TELLING = {
-    "auth": ("authenticate",),
-    "snapshot": ("save", "last"),
-    "metrics": ("emit",),
-    "fetch": ("open", "scheme"),
-}
-_POLICY_METHODS = ("key", "cost", "admit", "wait")
+_TELLING = {"auth": ("authenticate",), "snapshot": ("save", "last"), "metrics": ("emit",), "fetch": ("open", "scheme")}
+POLICY_METHODS = ("key", "cost", "admit", "wait")
 _ENDPOINT_METHODS = ("do_get", "do_post", "do_put", "do_delete", "on_get", "on_post", "on_request")
 #: What each group must have.
-_WANTED = {
-    **_TELLING,
-    "auth": ("authenticate", "authorize"),
-    "middleware": ("__call__",),
-}
+_WANTED = {**_TELLING, "auth": ("authenticate", "authorize"), "middleware": ("__call__",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +44,7 @@ def find_plugins(wanted: Wanted) -> list[Found]:
     add_folders(wanted.plugins_path)
     found = [*_installed(wanted), *_in_folders(wanted)]
     found += [_named(target, "key plugin") for target in wanted.plugin]
-    found += [_middleware(target) for target in wanted.middleware]
+    found += [_named(target, "key middleware", "middleware") for target in wanted.middleware]
     unique = {(each.group, each.target, each.path): each for each in found}
     return _without_doubles(list(unique.values()))
 
@@ -126,14 +117,11 @@ def _in_module(path: Path) -> Iterator[Found]:
     for attribute, value in sorted(vars(module).items()):
         mark = mark_of(value)
         # What a module has imported from another one is that one's.
-        is_own = not (inspect.isclass(value) or inspect.isfunction(value)) or _top(value.__module__) == path.stem
+        is_named = inspect.isclass(value) or inspect.isfunction(value)
+        is_own = not is_named or value.__module__.partition(".")[0] == path.stem
         if mark is not None and is_own:
             row = Found(mark.name, mark.group, f"{path.stem}:{attribute}", str(path))
             yield _examined(row, default_path=mark.name)
-
-
-def _top(module: str) -> str:
-    return module.partition(".")[0]
 
 
 def _check_place(module: ModuleType, path: Path) -> None:
@@ -150,10 +138,6 @@ def _check_place(module: ModuleType, path: Path) -> None:
 def _named(target: str, origin: str, group: str = "") -> Found:
     name = target.rpartition(":")[2].rpartition(".")[2]
     return _examined(Found(name, group, target, origin), default_path=name)
-
-
-def _middleware(target: str) -> Found:
-    return _named(target, "key middleware", "middleware")
 
 
 def _examined(row: Found, *, default_path: str) -> Found:
@@ -187,8 +171,8 @@ def _with_details(row: Found, plugin: Any, mark: Mark | None, default_path: str)
     missing = [name for name in _WANTED.get(row.group, ()) if not hasattr(plugin, name)]
     if missing:
         raise PluginError(f"a plugin of the group {row.group} needs {', '.join(missing)}")
-    if row.group == "batching" and not any(hasattr(plugin, each) for each in _POLICY_METHODS):
-        raise PluginError(f"a plugin of the group batching needs one of {', '.join(_POLICY_METHODS)}")
+    if row.group == "batching" and not any(hasattr(plugin, each) for each in POLICY_METHODS):
+        raise PluginError(f"a plugin of the group batching needs one of {', '.join(POLICY_METHODS)}")
     return replace(row, scheme=plugin.scheme) if row.group == "fetch" else row
 
 
@@ -203,7 +187,7 @@ def _group_of(plugin: Any) -> str:
             return group
     if any(hasattr(plugin, each) for each in _ENDPOINT_METHODS):
         return "endpoints"
-    if any(hasattr(plugin, each) for each in _POLICY_METHODS):
+    if any(hasattr(plugin, each) for each in POLICY_METHODS):
         return "batching"
     if inspect.isclass(plugin) and any(name in vars(plugin) for name in EVENTS):
         return "events"

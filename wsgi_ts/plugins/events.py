@@ -14,8 +14,8 @@ from typing import Any
 
 from wsgi_ts.errors import ServerError
 from wsgi_ts.plugins.api import Veto
-from wsgi_ts.plugins.found import Found, found_in, made
-from wsgi_ts.plugins.report import FAILED, PluginReport
+from wsgi_ts.plugins.found import Found, found_in
+from wsgi_ts.plugins.report import PluginReport
 from wsgi_ts.plugins.threads import within
 from wsgi_ts.settings.config import Config
 
@@ -92,12 +92,7 @@ class Events:
         report = self._report
         if report is None:
             return
-        for found, plugin in report.load(self._config, "events"):
-            try:
-                listener = made(plugin)
-            except Exception as error:
-                report.failed(found, error, state=FAILED)
-                continue
+        for found, listener in report.instances(self._config, "events"):
             if not self._only or any(hasattr(listener, event) for event in self._only):
                 self._listeners.append((found, listener))
         self._loaded.set()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wsgi_ts.plugins.discovery import said
-from wsgi_ts.plugins.found import Found, add_folders, found_in, made
+from wsgi_ts.plugins.found import Found, add_folders, found_in, import_object, made
 from wsgi_ts.plugins.report import LOADED, PluginReport
 from wsgi_ts.process import python_command
 from wsgi_ts.settings.config import Config
@@ -79,7 +79,7 @@ def _main() -> int:
     question: dict[str, Any] = json.load(sys.stdin)
     add_folders(question["plugins_path"])
     try:
-        plugin = made(Found(**question["row"]).load())
+        plugin = made(import_object(Found(**question["row"]).target))
         if question["action"] == "open":
             plugin.open(question["url"], question["path"])
         elif hasattr(plugin, "verify"):

@@ -49,15 +49,6 @@ class Found:
         """The plugin as JSON."""
         return dataclasses.asdict(self)
 
-    def load(self) -> Any:
-        """Imports it, and returns the object.
-
-        Raises:
-            PluginError: there is no such module or object, or it is written for another version of the API.
-            Exception: what the module itself raises.
-        """
-        return import_object(self.target)
-
 
 def found_in(rows: Iterable[Mapping[str, Any]], *groups: str) -> list[Found]:
     """The usable plugins of some groups, of `Config.found_plugins`."""
@@ -69,7 +60,7 @@ def import_object(target: str) -> Any:
     """Imports `module:attribute`.
 
     Raises:
-        PluginError: see `Found.load`.
+        PluginError: there is no such module or object, or it is written for another version of the API.
         Exception: what the module itself raises.
     """
     name, _, attribute = target.partition(":")

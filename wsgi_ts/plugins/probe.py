@@ -16,7 +16,7 @@ from typing import Any
 
 from wsgi_ts.logs.text import safe_text
 from wsgi_ts.plugins.discovery import Wanted, entry_points_exist, find_plugins, jars, said
-from wsgi_ts.plugins.found import Found, found_in, made
+from wsgi_ts.plugins.found import Found, found_in, import_object, made
 from wsgi_ts.process import python_command
 from wsgi_ts.settings.config import Config, ConfigError
 
@@ -128,7 +128,7 @@ def _main() -> None:
     if question["snapshot"]:
         for store in found_in(rows, "snapshot"):
             try:
-                snapshot = made(store.load()).last()
+                snapshot = made(import_object(store.target)).last()
                 snapshot = None if snapshot is None else dict(snapshot)
             except Exception as error:
                 problems.append(f"plugin {store.name}: the last snapshot cannot be read: {said(error)}")

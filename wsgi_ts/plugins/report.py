@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from wsgi_ts.plugins.discovery import said
-from wsgi_ts.plugins.found import Found, add_folders, found_in
+from wsgi_ts.plugins.found import Found, add_folders, found_in, import_object, made
 from wsgi_ts.run_files import RunFiles
 from wsgi_ts.settings.config import Config
 
@@ -50,12 +50,22 @@ class PluginReport:
             add_folders(config.plugins_path)
         for found in rows:
             try:
-                plugin = found.load()
+                plugin = import_object(found.target)
             except (Exception, SystemExit) as error:
                 self.failed(found, error, state=FAILED)
                 continue
             self.note(found, LOADED)
             yield found, plugin
+
+    def instances(self, config: Config, group: str) -> Iterator[tuple[Found, Any]]:
+        """As `load`, with an instance of each class; one that cannot be made is told and left out like the others."""
+        for found, plugin in self.load(config, group):
+            try:
+                instance = made(plugin)
+            except Exception as error:
+                self.failed(found, error, state=FAILED)
+            else:
+                yield found, instance
 
     def note(self, found: Found, state: str) -> None:
         """Notes what has become of a plugin here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from wsgi_ts.plugins.found import Found, made
@@ -14,29 +15,29 @@ from wsgi_ts.settings.config import Config
 LIMIT_S = 10.0
 
 
+@dataclass
 class Store:
     """A store, loaded when the first snapshot is kept."""
 
-    def __init__(self, config: Config, found: Found, report: PluginReport) -> None:
-        self._config = config
-        self._found = found
-        self._report = report
-        self._plugin: Any = None
+    config: Config
+    found: Found
+    report: PluginReport
+    plugin: Any = None
 
     def keep(self, name: str, properties: Mapping[str, str]) -> bool:
         """Keeps a snapshot; returns whether it did."""
 
         def save() -> None:
-            if self._plugin is None:
-                for _, plugin in self._report.load(self._config, "snapshot"):
-                    self._plugin = made(plugin)
-            if self._plugin is None:
+            if self.plugin is None:
+                for _, plugin in self.report.load(self.config, "snapshot"):
+                    self.plugin = made(plugin)
+            if self.plugin is None:
                 raise RuntimeError("the store could not be loaded")
-            self._plugin.save(name, dict(properties))
+            self.plugin.save(name, dict(properties))
 
         try:
             within(LIMIT_S, save)
         except Exception as error:
-            self._report.failed(self._found, error, instead="the snapshot is written to a file")
+            self.report.failed(self.found, error, instead="the snapshot is written to a file")
             return False
         return True

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         parser.error(f"{error.filename}: {error.strerror}")
     try:
-        with _signals_raise():
+        with _signals(_interrupt, signal.SIGTERM, signal.SIGHUP):  # as a Ctrl-C, so that everything is put back
             return _tune(options, run_dir, objective, samples)
     except (NoServer, NotReachable):
         print(f"Not running: nothing answers in {run_dir}.", file=sys.stderr)
@@ -93,11 +93,11 @@ def _tune(options: argparse.Namespace, run_dir: Path, objective: Objective, samp
                 result = session.run()
             _show(result, session, options, run_dir)
             if options.apply and result.chosen is not None:
-                kept = session.as_kept(result.chosen.setting)
-                model.put(kept)
+                model.put(session.as_kept(result.chosen.setting))
                 keep = True
         finally:
-            with _uninterrupted():
+            # Putting things back is not ended by a second Ctrl-C.
+            with _signals(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 model.end(keep=keep)
         if result.chosen is None:
             return 1
@@ -234,19 +234,13 @@ def _changes(config: Config, model: ServedModel, session: Session, chosen: Point
     if not kept:
         yield "Nothing was changed; --apply has the running server keep this."
         return
-    workflow = model.facts["workflow"]
+    workflow, snapshots = model.facts["workflow"], config.log_dir / "config"
+    lives = f"and its newest snapshot in {snapshots}, from which the next start without a configuration file goes on"
     if workflow:
-        lives = (
-            f"in the running server alone: what is to stay belongs into the specification of the workflow {workflow}"
-        )
+        lives = f"alone: what is to stay belongs into the specification of the workflow {workflow}"
     elif config.no_config_snapshots:
-        lives = "in the running server alone (--no-config-snapshots), as long as it runs"
-    else:
-        lives = (
-            f"in the running server and its newest snapshot in {config.log_dir / 'config'}, from which the next start"
-        )
-        lives += " without a configuration file goes on"
-    yield f"Applied, without a restart. The settings live {lives}."
+        lives = "alone (--no-config-snapshots), as long as it runs"
+    yield f"Applied, without a restart. The settings live in the running server {lives}."
     archive, name = model.facts["url"], model.facts["config_name"]
     yield f"{archive} is as it was: put the lines above into its {name} to have them there, too."
 
@@ -266,31 +260,19 @@ def _samples(options: argparse.Namespace) -> list[RecordedRequest]:
     return samples
 
 
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """A request to end is an exception, as a Ctrl-C is, so that everything is put back."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 @contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Putting things back is not ended by a second Ctrl-C."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+def _signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers, *numbers: int) -> Iterator[None]:
+    """Has another handler for some signals."""
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -301,13 +283,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", metavar="MODEL", help="the model, on a running server")
     add("--model-version", metavar="VERSION", help="default: the default version")
-    add(
-        "--slo",
-        action="append",
-        required=True,
-        metavar="p99=50ms",
-        help="limits of the latency: p50, p99.9, avg, max; several behind commas",
-    )
+    slo_help = "limits of the latency: p50, p99.9, avg, max; several behind commas"
+    add("--slo", action="append", required=True, metavar="p99=50ms", help=slo_help)
     add("--minutes", type=_positive, default=3.0, help="how long it may take (default: 3)")
     add("--input", action="append", default=[], metavar="FILE", help="a request's body; several are sent in turn")
     add("--data", action="append", default=[], metavar="JSON", help="a request's body, of JSON")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
 
 from wsgi_ts.errors import ServerError
@@ -36,27 +36,24 @@ class Sample:
     latencies_s: list[float]
 
 
+@dataclass
 class Learner:
     """Measures batches.
 
-    Args:
+    Attributes:
         model: the model, on trial.
         longest_s: batches that take longer are of no interest.
         largest: nor are larger ones.
-
-    Attributes:
+        tell: is told each thing that was found out.
         warnings: what makes the figures doubtful.
     """
 
-    def __init__(
-        self, model: ServedModel, generator: Generator, longest_s: float, largest: int, tell: Callable[[str], None]
-    ) -> None:
-        self._model = model
-        self._generator = generator
-        self._longest_s = longest_s
-        self._largest = largest
-        self._tell = tell
-        self.warnings: list[str] = []
+    model: ServedModel
+    generator: Generator
+    longest_s: float
+    largest: int
+    tell: Callable[[str], None]
+    warnings: list[str] = field(default_factory=list)
 
     def check(self) -> None:
         """Asks once.
@@ -64,7 +61,7 @@ class Learner:
         Raises:
             Refused: the answer is not 200.
         """
-        found = self._generator.clients(1, 0.2, 0.0)
+        found = self.generator.clients(1, 0.2, 0.0)
         if found.failed or not found.latencies_s:
             raise Refused(found.refusal or "no answer within half a minute")
 
@@ -80,12 +77,12 @@ class Learner:
             ServerError: a worker does not start.
             Refused: not even batches of one are answered.
         """
-        wanted = sizes or [1 << power for power in range(self._largest.bit_length()) if 1 << power <= self._largest]
+        wanted = sizes or [1 << power for power in range(self.largest.bit_length()) if 1 << power <= self.largest]
         # All of them ask at once in the beginning, and the queue refuses what it has no room for.
-        room = self._model.facts["job_queue_size"] // workers
+        room = self.model.facts["job_queue_size"] // workers
         if wanted[-1] > room:
             told = (
-                f"jobQueueSize {self._model.facts['job_queue_size']} leaves no room for larger batches than were tried"
+                f"jobQueueSize {self.model.facts['job_queue_size']} leaves no room for larger batches than were tried"
             )
             self.warnings.append(told)
             wanted = [size for size in wanted if size <= room] or [1]
@@ -103,8 +100,8 @@ class Learner:
                 self.warnings.append(f"batches of {size} are not answered ({refused}); no larger ones are tried")
                 break
             samples.append(sample)
-            self._tell(f"{workers} busy with batches of {size}: {sample.seconds * 1e3:.2f} ms")
-            if sample.seconds > self._longest_s:
+            self.tell(f"{workers} busy with batches of {size}: {sample.seconds * 1e3:.2f} ms")
+            if sample.seconds > self.longest_s:
                 break
             if sizes is None and len(samples) > 1 and not self._goes_on(samples[-2:]):
                 break
@@ -114,22 +111,22 @@ class Learner:
         """Whether batches twice as large are of interest, by what the last two sizes took."""
         smaller, larger = last
         serves_more = larger.size / larger.seconds > LEAST_GAIN * smaller.size / smaller.seconds
-        return serves_more and larger.seconds + 2 * (larger.seconds - smaller.seconds) < 1.2 * self._longest_s
+        return serves_more and larger.seconds + 2 * (larger.seconds - smaller.seconds) < 1.2 * self.longest_s
 
     def _put(self, workers: int, threads: int, batch_size: int) -> None:
-        self._model.put(Setting(workers, threads, batch_size, "fixed", _WAIT_MS))
+        self.model.put(Setting(workers, threads, batch_size, "fixed", _WAIT_MS))
 
     def _sample(self, workers: int, threads: int, size: int) -> Sample:
         self._put(workers, threads, size)
         clients = workers * size
         # A first look tells how long to look.
-        first = self._generator.clients(clients, 0.3, 0.1)
+        first = self.generator.clients(clients, 0.3, 0.1)
         _refuse_failures(first)
         usual_s = median(first.latencies_s)
         seconds = max(min(_LONGEST_S, max(_SHORTEST_S, _BATCHES * usual_s)), _FEWEST_BATCHES * usual_s)
-        before = self._model.counts()
-        found = self._generator.clients(clients, seconds, 0.1)
-        after = self._model.counts()
+        before = self.model.counts()
+        found = self.generator.clients(clients, seconds, 0.1)
+        after = self.model.counts()
         _refuse_failures(found)
         self.warnings += found.warnings
         batches = after["batches"] - before["batches"]

@@ -75,7 +75,6 @@ class Tally:
         took_s: the time that counts.
         late_us: how late requests of the open loop were sent, the 99th percentile.
         cpu: the part of a core that the generator used.
-        most_open: connections.
     """
 
     latencies_us: list[int] = field(default_factory=list)
@@ -85,7 +84,6 @@ class Tally:
     took_s: float = 0.0
     late_us: int = 0
     cpu: float = 0.0
-    most_open: int = 0
 
 
 class _Connection(asyncio.Protocol):
@@ -206,7 +204,6 @@ class Run:
     def is_free(self, connection: _Connection, at: float | None = None) -> None:
         """A connection has nothing to do."""
         self._open.add(connection)
-        self.tally.most_open = max(self.tally.most_open, len(self._open))
         now = self._loop.time() if at is None else at
         if self._order.clients:
             if connection in self._idle:

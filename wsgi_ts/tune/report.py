@@ -135,9 +135,7 @@ def table(result: Result) -> list[str]:
             str(point.setting.workers),
             str(point.setting.threads or "-"),
             str(point.setting.batch_size),
-            point.setting.policy
-            if point.setting.policy == "none"
-            else f"{point.setting.policy} {point.setting.delay_ms}",
+            point.setting.rule,
             f"{point.rate:.0f}",
             f"{point.throughput:.0f}",
             f"{point.p99_s * 1e3:.1f}",
@@ -168,9 +166,8 @@ def plot(result: Result) -> list[str]:
         column = round(point.throughput / most * _PLOT_COLUMNS)
         line = _PLOT_LINES - round(min(point.p99_s, top) / top * _PLOT_LINES)
         field_[line][column] = "@" if point is result.chosen else "*" if place in best else "."
-    label = f"{top * 1e3:.0f} ms"
-    drawn = [f"{label if line == 0 else '0' if line == _PLOT_LINES else '':>9} |{''.join(row)}".rstrip()
-             for line, row in enumerate(field_)]  # fmt: skip
+    labels = {0: f"{top * 1e3:.0f} ms", _PLOT_LINES: "0"}
+    drawn = [f"{labels.get(line, ''):>9} |{''.join(row)}".rstrip() for line, row in enumerate(field_)]
     drawn.append(f"{'p99':>9} +{'-' * (_PLOT_COLUMNS + 1)}")
     drawn.append(f"{'':>11}0{f'{most:.0f} answers/s':>{_PLOT_COLUMNS}}")
     return drawn

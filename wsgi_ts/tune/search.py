@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from wsgi_ts.errors import ServerError
 from wsgi_ts.tune.generator import Generator, percentile
@@ -128,31 +128,22 @@ def _ordered(found: list[Candidate]) -> list[Candidate]:
     return sorted(found, key=key)
 
 
+@dataclass
 class Verifier:
     """Measures settings on the running server.
 
-    Args:
-        until: when no run is begun any more (monotonic seconds).
-
     Attributes:
+        until: when no run is begun any more (monotonic seconds).
         warnings: what makes the figures doubtful.
     """
 
-    def __init__(
-        self,
-        model: ServedModel,
-        generator: Generator,
-        objective: Objective,
-        until: float,
-        tell: Callable[[str], None],
-    ) -> None:
-        self._model = model
-        self._generator = generator
-        self._objective = objective
-        self._until = until
-        self._tell = tell
-        self.points: list[Point] = []
-        self.warnings: list[str] = []
+    model: ServedModel
+    generator: Generator
+    objective: Objective
+    until: float
+    tell: Callable[[str], None]
+    points: list[Point] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def verify(self, candidate: Candidate) -> Point | None:
         """Finds the highest rate that a setting serves within all limits, near the one that was predicted.
@@ -161,7 +152,7 @@ class Verifier:
             The point of it; None where none was found in time, or its workers do not start.
         """
         try:
-            self._model.put(candidate.setting)
+            self.model.put(candidate.setting)
         except ServerError as error:
             self.warnings.append(f"{candidate.setting} cannot be tried: {error.message}")
             return None
@@ -183,11 +174,11 @@ class Verifier:
     def has_time(self, rate: float) -> bool:
         """Whether a run at a rate ends in time; the first setting is measured until it keeps the limits."""
         is_first = not any(point.holds or point.setting != self.points[0].setting for point in self.points)
-        return is_first or time.monotonic() + _WARM_UP_S + _seconds(rate) < self._until
+        return is_first or time.monotonic() + _WARM_UP_S + _seconds(rate) < self.until
 
     def measure(self, candidate: Candidate, rate: float) -> Point:
         """Measures a setting, which holds, at a rate."""
-        found = self._generator.at_random(rate, _seconds(rate), _WARM_UP_S)
+        found = self.generator.at_random(rate, _seconds(rate), _WARM_UP_S)
         self.warnings += found.warnings
         latencies = [*found.latencies_s, *[math.inf] * found.failed]
         point = Point(
@@ -195,16 +186,16 @@ class Verifier:
             rate,
             found.throughput,
             percentile(latencies, 99),
-            found.throughput * self._objective.share(latencies),
+            found.throughput * self.objective.share(latencies),
             candidate.predicted,
-            self._objective.holds(latencies),
+            self.objective.holds(latencies),
             latencies,
         )
         self.points.append(point)
         if found.failed:
             self.warnings.append(f"above what it serves requests fail: {found.refusal.rstrip('.')}")
-        kept = "within the limits" if point.holds else "too late: " + _broken(self._objective, latencies)
-        self._tell(f"{candidate.setting}: {rate:.0f} requests a second, p99 {_ms(point.p99_s)}, {kept}")
+        kept = "within the limits" if point.holds else "too late: " + _broken(self.objective, latencies)
+        self.tell(f"{candidate.setting}: {rate:.0f} requests a second, p99 {_ms(point.p99_s)}, {kept}")
         return point
 
 

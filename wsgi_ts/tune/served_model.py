@@ -41,8 +41,13 @@ class Setting:
     def __str__(self) -> str:
         workers = f"{self.workers} worker{'s' if self.workers > 1 else ''}"
         threads = f" of {self.threads} thread{'s' if self.threads > 1 else ''}" if self.threads else ""
-        delay = "" if self.policy == "none" else f" {self.delay_ms} ms"
-        return f"{workers}{threads}, batches of {self.batch_size}, {self.policy}{delay}"
+        unit = "" if self.policy == "none" else " ms"
+        return f"{workers}{threads}, batches of {self.batch_size}, {self.rule}{unit}"
+
+    @property
+    def rule(self) -> str:
+        """When a batch goes: the policy, and its delay if it has one."""
+        return self.policy if self.policy == "none" else f"{self.policy} {self.delay_ms}"
 
 
 class ServedModel:

@@ -89,19 +89,6 @@ class Rule:
     max_delay_s: float = 0.1
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What came out: requests a second, percentiles of the latency in seconds.
-
-    `longest_queue_s` is the longest time from when a request could have gone to an idle worker until it went.
-    """
-
-    throughput: float
-    p50_s: float
-    p99_s: float
-    longest_queue_s: float
-
-
 class _Event(NamedTuple):
     at: float
     order: int
@@ -144,7 +131,6 @@ class _ModelWorker:
     handle: Worker
     mailbox: deque[Batch]
     ended: list[tuple[int, float, float]]  # number, begun at, service time
-    idle_since: float = 0.0
 
 
 class Simulation:
@@ -153,16 +139,14 @@ class Simulation:
     Args:
         seed: of all that is random.
         noise: what a batch took as a part of what it should have, measured; one is drawn for each batch.
+
+    Attributes:
+        now: the simulated time, in seconds.
+        counted_from: when the part of a run began that counts.
     """
 
     def __init__(
-        self,
-        rule: Rule,
-        model: Model,
-        load: Load,
-        seed: int = 1,
-        workers: int = 1,
-        noise: Sequence[float] = (),
+        self, rule: Rule, model: Model, load: Load, seed: int = 1, workers: int = 1, noise: Sequence[float] = ()
     ) -> None:
         spec = ModelSpec(0, "m", "1", "", "", None, batch_size=min(rule.batch_size, model.batch_size),
                          job_queue_size=1_000_000)  # fmt: skip
@@ -175,7 +159,6 @@ class Simulation:
             self._scheduler.worker_ready(worker.handle, 0.0)
         self._noise = noise
         self._costs = [model.cost_s(n) for n in range(spec.batch_size + 1)]
-        self._model = model
         self._load = load
         # Apart, so that the open loop's requests come at the same times whatever the rule does.
         self._arrivals = random.Random(seed)
@@ -184,66 +167,47 @@ class Simulation:
         self._segment = _Slots()
         self._events: list[_Event] = []
         self._order = 0
-        self._now = 0.0
+        self.now = self.counted_from = 0.0
         self._wanted = News.SUBMISSION | News.COMPLETION
         self._wakes_at = math.inf
         self._submitted: list[Job] = []
         self._pool = deque([-1.0] * load.pool)  # when the idle connections had their last answer; -1: never
         self._latencies: list[float] = []
-        self._longest_queue_s = 0.0
 
     def latencies_s(
         self, requests: int, warm_up: int = 0, *, give_up_above_s: float = math.inf, most_late: int = 0
     ) -> list[float]:
-        """The latencies of a run, in seconds, sorted; see `run`.
+        """The latencies, in seconds, sorted, of so many requests, after `warm_up` more that do not count.
 
-        It ends when more than `most_late` of them are above a limit: there they all are late, and say no more.
+        The run ends when more than `most_late` of them are above a limit: there they all are late, and say no more.
         """
-        self._simulate(requests, warm_up, give_up_above_s, most_late)
-        return sorted(self._latencies)
-
-    def run(self, requests: int, warm_up: int = 0) -> Outcome:
-        """Simulates until that many requests are answered, after `warm_up` more that do not count."""
-        begun_at = self._simulate(requests, warm_up, math.inf, 0)
-        latencies = sorted(self._latencies)
-        return Outcome(
-            throughput=len(latencies) / (self._now - begun_at),
-            p50_s=latencies[len(latencies) // 2],
-            p99_s=latencies[int(len(latencies) * 0.99)],
-            longest_queue_s=self._longest_queue_s,
-        )
-
-    def _simulate(self, requests: int, warm_up: int, give_up_above_s: float, most_late: int) -> float:
-        """Runs; returns when the part began that counts."""
         for client in range(self._load.clients):
             self._schedule(self._thinking(), _ARRIVAL, client)
         if self._load.rate:
             self._schedule(self._arrivals.expovariate(self._load.rate), _ARRIVAL)
-        begun_at = 0.0
         counts = not warm_up
         late = looked_at = 0
         while len(self._latencies) < requests and late <= most_late:
             event = heapq.heappop(self._events)
-            self._now = event.at
+            self.now = event.at
             if event.kind == _ARRIVAL:
                 self._arrive(event)
             elif event.kind == _DONE:
                 self._finish(event)
                 if not counts and len(self._latencies) >= warm_up:
-                    counts, begun_at = True, self._now
-                    self._latencies, self._longest_queue_s = [], 0.0
-                    looked_at = 0
+                    counts, self.counted_from = True, self.now
+                    self._latencies, looked_at = [], 0
                 elif counts:
                     late += sum(each > give_up_above_s for each in self._latencies[looked_at:])
                     looked_at = len(self._latencies)
             elif event.at == self._wakes_at:  # no other turn has come between
                 self._turn()
-        return begun_at
+        return sorted(self._latencies)
 
     # -- clients
 
     def _arrive(self, event: _Event) -> None:
-        now, idle_s = self._now, event.idle_s
+        now, idle_s = self.now, event.idle_s
         if event.client == _OPEN_LOOP:
             self._schedule(self._arrivals.expovariate(self._load.rate), _ARRIVAL)
             answered_at = self._pool.popleft() if self._pool else -1.0
@@ -258,7 +222,7 @@ class Simulation:
             delay_s = NETWORK_S + self._thinking()
             self._schedule(delay_s, _ARRIVAL, client, idle_s=delay_s)
         elif len(self._pool) < self._load.pool:
-            self._pool.append(self._now)
+            self._pool.append(self.now)
 
     def _thinking(self) -> float:
         return self._thoughts.expovariate(1.0 / self._load.think_s) if self._load.think_s else 0.0
@@ -273,10 +237,10 @@ class Simulation:
     def _finish(self, event: _Event) -> None:
         worker = self._workers[event.worker]
         batch = worker.mailbox.popleft()
-        worker.ended.append((batch.number, self._now - event.service_s, event.service_s))
+        worker.ended.append((batch.number, self.now - event.service_s, event.service_s))
         if worker.mailbox:
             self._begin(worker, 0.0)
-        self._latencies += [self._now - job.came_at for job in batch.jobs]
+        self._latencies += [self.now - job.came_at for job in batch.jobs]
         for job in batch.jobs:
             self._answer(job)
         self._news(News.COMPLETION)
@@ -285,21 +249,20 @@ class Simulation:
 
     def _news(self, kind: int) -> None:
         if self._wanted & kind:
-            self._wake_at(self._now + WAKE_S)
+            self._wake_at(self.now + WAKE_S)
 
     def _wake_at(self, at: float) -> None:
         if at < self._wakes_at:
             self._wakes_at = at
-            self._schedule(at - self._now, _TURN)
+            self._schedule(at - self.now, _TURN)
 
     def _turn(self) -> None:
-        now, scheduler = self._now, self._scheduler
+        now, scheduler = self.now, self._scheduler
         for worker in self._workers:
             if worker.ended:
                 for number, begun_at, service_s in worker.ended:
                     scheduler.progressed(worker.handle, Progress(number, begun_at, service_s), now)
                 worker.ended = []
-                worker.idle_since = now
         if self._submitted:
             submitted, self._submitted = self._submitted, []
             scheduler.arrived(0, submitted, now)
@@ -316,8 +279,6 @@ class Simulation:
     def _post(self, worker: _ModelWorker, batch: Batch) -> None:
         worker.mailbox.append(batch)
         if len(worker.mailbox) == 1:
-            could_go_at = max(batch.jobs[0].came_at, worker.idle_since)
-            self._longest_queue_s = max(self._longest_queue_s, self._now - could_go_at)
             self._begin(worker, WAKE_S)
 
     def _schedule(
@@ -331,4 +292,4 @@ class Simulation:
         worker: int = 0,
     ) -> None:
         self._order += 1
-        heapq.heappush(self._events, _Event(self._now + delay, self._order, kind, client, idle_s, service_s, worker))
+        heapq.heappush(self._events, _Event(self.now + delay, self._order, kind, client, idle_s, service_s, worker))

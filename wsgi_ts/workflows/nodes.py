@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from wsgi_ts.errors import BadRequest, ServerError, ServiceUnavailable
 from wsgi_ts.messages import FUNCTION_FAILED
@@ -26,25 +27,19 @@ _LOOK_S = 0.01
 _WORKERS_FAILED = "Failed to start workers for model "
 
 
+@dataclass(frozen=True, slots=True)
 class WorkflowNodes:
     """Registers and unregisters the nodes of workflows.
 
-    Args:
+    Attributes:
         outstanding: how many requests of a version are under way.
         unregister_limit_s: how long the requests under way may take at the end of a workflow.
     """
 
-    def __init__(
-        self,
-        registry: Registry,
-        models: ModelManager,
-        outstanding: Callable[[ModelVersion], int],
-        unregister_limit_s: float,
-    ) -> None:
-        self._registry = registry
-        self._models = models
-        self._outstanding = outstanding
-        self._unregister_limit_s = unregister_limit_s
+    registry: Registry
+    models: ModelManager
+    outstanding: Callable[[ModelVersion], int]
+    unregister_limit_s: float
 
     def register(self, workflow: Workflow) -> list[str]:
         """Registers them side by side; returns what went wrong, in the order of the file."""
@@ -58,24 +53,24 @@ class WorkflowNodes:
 
     def unregister(self, workflow: str) -> list[str]:
         """Unregisters what a workflow has registered; returns what went wrong."""
-        nodes = self._registry.nodes_of(workflow)
+        nodes = self.registry.nodes_of(workflow)
         with ThreadPoolExecutor(MOST_AT_ONCE, thread_name_prefix="workflow") as pool:
             return [failure for failure in pool.map(self._unregister_node, nodes) if failure]
 
     def wait_until_quiet(self, workflow: str) -> None:
         """Waits until the requests under way are answered; a node more may still follow on each answer."""
-        deadline = time.monotonic() + self._unregister_limit_s
+        deadline = time.monotonic() + self.unregister_limit_s
         quiet_since = time.monotonic()
         while (now := time.monotonic()) - quiet_since < _QUIET_S and now < deadline:
-            if any(self._outstanding(model) for model in self._registry.nodes_of(workflow)):
+            if any(self.outstanding(model) for model in self.registry.nodes_of(workflow)):
                 quiet_since = time.monotonic()
             time.sleep(_LOOK_S)
 
     def missing(self, workflow: Workflow) -> list[str]:
         """The messages about nodes that somebody has unregistered."""
-        there = {model.name for model in self._registry.nodes_of(workflow.key)}
+        there = {model.name for model in self.registry.nodes_of(workflow.key)}
         names = workflow.models_named(workflow.name)
-        wanted = [name for name in names if name not in there and self._registry.function_host(name) is None]
+        wanted = [name for name in names if name not in there and self.registry.function_host(name) is None]
         optional = {
             model_name(workflow.name, node.name) for node in workflow.spec.nodes.values() if node.options.optional
         }
@@ -83,7 +78,7 @@ class WorkflowNodes:
 
     def moves(self, key: str, old_prefix: str, new_prefix: str) -> list[tuple[str, str]]:
         """The present names of a workflow's models and functions, and those with another prefix."""
-        nodes = self._registry.nodes_of(key)
+        nodes = self.registry.nodes_of(key)
         names = [model.name for model in nodes]
         names += [function["model"] for model in nodes for function in model.spec.functions.values()]
         return [(name, new_prefix + name.removeprefix(old_prefix)) for name in names]
@@ -91,7 +86,7 @@ class WorkflowNodes:
     def taken_names(self, before: Workflow, workflow: Workflow) -> list[str]:
         """The messages about names of a replacing workflow's nodes that other models have."""
         own = {old for old, _ in self.moves(before.key, "", "")}
-        taken = [name for name in workflow.models_named(workflow.name) if name not in own and self._registry.has(name)]
+        taken = [name for name in workflow.models_named(workflow.name) if name not in own and self.registry.has(name)]
         return [
             f"Workflow Node {name} failed to register. Details: A model is already registered with that name"
             for name in taken
@@ -102,7 +97,7 @@ class WorkflowNodes:
         try:
             if node.url is None:
                 raise BadRequest(f"Model {node.name} has no url.")
-            self._models.register(
+            self.models.register(
                 workflow=workflow.key,
                 shown_name=model_name(workflow.name, node.name),
                 url=node.url,
@@ -128,7 +123,7 @@ class WorkflowNodes:
             BadRequest: it is one.
             ServerError: there is no such model.
         """
-        if self._registry.get(name, version).spec.sequence_batching:
+        if self.registry.get(name, version).spec.sequence_batching:
             raise BadRequest("A model with sequenceBatching cannot be a node.")
 
     def _find_shared(self, workflow: Workflow, node: Node) -> list[str]:
@@ -146,7 +141,7 @@ class WorkflowNodes:
         handler = directory.handler_file
         assert handler is not None
         try:
-            self._models.register_functions(
+            self.models.register_functions(
                 workflow.key,
                 directory.path,
                 directory.url,
@@ -163,7 +158,7 @@ class WorkflowNodes:
     def _failed_functions(self, workflow: Workflow) -> list[str]:
         """The functions that could not be loaded, by what their worker has said last; all if it said nothing."""
         functions = workflow.compiled.functions
-        for model in self._registry.nodes_of(workflow.key):
+        for model in self.registry.nodes_of(workflow.key):
             named = [
                 line.removeprefix(FUNCTION_FAILED) for line in model.load_lines if line.startswith(FUNCTION_FAILED)
             ]
@@ -173,7 +168,7 @@ class WorkflowNodes:
 
     def _unregister_node(self, model: ModelVersion) -> str:
         try:
-            self._models.unregister(model_name=model.name, version=model.version)
+            self.models.unregister(model_name=model.name, version=model.version)
         except ServerError as error:
             log.error("Node %s cannot be unregistered: %s", model.name, error.message)
             return error.message

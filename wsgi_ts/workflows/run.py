@@ -17,13 +17,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from wsgi_ts.dataplane.graph import REQUEST
+from wsgi_ts.dataplane.graph import REQUEST, Graph
 from wsgi_ts.dataplane.graph_walk import GraphWalk
 from wsgi_ts.dataplane.node_answers import joined, json_parts, packed_parts
 from wsgi_ts.dataplane.task import Action, Fail, Finish, State, Submit, Task
 from wsgi_ts.errors import ServerError
 from wsgi_ts.handlers.serving.inputs import BadInput, LazyHeaders, Request, build_row
-from wsgi_ts.workflows.compile import CompiledWorkflow, compile_workflow
+from wsgi_ts.workflows.compile import compile_workflow
 from wsgi_ts.workflows.local_nodes import LocalNodes, RunError
 from wsgi_ts.workflows.source import Source, SourceError, open_source
 from wsgi_ts.workflows.spec import WorkflowSpec, parse_spec
@@ -105,7 +105,7 @@ def _run(source: Source, body: bytes, options: argparse.Namespace) -> bytes:
     with tempfile.TemporaryDirectory(prefix="wsgi-ts-workflow-") as scratch:
         nodes = LocalNodes(source, spec, compiled, store, Path(scratch))
         try:
-            return LocalRun(spec, compiled, nodes, head, options.content_type, trace=options.trace).answer(body)
+            return LocalRun(spec, compiled.graph, nodes, head, options.content_type, options.trace).answer(body)
         finally:
             nodes.close()
 
@@ -125,31 +125,21 @@ class LocalRun:
     """One request's way through the graph.
 
     Args:
-        spec: the workflow.
-        compiled: what came of its specification.
-        nodes: runs them.
         head: the request's head.
         content_type: of its body.
         trace: whether to tell of each node.
     """
 
     def __init__(
-        self,
-        spec: WorkflowSpec,
-        compiled: CompiledWorkflow,
-        nodes: LocalNodes,
-        head: bytes,
-        content_type: str | None,
-        *,
-        trace: bool,
+        self, spec: WorkflowSpec, graph: Graph, nodes: LocalNodes, head: bytes, content_type: str | None, trace: bool
     ) -> None:
         self._spec = spec
-        self._graph = compiled.graph
+        self._graph = graph
         self._nodes = nodes
         self._head = head
         self._content_type = content_type
         self._trace = trace
-        self._walk = GraphWalk(compiled.graph)
+        self._walk = GraphWalk(graph)
 
     def answer(self, body: bytes) -> bytes:
         """Runs the nodes in topological order, those for the items of a list together, and returns the answer.
@@ -157,12 +147,11 @@ class LocalRun:
         Raises:
             RunError: a node has failed, or could not be loaded; or several leaves cannot be put together.
         """
-        types: dict[str, str] = {}
+        self._types: dict[str, str] = {}
         try:
-            self._first = build_row(self._content_type, memoryview(body), types=types)
+            self._first = build_row(self._content_type, memoryview(body), types=self._types)
         except BadInput as error:
             raise RunError(str(error)) from error
-        self._types = types
         to_do = deque([self._walk.begin()])
         while to_do:
             batch = self._next_batch(to_do)

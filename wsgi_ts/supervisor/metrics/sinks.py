@@ -8,8 +8,8 @@ from typing import Any
 
 from wsgi_ts.metrics.exposition import Family, Histogram
 from wsgi_ts.plugins.api import Sample
-from wsgi_ts.plugins.found import Found, found_in, made
-from wsgi_ts.plugins.report import FAILED, PluginReport
+from wsgi_ts.plugins.found import Found, found_in
+from wsgi_ts.plugins.report import PluginReport
 from wsgi_ts.settings.config import Config
 
 _INTERVAL_S = 10.0
@@ -34,12 +34,7 @@ def start_sinks(
 
 
 def _load(config: Config, families: Callable[[], list[Family]], report: PluginReport, stopped: threading.Event) -> None:
-    for found, plugin in report.load(config, "metrics"):
-        try:
-            sink = made(plugin)
-        except Exception as error:
-            report.failed(found, error, state=FAILED)
-            continue
+    for found, sink in report.instances(config, "metrics"):
         name = f"plugin {found.name}"
         threading.Thread(target=_feed, args=(found, sink, families, report, stopped), name=name, daemon=True).start()
 
