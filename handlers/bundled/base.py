@@ -94,19 +94,16 @@ class BaseHandler:
         self.model_yaml_config = context.model_yaml_config or {}
 
     def _choose_device(self, gpu_id: int | str | None) -> None:
-        if torch.cuda.is_available() and gpu_id is not None:
-            self.map_location, device = "cuda", f"cuda:{gpu_id}"
-        elif os.environ.get("TS_IPEX_GPU_ENABLE") == "true" and gpu_id is not None:
-            self.map_location, device = "xpu", f"xpu:{gpu_id}"
-        elif torch.backends.mps.is_available() and gpu_id is not None:
-            self.map_location, device = "mps", "mps"
-        elif importlib.util.find_spec("torch_xla") is not None:
-            xla = importlib.import_module("torch_xla.core.xla_model")
-            self.map_location, self.device = "cpu", xla.xla_device()
-            return
-        else:
-            self.map_location, device = "cpu", "cpu"
-        self.device = torch.device(device)
+        device = "cpu"
+        if gpu_id is not None and torch.cuda.is_available():
+            device = f"cuda:{gpu_id}"
+        elif gpu_id is not None and os.environ.get("TS_IPEX_GPU_ENABLE") == "true":
+            device = f"xpu:{gpu_id}"
+        elif gpu_id is not None and torch.backends.mps.is_available():
+            device = "mps"
+        self.map_location, self.device = device.partition(":")[0], torch.device(device)
+        if device == "cpu" and importlib.util.find_spec("torch_xla") is not None:
+            self.device = importlib.import_module("torch_xla.core.xla_model").xla_device()
 
     def _load_model(self, model_dir: str, model_file: str, serialized_file: str) -> Any:
         path = self.model_pt_path or ""
@@ -264,10 +261,10 @@ class BaseHandler:
         """
         started_at = time.perf_counter()
         self.context = context
-        if os.environ.get(PROFILER_VARIABLE) is not None and not self._is_describe():
-            output, _ = self._infer_with_profiler(data)
-        elif self._is_describe():
+        if self._is_describe():
             output = [self.describe_handle()]
+        elif os.environ.get(PROFILER_VARIABLE) is not None:
+            output, _ = self._infer_with_profiler(data)
         else:
             prepared = self.preprocess(data)
             prepared_at = time.perf_counter()

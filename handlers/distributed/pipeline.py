@@ -11,6 +11,8 @@ request, and a stage that raises leaves the others with the tensors of the next 
 
 from __future__ import annotations
 
+import copy
+import functools
 import logging
 import os
 import threading
@@ -21,7 +23,6 @@ import torch
 import torch.distributed as dist
 
 from wsgi_ts.handlers.distributed.caches import PipelineCache, StageCaches, put_in_place
-from wsgi_ts.handlers.distributed.generation import generate
 from wsgi_ts.handlers.distributed.ranks import (
     group_backend,
     join_process_group,
@@ -83,7 +84,6 @@ class PipelineDriver:
 
     Args:
         members: global rank of each stage.
-        number: which stage this is.
         options: the `pippy` section of the model's YAML.
         teller: rank 0's way to the others; None where every rank makes the calls.
         receivers: global ranks that get the result, besides the last stage's own.
@@ -142,7 +142,7 @@ class PipelineDriver:
         return result
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """`generate` of a model of transformers: its arguments, its result.
+        """`generate` of a model of transformers, whose loop runs here, each step on all stages.
 
         Raises:
             TypeError: the model has no `generate`.
@@ -153,7 +153,18 @@ class PipelineDriver:
             handle = self._caches.new_handle()
         if handle is not None:
             kwargs[self._caches.name] = handle
-        return generate(self._stage.model, self, args, kwargs)
+        model = self._stage.model
+        if not hasattr(model, "generate"):
+            raise TypeError(f"{type(model).__name__} has no generate: call the driver in a loop of your own")
+        # The stage's own modules, in another shell: the stage is called while this runs.
+        shell: Any = copy.copy(model)
+
+        @functools.wraps(model.forward)  # generate looks at its parameters
+        def forward(*inputs: Any, **named: Any) -> Any:
+            return self(*inputs, **named)
+
+        shell.forward = forward
+        return shell.generate(*args, **kwargs)
 
     @torch.inference_mode()
     def follow(self, message: bytes) -> None:

@@ -52,6 +52,14 @@ class DistributedHandler(BaseHandler):
         join_process_group(self.device, self.world_size, context)
 
 
+class BasePippyHandler(DistributedHandler):
+    """The handler to derive from for `parallelType: pp`.
+
+    `initialize` of the base class joins the ranks and chooses the device; yours loads the model and gives it to
+    `get_pipeline_driver`. `handle` is called on rank 0 only.
+    """
+
+
 def section(context: Context, name: str) -> dict[str, Any]:
     """Returns a section of the model's YAML, {} where it has none.
 
@@ -92,6 +100,14 @@ def join_process_group(device: torch.device, world_size: int, context: Context) 
     if not isinstance(timeout_s, int | float) or timeout_s <= 0:
         raise ValueError(f"model-config.yaml: pippy.rpc_timeout should be a number of seconds, and is {timeout_s!r}")
     dist.init_process_group(group_backend(device), timeout=timedelta(seconds=timeout_s))
+
+
+def initialize_rpc_workers(local_rank: int, world_size: int, context: Context) -> None:
+    """Connects the processes of the group; `get_pipeline_driver` does it where nobody has.
+
+    `pippy: rpc_timeout` of the model's YAML (s) is how long an exchange between them may take.
+    """
+    join_process_group(rank_device(local_rank, context), world_size, context)
 
 
 def parallel_type(context: Context) -> str:

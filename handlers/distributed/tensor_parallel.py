@@ -96,8 +96,7 @@ def parallelize(model: nn.Module, mesh: DeviceMesh, plan: Mapping[str, Any] | No
 class Columns(ParallelStyle):
     """Gives each rank a part of a linear layer's outputs. Plain tensors, where `ColwiseParallel` has distributed ones.
 
-    Args:
-        gather: put the outputs of all ranks together again; their number must be a multiple of the ranks'.
+    `gather`: the outputs of all ranks are put together again; their number must be a multiple of the ranks'.
     """
 
     def __init__(self, *, gather: bool = False) -> None:

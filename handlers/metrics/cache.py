@@ -31,11 +31,7 @@ SAMPLE_INTERVAL_S = 0.1
 
 
 class MetricsCache(Recorder):
-    """What `context.metrics` is: metrics by type and name, and the values recorded since the last hand-over.
-
-    Args:
-        config_file_path: a metrics.yaml whose `model_metrics` are made by `initialize_cache`.
-    """
+    """Metrics by type and name, those of a metrics.yaml too, and the values recorded since the last hand-over."""
 
     def __init__(self, config_file_path: str | None = None, model_name: str = "") -> None:
         self.config_file_path = config_file_path

@@ -74,11 +74,12 @@ def load_entry(handler: str, model_dir: str, envelope: str | None = None) -> Ent
         if folder not in sys.path:
             sys.path.insert(0, folder)
         module = import_from(name, folder)
-        entry = _function_entry(module, function or "handle") or _class_entry(_only_class(module))
+        found = getattr(module, function or "handle", None)
+        entry = _class_entry(_only_class(module)) if found is None else _function_entry(found)
     else:
         bundled_module, _, symbol = bundled.partition(":")
         found = getattr(importlib.import_module(bundled_module), symbol)
-        entry = _class_entry(found) if inspect.isclass(found) else _entry_of_function(found)
+        entry = _class_entry(found) if inspect.isclass(found) else _function_entry(found)
     if not envelope:
         return entry
     return entry._replace(handle=_envelope_class(envelope)(entry.handle).handle)
@@ -110,16 +111,8 @@ def list_classes_from_module(module: ModuleType, parent_class: type | None = Non
     ]
 
 
-def _function_entry(module: ModuleType, function: str) -> Entry | None:
-    found = getattr(module, function, None)
-    return None if found is None else _entry_of_function(found)
-
-
-def _entry_of_function(function: Any) -> Entry:
-    def initialize(context: Any) -> Any:
-        return function(None, context)
-
-    return Entry(function, initialize)
+def _function_entry(function: Any) -> Entry:
+    return Entry(function, lambda context: function(None, context))
 
 
 def _only_class(module: ModuleType) -> type:
@@ -141,11 +134,7 @@ def _class_entry(handler_class: type) -> Entry:
         # Looked up each time: initialize may replace it, for example by a MicroBatching.
         return instance.handle(data, context)
 
-    return Entry(handle, getattr(instance, "initialize", _no_initialize), instance)
-
-
-def _no_initialize(context: Any) -> None:
-    """For a handler class that has no `initialize`: there is nothing to prepare."""
+    return Entry(handle, getattr(instance, "initialize", lambda context: None), instance)
 
 
 def _envelope_class(envelope: str) -> Any:

@@ -31,11 +31,7 @@ NO_FIELDS: Final = TraceFields()
 
 
 class Running:
-    """What runs: one batch, or one request of an asynchronous handler.
-
-    Args:
-        find: says what there is to tell of it; asked with the first line.
-    """
+    """What runs: one batch, or one request of an asynchronous handler; `find` is asked of it with the first line."""
 
     __slots__ = ("_fields", "_find")
 

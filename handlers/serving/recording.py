@@ -36,9 +36,7 @@ class RecordedRequest:
     Attributes:
         request: the request line.
         headers: names as sent, and values.
-        body: bytes of the body.
         status: HTTP status of the answer; None where none is known.
-        answer: bytes of the answer.
     """
 
     request: str = _REQUEST_LINE

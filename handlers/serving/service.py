@@ -24,13 +24,7 @@ from wsgi_ts.handlers.metrics.metric import MetricTypes, Sample
 from wsgi_ts.handlers.serving import loader
 from wsgi_ts.handlers.serving.context import Context, Group, SendChunk, StreamClosed
 from wsgi_ts.handlers.serving.errors import BatchFailure
-from wsgi_ts.handlers.serving.failures import (
-    batch_answer,
-    fault_of,
-    has_broken_gpu,
-    load_error,
-    ran_out_of_memory,
-)
+from wsgi_ts.handlers.serving.failures import batch_answer, fault_of, has_broken_gpu, load_error, ran_out_of_memory
 from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.results import (
     INVALID_OUTPUT,
@@ -124,7 +118,8 @@ class Service:
             LoadError: memory ran out, or the handler raised a RuntimeError.
             BaseException: anything else the handler raises, after its traceback went to stderr.
         """
-        _prepend_paths([spec.model_dir, shim_path()])
+        ahead = [spec.model_dir, shim_path()]
+        sys.path[:] = ahead + [folder for folder in sys.path if folder not in ahead]
         context = _new_context(spec, gpu_id, send_chunk, group)
         try:
             context.model_yaml_config = _read_model_config(spec)
@@ -334,7 +329,3 @@ def _read_model_config(spec: ModelSpec) -> dict[str, Any]:
     with path.open(encoding="utf-8") as file:
         config = yaml.safe_load(file)
     return config if isinstance(config, dict) else {}
-
-
-def _prepend_paths(folders: list[str]) -> None:
-    sys.path[:] = folders + [folder for folder in sys.path if folder not in folders]

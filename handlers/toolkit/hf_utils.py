@@ -11,13 +11,9 @@ _CHECKPOINT_FILES = ["*.json", "*.txt", "*.model", "*.safetensors", "*.bin", "*.
 def download_model(
     model_id: str, revision: str = "main", model_path: str = ".cache", use_auth_token: bool | str = True
 ) -> str:
-    """Downloads a model, unless it is there already.
+    """Downloads a model ("owner/model"), at a branch, tag or commit, into a cache, unless it is there already.
 
-    Args:
-        model_id: name on the hub, "owner/model".
-        revision: branch, tag or commit.
-        model_path: folder of the cache.
-        use_auth_token: the hub's token, or True for the one that the user is logged in with.
+    `use_auth_token` True: the token of the hub that the user is logged in with.
 
     Returns:
         The folder with the model's files.

@@ -33,11 +33,6 @@ _IRREGULAR = {
     "o'clock": "of the clock",
     "y'all": "you all",
     "'cause": "because",
-    "could've": "could have",
-    "might've": "might have",
-    "must've": "must have",
-    "should've": "should have",
-    "would've": "would have",
 }
 
 
@@ -46,6 +41,7 @@ def _contractions() -> dict[str, str]:
     expanded |= {f"{subject}'re": f"{subject} are" for subject in _ARE}
     expanded |= {f"{subject}'s": f"{subject} is" for subject in _IS}
     expanded |= {f"{verb}n't": f"{verb} not" for verb in _NEGATED}
+    expanded |= {f"{verb}'ve": f"{verb} have" for verb in ("could", "might", "must", "should", "would")}
     return expanded | _IRREGULAR
 
 

@@ -84,9 +84,7 @@ def load_label_mapping(mapping_file_path: str) -> dict[str, str] | None:
 
 
 def map_class_to_label(
-    probs: list[list[float]],
-    mapping: dict[str, str] | None = None,
-    lbl_classes: list[list[int]] | None = None,
+    probs: list[list[float]], mapping: dict[str, str] | None = None, lbl_classes: list[list[int]] | None = None
 ) -> list[dict[str, float]]:
     """Turns rows of probabilities into one dict label -> probability per row.
 
@@ -124,11 +122,7 @@ def get_yaml_config(yaml_file_path: str) -> dict[str, Any]:
 
 
 def import_class(class_name: str, module_prefix: str | None = None) -> Any:
-    """Imports a class by its dotted name.
-
-    Args:
-        class_name: "module.Class", or "Class" where the prefix names the module.
-        module_prefix: put before the module's name.
+    """Imports a class by its dotted name, or by its name alone where `module_prefix` names the module.
 
     Raises:
         ImportError: no module is named, or it has no such class.

@@ -38,9 +38,7 @@ class TorchModelServiceWorker:
         s_type: "unix" or "tcp".
         s_name: path of the unix socket; a file that is there already is removed.
         host_addr: address to listen on for tcp, by default 127.0.0.1.
-        port_num: port for tcp.
         metrics_config: path of the metrics configuration, None for the built-in one.
-        async_comm: not supported.
 
     Raises:
         ValueError: socket type, path or port is missing or wrong.

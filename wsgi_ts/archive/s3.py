@@ -45,11 +45,6 @@ class Credentials:
         return f"Credentials({self.key_id!r})"
 
 
-def is_s3(parts: SplitResult) -> bool:
-    """Whether an address is one of S3's own."""
-    return _HOST.fullmatch((parts.hostname or "").lower()) is not None
-
-
 def find_credentials(environ: Mapping[str, str]) -> Credentials | None:
     """The credentials of whoever runs the server; None where there are none."""
     key_id, secret = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
@@ -91,14 +86,14 @@ def s3_headers(parts: SplitResult, environ: Mapping[str, str], *, sse_kms: bool)
 
     Credentials are used over https only. `sse_kms`: say that the object is encrypted with a key of KMS.
     """
-    if not is_s3(parts):
+    match = _HOST.fullmatch((parts.hostname or "").lower())
+    if match is None:
         return {}
     headers = {"x-amz-server-side-encryption": "aws:kms"} if sse_kms else {}
     credentials = find_credentials(environ) if parts.scheme == "https" else None
     if credentials is None:
         return headers
-    match = _HOST.fullmatch((parts.hostname or "").lower())
-    region = (match and match["region"]) or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
+    region = match["region"] or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
     headers["x-amz-content-sha256"] = _EMPTY_SHA256
     now = datetime.now(timezone.utc)
     return headers | sign(parts, headers, credentials, region or _DEFAULT_REGION, now)

@@ -173,22 +173,14 @@ def output_path(export_path: str, file_name: str, *, made: bool = True) -> Path:
     return directory / file_name
 
 
-def check_overwrite(output: Path, force: bool, kind: str) -> None:
-    """Refuses to overwrite an archive unless `force` is set.
+def check_overwrite(output: Path | str, force: bool, kind: str) -> None:
+    """Refuses to overwrite an archive, or warns of it where `force` is set.
 
     Raises:
-        ArchiverError: it exists.
+        ArchiverError: it exists, and `force` is not set.
     """
-    if output.exists():
-        refuse_overwrite(output, force, kind)
-
-
-def refuse_overwrite(output: Path | str, force: bool, kind: str) -> None:
-    """Refuses to overwrite an archive that is there, or warns of it where `force` is set.
-
-    Raises:
-        ArchiverError: `force` is not set.
-    """
+    if not os.path.exists(output):
+        return
     if not force:
         raise ArchiverError(
             f"{output} already exists.\nPlease specify --force/-f option to overwrite the {kind} archive "
@@ -287,12 +279,8 @@ def model_parser() -> argparse.ArgumentParser:
     add("--serialized-file", help=".pt or .pth file with a state_dict (eager mode) or a TorchScript module")
     add("--model-file", help="Python file with the one class of the model's architecture (eager mode only)")
     add("--handler", required=True, help="handler: FILE, FILE:FUNCTION, or the name of a bundled one")
-    add(
-        "--runtime",
-        default="python",
-        choices=["python", "python3", "LSP"],
-        help="what runs the handler (default: python)",
-    )
+    runtimes = ["python", "python3", "LSP"]
+    add("--runtime", default="python", choices=runtimes, help="what runs the handler (default: python)")
     add(
         "--archive-format",
         default="default",
@@ -303,7 +291,9 @@ def model_parser() -> argparse.ArgumentParser:
     add("-v", "--version", required=True, help="version of the model")
     add("-r", "--requirements-file", help="requirements.txt with the Python packages that the model needs")
     add("-c", "--config-file", help="model-config.yaml with the model's settings")
-    _add_common(parser)
+    add("--extra-files", help="comma-separated files, directories (their contents are added) and wildcards")
+    add("--export-path", default=os.getcwd(), help="directory for the archive (default: the current one)")
+    add("-f", "--force", action="store_true", help="overwrite an existing archive")
     return parser
 
 
@@ -338,10 +328,3 @@ def workflow_parser() -> argparse.ArgumentParser:
     )
     add("--extra-files", help="Comma separated path to extra dependency files.")
     return parser
-
-
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--extra-files", help="comma-separated files, directories (their contents are added) and wildcards")
-    add("--export-path", default=os.getcwd(), help="directory for the archive (default: the current one)")
-    add("-f", "--force", action="store_true", help="overwrite an existing archive")

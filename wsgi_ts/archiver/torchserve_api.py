@@ -110,7 +110,7 @@ class ModelExportUtils(_ExportUtils):
     ) -> str:
         """Returns the path of the archive, which must not exist unless it may be overwritten."""
         path = ModelExportUtils.get_archive_export_path(export_path or os.getcwd(), model_name, archive_format)
-        pack.check_overwrite(Path(path), overwrite, "model")
+        pack.check_overwrite(path, overwrite, "model")
         return path
 
     @staticmethod
@@ -208,8 +208,7 @@ class WorkflowExportUtils(_ExportUtils):
         """Returns the archive's directory; the archive must not exist unless it may be overwritten."""
         directory = os.getcwd() if export_file_path is None else export_file_path
         path = WorkflowExportUtils.get_archive_export_path(directory, workflow_name)
-        if os.path.exists(path):
-            pack.refuse_overwrite(path, overwrite, "workflow")
+        pack.check_overwrite(path, overwrite, "workflow")
         return directory
 
     @staticmethod

@@ -1,11 +1,11 @@
-"""What a server asks of a handler, tried on its author's own samples."""
+"""What a server asks of a handler, tried on its author's own samples, and recorded requests asked of it again."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from wsgi_ts.handler_kit.local_model import BatchRun, LocalModel
-from wsgi_ts.handler_kit.report import Report
 from wsgi_ts.handlers.serving.inputs import BadInput
 from wsgi_ts.handlers.serving.recording import RecordedRequest
 
@@ -15,6 +15,34 @@ BATCHES = (1, 2, 4, 8)
 ROUNDS = 5
 #: A body that no handler expects, under the sample's own content type.
 _GARBAGE = b"\x00\xff not what you expect"
+#: How much of two answers that differ is shown by `replay`.
+SHOWN_CHARS = 200
+
+
+@dataclass(slots=True)
+class Report:
+    """Lines for people, and whether all is well.
+
+    Attributes:
+        lines: what was found, each begun with OK, WARN or FAIL.
+        is_good: false once something has failed.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    is_good: bool = True
+
+    def ok(self, text: str) -> None:
+        """Notes what is as it should be."""
+        self.lines.append(f"OK    {text}")
+
+    def warn(self, text: str) -> None:
+        """Notes what works, but not as its author may think."""
+        self.lines.append(f"WARN  {text}")
+
+    def fail(self, text: str) -> None:
+        """Notes what is wrong."""
+        self.lines.append(f"FAIL  {text}")
+        self.is_good = False
 
 
 def check(model: LocalModel, samples: Sequence[RecordedRequest]) -> Report:
@@ -92,3 +120,39 @@ def _check_bad_row(model: LocalModel, samples: Sequence[RecordedRequest], report
             "a bad request fails the others of its batch, too: answer it by itself, with "
             "context.set_response_status(code, phrase, idx=row)"
         )
+
+
+def replay(model: LocalModel, samples: Sequence[RecordedRequest], batch_size: int) -> Report:
+    """Asks requests, recorded with or without the answers of then, again in their order, `batch_size` in one call.
+
+    Returns:
+        A line for each answer that differs, and one with the counts and the time.
+
+    Raises:
+        BadInput: a body is not what its content type says.
+    """
+    report = Report()
+    seconds, same, compared = 0.0, 0, 0
+    for start in range(0, len(samples), batch_size):
+        batch = samples[start : start + batch_size]
+        run = model.run(batch)
+        seconds += run.seconds
+        for row, sample in enumerate(batch):
+            if sample.status is None:
+                continue
+            compared += 1
+            ours = run.answers[row].status, run.body(row)
+            if ours == (sample.status, sample.answer):
+                same += 1
+            else:
+                then = f"{sample.status} {_shown(sample.answer)}"
+                report.fail(f"request {start + row + 1}: {ours[0]} {_shown(ours[1])}, then {then}")
+    milliseconds = 1000 * seconds / len(samples)
+    counts = f"{same} of {compared} answers are the same" if compared else "no answers to compare"
+    report.lines.append(f"{len(samples)} requests, {milliseconds:.2f} ms each; {counts}")
+    return report
+
+
+def _shown(body: bytes) -> str:
+    text = body.decode("utf-8", "backslashreplace")
+    return repr(text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…")

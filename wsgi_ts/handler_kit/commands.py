@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsgi_ts.errors import ServerError
-from wsgi_ts.handler_kit.checks import check
+from wsgi_ts.handler_kit.checks import check, replay
 from wsgi_ts.handler_kit.local_model import BatchRun, LocalModel, Source, opened
-from wsgi_ts.handler_kit.replay import replay
 from wsgi_ts.handler_kit.scaffold import KINDS, write_project
 from wsgi_ts.handlers.serving.errors import LoadError
 from wsgi_ts.handlers.serving.inputs import BadInput

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import shutil
 import tempfile
 import time
 import uuid
@@ -98,11 +97,7 @@ def _directory_of(handler: Path, source: Source) -> ModelDirectory:
     config_file = source.config_file
     if config_file is None and (handler.parent / CONFIG_FILE).is_file():
         config_file = CONFIG_FILE
-    files = {
-        "serializedFile": source.serialized_file,
-        "modelFile": source.model_file,
-        "configFile": config_file,
-    }
+    files = {"serializedFile": source.serialized_file, "modelFile": source.model_file, "configFile": config_file}
     for name, file in files.items():
         if file is not None and not (handler.parent / file).is_file():
             raise ServerError(f"{handler.parent / file}: there is no such file ({name})")
@@ -236,15 +231,9 @@ def opened(source: Source, gpu_id: int | None = None, batch_size: int | None = N
         ServerError: it cannot be opened.
         LoadError: the handler could not be loaded.
     """
-    work_dir = Path(tempfile.mkdtemp(prefix="wsgi-ts-handler-"))
-    try:
-        spec = prepare(source, work_dir)
+    with tempfile.TemporaryDirectory(prefix="wsgi-ts-handler-", ignore_cleanup_errors=True) as work_dir:
+        spec = prepare(source, Path(work_dir))
         if batch_size is not None:
             spec = replace(spec, batch_size=batch_size)
-        model = LocalModel(spec, gpu_id)
-        try:
+        with contextlib.closing(LocalModel(spec, gpu_id)) as model:
             yield model
-        finally:
-            model.close()
-    finally:
-        shutil.rmtree(work_dir, ignore_errors=True)

@@ -131,14 +131,6 @@ class Engine:
         words = re.sub(rf"{re.escape(os.fspath(self.run_dir))}/{_SETTINGS}:\d+: ", "", output.last_words())
         return EngineError(f"The engine cannot be started: {words}")
 
-    def call(self, operation: str, **arguments: Any) -> Any:
-        """Asks the supervisor for an operation on models, with the arguments that it has in the management API.
-
-        Raises:
-            ServerError: what the management API would have answered.
-        """
-        return self._control.call(operation, **arguments)
-
     def register(self, archive: str, **arguments: Any) -> str:
         """Loads a model, waits for its workers and returns its name.
 
@@ -160,7 +152,7 @@ class Engine:
             link = self._store / url
             link.unlink(missing_ok=True)
             link.symlink_to(path)
-        return str(self.call("register_model", url=url, synchronous=True, **arguments)["name"])
+        return str(self._control.call("register_model", url=url, synchronous=True, **arguments)["name"])
 
     def attach(self) -> None:
         """Makes the segment through which this process sends requests. Call it on the event loop that sends them.

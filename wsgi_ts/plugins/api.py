@@ -10,6 +10,31 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+#: What `from wsgi_ts.plugins import …` knows.
+__all__ = [
+    "API",
+    "Auth",
+    "BatchHead",
+    "BatchingPolicy",
+    "Context",
+    "EndpointError",
+    "Fetcher",
+    "Head",
+    "ModelState",
+    "ModelView",
+    "Prediction",
+    "Principal",
+    "QueueState",
+    "Refuse",
+    "Sample",
+    "Sink",
+    "SnapshotStore",
+    "Veto",
+    "WorkerView",
+    "endpoint",
+    "plugin",
+]
+
 #: The version of everything in this module. A module written for another one says so: `WSGI_TS_API = 2`.
 API = 1
 API_NAME = "WSGI_TS_API"
@@ -30,7 +55,6 @@ class Mark:
 
     Attributes:
         group: one of GROUPS.
-        name: the plugin's name.
         path: of an endpoint: the first segment of its paths.
         type: of an endpoint: the API that it is served with, one of ENDPOINT_TYPES.
         timeout_s: of an endpoint: how long it may take for an answer.

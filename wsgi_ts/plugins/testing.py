@@ -102,11 +102,9 @@ class PluginServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *flags: str, wait_for_model: bool = True) -> None:
-        """Starts it, and waits until it says that it has started.
+        """Starts it, and waits until it says so, and until `echo` is answered by something else than 503.
 
-        Args:
-            flags: of `wsgi-ts serve`; by default `--ncs`, so that it neither reads nor writes snapshots.
-            wait_for_model: until `echo` is answered by something else than 503.
+        The flags are those of `wsgi-ts serve`; by default `--ncs`, so that it neither reads nor writes snapshots.
 
         Raises:
             RuntimeError: it has ended instead; the message is what it has said.

@@ -17,12 +17,11 @@ from types import TracebackType
 import psutil
 
 from wsgi_ts.process import PARENT_PID_VARIABLE
-from wsgi_ts.tune.load import KEPT, MOST_CONNECTIONS, Order, Tally
+from wsgi_ts.tune.load import MOST_CONNECTIONS, Order, Tally
+from wsgi_ts.tune.objective import percentile
 
 #: Requests a second that one process sends and times without being late itself.
 RATE_OF_ONE = 2500.0
-#: Connections that an open loop keeps.
-KEPT_CONNECTIONS = KEPT
 #: A generator that uses more of a core, or a machine whose cores are used more, says little about the model.
 BUSY = 0.9
 #: Requests that are sent later than this part of the latency that is measured falsify it.
@@ -70,13 +69,6 @@ class Measurement:
     def failed(self) -> int:
         """Requests that were not answered with 200."""
         return sum(count for status, count in self.statuses.items() if status != 200)
-
-
-def percentile(ordered: Sequence[float], percent: float) -> float:
-    """A percentile of sorted numbers; infinite where there are none."""
-    if not ordered:
-        return math.inf
-    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
 class _Process:

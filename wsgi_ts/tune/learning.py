@@ -68,10 +68,7 @@ class Learner:
     def curve(self, workers: int, threads: int, sizes: list[int] | None = None) -> Curve:
         """What batches cost while so many workers are busy.
 
-        Args:
-            workers: how many.
-            threads: CPU threads of each.
-            sizes: only these; None: 1, 2, 4 … as long as larger ones serve more.
+        Of `sizes`, or (None) of 1, 2, 4 … as long as larger ones serve more.
 
         Raises:
             ServerError: a worker does not start.
@@ -154,12 +151,7 @@ def _curve(workers: int, threads: int, samples: list[Sample]) -> Curve:
 def curves(learner: Learner, model: ServedModel, most_workers: int, longest_s: float, until: float) -> list[Curve]:
     """Learns one curve for each number of workers: twice as many as long as that serves more, and those of now.
 
-    Args:
-        learner: measures.
-        model: the model.
-        most_workers: no more are tried.
-        longest_s: batches that take longer are of no interest.
-        until: when to end with what there is (monotonic seconds).
+    Batches that take longer than `longest_s` are of no interest. At `until` (monotonic seconds) it ends.
 
     Returns:
         The curves; the first one is that of the present number of workers, with all sizes of batches.

@@ -6,6 +6,7 @@ the throughput within them is what is maximised.
 
 from __future__ import annotations
 
+import math
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -15,6 +16,12 @@ _TERM = re.compile(
     r"(?P<name>p[0-9]{1,2}(?:\.[0-9]+)?|avg|max)(?:<=|=|<)(?P<value>[0-9]+(?:\.[0-9]+)?)(?P<unit>us|ms|s)"
 )
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_WORDS = {"avg": 0.0, "max": 100.0}
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float:
+    """A percentile of sorted numbers; infinite where there are none."""
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))] if ordered else math.inf
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,7 @@ class Term:
 
     def value_s(self, ordered: Sequence[float]) -> float:
         """What it limits, of sorted latencies in seconds."""
-        if not ordered:
-            return float("inf")
-        if self.percent == 0:
-            return sum(ordered) / len(ordered)
-        return ordered[min(len(ordered) - 1, int(len(ordered) * self.percent / 100))]
+        return sum(ordered) / len(ordered) if ordered and self.percent == 0 else percentile(ordered, self.percent)
 
     def share(self, ordered: Sequence[float]) -> float:
         """The part of what is asked for that sorted latencies come to; 1 where the limit is kept."""
@@ -97,8 +100,7 @@ def parse_objective(texts: Sequence[str]) -> Objective:
                 "us, ms and s the units, and several stand behind commas"
             )
         name = match["name"]
-        percent = {"avg": 0.0, "max": 100.0}.get(name) if name in ("avg", "max") else float(name[1:])
-        assert percent is not None
+        percent = _WORDS[name] if name in _WORDS else float(name[1:])
         limit_s = float(match["value"]) * _UNITS[match["unit"]]
         if limit_s <= 0 or (percent == 0.0 and name != "avg"):
             raise ValueError(f"--slo {text}: a limit is more than 0, and percentiles begin above p0")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from math import log2
 from statistics import fmean
 
-from wsgi_ts.tune.generator import KEPT_CONNECTIONS, percentile
-from wsgi_ts.tune.objective import Objective
+from wsgi_ts.tune.load import KEPT
+from wsgi_ts.tune.objective import Objective, percentile
 from wsgi_ts.tune.served_model import Setting
 from wsgi_ts.tune.simulation import Load, Model, Rule, Simulation
 
@@ -90,13 +90,9 @@ def noise_of(latencies_s: Sequence[float], overhead_s: float) -> tuple[float, ..
 
 
 def latencies_s(curve: Curve, setting: Setting, rate: float, objective: Objective | None = None) -> list[float]:
-    """The latencies of requests that come at random, sorted, in seconds.
+    """The latencies of requests that come at random, so many a second, sorted, in seconds.
 
-    Args:
-        curve: what batches cost.
-        setting: what holds; its workers and threads are the curve's.
-        rate: requests a second.
-        objective: a run that does not keep it ends as soon as that is sure; None: it does not.
+    A run that does not keep the objective, if one is given, ends as soon as that is sure.
     """
     requests = int(min(_MOST, max(_FEWEST, _RUN_S * rate)))
     warm_up = int(_WARM_UP * requests)
@@ -104,7 +100,7 @@ def latencies_s(curve: Curve, setting: Setting, rate: float, objective: Objectiv
     simulation = Simulation(
         rule,
         curve.model(setting.batch_size),
-        Load(rate=rate, pool=KEPT_CONNECTIONS),
+        Load(rate=rate, pool=KEPT),
         workers=curve.workers,
         noise=curve.noise_at(setting.batch_size),
     )

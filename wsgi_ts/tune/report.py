@@ -126,9 +126,17 @@ def _values(result: Result, point: Point) -> str:
     )
 
 
+def _kinds(result: Result) -> list[str]:
+    """What is said of each point: `chosen`, `pareto`, or nothing."""
+    best = pareto(result.points)
+    return [
+        "chosen" if point is result.chosen else "pareto" if place in best else ""
+        for place, point in enumerate(result.points)
+    ]
+
+
 def table(result: Result) -> list[str]:
     """All points, as aligned columns."""
-    best = pareto(result.points)
     heads = ("workers", "threads", "batch", "rule", "asked/s", "answered/s", "p99 ms", "goodput/s", "predicted", "")
     rows = [
         (
@@ -141,9 +149,9 @@ def table(result: Result) -> list[str]:
             f"{point.p99_s * 1e3:.1f}",
             f"{point.goodput:.0f}",
             f"{point.predicted:.0f}",
-            "chosen" if point is result.chosen else "pareto" if place in best else "",
+            kind,
         )
-        for place, point in enumerate(result.points)
+        for point, kind in zip(result.points, _kinds(result), strict=True)
     ]
     widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (heads, *rows)]
@@ -151,21 +159,21 @@ def table(result: Result) -> list[str]:
 
 def plot(result: Result) -> list[str]:
     """The points in letters: answers a second to the right, the p99 upwards; `*` pareto, `@` chosen, `.` others."""
-    shown = [(place, point) for place, point in enumerate(result.points) if math.isfinite(point.p99_s)]
+    shown = [each for each in zip(result.points, _kinds(result), strict=True) if math.isfinite(each[0].p99_s)]
     if not shown:
         return []
-    best = pareto(result.points)
-    most = max(point.throughput for _, point in shown) * 1.05
+    most = max(point.throughput for point, _ in shown) * 1.05
     # What was far too much would press all the others into one line.
-    top = min(max(point.p99_s for _, point in shown) * 1.1, 3 * result.objective.longest_s)
+    top = min(max(point.p99_s for point, _ in shown) * 1.1, 3 * result.objective.longest_s)
     field_ = [[" "] * (_PLOT_COLUMNS + 1) for _ in range(_PLOT_LINES + 1)]
     for term in result.objective.terms:
         if term.percent == 99 and term.limit_s <= top:
             field_[_PLOT_LINES - round(term.limit_s / top * _PLOT_LINES)] = ["-"] * (_PLOT_COLUMNS + 1)
-    for place, point in sorted(shown, key=lambda each: (each[1] is result.chosen, each[0] in best)):
+    letters = {"": ".", "pareto": "*", "chosen": "@"}  # of points in one place the last one is seen
+    for point, kind in sorted(shown, key=lambda each: list(letters).index(each[1])):
         column = round(point.throughput / most * _PLOT_COLUMNS)
         line = _PLOT_LINES - round(min(point.p99_s, top) / top * _PLOT_LINES)
-        field_[line][column] = "@" if point is result.chosen else "*" if place in best else "."
+        field_[line][column] = letters[kind]
     labels = {0: f"{top * 1e3:.0f} ms", _PLOT_LINES: "0"}
     drawn = [f"{labels.get(line, ''):>9} |{''.join(row)}".rstrip() for line, row in enumerate(field_)]
     drawn.append(f"{'p99':>9} +{'-' * (_PLOT_COLUMNS + 1)}")
@@ -182,21 +190,12 @@ def write_png(result: Result, path: Path) -> str:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    best = pareto(result.points)
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
-    kinds: dict[str, list[Point]] = {"measured": [], "pareto": [], "chosen": []}
-    for place, point in enumerate(result.points):
-        if math.isfinite(point.p99_s):
-            kind = "chosen" if point is result.chosen else "pareto" if place in best else "measured"
-            kinds[kind].append(point)
-    for (kind, points), style in zip(kinds.items(), ("o", "s", "*"), strict=True):
-        axes.plot(
-            [each.throughput for each in points],
-            [each.p99_s * 1e3 for each in points],
-            style,
-            label=kind,
-            markersize=14 if style == "*" else 6,
-        )
+    shown = [each for each in zip(result.points, _kinds(result), strict=True) if math.isfinite(each[0].p99_s)]
+    for kind, style, size in (("", "o", 6), ("pareto", "s", 6), ("chosen", "*", 14)):
+        points = [point for point, its_kind in shown if its_kind == kind]
+        answers, p99s_ms = [each.throughput for each in points], [each.p99_s * 1e3 for each in points]
+        axes.plot(answers, p99s_ms, style, label=kind or "measured", markersize=size)
     for term in result.objective.terms:
         axes.axhline(term.limit_s * 1e3, linestyle="--", linewidth=1, color="grey")
         axes.annotate(term.text, (0, term.limit_s * 1e3), fontsize=8, va="bottom")

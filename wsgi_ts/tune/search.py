@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from wsgi_ts.errors import ServerError
-from wsgi_ts.tune.generator import Generator, percentile
-from wsgi_ts.tune.objective import Objective
+from wsgi_ts.tune.generator import Generator
+from wsgi_ts.tune.objective import Objective, percentile
 from wsgi_ts.tune.prediction import Curve, best_rate
 from wsgi_ts.tune.served_model import ServedModel, Setting
 
@@ -65,12 +65,8 @@ def candidates(
 ) -> list[Candidate]:
     """Predicts the goodput of the settings that can be meant, the best first.
 
-    Args:
-        curves: what was learnt.
-        present: what holds now; its rule and its delay are kept where they serve as well as others.
-        objective: the limits.
-        tell: is told how far it has come.
-        until: when to end with what there is (monotonic seconds).
+    The rule and delay of `present`, what holds now, are kept where they serve as well as others. It ends at `until`
+    (monotonic seconds) with what there is.
     """
     found: list[Candidate] = []
     best = 0.0

@@ -67,17 +67,9 @@ class ServedModel:
             "begin_trial", timeout_s=_QUICK_CALL_S, model_name=name, version=version
         )
         self._named = {"model_name": self.facts["model"], "version": self.facts["version"]}
-        self.present = _setting(self.facts)
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return str(self._named["model_name"])
-
-    @property
-    def version(self) -> str:
-        """The version's name."""
-        return str(self._named["version"])
+        self.name, self.version = str(self.facts["model"]), str(self.facts["version"])
+        numbers = (self.facts["workers"], self.facts["threads"], self.facts["batch_size"])
+        self.present = Setting(*numbers, self.facts["batch_policy"], self.facts["max_batch_delay"])
 
     @property
     def unfit(self) -> str:
@@ -125,11 +117,6 @@ class ServedModel:
             ServerError: the server has gone, or a worker does not start.
         """
         self._control.call("end_trial", **self._named, keep=keep)
-
-
-def _setting(facts: Mapping[str, Any]) -> Setting:
-    numbers = (facts["workers"], facts["threads"], facts["batch_size"], facts["batch_policy"])
-    return Setting(*numbers, facts["max_batch_delay"])
 
 
 class NoServer(ServerError):

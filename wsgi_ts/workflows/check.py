@@ -203,9 +203,9 @@ def _sum_up(spec: WorkflowSpec, model_store: Path | None) -> Finding:
     models = _own_models(spec)
     functions = sum(node.kind is NodeKind.FUNCTION for node in spec.nodes.values())
     workers = sum(max(0, node.numbers.max_workers) for node in models)
-    told = f"{len(spec.nodes)} nodes: {workers} model workers, and one process for {functions} functions"
-    if not functions:
-        told = f"{len(spec.nodes)} nodes: {workers} model workers"
+    told = f"{len(spec.nodes)} nodes: {workers} model workers"
+    if functions:
+        told += f", and one process for {functions} functions"
     if model_store is None:
         return Finding("OK", "processes", told)
     needed = 0

@@ -18,7 +18,6 @@ class CompiledWorkflow:
     """What comes of a specification.
 
     Attributes:
-        graph: for the data path.
         models: the nodes that are registered as models of their own.
         shared: the nodes that use a model which is registered by itself.
         functions: `ModelSpec.functions` of the functions' host; empty where there are none.
@@ -38,10 +37,7 @@ def model_name(workflow: str, node: str) -> str:
 def compile_workflow(workflow: str, spec: WorkflowSpec, shown: str = "") -> CompiledWorkflow:
     """Makes the graph of a workflow.
 
-    Args:
-        workflow: its name, or what its models are called after until they have their own names.
-        spec: its specification.
-        shown: its name, where `workflow` is another.
+    Its models are called after `workflow`: its name, or another until they have their own; `shown` is its name then.
 
     Raises:
         InvalidDag: its options ask for what cannot be done.
@@ -99,18 +95,15 @@ def _scatters(spec: WorkflowSpec, place: dict[str, int]) -> dict[str, int]:
 def _functions(workflow: str, shown: str, nodes: list[SpecNode]) -> dict[str, dict[str, Any]]:
     functions: dict[str, dict[str, Any]] = {}
     for node in nodes:
+        options = node.options
         if node.kind is NodeKind.FUNCTION:
-            kind = FunctionKind.SCATTER if node.options.scatter else FunctionKind.NODE
-            functions[node.name] = _function(workflow, shown, node.name, node.name, kind, node.options.batch_size or 1)
-        if node.options.when is not None:
-            key = _gate(node.options.when)
-            functions[key] = _function(workflow, shown, key, node.options.when, FunctionKind.WHEN, 1)
+            kind = FunctionKind.SCATTER if options.scatter else FunctionKind.NODE
+            functions[node.name] = {"function": node.name, "kind": kind, "batch_size": options.batch_size or 1}
+        if options.when is not None:
+            functions[_gate(options.when)] = {"function": options.when, "kind": FunctionKind.WHEN, "batch_size": 1}
+    for key, function in functions.items():
+        function |= {"model": model_name(workflow, key), "shown": model_name(shown, key)}
     return functions
-
-
-def _function(workflow: str, shown: str, key: str, function: str, kind: str, batch_size: int) -> dict[str, Any]:
-    names = {"model": model_name(workflow, key), "shown": model_name(shown, key)}
-    return {**names, "function": function, "kind": kind, "batch_size": batch_size}
 
 
 def _gate(function: str) -> str:

@@ -90,17 +90,8 @@ def _row(node: Node) -> tuple[str, ...]:
         batch = "of the archive" if numbers.batch_size == -1 else batch
     else:
         delay = ""
-    attempts = str(1 + numbers.retry_attempts)
-    return (
-        node.name,
-        what,
-        workers,
-        batch,
-        delay,
-        attempts,
-        f"{numbers.timeout_ms} ms",
-        ", ".join(describe_options(node)),
-    )
+    attempts, limit = str(1 + numbers.retry_attempts), f"{numbers.timeout_ms} ms"
+    return node.name, what, workers, batch, delay, attempts, limit, ", ".join(describe_options(node))
 
 
 class _Canvas:

@@ -51,13 +51,7 @@ class Layout:
 
 
 def lay_out(order: Sequence[str], successors: Mapping[str, Sequence[str]], *, whole_rows: bool = False) -> Layout:
-    """Lays out an acyclic graph.
-
-    Args:
-        order: the nodes, each behind its parents.
-        successors: the edges.
-        whole_rows: whether each node stands in a whole row, as in a drawing of characters.
-    """
+    """Lays out an acyclic graph, each node of `order` behind its parents; with characters rows are whole ones."""
     layer_of = dict.fromkeys(order, 0)
     for name in order:
         for child in successors[name]:

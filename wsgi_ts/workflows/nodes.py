@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from wsgi_ts.errors import BadRequest, ServerError, ServiceUnavailable
 from wsgi_ts.messages import FUNCTION_FAILED
@@ -43,11 +44,11 @@ class WorkflowNodes:
 
     def register(self, workflow: Workflow) -> list[str]:
         """Registers them side by side; returns what went wrong, in the order of the file."""
-        tasks: list[Callable[[], list[str]]] = []
-        tasks += [lambda node=node: self._register_model(workflow, node) for node in workflow.compiled.models]  # type: ignore[misc]
-        tasks += [lambda node=node: self._find_shared(workflow, node) for node in workflow.compiled.shared]  # type: ignore[misc]
-        if workflow.compiled.functions:
-            tasks.append(lambda: self._register_functions(workflow))
+        compiled = workflow.compiled
+        tasks = [partial(self._register_model, workflow, node) for node in compiled.models]
+        tasks += [partial(self._find_shared, workflow, node) for node in compiled.shared]
+        if compiled.functions:
+            tasks.append(partial(self._register_functions, workflow))
         with ThreadPoolExecutor(MOST_AT_ONCE, thread_name_prefix="workflow") as pool:
             return [failure for failures in pool.map(lambda task: task(), tasks) for failure in failures]
 

@@ -38,7 +38,6 @@ class SharedModel:
     """A registered model that a node uses, in place of loading one of its own.
 
     Attributes:
-        name: the model's name.
         version: the version; None for whichever is the default one when a request comes.
     """
 

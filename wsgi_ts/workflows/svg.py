@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
 from wsgi_ts.workflows.drawing import describe_options
@@ -63,8 +63,9 @@ def svg(spec: WorkflowSpec, title: str, *, theme: Theme = "auto") -> str:
     layout = lay_out(spec.order, {name: node.successors for name, node in spec.nodes.items()})
     places = _Places(spec, layout)
     parts = [_edge(edge, places, layout, spec) for edge in layout.edges]
-    parts.append(_stub(places.left_of(spec.start), "request", spec.start))
-    parts += [_stub((places.right(name), places.middle(name)), "answer", name) for name in spec.leaves]
+    start = places.boxes[spec.start]
+    parts.append(_request_stub(start.left, start.middle))
+    parts += [_answer_stub(places.boxes[name].right, places.boxes[name].middle) for name in spec.leaves]
     parts += [_node(node, places) for node in spec.nodes.values()]
     width, height = places.size
     description = f"{', '.join(spec.order)}; {spec.dag_text}"
@@ -118,12 +119,19 @@ def _labels(node: Node) -> _Labels:
     return _Labels(node.name, detail, ", ".join(describe_options(node)))
 
 
+class _Box(NamedTuple):
+    """A node: its left and right end, where edges come and leave, and the middle from above."""
+
+    left: float
+    right: float
+    middle: float
+
+
 class _Places:
     """Where everything is, in pixels."""
 
     def __init__(self, spec: WorkflowSpec, layout: Layout) -> None:
         self.labels = {name: _labels(node) for name, node in spec.nodes.items()}
-        self._layout = layout
         self._pitch = max(labels.height for labels in self.labels.values()) + _ROW_GAP
         self._columns: list[tuple[float, float]] = []
         left: float = _MARGIN + _STUB
@@ -134,6 +142,9 @@ class _Places:
             gap = _COLUMN_GAP + (_SCATTER_GAP if scatters else 0)
             left += width + gap
         self.size = (left - gap + _STUB + _MARGIN, (layout.rows - 1) * self._pitch + self._pitch - 2)
+        self.boxes = {
+            name: _Box(*self.column(layout.layer_of[name]), self.row(row)) for name, row in layout.row_of.items()
+        }
 
     def row(self, row: float) -> float:
         """The middle of a row."""
@@ -144,27 +155,10 @@ class _Places:
         left, width = self._columns[layer]
         return left, left + width
 
-    def middle(self, name: str) -> float:
-        """The middle of a node, from above."""
-        return self.row(self._layout.row_of[name])
-
-    def centre(self, name: str) -> float:
-        """The middle of a node, from the left."""
-        left, right = self.column(self._layout.layer_of[name])
-        return (left + right) / 2
-
-    def left_of(self, name: str) -> tuple[float, float]:
-        """Where edges come to a node."""
-        return self.column(self._layout.layer_of[name])[0], self.middle(name)
-
-    def right(self, name: str) -> float:
-        """Where edges leave a node."""
-        return self.column(self._layout.layer_of[name])[1]
-
 
 def _node(node: Node, places: _Places) -> str:
     labels = places.labels[node.name]
-    left, middle = places.left_of(node.name)
+    left, right, middle = places.boxes[node.name]
     top = middle - labels.height / 2
     kind = "model" if node.kind is NodeKind.MODEL else "function"
     left_out = node.options.when is not None or node.options.on_error == "skip"
@@ -172,14 +166,14 @@ def _node(node: Node, places: _Places) -> str:
     lines = [(21, "name", labels.name), (37, "detail", labels.detail)]
     if labels.note:
         lines.append((52, "note", labels.note))
-    centre = places.centre(node.name)
     texts = "".join(
-        f'<text class="{style}" x="{centre:g}" y="{top + y:g}">{escape(text)}</text>' for y, style, text in lines
+        f'<text class="{style}" x="{(left + right) / 2:g}" y="{top + y:g}">{escape(text)}</text>'
+        for y, style, text in lines
     )
     return (
         f"<g><title>{escape(_tooltip(node))}</title>"
         f'<rect class="{kind}{" may-be-left-out" if left_out else ""}" x="{left:g}" y="{top:g}" '
-        f'width="{places.right(node.name) - left:g}" height="{labels.height:g}" rx="{min(radius, 22):g}"/>{texts}</g>'
+        f'width="{right - left:g}" height="{labels.height:g}" rx="{min(radius, 22):g}"/>{texts}</g>'
     )
 
 
@@ -192,12 +186,12 @@ def _tooltip(node: Node) -> str:
 
 def _edge(edge: Edge, places: _Places, layout: Layout, spec: WorkflowSpec) -> str:
     first = layout.layer_of[edge.parent]
-    points = [(places.right(edge.parent), places.middle(edge.parent))]
+    parent, child = places.boxes[edge.parent], places.boxes[edge.child]
+    points = [(parent.right, parent.middle)]
     for number, row in enumerate(edge.rows[1:-1], start=first + 1):
         left, right = places.column(number)
         points += [(left, places.row(row)), (right, places.row(row))]
-    end_x, end_y = places.left_of(edge.child)
-    points.append((end_x - 7, end_y))
+    points.append((child.left - 7, child.middle))
     path = f"M{points[0][0]:g} {points[0][1]:g}"
     for number, ((x, y), (to_x, to_y)) in enumerate(pairwise(points)):
         if number % 2 or y == to_y:
@@ -209,19 +203,21 @@ def _edge(edge: Edge, places: _Places, layout: Layout, spec: WorkflowSpec) -> st
     if spec.nodes[edge.parent].options.scatter:
         x = (points[0][0] + points[1][0]) / 2
         label = f'<text class="note" x="{x:g}" y="{(points[0][1] + points[1][1]) / 2 - 8:g}">each item</text>'
-    return f'<path class="edge" d={quoteattr(path)}/>{_head(end_x, end_y)}{label}'
+    return f'<path class="edge" d={quoteattr(path)}/>{_head(child.left, child.middle)}{label}'
 
 
 def _head(x: float, y: float) -> str:
     return f'<path class="head" d="M{x - 1:g} {y:g} l-9 -4.5 v9 z"/>'
 
 
-def _stub(place: tuple[float, float], word: str, name: str) -> str:
-    """The short arrow by which a request comes, or its answer leaves."""
-    x, y = place
-    if word == "request":
-        line = f'<path class="edge" d="M{x - _STUB:g} {y:g} H{x - 7:g}"/>{_head(x, y)}'
-        return f'{line}<text class="end" x="{x - _STUB:g}" y="{y - 7:g}">request</text>'
+def _request_stub(x: float, y: float) -> str:
+    """The short arrow by which a request comes to a node."""
+    line = f'<path class="edge" d="M{x - _STUB:g} {y:g} H{x - 7:g}"/>{_head(x, y)}'
+    return f'{line}<text class="end" x="{x - _STUB:g}" y="{y - 7:g}">request</text>'
+
+
+def _answer_stub(x: float, y: float) -> str:
+    """The short arrow by which an answer leaves a node."""
     end = x + _STUB - 4
     line = f'<path class="edge" d="M{x:g} {y:g} H{end - 7:g}"/>{_head(end, y)}'
     return f'{line}<text class="end" x="{end - 10:g}" y="{y - 7:g}" text-anchor="end">answer</text>'

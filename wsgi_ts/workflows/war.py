@@ -86,15 +86,8 @@ def open_workflow(
 ) -> WorkflowDirectory:
     """Finds, fetches and unpacks the workflow at `url`, and checks its manifest; whatever fails, nothing is left.
 
-    The specification is read by `WorkflowDirectory.read_spec`; who gives up then calls `discard_workflow`.
-
-    Args:
-        url: a file name in the workflow store, a path whose last part is one, or a URL.
-        workflow_store: the store, None where none is configured.
-        workflows_dir: where archives are unpacked, each in a new directory; made if missing.
-        limits: sizes and times that end the attempt.
-        rules: which URLs may be fetched; by default those that TorchServe allows.
-        workflow_name: the name that the call gave, in place of the manifest's.
+    The arguments are those of `open_archive`. `WorkflowDirectory.read_spec` reads the specification; who gives up then
+    calls `discard_workflow`.
 
     Raises:
         WorkflowNotFound: nothing there, or a URL that is not allowed.

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from wsgi_ts.security.certificates import self_signed
-from wsgi_ts.tune.generator import Generator, LoadError, Target, percentile
+from wsgi_ts.tune.generator import Generator, LoadError, Target
+from wsgi_ts.tune.objective import percentile
 
 REQUEST = b"POST /predictions/m HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n"
 

@@ -17,8 +17,7 @@ from torch import nn
 from wsgi_ts.handlers.distributed.caches import put_in_place
 from wsgi_ts.handlers.distributed.deepspeed import BaseDeepSpeedHandler, get_ds_engine
 from wsgi_ts.handlers.distributed.pipeline import get_pipeline_driver
-from wsgi_ts.handlers.distributed.pippy import BasePippyHandler
-from wsgi_ts.handlers.distributed.ranks import parallel_sizes
+from wsgi_ts.handlers.distributed.ranks import BasePippyHandler, parallel_sizes
 from wsgi_ts.handlers.distributed.rows import merge_rows, split_rows
 from wsgi_ts.handlers.distributed.stages import Stage, find_cut
 from wsgi_ts.handlers.distributed.tensor_parallel import parallelize

@@ -1,1 +1,1 @@
-from wsgi_ts.handlers.distributed.pippy import BasePippyHandler
+from wsgi_ts.handlers.distributed.ranks import BasePippyHandler
