@@ -103,7 +103,7 @@ def import_from(name: str, model_dir: str) -> ModuleType:
 
 
 def list_classes_from_module(module: ModuleType, parent_class: type | None = None) -> list[type]:
-    """Returns the classes that a module defines itself, by name, of those only the ones derived from `parent_class`."""
+    """Returns the classes that a module defines itself, by name: all, or those derived from `parent_class`."""
     return [
         found
         for _, found in inspect.getmembers(module, inspect.isclass)

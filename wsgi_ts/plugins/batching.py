@@ -21,6 +21,7 @@ from wsgi_ts.settings.config import Config
 BUDGET_S = 50e-6
 MOST_ABOVE_S = 0.1
 _INSTEAD = "the model's batches are formed by the built-in rule from now on"
+
 Result = TypeVar("Result")
 
 
