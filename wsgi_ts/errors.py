@@ -14,14 +14,17 @@ class ServerError(Exception):
 
     Args:
         message: the text of the answer's `message` field.
-        status: overrides the class's HTTP status.
-        type_name: overrides the class's `type` field.
+        status, type_name: override the class's HTTP status and `type` field, which its head names.
     """
 
     http_status: ClassVar[int] = 500
     default_type: ClassVar[str] = "InternalServerException"
     #: When the client may try again, in seconds, as the answer's Retry-After; 0 where that is not said.
     retry_after_s: int = 0
+
+    def __init_subclass__(cls, status: int | None = None, type_name: str | None = None) -> None:
+        cls.http_status = status or cls.http_status
+        cls.default_type = type_name or cls.default_type
 
     def __init__(self, message: str, *, status: int | None = None, type_name: str | None = None) -> None:
         super().__init__(message)
@@ -43,37 +46,26 @@ class InternalServerError(ServerError):
     """Something failed inside the server or the handler."""
 
 
-class WorkerInitializationError(ServerError):
+class WorkerInitializationError(ServerError, type_name="WorkerInitializationException"):
     """A model worker could not be placed or started."""
 
-    default_type = "WorkerInitializationException"
 
-
-class ResourceNotFound(ServerError):
+class ResourceNotFound(ServerError, status=404, type_name="ResourceNotFoundException"):
     """No such path."""
-
-    http_status = 404
-    default_type = "ResourceNotFoundException"
 
     def __init__(self) -> None:
         super().__init__("Requested resource is not found, please refer to API document.")
 
 
-class MethodNotAllowed(ServerError):
+class MethodNotAllowed(ServerError, status=405, type_name="MethodNotAllowedException"):
     """The path exists, but not with this method."""
-
-    http_status = 405
-    default_type = "MethodNotAllowedException"
 
     def __init__(self) -> None:
         super().__init__("Requested method is not allowed, please refer to API document.")
 
 
-class ModelNotFound(ServerError):
+class ModelNotFound(ServerError, status=404, type_name="ModelNotFoundException"):
     """No such model, or no such archive."""
-
-    http_status = 404
-    default_type = "ModelNotFoundException"
 
     @classmethod
     def named(cls, model_name: str) -> ModelNotFound:
@@ -81,11 +73,8 @@ class ModelNotFound(ServerError):
         return cls(f"Model not found: {model_name}")
 
 
-class ModelVersionNotFound(ServerError):
+class ModelVersionNotFound(ServerError, status=404, type_name="ModelVersionNotFoundException"):
     """The model exists, but not this version of it."""
-
-    http_status = 404
-    default_type = "ModelVersionNotFoundException"
 
     @classmethod
     def named(cls, model_name: str, version: str) -> ModelVersionNotFound:
@@ -93,20 +82,15 @@ class ModelVersionNotFound(ServerError):
         return cls(f"Model version: {version} does not exist for model: {model_name}")
 
 
-class WorkflowNotFound(ServerError):
+class WorkflowNotFound(ServerError, status=404, type_name="WorkflowNotFoundException"):
     """No such workflow."""
 
-    http_status = 404
-    default_type = "WorkflowNotFoundException"
 
-
-class InvalidWorkflow(ServerError):
+class InvalidWorkflow(ServerError, type_name="InvalidWorkflowException"):
     """The archive is no workflow archive (500, as by TorchServe), or not a safe or sound one (400)."""
 
-    default_type = "InvalidWorkflowException"
 
-
-class InvalidDag(ServerError):
+class InvalidDag(ServerError, status=400, type_name="InvalidDAGException"):
     """The specification of a workflow is wrong.
 
     Args:
@@ -114,43 +98,28 @@ class InvalidDag(ServerError):
         where: file and line ("spec.yaml:12") where `message` does not say it, for `wsgi-ts workflow check`.
     """
 
-    http_status = 400
-    default_type = "InvalidDAGException"
-
     def __init__(self, message: str, where: str = "") -> None:
         super().__init__(message)
         self.where = where
 
 
-class BadRequest(ServerError):
+class BadRequest(ServerError, status=400, type_name="BadRequestException"):
     """The request itself is wrong."""
 
-    http_status = 400
-    default_type = "BadRequestException"
 
-
-class InvalidModel(ServerError):
+class InvalidModel(ServerError, status=400, type_name="InvalidModelException"):
     """The archive is not a model archive, or not a safe one."""
 
-    http_status = 400
-    default_type = "InvalidModelException"
 
-
-class InvalidKey(ServerError):
+class InvalidKey(ServerError, status=400, type_name="InvalidKeyException"):
     """The request's token is missing, wrong or expired."""
-
-    http_status = 400
-    default_type = "InvalidKeyException"
 
     def __init__(self, action: str = "Authorization") -> None:
         super().__init__(f"Token {action} failed. Token either incorrect, expired, or not provided correctly")
 
 
-class HostNotAllowed(ServerError):
+class HostNotAllowed(ServerError, status=403, type_name="HostNotAllowedException"):
     """A request for another host than this one, at an API that asks for no token."""
-
-    http_status = 403
-    default_type = "HostNotAllowedException"
 
     def __init__(self) -> None:
         super().__init__(
@@ -159,53 +128,32 @@ class HostNotAllowed(ServerError):
         )
 
 
-class ModelFailed(ServerError):
+class ModelFailed(ServerError, status=400, type_name="ModelException"):
     """What the model needs could not be set up: its Python environment or the packages in it."""
 
-    http_status = 400
-    default_type = "ModelException"
 
-
-class DownloadFailed(ServerError):
+class DownloadFailed(ServerError, status=400, type_name="DownloadArchiveException"):
     """The archive could not be fetched."""
 
-    http_status = 400
-    default_type = "DownloadArchiveException"
 
-
-class InvalidModelVersion(ServerError):
+class InvalidModelVersion(ServerError, status=403, type_name="InvalidModelVersionException"):
     """The version cannot be removed (it is the default one)."""
 
-    http_status = 403
-    default_type = "InvalidModelVersionException"
 
-
-class RequestTimeout(ServerError):
+class RequestTimeout(ServerError, status=408, type_name="RequestTimeoutException"):
     """The request's own deadline has passed."""
 
-    http_status = 408
-    default_type = "RequestTimeoutException"
 
-
-class ConflictStatus(ServerError):
+class ConflictStatus(ServerError, status=409, type_name="ConflictStatusException"):
     """Already registered."""
 
-    http_status = 409
-    default_type = "ConflictStatusException"
 
-
-class PayloadTooLarge(ServerError):
+class PayloadTooLarge(ServerError, status=413, type_name="RequestEntityTooLargeException"):
     """The body is larger than `max_request_size`: answered with an empty body, as TorchServe does."""
 
-    http_status = 413
-    default_type = "RequestEntityTooLargeException"
 
-
-class ServiceUnavailable(ServerError):
+class ServiceUnavailable(ServerError, status=503, type_name="ServiceUnavailableException"):
     """No worker, the queue is full, or too much is under way."""
-
-    http_status = 503
-    default_type = "ServiceUnavailableException"
 
     @classmethod
     def no_worker(cls, model_name: str, version: str | None) -> ServiceUnavailable:
@@ -238,7 +186,5 @@ class ServiceUnavailable(ServerError):
         )
 
 
-class OutOfResources(ServerError):
+class OutOfResources(ServerError, status=507):
     """Memory, /dev/shm or GPU memory is used up."""
-
-    http_status = 507
