@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
-from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from wsgi_ts.instance.listeners import BoundListener
 from wsgi_ts.instance.run_directory import RunDirectory
 from wsgi_ts.process import python_command
 from wsgi_ts.settings.config import Config
 from wsgi_ts.supervisor.child import ProcessGroup, SupervisedProcess
+from wsgi_ts.supervisor.resources import Resources
 
 #: numpy's library for linear algebra, which none of them uses, starts a thread per core, each of which spins at first.
 _NO_BLAS_THREADS = {"OPENBLAS_NUM_THREADS": "1"}
+#: How long who says once a second that it is well may be silent, in seconds.
+_GRPC_HUNG_S, _EXPORTER_HUNG_S = 8, 30
 
 
 class Server(SupervisedProcess):
-    """One gunicorn, or the gRPC server, through all its lives.
+    """One gunicorn, the gRPC server or the exporter of spans, through all its lives.
 
     Args:
         name: for people.
-        tls_fd: a file with what TLS takes, -1 for none.
+        module: what is run.
+        arguments: its own; those that all servers have are added.
+        pass_fds: descriptors that it inherits.
         workers: how many bytes in its inbox say that all of it has booted.
+        hung_looks: after how many seconds of silence it hangs, once it is up; infinity for one that says nothing.
 
     Attributes:
         inbox: readable when the process has something to say of itself; -1 between two lives.
@@ -31,22 +38,25 @@ class Server(SupervisedProcess):
 
     inbox: int = -1
 
-    def __init__(self, name: str, directory: RunDirectory, tls_fd: int, workers: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        directory: RunDirectory,
+        module: str,
+        arguments: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
+        *,
+        workers: int = 1,
+        hung_looks: float = math.inf,
+    ) -> None:
         super().__init__(name, directory)
-        self._tls_fd = tls_fd
+        self.hung_looks = hung_looks
+        self._module = module
+        self._arguments = arguments
+        self._pass_fds = pass_fds
         self._workers = workers
         self._booted = 0
         self._reopen_when_ready = False
-
-    @abstractmethod
-    def _command(self, common: list[str]) -> tuple[list[str], list[int]]:
-        """Returns the command of the next life, with the arguments that all have, and the descriptors it inherits."""
-
-    def _tls(self, *listeners: BoundListener) -> tuple[list[str], list[int]]:
-        """Returns the arguments and the descriptors of a process that serves these, for TLS."""
-        if self._tls_fd < 0 or not any(listener.address.is_tls for listener in listeners):
-            return [], []
-        return ["--tls-fd", str(self._tls_fd)], [self._tls_fd]
 
     def start(self) -> None:
         """Starts the next life.
@@ -55,12 +65,13 @@ class Server(SupervisedProcess):
             OSError, RuntimeError: no process or thread can be started; nothing has changed.
         """
         directory = self._directory
-        common = ["--config-json", str(directory.config), "--run-dir", str(directory.path)]
         inbox, theirs = os.pipe()
         os.set_blocking(inbox, False)
+        common = ["--config-json", str(directory.config), "--run-dir", str(directory.path)]
+        common += ["--prefix", directory.prefix, "--ready-fd", str(theirs)]
         try:
-            command, pass_fds = self._command([*common, "--prefix", directory.prefix, "--ready-fd", str(theirs)])
-            self._run(command, [theirs, *pass_fds], _NO_BLAS_THREADS)
+            command = python_command(self._module, *common, *self._arguments)
+            self._run(command, [theirs, *self._pass_fds], _NO_BLAS_THREADS)
         except BaseException:
             os.close(inbox)
             raise
@@ -89,6 +100,10 @@ class Server(SupervisedProcess):
         self.has_worked = self.has_worked or self.came_up
         return bool(data)
 
+    def is_hung(self) -> bool:
+        """Looks, once a second, whether it is up and was silent for too long."""
+        return self.came_up and super().is_hung()
+
     def died(self, now: float) -> str:
         """Takes note of its death, at the monotonic time `now`; returns the reason."""
         os.close(self.inbox)
@@ -96,96 +111,37 @@ class Server(SupervisedProcess):
         return super().died(now)
 
 
-class Gunicorn(Server):
-    """One gunicorn: its arbiter, which has the web workers for children and looks after them.
-
-    Args:
-        kind: `inference` or `management`.
-        workers: how many web workers it has.
-    """
-
-    def __init__(
-        self, kind: str, listeners: Sequence[BoundListener], workers: int, directory: RunDirectory, tls_fd: int = -1
-    ) -> None:
-        super().__init__(f"gunicorn {kind}", directory, tls_fd, workers)
-        self._kind = kind
-        self._listeners = tuple(listeners)
-
-    def _command(self, common: list[str]) -> tuple[list[str], list[int]]:
-        tls, tls_fds = self._tls(*self._listeners)
-        arguments = ["--kind", self._kind, *common, *tls]
-        for listener in self._listeners:
-            arguments += ["--listener", listener.argument]
-        return python_command("wsgi_ts.web", *arguments), [*(each.sock.fileno() for each in self._listeners), *tls_fds]
-
-
-class GrpcServer(Server):
-    """The process of the gRPC APIs, which says once a second that it is well.
-
-    Args:
-        ports: those of the inference and of the management API.
-    """
-
-    hung_looks = 8
-
-    def __init__(self, ports: Sequence[BoundListener], directory: RunDirectory, tls_fd: int = -1) -> None:
-        super().__init__("gRPC server", directory, tls_fd, 1)
-        self._ports = tuple(ports)
-
-    def is_hung(self) -> bool:
-        """Looks, once a second, whether it is up and was silent for too long."""
-        return self.came_up and super().is_hung()
-
-    def _command(self, common: list[str]) -> tuple[list[str], list[int]]:
-        tls, tls_fds = self._tls(self._ports[0])
-        fds = [port.sock.fileno() for port in self._ports]
-        ports = [word for port, fd in zip(self._ports, fds, strict=True) for word in (f"--{port.kinds[0]}-fd", str(fd))]
-        return python_command("wsgi_ts.rpc", *common, *ports, *tls), [*fds, *tls_fds]
-
-
-class ExporterProcess(Server):
-    """The process that sends spans to a collector, which says once a second that it is well."""
-
-    hung_looks = 30
-
-    def __init__(self, directory: RunDirectory) -> None:
-        super().__init__("span exporter", directory, -1, 1)
-
-    def is_hung(self) -> bool:
-        """Looks, once a second, whether it is up and was silent for too long."""
-        return self.came_up and super().is_hung()
-
-    def _command(self, common: list[str]) -> tuple[list[str], list[int]]:
-        return python_command("wsgi_ts.supervisor.span_exporter", *common), []
-
-
-def make_servers(
-    config: Config,
-    listeners: Sequence[BoundListener],
-    grpc_ports: Sequence[BoundListener],
-    directory: RunDirectory,
-    tls_fd: int,
-) -> list[Server]:
+def make_servers(config: Config, held: Resources) -> list[Server]:
     """Makes the gunicorn that carries predictions, one for the rest if there is any, the gRPC server, the exporter.
 
-    Args:
-        config: the configuration.
-        listeners: the sockets that are served; without any there are no servers.
-        grpc_ports: the ports of the gRPC APIs, inference first.
-        directory: the run directory.
-        tls_fd: a file with what TLS takes, -1 for none.
+    There are none in an engine inside another process, which listens nowhere and has a segment of its own.
     """
-    if not listeners:  # an engine inside another process, which has a segment of its own
+    listeners, directory, tls_fd = held.listeners, held.directory, held.tls_fd
+    if not listeners:
         return []
+
+    def serving(
+        name: str, module: str, served: Sequence[BoundListener], arguments: list[str], **options: Any
+    ) -> Server:
+        fds = [each.sock.fileno() for each in served]
+        if tls_fd >= 0 and any(each.address.is_tls for each in served):
+            fds, arguments = [*fds, tls_fd], [*arguments, "--tls-fd", str(tls_fd)]
+        return Server(name, directory, module, arguments, fds, **options)
+
+    def gunicorn(kind: str, served: Sequence[BoundListener], workers: int) -> Server:
+        arguments = ["--kind", kind, *(word for each in served for word in ("--listener", each.argument))]
+        return serving(f"gunicorn {kind}", "wsgi_ts.web", served, arguments, workers=workers)
+
     inference = [listener for listener in listeners if "inference" in listener.kinds]
     others = [listener for listener in listeners if "inference" not in listener.kinds]
-    management = [Gunicorn("management", others, 1, directory, tls_fd)] if others else []
-    return [
-        Gunicorn("inference", inference, config.web_workers, directory, tls_fd),
-        *management,
-        GrpcServer(grpc_ports, directory, tls_fd),
-        *([ExporterProcess(directory)] if config.otlp_endpoint else []),
-    ]
+    ports = [word for port in held.grpc_ports for word in (f"--{port.kinds[0]}-fd", str(port.sock.fileno()))]
+    servers = [gunicorn("inference", inference, config.web_workers)]
+    servers += [gunicorn("management", others, 1)] if others else []
+    servers.append(serving("gRPC server", "wsgi_ts.rpc", held.grpc_ports, ports, hung_looks=_GRPC_HUNG_S))
+    if config.otlp_endpoint:
+        module = "wsgi_ts.supervisor.span_exporter"
+        servers.append(Server("span exporter", directory, module, hung_looks=_EXPORTER_HUNG_S))
+    return servers
 
 
 class Servers(ProcessGroup[Server]):

@@ -177,9 +177,7 @@ class Supervisor:
             events=WorkerEvents(self._events, self._registry),
             publish=held.publisher.routes,
         )
-        self._servers = Servers(
-            make_servers(config, held.listeners, held.grpc_ports, held.directory, held.tls_fd), owner
-        )
+        self._servers = Servers(make_servers(config, held), owner)
         operations = ControlOperations(
             loop=self._loop,
             registry=self._registry,

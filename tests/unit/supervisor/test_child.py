@@ -20,7 +20,7 @@ from wsgi_ts.process import Child
 from wsgi_ts.supervisor.batcher_process import BatcherProcess
 from wsgi_ts.supervisor.batchers import Batchers
 from wsgi_ts.supervisor.child import Owner, SupervisedProcess
-from wsgi_ts.supervisor.servers import GrpcServer, Gunicorn
+from wsgi_ts.supervisor.servers import Server
 
 
 def refuse(*_: Any, **__: Any) -> None:
@@ -58,7 +58,7 @@ def test_a_gunicorn_that_cannot_be_started_is_tried_again(
     directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wsgi_ts.supervisor.child.Child", refuse)
-    web = Gunicorn("inference", [], 1, directory)
+    web = Server("gunicorn inference", directory, "wsgi_ts.web")
     before, threads = open_descriptors(), threading.active_count()
     with pytest.raises(OSError, match="temporarily"):
         web.start()
@@ -149,7 +149,7 @@ def test_who_is_silent_for_too_long_is_hung(directory: RunDirectory) -> None:
         looks.append(batcher.is_hung())
     # Before its first heartbeat it starts; then five looks at the same one are too many.
     assert looks == [False] * 15 + [True] * 2
-    server = GrpcServer([], directory)
+    server = Server("gRPC server", directory, "wsgi_ts.rpc", hung_looks=8)
     assert not any(server.is_hung() for _ in range(20))
     server.came_up = True
     assert [server.is_hung() for _ in range(10)] == [False] * 8 + [True] * 2
