@@ -15,13 +15,15 @@ from typing import Any
 
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.board import Board
-from wsgi_ts.batcher.shm.layout import WebWord, WorkflowWord
+from wsgi_ts.batcher.shm.layout import WorkflowWord
 from wsgi_ts.cgroup import usable_cores
 from wsgi_ts.checks import machine
 from wsgi_ts.gpu.devices import gpu_details
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.settings.config import Config, property_settings
-from wsgi_ts.supervisor.console_models import TIMES, Memory, ModelTexts, sums
+from wsgi_ts.supervisor.console_models import TIMES, Memory, ModelTexts
+from wsgi_ts.supervisor.metrics.board import RESPONSES, responses
+from wsgi_ts.supervisor.metrics.workflows import workflow_words
 from wsgi_ts.workflows.layout import lay_out
 
 #: How often the GPUs are looked at while somebody looks at the console, in seconds; it takes a process.
@@ -31,7 +33,6 @@ CORES_INTERVAL_S = 5.0
 #: What is shown in place of a value that is a secret, and the parts of the names of such keys.
 HIDDEN = "••••••"
 _SECRET = ("pass", "secret", "credential", "otlp_headers")
-_RESPONSES = {"2xx": WebWord.RESPONSES_2XX, "4xx": WebWord.RESPONSES_4XX, "5xx": WebWord.RESPONSES_5XX}
 
 
 class ConsoleData:
@@ -92,7 +93,7 @@ class ConsoleData:
         data = {
             "at": time.time(),
             "server": server,
-            "answers": {name: self._answers(word) for name, word in _RESPONSES.items()},
+            "answers": {name: responses(self._board, word) for name, word in RESPONSES.items()},
             "time_bounds_us": layout.TIME_BUCKETS_US,
             "batch_bounds": layout.BATCH_SIZES,
             "workflows": [self._workflow(name, graph) for name, graph in self._registry.workflows.graphs().items()],
@@ -138,18 +139,9 @@ class ConsoleData:
             self._cores, self._look_at = usable_cores(), now + CORES_INTERVAL_S
         return self._cores
 
-    def _answers(self, word: int) -> int:
-        board = self._board
-        rows = [*map(board.web_row, range(layout.MAX_WEB_ROWS)), board.control_web_row]
-        return sum(board.words[row + word] for row in rows)
-
     def _workflow(self, name: str, graph: Mapping[str, Any]) -> dict[str, Any]:
         index = graph["index"]
-        words = [0] * layout.WORKFLOW_WORDS
-        if index >= 0:
-            rows = [self._board.workflow_row(row, index) for row in range(layout.MAX_WEB_ROWS)]
-            copies = [self._board.words[row : row + layout.WORKFLOW_WORDS].tolist() for row in rows]
-            words = sums(copies, layout.WORKFLOW_WORDS)
+        words = workflow_words(self._board, index) if index >= 0 else [0] * layout.WORKFLOW_WORDS
         first = WorkflowWord.LATENCY_BUCKETS
         nodes = []
         for place, node in enumerate(graph["nodes"]):

@@ -20,6 +20,7 @@ from wsgi_ts.messages import WorkerReport, WorkerState
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.version import ModelVersion, WorkerRecord
 from wsgi_ts.process import resident_bytes
+from wsgi_ts.supervisor.metrics.board import sums
 
 #: How old what is known of a process's memory may be, in seconds, before it is read again.
 MEMORY_INTERVAL_S = 5.0
@@ -237,7 +238,7 @@ class Memory:
 
 def _numbers(copies: Sequence[list[int]]) -> dict[str, Any]:
     """What is counted of a version, summed over the batchers."""
-    words = sums(copies, layout.MODEL_WORDS)
+    words = sums(copies) if copies else [0] * layout.MODEL_WORDS
     counts = {name: words[word] for name, word in _COUNTS.items()}
     counts |= {name: words[one] + words[other] for name, (one, other) in _SUMS.items()}
     buckets = {name: words[first : first + size] for name, (first, size) in _BUCKETS.items()}
@@ -266,13 +267,6 @@ def _description(model: ModelVersion) -> dict[str, Any]:
         "restarts": model.restarts.total(),
         "unloading": model.unloading,
     }
-
-
-def sums(copies: Sequence[list[int]], size: int) -> list[int]:
-    """The sums of the words of several rows of a size; there may be none."""
-    if len(copies) == 1:
-        return copies[0]
-    return [sum(column) for column in zip(*copies, strict=True)] if copies else [0] * size
 
 
 def _curve(copies: Sequence[Sequence[int]]) -> dict[str, float] | None:

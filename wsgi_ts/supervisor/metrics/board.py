@@ -23,11 +23,8 @@ Values = dict[tuple[str, ...], float]
 
 HOST_LEVEL = "Host"
 _DEFAULT_VERSION = "default"
-_RESPONSES = {
-    "Requests2XX": WebWord.RESPONSES_2XX,
-    "Requests4XX": WebWord.RESPONSES_4XX,
-    "Requests5XX": WebWord.RESPONSES_5XX,
-}
+#: What web workers count of their answers, by the status.
+RESPONSES = {"2xx": WebWord.RESPONSES_2XX, "4xx": WebWord.RESPONSES_4XX, "5xx": WebWord.RESPONSES_5XX}
 #: For each metric of requests: the word of those that did not name the version, and the word of those that did.
 _REQUESTS = {
     "ts_inference_requests_total": (ModelWord.REQUESTS, ModelWord.REQUESTS_NAMED),
@@ -132,12 +129,8 @@ class BoardMetrics:
         words = self._board.words
         starts = [self._board.model_row(batcher, model) for batcher in range(self._batchers)]
         rows = [words[start : start + layout.MODEL_WORDS].tolist() for start in starts]
-        if len(rows) == 1:
-            return rows[0]
-        found = [sum(column) for column in zip(*rows, strict=True)]
-        found[ModelWord.OLDEST_NS] = min(
-            (row[ModelWord.OLDEST_NS] for row in rows if row[ModelWord.OLDEST_NS]), default=0
-        )
+        found = sums(rows)
+        found[ModelWord.OLDEST_NS] = min(filter(None, (row[ModelWord.OLDEST_NS] for row in rows)), default=0)
         return found
 
     def server_values(self, models: Iterable[ModelCounts]) -> dict[str, Values]:
@@ -147,9 +140,9 @@ class BoardMetrics:
         """
         host = (HOST_LEVEL, self._hostname)
         found: dict[str, Values] = {}
-        for name, web_word in _RESPONSES.items():
-            count = self._responses(web_word)
-            found[name] = {host: count} if count else {}
+        for name, web_word in RESPONSES.items():
+            count = responses(self._board, web_word)
+            found[f"Requests{name.upper()}"] = {host: count} if count else {}
         for name in _REQUESTS:
             found[name] = {}
         for model, _, counted, _ in models:
@@ -161,7 +154,7 @@ class BoardMetrics:
 
     def answers(self) -> int:
         """How many requests were answered so far, whatever the status."""
-        return sum(map(self._responses, _RESPONSES.values()))
+        return sum(responses(self._board, word) for word in RESPONSES.values())
 
     def own_families(self, models: Sequence[ModelCounts]) -> list[Family]:
         """What wsgi-ts counts besides. Used by one thread at a time."""
@@ -213,11 +206,17 @@ class BoardMetrics:
             "refused": words[ModelWord.REFUSED] + counted.refused,
         }
 
-    def _responses(self, word: int) -> int:
-        """A count of answers, summed over the web workers."""
-        board = self._board
-        rows = [board.web_row(row) for row in range(layout.MAX_WEB_ROWS)]
-        return sum(board.words[row + word] for row in (*rows, board.control_web_row))
+
+def sums(rows: Sequence[list[int]]) -> list[int]:
+    """The sums of the words of several rows of one size, of which there is one at least."""
+    return rows[0] if len(rows) == 1 else [sum(column) for column in zip(*rows, strict=True)]
+
+
+def responses(board: Board, word: int) -> int:
+    """One of RESPONSES, summed over the web workers."""
+    return sum(
+        board.words[row + word] for row in (*map(board.web_row, range(layout.MAX_WEB_ROWS)), board.control_web_row)
+    )
 
 
 def _families_of(models: Sequence[ModelCounts]) -> list[Family]:

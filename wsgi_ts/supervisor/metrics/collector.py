@@ -34,11 +34,11 @@ from wsgi_ts.models.version import ModelVersion
 from wsgi_ts.plugins.report import counts
 from wsgi_ts.settings.config import Config
 from wsgi_ts.supervisor.metrics.board import HOST_LEVEL, BoardMetrics, ModelCounts, Values
-from wsgi_ts.supervisor.metrics.http import HttpMetrics
+from wsgi_ts.supervisor.metrics.http import http_family
 from wsgi_ts.supervisor.metrics.instance import InstanceMetrics
 from wsgi_ts.supervisor.metrics.load import LoadGauges
 from wsgi_ts.supervisor.metrics.system import SystemMetrics
-from wsgi_ts.supervisor.metrics.workflows import WorkflowMetrics
+from wsgi_ts.supervisor.metrics.workflows import workflow_families
 
 log = logging.getLogger(__name__)
 
@@ -84,13 +84,12 @@ class MetricsCollector:
             specification = None
         self._specs = dict(specification.server) if specification is not None else {}
         self._reported = ReportedMetrics(specification)
+        self._words = board
         self._board = BoardMetrics(board, gpus + 1, self._hostname)
         self._load = LoadGauges(vllm_names=config.vllm_metric_names)
-        self._http = HttpMetrics(board)
         self._instance = InstanceMetrics(config, board.prefix)
         self._renderer = Renderer()
         self._rendering = threading.Lock()
-        self._workflows = WorkflowMetrics(board)
         # Never closed: somebody may ask for the metrics until the very end.
         self._bells = [board.batcher_bell(index) for index in range(gpus + 1)]
         self._system_values: dict[str, Values] = {}
@@ -156,8 +155,8 @@ class MetricsCollector:
     def _families(self) -> list[Family]:
         models = self._counts()
         families = [*self._server_families(models), *self._reported.families(), *self._board.own_families(models)]
-        families += self._workflows.families(self._registry.workflows.graphs())
-        families += [*self._load.families(models), self._http.family(), *self._instance.families()]
+        families += workflow_families(self._words, self._registry.workflows.graphs())
+        families += [*self._load.families(models), http_family(self._words), *self._instance.families()]
         return [*families, *self._plugin_families()]
 
     def worker_changed(self) -> None:

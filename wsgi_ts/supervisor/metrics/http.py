@@ -15,37 +15,25 @@ _LABELS = ("http_request_method", "http_route", "http_response_status_code")
 _SECONDS = tuple(bound / 1e6 for bound in layout.HTTP_BUCKETS_US)
 
 
-class HttpMetrics:
-    """Reads one board.
+def http_family(board: Board) -> Family:
+    """The histogram, with what all web workers have counted on the board."""
+    family = Family(NAME, HISTOGRAM, "Time from the arrival of an HTTP request to its answer, in seconds", _LABELS)
+    found: dict[int, list[int]] = {}
+    for row in (*map(board.http_row, range(layout.MAX_WEB_ROWS)), board.control_http_row):
+        _add_row(board, row, found)
+    for key, words in sorted(found.items()):
+        histogram = Histogram(_SECONDS, words[HttpWord.BUCKETS :], words[HttpWord.SUM_US] / 1e6)
+        family.samples[series_labels(key)] = histogram
+    return family
 
-    Args:
-        board: the instance's board.
-    """
 
-    def __init__(self, board: Board) -> None:
-        self._board = board
-
-    def family(self) -> Family:
-        """The histogram, with what all web workers have counted."""
-        found: dict[int, list[int]] = {}
-        rows = [self._board.http_row(row) for row in range(layout.MAX_WEB_ROWS)]
-        for row in (*rows, self._board.control_http_row):
-            self._add_row(row, found)
-        text = "Time from the arrival of an HTTP request to its answer, in seconds"
-        family = Family(NAME, HISTOGRAM, text, _LABELS)
-        for key, words in sorted(found.items()):
-            histogram = Histogram(_SECONDS, words[HttpWord.BUCKETS :], words[HttpWord.SUM_US] / 1e6)
-            family.samples[series_labels(key)] = histogram
-        return family
-
-    def _add_row(self, row: int, found: dict[int, list[int]]) -> None:
-        """Adds the series of one web worker to those of the others, by their keys."""
-        words = self._board.words
-        for number in range(layout.HTTP_SERIES):
-            start = row + number * layout.HTTP_WORDS
-            key = words[start + HttpWord.KEY]
-            if key == 0:
-                break
-            counted = words[start : start + layout.HTTP_WORDS].tolist()
-            known = found.get(key)
-            found[key] = counted if known is None else [sum(pair) for pair in zip(known, counted, strict=True)]
+def _add_row(board: Board, row: int, found: dict[int, list[int]]) -> None:
+    """Adds the series of one web worker to those of the others, by their keys."""
+    for number in range(layout.HTTP_SERIES):
+        start = row + number * layout.HTTP_WORDS
+        key = board.words[start + HttpWord.KEY]
+        if key == 0:
+            break
+        counted = board.words[start : start + layout.HTTP_WORDS].tolist()
+        known = found.get(key)
+        found[key] = counted if known is None else [sum(pair) for pair in zip(known, counted, strict=True)]
