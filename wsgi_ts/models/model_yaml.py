@@ -4,7 +4,7 @@
 nothing, as in TorchServe: it is warned of, with file, line and key, and counts as not given.
 """
 
-# ruff: noqa: RUF009 (setting() is dataclasses.field() with a row of the table)
+# ruff: noqa: RUF009 (setting() and ours() are dataclasses.field() with a row of the table)
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wsgi_ts.archive.manifest import YamlSettings
 from wsgi_ts.errors import InvalidModel
 from wsgi_ts.settings.config import BATCH_POLICIES
 from wsgi_ts.settings.kinds import DEVICE_IDS, FLAG, SECTION, TEXT, choice, whole
-from wsgi_ts.settings.table import setting, settings_of
+from wsgi_ts.settings.table import ours, setting, settings_of
 
 #: Parallel types whose ranks are started by torchrun; under `custom` one process has all the GPUs.
 TORCHRUN_TYPES = ("pp", "tp", "pptp")
@@ -53,33 +53,23 @@ class ModelYaml:
     )
     batch_size: int = setting(whole(1, lift=True), 0, "most requests in one call of the handler", key="batchSize")
     max_batch_delay_ms: int = setting(whole(0, "ms"), 0, "longest wait for a batch to fill", key="maxBatchDelay")
-    batch_policy: str | None = setting(
-        choice(*BATCH_POLICIES),
-        None,
-        "when a batch that is not full goes; unset: batch_policy",
-        ours=True,
-        key="batchPolicy",
+    batch_policy: str | None = ours(
+        choice(*BATCH_POLICIES), None, "when a batch that is not full goes; unset: batch_policy", key="batchPolicy"
     )
-    batching: str | None = setting(
-        TEXT,
-        None,
-        "plugin that says which requests go together: its name, or `module:attribute`",
-        ours=True,
-        key="batching",
+    batching: str | None = ours(
+        TEXT, None, "plugin that says which requests go together: its name, or `module:attribute`", key="batching"
     )
-    threads_per_worker: int = setting(
+    threads_per_worker: int = ours(
         whole(0),
         0,
         "CPU threads that the libraries of each worker use; 0: the cores shared out among the workers",
-        ours=True,
         key="threadsPerWorker",
     )
-    max_executions: int = setting(
+    max_executions: int = ours(
         whole(1),
         1,
         "how often a request may be given to the handler: above 1, a batch that fails runs again in halves, until the "
         "request to blame is alone",
-        ours=True,
         key="maxExecutions",
     )
     response_timeout_s: int = setting(
@@ -137,11 +127,10 @@ class ModelYaml:
     max_sequences: int = setting(
         whole(1, lift=True), 1, "sequences at a time; at least `batchSize` times `maxWorkers`", key="maxNumSequence"
     )
-    weights_only: bool | None = setting(
+    weights_only: bool | None = ours(
         FLAG,
         None,
         "the built-in handlers load weights, never pickled code; unset: torch_load_weights_only",
-        ours=True,
         key="weightsOnly",
     )
     raw: YamlSettings = field(default_factory=YamlSettings)

@@ -4,7 +4,7 @@ The launcher reads file, environment and command line into a `Config` (`wsgi_ts.
 as JSON; every other process reads that JSON and nothing else. `Config()` holds all the defaults.
 """
 
-# ruff: noqa: RUF009 (setting() is dataclasses.field() with a row of the table)
+# ruff: noqa: RUF009 (setting() and ours() are dataclasses.field() with a row of the table)
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wsgi_ts.settings import kinds
 from wsgi_ts.settings.address import Address
 from wsgi_ts.settings.kinds import BOOLEAN, PATH, TEXT, integer
 from wsgi_ts.settings.model_entries import ENTRY_NUMBERS
-from wsgi_ts.settings.table import Setting, launch_value, setting, settings_of
+from wsgi_ts.settings.table import Setting, launch_value, ours, setting, settings_of
 
 #: TorchServe's default of `allowed_urls`.
 DEFAULT_ALLOWED_URLS = ("file://.*", "http(s)?://.*")
@@ -84,11 +84,8 @@ class Config:
     keystore_type: str = setting(TEXT, "PKCS12", "type of the key store")
     private_key_file: Path | None = setting(PATH, None, "PEM private key")
     certificate_file: Path | None = setting(PATH, None, "PEM certificate chain")
-    tls_security_level: int | None = setting(
-        integer(0, 5),
-        None,
-        "OpenSSL's security level, 0 to 5; unset: OpenSSL's own; 1 allows keys of 1024 bits",
-        ours=True,
+    tls_security_level: int | None = ours(
+        integer(0, 5), None, "OpenSSL's security level, 0 to 5; unset: OpenSSL's own; 1 allows keys of 1024 bits"
     )
     client_ca_file: Path | None = setting(
         PATH,
@@ -104,27 +101,19 @@ class Config:
     )
 
     # Threads and processes
-    web_workers: int = setting(integer(1, 1024), 2, "gunicorn workers of the inference API", ours=True)
-    slots_per_worker: int = setting(
-        integer(16, 65536),
-        1024,
-        "requests that one web worker can have under way; one model leaves some to the others",
-        ours=True,
+    web_workers: int = ours(integer(1, 1024), 2, "gunicorn workers of the inference API")
+    slots_per_worker: int = ours(
+        integer(16, 65536), 1024, "requests that one web worker can have under way; one model leaves some to the others"
     )
-    shm_warm_bytes: int = setting(
-        integer(0, 2**40, "bytes"), 0, "shared memory kept for large bodies; 0: chosen", ours=True
-    )
-    graceful_timeout: int = setting(
-        integer(0, 86400, "s"), 30, "how long a stop waits for requests under way", ours=True
-    )
-    drain_delay: int = setting(
+    shm_warm_bytes: int = ours(integer(0, 2**40, "bytes"), 0, "shared memory kept for large bodies; 0: chosen")
+    graceful_timeout: int = ours(integer(0, 86400, "s"), 30, "how long a stop waits for requests under way")
+    drain_delay: int = ours(
         integer(0, 86400, "s"),
         0,
         "how long a stop goes on serving, while it says that it is not ready, until nobody sends any more",
-        ours=True,
     )
-    direct_answers: bool = setting(
-        BOOLEAN, True, "predictions without headers of their handler are answered without the Falcon app", ours=True
+    direct_answers: bool = ours(
+        BOOLEAN, True, "predictions without headers of their handler are answered without the Falcon app"
     )
     number_of_netty_threads: int = setting(integer(), 0, "taken as web_workers where that is not given")
     netty_client_threads: int = setting(integer(), 0, "threads towards the backend", has_effect=False)
@@ -140,13 +129,11 @@ class Config:
         kinds.JSON_OBJECT, None, "recorded state to restore instead of load_models", env=False
     )
     workflow_store: Path | None = setting(PATH, None, "directory of the workflow archives; unset: model_store")
-    load_workflows: tuple[tuple[str | None, str], ...] = setting(
-        kinds.MODEL_LIST, (), "workflows loaded at startup, after the models", ours=True
+    load_workflows: tuple[tuple[str | None, str], ...] = ours(
+        kinds.MODEL_LIST, (), "workflows loaded at startup, after the models"
     )
-    workflow_registration: bool = setting(BOOLEAN, True, "whether workflows can be registered over the API", ours=True)
-    workflow_names: bool = setting(
-        BOOLEAN, True, "workflows answer over gRPC and KServe where no model has their name", ours=True
-    )
+    workflow_registration: bool = ours(BOOLEAN, True, "whether workflows can be registered over the API")
+    workflow_names: bool = ours(BOOLEAN, True, "workflows answer over gRPC and KServe where no model has their name")
     default_workers_per_model: int = setting(
         integer(), 0, "workers of a model that says nothing; 0: none, at startup one per GPU or core"
     )
@@ -155,9 +142,7 @@ class Config:
     unregister_model_timeout: int = setting(integer(unit="s"), 120, "wait for the workers of a removed model")
     job_queue_size: int = setting(integer(1), 100, "requests waiting for one model; above: status 503")
     number_of_gpu: int | None = setting(integer(), None, "use at most this many GPUs; unset: all")
-    batch_policy: str = setting(
-        kinds.choice(*BATCH_POLICIES), "adaptive", "when a batch that is not full goes", ours=True
-    )
+    batch_policy: str = ours(kinds.choice(*BATCH_POLICIES), "adaptive", "when a batch that is not full goes")
     default_service_handler: str | None = setting(TEXT, None, "handler of archives that name none")
     service_envelope: str | None = setting(
         kinds.choice("body", "json", "kserve", "kservev2", or_default=True),
@@ -172,31 +157,23 @@ class Config:
     blacklist_env_vars: str = setting(kinds.REGEX, "", "variables kept from model workers (whole name matches)")
     limit_max_image_pixels: bool = setting(BOOLEAN, True, "keep Pillow's limit against huge images")
     decode_input_request: bool = setting(BOOLEAN, True, "give handlers text and JSON decoded")
-    torch_load_weights_only: bool = setting(
-        BOOLEAN, True, "the built-in handlers load weights, never pickled code", ours=True
-    )
+    torch_load_weights_only: bool = ours(BOOLEAN, True, "the built-in handlers load weights, never pickled code")
     initial_worker_port: int = setting(integer(0, 10**9), 9000, "id of the first model worker")
     initial_distribution_port: int = setting(kinds.PORT, 29500, "id of the first model worker that spans several GPUs")
     python: str = setting(TEXT, sys.executable or "python3", "interpreter of the model workers")
-    preload_modules: tuple[str, ...] = setting(
+    preload_modules: tuple[str, ...] = ours(
         kinds.MODULES,
         ("torch",),
         "imported once, before model workers are forked, so that each of them has them; empty: none",
-        ours=True,
     )
     cpu_launcher_enable: bool = setting(BOOLEAN, False, "start workers under torch.backends.xeon", has_effect=False)
     cpu_launcher_args: str = setting(TEXT, "", "arguments of that launcher", has_effect=False)
     ipex_enable: bool = setting(BOOLEAN, False, "told to handlers as TS_IPEX_ENABLE")
     ipex_gpu_enable: bool = setting(BOOLEAN, False, "told to handlers as TS_IPEX_GPU_ENABLE")
-    reload: bool = setting(
-        BOOLEAN,
-        False,
-        "replace a model's workers when its archive or its folder changes, without losing a request",
-        ours=True,
+    reload: bool = ours(
+        BOOLEAN, False, "replace a model's workers when its archive or its folder changes, without losing a request"
     )
-    console: bool = setting(
-        BOOLEAN, True, "serve the console (/console of the management API), and /docs of both APIs", ours=True
-    )
+    console: bool = ours(BOOLEAN, True, "serve the console (/console of the management API), and /docs of both APIs")
     debug: bool = setting(BOOLEAN, False, "one worker per startup model, and no time-outs for model workers")
     ts_header_key_sequence_id: str = setting(kinds.HEADER_NAME, "ts_request_sequence_id", "header: sequence id")
     ts_header_key_sequence_start: str = setting(
@@ -219,64 +196,52 @@ class Config:
     metrics_mode: str = setting(kinds.choice("log", "prometheus", "legacy", or_default=True), "log", "where metrics go")
     metrics_config: Path | None = setting(PATH, None, "metrics.yaml; unset: the built-in one")
     model_metrics_auto_detect: bool = setting(BOOLEAN, False, "accept metrics that metrics.yaml lacks")
-    vllm_metric_names: bool = setting(
-        BOOLEAN, False, "/metrics also shows queue and running requests under vLLM's names", ours=True
-    )
-    endpoint_load_metrics: bool = setting(
-        BOOLEAN, False, "predictions' answers tell the server's load, for proxies (ORCA)", ours=True
+    vllm_metric_names: bool = ours(BOOLEAN, False, "/metrics also shows queue and running requests under vLLM's names")
+    endpoint_load_metrics: bool = ours(
+        BOOLEAN, False, "predictions' answers tell the server's load, for proxies (ORCA)"
     )
     disable_system_metrics: bool = setting(BOOLEAN, False, "no CPU, memory, disk and GPU metrics")
     system_metrics_cmd: str = setting(TEXT, "", "program that prints the system metrics", env=False)
     metric_time_interval: int = setting(integer(1, unit="s"), 60, "period of the system metrics", env=False)
     async_logging: bool = setting(BOOLEAN, False, "log lines are written by a thread of their own")
-    log_format: str = setting(
+    log_format: str = ours(
         kinds.choice("text", "json"),
         "text",
         "json: access_log.log has one JSON object for each request, with its times",
-        ours=True,
     )
 
     # Traces
-    trace_keep: int = setting(
+    trace_keep: int = ours(
         integer(0, 1000),
         10,
         "so many of a model's slowest requests in a minute, and failed ones, are kept for `wsgi-ts explain`; 0: none",
-        ours=True,
     )
-    trace_slow_ms: int = setting(
-        integer(0, unit="ms"), 0, "what takes longer is kept in any case; 0: no such limit", ours=True
+    trace_slow_ms: int = ours(integer(0, unit="ms"), 0, "what takes longer is kept in any case; 0: no such limit")
+    server_timing: bool = ours(
+        BOOLEAN, False, "predictions' answers tell in the header Server-Timing where their time went"
     )
-    server_timing: bool = setting(
-        BOOLEAN, False, "predictions' answers tell in the header Server-Timing where their time went", ours=True
+    otlp_endpoint: str = ours(
+        TEXT, "", "URL of an OpenTelemetry collector (OTLP over HTTP) that spans are sent to; empty: none"
     )
-    otlp_endpoint: str = setting(
-        TEXT, "", "URL of an OpenTelemetry collector (OTLP over HTTP) that spans are sent to; empty: none", ours=True
-    )
-    trace_sample_ratio: float = setting(
+    trace_sample_ratio: float = ours(
         kinds.RATIO,
         1.0,
         "share of the requests without a trace of their client that get spans; others go by their traceparent",
-        ours=True,
     )
 
     # Plugins
     plugins_path: str = setting(TEXT, "", "folders with plugins, separated by colons")
-    plugin: tuple[str, ...] = setting(kinds.OBJECTS, (), "plugins by their Python names", ours=True)
-    plugins: tuple[str, ...] = setting(
+    plugin: tuple[str, ...] = ours(kinds.OBJECTS, (), "plugins by their Python names")
+    plugins: tuple[str, ...] = ours(
         kinds.NAMES,
         (),
         "load only these of the plugins that are installed or in plugins_path; unset: all in plugins_path, and those "
         "installed that open nothing to the network",
-        ours=True,
     )
-    plugins_strict: bool = setting(BOOLEAN, False, "do not start where a plugin cannot be loaded", ours=True)
-    middleware: tuple[str, ...] = setting(
-        kinds.OBJECTS, (), "WSGI middleware around the apps, the outermost first", ours=True
-    )
-    middleware_all: bool = setting(
-        BOOLEAN, False, "predictions pass the middleware, too; then no answer is direct", ours=True
-    )
-    gunicorn_config: Path | None = setting(PATH, None, "Python file with hooks of gunicorn", ours=True)
+    plugins_strict: bool = ours(BOOLEAN, False, "do not start where a plugin cannot be loaded")
+    middleware: tuple[str, ...] = ours(kinds.OBJECTS, (), "WSGI middleware around the apps, the outermost first")
+    middleware_all: bool = ours(BOOLEAN, False, "predictions pass the middleware, too; then no answer is direct")
+    gunicorn_config: Path | None = ours(PATH, None, "Python file with hooks of gunicorn")
 
     # The launcher's own
     enable_envvars_config: bool = setting(BOOLEAN, False, "let TS_… variables set keys", env=False)

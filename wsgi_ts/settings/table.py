@@ -68,6 +68,11 @@ def setting(kind: Kind, default: Any, help: str, *, key: str = "", env: bool | s
     return _field(Setting(kind, default, help, key, variable, **more), default)
 
 
+def ours(kind: Kind, default: Any, help: str, **more: Any) -> Any:
+    """Declares a key that TorchServe does not know; see `setting`."""
+    return setting(kind, default, help, ours=True, **more)
+
+
 def launch_value(kind: Kind, default: Any, help: str) -> Any:
     """Declares a dataclass field which the launcher fills in; no key of config.properties."""
     return _field(Setting(kind, default, help, is_key=False), default)
