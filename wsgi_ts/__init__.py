@@ -25,9 +25,6 @@ class CompiledModules:
     They are compiled against each other, so a process takes all of them or none. It looks once, when the first is
     imported (1 ms).
 
-    Args:
-        package: the folder of this package.
-
     Attributes:
         folder: where those for this interpreter lie, each as its name and the suffix of extension modules.
         stated: what they were compiled from: lines of a source's hash, its path, and the module if it was compiled.

@@ -14,9 +14,7 @@ _OWN = Path("/proc/self/cgroup")
 def usable_cores(root: Path = _ROOT, own: Path = _OWN) -> int:
     """How many cores this process may keep busy: those it may run on, within its group's limit, rounded up.
 
-    Args:
-        root: where the control groups are mounted.
-        own: says which this process's are.
+    `root` is where the control groups are mounted, `own` says which this process's are.
     """
     cores = float(len(os.sched_getaffinity(0)))
     for folder in _folders("cpu", root, own):
@@ -33,9 +31,7 @@ def usable_cores(root: Path = _ROOT, own: Path = _OWN) -> int:
 def memory_limit(root: Path = _ROOT, own: Path = _OWN) -> int | None:
     """Bytes that all processes of the group may take together, /dev/shm included; None for no limit.
 
-    Args:
-        root: where the control groups are mounted.
-        own: says which this process's are.
+    `root` and `own` are as for `usable_cores`.
     """
     found = []
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -93,9 +93,7 @@ class InvalidWorkflow(ServerError, type_name="InvalidWorkflowException"):
 class InvalidDag(ServerError, status=400, type_name="InvalidDAGException"):
     """The specification of a workflow is wrong.
 
-    Args:
-        message: the text of the answer.
-        where: file and line ("spec.yaml:12") where `message` does not say it, for `wsgi-ts workflow check`.
+    `where` is file and line ("spec.yaml:12") where `message` does not say it, for `wsgi-ts workflow check`.
     """
 
     def __init__(self, message: str, where: str = "") -> None:
@@ -167,11 +165,7 @@ class ServiceUnavailable(ServerError, status=503, type_name="ServiceUnavailableE
 
     @classmethod
     def busy_node(cls, model_name: str) -> ServiceUnavailable:
-        """A workflow's node has no worker, or a full queue; TorchServe answers 500 here.
-
-        Args:
-            model_name: the node's model.
-        """
+        """The node of a workflow that this model is has no worker, or a full queue; TorchServe answers 500 here."""
         error = cls.no_worker(model_name, None)
         error.retry_after_s = 1
         return error

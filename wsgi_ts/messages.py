@@ -146,11 +146,7 @@ class LoadModel:
 
 @dataclass(frozen=True, slots=True)
 class SetWorkers:
-    """Start and stop workers of a model until exactly these exist.
-
-    Attributes:
-        replaced: how many of them go as soon as those that take their place are ready.
-    """
+    """Start and stop workers until exactly these exist; `replaced` of them go when others are ready in their place."""
 
     model_index: int
     workers: list[WantedWorker]

@@ -48,11 +48,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """One process for as long as the machine runs: a pid alone is given to others again.
-
-    Attributes:
-        start_time: when it was started, in clock ticks since boot.
-    """
+    """One process, by pid and start (in clock ticks since boot): a pid alone is given to others again."""
 
     pid: int
     start_time: int
@@ -242,7 +238,6 @@ class Child:
     It gets a session of its own: a Ctrl-C in the terminal reaches the supervisor alone.
 
     Args:
-        role: for people.
         pass_fds: descriptors that it inherits, under the same numbers.
         environ: variables that it gets in addition.
         stderr: a descriptor to be its stderr; None for ours.

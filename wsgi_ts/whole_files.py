@@ -9,10 +9,7 @@ from pathlib import Path
 def replace_file(path: Path, text: str, *, to_disk: bool = False) -> None:
     """Replaces a file in one step, mode 0600; where that fails, it stays as it was.
 
-    Args:
-        path: the file; in its folder nobody else may write files.
-        text: what is in it from now on.
-        to_disk: whether it is to outlast the machine's crash; then it is there when this returns.
+    In its folder nobody else may write files. With `to_disk` it outlasts the machine's crash from when this returns.
 
     Raises:
         OSError: it cannot be written.

@@ -16,8 +16,6 @@ class Difference:
         level: FAIL: the server does not start, or the model is not served; WARN: it is, but not as it was; NOTE: it
             differs, and nothing need be done.
         where: file, and line or key.
-        text: what differs.
-        advice: what to do.
     """
 
     level: Level

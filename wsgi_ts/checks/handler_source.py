@@ -44,11 +44,8 @@ class Import:
 def check_handler(file: Path, folder: Path, shown: str, requirements: Sequence[str]) -> Iterator[Difference]:
     """What a handler's file, and the files of the model that it imports, find or do not find.
 
-    Args:
-        file: the handler.
-        folder: the model's.
-        shown: the archive, for messages.
-        requirements: the lines of the model's requirements file.
+    `shown` is the archive that `folder` was unpacked from, `requirements` are the lines of the model's requirements
+    file.
     """
     wanted = {_normal(re.split(r"[^A-Za-z0-9._-]", line.strip(), maxsplit=1)[0]) for line in requirements}
     pending, seen = [file], {file}

@@ -62,12 +62,7 @@ class Entry:
 
 
 def read_properties(path: Path, environ: Mapping[str, str]) -> tuple[dict[str, Entry], list[Difference]]:
-    """The keys that are known, and everything about the file that differs.
-
-    Args:
-        path: the file.
-        environ: for `$$NAME$$`.
-    """
+    """The keys that are known, and everything about the file that differs; `environ` is for its `$$NAME$$`."""
     try:
         rows = parse_properties(path.read_bytes())
     except OSError as error:

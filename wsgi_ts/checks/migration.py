@@ -31,9 +31,7 @@ class NothingThere(Exception):
 def check_migration(path: Path, environ: Mapping[str, str]) -> Iterator[Difference]:
     """All differences of a configuration file, an archive, or a folder with archives and configuration files.
 
-    Args:
-        path: what is to be moved over.
-        environ: for `$$NAME$$` in configuration files.
+    `environ` is for `$$NAME$$` in configuration files.
 
     Raises:
         NothingThere: no such file, or one of no known kind.

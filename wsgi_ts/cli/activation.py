@@ -21,9 +21,7 @@ _FIRST_FD = 3
 def handed_sockets(config: Config, environ: MutableMapping[str, str]) -> dict[str, int]:
     """Returns the descriptors that are meant for this process, by the names under which the guard keeps them.
 
-    Args:
-        config: says which APIs there are, and at which ports.
-        environ: the environment; the variables are removed, since no other process may believe they are for it.
+    The variables that tell of them are removed, since no other process may believe they are for it.
 
     Raises:
         ConfigError: a socket is none of this configuration's.

@@ -30,7 +30,7 @@ def run_doctor(
     as_json: bool = False,
     strict: bool = False,
 ) -> int:
-    """Prints all findings for the flags that `serve` would get.
+    """Prints all findings for the flags that `serve` would get; returns the exit status, 1 if something FAILs.
 
     Args:
         command_line: the flags.
@@ -38,9 +38,6 @@ def run_doctor(
         in_pod: the server is to run in a pod of Kubernetes.
         as_json: one JSON list, for programs.
         strict: WARN counts as FAIL.
-
-    Returns:
-        The exit status, 1 if something FAILs.
     """
     rows = []
     for finding in examine(command_line, environ, in_pod=in_pod):
@@ -53,13 +50,9 @@ def run_doctor(
 
 
 def run_migration(paths: Sequence[str], environ: Mapping[str, str], *, as_json: bool, strict: bool) -> int:
-    """Prints what will be otherwise here with the files of a TorchServe.
+    """Prints what will be otherwise here with configuration files, archives and model stores of a TorchServe.
 
-    Args:
-        paths: configuration files, archives, model stores.
-        environ: for variables in configuration files.
-        as_json: one JSON list, for programs.
-        strict: WARN counts as FAIL.
+    `environ` is for variables in configuration files; the flags are as for `run_doctor`.
 
     Returns:
         The exit status: 0; 1 where something FAILs; 2 where a path names nothing that can be looked at.

@@ -14,12 +14,10 @@ from wsgi_ts.tracing.explain import explained
 
 
 def explain(run_dir: Path, request_id: str, *, as_json: bool) -> int:
-    """Prints what is kept of a request; returns the exit status: 0, 1 where nothing is kept, 3 if nothing runs.
+    """Prints what is kept of a request, or with `as_json` the records.
 
-    Args:
-        run_dir: the instance's.
-        request_id: from the header `x-request-id` of its answer.
-        as_json: print the records instead.
+    Returns:
+        The exit status: 0, 1 where nothing is kept, 3 if nothing runs.
     """
     try:
         with closing(ControlPlane(run_dir)) as supervisor:

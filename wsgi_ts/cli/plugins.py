@@ -25,13 +25,7 @@ from wsgi_ts.settings.sources import CommandLine, load_config
 def print_plugins(command_line: CommandLine, run_dir: Path, *, as_json: bool) -> int:
     """Prints the plugins of the instance that runs, else those that a server with this configuration would have.
 
-    Args:
-        command_line: the flags that `serve` would get.
-        run_dir: where an instance may run.
-        as_json: as one JSON list.
-
-    Returns:
-        The exit status: 1 if one of them cannot be used.
+    Returns the exit status: 1 if one of them cannot be used.
 
     Raises:
         ConfigError: the configuration makes no sense.

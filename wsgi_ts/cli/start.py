@@ -45,9 +45,7 @@ def start(command_line: CommandLine, *, wait: bool) -> int:
 def start_embedded(command_line: CommandLine, owner: int) -> int:
     """Starts a server in the background that is an engine of another process; returns the exit status.
 
-    Args:
-        command_line: as for `start`; it names a run directory.
-        owner: that process: the server opens no addresses, and ends with it.
+    The server opens no addresses, and ends with the process `owner`. The command line names a run directory.
 
     Raises:
         ConfigError: the configuration makes no sense.

@@ -30,15 +30,9 @@ _LOOK_EVERY_S = 0.2
 
 
 def upgrade(command_line: CommandLine, run_dir: Path, *, limit_s: float) -> int:
-    """Upgrades the instance of a run directory, and waits until the new server serves.
+    """Upgrades the instance of a run directory, and waits until the new server serves; returns the exit status.
 
-    Args:
-        command_line: the flags of `serve`: the configuration of the new server.
-        run_dir: the run directory.
-        limit_s: how long that is waited for, in seconds.
-
-    Returns:
-        The exit status.
+    `command_line` has the flags of `serve`: the new configuration. The wait ends after `limit_s` seconds.
 
     Raises:
         ConfigError: the new configuration makes no sense; the server is not touched.

@@ -15,13 +15,9 @@ _FILE_HELP = "the .war file, the directory of one that was unpacked, or the YAML
 
 
 def run_workflow_command(arguments: Sequence[str]) -> int:
-    """Runs one of the commands.
+    """Runs one of the commands, by the command line behind `wsgi-ts workflow`.
 
-    Args:
-        arguments: the command line behind `wsgi-ts workflow`.
-
-    Returns:
-        The exit status: 0; 1 where the workflow or the command has failed. Wrong flags end with 2.
+    Returns the exit status: 0; 1 where the workflow or the command has failed. Wrong flags end with 2.
     """
     words = list(arguments)
     if words[:1] == ["run"]:

@@ -37,13 +37,10 @@ MAX_IDLE = 8
 
 
 class ControlPlane:
-    """Calls to the supervisor, from any number of threads.
+    """Calls to the supervisor that has its socket in a run directory, from any number of threads.
 
     Each call has a connection to itself; idle ones are kept and used again. Connections are made on the
     first call, so an object made before a fork is safe to use after it.
-
-    Args:
-        run_dir: the instance's run directory, which holds `control.sock`.
     """
 
     def __init__(self, run_dir: Path | str) -> None:

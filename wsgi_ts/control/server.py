@@ -63,11 +63,7 @@ class Operation:
 
 
 class ControlServer:
-    """Listens on the control socket from `start` to `stop`.
-
-    Args:
-        path: of the socket; made by `start`, mode 0600.
-    """
+    """Listens on the control socket, a file of mode 0600, from `start` to `stop`."""
 
     def __init__(self, path: Path, operations: Mapping[str, Operation]) -> None:
         self._path = path

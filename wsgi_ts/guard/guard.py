@@ -274,11 +274,7 @@ class Guard:
         return self._stop_wanted
 
     def _clean_up(self, *, for_good: bool) -> None:
-        """Removes what is left of the instance, in a fork; a supervisor that follows tries once more.
-
-        Args:
-            for_good: no supervisor follows.
-        """
+        """Removes what is left of the instance, in a fork; unless `for_good` the next supervisor tries once more."""
         for _ in range(_CLEAN_UP_TRIES):
             pid = os.fork()
             if pid == 0:

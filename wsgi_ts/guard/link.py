@@ -94,9 +94,7 @@ class GuardLink:
     def replace(self, command: Sequence[str], config: str) -> bool:
         """Has another program, or another configuration, follow this supervisor; returns whether the guard knows.
 
-        Args:
-            command: the next supervisor's, without what the guard adds.
-            config: its configuration, as JSON.
+        `command` is the next supervisor's, without what the guard adds, `config` its configuration as JSON.
         """
         fd = memory_file("config", config.encode())
         try:

@@ -17,9 +17,6 @@ READY, STOPPING, WATCHDOG = "READY=1", "STOPPING=1", "WATCHDOG=1"
 class Notify:
     """The way to the service manager; without one nothing is said.
 
-    Args:
-        environ: where the variables are, which are removed.
-
     Attributes:
         is_watched: the service manager wants to hear WATCHDOG again and again.
     """

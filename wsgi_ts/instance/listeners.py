@@ -60,9 +60,7 @@ def kept_name(kinds: tuple[str, ...], address: Address) -> str:
 def bind_all(config: Config, kept: Mapping[str, int]) -> list[BoundListener]:
     """Binds the addresses of all APIs; inference comes first.
 
-    Args:
-        config: the configuration.
-        kept: descriptors of sockets that an earlier supervisor has bound, by `kept_as`.
+    `kept` has the descriptors of sockets that an earlier supervisor has bound, by `kept_as`.
 
     Raises:
         BindError: one cannot be bound; none stays bound then.
@@ -105,10 +103,7 @@ def _kept_socket(kinds: tuple[str, ...], address: Address, kept: Mapping[str, in
 def bind_problem(address: Address, address_key: str, port_key: str) -> str | None:
     """Why an address cannot be listened on, and what to do; None where it can. Nothing is left behind or removed.
 
-    Args:
-        address: the address.
-        address_key: the key that says where.
-        port_key: the key that says at which port; it may be the same.
+    The keys that say where, and at which port, may be the same.
     """
     if address.scheme == "unix":
         problem = _unix_problem(address.path)

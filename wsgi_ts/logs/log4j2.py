@@ -74,12 +74,7 @@ class Element:
 
 
 def translate(path: Path, text: str, environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
-    """A log4j2.xml as the rows of a plan, and what of it does not translate.
-
-    Args:
-        path: for messages.
-        text: the file's content.
-        environ: for `${env:NAME}`.
+    """A log4j2.xml as the rows of a plan, and what of it does not translate; `environ` is for `${env:NAME}`.
 
     Raises:
         LogConfigError: it cannot be used.

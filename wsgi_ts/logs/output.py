@@ -24,14 +24,7 @@ _FILE_MODE = 0o644
 
 
 class Output:
-    """A descriptor that takes whole lines.
-
-    Args:
-        fd: where to; -1 for nowhere.
-
-    Attributes:
-        lost: lines that could not be written.
-    """
+    """A descriptor that takes whole lines, -1 for nowhere; `lost` of them could not be written."""
 
     def __init__(self, fd: int) -> None:
         self.lost = 0
@@ -103,8 +96,7 @@ class LogFile(Output):
 class BackgroundWriter:
     """Writes the lines of all outputs of a process, in order, on a thread that starts with the first of them.
 
-    Args:
-        max_waiting_bytes: lines beyond this are lost, and counted in their output and here.
+    Lines beyond `max_waiting_bytes` are lost, and counted in their output and here.
     """
 
     def __init__(self, max_waiting_bytes: int = MAX_WAITING_BYTES) -> None:

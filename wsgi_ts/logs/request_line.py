@@ -10,9 +10,7 @@ from typing import Any
 def request_line(took_ns: int, **fields: Any) -> str:
     """Returns the line.
 
-    Args:
-        took_ns: from the request's first byte to its answer.
-        fields: what else is known of it; None for what is not.
+    It took `took_ns` from the request's first byte to its answer; of the other fields those are left out that are None.
     """
     now = time.time()
     stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(now))}.{int(now % 1 * 1000):03d}Z"

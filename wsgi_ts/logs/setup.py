@@ -63,9 +63,8 @@ _registry = _Registry()
 def timestamp(now: float | None = None, datefmt: str = ISO8601) -> str:
     """The time of a line, local, like `2026-11-21T09:13:00,123`.
 
-    Args:
-        now: seconds since the epoch; None for the present.
-        datefmt: for strftime; `{ms}` is replaced by the milliseconds.
+    `now` is in seconds since the epoch, by default the present; `datefmt` is for strftime, with `{ms}` for
+    milliseconds.
     """
     moment = time.time() if now is None else now
     whole = int(moment)
@@ -165,23 +164,14 @@ class OutputHandler(logging.Handler):
 
 
 class FileHandler(OutputHandler):
-    """Appends to a file that all processes of the instance share; the supervisor rotates it.
-
-    Args:
-        filename: absolute.
-        max_bytes, period, keep, archive: see `Rotation`.
-    """
+    """Appends to a file, by its absolute name, that all processes share; the supervisor rotates it (`Rotation`)."""
 
     def __init__(self, filename: str, max_bytes: int, period: str, keep: int, archive: str) -> None:
         super().__init__(_registry.open(Path(filename), Rotation(max_bytes, period, keep, archive)))
 
 
 class ConsoleHandler(OutputHandler):
-    """Writes to stdout or stderr; a reader that is gone loses lines.
-
-    Args:
-        target: `stdout` or `stderr`.
-    """
+    """Writes to `stdout` or `stderr`; a reader that is gone loses lines."""
 
     def __init__(self, target: str = "stdout") -> None:
         super().__init__(Output(_registry.console[target]))

@@ -51,11 +51,7 @@ def safe_text(text: str) -> str:
 
 
 def safe_target(target: str) -> str:
-    r"""A request target for the access log: printable ASCII without quotes, other bytes as `\xNN`.
-
-    Args:
-        target: the bytes of the request line, decoded as latin-1.
-    """
+    r"""A request target (latin-1) for the access log: printable ASCII without quotes, other bytes as `\xNN`."""
     if "?" in target or "@" in target or "%" in target:
         target = mask_secrets(target)
     clean = target.isascii() and target.isprintable() and '"' not in target and "\\" not in target

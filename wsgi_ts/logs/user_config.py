@@ -48,15 +48,9 @@ def load_plan(
     asynchronous: bool = False,
     log_format: str = "text",
 ) -> LogPlan:
-    """How an instance logs.
+    """How an instance logs; see `default_plan`.
 
-    Args:
-        log_dir: directory of the built-in access, server and model log.
-        metrics_dir: directory of the built-in metrics logs.
-        file: the user's configuration; None for the built-in one.
-        environ: for `${env:NAME}`.
-        asynchronous: see `LogPlan`.
-        log_format: see `default_plan`.
+    `file` is the user's configuration, None for the built-in one, and `environ` for its `${env:NAME}`.
 
     Raises:
         LogConfigError: the file cannot be used.

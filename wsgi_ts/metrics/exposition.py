@@ -123,26 +123,14 @@ def java_double(value: float) -> str:
 
 
 def server_line(spec: MetricSpec, values: Sequence[str], value: float, epoch_s: int) -> str:
-    """A value as ts_metrics.log shows it, without the time that begins the line; the last dimension is the host.
-
-    Args:
-        spec: the metric.
-        values: of its dimensions.
-        value: the number.
-        epoch_s: when, in seconds since the epoch.
-    """
+    """A value as ts_metrics.log shows it, `epoch_s` seconds since the epoch: see `model_line`."""
     return model_line(spec, values, value, str(epoch_s), "")
 
 
 def model_line(spec: MetricSpec, values: Sequence[str], value: float, epoch: str, request_ids: str) -> str:
-    """A value as model_metrics.log shows it: as `server_line`, with the requests.
+    """A value as model_metrics.log shows it, without the time that begins the line; the last dimension is the host.
 
-    Args:
-        spec: the metric.
-        values: of its dimensions.
-        value: the number.
-        epoch: when, in seconds since the epoch.
-        request_ids: the requests it belongs to, joined by commas; "" for none.
+    `epoch` is in seconds since the epoch; `request_ids` are the requests it belongs to, joined by commas, "" for none.
     """
     dimensions = ",".join(f"{name}:{each}" for name, each in zip(spec.dimensions[:-1], values[:-1], strict=True))
     requests = f",requestID:{request_ids}" if request_ids else ""

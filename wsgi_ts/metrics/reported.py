@@ -117,11 +117,7 @@ class _Sums:
 
 
 class ModelMetrics:
-    """The metrics that one worker template reads.
-
-    Args:
-        specification: the metrics.yaml; None where it cannot be used, so that nothing is recorded.
-    """
+    """The metrics that one worker template reads; without a usable specification nothing is recorded."""
 
     def __init__(self, specification: MetricsSpecification | None, mode: str, auto_detect: bool) -> None:
         self._specification = specification
@@ -141,11 +137,7 @@ class ModelMetrics:
         return cls(specification, mode, auto_detect)
 
     def record(self, reported: ReportedValue) -> str | None:
-        """Takes a value.
-
-        Returns:
-            The message for model_metrics.log; None where it does not go there.
-        """
+        """Takes a value; returns the message for model_metrics.log, None where it does not go there."""
         spec = self._known.get(reported.name) or self._detect(reported)
         if spec is None:
             return None

@@ -68,11 +68,9 @@ class MetricsSpecification:
 
 
 def load_specification(path: Path | None, *, for_prometheus: bool = False) -> MetricsSpecification:
-    """Reads and checks a metrics.yaml.
+    """Reads and checks a metrics.yaml, by default the built-in one.
 
-    Args:
-        path: the file; None for the built-in one.
-        for_prometheus: names that Prometheus does not allow are an error, too.
+    `for_prometheus`: names that Prometheus does not allow are an error, too.
 
     Raises:
         MetricsConfigError: it cannot be read, is not YAML, or one of its entries is wrong.

@@ -51,14 +51,8 @@ def effective_settings(
 ) -> EffectiveSettings:
     """Decides every setting of a model version that more than one place can give.
 
-    Args:
-        config: the server's settings.
-        yaml: the archive's model-config.yaml, None where it has none.
-        arguments: what the register call gave; None for a model loaded at startup.
-        name: the model's name.
-        version: its version.
-        cores: CPU cores; as many workers has a startup model of which nobody says anything, without GPUs.
-        gpus: usable GPUs; as many workers has such a model where there are any.
+    `arguments` is None for a model loaded at startup. Of such a model of which nobody says anything there are as many
+    workers as usable `gpus`, where there are any, else as CPU `cores`.
     """
     given = arguments or RegisterArguments()
     said = yaml or ModelYaml()

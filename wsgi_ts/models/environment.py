@@ -224,16 +224,11 @@ def cache_folder(environ: Mapping[str, str]) -> Path:
 def environment_key(
     interpreter: Sequence[str], folders: Sequence[str], model_dir: Path, requirements: str | None
 ) -> str:
-    """The name of the environment for an interpreter and a requirements file.
+    """The name of the environment for an interpreter, whose packages lie in `folders`, and a requirements file.
 
     The content of files that the requirements name (wheels, further lists) counts, and so do the packages that the
-    environment would see: what was left out because it was there must still be there.
-
-    Args:
-        interpreter: what identifies it.
-        folders: where its packages lie.
-        model_dir: where relative paths in the requirements start.
-        requirements: the file there; None: no requirements.
+    environment would see: what was left out because it was there must still be there. Relative paths in the
+    requirements start in `model_dir`.
     """
     digest = hashlib.sha256("\0".join(interpreter).encode())
     for folder in folders:

@@ -32,9 +32,7 @@ _MOST_BYTES = 1_000_000
 def needs_preloaded(handler: str, model_dir: Path) -> bool:
     """Whether a handler imports more than every model worker has, as far as its source tells.
 
-    Args:
-        handler: as a manifest names it: `file.py`, `module:function`, the name of a bundled one.
-        model_dir: the model's folder.
+    It is given as a manifest names it: `file.py`, `module:function`, the name of a bundled one.
     """
     file = model_dir / handler.partition(":")[0]
     if not file.name:

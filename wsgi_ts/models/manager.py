@@ -153,14 +153,10 @@ class ModelManager:
         max_worker: int | None = None,
         synchronous: bool = False,
     ) -> dict[str, Any]:
-        """Sets how many workers a version has.
+        """Sets how many workers a version, by default the default one, has.
 
-        Args:
-            model_name: the model.
-            version: the version; None for the default one.
-            min_worker: start workers until there are so many.
-            max_worker: stop workers until there are no more than so many; None for `min_worker`.
-            synchronous: answer when they are ready.
+        Workers are started until there are `min_worker`, and stopped until there are no more than `max_worker` (None
+        for the same). `synchronous`: it answers when they are ready.
         """
         self._registry.refuse_while_draining()
         most = min_worker if max_worker is None else max_worker
@@ -321,8 +317,7 @@ class ModelManager:
     def _without_shared_archive(self, removed: ModelDirectory) -> ModelDirectory:
         """Leaves a removed version's downloaded archive to another version made from it, and goes with it then.
 
-        Returns:
-            The removed version's files, without an archive that is still needed: a snapshot is restored from it.
+        Returns the removed version's files, without an archive that is still needed: a snapshot is restored from it.
         """
         for model in self._registry.all_versions():
             if removed.downloaded is not None and model.directory.archive == removed.downloaded:

@@ -140,8 +140,7 @@ class ModelYaml:
 def parse_model_yaml(fields: Mapping[str, Any]) -> ModelYaml:
     """Checks a model-config.yaml as the YAML reader returned it; keys that the server does not know are the handler's.
 
-    Returns:
-        The settings; `warnings` holds one line for each key that was wrong and counts as not given.
+    The result's `warnings` have one line for each key that was wrong and counts as not given.
     """
     file = fields if isinstance(fields, YamlSettings) else YamlSettings(fields)
     warnings: list[str] = []

@@ -75,10 +75,8 @@ class ModelPreparer:
     def open(self, arguments: RegisterArguments, *, at_startup: bool) -> ModelDirectory:
         """Finds and unpacks an archive; `discard` removes what it made.
 
-        Args:
-            arguments: the register call.
-            at_startup: the operator names the archive: where neither call nor manifest names the model it is named
-                after the file, and a directory may lie outside of the model store.
+        `at_startup`: the operator names the archive. Where neither call nor manifest names the model it is named after
+        the file then, and a directory may lie outside of the model store.
         """
         url = arguments.url or ""
 
@@ -119,11 +117,7 @@ class ModelPreparer:
         return directory
 
     def reread(self, recorded: RecordedModel, index: int) -> ModelVersion:
-        """Makes a registered version anew from its files as they are now; it is in no registry.
-
-        Args:
-            recorded: what is registered.
-            index: its number on the data path.
+        """Makes a registered version anew from its files as they are now, with its number on the data path.
 
         Raises:
             ServerError: the files are no model (any more), or those of another version.

@@ -11,11 +11,7 @@ from wsgi_ts.models.version import ModelVersion
 
 
 class ModelQueries:
-    """Answers questions about the models of one instance, in the form of `ModelManager`'s answers.
-
-    Args:
-        queued: how many requests of a version wait.
-    """
+    """Answers questions about the models, as `ModelManager` does; `queued` tells how many requests of one wait."""
 
     def __init__(self, registry: Registry, queued: Callable[[ModelVersion], int]) -> None:
         self._registry = registry

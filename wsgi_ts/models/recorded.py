@@ -48,7 +48,6 @@ class RecordedModel:
     """One model version of a snapshot; None where the snapshot says nothing.
 
     Attributes:
-        version: its version.
         is_default: whether it was the default version.
         archive: its archive's name in the model store.
         directory: the directory that it was used in place from, where that is not in the model store.

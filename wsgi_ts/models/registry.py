@@ -37,7 +37,6 @@ class Registry:
 
     Attributes:
         changed: a condition on the registry's lock; notified after every report of a batcher.
-        workflows: the workflows.
         draining: the instance is stopping.
         leaving: it will be stopping; it serves on, and says that it is not ready.
         announced: all its processes serve, and the models of the start are registered.
@@ -165,11 +164,9 @@ class Registry:
             return name in self._models or name in self._functions
 
     def rename(self, old: str, new: str) -> None:
-        """Gives a model, with all its versions, or a function another name.
+        """Gives a model, with all its versions, or a function another name, which none has.
 
-        Args:
-            old: its name; nothing happens where there is no such model.
-            new: a name that no model has.
+        Nothing happens where there is no model of the old name.
         """
         with self.changed:
             if old in self._functions:
@@ -201,8 +198,7 @@ class Registry:
     def expect(self, versions: Iterable[tuple[str, str, bool]]) -> None:
         """Has the data path know of versions that are about to be restored: it answers 503 for them, and not 404.
 
-        Args:
-            versions: name, version, and whether it was the default one; those of an earlier call are forgotten.
+        Each is name, version, and whether it was the default one; those of an earlier call are forgotten.
         """
         with self.changed:
             self._expected = {}

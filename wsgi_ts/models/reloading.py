@@ -33,12 +33,7 @@ class _Watched:
 
 
 class Reloader:
-    """Watches the archive of each model, or the folder that it is used in place from, on a thread of its own.
-
-    Args:
-        registry: what is registered.
-        manager: replaces the workers.
-    """
+    """Watches the archive of each model, or the folder that it is used in place from, on a thread of its own."""
 
     def __init__(self, registry: Registry, manager: ModelManager) -> None:
         self._registry = registry

@@ -19,12 +19,7 @@ READY, LOADING, UNAVAILABLE = "READY", "LOADING", "UNAVAILABLE"
 
 
 class ModelRepository:
-    """Models that are loaded, and archives that are not. Its calls wait for the supervisor.
-
-    Args:
-        config: the configuration.
-        control: calls to the supervisor.
-    """
+    """Models that are loaded, and archives that are not. Its calls wait for the supervisor."""
 
     def __init__(self, config: Config, control: ControlPlane) -> None:
         self._config = config

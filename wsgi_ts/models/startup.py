@@ -39,10 +39,8 @@ class ModelsToStart:
 def models_to_start(config: Config, kept: Mapping[str, Any] | None) -> ModelsToStart:
     """What an instance begins with.
 
-    Args:
-        config: the configuration.
-        kept: what the guard has kept of the models of a supervisor that has died; None for a fresh start. The archives
-            are not looked for: one that has gone meanwhile must not keep the other models away.
+    `kept` is what the guard has kept of the models of a supervisor that has died; None for a fresh start. The archives
+    are not looked for then: one that has gone meanwhile must not keep the other models away.
 
     Raises:
         SnapshotError: the snapshot is damaged, or an archive is missing.

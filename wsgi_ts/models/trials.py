@@ -93,15 +93,8 @@ class Trials:
     ) -> dict[str, Any]:
         """Has other settings hold for a version that the caller tries settings on.
 
-        Args:
-            peer: the caller.
-            model_name: the model.
-            version: its version.
-            workers: how many model workers.
-            threads: CPU threads of each; 0: the cores shared out among them.
-            batch_size: most requests of a batch.
-            batch_policy: when a batch that is not full goes.
-            max_batch_delay: longest wait for a batch to fill, in milliseconds.
+        `threads` are the CPU threads of each worker; 0: the cores shared out among them. `batch_policy` says when a
+        batch that is not full goes, `max_batch_delay` (milliseconds) how long it waits at most.
 
         Raises:
             ServerError: they cannot hold, since a worker does not start, for example; all is as it was before the call.

@@ -67,9 +67,7 @@ class Trial:
 
     Attributes:
         owner_pid: the process that tries.
-        spec: the settings before.
-        min_workers: likewise.
-        max_workers: likewise.
+        spec, min_workers, max_workers: what held before.
     """
 
     owner_pid: int

@@ -68,8 +68,7 @@ class WorkerScaler:
     def replace(self, model: ModelVersion, spec: ModelSpec) -> list[int]:
         """Starts as many workers again, of another spec, and lets the present ones go when those are ready.
 
-        Returns:
-            The ids of those that were told to leave.
+        Returns the ids of those that were told to leave.
 
         Raises:
             ServerError: a new one does not get ready; none of them is left then, and the others have stayed.
@@ -132,10 +131,8 @@ class WorkerScaler:
     def wait_until_ready(self, model: ModelVersion, shown_version: str | None, started: Collection[int]) -> None:
         """Waits until every worker is ready that the caller has started, or whose first load is under way.
 
-        Args:
-            model: the version.
-            shown_version: its name in the error's text; None for "null", as TorchServe shows a default version.
-            started: the ids of workers that the caller has started; one of them may have failed by now.
+        `shown_version` is for the error's text: None for "null", as TorchServe shows a default version. Of the workers
+        that the caller has `started` one may have failed by now.
 
         Raises:
             InternalServerError: one of them failed (OutOfResources: for lack of memory).
@@ -195,14 +192,9 @@ class WorkerScaler:
 def limit_workers(
     placement: Placement, name: str, least: int, most: int, holders: Mapping[int, Sequence[str]]
 ) -> tuple[int, int]:
-    """Caps the workers of a model whose workers take several GPUs each.
+    """Caps the least and most workers that are wanted of a model whose workers take several GPUs each.
 
-    Args:
-        placement: where the model may run.
-        name: the model's name.
-        least: workers that are wanted.
-        most: workers at most.
-        holders: for each GPU the workers that have it, for the message.
+    `holders` has for each GPU the workers that have it, for the message.
 
     Raises:
         WorkerInitializationError: not even one fits.

@@ -27,13 +27,7 @@ class WorkflowTable:
         self._free_indexes = deque(range(MAX_WORKFLOWS))
 
     def set(self, name: str, graph: dict[str, Any], record: dict[str, Any]) -> None:
-        """Notes a workflow.
-
-        Args:
-            name: its name.
-            graph: what the data path has to know of it.
-            record: what is to be known at the next start.
-        """
+        """Notes a workflow: what the data path has to know of it (`graph`), and what the next start (`record`)."""
         with self._lock:
             before = self._graphs.get(name)
             if before is not None and _nodes_of(before) == _nodes_of(graph):

@@ -38,14 +38,10 @@ _MANAGEMENT_ROOTS = ("models", "workflows", "token", "v1", "console")
 
 
 def scope_of(kinds: Collection[str], path: str) -> str | None:
-    """Whose token a path takes; None for the API description and the probes, which take none.
+    """Whose token a decoded path takes at a listener of these APIs; None for the API description and the probes.
 
     Where inference and management share an address, everything that is not clearly inference takes the management
     token.
-
-    Args:
-        kinds: the APIs of the listener.
-        path: the decoded path.
     """
     path = path.rstrip("/")
     if path in OPEN_PATHS:
@@ -76,11 +72,7 @@ def _is_inference(path: str) -> bool:
 
 
 class TokenTable:
-    """A process's copy of what the supervisor published of the keys. Used from any thread.
-
-    Args:
-        board: tells when there is something newer.
-    """
+    """A process's copy of what the supervisor published of the keys. Used from any thread."""
 
     def __init__(self, run_dir: Path, board: Board) -> None:
         self._path = RunFiles(run_dir).tokens
@@ -138,9 +130,6 @@ class Access:
 
     A head that passed is marked, and a client's heads repeat: the next one worded alike costs two comparisons. Heads
     with different tokens are different heads. `refresh` takes all marks back when a key was replaced or has expired.
-
-    Args:
-        kinds: the APIs of the listener.
     """
 
     def __init__(self, kinds: Collection[str], config: Config, run_dir: Path, board: Board) -> None:

@@ -105,11 +105,9 @@ def load_material(config: Config) -> Material:
 
 
 def self_signed(hosts: list[str], level: int = 0) -> Material:
-    """A new key and a certificate for it, valid for a year.
+    """A new key that reaches a security level, and a certificate for it, valid for a year.
 
-    Args:
-        hosts: the certificate is for these and this machine's own names.
-        level: the security level that the key has to reach.
+    The certificate is for these hosts and this machine's own names.
     """
     curve = {4: ec.SECP384R1, 5: ec.SECP521R1}.get(level, ec.SECP256R1)
     key = ec.generate_private_key(curve())

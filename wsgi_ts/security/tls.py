@@ -125,10 +125,8 @@ def unheard_client_ca(config: Config) -> str:
 def server_context(fd: int, level: int | None = None, protocol: str = "http/1.1") -> ssl.SSLContext:
     """TLS 1.2 and newer, Python's choice of ciphers.
 
-    Args:
-        fd: a descriptor of a file with the key and the certificates as PEM.
-        level: OpenSSL's security level, 0 to 5; None for its default.
-        protocol: what is spoken, by its ALPN name.
+    The key and the certificates are PEM in the file behind `fd`. `level` is OpenSSL's security level, 0 to 5 (None for
+    its default), `protocol` the ALPN name of what is spoken.
 
     Raises:
         ssl.SSLError: they are not there, or too weak for the level.

@@ -54,11 +54,7 @@ class Address:
 
 
 def parse_address(text: str, default_ports: tuple[int, int] = (80, 443)) -> Address:
-    """Reads an address.
-
-    Args:
-        text: for example `http://127.0.0.1:8080`.
-        default_ports: the port where the text names none, for http and for https.
+    """Reads an address; where it names no port, it is the first of `default_ports` for http, the second for https.
 
     Raises:
         ValueError: with TorchServe's text, "Invalid binding address: …" or "Invalid port number: …".

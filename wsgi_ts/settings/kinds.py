@@ -25,8 +25,7 @@ _JAVA_LONG_MAX = 2**63 - 1
 class UnclearValue(ValueError):
     """A value that cannot be meant, with which TorchServe starts all the same: warned of, and no reason to stop.
 
-    Attributes:
-        instead: what it is taken for; None for the key's default.
+    It is taken for `instead`, or where that is None for the key's default.
     """
 
     def __init__(self, reason: str, instead: Any = None) -> None:
@@ -107,14 +106,10 @@ def integer(
     lift: bool = False,
     read: Callable[[Any], int] = _parse_digits,
 ) -> Kind:
-    """A whole number between two limits, both allowed.
+    """A whole number between two limits, both allowed; `unit` is for the name only.
 
-    Args:
-        minimum: the least.
-        maximum: the largest.
-        unit: for the name only.
-        lift: a smaller number is lifted to `minimum`, and not refused.
-        read: what makes it a number; raises ValueError.
+    With `lift` a smaller number is lifted to `minimum`, and not refused. `read` makes it a number, or raises
+    ValueError.
     """
 
     def parse(value: Any) -> int:
@@ -134,11 +129,9 @@ def whole(minimum: int = 0, unit: str = "", *, lift: bool = False) -> Kind:
 
 
 def choice(*words: str, or_default: bool = False) -> Kind:
-    """One of some words, in any case.
+    """One of some words, in any case; an empty one is not shown to people.
 
-    Args:
-        words: the words; an empty one is not shown to people.
-        or_default: another word is warned of and the default counts, since TorchServe starts with it.
+    With `or_default` another word is warned of and the default counts, since TorchServe starts with it.
     """
     named = [word for word in words if word]
 

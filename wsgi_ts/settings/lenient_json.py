@@ -37,12 +37,9 @@ class WrittenNumber(float):
 
 
 def parse_lenient(text: str, *, unique_keys: bool = False, max_depth: int = 100) -> Any:
-    """Reads one JSON value.
+    """Reads one JSON value, of at most `max_depth` levels of objects and lists in each other.
 
-    Args:
-        text: the JSON.
-        unique_keys: a key that stands twice in one object is an error; else the last one counts.
-        max_depth: levels of objects and lists in each other.
+    With `unique_keys` a key that stands twice in one object is an error; else the last one counts.
 
     Raises:
         ValueError: it is no JSON even so; the message says what and where.

@@ -56,13 +56,7 @@ class Setting:
 def setting(kind: Kind, default: Any, help: str, *, key: str = "", env: bool | str = True, **more: Any) -> Any:
     """Declares a dataclass field that is a key of a file.
 
-    Args:
-        kind: the kind of value.
-        default: the value where nobody gives one.
-        help: one line for the reference page.
-        key: as it is spelt in the file, where that is not the field's name.
-        env: True for `TS_{KEY}`, a name for another variable, False for none.
-        more: see Setting.
+    See Setting for the arguments, but `env`: True for `TS_{KEY}`, a name for another variable, False for none.
     """
     variable = env if isinstance(env, str) else "" if env else None
     return _field(Setting(kind, default, help, key, variable, **more), default)
@@ -79,14 +73,10 @@ def launch_value(kind: Kind, default: Any, help: str) -> Any:
 
 
 def argument(kind: Kind, default: Any, help: str, *, unset: Any = None, **limits: Any) -> Any:
-    """Declares a dataclass field that is an argument of a call.
+    """Declares a dataclass field that is an argument of a call; `help` is one sentence for the API description.
 
-    Args:
-        kind: the kind of value.
-        default: what counts where the caller says nothing, as documented.
-        help: one sentence for the API description.
-        unset: the field's value then; None leaves the choice to others who may speak.
-        limits: further words of its OpenAPI schema, such as `maximum`.
+    `default` is what counts where the caller says nothing, as documented, and `unset` the field's value then: None
+    leaves the choice to others who may speak. `limits` are further words of its OpenAPI schema, such as `maximum`.
     """
     return _field(Setting(kind, default, help, limits=limits), unset)
 

@@ -25,10 +25,9 @@ ORPHAN_LIMIT_S = 1.0
 
 
 class BatcherProcess(SupervisedProcess):
-    """One batcher, through all its lives. All methods but `send` belong to the supervisor's main thread.
+    """The batcher of a device (`cpu`, `cuda:N`), through all its lives.
 
-    Args:
-        device: `cpu` or `cuda:N`.
+    All methods but `send` belong to the supervisor's main thread.
 
     Attributes:
         index: its number, also on the board.
@@ -58,11 +57,9 @@ class BatcherProcess(SupervisedProcess):
         return self.channel
 
     def start(self, segments: Iterable[int], threads: int) -> None:
-        """Starts the next life.
+        """Starts the next life, which attaches these segments at once.
 
-        Args:
-            segments: the segments to attach at once.
-            threads: CPU cores that its model workers may use in all.
+        Its model workers may use so many CPU cores, `threads`, in all.
 
         Raises:
             OSError, RuntimeError: no process or no thread can be started; nothing has changed.

@@ -68,12 +68,7 @@ class SupervisedProcess(ABC):
         """What the supervisor reads from it, while it runs."""
 
     def _run(self, command: Sequence[str], pass_fds: Sequence[int], environ: Mapping[str, str] | None = None) -> None:
-        """Starts the process of the next life.
-
-        Args:
-            command: what to run.
-            pass_fds: descriptors that it inherits.
-            environ: further environment variables.
+        """Starts the process of the next life; it inherits `pass_fds`, and gets further environment variables.
 
         Raises:
             OSError, RuntimeError: no process or thread can be started; nothing has changed.

@@ -42,9 +42,6 @@ class ConsoleData:
         board: what is counted.
         batchers: how many batchers there are.
         status: what `wsgi-ts status` shows, without its tables.
-
-    Attributes:
-        models: what it shows of models.
     """
 
     def __init__(
@@ -193,11 +190,7 @@ class _Gpus:
 
 
 def drawing(nodes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Where the nodes of a graph stand (column and row), what they are, and the rows that each edge runs through.
-
-    Args:
-        nodes: as `Graph.to_json` writes them.
-    """
+    """Where the nodes of a `Graph` (as JSON) stand, what they are, and the rows that each edge runs through."""
     names = [node["name"] for node in nodes]
     successors: dict[str, list[str]] = {name: [] for name in names}
     for node in nodes:

@@ -115,16 +115,7 @@ class Models(NamedTuple):
 
 
 class ModelTexts:
-    """The versions of all models as JSON; not for several threads at a time.
-
-    Args:
-        board: what is counted.
-        registry: what there is.
-        memory: tells what the workers have in memory.
-
-    Attributes:
-        made: how many texts were made so far, of workers and of versions.
-    """
+    """The versions of all models as JSON, of which so many were `made` so far; not for several threads at a time."""
 
     def __init__(self, board: Board, registry: Registry, memory: Memory) -> None:
         self._board = board

@@ -22,10 +22,6 @@ FAST_STOP_S = 2.0
 class Ending:
     """The end of one supervisor.
 
-    Args:
-        config: its configuration.
-        guard: the process that has started it, and starts the next when it dies.
-
     Attributes:
         requests: how often it was asked to stop; from the second time on nothing is waited for.
         exit_code: of the process.
@@ -73,10 +69,8 @@ class Ending:
     def replace(self, command: list[str], config: str, fixed: dict[str, str]) -> None:
         """Ends this supervisor, so that the guard starts another program, or the same with another configuration.
 
-        Args:
-            command: the next supervisor's, without what the guard adds.
-            config: its configuration, as JSON. It is not read here: a later version may have other keys.
-            fixed: `Config.fixed` of it.
+        `command` is the next supervisor's, without what the guard adds; `fixed` is `Config.fixed` of its configuration,
+        whose JSON is not read here: a later version may have other keys.
 
         Raises:
             BadRequest: it cannot take this one's place.

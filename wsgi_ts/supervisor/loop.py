@@ -65,14 +65,10 @@ class MainLoop:
         self._wake_w.close()
 
     def turn(self, wait_s: float, then: Callable[[float], None]) -> bool:
-        """Waits for something to happen, and does what it asks for; what fails is logged.
+        """Waits for something to happen, `wait_s` seconds at most, and does what it asks for; what fails is logged.
 
-        Args:
-            wait_s: the longest wait, in seconds.
-            then: called at the end of the turn, with the monotonic time.
-
-        Returns:
-            False when turns fail again and again, so that it is better to stop.
+        At the end of the turn `then` is called with the monotonic time. Returns False when turns fail again and again,
+        so that it is better to stop.
         """
         try:
             for key, _ in self.selector.select(0.0 if self._posted else wait_s):

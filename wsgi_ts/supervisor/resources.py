@@ -30,9 +30,7 @@ class Resources:
     """Takes, in order, all that the instance needs before anything runs.
 
     Args:
-        config: the configuration.
         guard: has kept some of it since the supervisor before this one, and keeps it for the next.
-        run_dir: where the run directory is to be.
         log_plan: what the children log, and where.
         stack: gives everything back, in reverse.
         ends_for_good: tells then whether no supervisor follows this one.

@@ -24,12 +24,8 @@ from wsgi_ts.supervisor.segment_table import SegmentEntry, SegmentTable
 class Segments:
     """All segments of an instance, from the request for a number until the name is gone.
 
-    Args:
-        board: the instance's board.
-        selector: the main thread's; deaths of owners are noticed there.
-
-    Attributes:
-        table: who owns what, and who still has to say something.
+    Deaths of owners are noticed by the main thread's `selector`; `table` tells who owns what, and who still has to say
+    something.
     """
 
     def __init__(self, board: Board, selector: selectors.BaseSelector, batchers: Sequence[BatcherProcess]) -> None:

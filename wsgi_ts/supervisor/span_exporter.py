@@ -35,8 +35,6 @@ class SpanExporter:
     """Takes records until it is told to stop, and then what still comes of the requests that end.
 
     Args:
-        files: of the instance.
-        spans: what becomes of the records.
         ready_fd: gets a byte when it listens, and then one each second; -1 for none.
 
     Raises:

@@ -73,10 +73,7 @@ def open_logs(config: Config) -> tuple[LogPlan, LogFiles]:
 def start_log_rotation(files: LogFiles, reopen: Callable[[], None], stack: ExitStack) -> None:
     """Rotates the log files from now on.
 
-    Args:
-        files: the open log files.
-        reopen: has every process open its files again; called on the rotation's thread, returns at once.
-        stack: ends it.
+    `reopen` has every process open its files again; it is called on the rotation's thread, and returns at once.
     """
     began_at = {file.path: file.began_at for file in files.files}
     rotation = LogRotation(files.rotations, began_at, reopen)
@@ -85,14 +82,7 @@ def start_log_rotation(files: LogFiles, reopen: Callable[[], None], stack: ExitS
 
 
 def start_traces(store: TraceStore, path: Path, selector: BaseSelector, stack: ExitStack) -> None:
-    """Takes records of requests from now on; without them the server serves all the same.
-
-    Args:
-        store: keeps them.
-        path: of the socket that they come to.
-        selector: the main loop's.
-        stack: ends it.
-    """
+    """Takes records of requests from the socket at `path` now on; without them the server serves all the same."""
     try:
         inlet = Inlet(path, selector, store.add)
     except OSError as error:
@@ -104,8 +94,7 @@ def start_traces(store: TraceStore, path: Path, selector: BaseSelector, stack: E
 def open_certificates(config: Config, stack: ExitStack) -> int:
     """Reads and checks what https listeners and gRPC over TLS need, into memory that their processes inherit.
 
-    Returns:
-        The descriptor of that memory; -1 where there are no such listeners.
+    Returns the descriptor of that memory; -1 where there are no such listeners.
 
     Raises:
         StartError: it cannot be read, or does not fit together.
@@ -130,11 +119,7 @@ def make_keys(
 ) -> KeyRing | None:
     """Makes the tokens and the file that clients take them from; None where requests need no tokens.
 
-    Args:
-        config: the configuration.
-        publish: see `KeyRing`.
-        guard: keeps them for the supervisor after this one, so that clients need no new ones.
-        stack: removes the file.
+    The guard keeps them for the supervisor after this one, so that clients need no new ones. `publish`: see `KeyRing`.
 
     Raises:
         StartError: the file cannot be written.

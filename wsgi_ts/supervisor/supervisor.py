@@ -65,11 +65,7 @@ _EVENTS_LIMIT_S = 1.0
 
 
 class Supervisor:
-    """One instance from start to stop: `run` is all of its life.
-
-    Args:
-        guard: the process that has started this one, and starts the next when it dies.
-    """
+    """One instance from start to stop: `run` is all of its life."""
 
     def __init__(self, config: Config, guard: GuardLink, run_dir: Path, log_plan: LogPlan, log_files: LogFiles) -> None:
         self._config = config
@@ -87,10 +83,7 @@ class Supervisor:
         self._sinks_stopped = threading.Event()
 
     def run(self) -> int:
-        """Starts everything, serves until a signal or an operation says stop, and leaves nothing behind.
-
-        Returns:
-            The exit code.
+        """Starts everything, serves until a signal or an operation says stop; returns the exit code.
 
         Raises:
             StartError: it cannot start (also RunDirectoryError, BindError); nothing is left behind.

@@ -8,12 +8,7 @@ from wsgi_ts.plugins.events import Events
 
 
 class WorkerEvents:
-    """Remembers what each worker was, and tells what has become of it. For the supervisor's main thread.
-
-    Args:
-        events: is told.
-        registry: knows the models.
-    """
+    """Remembers what each worker was, and tells what has become of it. For the supervisor's main thread."""
 
     def __init__(self, events: Events, registry: Registry) -> None:
         self._events = events

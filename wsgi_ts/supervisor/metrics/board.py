@@ -89,7 +89,6 @@ class ModelCounts(NamedTuple):
     """What has been counted of a model version.
 
     Attributes:
-        model: the version.
         labels: the values of MODEL_LABELS.
         words: its words, summed over the batchers; OLDEST_NS is the least of those that are not 0.
         refused: requests that no batcher has seen, as there was no slot or worker for them.
@@ -102,12 +101,7 @@ class ModelCounts(NamedTuple):
 
 
 class BoardMetrics:
-    """Reads one board.
-
-    Args:
-        batchers: how many batchers there are.
-        hostname: the value of the host dimension.
-    """
+    """Reads the board of so many batchers; `hostname` is the value of the host dimension."""
 
     def __init__(self, board: Board, batchers: int, hostname: str) -> None:
         self._board = board

@@ -128,11 +128,7 @@ class MetricsCollector:
                 self._log_changes()
 
     def text(self, names: Collection[str] = ()) -> str:
-        """What `/metrics` answers.
-
-        Args:
-            names: only these metrics, when there are any.
-        """
+        """What `/metrics` answers: only the metrics of these names, if there are any."""
         if self._mode not in (PROMETHEUS_MODE, _LEGACY_MODE):
             return ""
         self._settle()

@@ -20,12 +20,7 @@ _FRESH_S = 5.0
 
 
 class InstanceMetrics:
-    """The gauges of one instance.
-
-    Args:
-        config: the configuration.
-        prefix: of the instance's shared-memory names.
-    """
+    """The gauges of one instance, whose shared-memory names begin with `prefix`."""
 
     def __init__(self, config: Config, prefix: str) -> None:
         self._prefix = prefix

@@ -49,11 +49,7 @@ class _Look:
 
 
 class LoadGauges:
-    """The gauges of one instance; used from any thread.
-
-    Args:
-        vllm_names: show two of them under vLLM's names, too.
-    """
+    """The gauges of one instance, two of them with `vllm_names` under vLLM's names, too; used from any thread."""
 
     def __init__(self, *, vllm_names: bool) -> None:
         self._vllm_names = vllm_names

@@ -19,14 +19,7 @@ _SHORTEST_S = 0.1
 def start_sinks(
     config: Config, families: Callable[[], list[Family]], report: PluginReport, stopped: threading.Event
 ) -> None:
-    """Starts the threads.
-
-    Args:
-        config: the configuration.
-        families: gives the metrics.
-        report: is told of each sink, and gets its failures.
-        stopped: ends the threads.
-    """
+    """Starts the threads, which end when `stopped` is set; `report` is told of each sink, and of its failures."""
     if found_in(config.found_plugins, "metrics"):
         threading.Thread(
             target=_load, args=(config, families, report, stopped), name="plugin sinks", daemon=True
