@@ -21,7 +21,7 @@ from wsgi_ts.checks.start import (
     check_run_directory,
 )
 from wsgi_ts.gpu.devices import gpu_count
-from wsgi_ts.instance.listeners import bind_problem
+from wsgi_ts.instance.listeners import bind_problem, grpc_sockets, rest_sockets
 from wsgi_ts.instance.record import Record
 from wsgi_ts.instance.shared_memory import start_bytes
 from wsgi_ts.metrics.reported import PROMETHEUS_MODE
@@ -66,14 +66,9 @@ def check_shared_memory(config: Config) -> Iterator[Finding]:
 
 def check_addresses(config: Config) -> Iterator[Finding]:
     """Whether each address can be listened on; an instance of ours that holds it is not an error."""
-    addresses = {f"{api}_address": (f"{api}_address", address) for api, address in config.addresses.items()}
-    if config.is_combined:
-        del addresses["management_address"]
-    grpc = config.grpc_addresses
-    addresses |= {f"grpc_{api}_port": (f"grpc_{api}_address", address) for api, address in grpc.items()}
     record = Record.find(config.run_dir)
-    for key, (address_key, address) in addresses.items():
-        problem = bind_problem(address, address_key, key)
+    for each in (*rest_sockets(config), *grpc_sockets(config)):
+        key, address, problem = each.port_key, each.address, bind_problem(each)
         if problem is None:
             yield Finding("OK", key, f"{address} is free")
         elif record is not None and record.is_running:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, MutableMapping
 
-from wsgi_ts.instance.listeners import BACKLOG, kept_name
-from wsgi_ts.settings.address import Address
+from wsgi_ts.instance.listeners import BACKLOG, Wanted, grpc_sockets, rest_sockets
 from wsgi_ts.settings.config import Config, ConfigError
 
 #: Where the descriptors begin.
@@ -30,11 +28,9 @@ def handed_sockets(config: Config, environ: MutableMapping[str, str]) -> dict[st
     names = environ.pop("LISTEN_FDNAMES", "").split(":")
     if pid != str(os.getpid()) or not count.isdigit():
         return {}
-    kinds_of: dict[Address, list[str]] = {}
-    for kind, address in config.addresses.items():
-        kinds_of.setdefault(address, []).append(kind)
-    ours = [_Api(tuple(kinds), address, f"{kinds[0]}_address") for address, kinds in kinds_of.items()]
-    ours += [_Api((f"grpc_{kind}",), address, f"grpc_{kind}_port") for kind, address in config.grpc_addresses.items()]
+    # What a unit may call each: `inference`, `grpc_inference`.
+    ours = {kind: each for each in rest_sockets(config) for kind in each.kinds}
+    ours |= {f"grpc_{each.kinds[0]}": each for each in grpc_sockets(config)}
     found = {}
     for number in range(int(count)):
         fd = _FIRST_FD + number
@@ -42,20 +38,7 @@ def handed_sockets(config: Config, environ: MutableMapping[str, str]) -> dict[st
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class _Api:
-    """What is served on one socket: the names that a unit may give it, its address, and the key that says where."""
-
-    names: tuple[str, ...]
-    address: Address
-    key: str
-
-    @property
-    def kept_as(self) -> str:
-        return kept_name(tuple(name.removeprefix("grpc_") for name in self.names), self.address)
-
-
-def _name(fd: int, given: str, apis: Sequence[_Api]) -> str:
+def _name(fd: int, given: str, ours: Mapping[str, Wanted]) -> str:
     """What the guard is to keep a socket as; `given` is the FileDescriptorName of its unit."""
     with socket.socket(fileno=os.dup(fd)) as sock:
         where = sock.getsockname()
@@ -64,8 +47,8 @@ def _name(fd: int, given: str, apis: Sequence[_Api]) -> str:
         if is_ours:
             # A unit's own backlog may be shorter.
             sock.listen(BACKLOG)
-    for api in apis:
-        if is_ours and (given in api.names or api.address.port == port) and api.address.scheme != "unix":
-            return api.kept_as
-    known = ", ".join(f"{api.key} {api.address}" for api in apis)
+    for name, each in ours.items():
+        if is_ours and (given == name or each.address.port == port) and each.address.scheme != "unix":
+            return each.kept_as
+    known = ", ".join(f"{each.port_key} {each.address}" for each in dict.fromkeys(ours.values()))
     raise ConfigError(f"the service manager hands over a socket on {where}, which is none of {known}; correct its unit")

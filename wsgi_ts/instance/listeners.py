@@ -11,8 +11,9 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from wsgi_ts.settings.address import Address
 from wsgi_ts.settings.config import Config
@@ -28,16 +29,15 @@ class BindError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class BoundListener:
-    """A listening socket and the APIs that are served on it (several, where their addresses are equal)."""
+    """A listening socket and the APIs that are served on it (several, where their addresses are equal).
+
+    `kept_as` is its name among what the guard keeps.
+    """
 
     kinds: tuple[str, ...]
     address: Address
     sock: socket.socket
-
-    @property
-    def kept_as(self) -> str:
-        """Its name among what the guard keeps."""
-        return kept_name(self.kinds, self.address)
+    kept_as: str
 
     @property
     def argument(self) -> str:
@@ -52,62 +52,71 @@ class BoundListener:
                 os.unlink(self.address.path)
 
 
-def kept_name(kinds: tuple[str, ...], address: Address) -> str:
-    """What the guard keeps the socket of an address under; the same when the kernel has chosen the port."""
-    return f"{address.scheme} {'+'.join(kinds)}"
+class Wanted(NamedTuple):
+    """A socket that a configuration asks for: its APIs, its address, and the keys that say where, and at which port.
+
+    The two keys may be the same.
+    """
+
+    kinds: tuple[str, ...]
+    address: Address
+    address_key: str
+    port_key: str
+
+    @property
+    def kept_as(self) -> str:
+        """What the guard keeps it under; the same when the kernel has chosen the port."""
+        return f"{self.address.scheme} {'+'.join(self.kinds)}"
 
 
-def bind_all(config: Config, kept: Mapping[str, int]) -> list[BoundListener]:
-    """Binds the addresses of all APIs; inference comes first.
+def rest_sockets(config: Config) -> list[Wanted]:
+    """The sockets of all REST APIs, one for each address; inference comes first."""
+    kinds_of: dict[Address, list[str]] = {}
+    for kind, address in config.addresses.items():
+        kinds_of.setdefault(address, []).append(kind)
+    keys = {address: f"{kinds[0]}_address" for address, kinds in kinds_of.items()}
+    return [Wanted(tuple(kinds_of[address]), address, key, key) for address, key in keys.items()]
 
-    `kept` has the descriptors of sockets that an earlier supervisor has bound, by `kept_as`.
+
+def grpc_sockets(config: Config) -> list[Wanted]:
+    """The sockets of the gRPC APIs; inference comes first."""
+    return [
+        Wanted((kind,), address, f"grpc_{kind}_address", f"grpc_{kind}_port")
+        for kind, address in config.grpc_addresses.items()
+    ]
+
+
+def bind(wanted: Iterable[Wanted], kept: Mapping[str, int]) -> list[BoundListener]:
+    """Binds sockets, but those that an earlier supervisor has bound: `kept` has their descriptors by `kept_as`.
 
     Raises:
         BindError: one cannot be bound; none stays bound then.
     """
-    kinds_of: dict[Address, list[str]] = {}
-    for kind, address in config.addresses.items():
-        kinds_of.setdefault(address, []).append(kind)
     bound: list[BoundListener] = []
     with contextlib.ExitStack() as on_error:
-        for address, kinds in kinds_of.items():
-            key = f"{kinds[0]}_address"
-            sock = _kept_socket(tuple(kinds), address, kept) or _bind(address, key, key)
-            listener = BoundListener(tuple(kinds), address, sock)
-            on_error.callback(listener.close)
-            bound.append(listener)
+        for each in wanted:
+            sock, address = _kept_socket(each, kept) or _bind(each), each.address
+            if address.scheme.startswith("grpc"):
+                address = replace(address, port=sock.getsockname()[1])
+            bound.append(BoundListener(each.kinds, address, sock, each.kept_as))
+            on_error.callback(bound[-1].close)
         on_error.pop_all()
     return bound
 
 
-def bind_grpc(config: Config, kept: Mapping[str, int]) -> list[BoundListener]:
-    """Binds the ports of the gRPC APIs; inference comes first. See `bind_all`."""
-    bound: list[BoundListener] = []
-    with contextlib.ExitStack() as on_error:
-        for kind, address in config.grpc_addresses.items():
-            sock = _kept_socket((kind,), address, kept) or _bind(address, f"grpc_{kind}_address", f"grpc_{kind}_port")
-            listener = BoundListener((kind,), replace(address, port=sock.getsockname()[1]), sock)
-            on_error.callback(listener.close)
-            bound.append(listener)
-        on_error.pop_all()
-    return bound
-
-
-def _kept_socket(kinds: tuple[str, ...], address: Address, kept: Mapping[str, int]) -> socket.socket | None:
-    fd = kept.get(kept_name(kinds, address), -1)
+def _kept_socket(wanted: Wanted, kept: Mapping[str, int]) -> socket.socket | None:
+    fd, address = kept.get(wanted.kept_as, -1), wanted.address
     # A Unix socket without its name can be reached by nobody.
     is_lost = address.scheme == "unix" and not os.path.exists(address.path)
     return None if fd < 0 or is_lost else socket.socket(fileno=fd)
 
 
-def bind_problem(address: Address, address_key: str, port_key: str) -> str | None:
-    """Why an address cannot be listened on, and what to do; None where it can. Nothing is left behind or removed.
-
-    The keys that say where, and at which port, may be the same.
-    """
+def bind_problem(wanted: Wanted) -> str | None:
+    """Why an address cannot be listened on, and what to do; None where it can. Nothing is left behind or removed."""
+    address = wanted.address
     if address.scheme == "unix":
         problem = _unix_problem(address.path)
-        return None if problem is None else f"{problem}; change {address_key}"
+        return None if problem is None else f"{problem}; change {wanted.address_key}"
     try:
         family, target = _resolve(address)
         with socket.socket(family, socket.SOCK_STREAM) as sock:
@@ -116,15 +125,16 @@ def bind_problem(address: Address, address_key: str, port_key: str) -> str | Non
             # Binding alone may succeed beside a listener that allows re-use.
             sock.listen(1)
     except OSError as error:
-        return _in_words(error, address_key, port_key)[1]
+        return _in_words(error, wanted)[1]
     return None
 
 
-def _in_words(error: OSError, address_key: str, port_key: str) -> tuple[str, str]:
+def _in_words(error: OSError, wanted: Wanted) -> tuple[str, str]:
     """The key that an error of a bind is about, and the error with what to do."""
     reason = error.strerror or str(error)
     # getaddrinfo has numbers of its own.
     number = None if isinstance(error, socket.gaierror) else error.errno
+    address_key, port_key = wanted.address_key, wanted.port_key
     if number == errno.EADDRINUSE:
         return port_key, f"{reason}; stop what uses it, or change {port_key}"
     if number == errno.EACCES:
@@ -152,7 +162,8 @@ def _unix_problem(path: str) -> str | None:
     return "a server listens there"
 
 
-def _bind(address: Address, address_key: str, port_key: str) -> socket.socket:
+def _bind(wanted: Wanted) -> socket.socket:
+    address = wanted.address
     try:
         family, target = _resolve(address)
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -166,7 +177,7 @@ def _bind(address: Address, address_key: str, port_key: str) -> socket.socket:
             sock.listen(BACKLOG)
             on_error.pop_all()
     except OSError as error:
-        key, problem = _in_words(error, address_key, port_key)
+        key, problem = _in_words(error, wanted)
         raise BindError(f"Failed to bind to address: {address} ({key}): {problem}") from error
     return sock
 

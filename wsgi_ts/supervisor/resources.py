@@ -13,7 +13,7 @@ from wsgi_ts.checks.start import StartError, check_configuration
 from wsgi_ts.gpu.devices import gpu_count
 from wsgi_ts.guard.link import GuardLink
 from wsgi_ts.guard.protocol import LOCK
-from wsgi_ts.instance.listeners import bind_all, bind_grpc
+from wsgi_ts.instance.listeners import bind, grpc_sockets, rest_sockets
 from wsgi_ts.instance.run_directory import RunDirectory
 from wsgi_ts.logs.plan import LogPlan
 from wsgi_ts.models.registry import Registry
@@ -69,9 +69,9 @@ class Resources:
         if len(self.devices) > layout.MAX_BATCHERS:
             raise StartError(f"{gpus} GPUs are more than this server handles; set number_of_gpu")
         check_configuration(config, len(self.devices))
-        self.listeners = bind_all(config, guard.kept)
+        self.listeners = bind(rest_sockets(config), guard.kept)
         stack.callback(self.close_listeners)
-        self.grpc_ports = bind_grpc(config, guard.kept)
+        self.grpc_ports = bind(grpc_sockets(config), guard.kept)
         for port in self.grpc_ports:
             stack.callback(port.close)
         for listener in (*self.listeners, *self.grpc_ports):

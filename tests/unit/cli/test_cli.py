@@ -35,7 +35,7 @@ from wsgi_ts.cli.status import format_state, print_status
 from wsgi_ts.control.channel import Channel
 from wsgi_ts.control.client import ControlPlane, NotReachable
 from wsgi_ts.errors import ModelNotFound, ServerError
-from wsgi_ts.instance.listeners import BindError, bind_grpc
+from wsgi_ts.instance.listeners import BindError, bind, grpc_sockets
 from wsgi_ts.instance.pid_file import PidFile, ServerHandle, is_server, parse_pid
 from wsgi_ts.instance.shared_memory import start_bytes
 from wsgi_ts.process import boot_id, start_time
@@ -624,7 +624,7 @@ def test_addresses_that_are_wrong_are_told_by_the_key_to_correct() -> None:
     """A name that nobody knows is no port in use."""
     wrong = Config(grpc_management_address="nobody.invalid", grpc_inference_port=0)
     with pytest.raises(BindError) as caught:
-        bind_grpc(wrong, {})
+        bind(grpc_sockets(wrong), {})
     said = str(caught.value)
     assert said.startswith("Failed to bind to address: grpc://nobody.invalid:7071 (grpc_management_address): ")
     assert said.endswith("; correct grpc_management_address")
