@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from wsgi_ts.archive.manifest import Manifest
@@ -36,27 +36,20 @@ _MOST_DELAY_MS = 86_400_000
 _MOST_THREADS = 1024
 
 
+@dataclass(frozen=True, slots=True)
 class Trials:
     """Begins, changes and ends trials.
 
-    Args:
+    Attributes:
         operation_on: `ModelManager`'s way to have a version to oneself, by its name and version.
         record: writes the snapshot.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        registry: Registry,
-        workers: WorkerScaler,
-        operation_on: Callable[[str, str | None], AbstractContextManager[ModelVersion]],
-        record: Callable[[], None],
-    ) -> None:
-        self._config = config
-        self._registry = registry
-        self._workers = workers
-        self._operation_on = operation_on
-        self._record = record
+    config: Config
+    registry: Registry
+    workers: WorkerScaler
+    operation_on: Callable[[str, str | None], AbstractContextManager[ModelVersion]]
+    record: Callable[[], None]
 
     def begin(self, *, peer: Peer, model_name: str, version: str | None = None) -> dict[str, Any]:
         """Begins a trial; returns what holds for the version now, and what bears on what can be tried.
@@ -65,8 +58,8 @@ class Trials:
             ConflictStatus: somebody else tries something on it.
             BadRequest: it runs the functions of a workflow.
         """
-        self._registry.refuse_while_draining()
-        with self._operation_on(model_name, version) as model:
+        self.registry.refuse_while_draining()
+        with self.operation_on(model_name, version) as model:
             model.refuse_while_tried()
             if model.spec.functions:
                 raise BadRequest(f"{model_name} runs the functions of a workflow; only models can be tuned.")
@@ -99,7 +92,7 @@ class Trials:
         Raises:
             ServerError: they cannot hold, since a worker does not start, for example; all is as it was before the call.
         """
-        self._registry.refuse_while_draining()
+        self.registry.refuse_while_draining()
         wanted = {
             "workers": (workers, 1, MAX_WORKERS),
             "threads": (threads, 0, _MOST_THREADS),
@@ -111,9 +104,9 @@ class Trials:
                 raise BadRequest(f"Parameter {key} must be a number from {least} to {most}.")
         if batch_policy not in BATCH_POLICIES:
             raise BadRequest(f"Parameter batch_policy must be one of {', '.join(BATCH_POLICIES)}.")
-        with self._operation_on(model_name, version) as model:
+        with self.operation_on(model_name, version) as model:
             trial = _trial_of(model, peer)
-            holders = self._registry.gpu_holders()
+            holders = self.registry.gpu_holders()
             workers, _ = limit_workers(model.placement, model.name, workers, workers, holders)
             spec = replace(
                 trial.spec,
@@ -136,7 +129,7 @@ class Trials:
         Raises:
             ServerError: a worker with the settings to be kept does not start; then all is as before the trial.
         """
-        with self._operation_on(model_name, version) as model:
+        with self.operation_on(model_name, version) as model:
             trial = _trial_of(model, peer)
             if not keep:
                 self._put_back(model, trial)
@@ -149,7 +142,7 @@ class Trials:
             model.trial = None
             log.info("Model %s version %s goes on with other settings: %s", model.name, model.version, _shown(model))
             shown = _shown(model)
-        self._record()
+        self.record()
         return shown
 
     def _put_back(self, model: ModelVersion, trial: Trial) -> None:
@@ -160,8 +153,8 @@ class Trials:
             told = "Model %s version %s: its workers cannot be started anew with the settings of before: %s"
             log.error(told, model.name, model.version, error.message)
             model.spec = trial.spec
-            self._workers.renew(model)
-            self._workers.set_limits(model, trial.min_workers, trial.max_workers)
+            self.workers.renew(model)
+            self.workers.set_limits(model, trial.min_workers, trial.max_workers)
         finally:
             model.trial = None
         log.info("Model %s version %s has the settings that it had", model.name, model.version)
@@ -174,20 +167,20 @@ class Trials:
         started: list[int] = []
         leaving: list[int] = []
         if len(model.workers) > most:
-            leaving += self._workers.set_limits(model, min(least, most), most).leaving
+            leaving += self.workers.set_limits(model, min(least, most), most).leaving
         made_of = (spec.batch_size, spec.threads_per_worker)
         started_with = {worker.started_with for worker in model.workers.values()}
         fits = all(size >= spec.batch_size and threads == spec.threads_per_worker for size, threads in started_with)
         if model.workers and (started_with != {made_of} if exactly else not fits):
-            leaving += self._workers.replace(model, spec)
+            leaving += self.workers.replace(model, spec)
         elif model.spec != spec:
             model.spec = spec
-            self._workers.renew(model)
+            self.workers.renew(model)
         if (model.min_workers, model.max_workers) != (least, most) or len(model.workers) < least:
-            change = self._workers.set_limits(model, least, most)
+            change = self.workers.set_limits(model, least, most)
             started, leaving = change.started, leaving + change.leaving
-        self._workers.wait_until_ready(model, model.version, started)
-        self._workers.wait_until_left(model, leaving, self._config.unregister_model_timeout)
+        self.workers.wait_until_ready(model, model.version, started)
+        self.workers.wait_until_left(model, leaving, self.config.unregister_model_timeout)
 
     def _follow(self, model: ModelVersion, trial: Trial) -> None:
         """Puts everything back when the process that tries ends before its trial."""
@@ -198,7 +191,7 @@ class Trials:
 
         def watch() -> None:
             try:
-                while model.trial is trial and not self._registry.draining:
+                while model.trial is trial and not self.registry.draining:
                     if is_readable(pidfd, _LOOK_S):
                         self._abandon(model, trial)
             finally:
@@ -208,7 +201,7 @@ class Trials:
 
     def _abandon(self, model: ModelVersion, trial: Trial) -> None:
         try:
-            with self._operation_on(model.name, model.version) as there_now:
+            with self.operation_on(model.name, model.version) as there_now:
                 if there_now is model and model.trial is trial:
                     log.warning("Process %d has ended before what it tried was put back", trial.owner_pid)
                     self._put_back(model, trial)

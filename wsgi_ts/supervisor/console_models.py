@@ -11,6 +11,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from wsgi_ts.batcher.shm import layout
@@ -75,29 +76,27 @@ class WorkerRow(NamedTuple):
     memory: int
 
 
+@dataclass(slots=True)
 class _Known:
     """A version as it was in the last snapshot.
 
     Attributes:
         number: by which the page knows it; no other version ever has the same.
         revision: the snapshot that it changed in.
-        rows, workers, workers_json: its workers, each with its JSON, and these together.
+        workers, workers_json: its workers, each with its JSON, and these together.
         counted: its rows on the board.
         facts, facts_json: all else that its JSON depends on, and that as JSON, without its end.
         text: its JSON.
     """
 
-    __slots__ = ("counted", "facts", "facts_json", "number", "revision", "text", "workers", "workers_json")
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.revision = 0
-        self.workers: dict[int, tuple[WorkerRow, str]] = {}
-        self.workers_json = ""
-        self.counted: list[list[int]] = []
-        self.facts: tuple[Any, ...] = ()
-        self.facts_json = ""
-        self.text = ""
+    number: int
+    revision: int = 0
+    workers: dict[int, tuple[WorkerRow, str]] = field(default_factory=dict)
+    workers_json: str = ""
+    counted: list[list[int]] = field(default_factory=list)
+    facts: tuple[Any, ...] = ()
+    facts_json: str = ""
+    text: str = ""
 
 
 class Models(NamedTuple):

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import wsgi_ts
@@ -33,10 +34,11 @@ _COMMAND_LIMIT_S = 30.0
 _MAX_LOGGED = 4000
 
 
+@dataclass(slots=True, kw_only=True)
 class SystemMetrics:
     """Measures again and again until it is stopped.
 
-    Args:
+    Attributes:
         interval_s: the time from one measurement to the next, in seconds.
         hostname: the value of the host dimension.
         command: `system_metrics_cmd`; "" measures by itself.
@@ -45,34 +47,23 @@ class SystemMetrics:
         publish: gets the values of each measurement by the metric's name.
     """
 
-    def __init__(
-        self,
-        *,
-        interval_s: float,
-        gpus: int,
-        hostname: str,
-        command: str,
-        home: Path | None,
-        worker_pids: Callable[[], list[int]],
-        publish: Callable[[dict[str, Values]], None],
-    ) -> None:
-        self._interval_s = interval_s
-        self._gpus = gpus
-        self._hostname = hostname
-        self._command = command
-        self._home = home or Path(shim_path())
-        self._worker_pids = worker_pids
-        self._publish = publish
-        self._stopped = threading.Event()
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
+    interval_s: float
+    gpus: int
+    hostname: str
+    command: str
+    home: Path | None
+    worker_pids: Callable[[], list[int]]
+    publish: Callable[[dict[str, Values]], None]
+    _stopped: threading.Event = field(default_factory=threading.Event, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _process: subprocess.Popen[str] | None = field(default=None, init=False)
 
     def start(self) -> None:
         """Begins; what needs no other program is measured before this returns, so that whoever asks first finds it."""
-        if not self._command:
+        if not self.command:
             self._publish_from(self._measure_host)
-        is_complete = not self._command and self._gpus == 0
-        wait_s = self._interval_s if is_complete else 0.0
+        is_complete = not self.command and self.gpus == 0
+        wait_s = self.interval_s if is_complete else 0.0
         threading.Thread(target=self._run, args=(wait_s,), name="system metrics", daemon=True).start()
 
     def stop(self) -> None:
@@ -85,28 +76,28 @@ class SystemMetrics:
 
     def _run(self, wait_s: float) -> None:
         while not self._stopped.wait(wait_s):
-            wait_s = self._interval_s
-            self._publish_from(self._ask_command if self._command else self._measure)
+            wait_s = self.interval_s
+            self._publish_from(self._ask_command if self.command else self._measure)
 
     def _publish_from(self, measure: Callable[[], dict[str, Values]]) -> None:
         try:
-            self._publish(measure())
+            self.publish(measure())
         except Exception:
-            log.exception("The system metrics cannot be measured; tried again in %g s", self._interval_s)
+            log.exception("The system metrics cannot be measured; tried again in %g s", self.interval_s)
 
     def _measure_host(self) -> dict[str, Values]:
-        host = (HOST_LEVEL, self._hostname)
+        host = (HOST_LEVEL, self.hostname)
         return {name: {host: measure()} for name, measure in MEASURES.items()}
 
     def _measure(self) -> dict[str, Values]:
         values = self._measure_host()
-        for number, load in enumerate(gpu_loads(self._gpus)):
+        for number, load in enumerate(gpu_loads(self.gpus)):
             for name, value in load.items():
-                values.setdefault(name, {})[HOST_LEVEL, str(number), self._hostname] = value
+                values.setdefault(name, {})[HOST_LEVEL, str(number), self.hostname] = value
         return values
 
     def _ask_command(self) -> dict[str, Values]:
-        output = self._run_command(",".join(map(str, self._worker_pids())) + "\n")
+        output = self._run_command(",".join(map(str, self.worker_pids())) + "\n")
         values: dict[str, Values] = {}
         for line in map(escape_controls, map(str.strip, output.splitlines())):
             if not line:
@@ -122,8 +113,9 @@ class SystemMetrics:
 
     def _run_command(self, pids: str) -> str:
         """What the command prints; "" where it cannot be run, and then the log says why."""
-        limit_s = max(_COMMAND_LIMIT_S, self._interval_s)
-        command = [sys.executable, *shlex.split(self._command)]
+        home = self.home or Path(shim_path())
+        limit_s = max(_COMMAND_LIMIT_S, self.interval_s)
+        command = [sys.executable, *shlex.split(self.command)]
         places = (shim_path(), str(Path(wsgi_ts.__file__).parent.parent), os.environ.get("PYTHONPATH"))
         try:
             with self._lock:
@@ -131,7 +123,7 @@ class SystemMetrics:
                     return ""
                 self._process = process = subprocess.Popen(
                     command,
-                    cwd=self._home,
+                    cwd=home,
                     env={**inherited_environ(), "PYTHONPATH": os.pathsep.join(filter(None, places))},
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
@@ -141,14 +133,14 @@ class SystemMetrics:
                     start_new_session=True,
                 )
         except OSError as error:
-            log.error("system_metrics_cmd %s cannot be run in %s: %s", self._command, self._home, error)
+            log.error("system_metrics_cmd %s cannot be run in %s: %s", self.command, home, error)
             return ""
         try:
             output, errors = process.communicate(pids, limit_s)
         except subprocess.TimeoutExpired:
             _kill(process)
             process.communicate()
-            log.error("system_metrics_cmd %s took more than %g s and was killed", self._command, limit_s)
+            log.error("system_metrics_cmd %s took more than %g s and was killed", self.command, limit_s)
             return ""
         finally:
             with self._lock:
@@ -158,7 +150,7 @@ class SystemMetrics:
         for line in errors[:_MAX_LOGGED].splitlines():
             log.error("system_metrics_cmd: %s", escape_controls(line))
         if process.returncode:
-            log.error("system_metrics_cmd %s ended with exit code %d", self._command, process.returncode)
+            log.error("system_metrics_cmd %s ended with exit code %d", self.command, process.returncode)
         return output
 
 
