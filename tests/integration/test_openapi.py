@@ -16,7 +16,7 @@ from support.server import ServerProcess
 from wsgi_ts.errors import BadRequest
 from wsgi_ts.messages import WorkerReport
 from wsgi_ts.models.arguments import MAX_BATCH_SIZE, MAX_WORKERS, RegisterArguments
-from wsgi_ts.models.description import describe_worker
+from wsgi_ts.models.queries import describe_worker
 from wsgi_ts.models.version import WorkerRecord
 from wsgi_ts.rest import openapi, schemas
 from wsgi_ts.settings.config import Config

@@ -61,7 +61,7 @@ def check_handler(file: Path, folder: Path, shown: str, requirements: Sequence[s
         except (OSError, ValueError) as error:
             yield Difference("FAIL", place, f"cannot be read: {error}", "pack it again")
             continue
-        for each in _imports(tree):
+        for each in _within(tree.body, is_optional=False):
             own = _own_file(each, source.parent, folder)
             if own is not None:
                 if own not in seen:
@@ -93,16 +93,11 @@ def _check_import(each: Import, where: str, wanted: set[str]) -> Difference | No
     if _normal(package) in wanted:
         return None
     told = f"imports {top}, which is neither installed here nor in the model's requirements"
-    return Difference(
-        "WARN" if level == "WARN" else "FAIL", where, told, f"pip install {package}, where the server runs"
-    )
-
-
-def _imports(tree: ast.Module) -> Iterator[Import]:
-    yield from _within(tree.body, is_optional=False)
+    return Difference(level, where, told, f"pip install {package}, where the server runs")
 
 
 def _within(body: Sequence[ast.stmt], *, is_optional: bool) -> Iterator[Import]:
+    """What statements import."""
     for node in body:
         if isinstance(node, ast.Import):
             yield from (Import(alias.name, "", node.lineno, is_optional) for alias in node.names)

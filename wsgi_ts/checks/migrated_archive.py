@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from wsgi_ts.archive.manifest import Manifest, load_model_yaml
@@ -19,7 +19,7 @@ from wsgi_ts.ts_path import shim_path
 
 _ENVELOPES = frozenset(("body", "json", "kserve", "kservev2"))
 #: Bundled handlers that differ from TorchServe's.
-_BUNDLED = {
+_BUNDLED: Mapping[str, tuple[Level, str, str]] = {
     "densenet_handler": ("WARN", "takes images only: it does not unpickle requests", "send images"),
     "text_classifier": (
         "NOTE",
@@ -131,13 +131,9 @@ def _check_handler(shown: str, folder: Path, manifest: Manifest) -> Iterator[Dif
             yield Difference("FAIL", where, told, "its workers would not start: pack it with --handler")
         elif name in _BUNDLED:
             level, text, advice = _BUNDLED[name]
-            yield Difference(_level(level), where, f"{name} {text}", advice)
+            yield Difference(level, where, f"{name} {text}", advice)
         return
     yield from check_handler(source, folder, shown, _requirements(folder, manifest))
-
-
-def _level(text: str) -> Level:
-    return "WARN" if text == "WARN" else "NOTE"
 
 
 def _requirements(folder: Path, manifest: Manifest) -> list[str]:

@@ -9,12 +9,7 @@ from pathlib import Path
 from wsgi_ts.cgroup import memory_limit, usable_cores
 from wsgi_ts.checks.difference import Difference
 from wsgi_ts.checks.migrated_archive import check_archive
-from wsgi_ts.checks.migrated_properties import (
-    check_log_config,
-    check_metrics_config,
-    check_properties,
-    jar_difference,
-)
+from wsgi_ts.checks.migrated_properties import check_log_config, check_metrics_config, check_properties, jar_difference
 from wsgi_ts.settings.stores import ARCHIVE_SUFFIXES
 from wsgi_ts.workflows.check import check_workflow
 from wsgi_ts.workflows.source import SourceError, open_source

@@ -39,9 +39,8 @@ def torchserve(arguments: Sequence[str] | None = None) -> int:
 def wsgi_ts(arguments: Sequence[str] | None = None) -> int:
     """The `wsgi-ts` command; arguments and result as `torchserve`."""
     words = sys.argv[1:] if arguments is None else list(arguments)
-    own = _OWN_FLAGS.get(words[0]) if words else None
-    if own is not None:
-        return own(words[1:])
+    if words and words[0] in ("llm", "handler", "tune", "workflow"):
+        return _run_own(words[0], words[1:])
     options = _wsgi_ts_parser().parse_args(words)
     given = getattr(options, "run_dir", None)
     run_dir = Path(os.path.abspath(given)) if given else default_run_dir()
@@ -83,34 +82,23 @@ def _run(options: argparse.Namespace, run_dir: Path) -> int:
     return print_status(run_dir, as_json=options.json)
 
 
-# Commands with flags of their own; each loads what only it needs.
+def _run_own(command: str, words: list[str]) -> int:
+    """Runs a command that has flags of its own; each loads what only it needs."""
+    if command == "llm":
+        from wsgi_ts.llm_launcher import main as llm
 
+        return llm(words, "wsgi-ts llm")
+    if command == "handler":
+        from wsgi_ts.handler_kit.commands import main as handler
 
-def _llm(words: list[str]) -> int:
-    from wsgi_ts import llm_launcher
+        return handler(words)
+    if command == "tune":
+        from wsgi_ts.tune.commands import main as tune
 
-    return llm_launcher.main(words, "wsgi-ts llm")
-
-
-def _handler(words: list[str]) -> int:
-    from wsgi_ts.handler_kit import commands
-
-    return commands.main(words)
-
-
-def _tune(words: list[str]) -> int:
-    from wsgi_ts.tune import commands
-
-    return commands.main(words)
-
-
-def _workflow(words: list[str]) -> int:
+        return tune(words)
     from wsgi_ts.cli.workflow import run_workflow_command
 
     return run_workflow_command(words)
-
-
-_OWN_FLAGS = {"llm": _llm, "handler": _handler, "tune": _tune, "workflow": _workflow}
 
 
 def _add_start_flags(parser: argparse.ArgumentParser) -> None:

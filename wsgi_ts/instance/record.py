@@ -84,10 +84,7 @@ class Record:
 
 
 def record_of(
-    owner: ProcessIdentity,
-    prefix: str,
-    children: Iterable[tuple[ProcessIdentity, str]],
-    host: ProcessIdentity | None,
+    owner: ProcessIdentity, prefix: str, children: Iterable[tuple[ProcessIdentity, str]], host: ProcessIdentity | None
 ) -> dict[str, Any]:
     """Returns the fields of a record; `children` are its other processes, and what each is for people."""
     return {

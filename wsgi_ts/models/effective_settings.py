@@ -95,11 +95,7 @@ def _timeout(name: str, config: Config, yaml: ModelYaml | None, given: RegisterA
 
 
 def _worker_limits(
-    config: Config,
-    yaml: ModelYaml,
-    arguments: RegisterArguments | None,
-    defaults: Mapping[str, int],
-    processors: int,
+    config: Config, yaml: ModelYaml, arguments: RegisterArguments | None, defaults: Mapping[str, int], processors: int
 ) -> tuple[int, int, tuple[str, ...]]:
     """The workers to start, the upper limit, and a warning where the archive's own pair is no pair."""
     warnings: tuple[str, ...] = ()

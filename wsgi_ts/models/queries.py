@@ -1,13 +1,22 @@
-"""What can be asked of models: describe, list, readiness, and the tables of `wsgi-ts status`. Nothing changes."""
+"""What can be asked of models: describe, list, readiness, and the tables of `wsgi-ts status`. Nothing changes.
+
+Models are described with TorchServe's fields in its order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from wsgi_ts.models.description import describe_version, status_of_version, status_of_worker
+from wsgi_ts.gpu.devices import gpu_usage
+from wsgi_ts.messages import WorkerReport, WorkerState
+from wsgi_ts.models.model_yaml import ModelYaml
 from wsgi_ts.models.registry import Registry
-from wsgi_ts.models.version import ModelVersion
+from wsgi_ts.models.version import ModelVersion, WorkerRecord
+from wsgi_ts.process import resident_bytes
+
+_NO_YAML = ModelYaml()
 
 
 class ModelQueries:
@@ -61,3 +70,102 @@ class ModelQueries:
             ]
             workers = [status_of_worker(model, each) for model in versions for each in model.workers.values()]
         return {"models": models, "workers": workers}
+
+
+def describe_version(model: ModelVersion, workers: Iterable[WorkerRecord], queued: int) -> dict[str, Any]:
+    """The description of one version, of whose requests `queued` wait."""
+    spec, yaml = model.spec, model.yaml or _NO_YAML
+    description: dict[str, Any] = {
+        "modelName": model.name,
+        "modelVersion": model.version,
+        "modelUrl": model.directory.url,
+        "runtime": spec.runtime,
+        "minWorkers": model.min_workers,
+        "maxWorkers": model.max_workers,
+        "batchSize": spec.batch_size,
+        "maxBatchDelay": spec.max_batch_delay_ms,
+        "responseTimeout": int(spec.response_timeout_s),
+        "startupTimeout": int(spec.startup_timeout_s),
+        "maxRetryTimeoutInSec": int(spec.max_retry_timeout_s),
+        "clientTimeoutInMills": spec.client_timeout_ms,
+        "parallelType": yaml.parallel_type,
+        "parallelLevel": yaml.parallel_level,
+        "deviceType": model.placement.device_type,
+    }
+    if model.placement.device_ids is not None:
+        description["deviceIds"] = list(model.placement.device_ids)
+    # Without a time after which a sequence ends the other limits of sequences mean nothing.
+    ends = yaml.sequence_max_idle_ms > 0
+    description |= {
+        "continuousBatching": yaml.continuous_batching,
+        "useJobTicket": yaml.use_job_ticket,
+        "useVenv": yaml.use_venv,
+        "stateful": yaml.sequence_batching,
+        "sequenceMaxIdleMSec": yaml.sequence_max_idle_ms,
+        "sequenceTimeoutMSec": yaml.sequence_timeout_ms if ends else 0,
+        "maxNumSequence": yaml.max_sequences if ends else 0,
+        "maxSequenceJobQueueSize": yaml.max_sequence_queue if ends else 0,
+        "loadedAtStartup": model.loaded_at_startup,
+        "workers": [describe_worker(worker) for worker in workers],
+        "jobQueueStatus": {"remainingCapacity": max(0, spec.job_queue_size - queued), "pendingRequests": queued},
+    }
+    return description
+
+
+def describe_worker(worker: WorkerRecord) -> dict[str, Any]:
+    """The description of one model worker; one that has died is told with its cause and its last lines of output."""
+    report = _report_of(worker)
+    description: dict[str, Any] = {
+        "id": str(worker.worker_id),
+        "startTime": _start_time(report.started_at_ms or worker.created_at_ms),
+        "status": "READY" if worker.is_ready else "UNLOADING",
+        "memoryUsage": resident_bytes(report.pid) if report.pid > 0 else 0,
+        "pid": report.pid,
+        "gpu": worker.gpu_id is not None,
+        "gpuUsage": "N/A" if worker.gpu_id is None else gpu_usage(worker.gpu_id),
+    }
+    if worker.devices is not None:
+        description["gpuIds"] = list(worker.devices)
+    if report.progress and not worker.is_ready:
+        description["progress"] = report.progress
+    if report.exit_reason and not worker.is_ready:
+        description |= {"lastExit": report.exit_reason, "lastLines": report.last_lines}
+    return description
+
+
+def status_of_version(model: ModelVersion, queued: int, *, is_default: bool) -> dict[str, Any]:
+    """The row of a version in the table of `wsgi-ts status`."""
+    return {
+        "model": model.name,
+        "version": model.version,
+        "default": is_default,
+        "workers": len(model.workers),
+        "ready": sum(worker.is_ready for worker in model.workers.values()),
+        "queued": queued,
+    }
+
+
+def status_of_worker(model: ModelVersion, worker: WorkerRecord) -> dict[str, Any]:
+    """The row of a model worker in the table of `wsgi-ts status`."""
+    report = _report_of(worker)
+    return {
+        "worker": worker.worker_id,
+        "model": f"{model.name} {model.version}",
+        "batcher": worker.batcher,
+        "gpu": worker.gpu_id,
+        "state": report.state,
+        "pid": report.pid,
+        "restarts": report.restarts,
+        "last_end": report.exit_reason,
+    }
+
+
+def _report_of(worker: WorkerRecord) -> WorkerReport:
+    """What is known of a worker; of one that its batcher has not spoken of yet, that it starts."""
+    return worker.report or WorkerReport(worker.worker_id, 0, WorkerState.STARTING)
+
+
+def _start_time(milliseconds: int) -> str:
+    """Local time with a literal Z, as TorchServe writes it."""
+    seconds, rest = divmod(milliseconds, 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.localtime(seconds))}.{rest:03d}Z"

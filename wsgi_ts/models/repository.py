@@ -104,9 +104,4 @@ def _row(description: dict[str, Any]) -> dict[str, str]:
     workers = description["workers"]
     ready = any(worker["status"] == READY for worker in workers)
     state, reason = (READY, "") if ready else (LOADING, "no worker is ready") if workers else (UNAVAILABLE, "no worker")
-    return {
-        "name": description["modelName"],
-        "version": description["modelVersion"],
-        "state": state,
-        "reason": reason,
-    }
+    return {"name": description["modelName"], "version": description["modelVersion"], "state": state, "reason": reason}

@@ -152,8 +152,7 @@ class Trials:
             # The workers that there are serve on, by the settings of before; those that are to come start with them.
             told = "Model %s version %s: its workers cannot be started anew with the settings of before: %s"
             log.error(told, model.name, model.version, error.message)
-            model.spec = trial.spec
-            self.workers.renew(model)
+            self.workers.renew(model, trial.spec)
             self.workers.set_limits(model, trial.min_workers, trial.max_workers)
         finally:
             model.trial = None
@@ -174,8 +173,7 @@ class Trials:
         if model.workers and (started_with != {made_of} if exactly else not fits):
             leaving += self.workers.replace(model, spec)
         elif model.spec != spec:
-            model.spec = spec
-            self.workers.renew(model)
+            self.workers.renew(model, spec)
         if (model.min_workers, model.max_workers) != (least, most) or len(model.workers) < least:
             change = self.workers.set_limits(model, least, most)
             started, leaving = change.started, leaving + change.leaving

@@ -77,7 +77,7 @@ class WorkerScaler:
             before, old = model.spec, list(model.workers)
             for worker in model.workers.values():
                 worker.is_replaced = True
-            self._renew(model, spec)
+            self.renew(model, spec)
             new = [self._new_worker(model) for _ in old]
             model.workers.update((worker.worker_id, worker) for worker in new)
             self._tell(model)
@@ -87,17 +87,18 @@ class WorkerScaler:
             with self._registry.changed:
                 for worker_id in old:
                     model.workers[worker_id].is_replaced = False
-                self._renew(model, before)
+                self.renew(model, before)
             self._dismiss(model, [worker.worker_id for worker in new])
             raise
         self._dismiss(model, old)
         return old
 
-    def _renew(self, model: ModelVersion, spec: ModelSpec) -> None:
-        """What workers are started from is `spec` from now on."""
-        model.spec = spec
-        for batcher in sorted(model.loaded_in):
-            self._send(batcher, LoadModel(spec))
+    def renew(self, model: ModelVersion, spec: ModelSpec) -> None:
+        """Has a spec hold for a version from now on: for its queue, and for workers that are started later."""
+        with self._registry.changed:
+            model.spec = spec
+            for batcher in sorted(model.loaded_in):
+                self._send(batcher, LoadModel(spec))
 
     def _dismiss(self, model: ModelVersion, worker_ids: Iterable[int]) -> None:
         with self._registry.changed:
@@ -165,12 +166,6 @@ class WorkerScaler:
         for batcher in sorted(model.loaded_in):
             self._send(batcher, UnloadModel(model.spec.index))
         return self._registry.changed.wait_for(lambda: not model.loaded_in, limit_s)
-
-    def renew(self, model: ModelVersion) -> None:
-        """Tells the batchers what holds for a version from now on: its queue, and workers that are started later."""
-        with self._registry.changed:
-            for batcher in sorted(model.loaded_in):
-                self._send(batcher, LoadModel(model.spec))
 
     def has_unloaded(self, batcher: int, index: int) -> None:
         """Notes that a batcher has nothing of a version any more."""

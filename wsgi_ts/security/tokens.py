@@ -99,7 +99,7 @@ class KeyRing:
         self._keep = keep
         self._lock = threading.Lock()
         self._keys: dict[str, Key] = {}
-        self._written: os.stat_result | None = None
+        self._kept: dict[str, Any] = {}
 
     def create(self, kept: Mapping[str, Any] | None = None) -> None:
         """Makes all keys, or takes over what clients hold of a supervisor that has died; writes the file and publishes.
@@ -127,9 +127,9 @@ class KeyRing:
 
     def remove(self) -> None:
         """Removes the file, unless it is another instance's by now."""
-        with self._lock, contextlib.suppress(FileNotFoundError):
-            if self._written is not None and os.path.samestat(self._written, os.lstat(self.path)):
-                self.path.unlink()
+        with self._lock:
+            if self._kept:
+                remove_kept_key_file(self._kept)
 
     def _replace(self, keys: dict[str, Key]) -> None:
         text = json.dumps({scope: key.to_file() for scope, key in keys.items()}, indent=2) + "\n"
@@ -156,11 +156,10 @@ class KeyRing:
                 f"{self.path} (the tokens) cannot be written: {error.strerror}; start the server in a directory that "
                 "it may write to, or set disable_token_authorization=true"
             ) from error
-        self._written = written
         self._keys = keys
-        file_id = [written.st_dev, written.st_ino]
         fields = {scope: asdict(key) for scope, key in keys.items()}
-        self._keep({"path": str(self.path), "file": file_id, "keys": fields})
+        self._kept = {"path": str(self.path), "file": [written.st_dev, written.st_ino], "keys": fields}
+        self._keep(self._kept)
 
     def _publish_all(self, keys: Mapping[str, Key]) -> None:
         self._publish({scope: key.to_public() for scope, key in keys.items()})

@@ -12,10 +12,7 @@ from typing import Any, NoReturn
 
 _BLANK = re.compile(r"(?:[ \t\r\n\f]|//[^\r\n]*|#[^\r\n]*|/\*.*?\*/)*", re.DOTALL)
 _WORD = re.compile(r"[^\s{}\[\]:,;=/\\#\"']+")
-_QUOTED = {
-    '"': re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL),
-    "'": re.compile(r"'((?:[^'\\]|\\.)*)'", re.DOTALL),
-}
+_QUOTED = {'"': re.compile(r'"((?:[^"\\]|\\.)*)"', re.DOTALL), "'": re.compile(r"'((?:[^'\\]|\\.)*)'", re.DOTALL)}
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "\n": "\n"} | {mark: mark for mark in "\"'\\/"}
 _COLON = re.compile(r"=>|[:=]")

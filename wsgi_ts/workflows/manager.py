@@ -252,7 +252,7 @@ class WorkflowManager:
             registry.workflows.set(name, graph.to_json(), after.record)
             self._publish()
         for model in registry.nodes_of(after.key):
-            self._models.workers.renew(model)
+            self._models.workers.renew(model, model.spec)
         for failure in self._nodes.unregister(before.key):
             log.error("A node of the workflow %s that was replaced is left: %s", name, failure)
         kept = before.directory.downloaded == after.directory.downloaded

@@ -89,7 +89,7 @@ class MetricsCollector:
         self._load = LoadGauges(vllm_names=config.vllm_metric_names)
         self._instance = InstanceMetrics(config, board.prefix)
         self._renderer = Renderer()
-        self._rendering = threading.Lock()
+        self._rendering = threading.RLock()
         # Never closed: somebody may ask for the metrics until the very end.
         self._bells = [board.batcher_bell(index) for index in range(gpus + 1)]
         self._system_values: dict[str, Values] = {}
@@ -134,7 +134,7 @@ class MetricsCollector:
         self._settle()
         with self._rendering:
             if self._mode == PROMETHEUS_MODE:
-                return self._renderer.render(self._families(), names)
+                return self._renderer.render(self.families(), names)
             shown = [each for each in self._server_families(self._counts()) if each.name in _LEGACY_NAMES]
             return self._renderer.render(shown, names)
 
@@ -146,14 +146,11 @@ class MetricsCollector:
     def families(self) -> list[Family]:
         """All metrics with their present values."""
         with self._rendering:
-            return self._families()
-
-    def _families(self) -> list[Family]:
-        models = self._counts()
-        families = [*self._server_families(models), *self._reported.families(), *self._board.own_families(models)]
-        families += workflow_families(self._words, self._registry.workflows.graphs())
-        families += [*self._load.families(models), http_family(self._words), *self._instance.families()]
-        return [*families, *self._plugin_families()]
+            models = self._counts()
+            families = [*self._server_families(models), *self._reported.families(), *self._board.own_families(models)]
+            families += workflow_families(self._words, self._registry.workflows.graphs())
+            families += [*self._load.families(models), http_family(self._words), *self._instance.families()]
+            return [*families, *self._plugin_families()]
 
     def worker_changed(self) -> None:
         """A model worker was loaded, or has ended: the log tells of it at once."""
