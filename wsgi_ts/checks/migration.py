@@ -24,9 +24,7 @@ class NothingThere(Exception):
 
 
 def check_migration(path: Path, environ: Mapping[str, str]) -> Iterator[Difference]:
-    """All differences of a configuration file, an archive, or a folder with archives and configuration files.
-
-    `environ` is for `$$NAME$$` in configuration files.
+    """All differences of a configuration file, an archive, or a folder with such; `environ` is for `$$NAME$$`.
 
     Raises:
         NothingThere: no such file, or one of no known kind.

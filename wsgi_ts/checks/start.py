@@ -35,22 +35,14 @@ class StartError(Exception):
 
 
 def check_machine() -> None:
-    """Makes sure that the data path is safe on this processor.
-
-    Raises:
-        StartError: it is not.
-    """
+    """Raises StartError where the data path is not safe on this processor."""
     problem = machine_problem()
     if problem is not None:
         raise StartError(problem)
 
 
 def check_configuration(config: Config, batchers: int) -> None:
-    """Makes sure that this machine can run a configuration, and warns of what it may not be meant to allow.
-
-    Raises:
-        StartError: it cannot; the message says why and what to do.
-    """
+    """Raises StartError where this machine cannot run a configuration; warns of what it may not be meant to allow."""
     check_shared_memory(config, batchers)
     check_model_store(config)
     check_interpreter(config)
@@ -63,11 +55,7 @@ def check_configuration(config: Config, batchers: int) -> None:
 
 
 def check_exporter(config: Config) -> None:
-    """Makes sure that spans can be sent where a collector is configured.
-
-    Raises:
-        StartError: they cannot; the message says what to install, or what is wrong with the URL.
-    """
+    """Raises StartError where a collector is configured and spans cannot be sent to it."""
     if not config.otlp_endpoint:
         return
     scheme, _, host = config.otlp_endpoint.partition("://")
@@ -85,11 +73,7 @@ def check_exporter(config: Config) -> None:
 
 
 def check_addressable(config: Config, batchers: int) -> None:
-    """Makes sure that a batcher can map the segments of all web workers: it alone would find out.
-
-    Raises:
-        StartError: they are too large; the message says what to do.
-    """
+    """Raises StartError where a batcher, which alone would find out, cannot map the segments of all web workers."""
     addresses = address_bytes(config, batchers)
     if addresses > _MOST_ADDRESSES:
         raise StartError(
@@ -100,11 +84,7 @@ def check_addressable(config: Config, batchers: int) -> None:
 
 
 def check_shared_memory(config: Config, batchers: int) -> None:
-    """Makes sure that what every web worker and the gRPC server reserve fits.
-
-    Raises:
-        StartError: it does not; the message says what to do.
-    """
+    """Raises StartError where what every web worker and the gRPC server reserve does not fit."""
     check_addressable(config, batchers)
     needed = start_bytes(config, batchers)
     try:
@@ -120,11 +100,7 @@ def check_shared_memory(config: Config, batchers: int) -> None:
 
 
 def check_model_store(config: Config) -> None:
-    """Makes sure that the archives can be looked for.
-
-    Raises:
-        StartError: the model store cannot be read.
-    """
+    """Raises StartError where the archives cannot be looked for."""
     for key in ("model_store", "workflow_store"):
         directory = getattr(config, key)
         if directory is not None and not os.access(directory, os.R_OK | os.X_OK):
@@ -132,11 +108,7 @@ def check_model_store(config: Config) -> None:
 
 
 def check_run_directory(path: Path) -> None:
-    """Makes sure that the control socket fits under its path.
-
-    Raises:
-        StartError: the path is too long.
-    """
+    """Raises StartError where the path is too long for the control socket."""
     longest = UNIX_PATH_BYTES - len(f"/{RunFiles(path).control_socket.name}")
     if len(os.fsencode(path)) > longest:
         raise StartError(
@@ -146,11 +118,7 @@ def check_run_directory(path: Path) -> None:
 
 
 def check_interpreter(config: Config) -> None:
-    """Makes sure that the interpreter that the key `python` names can run model workers.
-
-    Raises:
-        StartError: it cannot; the message says why and what to do.
-    """
+    """Raises StartError where the interpreter that the key `python` names cannot run model workers."""
     python = interpreter(config)
     if python == sys.executable:
         return

@@ -48,11 +48,7 @@ class Channel:
         return self.sock.fileno()
 
     def send(self, message: dict[str, Any]) -> None:
-        """Sends one object; blocks until the kernel has taken it.
-
-        Raises:
-            ChannelClosed: the peer is gone.
-        """
+        """Sends one object; blocks until the kernel has taken it. Raises ChannelClosed where the peer is gone."""
         result = message.get(_RESULT) if len(message) == 1 else None
         if isinstance(result, str) and len(result) >= _LONG_TEXT:
             payload = result.encode("utf-8", "surrogatepass")
@@ -66,11 +62,7 @@ class Channel:
             raise ChannelClosed(str(error)) from error
 
     def receive(self) -> dict[str, Any]:
-        """Waits for one object (the socket's own time-out applies and raises TimeoutError).
-
-        Raises:
-            ChannelClosed: the peer is gone.
-        """
+        """Waits for one object; raises ChannelClosed where the peer is gone, and TimeoutError as the socket says."""
         while True:
             message = self._take()
             if message is not None:
@@ -90,11 +82,7 @@ class Channel:
         return messages
 
     def receive_messages(self, messages: Messages[Message], sender: str) -> list[Message]:
-        """As `receive_ready`, for typed messages: those of another version are told in the log, and left out.
-
-        Raises:
-            ChannelClosed: the peer is gone and no complete object is left.
-        """
+        """As `receive_ready`, for typed messages: those of another version are told in the log, and left out."""
         received = []
         for frame in self.receive_ready():
             try:

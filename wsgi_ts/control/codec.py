@@ -54,11 +54,7 @@ class Messages(Generic[Message]):
         return {self._key: _name(type(message)), **{name: _plain(value) for name, value in fields.items()}}
 
     def decode(self, frame: Mapping[str, Any]) -> Message:
-        """The message in a frame.
-
-        Raises:
-            UnknownMessage: there is no such message, or its fields are others.
-        """
+        """The message in a frame; raises UnknownMessage where there is none such, or its fields are others."""
         fields = dict(frame)
         name = fields.pop(self._key, None)
         try:

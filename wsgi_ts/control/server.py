@@ -75,11 +75,7 @@ class ControlServer:
         self._stopping = False
 
     def start(self) -> None:
-        """Makes the socket and begins to answer.
-
-        Raises:
-            OSError: the socket cannot be made.
-        """
+        """Makes the socket and begins to answer; raises OSError where the socket cannot be made."""
         self._path.unlink(missing_ok=True)
         self._listener.bind(os.fspath(self._path))
         self._path.chmod(0o600)

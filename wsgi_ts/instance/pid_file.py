@@ -40,11 +40,7 @@ def pid_file_path() -> Path:
 
 
 def read_pid(path: Path) -> int | None:
-    """Returns the pid in a pid file; None where it is missing or holds none.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
+    """The pid in a pid file, None where it is missing or holds none; raises ConfigError where it cannot be read."""
     try:
         fd = os.open(path, os.O_RDONLY | _OPEN_FLAGS)
     except FileNotFoundError:

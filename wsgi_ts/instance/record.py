@@ -39,11 +39,7 @@ class Record:
 
     @classmethod
     def read(cls, run_dir: str | os.PathLike[str]) -> Record | None:
-        """Reads the record in a run directory; None where there is none.
-
-        Raises:
-            RecordError: it cannot be read.
-        """
+        """The record in a run directory, None where there is none; raises RecordError where it cannot be read."""
         path = RunFiles(run_dir).record
         try:
             fields = json.loads(path.read_bytes())

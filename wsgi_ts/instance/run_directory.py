@@ -196,11 +196,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def make_private(path: Path) -> None:
-    """Makes a directory that is this user's alone, where there is none yet.
-
-    Raises:
-        RunDirectoryError: it cannot be made, or is another user's.
-    """
+    """Makes a directory this user's alone; raises RunDirectoryError where that fails, or it is another user's."""
     try:
         path.mkdir(mode=0o700, exist_ok=True)
         status = path.lstat()

@@ -55,11 +55,7 @@ def substitute(text: str, properties: Mapping[str, str], environ: Mapping[str, s
 
 
 def level_number(level: Any) -> int:
-    """A level's number, by its name in log4j or Python.
-
-    Raises:
-        ValueError: there is no such level.
-    """
+    """A level's number, by its name in log4j or Python; raises ValueError where there is none."""
     if isinstance(level, int) and not isinstance(level, bool) and level >= 0:
         return level
     # YAML takes a bare OFF for the boolean.

@@ -48,11 +48,7 @@ class LogPlan:
     notes: tuple[str, ...] = field(default=())
 
     def write(self, path: Path) -> None:
-        """Writes it for the other processes, readable for this user only.
-
-        Raises:
-            OSError: it cannot be written.
-        """
+        """Writes it for the other processes, readable for this user only; raises OSError where that fails."""
         text = json.dumps({"logging": self.logging, "asynchronous": self.asynchronous, "notes": self.notes}, indent=1)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with open(fd, "w", encoding="utf-8") as file:

@@ -118,11 +118,7 @@ class _Merger:
         self._environ = environ
 
     def merge(self, given: dict[str, Any]) -> None:
-        """Takes over the user's rows.
-
-        Raises:
-            LogConfigError: one makes no sense.
-        """
+        """Takes over the user's rows; raises LogConfigError where one makes no sense."""
         known = {"version", "formatters", "filters", "handlers", "loggers", "root"}
         known |= {"disable_existing_loggers", "incremental"}
         for key in given.keys() - known:

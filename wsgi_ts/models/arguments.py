@@ -93,11 +93,7 @@ def page_arguments(limit: int | None, first: int | None) -> dict[str, int]:
 
 
 def read_argument(name: str, row: Setting, value: Any) -> Any:
-    """An argument in its type, None where it is not given.
-
-    Raises:
-        BadRequest: it has a value of another kind.
-    """
+    """An argument in its type, None where it is not given; raises BadRequest for a value of another kind."""
     if value is None:
         return None
     try:
@@ -107,20 +103,12 @@ def read_argument(name: str, row: Setting, value: Any) -> Any:
 
 
 def check_runtime(runtime: str | None) -> None:
-    """Refuses a runtime that nobody knows.
-
-    Raises:
-        BadRequest: it is none of TorchServe's.
-    """
+    """Raises BadRequest for a runtime that is none of TorchServe's."""
     if runtime is not None and known_runtime(runtime) not in RUNTIMES:
         raise BadRequest(f"Invalid RuntimeType value: {runtime}")
 
 
 def check_count(key: str, count: int) -> None:
-    """Refuses a number of workers that cannot be meant.
-
-    Raises:
-        BadRequest: it is negative or absurdly large.
-    """
+    """Raises BadRequest for a number of workers that is negative or absurdly large."""
     if not 0 <= count <= MAX_WORKERS:
         raise BadRequest(f"Parameter {key} must be a number from 0 to {MAX_WORKERS}.")

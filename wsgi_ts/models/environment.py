@@ -255,11 +255,7 @@ def _digest_file(digest: hashlib._Hash, file: Path, model_dir: Path, seen: set[P
 
 
 def _make_private(folder: Path) -> None:
-    """Makes the folder for this user alone: what lies there is run.
-
-    Raises:
-        _BuildError: it is somebody else's.
-    """
+    """Makes the folder, whose content is run, for this user alone; raises _BuildError where it is another's."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise _BuildError(f"{folder} belongs to another user; set XDG_CACHE_HOME to a directory of your own")

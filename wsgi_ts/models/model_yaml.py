@@ -192,11 +192,7 @@ def _read(
 
 
 def check_parallel(yaml: ModelYaml) -> None:
-    """Refuses contradictions that would show as a hanging or failing worker group only.
-
-    Raises:
-        InvalidModel: the keys `parallelType`, `parallelLevel` and `torchrun` do not go together.
-    """
+    """Raises InvalidModel where `parallelType`, `parallelLevel` and `torchrun` contradict: workers would hang."""
     torchrun = yaml.raw.get("torchrun")
     is_launched = isinstance(torchrun, dict) and "nproc-per-node" in torchrun
     has_ranks = yaml.parallel_type in TORCHRUN_TYPES

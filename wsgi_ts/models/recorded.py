@@ -106,11 +106,7 @@ class RecordedModel:
 
     @classmethod
     def from_json(cls, name: str, version: str, fields: Any) -> RecordedModel:
-        """Reads one version's entry.
-
-        Raises:
-            ValueError: something in it makes no sense.
-        """
+        """Reads one version's entry; raises ValueError where something in it makes no sense."""
         where = f"model {name!r}, version {version!r}"
         entry = convert_entry(name, version, fields)
         archive = entry.get("marName")
@@ -176,11 +172,7 @@ def recorded_models(config: Config) -> list[RecordedModel]:
 
 
 def parse_models(snapshot: Mapping[str, Any]) -> list[RecordedModel]:
-    """The models of a snapshot, or of the record that the guard keeps.
-
-    Raises:
-        ValueError: something in it makes no sense.
-    """
+    """The models of a snapshot, or of the guard's record; raises ValueError where something makes no sense."""
     models = snapshot.get("models", {})
     if not isinstance(models, dict):
         raise ValueError("models is not an object")

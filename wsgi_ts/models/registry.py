@@ -68,20 +68,12 @@ class Registry:
         self._free_indexes = deque(range(MAX_MODELS))
 
     def refuse_while_draining(self) -> None:
-        """Lets nobody begin an operation while the instance stops.
-
-        Raises:
-            ServiceUnavailable: it does.
-        """
+        """Raises ServiceUnavailable while the instance stops: nobody begins an operation then."""
         if self.draining or self.leaving:
             raise ServiceUnavailable("The server is stopping.")
 
     def allocate_index(self) -> int:
-        """A number on the data path for a new model version.
-
-        Raises:
-            OutOfResources: there are as many versions as the shared memory has rows for.
-        """
+        """A number on the data path for a new version; raises OutOfResources where no row is left for one."""
         with self.changed:
             if not self._free_indexes:
                 raise OutOfResources(f"No more than {MAX_MODELS} model versions can be registered.")
@@ -114,32 +106,20 @@ class Registry:
         return holders
 
     def check_absent(self, name: str, version: str) -> None:
-        """Makes sure that a version can be added.
-
-        Raises:
-            ConflictStatus: it is there already.
-        """
+        """Raises ConflictStatus where a version, or a function of that name, is there already."""
         with self.changed:
             if version in self._models.get(name, {}) or name in self._functions:
                 raise ConflictStatus(f"Model version {version} is already registered for model {name}")
 
     def add(self, model: ModelVersion) -> None:
-        """Adds a version; the first one of a model is its default version.
-
-        Raises:
-            ConflictStatus: it is there already.
-        """
+        """Adds a version, the first of a model as its default one; raises ConflictStatus where it is there already."""
         with self.changed:
             self.check_absent(model.name, model.version)
             self._models.setdefault(model.name, {})[model.version] = model
             self._defaults.setdefault(model.name, model.version)
 
     def add_functions(self, host: ModelVersion) -> None:
-        """Makes the functions known that the workers of a version run, each as a model.
-
-        Raises:
-            ConflictStatus: a model has one of their names; then none is known.
-        """
+        """Makes the functions of a version known, or none: raises ConflictStatus where a name is taken."""
         with self.changed:
             names = {function["model"]: key for key, function in host.spec.functions.items()}
             for name in names:
@@ -220,11 +200,7 @@ class Registry:
             return versions[wanted]
 
     def versions_of(self, name: str) -> dict[str, ModelVersion]:
-        """All versions of a model, in the order of their registration.
-
-        Raises:
-            ModelNotFound: no such model.
-        """
+        """All versions of a model, in the order of their registration; raises ModelNotFound where there is none."""
         with self.changed:
             if name not in self._models:
                 raise ModelNotFound.named(name)

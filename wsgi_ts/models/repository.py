@@ -59,11 +59,7 @@ class ModelRepository:
         self._control.call("register_model", url=archive, model_name=model, synchronous=True, **arguments)
 
     def unload(self, model: str) -> None:
-        """Unloads all versions of a model, when what waits for them is answered.
-
-        Raises:
-            ModelNotFound: it is not loaded.
-        """
+        """Unloads all versions of a model, when what waits is answered; raises ModelNotFound where it is not loaded."""
         versions = self._describe(model)
         (default,) = self._describe(model, None)
         # The default version goes last: no other can before it.

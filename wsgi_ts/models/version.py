@@ -150,11 +150,7 @@ class ModelVersion:
         return self.trial or self
 
     def refuse_while_tried(self) -> None:
-        """Refuses to change what somebody else tries settings on.
-
-        Raises:
-            ConflictStatus: somebody does.
-        """
+        """Raises ConflictStatus where somebody tries settings on it, which nobody else is to change then."""
         if self.trial is not None:
             raise ConflictStatus(
                 f"Process {self.trial.owner_pid} tries settings on model {self.name} version {self.version} (wsgi-ts "

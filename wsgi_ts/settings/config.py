@@ -350,11 +350,7 @@ class Config:
 
     @classmethod
     def from_json(cls, text: str) -> Config:
-        """Reads what `to_json` wrote; keys that are left out have their default.
-
-        Raises:
-            ConfigError: not such an object.
-        """
+        """Reads what `to_json` wrote; what is left out has its default. Raises ConfigError for anything else."""
         try:
             rows = json.loads(text)
             if not isinstance(rows, dict):

@@ -17,11 +17,7 @@ _LARGEST = 2**63
 
 
 def to_whole_number(value: Any) -> int:
-    """The whole number that `value` is or spells.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """The whole number that `value` is or spells; raises ValueError where it is none."""
     if isinstance(value, str):
         match = _WHOLE.fullmatch(value.strip())
         if match is not None:
@@ -34,11 +30,7 @@ def to_whole_number(value: Any) -> int:
 
 
 def to_boolean(value: Any) -> bool:
-    """The boolean that `value` is or spells, in any case.
-
-    Raises:
-        ValueError: it is none.
-    """
+    """The boolean that `value` is or spells, in any case; raises ValueError where it is none."""
     word = value.strip().lower() if isinstance(value, str) else value
     if word is True or word == "true":
         return True
@@ -48,11 +40,7 @@ def to_boolean(value: Any) -> bool:
 
 
 def to_text(value: Any) -> str:
-    """The text that `value` is, or by which a number or boolean was written.
-
-    Raises:
-        ValueError: it is a list, an object or nothing.
-    """
+    """The text that `value` is, or by which a number or boolean was written; raises ValueError for all else."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool):

@@ -33,11 +33,7 @@ def known_runtime(runtime: Any) -> Any:
 
 
 def parse_object(text: str) -> dict[str, Any]:
-    """Reads a JSON object, in the dialect that TorchServe accepts.
-
-    Raises:
-        ValueError: it is none; half a sentence about it.
-    """
+    """Reads a JSON object, in the dialect that TorchServe accepts; raises ValueError with half a sentence."""
     try:
         value = parse_lenient(text, unique_keys=True)
     except ValueError as error:

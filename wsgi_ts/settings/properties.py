@@ -78,11 +78,7 @@ def format_property(key: str, value: str) -> str:
 
 
 def substitute_variables(value: str, environ: Mapping[str, str]) -> str:
-    """Puts the environment variable NAME where the value says `$$NAME$$`.
-
-    Raises:
-        ValueError: there is no such variable.
-    """
+    """Puts the variable NAME where the value says `$$NAME$$`; raises ValueError where there is no such variable."""
 
     def replacement(match: re.Match[str]) -> str:
         if match[1] not in environ:

@@ -81,11 +81,7 @@ class Given:
 
 
 def load_config(command_line: CommandLine, environ: Mapping[str, str]) -> Config:
-    """The configuration of an instance that is to be started.
-
-    Raises:
-        ConfigError: something in it cannot be used.
-    """
+    """The configuration of an instance that is to be started; raises ConfigError where it cannot be used."""
     warnings: list[str] = []
     temp_dir = _temp_dir(environ)
     log_dir = _location(environ, "LOG_LOCATION", temp_dir, warnings)

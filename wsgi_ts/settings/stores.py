@@ -32,11 +32,7 @@ def archive_stem(name: str) -> str:
 
 
 def names_in(directory: Path) -> Iterable[str]:
-    """The names in a folder; none where there is no such folder.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
+    """The names in a folder, none where there is no such folder; raises ConfigError where it cannot be read."""
     try:
         return os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError):

@@ -192,11 +192,7 @@ class ProcessGroup(ABC, Generic[Process]):
         return process.died(time.monotonic())
 
     def start(self) -> None:
-        """Starts all of them.
-
-        Raises:
-            OSError, RuntimeError: no process or thread can be started.
-        """
+        """Starts all of them; raises OSError or RuntimeError where no process or thread can be started."""
         for process in self.processes:
             self._start_watched(process)
 

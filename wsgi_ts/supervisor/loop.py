@@ -93,11 +93,7 @@ class MainLoop:
             self._wake_w.send(b"\0")
 
     def call(self, action: Callable[[], Any]) -> Any:
-        """Has the main thread do something, and waits for the result.
-
-        Raises:
-            ServiceUnavailable: it does not come to it.
-        """
+        """Has the main thread do something; returns the result, or raises ServiceUnavailable where it is too busy."""
         future: Future[Any] = Future()
 
         def carry_out() -> None:

@@ -59,11 +59,7 @@ class Server(SupervisedProcess):
         self._reopen_when_ready = False
 
     def start(self) -> None:
-        """Starts the next life.
-
-        Raises:
-            OSError, RuntimeError: no process or thread can be started; nothing has changed.
-        """
+        """Starts the next life; raises OSError or RuntimeError, with nothing changed, where that is not possible."""
         directory = self._directory
         inbox, theirs = os.pipe()
         os.set_blocking(inbox, False)

@@ -136,11 +136,7 @@ def make_keys(
 
 
 def make_board(prefix: str, batchers: int, stack: ExitStack) -> Board:
-    """Makes the board and the batchers' doorbells; their names go with the run directory.
-
-    Raises:
-        StartError: there is no room in /dev/shm.
-    """
+    """Makes the board and the batchers' doorbells, whose names go with the run directory, or raises StartError."""
     try:
         board = Board.create(prefix, batchers)
     except SharedMemoryFull as error:
@@ -152,11 +148,7 @@ def make_board(prefix: str, batchers: int, stack: ExitStack) -> Board:
 
 
 def write_for_children(config: Config, log_plan: LogPlan, directory: RunDirectory) -> None:
-    """Writes the configuration and the log plan for the children, without what is for the supervisor alone.
-
-    Raises:
-        StartError: they cannot be written.
-    """
+    """Writes configuration and log plan for the children, without the supervisor's own, or raises StartError."""
     try:
         log_plan.write(directory.log_plan)
         directory.config.touch(0o600)
