@@ -1,3 +1,6 @@
 """TorchServe's import paths of the model archiver."""
 
-from wsgi_ts.archiver.torchserve_api import ModelArchiver, ModelArchiverConfig
+from .version import __version__  # isort: skip
+
+from .model_archiver import ModelArchiver
+from .model_archiver_config import ModelArchiverConfig

@@ -52,7 +52,7 @@ def _given(fields: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(repr=False)
 class Model(_Document):
-    """The manifest's entry `model`; of paths the file's name is written."""
+    """The manifest's entry `model`; of paths the file's name counts."""
 
     model_name: str
     serialized_file: str | None = None
@@ -63,17 +63,24 @@ class Model(_Document):
     requirements_file: str | None = None
     config_file: str | None = None
 
+    def __post_init__(self) -> None:
+        self.serialized_file = _base(self.serialized_file) or None
+        self.handler = _base(self.handler) or None
+        self.model_file = _base(self.model_file) or None
+        self.requirements_file = _base(self.requirements_file) or None
+        self.config_file = _base(self.config_file) or None
+
     def __to_dict__(self) -> dict[str, Any]:
         return _given(
             {
                 "modelName": self.model_name,
-                "serializedFile": _base(self.serialized_file),
-                "handler": _base(self.handler),
-                "modelFile": _base(self.model_file),
+                "serializedFile": self.serialized_file,
+                "handler": self.handler,
+                "modelFile": self.model_file,
                 "modelVersion": self.model_version,
                 "extensions": self.extensions,
-                "requirementsFile": _base(self.requirements_file),
-                "configFile": _base(self.config_file),
+                "requirementsFile": self.requirements_file,
+                "configFile": self.config_file,
             }
         )
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from wsgi_ts.archiver.manifest import Manifest, Model, Workflow, WorkflowManifest
-from wsgi_ts.archiver.writer import FORMATS, ArchiverError, Contents, write_archive
+from wsgi_ts.archiver.writer import FORMATS, ArchiverError, Contents, MissingFileError, write_archive
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ def add_files(contents: Contents, *files: str | Path | None) -> None:
     """Adds those of the files that are given.
 
     Raises:
-        ArchiverError: one does not exist.
+        MissingFileError: one does not exist.
     """
     for file in files:
         if file:
@@ -215,7 +215,7 @@ def add_extra_files(contents: Contents, extra_files: str | None) -> None:
     """Adds what a comma-separated list of files, directories and wildcards names.
 
     Raises:
-        ArchiverError: a file that is no wildcard does not exist.
+        MissingFileError: a file that is no wildcard does not exist.
     """
     for given in (extra_files or "").split(","):
         pattern = given.strip()
@@ -223,7 +223,7 @@ def add_extra_files(contents: Contents, extra_files: str | None) -> None:
             continue
         found = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern))
         if not found and not glob.has_magic(pattern):
-            raise ArchiverError(f"File does not exist: {pattern}")
+            raise MissingFileError(f"File does not exist: {pattern}")
         if not found:
             log.warning("--extra-files: no file matches %s", pattern)
         for name in found:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 import os
-import re
 import shutil
+import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -24,11 +23,16 @@ from wsgi_ts.archiver.manifest import Model, Workflow, WorkflowManifest
 from wsgi_ts.archiver.pack import ModelArchiveRequest, WorkflowArchiveRequest
 from wsgi_ts.archiver.writer import FORMATS, ArchiverError, Contents, write_archive
 
-#: The bundled handlers by runtime.
+#: What the bundled handlers take, by their names.
 MODEL_HANDLERS = {
-    "python": list(pack.BUNDLED_HANDLERS),
-    "python3": list(pack.BUNDLED_HANDLERS),
-    "LSP": list(pack.LSP_HANDLERS),
+    "base_handler": "anything",
+    "text_classifier": "text",
+    "image_classifier": "vision",
+    "object_detector": "vision",
+    "image_segmenter": "vision",
+    "dali_image_classifier": "vision",
+    "vllm_handler": "text",
+    "trt_llm_handler": "text",
 }
 
 
@@ -42,28 +46,6 @@ class ModelArchiverConfig(ModelArchiveRequest):
     def from_args(cls, args: argparse.Namespace) -> ModelArchiverConfig:
         """Returns the configuration that a parsed command line stands for."""
         return cls(**_fields(args, ModelArchiveRequest))
-
-
-class ModelArchiver:
-    """The entry point for scripts."""
-
-    @staticmethod
-    def generate_model_archive(config: ModelArchiverConfig) -> None:
-        """Writes a model archive."""
-        generate_model_archive(config)
-
-
-def generate_model_archive(config: ModelArchiverConfig | argparse.Namespace | None = None) -> None:
-    """Writes the model archive of a configuration, by default that of this process's command line."""
-    if config is None:
-        logging.basicConfig(format="%(levelname)s - %(message)s")
-        config = pack.model_parser().parse_args()
-    package_model(config, ModelExportUtils.generate_manifest_json(config))
-
-
-def package_model(config: ModelArchiverConfig | argparse.Namespace, manifest_str: str) -> None:
-    """Writes a model archive with this manifest."""
-    pack.create_model_archive(ModelArchiveRequest(**_fields(config, ModelArchiveRequest)), manifest_str)
 
 
 def _fields(config: Any, request: type) -> dict[str, Any]:
@@ -90,55 +72,59 @@ class _ExportUtils:
         """Returns whether a directory goes into an archive: it is not hidden, and none of the unwanted ones."""
         return directory not in unwanted_dirs and not directory.startswith(".")
 
-    @staticmethod
-    def file_filter(current_file: str, files_to_exclude: Iterable[str]) -> bool:
-        """Returns whether a file goes into an archive: not hidden, no compiled Python and none of the excluded ones."""
-        return current_file not in files_to_exclude and re.match(r"\.|.*\.pyc$", current_file) is None
-
 
 class ModelExportUtils(_ExportUtils):
     """The steps of making a model archive, one by one."""
 
     @staticmethod
-    def get_archive_export_path(export_path: str, model_name: str, archive_format: str) -> str:
+    def get_archive_export_path(export_file_path: str, model_name: str, archive_format: str) -> str:
         """Returns the path of the archive."""
-        return os.path.join(export_path, model_name + FORMATS[archive_format])
+        return os.path.join(export_file_path, model_name + FORMATS[archive_format])
 
     @staticmethod
     def check_mar_already_exists(
-        model_name: str, export_path: str | None, overwrite: bool, archive_format: str = "default"
+        model_name: str, export_file_path: str | None, overwrite: bool, archive_format: str = "default"
     ) -> str:
-        """Returns the path of the archive, which must not exist unless it may be overwritten."""
-        path = ModelExportUtils.get_archive_export_path(export_path or os.getcwd(), model_name, archive_format)
+        """Returns the archive's directory; the archive must not exist unless it may be overwritten."""
+        directory = os.getcwd() if export_file_path is None else export_file_path
+        path = ModelExportUtils.get_archive_export_path(directory, model_name, archive_format)
         pack.check_overwrite(path, overwrite, "model")
-        return path
+        return directory
 
     @staticmethod
     def find_unique(files: Sequence[str], suffix: str) -> str | None:
         """Returns the one file with this suffix, None if there is none; several are refused."""
         found = [file for file in files if file.endswith(suffix)]
         if len(found) > 1:
-            raise ArchiverError(f"More than one file ends in {suffix}: {', '.join(found)}. Keep one of them.")
+            raise ArchiverError(
+                f"model-archiver expects only one {suffix} file in the folder. Found {len(found)} files {found} in "
+                "model-path."
+            )
         return found[0] if found else None
 
     @staticmethod
-    def generate_model(modelargs: ModelArchiverConfig | argparse.Namespace) -> Model:
+    def generate_model(modelcfg: ModelArchiverConfig | argparse.Namespace) -> Model:
         """Returns the manifest's entry for the model."""
-        return pack.model_manifest(modelargs).model
+        return pack.model_manifest(modelcfg).model
 
     @staticmethod
-    def generate_manifest_json(args: ModelArchiverConfig | argparse.Namespace) -> str:
+    def generate_manifest_json(config: ModelArchiverConfig | argparse.Namespace) -> str:
         """Returns the text of the manifest."""
-        return pack.model_manifest(args).text()
+        return pack.model_manifest(config).text()
 
     @staticmethod
-    def copy_artifacts(model_path: str, **kwargs: str | None) -> None:
-        """Copies the files of an archive, which must exist, into the directory `model_path`.
+    def copy_artifacts(model_name: str, runtime: str, **kwargs: str | None) -> str:
+        """Copies the files of an archive into a new directory.
 
-        `kwargs` has files by kind: handler, serialized_file, model_file, extra_files, …; `runtime` for the handler.
+        `kwargs` has files by kind: handler, serialized_file, model_file, extra_files, …
+
+        Returns:
+            The directory, which the caller removes.
+
+        Raises:
+            MissingFileError: a file does not exist.
         """
-        runtime = kwargs.pop("runtime", None) or "python"
-        contents = Contents(Path(model_path))
+        contents = Contents(Path(f"{model_name}.mar"))
         for kind, path in kwargs.items():
             if kind == "extra_files":
                 pack.add_extra_files(contents, path)
@@ -146,20 +132,37 @@ class ModelExportUtils(_ExportUtils):
                 file = pack.find_handler_file(path, runtime) if kind == "handler" else Path(path)
                 if file is not None:
                     contents.add_file(file)
-        _copy_into(Path(model_path), contents)
+        return _staged(model_name, contents)
 
     @staticmethod
     def archive(
-        export_path: str, model_name: str, model_path: str, manifest: str, archive_format: str = "default"
+        export_file: str, model_name: str, model_path: str, manifest: str, archive_format: str = "default"
     ) -> None:
-        """Writes an archive of a directory."""
-        output = ModelExportUtils.get_archive_export_path(export_path, model_name, archive_format)
+        """Writes the archive of the directory `model_path` into the directory `export_file`."""
+        output = ModelExportUtils.get_archive_export_path(export_file, model_name, archive_format)
         _archive_tree(model_path, output, {"MAR-INF/MANIFEST.json": manifest}, archive_format, model_name)
 
     @staticmethod
-    def archive_dir(path: str, dst: str, archive_format: str, model_name: str) -> None:
-        """Writes an archive of a directory that has its manifest already."""
-        _archive_tree(path, dst, {}, archive_format, model_name)
+    def archive_dir(
+        path: str, dst: str | zipfile.ZipFile | tarfile.TarFile, archive_format: str, model_name: str
+    ) -> None:
+        """Adds a directory to what is being written: an open zip or tar file, or the path of an archive."""
+        if isinstance(dst, str):
+            _archive_tree(path, dst, {}, archive_format, model_name)
+            return
+        contents = Contents(Path(str(getattr(dst, "filename", None) or dst.name)))
+        contents.add_tree(Path(path))
+        for name, source in contents.files.items():
+            if isinstance(dst, zipfile.ZipFile):
+                dst.write(source, name)
+            else:
+                dst.add(source, os.path.join(model_name, name))
+
+    @staticmethod
+    def file_filter(current_file: str, files_to_exclude: Iterable[str]) -> bool:
+        """Returns whether a file goes into an archive: no manifest, archive, compiled Python or excluded one."""
+        excluded = {*files_to_exclude, "MANIFEST.json"}
+        return current_file not in excluded and not current_file.endswith((".pyc", ".DS_Store", ".mar"))
 
     @staticmethod
     def check_model_name_regex_or_exit(model_name: str) -> None:
@@ -171,6 +174,17 @@ class ModelExportUtils(_ExportUtils):
         """Checks the name and the directory; a directory that is missing is made."""
         pack.check_name("Model", model_name)
         pack.output_path(export_path, model_name)
+
+
+def _staged(name: str, contents: Contents) -> str:
+    """Copies files into a new directory; returns it."""
+    directory = tempfile.mkdtemp(prefix=f"{name}-")
+    try:
+        _copy_into(Path(directory), contents)
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    return directory
 
 
 def _copy_into(folder: Path, contents: Contents) -> None:
@@ -231,13 +245,7 @@ class WorkflowExportUtils(_ExportUtils):
         contents = Contents(Path(f"{workflow_name}.war"))
         for files in artifact_files:
             pack.add_extra_files(contents, files)
-        directory = tempfile.mkdtemp(prefix=f"{workflow_name}-")
-        try:
-            _copy_into(Path(directory), contents)
-        except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
-            raise
-        return directory
+        return _staged(workflow_name, contents)
 
     @staticmethod
     def archive(export_file: str, workflow_name: str, workflow_path: str, manifest: str) -> None:
@@ -275,7 +283,10 @@ class WorkflowExportUtils(_ExportUtils):
 class ModelArgParser:
     """The command line of `torch-model-archiver`."""
 
-    export_model_args_parser = staticmethod(pack.model_parser)
+    @staticmethod
+    def export_model_args_parser() -> ModelArchiverConfig:
+        """Returns the configuration that this process's command line stands for."""
+        return ModelArchiverConfig.from_args(pack.model_parser().parse_args())
 
 
 class WorkflowArgParser:

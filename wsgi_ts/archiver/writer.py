@@ -36,6 +36,10 @@ class ArchiverError(Exception):
     """The archive cannot be made: the text says what the caller has to change."""
 
 
+class MissingFileError(ArchiverError, FileNotFoundError):
+    """A file that is to be packed does not exist."""
+
+
 @dataclass(slots=True)
 class Contents:
     """What goes into an archive: for each name inside it, the file that it comes from.
@@ -51,11 +55,11 @@ class Contents:
         """Adds one file, at the root of the archive unless `name` says otherwise.
 
         Raises:
-            ArchiverError: there is no such file.
+            MissingFileError: there is no such file.
         """
         name = name or source.name
         if not source.is_file():
-            raise ArchiverError(_what_is_missing(source))
+            raise MissingFileError(_what_is_missing(source))
         known = self.files.get(name)
         if known is not None and not known.samefile(source):
             log.warning("%s comes from both %s and %s: %s is packed.", name, known, source, source)

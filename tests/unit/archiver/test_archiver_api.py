@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -16,6 +17,7 @@ from unittest import mock
 
 import pytest
 
+import model_archiver
 import workflow_archiver
 from model_archiver import ModelArchiver, ModelArchiverConfig
 from model_archiver.arg_parser import ArgParser
@@ -87,9 +89,10 @@ def test_a_given_manifest_is_packed_as_it_is(files: Path, tmp_path: Path) -> Non
         assert member.read() == b'{"mine": true}'
 
 
-def test_a_command_line_becomes_a_configuration(files: Path, tmp_path: Path) -> None:
+def test_a_command_line_becomes_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = ["--model-name", "m", "--handler", "h.py", "-v", "2", "--export-path", str(tmp_path), "-f"]
-    made = ModelArchiverConfig.from_args(ArgParser.export_model_args_parser().parse_args(line))
+    monkeypatch.setattr(sys, "argv", ["torch-model-archiver", *line])
+    made = ArgParser.export_model_args_parser()
     assert made == ModelArchiverConfig("m", "h.py", "2", export_path=str(tmp_path), force=True)
 
 
@@ -109,13 +112,13 @@ def test_the_parts_of_a_manifest() -> None:
 
 def test_the_steps_of_packaging(files: Path, tmp_path: Path) -> None:
     assert archiving_options["tgz"] == ".tar.gz"
-    assert "image_classifier" in model_handlers["python"]
+    assert model_handlers["image_classifier"] == "vision"
     tools = ModelExportUtils
     assert tools.get_archive_export_path("/e", "m", "zip-store") == "/e/m.mar"
-    assert tools.check_mar_already_exists("m", str(tmp_path), False) == str(tmp_path / "m.mar")
+    assert tools.check_mar_already_exists("m", str(tmp_path), False) == str(tmp_path)
     assert tools.find_unique(["a.pt", "b.py"], ".pt") == "a.pt"
     assert tools.find_unique([], ".pt") is None
-    with pytest.raises(ModelArchiverError, match=r"More than one file ends in \.pt"):
+    with pytest.raises(ModelArchiverError, match=r"expects only one \.pt file in the folder. Found 2 files"):
         tools.find_unique(["a.pt", "b.pt"], ".pt")
     for name in ("m", "m.1-x_y"):
         tools.validate_inputs(name, str(tmp_path))
@@ -124,22 +127,71 @@ def test_the_steps_of_packaging(files: Path, tmp_path: Path) -> None:
     assert not tools.directory_filter(".git", ["x"])
     assert not tools.directory_filter("x", ["x"])
     assert tools.directory_filter("y", ["x"])
-    assert [tools.file_filter(name, ["n"]) for name in ("n", ".hidden", "a.pyc", "a.py")] == [False, False, False, True]
-    folder = tmp_path / "staging"
-    tools.make_dir(str(folder))
-    tools.copy_artifacts(
-        str(folder), handler=str(files / "handler.py"), extra_files=str(files / "extra"), model_file=None
+    names = ("n", "a.pyc", ".DS_Store", "MANIFEST.json", "m.mar", ".hidden", "a.py")
+    assert [tools.file_filter(name, {"n"}) for name in names] == [*[False] * 5, True, True]
+    assert tools.generate_model(config(files, tmp_path)).handler == "handler.py"
+    bundled = tools.copy_artifacts("m", "python", handler="image_classifier")
+    assert list(Path(bundled).iterdir()) == []
+    staging = tools.copy_artifacts(
+        "m", "python", handler=str(files / "handler.py:f"), extra_files=str(files / "extra"), model_file=None
     )
-    assert sorted(path.name for path in folder.iterdir()) == ["handler.py", "labels.json"]
-    tools.copy_artifacts(str(folder), handler="image_classifier", runtime="python")
-    tools.archive(str(tmp_path), "m", str(folder), "{}", "default")
+    assert sorted(path.name for path in Path(staging).iterdir()) == ["handler.py", "labels.json"]
+    with pytest.raises(FileNotFoundError, match="does not exist: none"):
+        tools.copy_artifacts("m", "python", extra_files="none")
+    tools.archive(str(tmp_path), "m", staging, "{}", "default")
     with zipfile.ZipFile(tmp_path / "m.mar") as archive:
         assert archive.read("MAR-INF/MANIFEST.json") == b"{}"
-    tools.archive_dir(str(folder), str(tmp_path / "n.mar"), "zip-store", "n")
+    tools.archive_dir(staging, str(tmp_path / "n.mar"), "zip-store", "n")
     with zipfile.ZipFile(tmp_path / "n.mar") as archive:
         assert sorted(archive.namelist()) == ["handler.py", "labels.json"]
-    tools.clean_temp_files([str(folder / "handler.py")])
-    assert [path.name for path in folder.iterdir()] == ["labels.json"]
+    with zipfile.ZipFile(tmp_path / "o.mar", "w") as archive, tarfile.open(tmp_path / "o.tar.gz", "w:gz") as tar:
+        tools.archive_dir(staging, archive, "default", "o")
+        tools.archive_dir(staging, tar, "tgz", "o")
+        assert sorted(archive.namelist()) == ["handler.py", "labels.json"]
+        assert sorted(tar.getnames()) == ["o/handler.py", "o/labels.json"]
+    tools.clean_temp_files([str(Path(staging) / "handler.py")])
+    assert [path.name for path in Path(staging).iterdir()] == ["labels.json"]
+    shutil.rmtree(staging)
+    shutil.rmtree(bundled)
+
+
+def test_scripts_replace_the_steps_of_packaging_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    steps = [mock.MagicMock() for _ in range(3)]
+    for name, step in zip(("ArgParser", "ModelExportUtils", "package_model"), steps, strict=True):
+        monkeypatch.setattr(f"model_archiver.model_packaging.{name}", step)
+    manifest = steps[1].generate_manifest_json.return_value
+    generate_model_archive()
+    steps[2].assert_called_with(steps[0].export_model_args_parser.return_value, manifest=manifest)
+    made = config(tmp_path, tmp_path)
+    ModelArchiver.generate_model_archive(made)
+    steps[2].assert_called_with(made, manifest=manifest)
+    monkeypatch.setattr("shutil.rmtree", mock.Mock())
+    package_model(made, "{}")
+    steps[1].validate_inputs.assert_called_once_with("m", str(tmp_path))
+    directory, staging = steps[1].check_mar_already_exists.return_value, steps[1].copy_artifacts.return_value
+    steps[1].archive.assert_called_once_with(directory, "m", staging, "{}", "default")
+
+
+def test_the_model_archive_is_looked_for_once() -> None:
+    for is_there in (False, True):
+        exists = mock.Mock(return_value=is_there)
+        with mock.patch("os.path.exists", exists), mock.patch("os.getcwd", return_value="/dummy"):
+            assert ModelExportUtils.check_mar_already_exists("some-model", None, True, "tgz") == "/dummy"
+        exists.assert_called_once_with("/dummy/some-model.tar.gz")
+
+
+def test_a_packaged_model_leaves_nothing_behind(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "staging"))
+    (tmp_path / "staging").mkdir()
+    with pytest.raises(ModelArchiverError, match="does not exist"):
+        ModelArchiver.generate_model_archive(config(files, tmp_path, serialized_file="none.pt"))
+    ModelArchiver.generate_model_archive(config(files, tmp_path))
+    assert (tmp_path / "m.mar").is_file()
+    assert list((tmp_path / "staging").iterdir()) == []
+
+
+def test_the_archivers_name_their_versions() -> None:
+    assert model_archiver.__version__ == "0.12.0"
 
 
 def test_a_workflow_is_packaged(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
