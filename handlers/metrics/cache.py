@@ -28,6 +28,7 @@ MAX_SAMPLES = 10_000
 #: PredictionTime and HandlerTime are recorded for one batch in so many seconds: at thousands of batches a second a
 #: line for each would cost more than the inference.
 SAMPLE_INTERVAL_S = 0.1
+_NO_TYPE = "`metric_type` must be a MetricTypes enum"
 
 
 class MetricsCache(Recorder):
@@ -37,6 +38,7 @@ class MetricsCache(Recorder):
         self.config_file_path = config_file_path
         self.model_name = model_name
         self._batch_ids: Mapping[int, str] = {}
+        self._parsed_file: dict[str, Any] | None = None
         self.cache: dict[MetricTypes, dict[str, CachingMetric]] = {kind: {} for kind in MetricTypes}
         self.store: deque[Sample] = deque(maxlen=MAX_SAMPLES)
 
@@ -74,11 +76,16 @@ class MetricsCache(Recorder):
             MetricsCachePyYamlError: it is not YAML.
             MetricsCacheKeyError: a key is missing, or a metric type is unknown.
         """
-        for type_name, specs in self._read_specification().items():
+        if self._parsed_file is None:
+            self._parse_yaml_file(self.config_file_path)
+        section = self._parse_metrics_section()
+        if not isinstance(section, dict) or not section:
+            raise MetricsCacheValueError("Missing `model_metrics` specification")
+        for type_name, specs in section.items():
             try:
                 kind = MetricTypes(type_name)
             except ValueError as error:
-                raise MetricsCacheKeyError(f"Invalid metric type: {type_name}") from error
+                raise MetricsCacheKeyError(f"Invalid metric type: {error}") from error
             for spec in specs or ():
                 try:
                     name, unit, dimensions = spec["name"], spec["unit"], spec["dimensions"]
@@ -86,32 +93,38 @@ class MetricsCache(Recorder):
                     raise MetricsCacheKeyError(f"Key not found in cache spec: {error}") from error
                 self.add_metric_to_cache(name, unit, dimensions, kind)
 
-    def _read_specification(self) -> dict[str, Any]:
-        path = self.config_file_path
-        if not path:
+    def _parse_yaml_file(self, config_file_path: str | None) -> None:
+        """Reads the configuration; raises as `initialize_cache`."""
+        if not config_file_path:
             raise MetricsCacheTypeError("Config file not initialized")
         try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            content = yaml.safe_load(Path(config_file_path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise MetricsCacheIOError(f"{path}: {error}") from error
+            raise MetricsCacheIOError(f"Error reading file {config_file_path}: {error}") from error
         except (yaml.YAMLError, ValueError) as error:
-            raise MetricsCachePyYamlError(f"{path}: {error}") from error
-        if not isinstance(content, dict) or "model_metrics" not in content:
-            raise MetricsCacheKeyError(f"'model_metrics' key not found in yaml file: {path}")
-        specification = content["model_metrics"]
-        if not isinstance(specification, dict):
-            raise MetricsCacheValueError("Missing `model_metrics` specification")
-        return specification
+            raise MetricsCachePyYamlError(f"Error parsing file {config_file_path}: {error}") from error
+        self._parsed_file = content if isinstance(content, dict) else {}
+
+    def _parse_metrics_section(self, key: str = "model_metrics") -> Any:
+        """Returns a section of the configuration that was read.
+
+        Raises:
+            MetricsCacheKeyError: it has none of this name.
+        """
+        try:
+            return (self._parsed_file or {})[key]
+        except KeyError as error:
+            raise MetricsCacheKeyError(f"'{key}' key not found in yaml file: {error}") from error
 
     def cache_keys(self) -> list[str]:
-        """Returns the names of all metrics."""
-        return [name for metrics in self.cache.values() for name in metrics]
+        """Returns type and name of all metrics (`gauge:HandlerTime`)."""
+        return [f"{kind.value}:{name}" for kind, metrics in self.cache.items() for name in metrics]
 
     def add_metric_to_cache(
         self,
         metric_name: str,
         unit: str,
-        dimension_names: Sequence[str] = (),
+        dimension_names: Sequence[str] | None = (),
         metric_type: MetricTypes = MetricTypes.COUNTER,
     ) -> CachingMetric:
         """Makes a metric, or makes it anew.
@@ -119,9 +132,10 @@ class MetricsCache(Recorder):
         Raises:
             MetricsCacheTypeError: an argument has the wrong type.
         """
-        _check_types(metric_name, metric_type)
-        if not isinstance(unit, str):
-            raise MetricsCacheTypeError("`unit` must be a str")
+        _check(metric_name, str, "`metric_name` must be a str")
+        _check(unit, str, "`unit` must be a str")
+        _check(metric_type, MetricTypes, _NO_TYPE)
+        dimension_names = dimension_names or ()
         if isinstance(dimension_names, str) or not all(isinstance(name, str) for name in dimension_names):
             raise MetricsCacheTypeError("`dimension_names` should be a list of dimension name strings")
         metric = CachingMetric(metric_name, unit, dimension_names, metric_type, self.record)
@@ -135,10 +149,11 @@ class MetricsCache(Recorder):
             MetricsCacheTypeError: an argument has the wrong type.
             MetricsCacheKeyError: there is none.
         """
-        _check_types(metric_name, metric_type)
+        _check(metric_name, str, "`metric_name` must be a str")
+        _check(metric_type, MetricTypes, _NO_TYPE)
         metric = self.cache[metric_type].get(metric_name)
         if metric is None:
-            raise MetricsCacheKeyError(f"Metric of type '{metric_type.value}' and name '{metric_name}' doesn't exist")
+            raise MetricsCacheKeyError(f"Metric of type '{metric_type}' and name '{metric_name}' doesn't exist")
         return metric
 
     def add_metric(
@@ -177,8 +192,6 @@ class MetricsCache(Recorder):
         return [*dimensions, *(default for default in defaults if default.name not in given)]
 
 
-def _check_types(metric_name: object, metric_type: object) -> None:
-    if not isinstance(metric_name, str):
-        raise MetricsCacheTypeError("`metric_name` must be a str")
-    if not isinstance(metric_type, MetricTypes):
-        raise MetricsCacheTypeError("`metric_type` must be a MetricTypes enum")
+def _check(value: object, wanted: type, message: str) -> None:
+    if not isinstance(value, wanted):
+        raise MetricsCacheTypeError(message)

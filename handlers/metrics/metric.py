@@ -10,6 +10,8 @@ from enum import Enum
 from typing import NamedTuple
 
 log = logging.getLogger(__name__)
+#: The name that log configurations of handlers know.
+sample_log = logging.getLogger("ts.metrics.caching_metric")
 
 #: Units by the short form that handlers give.
 UNITS = {
@@ -76,9 +78,9 @@ class Sample(NamedTuple):
         )
 
 
-def print_sample(sample: Sample) -> None:
-    """Writes a value to stdout; where a metric without a cache goes."""
-    print(f"[METRICS]{sample}", flush=True)
+def log_sample(sample: Sample) -> None:
+    """Logs a value, as TorchServe's workers do; where a metric without a cache goes."""
+    sample_log.info("[METRICS]%s", sample)
 
 
 class CachingMetric:
@@ -86,20 +88,20 @@ class CachingMetric:
 
     Args:
         unit: "ms", "count", "MB", … or any other text.
-        record: gets each value; prints it by default.
+        record: gets each value; logs it by default.
     """
 
     def __init__(
         self,
         metric_name: str,
         unit: str,
-        dimension_names: Sequence[str] = (),
+        dimension_names: Sequence[str] | None = (),
         metric_type: MetricTypes = MetricTypes.COUNTER,
-        record: Callable[[Sample], None] = print_sample,
+        record: Callable[[Sample], None] = log_sample,
     ) -> None:
         self.metric_name = metric_name
         self.unit = UNITS.get(unit, unit)
-        self.dimension_names = list(dimension_names)
+        self.dimension_names = list(dimension_names or ())
         self.metric_type = metric_type
         self._record = record
 
@@ -122,8 +124,7 @@ class CachingMetric:
 
     def update(self, value: float, request_id: str = "", dimensions: Sequence[Dimension] = ()) -> None:
         """Records a value that brings its dimensions along."""
-        if dimensions:
-            self.dimension_names = [dimension.name for dimension in dimensions]
+        self.dimension_names = [dimension.name for dimension in dimensions]
         self.add_or_update(value, [dimension.value for dimension in dimensions], request_id)
 
     def _refuse(self, reason: str) -> None:

@@ -47,7 +47,7 @@ class Recorder(ABC):
             MetricsCacheValueError: another unit; a ValueError, too.
         """
         if unit not in ("ms", "s"):
-            raise MetricsCacheValueError(f"the unit for a timed metric should be one of ms and s, not {unit}")
+            raise MetricsCacheValueError("the unit for a timed metric should be one of ['ms', 's']")
         self.add_metric(name, value, unit, idx, dimensions, metric_type)
 
     def add_size(
@@ -65,7 +65,7 @@ class Recorder(ABC):
             MetricsCacheValueError: another unit; a ValueError, too.
         """
         if unit not in ("MB", "kB", "GB", "B"):
-            raise MetricsCacheValueError(f"the unit for a size metric should be one of MB, kB, GB and B, not {unit}")
+            raise MetricsCacheValueError("The unit for size based metric is one of ['MB','kB', 'GB', 'B']")
         self.add_metric(name, value, unit, idx, dimensions, metric_type)
 
     def add_percent(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from wsgi_ts.handlers.metrics.metric import UNITS, Dimension, MetricTypes
+from wsgi_ts.handlers.metrics.metric import CachingMetric, Dimension, MetricTypes
 from wsgi_ts.handlers.metrics.recorder import Recorder
+
+#: The name that log configurations of handlers know.
+log = logging.getLogger("ts.service")
 
 
 class Metric:
@@ -19,7 +23,7 @@ class Metric:
         unit: "ms", "count", "MB", … or any other text.
         dimensions: what the value belongs to.
         request_id: the request, or several joined by commas.
-        metric_method: "counter" where values add up, else the last one counts.
+        metric_method: "counter" or None; kept, and not looked at.
     """
 
     def __init__(
@@ -31,9 +35,10 @@ class Metric:
         request_id: str | None = None,
         metric_method: str | None = None,
     ) -> None:
+        self._series = CachingMetric(name, unit, [dimension.name for dimension in dimensions])
         self.name = name
         self.value = value
-        self.unit = UNITS.get(unit, unit)
+        self.unit = self._series.unit
         self.dimensions = dimensions
         self.request_id = request_id
         self.metric_method = metric_method
@@ -45,12 +50,12 @@ class Metric:
         return f"{self.name}.{self.unit}:{self.value}|#{dimensions}|#{place}{tail}"
 
     def update(self, value: float) -> None:
-        """Adds to a counter, replaces any other value."""
-        self.value = self.value + value if self.metric_method == "counter" else value
+        """Logs one more value: the server adds those of a counter up. `value` stays the first one."""
+        self._series.add_or_update(value, [dimension.value for dimension in self.dimensions], self.request_id or "")
 
     def reset(self) -> None:
-        """Sets the value to 0."""
-        self.value = 0
+        """Logs the value 0."""
+        self.update(0)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the metric, ready for JSON through `MetricEncoder`."""
@@ -96,7 +101,7 @@ class MetricsStore(Recorder):
         dimensions: Sequence[Dimension] | None = (),
         metric_type: MetricTypes | None = None,
     ) -> None:
-        """Records a value; those of a counter add up, of all others the last one counts. See `Recorder`.
+        """Records a value: the first of its kind in `store`, each further one in the log. See `Recorder`.
 
         Raises:
             ValueError: the dimensions are no list.
@@ -140,7 +145,7 @@ class MetricsStore(Recorder):
             metric.update(value)
 
 
-def emit_metrics(metrics: Iterable[Metric]) -> None:
-    """Writes metrics to stdout in the text form of TorchServe's workers, one a line."""
-    for metric in metrics:
-        print(f"[METRICS]{metric}", flush=True)
+def emit_metrics(metrics: Iterable[object] | None) -> None:
+    """Logs metrics in the text form of TorchServe's workers, one a line."""
+    for metric in metrics or ():
+        log.info("[METRICS]%s", metric)

@@ -91,7 +91,8 @@ class TracedFormatter(logging.Formatter):
         """Returns the line, without a traceback."""
         text = super().formatMessage(record)
         fields = record.__dict__
-        if not fields.get("trace_id"):
+        # A metric's line is read by the server, to its end.
+        if not fields.get("trace_id") or text.startswith("[METRICS]"):
             return text
         return f"{text} trace_id={fields['trace_id']} span_id={fields.get('span_id', '')}"
 

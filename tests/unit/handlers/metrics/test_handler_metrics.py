@@ -19,6 +19,7 @@ from wsgi_ts.handlers.metrics.errors import (
 )
 from wsgi_ts.handlers.metrics.metric import CachingMetric, Dimension, MetricTypes, Sample
 from wsgi_ts.handlers.metrics.store import Metric, MetricEncoder, MetricsStore, emit_metrics
+from wsgi_ts.handlers.torchserve.metrics_cache import LoggedMetricsCache
 
 MODEL = (("ModelName", "m"), ("Level", "Model"))
 
@@ -69,7 +70,7 @@ def test_request_ids_may_be_one_text(cache: MetricsCache) -> None:
 def test_a_metric_of_ones_own(cache: MetricsCache) -> None:
     metric = cache.add_metric_to_cache("mine", "count", ["model", "level"], MetricTypes.COUNTER)
     assert cache.get_metric("mine") is metric
-    assert cache.cache_keys() == ["mine"]
+    assert cache.cache_keys() == ["counter:mine"]
     metric.add_or_update(3, ["x", "y"], "id")
     metric.update(4, "id2", [Dimension("model", "z")])
     assert cache.take_samples() == [
@@ -104,13 +105,13 @@ def test_arguments_of_a_wrong_type_are_refused(cache: MetricsCache, arguments: t
 
 
 def test_wrong_units_and_unknown_metrics_are_refused(cache: MetricsCache) -> None:
-    with pytest.raises(MetricsCacheValueError, match="minutes"):
+    with pytest.raises(MetricsCacheValueError, match=r"timed metric should be one of \['ms', 's'\]"):
         cache.add_time("t", 1, unit="minutes")
-    with pytest.raises(MetricsCacheValueError, match="TB"):
+    with pytest.raises(MetricsCacheValueError, match=r"size based metric is one of \['MB','kB', 'GB', 'B'\]"):
         cache.add_size("s", 1, unit="TB")
-    with pytest.raises(MetricsCacheKeyError, match="Metric of type 'gauge' and name 'n' doesn't exist"):
+    with pytest.raises(KeyError, match="Metric of type 'MetricTypes.GAUGE' and name 'n' doesn't exist"):
         cache.get_metric("n", MetricTypes.GAUGE)
-    with pytest.raises(MetricsCacheTypeError):
+    with pytest.raises(TypeError, match="^`metric_name` must be a str$"):
         cache.get_metric(1)  # type: ignore[arg-type]
     with pytest.raises(MetricsCacheTypeError):
         cache.get_metric("n", "gauge")  # type: ignore[arg-type]
@@ -135,7 +136,7 @@ def test_metrics_of_a_yaml_file(tmp_path: Path) -> None:
     [
         ("a: b", MetricsCacheKeyError, "'model_metrics' key not found in yaml file"),
         ("model_metrics:", MetricsCacheValueError, "Missing `model_metrics` specification"),
-        ("model_metrics: {speed: []}", MetricsCacheKeyError, "Invalid metric type: speed"),
+        ("model_metrics: {speed: []}", MetricsCacheKeyError, "Invalid metric type: .speed. is not a valid"),
         ("model_metrics: {gauge: [{name: a}]}", MetricsCacheKeyError, "Key not found in cache spec: 'unit'"),
         ("a: [", MetricsCachePyYamlError, "Error parsing file"),
         (None, MetricsCacheIOError, "Error reading file"),
@@ -159,14 +160,47 @@ def test_values_that_nobody_takes_do_not_pile_up(cache: MetricsCache) -> None:
     assert samples[-1].value == MAX_SAMPLES + 4
 
 
-def test_a_metric_without_a_cache_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_metric_of_the_file_may_have_no_dimensions(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.yaml"
+    path.write_text("model_metrics:\n  gauge:\n    - {name: a, unit: ms, dimensions: }\n")
+    cache = MetricsCache(str(path), "m")
+    cache.initialize_cache()
+    cache.get_metric("a", MetricTypes.GAUGE).add_or_update(1)
+    assert cache.take_samples() == [Sample("a", "Milliseconds", 1, (), "gauge", "")]
+
+
+def test_a_metric_without_a_cache_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     CachingMetric("n", "ms", ["a"], MetricTypes.GAUGE).add_or_update(1.5, ["b"], "id")
-    printed = capsys.readouterr().out
-    assert printed.startswith("[METRICS]n.Milliseconds:1.5|#a:b|#type:GAUGE|#hostname:")
-    assert printed.endswith(",id\n")
+    assert caplog.messages[0].startswith("[METRICS]n.Milliseconds:1.5|#a:b|#type:GAUGE|#hostname:")
+    assert caplog.messages[0].endswith(",id")
 
 
-def test_the_older_store_adds_counters_up_and_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cache_without_a_server_logs_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    path = tmp_path / "metrics.yaml"
+    path.write_text("ts_metrics: {}\nmodel_metrics: {counter: [{name: c, unit: count, dimensions: [a]}]}\n")
+    cache = LoggedMetricsCache(str(path))
+    assert cache._parse_metrics_section("ts_metrics") == {}
+    cache.initialize_cache()
+    cache.get_metric("c").add_or_update(2, ["x"])
+    cache.add_time("t", 3)
+    assert [message.split("|#type")[0] for message in caplog.messages] == [
+        "[METRICS]c.Count:2|#a:x",
+        "[METRICS]t.Milliseconds:3|#Level:Error",
+    ]
+    assert cache.take_samples() == []
+    path.write_text("a: [")
+    with pytest.raises(MetricsCachePyYamlError):
+        LoggedMetricsCache(str(path))
+    with pytest.raises(OSError, match="No such file"):
+        LoggedMetricsCache(str(tmp_path / "none"))
+    with pytest.raises(TypeError, match="Error loading None file"):
+        LoggedMetricsCache(None)
+
+
+def test_the_older_store_keeps_first_values_and_logs_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     store = MetricsStore({0: "id0", 1: "id1"}, "m")
     store.add_counter("c", 1)
     store.add_counter("c", 2)
@@ -177,21 +211,22 @@ def test_the_older_store_adds_counters_up_and_is_printed(capsys: pytest.CaptureF
     store.add_percent("p", 50)
     store.add_error("e", "text")
     assert [(metric.name, metric.value, metric.unit, metric.request_id) for metric in store.store] == [
-        ("c", 3, "Count", "id0,id1"),
+        ("c", 1, "Count", "id0,id1"),
         ("c", 5, "Count", "id1"),
-        ("t", 2.5, "Milliseconds", "id0,id1"),
+        ("t", 1.5, "Milliseconds", "id0,id1"),
         ("s", 1, "Gigabytes", "id0,id1"),
         ("p", 50, "Percent", "id0,id1"),
         ("e", "text", "unit", None),
     ]
-    with pytest.raises(ValueError, match="minutes"):
-        store.add_time("t", 1, unit="minutes")
-    with pytest.raises(ValueError, match="TB"):
-        store.add_size("s", 1, unit="TB")
     with pytest.raises(ValueError, match="list of dimensions"):
         store.add_counter("c", 1, dimensions="x")  # type: ignore[arg-type]
     emit_metrics(store.store[:1])
-    assert capsys.readouterr().out.startswith("[METRICS]c.Count:3|#ModelName:m,Level:Model|#hostname:")
+    emit_metrics(None)
+    assert [message.split("|#")[0] for message in caplog.messages] == [
+        "[METRICS]c.Count:2",
+        "[METRICS]t.Milliseconds:2.5",
+        "[METRICS]c.Count:1",
+    ]
 
 
 def test_a_metric_as_json() -> None:
@@ -200,4 +235,4 @@ def test_a_metric_as_json() -> None:
     assert fields["MetricName"] == "n"
     assert fields["Dimensions"] == [{"Name": "a", "Value": "b"}]
     metric.reset()
-    assert metric.value == 0
+    assert metric.value == 1

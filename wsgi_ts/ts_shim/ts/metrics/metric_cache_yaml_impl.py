@@ -1,1 +1,3 @@
-from wsgi_ts.handlers.metrics.cache import MetricsCache as MetricsCacheYamlImpl
+"""A cache of metrics, made from a metrics.yaml."""
+
+from wsgi_ts.handlers.torchserve.metrics_cache import LoggedMetricsCache as MetricsCacheYamlImpl
