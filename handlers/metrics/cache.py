@@ -189,7 +189,10 @@ class MetricsCache(Recorder):
         if request_id:
             defaults = [Dimension("ModelName", self.model_name), Dimension("Level", "Model")]
         given = {dimension.name for dimension in dimensions}
-        return [*dimensions, *(default for default in defaults if default.name not in given)]
+        complete = dimensions if isinstance(dimensions, list) else list(dimensions)
+        # Into the caller's own list, as in TorchServe: handlers give it to `CachingMetric.update` afterwards.
+        complete.extend(default for default in defaults if default.name not in given)
+        return complete
 
 
 def _check(value: object, wanted: type, message: str) -> None:

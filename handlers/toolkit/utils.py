@@ -137,16 +137,16 @@ def import_class(class_name: str, module_prefix: str | None = None) -> Any:
     return getattr(module, name)
 
 
-def deprecated(version: str, replacement: str = "") -> Callable[[_Function], _Function]:
+def deprecated(
+    version: str, replacement: str = "", klass: type[Warning] = PendingDeprecationWarning
+) -> Callable[[_Function], _Function]:
     """Marks a function that goes in a version: a call warns, and says what to use instead if there is something."""
 
     def decorate(function: _Function) -> _Function:
         @functools.wraps(function)
         def warn(*args: Any, **kwargs: Any) -> Any:
-            text = f"{function.__name__} is deprecated and will be removed in version {version}."
-            if replacement:
-                text += f" Use {replacement} instead."
-            warnings.warn(text, DeprecationWarning, stacklevel=2)
+            text = f"{function.__name__} is deprecated in {version} and moved to {replacement}"
+            warnings.warn(text, klass, stacklevel=2)
             return function(*args, **kwargs)
 
         return cast(_Function, warn)
@@ -173,3 +173,17 @@ def timed(function: _Function) -> _Function:
         return result
 
     return cast(_Function, measure)
+
+
+def timeit(func: _Function) -> _Function:
+    """Prints after each call how long it took, in seconds, and how much CPU time this process had meanwhile."""
+
+    @functools.wraps(func)
+    def time_and_log(*args: Any, **kwargs: Any) -> Any:
+        began, cpu_began = time.perf_counter(), time.process_time()
+        result = func(*args, **kwargs)
+        took, cpu = time.perf_counter() - began, time.process_time() - cpu_began
+        print(f"func: {func.__name__!r} took a total of {took:2.4f} sec to run and {cpu:2.4f} sec of CPU time")
+        return result
+
+    return cast(_Function, time_and_log)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import uuid
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Any
 
-from wsgi_ts.handlers.serving.context import SendChunk
-from wsgi_ts.handlers.serving.service import Service
-from wsgi_ts.messages import ModelSpec
+from wsgi_ts.handlers.serving.failures import load_error
+from wsgi_ts.handlers.serving.loader import load_entry
+from wsgi_ts.handlers.torchserve.service import Service
+from wsgi_ts.ts_path import shim_path
 
 
 class ModelLoader(ABC):
@@ -27,17 +30,16 @@ class TsModelLoader(ModelLoader):
         self,
         model_name: str,
         model_dir: str,
-        handler: str,
-        gpu_id: int | None,
-        batch_size: int,
+        handler: str | None = None,
+        gpu_id: int | None = None,
+        batch_size: int | None = None,
         envelope: str | None = None,
         limit_max_image_pixels: bool = True,
         metrics_cache: Any = None,
-        *,
-        metrics_config: str | None = None,
-        send_chunk: SendChunk | None = None,
     ) -> Service:
         """Imports the handler and initialises it.
+
+        Puts the model's folder and the `ts` compatibility package at the head of `sys.path`.
 
         Args:
             model_name: the model's name.
@@ -47,33 +49,34 @@ class TsModelLoader(ModelLoader):
             batch_size: the largest batch the handler will be given.
             envelope: name of the request envelope.
             limit_max_image_pixels: whether Pillow's limit for huge images stays in force.
-            metrics_cache: takes the handler's metrics once it is initialised; None for the service's own.
-            metrics_config: path of the metrics configuration, None for the built-in one.
-            send_chunk: called for each chunk of a streamed answer.
+            metrics_cache: takes the handler's metrics.
 
         Raises:
             LoadError: memory ran out, or the handler raised a RuntimeError.
             BaseException: anything else the handler raises.
         """
-        manifest_path = Path(model_dir) / "MAR-INF" / "MANIFEST.json"
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8")) if manifest_path.is_file() else None
-        model = (manifest or {}).get("model") or {}
-        spec = ModelSpec(
-            index=0,
-            name=model_name,
-            version=str(model.get("modelVersion", "1.0")),
-            model_dir=model_dir,
-            handler=handler,
-            manifest=manifest,
-            config_file=model.get("configFile"),
-            envelope=envelope,
-            batch_size=batch_size,
-            limit_max_image_pixels=limit_max_image_pixels,
-            metrics_config=metrics_config,
-        )
-        service = Service.load(spec, gpu_id, send_chunk)
         if metrics_cache is not None:
-            service.context.metrics = metrics_cache
+            metrics_cache.set_request_ids(str(uuid.uuid4()))
+        manifest = None
+        path = os.path.join(model_dir, "MAR-INF", "MANIFEST.json")
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                manifest = json.load(file)
+        sys.path[:0] = [folder for folder in (model_dir, shim_path()) if folder not in sys.path]
+        service = Service(
+            model_name, model_dir, manifest, None, gpu_id, batch_size, limit_max_image_pixels, metrics_cache
+        )
+        try:
+            entry = load_entry(handler or "", model_dir, envelope)
+            service.initialize(entry.initialize)
+        except BaseException as error:
+            service.close()
+            known = load_error(error)
+            if known is None:
+                raise
+            raise known from error
+        # After its `initialize`, which may have put another function in place of `handle`.
+        service._entry_point = entry.handle if envelope or entry.instance is None else entry.instance.handle
         return service
 
 

@@ -13,22 +13,23 @@ import os
 import platform
 import socket
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from wsgi_ts.handlers.serving.errors import LoadError
-from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.log_records import configure_logging
-from wsgi_ts.handlers.serving.results import Answer
-from wsgi_ts.handlers.serving.service import Service
-from wsgi_ts.handlers.torchserve.model_loader import TsModelLoader
-from wsgi_ts.handlers.torchserve.wire import create_load_model_response, predict_frame, retrieve_msg
+from wsgi_ts.handlers.torchserve.metrics_cache import LoggedMetricsCache
+from wsgi_ts.handlers.torchserve.model_loader import ModelLoaderFactory
+from wsgi_ts.handlers.torchserve.service import Service
+from wsgi_ts.handlers.torchserve.wire import create_load_model_response, retrieve_msg
+from wsgi_ts.metrics.specification import DEFAULT_FILE
 
 log = logging.getLogger(__name__)
 
 #: How long a worker waits for its connection, in seconds.
-ACCEPT_LIMIT_S = 30
+SOCKET_ACCEPT_TIMEOUT = 30.0
+#: Whether a worker waits for ever, as somebody who debugs it connects by hand.
+DEBUG = False
 
 
 class TorchModelServiceWorker:
@@ -62,8 +63,6 @@ class TorchModelServiceWorker:
         self.sock_type = s_type
         self.metrics_config = metrics_config
         self.service: Service | None = None
-        self._connection: socket.socket | None = None
-        self._request_ids: list[str] = []
         self._address: Any = s_name
         if s_type == "tcp":
             if port_num is None:
@@ -78,18 +77,21 @@ class TorchModelServiceWorker:
                 raise RuntimeError(f"socket already in use: {s_name}.") from error
         self.sock_name = self._address[0] if s_type == "tcp" else s_name
         self.sock = socket.socket(socket.AF_UNIX if s_type == "unix" else socket.AF_INET, socket.SOCK_STREAM)
+        self.metrics_cache = LoggedMetricsCache(metrics_config or str(DEFAULT_FILE))
+        self.metrics_cache.initialize_cache()
 
     def run_server(self) -> None:
         """Listens, says so on stdout, and serves the first connection until it ends.
 
         Raises:
-            TimeoutError: nobody connected within `ACCEPT_LIMIT_S`.
+            TimeoutError: nobody connected within `SOCKET_ACCEPT_TIMEOUT`.
             OSError: the address cannot be listened on.
         """
         try:
             self.sock.bind(self._address)
             self.sock.listen(1)
-            self.sock.settimeout(ACCEPT_LIMIT_S)
+            if not DEBUG:
+                self.sock.settimeout(SOCKET_ACCEPT_TIMEOUT)
             print(f"Listening on port: {self._address}", f"[PID]{os.getpid()}", sep="\n")
             print("Torch worker started.", f"Python runtime: {platform.python_version()}", sep="\n", flush=True)
             with self.sock.accept()[0] as connection:
@@ -97,7 +99,7 @@ class TorchModelServiceWorker:
                 print(f"Connection accepted: {self._address}.", flush=True)
                 self.handle_connection(connection)
         except TimeoutError:
-            log.error("Backend worker did not receive connection in: %d", ACCEPT_LIMIT_S)
+            log.error("Backend worker did not receive connection in: %d", SOCKET_ACCEPT_TIMEOUT)
             raise
         finally:
             self.sock.close()
@@ -111,27 +113,32 @@ class TorchModelServiceWorker:
                 os.remove(self._address)
 
     def handle_connection(self, cl_socket: socket.socket) -> None:
-        """Carries out commands until the connection ends, or a load fails with a status.
+        """Carries out commands until a load fails with a status.
 
         Raises:
-            ValueError: an unknown command, a batch before the model was loaded, or JSON that is nested too deep.
+            SystemExit: 0, the connection has ended.
+            RuntimeError: a batch before the model was loaded.
+            ValueError: an unknown command, or JSON that is nested too deep.
             BaseException: what a handler's initialisation raised.
         """
-        self._connection = cl_socket
+        self.service = None
         while True:
             try:
                 command, message = retrieve_msg(cl_socket)
             except ConnectionError:
                 log.info("Frontend disconnected.")
-                return
+                sys.exit(0)
             if command == b"L":
                 service, text, code = self.load_model(message)
                 cl_socket.sendall(create_load_model_response(code, text))
                 if service is None:
                     return
                 self.service = service
-            elif command == b"I" and self.service is not None:
-                cl_socket.sendall(self._predict(self.service, message))
+                service.set_cl_socket(cl_socket)
+            elif command == b"I":
+                if self.service is None:
+                    raise RuntimeError(f"Received command: {command!r}, but service is not loaded")
+                cl_socket.sendall(self.service.predict(message))
             else:
                 raise ValueError(f"Received unknown command: {command!r}")
 
@@ -146,8 +153,9 @@ class TorchModelServiceWorker:
         gpu = load_model_request.get("gpu")
         envelope = load_model_request.get("envelope")
         print(f"model_name: {name}, batchSize: {batch_size}", flush=True)
+        self.metrics_cache.model_name = name
         try:
-            service = TsModelLoader().load(
+            service = ModelLoaderFactory.get_model_loader().load(
                 name,
                 load_model_request["modelPath"].decode(),
                 load_model_request["handler"].decode(),
@@ -155,39 +163,12 @@ class TorchModelServiceWorker:
                 batch_size,
                 envelope.decode() if envelope else None,
                 load_model_request.get("limitMaxImagePixels", True),
-                metrics_config=self.metrics_config,
-                send_chunk=self._send_chunk,
+                self.metrics_cache,
             )
         except LoadError as error:
             return None, error.message, error.status
         log.debug("Model %s loaded.", name)
         return service, f"loaded model {name}", 200
-
-    def _predict(self, service: Service, message: list[dict[str, Any]]) -> bytes:
-        requests = [_request(fields) for fields in message]
-        for _ in requests:
-            log.info("Backend received inference at: %d", time.time())
-        self._request_ids = [request.request_id for request in requests]
-        answers = service.predict(requests)
-        code, text = 200, "Prediction success"
-        if answers and all(answer.error for answer in answers):
-            code, text = answers[0].status, bytes(answers[0].body).decode("utf-8", "replace")
-            answers = [answer._replace(body=b"error") for answer in answers]
-        return predict_frame(code, text, zip(self._request_ids, answers, strict=True))
-
-    def _send_chunk(self, index: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes) -> None:
-        row = (self._request_ids[index], Answer(status, phrase, headers, body))
-        if self._connection is not None:
-            self._connection.sendall(predict_frame(200, "Intermediate Prediction success", [row]))
-
-
-def _request(fields: dict[str, Any]) -> Request:
-    row = {parameter["name"]: parameter["value"] for parameter in fields["parameters"]}
-    headers: dict[str, Any] = {
-        parameter["name"]: {"content-type": parameter["contentType"]} for parameter in fields["parameters"]
-    }
-    headers |= {pair["name"].decode("latin-1"): pair["value"].decode("latin-1") for pair in fields["headers"]}
-    return Request(fields["requestId"].decode("latin-1"), row, headers)
 
 
 def worker_parser() -> argparse.ArgumentParser:

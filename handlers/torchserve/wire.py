@@ -66,7 +66,7 @@ def _read_request(conn: socket.socket, request_id: bytes, decode: bool) -> dict[
     return {"requestId": request_id, "headers": headers, "parameters": parameters}
 
 
-def create_load_model_response(code: int, message: str) -> bytes:
+def create_load_model_response(code: int, message: str) -> bytearray:
     """Returns the frame that answers a load command."""
     return predict_frame(code, message, ())
 
@@ -78,7 +78,7 @@ def create_predict_response(
     code: int,
     context: Context | None = None,
     ts_stream_next: bool = False,
-) -> bytes:
+) -> bytearray:
     """Returns the frame that answers an inference command.
 
     Args:
@@ -96,22 +96,29 @@ def create_predict_response(
     for row, request_id in req_id_map.items():
         status, phrase = (code, "") if context is None else context.get_response_status(row)
         headers = {} if context is None else context.get_response_headers(row)
-        if ts_stream_next or headers.get(STREAM_NEXT) == "true":
-            headers[STREAM_NEXT] = "true" if ts_stream_next else "false"
+        if ts_stream_next:
+            headers[STREAM_NEXT] = "true"
+        elif context is not None and context.stopping_criteria and ret is not None:
+            # Whatever ran the handler may have asked already.
+            ends = None if STREAM_NEXT in headers else context.stopping_criteria[row](ret[row])
+            if ends is not None:
+                headers[STREAM_NEXT] = "false" if ends else "true"
+        elif headers.get(STREAM_NEXT) == "true":
+            headers[STREAM_NEXT] = "false"
         body = None if ret is None else encode(ret[row])
         answer = Answer(status, phrase or "", list(headers.items()), b"error" if body is None else body)
         answers.append((request_id, answer))
     return predict_frame(code, message, answers)
 
 
-def predict_frame(code: int, message: str, answers: Iterable[tuple[str, Answer]]) -> bytes:
+def predict_frame(code: int, message: str, answers: Iterable[tuple[str, Answer]]) -> bytearray:
     """Returns the frame with status and text of a whole batch, and request id and answer of each row."""
     frame = [_INT.pack(code), _text(message)]
     for request_id, answer in answers:
         content_type = next((value for name, value in answer.headers if name.lower() == "content-type"), "")
         frame += [_text(request_id), _text(content_type), _INT.pack(answer.status), _text(answer.phrase)]
         frame += [encode_response_headers(dict(answer.headers)), _INT.pack(len(answer.body)), bytes(answer.body)]
-    return b"".join([*frame, _END])
+    return bytearray().join([*frame, _END])
 
 
 def encode_response_headers(resp_hdr_map: Mapping[Any, Any]) -> bytes:
@@ -146,7 +153,7 @@ def _read(conn: socket.socket, size: int) -> bytes:
     data = bytearray()
     while len(data) < size:
         piece = conn.recv(size - len(data))
-        if not piece:
+        if len(piece) == 0:
             raise ConnectionError("the other side has closed the connection")
         data += piece
     return bytes(data)

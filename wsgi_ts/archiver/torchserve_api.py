@@ -150,7 +150,8 @@ class ModelExportUtils(_ExportUtils):
         if isinstance(dst, str):
             _archive_tree(path, dst, {}, archive_format, model_name)
             return
-        contents = Contents(Path(str(getattr(dst, "filename", None) or dst.name)))
+        open_path = dst.filename if isinstance(dst, zipfile.ZipFile) else dst.name
+        contents = Contents(Path(str(open_path or "")))
         contents.add_tree(Path(path))
         for name, source in contents.files.items():
             if isinstance(dst, zipfile.ZipFile):

@@ -79,6 +79,15 @@ def test_a_metric_of_ones_own(cache: MetricsCache) -> None:
     ]
 
 
+def test_a_list_of_dimensions_gets_the_default_ones_for_its_next_use(cache: MetricsCache) -> None:
+    dimensions = [Dimension("a", "b")]
+    for _ in range(2):
+        cache.add_percent("p", 1, dimensions=dimensions)
+    cache.get_metric("p", MetricTypes.GAUGE).update(2, "id", dimensions)
+    cache.add_percent("q", 1, dimensions=(Dimension("a", "b"),))
+    assert [sample.dimensions for sample in cache.take_samples()] == [(("a", "b"), *MODEL)] * 4
+
+
 def test_values_that_do_not_fit_are_logged_and_not_recorded(
     cache: MetricsCache, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -109,9 +118,9 @@ def test_wrong_units_and_unknown_metrics_are_refused(cache: MetricsCache) -> Non
         cache.add_time("t", 1, unit="minutes")
     with pytest.raises(MetricsCacheValueError, match=r"size based metric is one of \['MB','kB', 'GB', 'B'\]"):
         cache.add_size("s", 1, unit="TB")
-    with pytest.raises(KeyError, match="Metric of type 'MetricTypes.GAUGE' and name 'n' doesn't exist"):
+    with pytest.raises(KeyError, match=r"Metric of type 'MetricTypes\.GAUGE' and name 'n' doesn't exist"):
         cache.get_metric("n", MetricTypes.GAUGE)
-    with pytest.raises(TypeError, match="^`metric_name` must be a str$"):
+    with pytest.raises(TypeError, match=r"^`metric_name` must be a str$"):
         cache.get_metric(1)  # type: ignore[arg-type]
     with pytest.raises(MetricsCacheTypeError):
         cache.get_metric("n", "gauge")  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,14 @@ import pytest
 
 from wsgi_ts.handlers.metrics.cache import MetricsCache
 from wsgi_ts.handlers.serving.errors import PredictionException
-from wsgi_ts.handlers.toolkit.utils import deprecated, import_class, load_label_mapping, map_class_to_label, timed
+from wsgi_ts.handlers.toolkit.utils import (
+    deprecated,
+    import_class,
+    load_label_mapping,
+    map_class_to_label,
+    timed,
+    timeit,
+)
 
 
 @pytest.mark.parametrize(
@@ -80,8 +88,17 @@ def test_deprecated_functions_warn_and_work() -> None:
     def old(value: int) -> int:
         return value + 1
 
-    with pytest.warns(DeprecationWarning, match=r"old is deprecated .* in version 2.0. Use new instead."):
+    with pytest.warns(PendingDeprecationWarning, match=r"^old is deprecated in 2.0 and moved to new$"):
         assert old(1) == 2
+
+
+def test_a_function_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    @timeit
+    def double(value: int) -> int:
+        return 2 * value
+
+    assert double(2) == 4
+    assert re.match(r"func: 'double' took a total of 0.\d{4} sec to run and 0.\d{4} sec of", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("profile", [True, False])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from support.eventually import eventually
 
-from wsgi_ts.handlers.serving.context import Context
+from wsgi_ts.handlers.serving.context import Context, RequestProcessor
 from wsgi_ts.handlers.torchserve.socket_worker import TorchModelServiceWorker
 from wsgi_ts.handlers.torchserve.wire import (
     create_load_model_response,
@@ -147,6 +147,17 @@ def test_status_and_headers_come_from_the_context() -> None:
     assert last == begin + headers + text(b"false") + text(b"x") + END
 
 
+def test_stopping_criteria_say_which_streams_go_on() -> None:
+    context = Context("m", "", None, 2, None)
+    context.request_processor = [RequestProcessor({}), RequestProcessor({})]
+    context.stopping_criteria = {0: lambda _: True, 1: lambda _: False}
+    frame = create_predict_response(["a", "b"], {0: "r", 1: "s"}, "ok", 200, context)
+    head = number(0) + number(200) + number(0) + number(1) + text(b"ts_stream_next")
+    first = text(b"r") + head + text(b"false") + text(b"a")
+    second = text(b"s") + head + text(b"true") + text(b"b")
+    assert frame == number(200) + text(b"ok") + first + second + END
+
+
 def test_a_worker_needs_an_address(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Incomplete data provided"):
         TorchModelServiceWorker()
@@ -229,3 +240,16 @@ def test_a_model_that_does_not_fit_is_answered_507(
     connection.sendall(load_command(tmp_path))
     assert read_frame(connection, 0) == [b"507", b"System out of memory"]
     assert process.wait(30) == 1
+
+
+def test_without_a_model_and_with_nobody_there_a_worker_ends(tmp_path: Path) -> None:
+    worker = TorchModelServiceWorker("unix", str(tmp_path / "s"))
+    here, there = socket.socketpair()
+    with here, there:
+        there.sendall(infer_command((b"1", b"body", b"", b"")))
+        with pytest.raises(RuntimeError, match="Received command: b'I', but service is not loaded"):
+            worker.handle_connection(here)
+        there.close()
+        with pytest.raises(SystemExit, match="0"):
+            worker.handle_connection(here)
+    worker.sock.close()

@@ -28,7 +28,14 @@ import ts.service, ts.version, wsgi_ts.handlers.serving.context
 assert Context is wsgi_ts.handlers.serving.context.Context
 assert issubclass(ImageClassifier, BaseHandler)
 assert ts.service.PredictionException is PredictionException
-assert ts.version.__version__ == "0.12.0"
+assert ts.version.__version__ == ts.__version__ == "0.12.0"
+import ts.model_loader, ts.model_service_worker
+from unittest import mock
+with mock.patch("ts.model_service_worker.ModelLoaderFactory") as factory, mock.patch("ts.service.Service") as service:
+    assert ts.model_service_worker.TorchModelServiceWorker.load_model.__globals__["ModelLoaderFactory"] is factory
+    assert ts.service.Service is service
+from ts.metrics.unit import Units
+assert Units().units["ms"] == "Milliseconds"
 """
 
 
@@ -81,6 +88,9 @@ def test_the_shim_is_not_importable_without_its_folder_on_the_path() -> None:
         ("utils.hf_utils", "download_model"),
         ("model_loader", "ModelLoader TsModelLoader ModelLoaderFactory"),
         ("model_service_worker", "TorchModelServiceWorker"),
+        ("model_server", "start"),
+        ("service", "Service emit_metrics PREDICTION_METRIC PredictionException"),
+        ("utils.timeit_decorator", "timeit"),
         ("launcher", "start stop register_model register_model_with_params"),
     ],
 )

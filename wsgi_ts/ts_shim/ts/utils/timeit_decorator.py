@@ -1,0 +1,3 @@
+"""How long a function takes."""
+
+from wsgi_ts.handlers.toolkit.utils import timeit
