@@ -124,14 +124,17 @@ def _section(path: Path, content: dict[str, Any], name: str) -> dict[str, Metric
         if not isinstance(entries or [], list):
             raise MetricsConfigError(f"{path}: {name}: {kind}: must be a list of metrics")
         for number, entry in enumerate(entries or [], start=1):
-            spec = _spec(f"{path}: {name}: {kind}: entry {number}", kind, entry)
+            # A handler's metric always has the dimension Hostname: it may be the only one.
+            least = 0 if name == _MODEL_SECTION else 1
+            spec = _spec(f"{path}: {name}: {kind}: entry {number}", kind, entry, least)
             if spec.name in found:
                 raise MetricsConfigError(f"{path}: {name}: {spec.name} is there twice")
             found[spec.name] = spec
     return found
 
 
-def _spec(where: str, kind: str, entry: Any) -> MetricSpec:
+def _spec(where: str, kind: str, entry: Any, least: int) -> MetricSpec:
+    """Returns an entry of the file, checked; it has `least` dimensions or more."""
     if not isinstance(entry, dict):
         raise MetricsConfigError(f"{where}: must have name, unit and dimensions")
     name, unit, dimensions = (entry.get(key) for key in ("name", "unit", "dimensions"))
@@ -140,8 +143,9 @@ def _spec(where: str, kind: str, entry: Any) -> MetricSpec:
     where = f"{where} ({name})"
     if not isinstance(unit, str) or not unit:
         raise MetricsConfigError(f"{where}: `unit` must be a text that is not empty, not {unit!r}")
-    texts = dimensions if isinstance(dimensions, list) else []
-    if not texts or not all(isinstance(each, str) and each for each in texts):
+    texts = [] if dimensions is None else dimensions
+    is_list = isinstance(texts, list) and all(isinstance(each, str) and each for each in texts)
+    if not is_list or len(texts) < least:
         raise MetricsConfigError(f"{where}: `dimensions` must be a list of names, not {dimensions!r}")
     if len(set(texts)) < len(texts):
         raise MetricsConfigError(f"{where}: a dimension is named twice in {dimensions!r}")

@@ -83,7 +83,8 @@ def spec_of(tmp_path: Path, text: str, *, for_prometheus: bool = False) -> Metri
         ("model_metrics: {gauge: [a]}", "model_metrics: gauge: entry 1: must have name, unit and dimensions"),
         ("model_metrics: {gauge: [{unit: a, dimensions: [a]}]}", "entry 1: `name` must be a text"),
         ("model_metrics: {gauge: [{name: a, unit: '', dimensions: [a]}]}", r"entry 1 \(a\): `unit` must be a text"),
-        ("model_metrics: {gauge: [{name: a, unit: b, dimensions: []}]}", "`dimensions` must be a list of names"),
+        ("ts_metrics: {gauge: [{name: a, unit: b, dimensions: []}]}", "`dimensions` must be a list of names"),
+        ("model_metrics: {gauge: [{name: a, unit: b, dimensions: c}]}", "`dimensions` must be a list of names"),
         ("model_metrics: {gauge: [{name: a, unit: b, dimensions: [c, c]}]}", "named twice"),
         (
             "model_metrics: {gauge: [{name: a, unit: b, dimensions: [c]}],\n"
@@ -107,6 +108,16 @@ def test_a_wrong_file_is_refused_with_the_reason(tmp_path: Path, text: str, reas
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(MetricsConfigError, match=r"none\.yaml: No such file"):
         load_specification(tmp_path / "none.yaml")
+
+
+def test_a_metric_of_handlers_may_have_no_dimensions_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.yaml"
+    path.write_text(
+        "model_metrics:\n  counter:\n"
+        "    - {name: a, unit: count, dimensions: []}\n    - {name: b, unit: count, dimensions: }\n"
+    )
+    specification = load_specification(path, for_prometheus=True)
+    assert [spec.dimensions for spec in specification.model.values()] == [("Hostname",), ("Hostname",)]
 
 
 def test_dimensions_can_be_reordered_and_renamed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
