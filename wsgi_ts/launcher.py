@@ -16,7 +16,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from email.message import Message
 from queue import Empty, Queue
 from typing import IO, Any
 
@@ -31,14 +32,44 @@ _TORCHSERVE = (sys.executable, "-m", "wsgi_ts.cli")
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer of the management API."""
+    """The answer of the management API, with the names of `requests.Response`, which TorchServe's launcher returns.
+
+    Attributes:
+        status_code: of the answer.
+        text: the body.
+        url: what was called.
+        reason: the phrase that came with the status.
+        headers: of the answer; names in any case.
+    """
 
     status_code: int
     text: str
+    url: str = ""
+    reason: str = ""
+    headers: Message = field(default_factory=Message)
+
+    @property
+    def content(self) -> bytes:
+        """The body as bytes."""
+        return self.text.encode()
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is no error."""
+        return self.status_code < 400
 
     def json(self) -> Any:
         """Returns the body, read as JSON."""
         return json.loads(self.text)
+
+    def raise_for_status(self) -> None:
+        """Does nothing, unless the answer is an error.
+
+        Raises:
+            HTTPError: it is one; an OSError, as that of `requests`.
+        """
+        if not self.ok:
+            raise urllib.error.HTTPError(self.url, self.status_code, self.reason, self.headers, None)
 
 
 def start(
@@ -132,7 +163,7 @@ def register_model_with_params(
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=_REGISTER_LIMIT_S) as reply:
-            return Reply(reply.status, reply.read().decode())
+            return Reply(reply.status, reply.read().decode(), reply.url, reply.reason, reply.headers)
     except urllib.error.HTTPError as error:
         with error:
-            return Reply(error.code, error.read().decode())
+            return Reply(error.code, error.read().decode(), error.url, error.reason, error.headers)

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -300,6 +301,8 @@ class Service:
 def _new_context(spec: ModelSpec, gpu_id: int | None, send_chunk: SendChunk | None, group: Group | None) -> Context:
     """Returns a model's context; a metrics.yaml that is broken, which the server has told of, makes no metrics."""
     metrics = MetricsCache(spec.metrics_config, spec.title)
+    # Loading counts as a request, so that what `initialize` records has the dimensions ModelName and Level=Model.
+    metrics.set_request_ids(str(uuid.uuid4()))
     if spec.metrics_config is not None:
         try:
             metrics.initialize_cache()

@@ -18,7 +18,13 @@ store, config, url = sys.argv[1:]
 lines = start(store, config, True, disable_token=True, models="echo=echo.mar", enable_model_api=True)
 reply = register_model("second", "echo.mar", management_url=url)
 print("registered:", reply.status_code, reply.json()["status"])
-print("again:", register_model("second", "echo.mar", management_url=url).status_code)
+again = register_model("second", "echo.mar", management_url=url)
+print("again:", again.status_code, again.ok, again.reason, again.headers["Content-Type"], again.content[:1])
+reply.raise_for_status()
+try:
+    again.raise_for_status()
+except OSError as error:
+    print("raised:", error)
 print("ready", flush=True)
 sys.stdin.readline()
 stop()
@@ -51,7 +57,8 @@ def test_a_servers_life(tmp_path: Path) -> None:
             if line == "ready\n":
                 break
         assert 'registered: 200 Model "second" Version: 1.0 registered with 1 initial workers\n' in output, output
-        assert "again: 409\n" in output
+        assert "again: 409 False Conflict application/json b'{'\n" in output
+        assert "raised: HTTP Error 409: Conflict\n" in output
         for model in ("echo", "second"):
             assert request(inference, "POST", f"/predictions/{model}", body="hello").text == "hello"
     finally:

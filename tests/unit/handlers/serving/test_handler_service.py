@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -374,8 +375,10 @@ def test_metrics_are_handed_over_once_per_batch(load_model: LoadModel) -> None:
     service = load_model("metered.py", {"metered.py": text}, sink=batches.append)
     run(service, "", "")
     loaded, served = batches
-    assert loaded == [Sample("loads", "Count", 1, (("Level", "Error"),), "counter", "")]
     model = (("ModelName", "m"), ("Level", "Model"))
+    # Loading has an id like a request.
+    assert loaded == [Sample("loads", "Count", 1, model, "counter", loaded[0].request_ids)]
+    assert uuid.UUID(loaded[0].request_ids)
     assert served[0] == Sample("rows", "Count", 2, model, "counter", "id1")
     name, unit, elapsed_ms, *rest = served[1]
     assert (name, unit, elapsed_ms >= 0) == ("PredictionTime", "Milliseconds", True)
