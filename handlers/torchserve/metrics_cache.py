@@ -9,7 +9,15 @@ from wsgi_ts.handlers.metrics.errors import MetricsCacheTypeError
 from wsgi_ts.handlers.metrics.metric import Sample, log_sample
 
 
-class LoggedMetricsCache(MetricsCache):
+class LoggedMetrics(MetricsCache):
+    """A cache of metrics whose values go to the log at once; its metrics are those that a handler makes."""
+
+    def record(self, sample: Sample) -> None:
+        """Logs a value."""
+        log_sample(sample)
+
+
+class LoggedMetricsCache(LoggedMetrics):
     """A cache of metrics whose values go to the log at once.
 
     Args:
@@ -29,7 +37,3 @@ class LoggedMetricsCache(MetricsCache):
         except Exception as error:
             raise MetricsCacheTypeError(f"Error loading {config_file_path} file: {error}") from error
         self._parse_yaml_file(config_file_path)
-
-    def record(self, sample: Sample) -> None:
-        """Logs a value."""
-        log_sample(sample)

@@ -9,10 +9,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from wsgi_ts.handlers.metrics.store import emit_metrics as emit_metrics  # offered to handlers from here, too
+from wsgi_ts.handlers.metrics.store import emit_metrics
 from wsgi_ts.handlers.serving import service as serving
 from wsgi_ts.handlers.serving.context import Context, RequestProcessor
-from wsgi_ts.handlers.serving.errors import PredictionException as PredictionException
+from wsgi_ts.handlers.serving.errors import PredictionException
 from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.loader import Entry
 from wsgi_ts.handlers.serving.results import Answer
@@ -20,6 +20,7 @@ from wsgi_ts.handlers.toolkit.utils import get_yaml_config
 from wsgi_ts.handlers.torchserve.wire import create_predict_response, predict_frame
 
 PREDICTION_METRIC = serving.PREDICTION_METRIC
+__all__ = ["PREDICTION_METRIC", "PredictionException", "Service", "emit_metrics"]
 
 
 class Service:
@@ -120,9 +121,18 @@ class Service:
         """What runs the handler; its event loop stays from one batch to the next."""
         engine: serving.Service | None = self.__dict__.get("_running")
         if engine is None:
-            entry = Entry(lambda data, context: self._entry_point(data, context), lambda context: None)  # type: ignore[misc]
+            entry = Entry(self._call, self._call_nothing)
             engine = self.__dict__["_running"] = serving.Service(entry, self._context)
         return engine
+
+    def _call(self, data: Any, context: Any) -> Any:
+        """Looked up each time: the loader sets it after `initialize`."""
+        if self._entry_point is None:
+            raise RuntimeError(f"The service of {self._context.model_name} has no entry point")
+        return self._entry_point(data, context)
+
+    def _call_nothing(self, context: Any) -> None:
+        """The loader has called `initialize` itself."""
 
     def _send_chunk(self, index: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes) -> None:
         if self.cl_socket is not None:
@@ -133,7 +143,5 @@ class Service:
 def _request(fields: Mapping[str, Any]) -> Request:
     parameters = fields["parameters"]
     headers: dict[str, Any] = {item["name"]: {"content-type": item["contentType"]} for item in parameters}
-    headers |= {
-        pair["name"].decode("latin-1"): pair["value"].decode("latin-1") for pair in fields.get("headers") or ()
-    }
+    headers |= {pair["name"].decode("latin-1"): pair["value"].decode("latin-1") for pair in fields.get("headers") or ()}
     return Request(fields["requestId"].decode("latin-1"), {item["name"]: item["value"] for item in parameters}, headers)

@@ -18,11 +18,10 @@ from typing import Any
 
 from wsgi_ts.handlers.serving.errors import LoadError
 from wsgi_ts.handlers.serving.log_records import configure_logging
-from wsgi_ts.handlers.torchserve.metrics_cache import LoggedMetricsCache
+from wsgi_ts.handlers.torchserve.metrics_cache import LoggedMetrics, LoggedMetricsCache
 from wsgi_ts.handlers.torchserve.model_loader import ModelLoaderFactory
 from wsgi_ts.handlers.torchserve.service import Service
 from wsgi_ts.handlers.torchserve.wire import create_load_model_response, retrieve_msg
-from wsgi_ts.metrics.specification import DEFAULT_FILE
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ class TorchModelServiceWorker:
         s_type: "unix" or "tcp".
         s_name: path of the unix socket; a file that is there already is removed.
         host_addr: address to listen on for tcp, by default 127.0.0.1.
-        metrics_config: path of the metrics configuration, None for the built-in one.
+        metrics_config: path of the metrics configuration, None for none.
 
     Raises:
         ValueError: socket type, path or port is missing or wrong.
@@ -77,8 +76,9 @@ class TorchModelServiceWorker:
                 raise RuntimeError(f"socket already in use: {s_name}.") from error
         self.sock_name = self._address[0] if s_type == "tcp" else s_name
         self.sock = socket.socket(socket.AF_UNIX if s_type == "unix" else socket.AF_INET, socket.SOCK_STREAM)
-        self.metrics_cache = LoggedMetricsCache(metrics_config or str(DEFAULT_FILE))
-        self.metrics_cache.initialize_cache()
+        self.metrics_cache = LoggedMetricsCache(metrics_config) if metrics_config else LoggedMetrics()
+        if metrics_config:
+            self.metrics_cache.initialize_cache()
 
     def run_server(self) -> None:
         """Listens, says so on stdout, and serves the first connection until it ends.
