@@ -254,10 +254,10 @@ class Batcher:
                     self._tell_templates(action, self._templates)
                 case messages.ReleaseWorker():
                     self._loop.command(action)
-                case WorkerReady(worker_id, model_index, _, start_count):
+                case WorkerReady(worker_id, model_index, start_count):
                     mailbox = self._mailboxes[worker_id, start_count]
                     self._loop.command(loop.TakeWorker(worker_id, start_count, model_index, mailbox))
-                case WorkerGone(worker_id, _, start_count, cause):
+                case WorkerGone(worker_id, start_count, cause):
                     gone = self._mailboxes.pop((worker_id, start_count), None)
                     if gone is not None:
                         self._loop.command(loop.SettleWorker(gone, oom=cause == "oom"))

@@ -20,13 +20,7 @@ _IMPORT_LIMIT_S = 20.0
 
 
 class BatchingPlugins:
-    """Makes the queues of models that have a batching plugin.
-
-    Args:
-        config: the configuration.
-        run_dir: the run directory.
-        batcher: the batcher's number.
-    """
+    """Makes the queues of models that have a batching plugin."""
 
     def __init__(self, config: Config, run_dir: Path, batcher: int) -> None:
         self._config = config

@@ -109,7 +109,6 @@ class RankGate:
     forks to come.
 
     Args:
-        ranks: how many forks there will be.
         open_to: called in this process after the last one.
     """
 
@@ -134,12 +133,7 @@ class RankGate:
 
 
 class GroupWatch(threading.Thread):
-    """Tells the template how the loading of a group goes; ends this process, and so all ranks, when one of them ends.
-
-    Args:
-        order: what the group is.
-        status: the socket to the template.
-    """
+    """Tells the template how a group's loading goes; ends this process, and so all ranks, when one of them ends."""
 
     def __init__(self, order: SpawnWorker, board: GroupBoard, status: Channel) -> None:
         super().__init__(name="ranks", daemon=True)

@@ -73,13 +73,7 @@ class LeaderWorker(ModelWorker):
 
 
 class FollowerWorker:
-    """Every other rank.
-
-    Args:
-        order: what the group is.
-        group: this process's side of the group's board.
-        traces: tells of this rank's part in batches; None where nobody wants to know.
-    """
+    """Every other rank."""
 
     def __init__(self, order: SpawnWorker, group: GroupFollower, traces: RankTraces | None) -> None:
         self._spec = order.spec

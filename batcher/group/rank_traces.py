@@ -27,13 +27,7 @@ class _Part:
 
 
 class RankTraces:
-    """Gathers what one rank does for a batch, which under `pp` is told in many messages, and tells it once.
-
-    Args:
-        order: what the group is.
-        rank: which of them this process is.
-        exported_at: the exporter's socket.
-    """
+    """Gathers what one rank does for a batch, which under `pp` is told in many messages, and tells it once."""
 
     def __init__(self, order: SpawnWorker, rank: int, exported_at: str) -> None:
         self._worker_id = order.worker_id
@@ -49,10 +43,7 @@ class RankTraces:
     def begin(self, number: int, posted_ns: int, now_ns: int) -> str:
         """A message has come; returns its batch's key, empty where its trace is not recorded.
 
-        Args:
-            number: of the batch; 0 for one whose trace is not recorded.
-            posted_ns: when it was dispatched (monotonic).
-            now_ns: the present monotonic time.
+        `number` is 0 for a batch whose trace is not recorded; both times are monotonic.
         """
         key = batch_key(self._worker_id, number, posted_ns) if number else ""
         if self._part is not None and self._part.batch != key:
@@ -64,10 +55,7 @@ class RankTraces:
     def end(self, now_ns: int, device: str, fault: str) -> None:
         """This rank has done what the message wants.
 
-        Args:
-            now_ns: the present monotonic time.
-            device: what it computes on.
-            fault: what was raised in it, in one line; empty for nothing.
+        `fault` is what was raised in it, in one line; empty for nothing. `now_ns` is monotonic.
         """
         part = self._part
         if part is not None:

@@ -35,7 +35,6 @@ class WorkerReady:
 
     worker_id: int
     model_index: int
-    pid: int
     start_count: int
 
 
@@ -47,7 +46,6 @@ class WorkerGone:
     """
 
     worker_id: int
-    model_index: int
     start_count: int
     cause: Cause
 

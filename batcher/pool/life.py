@@ -176,10 +176,8 @@ def backoff_s(failures: int) -> int:
 def restart_reason(worker: Worker, cause: Cause, *, blame: bool) -> str:
     """Why a worker whose process is gone is started again: one of RESTART_REASONS.
 
-    Args:
-        worker: the worker, when what the end means has been noted.
-        cause: what `judge_exit` says.
-        blame: whether it is the worker's own failure.
+    Asked when what the end means has been noted; `cause` is what `judge_exit` says, `blame` whether the failure is the
+    worker's own.
     """
     if not blame:
         return "template_died"

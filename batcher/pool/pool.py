@@ -261,7 +261,7 @@ class WorkerPool:
         if worker.recovering_since is not None:
             worker.log(logging.INFO, "Auto recovery succeeded, reset recoveryStartTS")
         worker.recovering_since, worker.failures = None, 0
-        self._actions.append(WorkerReady(worker.worker_id, worker.model_index, worker.pid, worker.start_count))
+        self._actions.append(WorkerReady(worker.worker_id, worker.model_index, worker.start_count))
         self._say(worker)
 
     def _exited(self, worker: Worker, event: messages.WorkerExited, now: float) -> None:
@@ -281,7 +281,7 @@ class WorkerPool:
         worker.log_change("WORKER_SCALED_DOWN" if cause == "stopped" else "WORKER_STOPPED")
         worker.pid, worker.exit_reason = -1, reason
         worker.restart_reason = restart_reason(worker, cause, blame=blame)
-        self._actions.append(WorkerGone(worker.worker_id, worker.model_index, worker.start_count, cause))
+        self._actions.append(WorkerGone(worker.worker_id, worker.start_count, cause))
         if not worker.wanted:
             self._forget(worker)
         elif blame:

@@ -58,10 +58,7 @@ class ModelCounters:
     def dispatched(self, jobs: Sequence[Job], now: float, reason: int) -> None:
         """Counts how long the requests of a batch have waited, and why it goes.
 
-        Args:
-            jobs: the requests; not empty.
-            now: monotonic seconds.
-            reason: a `policy.CloseReason`.
+        There is at least one job; `now` is in monotonic seconds, `reason` a `policy.CloseReason`.
         """
         self._words[self._row + ModelWord.CLOSED + reason] += 1
         self._count_times(ModelWord.QUEUE_US, ModelWord.QUEUE_US_NAMED, ModelWord.QUEUE_BUCKETS, jobs, int(now * 1e9))
@@ -75,10 +72,7 @@ class ModelCounters:
     def answered(self, jobs: Sequence[Job], ended_at: float, service_s: float) -> None:
         """Counts a finished batch: its size, its service time, and each request's time from arrival to answer.
 
-        Args:
-            jobs: the requests; not empty.
-            ended_at: monotonic seconds.
-            service_s: how long the handler took, in seconds.
+        There is at least one job; `ended_at` is in monotonic seconds.
         """
         words, row = self._words, self._row
         service_us = int(service_s * 1e6)

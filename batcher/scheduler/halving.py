@@ -13,11 +13,7 @@ REMEMBERED_S = 60.0
 
 
 class Halving:
-    """What the failed batches of one model version on one batcher have taught.
-
-    Args:
-        most_executions: how often a request may be given to the handler.
-    """
+    """What the failed batches of one model version on one batcher have taught."""
 
     def __init__(self, most_executions: int) -> None:
         self._most_executions = most_executions
@@ -26,9 +22,7 @@ class Halving:
     def again(self, jobs: list[Job], together: int) -> list[Job]:
         """Counts an execution that has failed, and returns the jobs that run again.
 
-        Args:
-            jobs: those that are not answered.
-            together: how many ran together, these among them.
+        `jobs` are those that are not answered, of `together` that ran together.
         """
         half = -(-together // 2)
         for job in jobs:

@@ -295,11 +295,8 @@ class ModelQueue:
     def is_hung(self, worker: Worker, started: int, runs_s: float | None, now: float) -> bool:
         """Whether a worker's batch runs too long, or is not even taken.
 
-        Args:
-            worker: a busy one.
-            started: number of the last batch that it has begun.
-            runs_s: how long that has run; None where nothing runs.
-            now: the present time.
+        `started` is the number of the last batch that it has begun, `runs_s` how long that has run; None where nothing
+        runs.
         """
         limit_s = self.spec.response_timeout_s
         if runs_s is not None:

@@ -35,13 +35,7 @@ class Group:
 
 
 class KeyedQueue(JobQueue):
-    """A job queue that knows each request's key and cost.
-
-    Args:
-        capacity: see `JobQueue`.
-        rules: say key and cost.
-        head_of: what they may know of a request.
-    """
+    """A job queue that knows each request's key and cost."""
 
     def __init__(self, capacity: int, rules: BatchingRules, head_of: Callable[[Job], BatchHead]) -> None:
         super().__init__(capacity)
@@ -98,8 +92,6 @@ class PluginQueue(ModelQueue):
 
     Args:
         spec: the model version; no continuous batches, sequences or tickets.
-        rules: the plugin.
-        head_of: what it may know of a request.
     """
 
     def __init__(self, spec: ModelSpec, rules: BatchingRules, head_of: Callable[[Job], BatchHead]) -> None:

@@ -70,10 +70,7 @@ class BatchPolicy:
     def on_returned(self, arrived_at: float, count: int, idle_s: float) -> None:
         """Clients whose connections had an answer before have sent their next requests.
 
-        Args:
-            arrived_at: when the requests arrived, on average; that may be a while ago.
-            count: how many.
-            idle_s: the time since their last answers, on average.
+        They arrived at `arrived_at` on average, which may be a while ago, and `idle_s` after their last answers.
         """
 
     def on_answered(self, now: float, count: int) -> None:
@@ -107,10 +104,6 @@ class BatchPolicy:
 
 def make_policy(name: str, max_delay_s: float) -> BatchPolicy:
     """The rule called `name` in a model's `batchPolicy` setting.
-
-    Args:
-        name: adaptive, fixed or none.
-        max_delay_s: the model's maxBatchDelay, in seconds.
 
     Raises:
         ValueError: no rule has that name.
@@ -344,9 +337,7 @@ class BatchCost:
     def observe(self, n: int, service_s: float) -> None:
         """Takes note of a finished batch.
 
-        Args:
-            n: requests in it.
-            service_s: seconds that the model worker was busy with it.
+        It had `n` requests, and has kept a model worker busy for `service_s` seconds.
         """
         self._batches += 1
         # A plain mean while there are few batches, so that the first one does not linger.

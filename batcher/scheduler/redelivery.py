@@ -25,11 +25,7 @@ _GIVEN_UP = f"{WORKER_DIED} {MOST_DELIVERIES} workers ended before they had read
 def end_of_worker(model: ModelQueue, worker: Worker, oom: bool, now: float) -> list[Action]:
     """Answers what a dead worker had begun, or has it run again, and queues again what it had not begun.
 
-    Args:
-        model: its model version.
-        worker: the worker, with the batches that it had.
-        oom: it ran out of memory.
-        now: monotonic seconds.
+    With `oom` it ran out of memory; `now` is in monotonic seconds.
     """
     status = 507 if oom else 500
     counted = ModelWord.TIMED_OUT if worker.killed else ModelWord.FAILED
@@ -58,13 +54,8 @@ def end_of_failed(
 ) -> tuple[list[Job], list[Action]]:
     """Decides about a batch that its worker has given back, since the handler has failed for all of it.
 
-    Args:
-        model: its model version, which has a `Halving`.
-        worker: who had it.
-        batch: the batch.
-        given_back: those of its jobs that are not answered.
-        oom: number of the worker's last batch for which its memory was too small.
-        now: monotonic seconds.
+    `given_back` are those of its jobs that are not answered, `oom` is the number of the worker's last batch for which
+    its memory was too small; the model has a `Halving`.
 
     Returns:
         The jobs that run again, for `repeat`, and what answers the others.

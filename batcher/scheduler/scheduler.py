@@ -32,7 +32,6 @@ class Scheduler:
     """The jobs, models and model workers of one batcher.
 
     Args:
-        now: monotonic seconds.
         few: so many versions are looked at in each turn even where they have nothing to do, which is then not asked.
 
     Attributes:
@@ -54,10 +53,7 @@ class Scheduler:
     def load_model(self, spec: ModelSpec, now: float, queue: ModelQueue | None = None) -> list[Action]:
         """Opens the queue of a model version, with the jobs found before it was known, or renews its settings.
 
-        Args:
-            spec: the model version.
-            now: the present time.
-            queue: its queue, where that is not an ordinary one; not looked at where it has one already.
+        `queue` is its queue, where that is not an ordinary one; it is not looked at where the model has one already.
         """
         known = self.models.get(spec.index)
         if known is not None:
@@ -324,12 +320,8 @@ class Scheduler:
     def watch(self, worker: Worker, started: int, done: int, begun_at: float, now: float) -> list[Action]:
         """Looks for batches that run too long, or are not even taken: over `responseTimeout` their worker is killed.
 
-        Args:
-            worker: a busy one.
-            started: number of the last batch that it has begun.
-            done: number of the last batch that it has done.
-            begun_at: when it began that, or the present step of a continuous batch; 0 between two steps.
-            now: the present time.
+        `started` and `done` are the numbers of the last batches that it has begun and done, `begun_at` is when it began
+        that, or the present step of a continuous batch; 0 between two steps.
         """
         if worker.killed:
             return []

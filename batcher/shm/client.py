@@ -39,9 +39,6 @@ class SlotClient:
     """The producer of one segment.
 
     Args:
-        segment: the segment this process has made.
-        board: the instance's board.
-        batchers: the number of batchers.
         warm_bytes: reserved payload memory that free slots may keep; beyond it a slot's pages go back at release.
     """
 
@@ -90,8 +87,7 @@ class SlotClient:
         that have none. So a model that is alone gets nearly all of them, and one whose requests pile up, or leave
         slowly, always leaves some to the others.
 
-        Args:
-            model: the index of the model version that the request is for.
+        `model` is the index of the model version that the request is for.
         """
         free, held = self._free, self._held[model]
         if not free or (held and held >= MOST_PER_FREE_SLOT * (len(free) - 1)):
@@ -129,10 +125,7 @@ class SlotClient:
     def submit(self, slot: int, batcher: int, request: Request) -> None:
         """Writes a request into its slot and pushes it; the batcher sees it after `publish`.
 
-        Args:
-            slot: from `take`, for the model that the request goes to.
-            batcher: the batcher that gets it.
-            request: the request.
+        The slot is from `take`, for the model that the request goes to.
 
         Raises:
             SharedMemoryFull: the request does not fit inline and /dev/shm is full; the slot is still WRITING.
@@ -148,11 +141,7 @@ class SlotClient:
     def submit_again(self, slot: int, batcher: int, model: int, arrival_ns: int) -> None:
         """Submits the request of an answered slot once more, under its next generation; it is not written again.
 
-        Args:
-            slot: answered, and not released.
-            batcher: the batcher that gets it.
-            model: the index of the model version that it goes to.
-            arrival_ns: monotonic time that counts as its arrival.
+        The slot is answered, and not released; `arrival_ns` is the monotonic time that counts as the request's arrival.
         """
         self._held[self._model_of[slot]] -= 1
         self._held[model] += 1

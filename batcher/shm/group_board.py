@@ -122,8 +122,7 @@ class GroupLeader(_Member):
     def tell(self, message: bytes) -> None:
         """Gives the others a message; waits until they are done with the one before.
 
-        Args:
-            message: at most `worker_layout.GROUP_MESSAGE_BYTES`.
+        It has at most `worker_layout.GROUP_MESSAGE_BYTES`.
         """
         if len(message) > worker_layout.GROUP_MESSAGE_BYTES:
             raise ValueError(f"a message of {len(message)} bytes; a group takes {worker_layout.GROUP_MESSAGE_BYTES}")
@@ -138,9 +137,8 @@ class GroupLeader(_Member):
     def trace(self, number: int, posted_ns: int) -> None:
         """Says what the next messages belong to, where ranks tell of that.
 
-        Args:
-            number: of the batch; 0 for one whose trace is not recorded.
-            posted_ns: when it was dispatched (monotonic).
+        `number` is the batch's, 0 for one whose trace is not recorded; `posted_ns` is when it was dispatched
+        (monotonic).
         """
         self._words[GroupWord.POSTED_NS] = posted_ns
         self._words[GroupWord.TRACED] = number
@@ -153,9 +151,6 @@ class GroupLeader(_Member):
 
     def outcomes(self, limit_s: float = math.inf) -> list[int] | None:
         """Waits until the others are done with the last message.
-
-        Args:
-            limit_s: how long to wait, in seconds.
 
         Returns:
             What each of them says of it; None when they were not done in time.
@@ -197,9 +192,6 @@ class GroupFollower(_Member):
     def hear(self, limit_s: float = math.inf) -> bytes | None:
         """Waits for the next message.
 
-        Args:
-            limit_s: how long to wait, in seconds.
-
         Returns:
             The message; None when there was none in time.
 
@@ -217,8 +209,7 @@ class GroupFollower(_Member):
     def done(self, outcome: int) -> None:
         """Says that this rank has done its part of the message it heard last.
 
-        Args:
-            outcome: 0 when all went well; anything else is compared with the other ranks'.
+        `outcome` is 0 when all went well; anything else is compared with the other ranks'.
         """
         self._number += 1
         self._words[self._row + RankWord.OUTCOME] = outcome

@@ -326,8 +326,6 @@ class SegmentLayout:
     Args:
         slots: number of slots, a power of two, at most 2**20.
         rings: number of submission rings (batchers).
-        max_request_bytes: largest request body.
-        max_response_bytes: largest response body.
 
     Attributes:
         ring_entries: entries of a submission ring (see `ring.py` for why so many).

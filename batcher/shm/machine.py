@@ -16,8 +16,7 @@ def machine_problem(machine: str = "") -> str | None:
     state sees the payload. ARM and others promise neither, and Python has no fence to ask for it: there a request could
     be served with the bytes of the one before it.
 
-    Args:
-        machine: as `uname -m` names it; empty: this one.
+    `machine` is as `uname -m` names it; empty: this one.
     """
     machine = machine or platform.machine()
     if machine in _SUPPORTED:

@@ -94,11 +94,8 @@ class BatcherMailbox(_Mailbox):
     def post(self, entries: list[int], reason: int = 0, now_ns: int = 0, busy: int = 1) -> int:
         """Posts a batch; returns its number. At most MAIL_PLACES batches may be unfinished.
 
-        Args:
-            entries: its requests.
-            reason: why it goes, a `CloseReason`.
-            now_ns: the present monotonic time.
-            busy: how many of the batcher's model workers have something to do, this one included.
+        `reason` is a `CloseReason`, `now_ns` monotonic; `busy` is how many of the batcher's model workers have
+        something to do, this one included.
         """
         number = self.posted + 1
         start = self._start(number)

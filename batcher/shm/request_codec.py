@@ -99,12 +99,7 @@ def write_request(
 ) -> bool:
     """Writes a request into its slot; what is too long for the slot goes into its request range.
 
-    Args:
-        segment: where.
-        slot: and in which slot.
-        batcher: the batcher that gets it.
-        request: what.
-        body_room: gives room in a slot's request range for so many bytes of body.
+    `body_room` gives room in a slot's request range for so many bytes of body.
 
     Returns:
         Whether HEAD_ROOM bytes at the beginning of the request range are in use.
@@ -197,15 +192,9 @@ def write_answer(
 ) -> None:
     """Writes an answer into its slot; a body too long for the slot goes into its response range.
 
-    Args:
-        segment: where.
-        slot: and in which slot.
-        times: monotonic times at which its batch was begun and ended, in ns.
-        status: HTTP status.
-        phrase: reason phrase.
-        headers: the handler's headers, without line breaks in names and values.
-        body: the body; None where it comes in chunks (see `stream`).
-        batch: what is told of the batch that it was run in (`layout.BATCH`).
+    `times` are those at which its batch was begun and ended (monotonic ns); headers have no line breaks in names and
+    values; where the body is None it comes in chunks (see `stream`). `batch` is what is told of the batch that it was
+    run in (`layout.BATCH`).
 
     Raises:
         ValueError: phrase and headers are too long for a slot.
@@ -234,10 +223,7 @@ def write_answer(
 def read_answer(segment: Segment, slot: int, is_error: bool) -> tuple[Answer, int]:
     """Reads the answer in a slot; of one that is streamed the status and the headers (`stream` is empty then).
 
-    Args:
-        segment: where.
-        slot: and in which slot.
-        is_error: the body is an error's text.
+    With `is_error` the body is an error's text.
 
     Returns:
         The answer, and how many bytes of the slot's response range it has taken.

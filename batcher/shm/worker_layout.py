@@ -103,10 +103,6 @@ def mail_entry(segment: int, slot: int) -> int:
 
     The generation is not in it: a slot that was dispatched changes hands again only when its worker has answered it,
     is dead, or has been told not to begin it.
-
-    Args:
-        segment: the segment's number.
-        slot: the slot's.
     """
     return segment << _MAIL_SEGMENT_SHIFT | slot
 

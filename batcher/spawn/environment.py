@@ -33,9 +33,7 @@ _THREAD_SETTERS = {
 def worker_environment(environ: Mapping[str, str], config: Config) -> dict[str, str]:
     """The variables that all model workers get.
 
-    Args:
-        environ: the server's own.
-        config: `blacklist_env_vars` takes variables away, other keys add some.
+    `blacklist_env_vars` takes some of the server's own away, other keys add some.
     """
     hidden = re.compile(config.blacklist_env_vars)
     kept = {name: value for name, value in environ.items() if name in _ALWAYS_KEPT or not hidden.fullmatch(name)}

@@ -81,7 +81,6 @@ class WorkerOutput:
 
     Args:
         thread_name: `W-9000-probe_1.0`, the start of the name under which its lines are logged.
-        metrics: takes the metrics among them.
     """
 
     def __init__(self, thread_name: str, logs: LogFiles, metrics: ModelMetrics, now: float) -> None:

@@ -70,9 +70,6 @@ class Template:
     """The loop of a worker template.
 
     Args:
-        logs: where the workers' output goes.
-        entry: what a forked worker runs.
-        first: what the batcher is told first of all.
         warm_pid: the warm template, where this process has forked one; each ends with the other.
     """
 

@@ -171,9 +171,7 @@ class RunningRequest:
     `send` and `flush` may be called from any thread.
 
     Args:
-        ref: where the request lies.
         started_ns: monotonic time at which it was taken over.
-        backlog: counts what waits here with what waits in the worker's other requests.
 
     Attributes:
         has_begun: whether the task has run: one that is cancelled before that would end without a word.
@@ -205,12 +203,7 @@ class RunningRequest:
     def send(self, row: int, status: int, phrase: str, headers: list[tuple[str, str]], body: bytes) -> Room:
         """Sends one chunk, or keeps it until there is room; the first one sends status and headers.
 
-        Args:
-            row: always 0.
-            status: HTTP status.
-            phrase: reason phrase.
-            headers: the handler's headers.
-            body: the chunk.
+        `row` is always 0.
 
         Returns:
             What a handler may await: it ends when nothing waits any more.

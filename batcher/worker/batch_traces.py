@@ -72,10 +72,6 @@ class RankRun(NamedTuple):
 class BatchTraces:
     """What one model worker tells of its batches.
 
-    Args:
-        spec: the model version.
-        options: which batches are told of.
-
     Attributes:
         threshold_ns: from which time on since its oldest request came a batch is to be noted.
     """
@@ -97,13 +93,7 @@ class BatchTraces:
                 post.flush()
 
     def note(self, run: BatchRun, refs: Sequence[SlotReference], requests: Sequence[Request]) -> None:
-        """Sends the record of a batch that was run just now, where it is worth one.
-
-        Args:
-            run: how it was run.
-            refs: its requests.
-            requests: the same, as the handler got them.
-        """
+        """Sends the record of a batch that was run just now, where it is worth one."""
         is_kept = self._kept is not None and (
             self._slowest.is_slow(self._spec.name, run.took_ns)
             or (run.has_failed and self._failed.take(run.ended_ns / 1e9))
@@ -147,12 +137,7 @@ class BatchTraces:
 
 
 def rank_record(batch: str, run: RankRun) -> dict[str, Any]:
-    """Returns the record of a rank's part in a batch.
-
-    Args:
-        batch: the batch's key.
-        run: what the rank did.
-    """
+    """Returns the record of a rank's part in a batch."""
     return {
         "kind": RANK,
         "batch": batch,
@@ -180,9 +165,7 @@ def device_of(handler: object) -> str:
 def gpu_of(device: str, environ: Mapping[str, str] = os.environ) -> str | None:
     """Returns what the driver calls a CUDA device where this process sees some of the GPUs only; else None.
 
-    Args:
-        device: as torch names it, `cuda:1`.
-        environ: the environment variables.
+    `device` is as torch names it, `cuda:1`.
     """
     kind, _, number = device.partition(":")
     seen = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
@@ -197,11 +180,8 @@ def line_fields(instance: str, key: str, refs: Sequence[SlotReference], requests
     A request that is alone has lines of its own trace. Those of several are in the trace of the batch, whose span has
     links to the requests': which of them a line is about only its handler could say.
 
-    Args:
-        instance: tells this instance of the server from others.
-        key: the batch's (`batch_key`); empty where it has no span.
-        refs: the requests.
-        requests: the same, as the handler gets them.
+    `key` is the batch's (`batch_key`), empty where it has no span; `instance` tells this instance of the server from
+    others.
     """
     if not any(ref.sampled for ref in refs):
         return NO_FIELDS

@@ -126,9 +126,7 @@ class WorkerSlots:
     def accept(self, entries: list[int], oldest_ns: int) -> tuple[list[SlotReference], list[Request]]:
         """Reads the requests of a batch; those that are not to be run are answered here.
 
-        Args:
-            entries: as a mailbox names them.
-            oldest_ns: requests that arrived before this monotonic time are too late; 0 for no limit.
+        Requests that arrived before `oldest_ns` (monotonic) are too late; 0 for no limit.
 
         Returns:
             The refs and the requests to run, in the same order. Their state is still CLAIMED.
@@ -220,10 +218,7 @@ class WorkerSlots:
     def count_end(self, ref: SlotReference, answer: Answer, ended: int) -> None:
         """Counts a request that the handler has answered, where that is of no use or an error.
 
-        Args:
-            ref: the request.
-            answer: its answer.
-            ended: monotonic time at which the handler returned, in ns.
+        `ended` is when the handler returned (monotonic ns).
         """
         segment, slot = ref.segment, ref.slot
         if segment.cancels[slot]:
@@ -241,10 +236,7 @@ class WorkerSlots:
     def send_chunk(self, ref: SlotReference, answer: Answer, started: int) -> None:
         """Sends one chunk of a streamed answer; the first one sends status and headers.
 
-        Args:
-            ref: the request.
-            answer: the chunk is its body.
-            started: monotonic time at which the request's batch was begun, in ns.
+        `started` is when the request's batch was begun (monotonic ns).
 
         Raises:
             StreamClosed: the client has gone.
@@ -257,10 +249,7 @@ class WorkerSlots:
     def send_part(self, ref: SlotReference, answer: Answer, started: int) -> bool:
         """Sends an answer that is to go on as a chunk, without waking anybody yet.
 
-        Args:
-            ref: the request.
-            answer: what the handler returned for it in this step.
-            started: monotonic time at which the step was begun, in ns.
+        `started` is when the step was begun (monotonic ns).
 
         Returns:
             False if the request has ended with it after all: its client has gone, or there is no memory.
@@ -321,11 +310,7 @@ class WorkerSlots:
     def write(self, ref: SlotReference, answer: Answer, started: int, ended: int) -> None:
         """Writes an answer, or ends the stream that it is the last chunk of.
 
-        Args:
-            ref: the request.
-            answer: its answer.
-            started: monotonic time at which its batch was begun, in ns.
-            ended: and at which the handler returned.
+        `started` and `ended` are when its batch was begun and the handler returned (monotonic ns).
         """
         segment, slot = ref.segment, ref.slot
         if ref.streamed:

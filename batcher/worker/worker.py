@@ -55,10 +55,6 @@ class ModelWorker:
     """Serves the batches of one mailbox with one loaded handler.
 
     Args:
-        spec: the model version.
-        prefix: the start of the instance's shared-memory names.
-        mailbox: where batches come.
-        batcher_bell: rung when one is done.
         group: this process's side of its group's board, where it is rank 0 of one.
         traces: which batches a record is made of; None: of none.
     """
@@ -275,9 +271,7 @@ class ModelWorker:
     def _batch_facts(self, size: int, marks: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)) -> bytes:
         """What the slots of a batch tell of it, for traces.
 
-        Args:
-            size: requests in it.
-            marks: see `Service.marks`; 0 where they are to come.
+        `marks` are those of `Service.marks`; 0 where they are to come.
         """
         mailbox = self._mailbox
         try:

@@ -36,16 +36,8 @@ class Call:
 
     There is one part, or as many as its handler sends, each as soon as it is there.
 
-    Args:
-        plane: where it was submitted.
-        slot: where it lies.
-        target: where it goes.
-        request_id: its id.
-        trace: what is told of it; None where nobody asks.
-
     Attributes:
-        slot: as given; -1 once it is given back, or left to `AsyncPlane`.
-        target, request_id, trace: as given.
+        slot: where it lies; -1 once it is given back, or left to `AsyncPlane`.
         timer: ends it when its time is over; None for no limit.
         status, headers: of the answer, once it has begun.
         is_streamed: whether the beginning of a streamed answer has come.

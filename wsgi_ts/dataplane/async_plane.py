@@ -35,10 +35,6 @@ _UNEXPECTED: Final = "Internal server error; the server's log names this request
 class AsyncPlane:
     """The calls of one process. Make it on the loop's thread.
 
-    Args:
-        instance: the instance.
-        loop: the event loop.
-
     Attributes:
         board: the instance's board.
         unsent: what the calls have waiting for their clients.
@@ -65,13 +61,7 @@ class AsyncPlane:
         return self._exchange.routes
 
     def begin_trace(self, target: Target, head: bytes, metadata: Metadata) -> CallTrace | None:
-        """Begins to note what is told of a request; None where nobody asks. `submit` takes it.
-
-        Args:
-            target: where the request goes.
-            head: as for `submit`.
-            metadata: what the client has sent besides.
-        """
+        """Begins to note what is told of a request; None where nobody asks. `submit` takes it."""
         traces = self._exchange.traces
         return None if traces is None else CallTrace(traces, target, head, metadata)
 
@@ -85,12 +75,8 @@ class AsyncPlane:
     ) -> Call:
         """Submits a request.
 
-        Args:
-            target: where it goes.
-            head: what the handler sees of headers: a request line, header lines, an empty line.
-            parts: the body, in parts.
-            content_type: of the body, empty for none.
-            trace: what `begin_trace` has returned.
+        `head` is what the handler sees of headers: a request line, header lines, an empty line; `trace` is what
+        `begin_trace` has returned.
 
         Raises:
             ServerError: it is refused: what `target.error` says, no free slot, too large, no memory.

@@ -28,14 +28,12 @@ class Attempts(Generic[Waiter]):
     """The attempts of all walks of one exchange; used on its thread.
 
     Args:
-        client: the slots.
         node_target: where a request from one node to another goes, by model and version.
-        waiting: who waits for each request, by slot or handle; see `Exchange`.
-        choose: the batcher for a request.
-        counters: where they are counted.
-        retry_after: when one that is refused may come again.
 
     Attributes:
+        client: the slots.
+        waiting: who waits for each request, by slot or handle; see `Exchange`.
+        counters: where they are counted.
         steps: of each slot of a walk its walk and task.
         limit: says when a request is to be looked at, by monotonic time in ns, where that is earlier than was said.
     """
@@ -51,11 +49,11 @@ class Attempts(Generic[Waiter]):
     ) -> None:
         self.steps: dict[int, tuple[Walk[Waiter], Task]] = {}
         self.limit: Callable[[Waiter, int], None] = lambda waiter, limit_ns: None
-        self._client = client
+        self.client = client
         self._node_target = node_target
-        self._waiting = waiting
+        self.waiting = waiting
         self._choose = choose
-        self._counters = counters
+        self.counters = counters
         self._retry_after = retry_after
 
     def put(self, slot: int, target: Target, request: Request) -> None:
@@ -64,11 +62,11 @@ class Attempts(Generic[Waiter]):
         Raises:
             SharedMemoryFull: there is no room for the request; the slot is still the caller's.
         """
-        self._client.submit(slot, self._choose(target), request)
+        self.client.submit(slot, self._choose(target), request)
 
     def submit(self, walk: Walk[Waiter], task: Task) -> list[Action]:
         """Submits a task's next attempt; returns what follows where that cannot be done."""
-        states, client = walk.states, self._client
+        states, client = walk.states, self.client
         if states.is_over:
             return states.refused(task)
         node = states.graph.nodes[task.node]
@@ -80,7 +78,7 @@ class Attempts(Generic[Waiter]):
         if task.slot >= 0:
             client.submit_again(task.slot, self._choose(target), target.model, now_ns)
             log.info("Invoking -  %s for attempt %d", node.name, task.attempt)
-            self._counters.count(states.graph.index, WorkflowWord.RETRIES)
+            self.counters.count(states.graph.index, WorkflowWord.RETRIES)
         else:
             slot = client.take(target.model)
             if slot is None:
@@ -102,7 +100,7 @@ class Attempts(Generic[Waiter]):
 
     def begun(self, walk: Walk[Waiter], task: Task, now_ns: int) -> None:
         """Notes that an attempt was submitted; of a task that has no limit yet, its time begins."""
-        self._waiting[task.slot] = None
+        self.waiting[task.slot] = None
         self.steps[task.slot] = walk, task
         if not task.began_ns:
             task.began_ns = now_ns
@@ -127,8 +125,8 @@ class Attempts(Generic[Waiter]):
         """Gives a task's slot back, if it has one."""
         slot = self.take_slot(task)
         if slot >= 0:
-            self._waiting.pop(slot, None)
-            self._client.release(slot)
+            self.waiting.pop(slot, None)
+            self.client.release(slot)
 
     def no_worker(self, walk: Walk[Waiter], task: Task) -> ServerError:
         """Returns the error of a task whose model has no worker, or a full queue."""

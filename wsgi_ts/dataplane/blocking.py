@@ -43,7 +43,6 @@ class BlockingPlane:
     The segment is made on the first use: most processes that could predict never do.
 
     Args:
-        instance: the instance.
         slots: requests under way at a time; by default what the configuration says.
     """
 
@@ -76,14 +75,8 @@ class BlockingPlane:
     ) -> Answer:
         """Submits a request and waits for its answer; errors come back in the answer.
 
-        Args:
-            target: where it goes.
-            request_id: 36 ASCII characters.
-            head: the request's head, for the handler.
-            content_type: of the body, empty for none.
-            body: the body.
-            limit_s: seconds to wait at most, besides the model's own `clientTimeoutInMills`; then the error is a
-                RequestTimeout, and what has not begun is never run.
+        `request_id` has 36 ASCII characters. `limit_s` says how many seconds to wait at most, besides the model's own
+        `clientTimeoutInMills`; then the error is a RequestTimeout, and what has not begun is never run.
         """
         exchange = self._exchange
         if target.error is not None:

@@ -20,14 +20,8 @@ Metadata = Iterable[tuple[str, str | bytes]]
 class CallTrace:
     """The trace of one call.
 
-    Args:
-        traces: the process's.
-        target: where the call goes.
-        head: what its handler sees of headers.
-        metadata: what else its client has sent.
-
     Attributes:
-        head: the same with its place in a trace, where spans are made.
+        head: what its handler sees of headers, with its place in a trace, where spans are made.
         flags: RequestFlag bits for its request.
         submitted_ns: when it was submitted (monotonic), 0 before.
         slot: where its answer was read from, -1 for nowhere.
@@ -71,9 +65,7 @@ class CallTrace:
     def end(self, request_id: str, error: ServerError | None) -> None:
         """Notes the call's end.
 
-        Args:
-            request_id: the request's id.
-            error: why it has no answer; None where it has one.
+        `error` says why it has no answer; None where it has one.
         """
         now_ns = time.monotonic_ns()
         traces, target = self._traces, self._target

@@ -25,11 +25,7 @@ _FAILED = "Failed to get customized model matadata."
 
 
 class HandlerDescriptions:
-    """Asks handlers to describe their models; any thread may.
-
-    Args:
-        instance: the instance.
-    """
+    """Asks handlers to describe their models; any thread may."""
 
     def __init__(self, instance: Instance) -> None:
         self._plane = BlockingPlane(instance, _SLOTS)
@@ -39,12 +35,8 @@ class HandlerDescriptions:
     ) -> dict[str, Any] | None:
         """Returns what the handler says of its model.
 
-        Args:
-            model: the model's name.
-            version: one of its versions.
-            limit_s: seconds to wait for the answer.
-            head: the request's head: the handler is called with an empty row, these headers, and `describe`.
-            request_id: the id of the request; None for a new one.
+        It is called with an empty row, the headers of `head`, and `describe`; `limit_s` are the seconds to wait for its
+        answer.
 
         Returns:
             The object it returned, {} for something else, None for nothing at all.

@@ -24,6 +24,7 @@ from wsgi_ts.batcher.shm.request_codec import Answer, Request
 from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull, free_bytes
 from wsgi_ts.control.client import ControlPlane
+from wsgi_ts.dataplane.attempts import Attempts
 from wsgi_ts.dataplane.graph import Graph
 from wsgi_ts.dataplane.request_traces import RequestTraces
 from wsgi_ts.dataplane.retry_after import RetryAfter
@@ -69,9 +70,6 @@ class Exchange(Generic[Waiter]):
     It belongs to one thread; where several use it, they hold a lock around each call. An instance has one segment for
     each of these, which the supervisor removes when the process has ended.
 
-    Args:
-        instance: the instance.
-
     Attributes:
         config: the configuration.
         board: the instance's board; `web_row` and `http_row` are the places of this process's counters on it.
@@ -112,15 +110,11 @@ class Exchange(Generic[Waiter]):
         self._chosen = 0
         self._is_due = False
         self._retry_after = RetryAfter(self.board)
-        self.walks: Walks[Waiter] = Walks(
-            self.client,
-            self.routes.node_target,
-            self.waiting,
-            self._batcher_of,
-            config.max_response_size,
-            WalkCounters(self.board, index),
-            self._retry_after,
+        routes, counters = self.routes, WalkCounters(self.board, index)
+        attempts: Attempts[Waiter] = Attempts(
+            self.client, routes.node_target, self.waiting, self._batcher_of, counters, self._retry_after
         )
+        self.walks = Walks(attempts, config.max_response_size)
         options = TraceOptions.of(config, instance.run_dir)
         self.traces = RequestTraces(options, self.routes.default_version, segment) if options.is_on else None
         self.walks.has_traces = options.is_on
@@ -176,11 +170,7 @@ class Exchange(Generic[Waiter]):
     def submit(self, slot: int, waiter: Waiter, target: Target, request: Request) -> int:
         """Submits a request; the batcher sees it after `client.publish`.
 
-        Args:
-            slot: from `take`.
-            waiter: who waits for the answer.
-            target: where it goes.
-            request: the request, to this target.
+        The slot is from `take`.
 
         Returns:
             The number under which the request is known until there is news of it: the slot, or a workflow's handle.

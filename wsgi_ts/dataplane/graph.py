@@ -62,8 +62,6 @@ class Graph:
     """A workflow's graph; it has one start, and no cycle.
 
     Args:
-        name: the workflow's name.
-        nodes: all nodes.
         index: its number on the board; -1 where it is not counted.
         timeout_ms: how long a request may take as a whole; 0 where that is not said.
 

@@ -19,9 +19,6 @@ MOST_ELEMENTS = 32
 class GraphWalk:
     """The walk of one request.
 
-    Args:
-        graph: the workflow's graph.
-
     Attributes:
         is_over: the request is answered, or nobody waits for it: nothing more is begun.
         open: how many tasks are open.
@@ -71,10 +68,7 @@ class GraphWalk:
     def answered(self, task: Task, *, passed: bool = True, items: int = 0) -> list[Action]:
         """Its request is answered.
 
-        Args:
-            task: an open task.
-            passed: what a gate has said.
-            items: how many elements the answer has, where the node scatters.
+        `passed` is what a gate has said, `items` how many elements the answer of a node that scatters has.
         """
         if self._is_late(task):
             return self._taken()
@@ -94,9 +88,7 @@ class GraphWalk:
     def failed(self, task: Task, *, may_retry: bool = True) -> list[Action]:
         """Its request is answered with an error.
 
-        Args:
-            task: an open task.
-            may_retry: False where another attempt is of no use: no worker, or a full queue.
+        Without `may_retry` another attempt is of no use: no worker, or a full queue.
         """
         if self._is_late(task):
             return self._taken()

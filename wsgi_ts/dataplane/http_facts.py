@@ -16,12 +16,7 @@ _MOST_PARTS: Final = 6
 def http_facts(head: str, peer: str, *, is_tls: bool, name: str, is_workflow: bool) -> dict[str, Any]:
     """Returns the attributes of a span of kind SERVER, but for method, path and status.
 
-    Args:
-        head: request line and header lines.
-        peer: the client, `/address:port`.
-        is_tls: it came over TLS.
-        name: the model or workflow that it went to.
-        is_workflow: which of the two.
+    `head` is the request line and the header lines, `peer` the client as `/address:port`, `name` the model or workflow.
     """
     line, *headers = head.split("\r\n")
     values = {name.lower(): value.strip() for name, _, value in (each.partition(":") for each in headers)}
@@ -44,13 +39,7 @@ def http_facts(head: str, peer: str, *, is_tls: bool, name: str, is_workflow: bo
 
 
 def route_of(path: str, name: str, *, is_workflow: bool) -> str:
-    """Returns the route of a prediction's path: what varies has a name instead of its value.
-
-    Args:
-        path: as it was sent.
-        name: the model or workflow.
-        is_workflow: which of the two.
-    """
+    """Returns the route of a prediction's path: what varies has a name instead of its value."""
     shown_name = "{workflow}" if is_workflow else "{model}"
     shown: list[str] = []
     for part in path.split("/")[:_MOST_PARTS]:

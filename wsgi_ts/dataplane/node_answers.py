@@ -15,10 +15,8 @@ _MOST_SHOWN = 1000
 def packed_parts(buffer: memoryview, offset: int, length: int) -> list[tuple[int, int] | bytes]:
     """Where the elements lie of a list that a function has answered, each as offset and length.
 
-    Args:
-        buffer: the segment.
-        offset: where the answer begins: the number of elements, the bytes of each, then they themselves.
-        length: bytes of the answer.
+    The answer begins at `offset` of the segment with the number of elements and the bytes of each; then come they
+    themselves.
 
     Raises:
         ValueError: it is no such list.

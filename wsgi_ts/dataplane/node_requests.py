@@ -12,10 +12,7 @@ from wsgi_ts.dataplane.task import State, Task
 def references(walk: GraphWalk, task: Task, first_slot: int) -> bytes:
     """Returns the body of a task's request.
 
-    Args:
-        walk: the walk of the task.
-        task: whose parents are decided.
-        first_slot: where the client's request lies.
+    The task's parents are decided; the client's request lies in `first_slot`.
     """
     graph = walk.graph
     node = graph.nodes[task.node]

@@ -36,7 +36,6 @@ class RequestTraces:
     """The traces of one process.
 
     Args:
-        options: what is kept, and what is exported.
         default_version: returns the default version of a model; None where there is no such model.
         segment: where the requests lie; None where none do.
 

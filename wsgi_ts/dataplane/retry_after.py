@@ -37,11 +37,7 @@ class _Look:
 
 
 class RetryAfter:
-    """The predictions of one process; belongs to one thread, or to who holds a lock.
-
-    Args:
-        board: where batchers count.
-    """
+    """The predictions of one process; belongs to one thread, or to who holds a lock."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
@@ -50,9 +46,7 @@ class RetryAfter:
     def seconds(self, target: Target, now_ns: int) -> int:
         """When there will be room, in whole seconds, 1 at least; 0 where no worker is there and nothing waits for one.
 
-        Args:
-            target: where the request was to go.
-            now_ns: monotonic time.
+        `now_ns` is monotonic.
         """
         look = self._looks.get(target.model)
         if look is None:

@@ -117,8 +117,6 @@ class RoutingTable:
     """What the supervisor has published, read again whenever the board's epoch moves.
 
     Args:
-        run_dir: the run directory.
-        board: tells when there is something newer.
         workflow_names: whether a workflow answers over KServe and gRPC, where no model has its name.
 
     Attributes:
@@ -217,10 +215,7 @@ class RoutingTable:
     def named_target(self, name: str, version: str | None, flags: int) -> Target:
         """Returns the target of a request to a model, or to the workflow of that name where there is no such model.
 
-        Args:
-            name: the model or workflow.
-            version: one of the model's versions, None for the default one.
-            flags: RequestFlag bits.
+        No version is the default one.
         """
         if version is None and not flags & RequestFlag.EXPLAIN and self._names_workflow(name):
             return self.workflow_target(name, flags)
@@ -232,11 +227,7 @@ class RoutingTable:
     def version_target(self, name: str, version: str | None, rest: str = "", flags: int = 0) -> Target:
         """Returns the target of a request to a named model.
 
-        Args:
-            name: the model.
-            version: one of its versions, None for the default one.
-            rest: what stands behind the version in the path, as latin-1 of UTF-8 bytes.
-            flags: RequestFlag bits.
+        No version is the default one; `rest` stands behind it in the path, as latin-1 of UTF-8 bytes.
         """
         if rest:
             return self._target(name, version, rest, flags)
@@ -274,12 +265,7 @@ class RoutingTable:
         return self.version_target(name, version, flags=RequestFlag.REFERENCES)
 
     def workflow_target(self, name: str, flags: int = 0) -> Target:
-        """Returns the target of a request to a workflow: its first node's, with its graph.
-
-        Args:
-            name: the workflow.
-            flags: RequestFlag bits.
-        """
+        """Returns the target of a request to a workflow: its first node's, with its graph."""
         graph = self._graphs.get(name)
         if graph is None and name in self._graphs:
             return Target(name, None, error=ServiceUnavailable(f"Workflow {name} is being loaded. Please try again."))

@@ -27,12 +27,7 @@ class Load(NamedTuple):
 
 
 class ServerLoad:
-    """Reads the load from the board, now and then.
-
-    Args:
-        board: where batchers count.
-        routes: which models there are, and on which batchers.
-    """
+    """Reads the load from the board, now and then."""
 
     def __init__(self, board: Board, routes: RoutingTable) -> None:
         self._board = board
@@ -43,8 +38,7 @@ class ServerLoad:
     def now(self, now_ns: int) -> Load:
         """Returns the load; the same object as the last time where that was a moment ago.
 
-        Args:
-            now_ns: monotonic time.
+        `now_ns` is monotonic.
         """
         load = self._last
         if load is None or now_ns - self._read_ns >= _FRESH_NS:

@@ -159,12 +159,7 @@ def _spans(told: Told, times: Times | None) -> list[dict[str, Any]]:
 def span(name: str, origin_ns: int, from_ns: int, to_ns: int, **attributes: Any) -> dict[str, Any]:
     """Returns one part of a request, as the record has it.
 
-    Args:
-        name: what happened in it.
-        origin_ns: when the request came.
-        from_ns: its begin; all three are monotonic.
-        to_ns: its end.
-        attributes: what else is known of it.
+    All times are monotonic: `origin_ns` is when the request came.
     """
     start_ms = round((from_ns - origin_ns) / 1e6, 3)
     return {"name": name, "start_ms": start_ms, "duration_ms": _ms(from_ns, to_ns), "attributes": attributes}
@@ -173,11 +168,7 @@ def span(name: str, origin_ns: int, from_ns: int, to_ns: int, **attributes: Any)
 def run_spans(times: Times, origin_ns: int, submitted_ns: int, until_ns: int) -> list[dict[str, Any]]:
     """Returns the parts of a run: the wait in the queue, the batch, and the handler's stages within it.
 
-    Args:
-        times: what its slot says.
-        origin_ns: when the request came.
-        submitted_ns: when it was submitted.
-        until_ns: the end, where a streamed answer goes on.
+    `until_ns` is the end, where a streamed answer goes on.
     """
     ended_ns = times.ended_ns or until_ns
     posted_ns = times.posted_ns
@@ -200,9 +191,7 @@ def run_spans(times: Times, origin_ns: int, submitted_ns: int, until_ns: int) ->
 def run_fields(times: Times | None, submitted_ns: int) -> dict[str, Any]:
     """Returns what a log line says of a run; nothing for a request that no worker has run.
 
-    Args:
-        times: what its slot says.
-        submitted_ns: when it was submitted (monotonic).
+    `submitted_ns` is when it was submitted (monotonic).
     """
     if times is None or not times.posted_ns:
         return {}

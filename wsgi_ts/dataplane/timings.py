@@ -15,9 +15,7 @@ def timing_value(parts: Iterable[tuple[str, float]]) -> str:
 def timings_of(times: Times, submitted_ns: int) -> str:
     """Returns it for a request that a worker has run.
 
-    Args:
-        times: what its slot says.
-        submitted_ns: when it was submitted (monotonic).
+    `submitted_ns` is when it was submitted (monotonic).
     """
     parts = [
         ("queue", max(0, times.posted_ns - submitted_ns) / 1e6),

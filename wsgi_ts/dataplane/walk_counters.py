@@ -13,12 +13,7 @@ _OTHER = len(WORKFLOW_CODES) - 1
 
 
 class WalkCounters:
-    """The counters of one segment's owner.
-
-    Args:
-        board: the instance's board.
-        segment_index: the segment's number.
-    """
+    """The counters of one segment's owner."""
 
     def __init__(self, board: Board, segment_index: int) -> None:
         self._board = board
@@ -27,11 +22,8 @@ class WalkCounters:
     def ended(self, workflow: int, code: int, took_us: int, nodes_us: Sequence[int]) -> None:
         """Counts a request that has ended.
 
-        Args:
-            workflow: the workflow's number on the board; -1: it is not counted.
-            code: the HTTP status; 499 where the client has gone.
-            took_us: how long it was under way.
-            nodes_us: how long each node was, 0 for one that has not run.
+        `workflow` is its number on the board, -1: it is not counted; the code is 499 where the client has gone; a node
+        that has not run has 0 in `nodes_us`.
         """
         if workflow < 0:
             return

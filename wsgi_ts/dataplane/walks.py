@@ -10,20 +10,17 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from wsgi_ts.batcher.shm.client import SlotClient
 from wsgi_ts.batcher.shm.layout import ResponseFlag, SlotState, WorkflowWord
 from wsgi_ts.batcher.shm.request_codec import Answer, Request, packed_times
 from wsgi_ts.dataplane.attempts import Attempts
 from wsgi_ts.dataplane.graph import Graph
 from wsgi_ts.dataplane.node_answers import joined, json_parts, packed_parts
 from wsgi_ts.dataplane.node_requests import inline_answer
-from wsgi_ts.dataplane.retry_after import RetryAfter
 from wsgi_ts.dataplane.routes import Target
 from wsgi_ts.dataplane.task import Action, Finish, Release, State, Submit, Task, Withdraw
 from wsgi_ts.dataplane.walk import Walk
-from wsgi_ts.dataplane.walk_counters import WalkCounters
 from wsgi_ts.errors import InternalServerError, ServiceUnavailable
 
 log = logging.getLogger(__name__)
@@ -39,50 +36,32 @@ class Walks(Generic[Waiter]):
     """The walks of one exchange; used on its thread.
 
     Args:
-        client: the slots.
-        node_target, waiting, choose: see `Attempts`.
+        attempts: the requests of the walks' nodes.
         most_answer_bytes: of an answer that is put together of several.
-        counters: where requests are counted.
-        retry_after: when one that is refused may come again.
 
     Attributes:
-        attempts: the requests of the walks' nodes.
         deliver: answers a request with what lies in no slot.
         progress: tells who waits for a walk that is watched of a node that has ended, by name and task.
         has_traces: how each node was run is noted.
     """
 
-    def __init__(
-        self,
-        client: SlotClient,
-        node_target: Callable[[str, str | None], Target],
-        waiting: dict[int, Any],
-        choose: Callable[[Target], int],
-        most_answer_bytes: int,
-        counters: WalkCounters,
-        retry_after: RetryAfter,
-    ) -> None:
-        self.attempts: Attempts[Waiter] = Attempts(client, node_target, waiting, choose, counters, retry_after)
+    def __init__(self, attempts: Attempts[Waiter], most_answer_bytes: int) -> None:
+        self.attempts = attempts
         self.deliver: Callable[[Waiter, Answer], None] = lambda waiter, answer: None
         self.progress: Callable[[Waiter, str, Task], None] = lambda waiter, name, task: None
-        self._client = client
-        self._waiting = waiting
+        self._client = attempts.client
+        self._waiting = attempts.waiting
         self._most_answer_bytes = most_answer_bytes
-        self._counters = counters
+        self._counters = attempts.counters
         self._by_handle: dict[int, Walk[Waiter]] = {}
-        self._number = client.capacity
+        self._number = attempts.client.capacity
         self.has_traces = False
         self._ended: dict[int, tuple[Walk[Waiter], str]] = {}
 
     def begin(self, slot: int, waiter: Waiter, target: Target, graph: Graph, request: Request) -> int:
         """Submits the first node's request.
 
-        Args:
-            slot: from `SlotClient.take`, for the first node's model.
-            waiter: who waits for the answer.
-            target: where the first node's request goes.
-            graph: the workflow's graph.
-            request: what the client has sent.
+        The slot is from `SlotClient.take`, for the first node's model.
 
         Returns:
             The handle: a number that no slot has.
@@ -207,10 +186,7 @@ class Walks(Generic[Waiter]):
     ) -> tuple[int, Waiter] | None:
         """Does what a walk has decided; returns the slot and the waiter where that is the answer.
 
-        Args:
-            walk: the walk.
-            actions: what is to be done.
-            in_slot: whether the caller can take the answer out of a slot; else it is delivered.
+        Without `in_slot` the caller cannot take the answer out of a slot: it is delivered.
         """
         landed = None
         to_do = deque(actions)

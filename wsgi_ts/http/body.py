@@ -17,9 +17,6 @@ MAX_FRAMING_BYTES = 262144
 class SizedBody:
     """A body whose length the head has announced.
 
-    Args:
-        length: that length, in bytes.
-
     Attributes:
         data: what has come of it.
         rest: bytes behind the body (the next request of a pipelining client).

@@ -24,10 +24,7 @@ def is_form(content_type: bytes) -> bool:
 def form_field(content_type: bytes, body: bytes, name: str) -> str:
     """Returns the value of a field of a form.
 
-    Args:
-        content_type: of the body, as sent; `is_form` holds.
-        body: the whole body.
-        name: the field.
+    `content_type` is as sent; `is_form` holds.
 
     Returns:
         Its text; "" when there is no such field, or the form is malformed (its model worker says so, if it gets it).

@@ -35,7 +35,6 @@ class BadHead(Exception):
 
     Args:
         status: 400, 414, 417, 431 or 501.
-        message: for the client.
     """
 
     def __init__(self, status: int, message: str) -> None:
@@ -78,15 +77,7 @@ class Head:
     """
 
     __slots__ = (
-        *(
-            "admitted",
-            "chunked",
-            "content_length",
-            "content_type",
-            "expect_continue",
-            "http_1_1",
-            "keep_alive",
-        ),
+        *("admitted", "chunked", "content_length", "content_type", "expect_continue", "http_1_1", "keep_alive"),
         *("_environ", "_headers", "line", "method", "path", "query", "raw", "route", "route_epoch", "target"),
         *("traceparent", "tracestate"),
     )

@@ -104,10 +104,7 @@ def _fits(part: str, wanted: str) -> bool:
 def series_key(method: int, route: int, status: int) -> int:
     """What a series of HTTP requests on the board is known by.
 
-    Args:
-        method: its place in METHODS.
-        route: its place in ROUTES.
-        status: the HTTP status; 0 where several are counted together.
+    Method and route are told by their places in METHODS and ROUTES; the status is 0 where several are counted together.
     """
     return _USED | route << _ROUTE_SHIFT | method << _METHOD_SHIFT | status
 

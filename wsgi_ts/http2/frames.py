@@ -70,11 +70,8 @@ class ErrorCode:
 def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     """Returns a frame.
 
-    Args:
-        kind: of FrameType.
-        flags: of Flag.
-        stream: its number; 0 for the connection.
-        payload: at most as long as the other side takes.
+    `kind` is a FrameType, `flags` are bits of Flag; stream 0 is the connection. The payload is at most as long as the
+    other side takes.
     """
     return b"%b%c%c%b%b" % (len(payload).to_bytes(3, "big"), kind, flags, stream.to_bytes(4, "big"), payload)
 

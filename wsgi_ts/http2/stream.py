@@ -52,9 +52,6 @@ class Event:
     """Something that has come on a stream.
 
     Args:
-        kind: of EventKind.
-        stream: where.
-        data: a part of the body.
         fields: the head; the same object for each head that is made of the same bytes.
         ends: the client sends nothing more on the stream.
     """

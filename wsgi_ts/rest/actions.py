@@ -22,11 +22,7 @@ def needs_nobody(path: str) -> bool:
 def action_of(kinds: frozenset[str], method: str, path: str, query: str) -> tuple[str, str]:
     """Reads a request.
 
-    Args:
-        kinds: the APIs of the listener.
-        method: of the request line.
-        path: decoded.
-        query: as sent.
+    `path` is decoded, `query` as sent.
 
     Returns:
         predict, explain, describe, register, scale, unregister, metrics, ping or other; and the name of the model or

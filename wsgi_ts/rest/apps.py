@@ -45,10 +45,8 @@ def build_app(
 ) -> falcon.App[falcon.Request, Response]:
     """The WSGI app of one listener.
 
-    Args:
-        kinds: which of `KINDS` the listener serves; several when they share an address.
-        instance: the instance.
-        control: calls to the supervisor, closed by the caller; by default the app has its own for life.
+    A listener serves several of `KINDS` when they share an address. `control` is closed by the caller; by default the
+    app has its own for life.
 
     Raises:
         ValueError: a kind is unknown, or there is none.
@@ -80,7 +78,7 @@ def build_app(
             kserve.add_routes(app, predictions)
         if instance.config.serves_kserve and "management" not in kinds:
             # The management API has it in any case, as TorchServe does.
-            app.add_route("/v1/models/{model}", kserve.ModelV1(predictions))
+            kserve.add_v1_route(app, predictions)
     if "management" in kinds:
         control = control or ControlPlane(instance.run_dir)
         management.add_routes(app, instance, control)

@@ -59,30 +59,23 @@ class PageResource:
 
 
 class ConsoleData:
-    """`/console/data` and `/console/events`: everything that may change, once, or as the first of many events."""
+    """What the console shows of the server: `/console/data`, `/console/events` and `/console/settings`."""
 
     def __init__(self, control: ControlPlane) -> None:
         self._control = control
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answers with one snapshot."""
+        """Answers with one snapshot of everything that may change."""
         resp.set_header("content-type", "application/json")
         resp.data = self._control.call("console_snapshot", timeout_s=QUICK_CALL_S)["text"].encode()
 
     def on_get_events(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answers with one event; a server that cannot go on with it leaves it to the page to ask again."""
+        """Answers with the first of many events; a server that cannot go on leaves it to the page to ask again."""
         resp.set_header("content-type", EVENT_TYPE)
         resp.data = b"retry: 1000\n" + snapshot_event(self._control).data
 
-
-class Settings:
-    """`/console/settings`: the settings with their sources, and what the doctor would say."""
-
-    def __init__(self, control: ControlPlane) -> None:
-        self._control = control
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        """Answers with both."""
+    def on_get_settings(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answers with the settings, their sources, and what the doctor would say."""
         write_json(resp, 200, self._control.call("console_settings", timeout_s=QUICK_CALL_S))
 
 
@@ -200,6 +193,6 @@ def add_routes(app: falcon.App[Any, Any], instance: Instance, control: ControlPl
     app.add_route("/console", PageResource("console"))
     app.add_route("/console/data", data)
     app.add_route(EVENTS_PATH, data, suffix="events")
-    app.add_route("/console/settings", Settings(control))
+    app.add_route("/console/settings", data, suffix="settings")
     app.add_route("/console/tune", TuneResults(instance.run_dir))
     app.add_route("/console/inference/{rest:path}", InferenceCalls(instance))

@@ -66,7 +66,7 @@ class ModelsResource(_Resource):
 
 
 class ModelResource(_Resource):
-    """`/models/{model}[/{version}]`: describe, scale, unregister."""
+    """`/models/{model}[/{version}]`: describe, scale, unregister; `…/set-default`, and `/v1/models/{model}`."""
 
     def __init__(self, instance: Instance, control: ControlPlane) -> None:
         super().__init__(instance, control)
@@ -124,21 +124,13 @@ class ModelResource(_Resource):
         )
         return answer
 
-
-class DefaultVersion(_Resource):
-    """`/models/{model}/{version}/set-default`."""
-
-    def on_put(self, req: falcon.Request, resp: falcon.Response, model: str, version: str) -> None:
+    def on_put_default(self, req: falcon.Request, resp: falcon.Response, model: str, version: str) -> None:
         """Makes this version the one that requests without a version go to."""
         answer = self._control.call("set_default", timeout_s=QUICK_CALL_S, model_name=model, version=version)
         write_answer(resp, answer)
 
-
-class KServeReadiness(_Resource):
-    """`/v1/models/{model}` as KServe asks it."""
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response, model: str) -> None:
-        """Says whether the model has workers."""
+    def on_get_ready(self, req: falcon.Request, resp: falcon.Response, model: str) -> None:
+        """Says whether the model has workers, as KServe asks it."""
         write_answer(resp, self._control.call("kserve_ready", timeout_s=QUICK_CALL_S, model_name=model))
 
 
@@ -157,8 +149,8 @@ def add_routes(app: falcon.App[Any, Any], instance: Instance, control: ControlPl
     app.add_route("/models", ModelsResource(instance, control))
     app.add_route("/models/{model}", one_model)
     app.add_route("/models/{model}/{version}", one_model)
-    app.add_route("/models/{model}/{version}/set-default", DefaultVersion(instance, control))
-    app.add_route("/v1/models/{model}", KServeReadiness(instance, control))
+    app.add_route("/models/{model}/{version}/set-default", one_model, suffix="default")
+    app.add_route("/v1/models/{model}", one_model, suffix="ready")
     app.add_route("/plugins", Plugins(instance, control))
 
 

@@ -15,13 +15,7 @@ _WITH_BODY: Final = ("post", "put", "patch")
 
 
 def with_endpoints(paths: dict[str, Any], kinds: Collection[str], config: Config) -> dict[str, Any]:
-    """Returns the paths of a description with those of plugins, without the server's own that they take over.
-
-    Args:
-        paths: of the server's own.
-        kinds: the APIs that are described.
-        config: the configuration.
-    """
+    """Returns the paths of a description with those of plugins, without the server's own that they take over."""
     endpoints = [each for each in found_in(config.found_plugins, "endpoints") if each.type in kinds]
     taken = {each.path for each in endpoints}
     takes_token = config.token_authorization and bool({"inference", "management"} & set(kinds))

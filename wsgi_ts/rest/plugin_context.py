@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wsgi_ts.control.client import QUICK_CALL_S, ControlPlane
 from wsgi_ts.errors import ModelNotFound
@@ -24,11 +24,7 @@ _NO_HEAD = b"POST / HTTP/1.1\r\n\r\n"
 
 
 class PluginContext:
-    """What an endpoint is called with; one for all plugins of a process. Any thread may use it.
-
-    Args:
-        instance: the instance.
-    """
+    """What an endpoint is called with; one for all plugins of a process. Any thread may use it."""
 
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
@@ -68,14 +64,12 @@ class PluginContext:
 
     def _names(self) -> list[str]:
         names: list[str] = []
-        page: dict[str, Any] = {}
-        while not names or "nextPageToken" in page:
-            token = int(page.get("nextPageToken", 0))
-            answer = self._control.call("list_models", timeout_s=QUICK_CALL_S, limit=MAX_PAGE, next_page_token=token)
-            page = answer["body"]
-            names += [each["modelName"] for each in page["models"]]
-            if not names:
-                break
+        token: str | None = "0"
+        while token is not None:
+            page = {"limit": MAX_PAGE, "next_page_token": int(token)}
+            body = self._control.call("list_models", timeout_s=QUICK_CALL_S, **page)["body"]
+            names += [each["modelName"] for each in body["models"]]
+            token = body.get("nextPageToken")
         return names
 
     def _view(self, name: str) -> ModelView | None:

@@ -45,12 +45,7 @@ def first_segment(path: str) -> str:
 def endpoint_app(found: Found, plugin: Any, context: Context, report: PluginReport, headers: dict[str, str]) -> WSGIApp:
     """The WSGI app of one endpoint.
 
-    Args:
-        found: what is known of it.
-        plugin: the object.
-        context: what it is called with.
-        report: gets what it raises.
-        headers: what every answer of the server carries besides the constant ones.
+    `report` gets what it raises, `headers` are what every answer of the server carries besides the constant ones.
     """
     instance = made(plugin)
     if _is_wsgi(instance):
@@ -102,9 +97,7 @@ class _PluginResource:
 def write_result(resp: falcon.Response, result: Any) -> None:
     """Makes a function's result the answer: text and bytes as they are, all else as JSON; None changes nothing.
 
-    Args:
-        resp: the answer.
-        result: the body, or a status and the body.
+    `result` is the body, or a status and the body.
     """
     if isinstance(result, tuple):
         resp.status, result = result

@@ -20,7 +20,6 @@ class Repository:
 
     Args:
         config: the configuration; without its `enable_model_api` nothing is loaded or unloaded.
-        control: calls to the supervisor.
     """
 
     def __init__(self, config: Config, control: ControlPlane) -> None:

@@ -35,12 +35,7 @@ PATH_TEXTS = {
 def parameter(place: str, name: str, schema: Schema, description: str, *, required: bool = False) -> Schema:
     """A parameter object.
 
-    Args:
-        place: "path" or "query".
-        name: of the parameter.
-        schema: of its value.
-        description: for people.
-        required: whether it must be there.
+    `place` is "path" or "query".
     """
     return {"in": place, "name": name, "description": description, "required": required, "schema": schema}
 
@@ -66,9 +61,7 @@ def argument(name: str, row: Setting) -> Schema:
 def json_arguments(arguments: Collection[Schema], required: Collection[str]) -> Schema:
     """The schema of a JSON body with these arguments, of their own types: there a wrong type is an error.
 
-    Args:
-        arguments: made by `argument`.
-        required: names of those that must be there.
+    The arguments are made by `argument`.
     """
     properties = {}
     for row in arguments:

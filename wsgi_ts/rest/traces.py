@@ -16,7 +16,7 @@ _STATUSES = (SLOW, FAILED, SAMPLED)
 
 
 class Traces:
-    """`/debug/traces`."""
+    """`/debug/traces` and `/debug/traces/{request_id}`."""
 
     def __init__(self, control: ControlPlane) -> None:
         self._control = control
@@ -30,14 +30,7 @@ class Traces:
         wanted = {"model": argument(req, "model") or None, "status": status, "limit": limit}
         write_json(resp, 200, self._control.call("list_traces", timeout_s=QUICK_CALL_S, **wanted))
 
-
-class Trace:
-    """`/debug/traces/{request_id}`."""
-
-    def __init__(self, control: ControlPlane) -> None:
-        self._control = control
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response, request_id: str) -> None:
+    def on_get_one(self, req: falcon.Request, resp: falcon.Response, request_id: str) -> None:
         """Tells of one request; 404 where nothing is kept of it."""
         found = self._control.call("find_trace", timeout_s=QUICK_CALL_S, request_id=request_id)
         if found is None:
@@ -47,5 +40,6 @@ class Trace:
 
 def add_routes(app: falcon.App[Any, Any], control: ControlPlane) -> None:
     """Gives `app`, that of a management (or combined) listener, these routes."""
-    app.add_route("/debug/traces", Traces(control))
-    app.add_route("/debug/traces/{request_id}", Trace(control))
+    traces = Traces(control)
+    app.add_route("/debug/traces", traces)
+    app.add_route("/debug/traces/{request_id}", traces, suffix="one")

@@ -11,7 +11,6 @@ from wsgi_ts.errors import BadRequest
 from wsgi_ts.models.arguments import page_arguments
 from wsgi_ts.rest.management import (
     argument,
-    boolean_argument,
     integer_argument,
     is_json,
     parse_body,
@@ -24,11 +23,7 @@ from wsgi_ts.workflows.arguments import WorkflowArguments
 
 
 class Workflows:
-    """`/workflows`: list and register.
-
-    Args:
-        control: calls to the supervisor.
-    """
+    """`/workflows`: list and register; `/workflows/{workflow_name}`: describe and unregister."""
 
     def __init__(self, control: ControlPlane) -> None:
         self._control = control
@@ -43,52 +38,36 @@ class Workflows:
         fields = parse_body(read_body(req)) if is_json(req) else None
         given: dict[str, Any] = {}
         for name, row in settings_of(WorkflowArguments).items():
+            value = argument(req, name) if fields is None else fields.get(name)
             if row.kind.json_type == "integer":
-                number = integer_argument(req, name) if fields is None else _number(fields.get(name))
+                number = _number(value)
                 given[name] = row.default if number is None else number
             elif row.kind.json_type == "boolean":
-                given[name] = boolean_argument(req, name) if fields is None else str(fields.get(name)).lower() == "true"
+                given[name] = str(value).lower() == "true"
             else:
-                text = argument(req, name) if fields is None else fields.get(name)
-                given[name] = None if text is None else str(text)
+                given[name] = None if value is None else str(value)
         if given["url"] is None:
             raise BadRequest("Parameter url is required.")
         write_answer(resp, self._control.call("register_workflow", **given))
 
-
-class OneWorkflow:
-    """`/workflows/{workflow_name}`: describe and unregister.
-
-    Args:
-        control: calls to the supervisor.
-    """
-
-    def __init__(self, control: ControlPlane) -> None:
-        self._control = control
-
-    def on_get(self, req: falcon.Request, resp: falcon.Response, workflow_name: str, rest: str = "") -> None:
+    def on_get_one(self, req: falcon.Request, resp: falcon.Response, workflow_name: str, rest: str = "") -> None:
         """Describes a workflow."""
         answer = self._control.call("describe_workflow", timeout_s=QUICK_CALL_S, workflow_name=workflow_name)
         write_answer(resp, answer)
 
-    def on_delete(self, req: falcon.Request, resp: falcon.Response, workflow_name: str, rest: str = "") -> None:
+    def on_delete_one(self, req: falcon.Request, resp: falcon.Response, workflow_name: str, rest: str = "") -> None:
         """Unregisters a workflow with all its nodes."""
         write_answer(resp, self._control.call("unregister_workflow", workflow_name=workflow_name))
 
 
 def add_routes(app: falcon.App[Any, Any], control: ControlPlane) -> None:
-    """Gives `app` the routes of workflows.
-
-    Args:
-        app: the app of a management (or combined) listener.
-        control: calls to the supervisor.
-    """
-    one_workflow = OneWorkflow(control)
-    app.add_route("/workflows", Workflows(control))
-    app.add_route("/workflows/{workflow_name}", one_workflow)
-    app.add_route("/workflows/{workflow_name}/{rest}", one_workflow)
+    """Gives `app` the routes of workflows."""
+    workflows = Workflows(control)
+    app.add_route("/workflows", workflows)
+    app.add_route("/workflows/{workflow_name}", workflows, suffix="one")
+    app.add_route("/workflows/{workflow_name}/{rest}", workflows, suffix="one")
 
 
 def _number(value: Any) -> int | None:
-    """A number of a JSON body, None where it is none."""
+    """A number of a query string or a JSON body, None where it is none."""
     return value if isinstance(value, int) and not isinstance(value, bool) else to_integer(str(value))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError
@@ -27,6 +28,7 @@ class Work(Protocol):
         """Ends it: nobody waits for it any more. After its end this does nothing."""
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Method:
     """A method of a service.
 
@@ -38,31 +40,15 @@ class Method:
         takes_stream: any number of requests in place of one.
         answers_stream: any number of answers in place of one.
         begin: does what `run` does, without a task, and ends the call; None: there is no way without one.
-
-    Attributes:
-        path, run, request, response, takes_stream, answers_stream, begin: as given.
     """
 
-    __slots__ = ("answers_stream", "begin", "path", "request", "response", "run", "takes_stream")
-
-    def __init__(
-        self,
-        path: str,
-        run: Callable[[Any, RpcCall], Awaitable[Any]],
-        request: Any,
-        response: Any,
-        *,
-        takes_stream: bool = False,
-        answers_stream: bool = False,
-        begin: Callable[[Any, RpcCall], Work] | None = None,
-    ) -> None:
-        self.path = path
-        self.run = run
-        self.request = request
-        self.response = response
-        self.takes_stream = takes_stream
-        self.answers_stream = answers_stream
-        self.begin = begin
+    path: str
+    run: Callable[[Any, RpcCall], Awaitable[Any]]
+    request: Any
+    response: Any
+    takes_stream: bool = False
+    answers_stream: bool = False
+    begin: Callable[[Any, RpcCall], Work] | None = None
 
 
 class CallConnection(Protocol):
@@ -94,14 +80,9 @@ class RpcCall:
     """A call under way.
 
     Args:
-        connection: where it came.
-        stream: its stream there.
-        head: what its header block says.
-        method: what it calls.
         limit: the largest message, in bytes.
 
     Attributes:
-        stream, method, head: as given.
         reader: puts its messages together.
         work: what the method does, once the request is there; None before.
         trace: what is told of the prediction that it has submitted last; None for none.

@@ -33,9 +33,7 @@ class Calls:
     Args:
         scope: whose token they take (`wsgi_ts.security.tokens`).
         tokens: the keys; None where calls need no token.
-        access: the access log.
         failure_of: how an error is said on this port.
-        gate: the plugins that say who may ask; None for none.
         load: tells at the end of each call how busy the server is; None: calls do not tell.
         is_json: the access log has JSON instead of TorchServe's lines.
     """
@@ -63,9 +61,7 @@ class Calls:
     def service(self, name: str, *methods: Method | PredictionMethod) -> list[Method]:
         """Returns the methods of a service as the server takes them.
 
-        Args:
-            name: package and service.
-            methods: each with its own name for a path, and raising errors of any kind.
+        Each comes with its own name for a path, and raises errors of any kind.
         """
         return [self._method(f"/{name}/{each.path}", f"gRPC {name}/{each.path} HTTP/2.0", each) for each in methods]
 
@@ -146,11 +142,7 @@ class Calls:
 
         The log leaves the process once per turn of the loop.
 
-        Args:
-            rpc: the call.
-            line: the log's.
-            code: what it ends with.
-            began_ns: when it came (monotonic).
+        `line` is the log's, `began_ns` monotonic.
         """
         if self._load is not None:
             rpc.trailing_metadata += self._load.metadata()

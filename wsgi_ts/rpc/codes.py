@@ -48,8 +48,6 @@ class Failure(Exception):
     """What a call ends with in place of an answer.
 
     Args:
-        code: gRPC's.
-        message: for people.
         reason: TorchServe's class name; empty for none.
     """
 

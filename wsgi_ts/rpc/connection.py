@@ -39,9 +39,6 @@ _HTTP1_FIELDS = b"content-type: text/plain\r\ncontent-length: %d\r\nconnection: 
 class RpcConnection(asyncio.Protocol):
     """One connection.
 
-    Args:
-        port: what is served.
-
     Attributes:
         http2: its state.
         peer: the client's address, `host:port`.

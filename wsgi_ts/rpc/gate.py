@@ -23,11 +23,7 @@ _ACTIONS = {
 
 
 class GrpcGate:
-    """Lets calls pass.
-
-    Args:
-        gate: the plugins.
-    """
+    """Lets calls pass."""
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
@@ -36,10 +32,7 @@ class GrpcGate:
     async def admit(self, line: str, request: Any, rpc: RpcCall) -> Any:
         """Lets a call pass; returns its request, or its stream of requests, each checked as it comes.
 
-        Args:
-            line: `gRPC package.Service/Method HTTP/2.0`.
-            request: the message, or an iterator of messages.
-            rpc: the call.
+        `line` is `gRPC package.Service/Method HTTP/2.0`.
 
         Raises:
             ServerError: it may not pass.

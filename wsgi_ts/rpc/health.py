@@ -25,7 +25,6 @@ class Health:
     """The methods of the service.
 
     Args:
-        is_ready: whether requests are welcome.
         services: the full names of the other services of the port.
 
     Attributes:

@@ -30,12 +30,7 @@ _MAX_SEQUENCE_BYTES = 4096
 
 
 class Inference:
-    """The methods of the service.
-
-    Args:
-        plane: where predictions go.
-        config: the configuration.
-    """
+    """The methods of the service."""
 
     def __init__(self, plane: AsyncPlane, config: Config) -> None:
         self._plane = plane

@@ -12,11 +12,7 @@ _TRAILER = "endpoint-load-metrics-bin"
 
 
 class LoadReport:
-    """The trailer as it is now.
-
-    Args:
-        load: the load.
-    """
+    """The trailer as it is now."""
 
     def __init__(self, load: ServerLoad) -> None:
         self._load = load

@@ -34,12 +34,7 @@ _WAITING_THREADS = 32
 
 
 class Management:
-    """The methods of the service.
-
-    Args:
-        instance: the instance.
-        control: calls to its supervisor.
-    """
+    """The methods of the service."""
 
     def __init__(self, instance: Instance, control: ControlPlane) -> None:
         self._instance = instance

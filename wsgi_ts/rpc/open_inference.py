@@ -39,20 +39,12 @@ _CONTENTS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-#: How the elements of a raw tensor lie in memory.
+#: How the elements of a raw tensor lie in memory, as numpy says it: little-endian.
 _RAW = {
     "BOOL": "?",
-    "INT8": "i1",
-    "INT16": "<i2",
-    "INT32": "<i4",
-    "INT64": "<i8",
-    "UINT8": "u1",
-    "UINT16": "<u2",
-    "UINT32": "<u4",
-    "UINT64": "<u8",
-    "FP16": "<f2",
-    "FP32": "<f4",
-    "FP64": "<f8",
+    **{f"INT{8 * size}": f"<i{size}" for size in (1, 2, 4, 8)},
+    **{f"UINT{8 * size}": f"<u{size}" for size in (1, 2, 4, 8)},
+    **{f"FP{8 * size}": f"<f{size}" for size in (2, 4, 8)},
 }
 _HEAD = f"POST /{NAME}/ModelInfer HTTP/2.0\r\ncontent-type: application/json\r\n\r\n".encode()
 _JSON = b"application/json"
@@ -61,12 +53,7 @@ _QUICK_BYTES = 65536
 
 
 class OpenInference:
-    """The methods of the service.
-
-    Args:
-        plane: where predictions go.
-        management: the way to what the supervisor knows of models.
-    """
+    """The methods of the service."""
 
     def __init__(self, plane: AsyncPlane, management: Management) -> None:
         self._plane = plane
@@ -75,9 +62,7 @@ class OpenInference:
     def service(self, calls: Calls, name: str = NAME) -> list[Method]:
         """Returns the methods, for the server; ServerMetadata is not implemented.
 
-        Args:
-            calls: the calls of its port.
-            name: NAME or PROTOCOL_NAME.
+        `name` is NAME or PROTOCOL_NAME.
         """
         return calls.service(
             name,

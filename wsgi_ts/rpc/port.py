@@ -32,14 +32,11 @@ class Port:
     """One port.
 
     Args:
-        methods: what is served.
-        most_message_bytes: the largest request.
         most_age_s: after so long a connection takes no further calls; None for no end.
         age_grace_s: the calls that it has then may take so long; None for no end.
 
     Attributes:
         methods: by their paths.
-        most_message_bytes, most_age_s, age_grace_s: as given.
         most_calls: under way at a time.
         received: bytes of requests that are not complete.
         calls_under_way: their number.

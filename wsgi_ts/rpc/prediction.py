@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from wsgi_ts.dataplane.async_call import Call
@@ -13,34 +14,21 @@ from wsgi_ts.rpc.codes import Failure
 from wsgi_ts.rpc.status import StatusCode
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class PredictionMethod:
     """A method that one prediction answers.
 
     Args:
         path: its own name.
-        request, response: the classes of its messages.
         submit: submits the prediction that a request asks for. It raises Failure or ServerError.
         answer: makes the message for what the prediction has answered.
-
-    Attributes:
-        path, request, response, submit, answer: as given.
     """
 
-    __slots__ = ("answer", "path", "request", "response", "submit")
-
-    def __init__(
-        self,
-        path: str,
-        request: Any,
-        response: Any,
-        submit: Callable[[Any, RpcCall], Call],
-        answer: Callable[[bytes], Any],
-    ) -> None:
-        self.path = path
-        self.request = request
-        self.response = response
-        self.submit = submit
-        self.answer = answer
+    path: str
+    request: Any
+    response: Any
+    submit: Callable[[Any, RpcCall], Call]
+    answer: Callable[[bytes], Any]
 
     async def run(self, request: Any, rpc: RpcCall) -> Any:
         """Returns the answer to a request, in a task.
@@ -69,14 +57,7 @@ class PortCalls(Protocol):
 
 
 class Prediction:
-    """One call, from its request to its answer; `begin` it.
-
-    Args:
-        port: the calls of its port.
-        line: of the access log.
-        method: what it calls.
-        rpc: the call.
-    """
+    """One call, from its request to its answer; `begin` it."""
 
     __slots__ = ("_began_ns", "_call", "_is_over", "_line", "_method", "_port", "_rpc", "_task")
 

@@ -13,12 +13,7 @@ from wsgi_ts.rpc.management import Management
 
 
 class Repository:
-    """The methods of the service that are about the repository.
-
-    Args:
-        models: the repository.
-        management: runs what waits, and says whether models may be changed.
-    """
+    """The methods of the service that are about the repository."""
 
     def __init__(self, models: ModelRepository, management: Management) -> None:
         self._models = models
@@ -27,9 +22,7 @@ class Repository:
     def service(self, calls: Calls, name: str) -> list[Method]:
         """Returns the methods, for the server.
 
-        Args:
-            calls: the calls of its port.
-            name: one of the names that the protocol's service has.
+        `name` is one of those that the protocol's service has.
         """
         load = messages.RepositoryModelLoadRequest, messages.RepositoryModelLoadResponse
         unload = messages.RepositoryModelUnloadRequest, messages.RepositoryModelUnloadResponse

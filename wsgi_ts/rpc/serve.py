@@ -44,11 +44,8 @@ async def serve(
 ) -> None:
     """Serves until a signal says stop, then ends what is under way.
 
-    Args:
-        instance: the instance.
-        sockets: those of the inference and of the management API; they listen already.
-        tls: what they are served with; None for plain text.
-        ready_fd: gets a byte when calls are taken, and then one each second; -1 for none.
+    The sockets, those of the inference and of the management API, listen already. `ready_fd` gets a byte when calls are
+    taken, and then one each second; -1 for none.
 
     Raises:
         OSError: there is no shared memory.

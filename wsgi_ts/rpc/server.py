@@ -16,23 +16,14 @@ _BACKLOG = 2048
 
 
 class RpcServer:
-    """Takes calls on a socket, and ends them.
-
-    Args:
-        port: what is served, and how much of it.
-    """
+    """Takes calls on a socket, and ends them."""
 
     def __init__(self, port: Port) -> None:
         self.port = port
         self._listening: asyncio.Server | None = None
 
     async def start(self, sock: socket.socket, tls: ssl.SSLContext | None) -> None:
-        """Takes calls on a listening socket.
-
-        Args:
-            sock: the socket.
-            tls: what it is served with; None for plain text.
-        """
+        """Takes calls on a listening socket."""
         self._listening = await asyncio.get_running_loop().create_server(
             lambda: RpcConnection(self.port),
             sock=sock,

@@ -42,9 +42,6 @@ OK = header_block([("grpc-status", "0")])
 class RequestHead:
     """What the header block of a call says.
 
-    Args:
-        fields: the block.
-
     Attributes:
         path: `/package.Service/Method`.
         timeout_s: after so many seconds the client waits no longer; None for no end.
@@ -108,7 +105,6 @@ class MessageReader:
     """Puts the messages of one call together.
 
     Args:
-        encoding: of compressed ones.
         limit: the largest message, in bytes, as it is sent and decompressed.
 
     Attributes:

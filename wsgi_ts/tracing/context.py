@@ -65,9 +65,8 @@ def new_id(bits: int) -> str:
 def parse(traceparent: bytes | None, tracestate: bytes) -> TraceContext | None:
     """Reads the headers.
 
-    Args:
-        traceparent: the value; None or empty where there is none, or more than one.
-        tracestate: the values, joined by commas.
+    `traceparent` is None or empty where there is none, or more than one; of `tracestate` the values are joined by
+    commas.
 
     Returns:
         What they say; None where a new trace is to begin.
@@ -109,10 +108,7 @@ def header_lines(context: TraceContext) -> bytes:
 def with_context(head: bytes, context: TraceContext, *, has_one: bool) -> bytes:
     """Returns a request's head with this context in place of its own.
 
-    Args:
-        head: request line, header lines and the empty line.
-        context: what it is to say.
-        has_one: whether it has header lines of these names now.
+    `has_one` says whether it has header lines of these names now.
     """
     if has_one:
         head = _LINES.sub(b"", head)

@@ -31,9 +31,6 @@ _ENCODE: Final = json.JSONEncoder(separators=(",", ":")).encode
 class Post:
     """Sends records to a socket in the run directory.
 
-    Args:
-        path: of the socket.
-
     Attributes:
         lost: how many records nobody has taken.
     """
@@ -94,7 +91,6 @@ class Inlet:
     Args:
         path: of the socket; what had that name before is replaced.
         selector: its owner's, who calls the data of each key whose descriptor is ready.
-        take: gets each line.
 
     Raises:
         OSError: the socket cannot be made.

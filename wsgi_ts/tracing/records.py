@@ -32,10 +32,7 @@ def reason_name(reason: int) -> str:
 def batch_key(worker: int, number: int, posted_ns: int) -> str:
     """Returns what tells a batch from all others of an instance.
 
-    Args:
-        worker: the worker's number.
-        number: the batch's in that worker's mailbox.
-        posted_ns: when it was dispatched (monotonic): a worker's next life counts from 1 again.
+    `posted_ns` is when it was dispatched (monotonic): a worker's next life counts from 1 again.
     """
     return f"{worker}-{number}-{posted_ns}"
 
@@ -43,9 +40,7 @@ def batch_key(worker: int, number: int, posted_ns: int) -> str:
 def batch_ids(instance: str, key: str) -> tuple[str, str]:
     """Returns trace id and span id of a batch's span: they follow from the batch, so that all sides know them.
 
-    Args:
-        instance: tells this instance of the server from others.
-        key: the batch's (`batch_key`).
+    `instance` tells this instance of the server from others.
     """
     digest = blake2b(f"{instance} {key}".encode(), digest_size=24).hexdigest()
     return digest[:32], digest[32:]

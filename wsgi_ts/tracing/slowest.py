@@ -55,11 +55,7 @@ class Slowest:
 
 
 class Allowance:
-    """How many records may be made: so many a second, and a second's worth at once.
-
-    Args:
-        per_second: how many.
-    """
+    """How many records may be made: so many a second, and a second's worth at once."""
 
     def __init__(self, per_second: float) -> None:
         self._per_second = per_second

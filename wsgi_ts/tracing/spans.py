@@ -38,12 +38,7 @@ _IN_BATCH: Final = ("handover", *STAGES)
 
 
 class Spans:
-    """Turns records into spans, and has them sent from a thread of the SDK's.
-
-    Args:
-        endpoint: URL of the collector.
-        instance: tells this instance of the server from others.
-    """
+    """Turns records into spans, and has them sent from a thread of the SDK's."""
 
     def __init__(self, endpoint: str, instance: str) -> None:
         self._instance = instance

@@ -72,10 +72,7 @@ class TraceStore:
     ) -> dict[str, Any]:
         """Returns the kept requests, the newest first.
 
-        Args:
-            model: only those of this model, or workflow.
-            status: only those kept because they are `slow`, `failed` or `sampled`.
-            limit: so many at most.
+        Only those of one model, or workflow, and only those kept because they are `slow`, `failed` or `sampled`.
         """
         rings = _OF_REQUESTS if status is None else _RINGS.get(status, ())
         found = [each for each in self._read(rings) if model in (None, each["model"])]

@@ -49,10 +49,6 @@ class Answers:
     """Answers requests and ends connections.
 
     Args:
-        table: the connections.
-        sender: sends what is queued.
-        exchange: the requests under way; None where no predictions are served.
-        report: the access log and the counters.
         load: the header that tells how busy the server is; None: answers do not tell.
         tells_times: answers to predictions tell where their time went.
 
@@ -253,14 +249,7 @@ class Answers:
         self._send_answer(connection, status, connection.answer_head(response), body)
 
     def _send_answer(self, connection: Connection, status: int, lines: bytes, body: bytes | memoryview) -> None:
-        """Sends a whole answer, and notes it.
-
-        Args:
-            connection: who is answered.
-            status: the HTTP status.
-            lines: the status line and the headers.
-            body: what follows them.
-        """
+        """Sends a whole answer, and notes it."""
         self._report.note(connection, status)
         exchange = self._exchange
         if self._tells_times and exchange is not None and connection.answered_slot >= 0 and connection.walk is None:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from wsgi_ts.batcher.shm.request_codec import Answer
 from wsgi_ts.errors import ServerError
@@ -40,7 +40,7 @@ def call_app(app: WSGIApp, environ: dict[str, Any]) -> Answer:
         answer.status = int(status[:3])
         answer.phrase = status[4:]
         answer.headers = headers
-        return _no_write
+        return no_write
 
     parts = app(environ, start_response)
     if type(parts) is list and len(parts) == 1:
@@ -53,7 +53,8 @@ def call_app(app: WSGIApp, environ: dict[str, Any]) -> Answer:
     return answer
 
 
-def _no_write(_: bytes) -> None:
+def no_write(_: bytes) -> NoReturn:
+    """Stands for the `write` of PEP 3333."""
     raise NotImplementedError("the write() callable of PEP 3333 is not offered; return an iterable")
 
 
@@ -78,10 +79,7 @@ class AppThreads:
     def submit(self, connection: Connection, environ: dict[str, Any], *, waits: bool) -> None:
         """Has a thread call the app.
 
-        Args:
-            connection: who is answered.
-            environ: the app's argument.
-            waits: it may take as long as models take to load.
+        With `waits` it may take as long as models take to load.
         """
         pool = self._pools.get(waits)
         if pool is None:

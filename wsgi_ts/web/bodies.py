@@ -24,13 +24,7 @@ CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class Bodies:
-    """Receives bodies, and answers those that cannot be taken.
-
-    Args:
-        table: the connections.
-        answers: answers those.
-        most_bytes: the largest body of a request.
-    """
+    """Receives bodies, and answers those that cannot be taken."""
 
     def __init__(self, table: ConnectionTable, answers: Answers, most_bytes: int) -> None:
         self._table = table

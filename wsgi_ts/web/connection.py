@@ -63,8 +63,7 @@ class SlotBody:
     def next_room(self, reserved: int) -> int:
         """Returns how many bytes to reserve next, by what has come and not by the announced length.
 
-        Args:
-            reserved: how many the slot has room for already.
+        `reserved` is how many the slot has room for already.
         """
         have = self.received
         return min(self.length, max(reserved, have + min(max(have, _SMALLEST_ROOM), TURN_BYTES)))
@@ -74,9 +73,7 @@ class Connection:
     """The state of one connection.
 
     Args:
-        sock: its socket, for the loop.
         peer: the client's address, as the access log has it.
-        endpoint: where it was accepted.
 
     Attributes:
         fd, events, limit_at, closed: the loop's: the socket's descriptor, what epoll waits for, the monotonic time at

@@ -23,11 +23,8 @@ def wants_events(head: Head) -> bool:
 def node_event(name: str, item: int, took_ns: int, *, has_answer: bool) -> bytes:
     """A node has ended.
 
-    Args:
-        name: the node.
-        item: the number of the list's element that it has run for; -1 where it runs once.
-        took_ns: how long it was under way.
-        has_answer: False where it has none, and the workflow goes on without.
+    `item` is the number of the list's element that it has run for, -1 where it runs once. Without `has_answer` the
+    workflow goes on without one.
     """
     fields: dict[str, object] = {"node": name, "state": "done" if has_answer else "skipped"}
     fields["ms"] = round(took_ns / 1e6, 3)

@@ -24,12 +24,9 @@ class GatedAccess:
 
     Args:
         tokens: the check of tokens and of the Host header; None where there is none.
-        gate: the plugins.
-        kinds: the APIs of the listener.
         plugin_roots: first segments of the paths of plugins.
 
     Attributes:
-        gate: as given.
         threads: ask it what it does not know.
     """
 

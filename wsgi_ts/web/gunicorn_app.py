@@ -112,12 +112,7 @@ class WebApplication(BaseApplication):  # type: ignore[misc]
     ) -> None:
         """Prepares gunicorn's configuration.
 
-        Args:
-            instance: the instance.
-            kind: `inference` or `management`: which of the two gunicorns this is.
-            listeners: the bound sockets.
-            ready_fd: a pipe into which each web worker writes one byte when it has booted; -1 for none.
-            context: the TLS settings of the https listeners.
+        `ready_fd` is a pipe into which each web worker writes one byte when it has booted; -1 for none.
         """
         self.context = context
         self.instance = instance

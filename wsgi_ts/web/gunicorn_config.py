@@ -28,9 +28,7 @@ _FREE = ("raw_env", "umask", "worker_tmp_dir", "max_requests_jitter")
 def read_gunicorn_config(path: Path, report: PluginReport) -> dict[str, Any]:
     """The hooks and settings of the file that count; of the others a line in the log says so.
 
-    Args:
-        path: the file.
-        report: gets what goes wrong, also later in a hook.
+    The report gets what goes wrong, also later in a hook.
     """
     found = Found("gunicorn_config", "gunicorn", str(path), "key gunicorn_config")
     try:

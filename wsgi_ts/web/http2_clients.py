@@ -21,13 +21,7 @@ _LIMIT_S = 10.0
 
 
 class Http2Clients:
-    """Refuses them.
-
-    Args:
-        table: the connections.
-        sender: sends the last that they get.
-        report: the access log and the counters.
-    """
+    """Refuses them."""
 
     def __init__(self, table: ConnectionTable, sender: Sender, report: Report) -> None:
         self._table = table

@@ -17,7 +17,6 @@ class HttpTimes:
     """One row of the board, whose owner this process is.
 
     Args:
-        words: the board's.
         row: the row's first word. Another web worker may have had it before: its series go on.
     """
 
@@ -30,11 +29,8 @@ class HttpTimes:
     def add(self, method: str, route: int, status: int, took_us: int) -> None:
         """Counts an answer.
 
-        Args:
-            method: of the request; "" where it could not be read.
-            route: its place in `route_names.ROUTES`.
-            status: the HTTP status.
-            took_us: from the request's arrival to the answer.
+        `method` is empty where it could not be read, `route` a place in `route_names.ROUTES`; `took_us` is from the
+        request's arrival to the answer.
         """
         combination = method, route, status
         series = self._series.get(combination)

@@ -41,14 +41,10 @@ class Endpoint:
     """A listening socket and what is served on it.
 
     Args:
-        sock: the socket.
-        kinds: the APIs that are served on it.
-        app: their WSGI app.
         context: the TLS settings; None for plain HTTP.
         direct: writes the answers that need no call of the app; None: the app answers everything.
 
     Attributes:
-        sock, app, context, direct: as given.
         may_block: a call of the app may wait, for workers to load; predictions never do.
         access: refuses requests; None where everybody may ask.
         plugins: the endpoints of plugins by the first segment of their paths.
@@ -101,10 +97,6 @@ def most_connections() -> int:
 class Listeners:
     """The listening sockets, watched by the loop's epoll but while nothing can be accepted.
 
-    Args:
-        endpoints: the listening sockets.
-        epoll: the loop's.
-
     Attributes:
         by_fd: the endpoints by the descriptors of their sockets; none once they are closed.
         is_paused: nothing is accepted for the moment; `resume` ends that.
@@ -123,9 +115,7 @@ class Listeners:
     def accept(self, endpoint: Endpoint, there: int) -> Iterator[tuple[socket.socket, str]]:
         """Accepts some connections, and yields each with its client's address as the access log has it.
 
-        Args:
-            endpoint: the listening socket.
-            there: connections that the process has already.
+        `there` is how many connections the process has already.
         """
         for _ in range(ACCEPTS_PER_TURN):
             if there >= self._limit:

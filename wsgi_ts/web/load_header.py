@@ -10,11 +10,7 @@ from wsgi_ts.dataplane.server_load import Load, ServerLoad
 
 
 class LoadHeader:
-    """The header line as it is now.
-
-    Args:
-        load: the load.
-    """
+    """The header line as it is now."""
 
     def __init__(self, load: ServerLoad) -> None:
         self._load = load
@@ -24,9 +20,7 @@ class LoadHeader:
     def add_to(self, head: bytes, now_ns: int) -> bytes:
         """Returns the head of an answer with the header.
 
-        Args:
-            head: status line and headers, with the empty line.
-            now_ns: monotonic time.
+        The head has its empty line; `now_ns` is monotonic.
         """
         load = self._load.now(now_ns)
         if load is not self._told:

@@ -51,12 +51,8 @@ class WebLoop:
     """The event loop: waits for events, and has each attended to.
 
     Args:
-        instance: the instance.
-        endpoints: what is served.
-        exchange: the requests under way; None where no predictions are served.
         signal_fd: becomes readable when a signal has arrived.
         on_tick: called about once a second; False means that it is time to stop.
-        make_report: makes what is told of every answer.
     """
 
     def __init__(

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn
+from typing import Any
 
 from wsgi_ts.plugins.found import Found, bare
 from wsgi_ts.plugins.report import FAILED, LOADED, OFF, PluginReport
 from wsgi_ts.rest.inference import ANSWER_KEY
 from wsgi_ts.rest.plugin_endpoints import WSGIApp
 from wsgi_ts.settings.config import Config
+from wsgi_ts.web.app import no_write
 from wsgi_ts.web.middleware_limits import LOOP_TIMEOUT_S, TIMEOUT_S, Late, LayerThreads, LoopLimit, OwnTime
 
 _SAID = "wsgi_ts.middleware.said"
@@ -27,11 +28,8 @@ OFF_S = 60.0
 def wrapped(app: WSGIApp, config: Config, report: PluginReport, limit: LoopLimit | None = None) -> WSGIApp:
     """The app in its middleware, the outermost first in the configuration.
 
-    Args:
-        app: the server's own.
-        config: the configuration.
-        report: is told of each, and of what it raises.
-        limit: of what runs on the loop's thread; None where no predictions pass middleware.
+    The report is told of each, and of what it raises. `limit` is of what runs on the loop's thread; None where no
+    predictions pass middleware.
     """
     inner = app
     for found, factory in reversed(list(report.load(config, "middleware"))):
@@ -63,16 +61,7 @@ class _Said:
 
 
 class _Layer:
-    """A layer that may raise or be late: the app inside it answers then, and is called only once.
-
-    Args:
-        found: what is known of it.
-        outer: the layer.
-        inner: what it was made around.
-        report: gets its failures.
-        timeout_s: how long a call may take, in seconds.
-        limit: of what runs on the loop's thread.
-    """
+    """A layer that may raise or be late: the app inside it answers then, and is called only once."""
 
     def __init__(
         self,
@@ -150,7 +139,7 @@ class _Layer:
 
         def start(*arguments: Any) -> Any:
             started.append(arguments)
-            return _no_write
+            return no_write
 
         def call() -> None:
             try:
@@ -189,7 +178,7 @@ def _remembered(inner: WSGIApp) -> WSGIApp:
         def start(*given: Any) -> Any:
             nonlocal arguments
             arguments = given
-            return _no_write
+            return no_write
 
         said.enter()
         try:
@@ -214,10 +203,6 @@ def _closing(parts: Iterable[bytes]) -> Iterable[bytes]:
         close = getattr(parts, "close", None)
         if close is not None:
             close()
-
-
-def _no_write(_: bytes) -> NoReturn:
-    raise NotImplementedError("the write() callable of PEP 3333 is not offered; return an iterable")
 
 
 def _but_predictions(outer: WSGIApp, app: WSGIApp) -> WSGIApp:

@@ -30,12 +30,6 @@ def add_plugins(
 ) -> Callable[[LineLog, Board, int, int], Report]:
     """Loads the plugins of a web worker, and puts them where they are called.
 
-    Args:
-        instance: the instance.
-        kind: which gunicorn it belongs to.
-        endpoints: what is served.
-        exchange: the requests under way; None where no predictions are served.
-
     Returns:
         What makes the report of answers.
     """

@@ -24,13 +24,7 @@ THREADS = 8
 class PluginEndpoint:
     """One endpoint, and who is waiting for it.
 
-    Args:
-        found: what is known of it.
-        app: answers its requests.
-        report: gets its failures.
-
     Attributes:
-        found, app: as given.
         is_stuck: all its threads are in calls that were given up; the server's own answer counts until one is back.
     """
 
@@ -75,13 +69,7 @@ class PluginEndpoint:
 
 
 def load_endpoints(instance: Instance, kinds: Collection[str], report: PluginReport) -> Iterator[PluginEndpoint]:
-    """Loads the endpoints of some APIs.
-
-    Args:
-        instance: the instance.
-        kinds: the APIs that this process serves.
-        report: is told of each.
-    """
+    """Loads the endpoints of some APIs."""
     config = instance.config
     context = PluginContext(instance)
     for found, plugin in report.load(config, "endpoints", lambda found: found.type in kinds):

@@ -26,12 +26,6 @@ _COUNTERS: Final = (WebWord.RESPONSES_2XX, WebWord.RESPONSES_4XX, WebWord.RESPON
 class Report:
     """Gathers what was answered in a turn of the loop; `flush` lets it leave the process.
 
-    Args:
-        log: the access log's file.
-        board: the instance's board.
-        web_row: this web worker's row of counters on it.
-        http_row: and the one of times of answers.
-
     Attributes:
         traces: makes records of requests; None: there are none.
         segment: where requests lie; None where no predictions are served.

@@ -50,10 +50,6 @@ class Requests:
     """Reads requests and submits them.
 
     Args:
-        table: the connections.
-        answers: answers what is not submitted.
-        exchange: the requests under way; None where no predictions are served.
-        most_body_bytes: the largest body of a request.
         wake: wakes the loop; called on a thread.
 
     Attributes:

@@ -22,12 +22,7 @@ class SampledReport(Report):
     """Takes the place of `Report` where a plugin listens.
 
     Args:
-        events: the listeners.
         sample: the share of requests that they are told of.
-        log: see `Report`.
-        board: see `Report`.
-        web_row: see `Report`.
-        http_row: see `Report`.
     """
 
     def __init__(self, events: Events, sample: float, log: LineLog, board: Board, web_row: int, http_row: int) -> None:

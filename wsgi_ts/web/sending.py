@@ -22,11 +22,7 @@ MAX_AHEAD: Final = 65536
 
 
 class Sender:
-    """Sends answers, and then has their connections wait for the next request, or end.
-
-    Args:
-        table: the connections.
-    """
+    """Sends answers, and then has their connections wait for the next request, or end."""
 
     def __init__(self, table: ConnectionTable) -> None:
         self._table = table

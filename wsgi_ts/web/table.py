@@ -25,10 +25,6 @@ SHORTEST_TICK_NS: Final = 10_000_000
 class ConnectionTable:
     """The table, and everything that takes a connection or its request out of it.
 
-    Args:
-        exchange: the requests under way; None where no predictions are served.
-        most_body_bytes: the largest body of a request.
-
     Attributes:
         epoll: tells of their sockets.
         connections: by their descriptors.

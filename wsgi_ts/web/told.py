@@ -14,15 +14,7 @@ from wsgi_ts.web.connection import Connection
 
 
 def told_of(traces: RequestTraces, connection: Connection, target: Target, status: int, took_ns: int) -> Told:
-    """Returns what is known of the request under way, which is being answered.
-
-    Args:
-        traces: read how it was run.
-        connection: has it.
-        target: where it went.
-        status: that it is answered with.
-        took_ns: how long it has taken.
-    """
+    """Returns what is known of the request under way, which is being answered."""
     head = connection.head
     graph = target.graph
     return Told(
@@ -49,14 +41,7 @@ def told_of(traces: RequestTraces, connection: Connection, target: Target, statu
 
 
 def json_line(segment: Segment | None, connection: Connection, status: int, took_ns: int) -> str:
-    """Returns the line of the access log for the request under way, which is being answered.
-
-    Args:
-        segment: where it lies; None where no predictions are served.
-        connection: has it.
-        status: that it is answered with.
-        took_ns: how long it has taken.
-    """
+    """Returns the line of the access log for the request under way, which is being answered."""
     head, target, trace = connection.head, connection.target, connection.trace
     graph = target.graph if target is not None else None
     slot = connection.answered_slot

@@ -54,8 +54,6 @@ class Viewers:
     """The viewers of one web worker; its methods are for the loop's thread.
 
     Args:
-        control: calls to the supervisor.
-        answers: sends.
         wake: wakes the loop; called on a thread.
     """
 

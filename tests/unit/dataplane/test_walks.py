@@ -21,6 +21,7 @@ from wsgi_ts.batcher.shm.request_codec import Answer, Request, write_answer
 from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
 from wsgi_ts.batcher.worker.slots import SlotReference, WorkerSlots
+from wsgi_ts.dataplane.attempts import Attempts
 from wsgi_ts.dataplane.graph import DEFAULT, SKIP, Graph, Node
 from wsgi_ts.dataplane.retry_after import RetryAfter
 from wsgi_ts.dataplane.routes import Target
@@ -58,15 +59,11 @@ class Place:
         self.client = SlotClient(self.segment, self.board, 1, warm_bytes=1 << 20)
         self.waiting: dict[int, Any] = {}
         self.delivered: dict[str, Answer] = {}
-        self.walks: Walks[str] = Walks(
-            self.client,
-            self.target,
-            self.waiting,
-            lambda target: 0,
-            1 << 20,
-            WalkCounters(self.board, 1),
-            RetryAfter(self.board),
+        counters, retry_after = WalkCounters(self.board, 1), RetryAfter(self.board)
+        attempts: Attempts[str] = Attempts(
+            self.client, self.target, self.waiting, lambda target: 0, counters, retry_after
         )
+        self.walks = Walks(attempts, 1 << 20)
         self.walks.deliver = self.delivered.__setitem__
         self.worker = WorkerSlots(prefix, decode_input_request=True)
 

@@ -104,7 +104,7 @@ def test_a_worker_starts_loads_and_is_ready() -> None:
     driver.started()
     assert (driver.report.state, driver.report.pid) == ("loading", 90000)
     driver.loaded()
-    assert driver.only(WorkerReady) == WorkerReady(9000, 3, 90000, 1)
+    assert driver.only(WorkerReady) == WorkerReady(9000, 3, 1)
     report = driver.report
     assert (report.state, report.load_status, report.load_ms, report.restarts) == ("ready", 200, 42, 0)
     assert driver.pool.next_wake_at == math.inf
@@ -139,7 +139,7 @@ def test_a_template_that_hangs_takes_along_what_it_has_started() -> None:
     driver.event(TemplateStarted())
     driver.make_ready(9000)
     driver.wait(TEMPLATE_TIMEOUT_S)
-    assert driver.only(WorkerGone) == WorkerGone(9000, 3, 1, "died")
+    assert driver.only(WorkerGone) == WorkerGone(9000, 1, "died")
     assert driver.actions[-1] == StartTemplate()
     assert not driver.has(StartWorker)
     driver.event(TemplateStarted())
@@ -153,7 +153,7 @@ def test_set_workers_stops_what_is_not_wanted_after_its_batch() -> None:
     driver.actions = driver.pool.worker_released(9001, 1, driver.now)
     assert driver.actions == []
     driver.exited(code=0, worker_id=9001)
-    assert driver.only(WorkerGone) == WorkerGone(9001, 3, 1, "stopped")
+    assert driver.only(WorkerGone) == WorkerGone(9001, 1, "stopped")
     assert driver.report.state == "stopped"
     assert not driver.pool.idle
 
@@ -234,7 +234,7 @@ def test_a_death_is_followed_by_a_start_one_second_later(
     driver = Driver()
     driver.make_ready(9000)
     driver.exited(code, signal)
-    assert driver.only(WorkerGone) == WorkerGone(9000, 3, 1, cause)
+    assert driver.only(WorkerGone) == WorkerGone(9000, 1, cause)
     report = driver.report
     assert (report.state, report.exit_reason, report.pid) == ("backoff", reason, -1)
     assert (report.recovering_since, report.last_lines, report.load_status) == (driver.now, ["Bye"], 200)
@@ -389,7 +389,7 @@ def test_the_template_takes_its_workers_along_and_they_come_back_at_once() -> No
     driver.set_workers(9000, 9001)
     driver.actions = driver.pool.on_template_lost(driver.now)
     gone = [action for action in driver.actions if isinstance(action, WorkerGone)]
-    assert gone == [WorkerGone(9000, 3, 1, "died"), WorkerGone(9001, 3, 1, "died")]
+    assert gone == [WorkerGone(9000, 1, "died"), WorkerGone(9001, 1, "died")]
     assert driver.actions[-1] == StartTemplate()
     reports = [action for action in driver.actions if isinstance(action, WorkerReport)]
     assert [(report.state, report.recovering_since) for report in reports] == [("starting", 0.0)] * 2
