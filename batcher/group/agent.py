@@ -63,9 +63,8 @@ def torchrun_arguments(options: Mapping[str, Any], rendezvous_id: str) -> list[s
     One node: a rendezvous of the agent's own, on a port that the system picks, so that groups never fight over one.
     Several nodes: the endpoint that the model's file names.
 
-    Args:
-        options: the `torchrun` section of the model (see `TorchrunOptions`), field names as keys.
-        rendezvous_id: tells this group from others at the same endpoint.
+    `options` is the `torchrun` section of the model (see `TorchrunOptions`), field names as keys; `rendezvous_id` tells
+    this group from others at the same endpoint.
     """
     arguments = [
         f"--nnodes={options['nnodes']}",

@@ -191,10 +191,8 @@ def restart_reason(worker: Worker, cause: Cause, *, blame: bool) -> str:
 def judge_exit(worker: Worker, code: int | None, signal: str | None) -> tuple[Cause, str]:
     """What the exit of a worker's process means, and a sentence about it.
 
-    Args:
-        worker: the worker, its record as it was before the exit.
-        code: the exit code, None where a signal ended it.
-        signal: the signal's name, None where it exited. Both are None where there never was a process.
+    The worker's record is as it was before the exit. `code` is None where a signal ended it, `signal`, that one's name,
+    where it exited; both are None where there never was a process.
     """
     if code is None and signal is None:
         return "died", "the process could not be started"

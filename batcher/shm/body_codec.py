@@ -35,12 +35,8 @@ def unpack_fields(body: memoryview) -> dict[str, Any]:
 def pack_reference(key: str, kind: int, offset: int = 0, length: int = 0, inline: bytes = b"") -> bytes:
     """Returns the reference that tells where the value of a key lies.
 
-    Args:
-        key: of the handler's row.
-        kind: one of ReferenceKind.
-        offset: where in the segment its value lies; of a request the slot.
-        length: bytes of the value.
-        inline: the value itself, where it stands there.
+    Its value lies at `offset` of the segment, of a request in the slot `offset`; or it is `inline`, where it stands
+    there. `kind` is one of ReferenceKind.
     """
     name = key.encode()
     return layout.REFERENCE.pack(len(name), kind, offset, length or len(inline)) + name + inline

@@ -73,9 +73,8 @@ def load_entry(name: str) -> Entry:
 def spawn(order: SpawnWorker, entry: Entry) -> Spawned:
     """Starts a model worker.
 
-    Args:
-        order: what to start; a spec that names a Python interpreter gets a process of it, one with ranks a group.
-        entry: what a fork runs; of another interpreter's process it gives the module, whose `main` is run.
+    A spec that names a Python interpreter gets a process of it, one with ranks a group. `entry` is what a fork runs; of
+    another interpreter's process it gives the module, whose `main` is run.
 
     Raises:
         OSError: no process or no descriptor is left.

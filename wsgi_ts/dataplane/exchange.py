@@ -127,9 +127,8 @@ class Exchange(Generic[Waiter]):
     def listen(self, wake: Callable[[], None], *, always: bool) -> None:
         """Starts a thread that calls `wake` after each ring of the doorbell, and once a second.
 
-        Args:
-            wake: must neither block nor raise.
-            always: asks for rings for good; else there are some only while this process waits (`Doorbell.wait`).
+        `wake` must neither block nor raise. With `always` rings are asked for for good; else there are some only while
+        this process waits (`Doorbell.wait`).
         """
         if always:
             self.bell.fall_asleep()

@@ -66,10 +66,8 @@ class RequestTraces:
     ) -> tuple[bytes, TraceContext | None, str]:
         """Begins the server's span of a request, where spans are made.
 
-        Args:
-            head: the request's head.
-            traceparent: what the client says; None where it says nothing, empty where it does so more than once.
-            tracestate: what else it says, empty for nothing.
+        `traceparent` is what the client says, None where it says nothing, empty where it does so more than once;
+        `tracestate` what else it says, empty for nothing.
 
         Returns:
             The head that the handler gets, the span where it is recorded, and the client's span where it has one.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import falcon
 
 from wsgi_ts.control.client import ControlPlane
-from wsgi_ts.rest import console, management, metrics, openapi, repository, tokens, traces, workflows
+from wsgi_ts.rest import console, management, openapi, repository, tokens, traces, workflows
 from wsgi_ts.rest.responses import RequestIdHeader, install_error_handlers, response_type, write_json
 from wsgi_ts.rest.router import Router
 from wsgi_ts.settings.config import Config
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 #: The interfaces an app can carry. One app carries several when their addresses are equal.
 KINDS = ("inference", "management", "metrics")
+_METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class ApiDescription:
@@ -38,6 +39,23 @@ class ApiDescription:
     def on_request(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answers `/api-description`."""
         write_json(resp, 200, self._document)
+
+
+class Metrics:
+    """`/metrics`, with any method, in Prometheus' text format; in `metrics_mode` log they are in the log files.
+
+    The supervisor has the numbers and writes the text (`wsgi_ts.supervisor.metrics.collector`).
+    """
+
+    def __init__(self, mode: str, control: ControlPlane) -> None:
+        self._in_logs = mode == "log"
+        self._control = control
+
+    def on_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answers with all metrics, or those named by `name[]`."""
+        resp.set_header("content-type", _METRICS_TYPE)
+        text = "" if self._in_logs else self._control.call("metrics", names=req.get_param_as_list("name[]") or None)
+        resp.data = text.encode()
 
 
 def build_app(
@@ -92,7 +110,7 @@ def build_app(
             app.add_route("/token", tokens.Tokens(control))
     if "metrics" in kinds:
         control = control or ControlPlane(instance.run_dir)
-        app.add_route("/metrics", metrics.Metrics(instance.config.metrics_mode, control))
+        app.add_route("/metrics", Metrics(instance.config.metrics_mode, control))
     return app
 
 

@@ -80,6 +80,7 @@ class Operation:
     scope: str | None = None
 
 
+_V1_READY = Operation("/v1/models/{model_name}", "get", "kserveReady", "Asks whether a model is ready.", {})
 _DOCUMENT = {200: "The OpenAPI document of this connector."}
 _NO_MODEL = {404: "No such model or version."}
 _PREDICTION = {
@@ -255,14 +256,13 @@ def _management_operations(config: Config) -> list[Operation]:
     body = {_JSON: {"schema": schemas.json_arguments(_REGISTER, required=("url",))}}
     register = Operation("/models", "post", "registerModel", text, registered, query=_REGISTER, required=("url",))
     default_path = "/models/{model_name}/{model_version}/set-default"
-    ready = Operation("/v1/models/{model_name}", "get", "kserveReady", "Asks whether a model is ready.", {})
     operations = [
         Operation("/models", "get", "listModels", "Lists the models.", listed, result="ModelList", query=_PAGE),
         replace(register, bodies=body),
         *_version_operations("/models/{model_name}", ""),
         *_version_operations("/models/{model_name}/{model_version}", "version_"),
         Operation(default_path, "put", "setDefault", "Sets the default version.", {200: "Done.", **_NO_MODEL}),
-        replace(ready, answers={200: "Whether the model has workers.", **_NO_MODEL}, result="Ready"),
+        replace(_V1_READY, answers={200: "Whether the model has workers.", **_NO_MODEL}, result="Ready"),
         Operation("/plugins", "get", "listPlugins", "Lists the plugins.", {200: "The plugins."}, result="Plugins"),
         *_trace_operations(),
         *_workflow_operations(),
@@ -299,9 +299,8 @@ def document(kinds: Collection[str], config: Config) -> dict[str, Any]:
     if "inference" in kinds:
         operations += _inference_operations(config)
     if config.serves_kserve and "inference" in kinds and "management" not in kinds:
-        ready = Operation("/v1/models/{model_name}", "get", "kserveReady", "Asks whether a model is ready.", {})
         answers = {200: "A worker of the default version is ready.", **_NO_MODEL, 503: "None is."}
-        operations.append(replace(ready, answers=answers, not_errors=(503,), result="Ready", scope="inference"))
+        operations.append(replace(_V1_READY, answers=answers, not_errors=(503,), result="Ready", scope="inference"))
     if "management" in kinds:
         operations += _management_operations(config)
     made = _assemble([*operations, *_metrics_operations()], config)

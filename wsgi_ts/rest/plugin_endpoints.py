@@ -21,7 +21,7 @@ from wsgi_ts.rest.responses import (
     REQUEST_ID_KEY,
     RequestIdHeader,
     Response,
-    from_http_error,
+    install_error_handlers,
     response_type,
     write_error,
     write_json,
@@ -54,10 +54,14 @@ def endpoint_app(found: Found, plugin: Any, context: Context, report: PluginRepo
     if not _is_resource(instance):
         # As with predictions: no content type unless the plugin sets one.
         app.resp_options.default_media_type = None  # type: ignore[assignment]
-    failures = _Failures(found, report)
-    app.add_error_handler(ServerError, failures.on_server_error)
-    app.add_error_handler(falcon.HTTPError, failures.on_http_error)
-    app.add_error_handler(Exception, failures.on_any)
+
+    def on_failure(req: falcon.Request, resp: falcon.Response, error: Exception, params: Any) -> None:
+        if not isinstance(error, EndpointError):  # that is an answer
+            report.failed(found, error)
+        write_error(resp, answer_to(error))
+
+    install_error_handlers(app)
+    app.add_error_handler(Exception, on_failure)
     resource = instance if _is_resource(instance) else _PluginResource(found, instance, context)
     app.add_route(f"/{found.path}", resource)
     if not _is_resource(instance) or _takes_rest(instance):
@@ -109,25 +113,6 @@ def write_result(resp: falcon.Response, result: Any) -> None:
         resp.text = result
     else:
         write_json(resp, resp.status_code, result)
-
-
-class _Failures:
-    """Error handlers of one endpoint's app."""
-
-    def __init__(self, found: Found, report: PluginReport) -> None:
-        self._found = found
-        self._report = report
-
-    def on_server_error(self, req: falcon.Request, resp: falcon.Response, error: ServerError, params: Any) -> None:
-        write_error(resp, error)
-
-    def on_http_error(self, req: falcon.Request, resp: falcon.Response, error: falcon.HTTPError, params: Any) -> None:
-        write_error(resp, from_http_error(error))
-
-    def on_any(self, req: falcon.Request, resp: falcon.Response, error: Exception, params: Any) -> None:
-        if not isinstance(error, EndpointError):  # that is an answer
-            self._report.failed(self._found, error)
-        write_error(resp, answer_to(error))
 
 
 def answer_to(error: BaseException) -> ServerError:

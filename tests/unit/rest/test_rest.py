@@ -283,24 +283,26 @@ def test_refusals(web: falcon.testing.TestClient, method: str, path: str, status
 
 
 @pytest.mark.parametrize(
-    ("path", "resource"),
+    ("path", "resource", "template"),
     [
-        ("/ping", "Ping"),
-        ("/predictions/m/1/a/b", "Predictions"),
-        ("/v1/models/m", "KServeReadiness"),
-        ("/v1/models/m:predict", "Predictions"),
-        ("/models/m", "ModelResource"),
-        ("/models/m/1.0", "ModelResource"),
-        ("/models/m/invoke", "Predictions"),
-        ("/models/m/1.0/set-default", "DefaultVersion"),
-        ("/metrics", "Metrics"),
+        ("/ping", "Ping", "/ping"),
+        ("/predictions/m/1/a/b", "Predictions", "/predictions/{model}/{version}/{rest:path}"),
+        ("/v1/models/m", "ModelResource", "/v1/models/{model}"),
+        ("/v1/models/m:predict", "Predictions", "/v1/models/{model}:predict"),
+        ("/models/m", "ModelResource", "/models/{model}"),
+        ("/models/m/1.0", "ModelResource", "/models/{model}/{version}"),
+        ("/models/m/invoke", "Predictions", "/models/{model}/invoke"),
+        ("/models/m/1.0/set-default", "ModelResource", "/models/{model}/{version}/set-default"),
+        ("/metrics", "Metrics", "/metrics"),
     ],
 )
-def test_one_app_for_one_address(control: ControlPlane, tmp_path: Path, path: str, resource: str) -> None:
+def test_one_app_for_one_address(
+    control: ControlPlane, tmp_path: Path, path: str, resource: str, template: str
+) -> None:
     app = build_app(KINDS, Settings(Config(), tmp_path), control)
     found = app._router.find(path)
     assert found is not None
-    assert type(found[0]).__name__ == resource
+    assert (type(found[0]).__name__, found[3]) == (resource, template)
 
 
 @pytest.mark.parametrize("path", ["/models", "/models/", "/models//"])

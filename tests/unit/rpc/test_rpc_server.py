@@ -19,7 +19,7 @@ from wsgi_ts.rpc import messages
 from wsgi_ts.rpc.call import Method, RpcCall
 from wsgi_ts.rpc.codes import Failure
 from wsgi_ts.rpc.port import Port
-from wsgi_ts.rpc.server import RpcServer
+from wsgi_ts.rpc.serve import RpcServer
 from wsgi_ts.rpc.status import StatusCode
 from wsgi_ts.rpc.wire import framed
 
