@@ -82,6 +82,8 @@ def _list(schema: Schema) -> Schema:
 _TEXT: Schema = {"type": "string"}
 _NUMBER: Schema = {"type": "integer"}
 _FLAG: Schema = {"type": "boolean"}
+_TEXT_OR_NULL: Schema = {**_TEXT, "nullable": True}
+_NUMBER_OR_NULL: Schema = {**_NUMBER, "nullable": True}
 
 _WORKER = _object(
     {
@@ -119,22 +121,18 @@ _PLUGIN = _object(
 )
 
 
-def _or_null(schema: Schema) -> Schema:
-    return {**schema, "nullable": True}
-
-
 _MS: Schema = {"type": "number", "description": "Milliseconds."}
 _SPAN = _object({"name": _TEXT, "start_ms": _MS, "duration_ms": _MS, "attributes": {"type": "object"}})
 _TRACE = _object(
     {
         **dict.fromkeys(("request_id", "model", "method", "path"), _TEXT),
-        **dict.fromkeys(("trace_id", "version", "error", "batch_close_reason"), _or_null(_TEXT)),
+        **dict.fromkeys(("trace_id", "version", "error", "batch_close_reason"), _TEXT_OR_NULL),
         "protocol": {"type": "string", "enum": ["http", "grpc", "workflow"]},
         "status": _NUMBER,
         "started": {"type": "number", "description": "Seconds since 1970."},
         "duration_ms": _MS,
         "kept_because": {"type": "string", "enum": ["slow", "failed", "sampled"]},
-        **dict.fromkeys(("batch_size", "worker"), _or_null(_NUMBER)),
+        **dict.fromkeys(("batch_size", "worker"), _NUMBER_OR_NULL),
         "spans": _list(_SPAN),
     }
 )
