@@ -81,7 +81,7 @@ class VLLMHandler(BaseHandler):
         return await vllm_application(context)
 
     async def handle(self, data: Any, context: Context) -> list[Any]:
-        """Answers one request: runs it through vLLM's application.
+        """Answers one request: `preprocess`, `inference` through vLLM's application, and `postprocess`.
 
         Args:
             data: list of one row, OpenAI's JSON in `data` or `body`, decoded or not; without effect for `v1/models`.
@@ -95,28 +95,54 @@ class VLLMHandler(BaseHandler):
             RuntimeError: a derived class has not awaited `initialize`.
         """
         started_at = time.perf_counter()
+        inputs = await self.preprocess(data, context)
+        outputs = await self.postprocess(await self.inference(inputs, context))
+        self._record_handler_time(context, started_at)
+        return outputs
+
+    async def preprocess(  # type: ignore[override]  # `handle` awaits it
+        self, requests: list[Any], context: Context
+    ) -> list[Any]:
+        """Returns the request's JSON as text, alone in a list. A derived class may change it, or return a dictionary.
+
+        Raises:
+            PredictionException: 400 for several instances or inputs of an envelope.
+        """
+        if len(requests) > 1:
+            raise PredictionException("Send one instance or input at a time: each is a request by itself", 400)
+        body = content_of(requests[0])
+        if body is None:
+            body = requests[0]  # an instance as an envelope hands it over
+        if isinstance(body, (bytes, bytearray, memoryview)):
+            return [bytes(body).decode(errors="surrogateescape")]
+        return [body]
+
+    async def inference(self, input_batch: list[Any], context: Context) -> list[Any]:
+        """Runs the request through the application; what `handle` returns.
+
+        Raises:
+            PredictionException: 404 for another path.
+            RuntimeError: a derived class has not awaited `initialize`.
+        """
         if self.application is None:
             raise RuntimeError("The engine was not started: `initialize` must be `await super().initialize(context)`.")
         path = str(context.get_request_header(0, "url_path") or "")
         method = ENDPOINTS.get(path)
         if method is None:
             raise PredictionException(f"Unknown API endpoint: {path}", 404)
-        if len(data) > 1:
-            raise PredictionException("Send one instance or input at a time: each is a request by itself", 400)
-        exchange = _Exchange(context, method, f"/{path}", b"" if method == "GET" else _body(data[0]))
-        result = await exchange.run(self.application)
-        self._record_handler_time(context, started_at)
-        return [result]
+        exchange = _Exchange(context, method, f"/{path}", b"" if method == "GET" else _encoded(input_batch[0]))
+        return [await exchange.run(self.application)]
+
+    async def postprocess(self, inference_outputs: list[Any]) -> list[Any]:
+        """Returns the answer as it is. A derived class may change one that is no event stream."""
+        return inference_outputs
 
 
-def _body(row: Any) -> bytes:
-    """Returns the request's JSON, which the server or an envelope may have decoded."""
-    body = content_of(row)
-    if body is None:
-        body = row  # an instance as an envelope hands it over
-    if isinstance(body, (bytes, bytearray, memoryview)):
+def _encoded(body: Any) -> bytes:
+    """The JSON of a request, which the server, an envelope or a derived class may have decoded."""
+    if isinstance(body, (bytes, bytearray)):
         return bytes(body)
-    return body.encode() if isinstance(body, str) else json.dumps(body).encode()
+    return body.encode(errors="surrogateescape") if isinstance(body, str) else json.dumps(body).encode()
 
 
 class _Exchange:

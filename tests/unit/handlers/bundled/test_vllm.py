@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,32 @@ def test_a_derived_class_that_does_not_await_is_told(tmp_path: Path) -> None:
     context = context_of(tmp_path)._for_request("id", {"url_path": "v1/models"}, None, None)
     with pytest.raises(RuntimeError, match="await super"):
         asyncio.run(vllm.VLLMHandler().handle([{}], context))
+
+
+def test_a_derived_class_may_change_request_and_answer() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        body = (await receive())["body"]
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+        await send({"type": "http.response.body", "body": b'{"got": ' + body + b"}"})
+
+    class Polite(vllm.VLLMHandler):
+        async def preprocess(self, requests: list[Any], context: Context) -> list[Any]:
+            (text,) = await super().preprocess(requests, context)
+            return [{**json.loads(text), "please": True}]
+
+        async def postprocess(self, inference_outputs: list[Any]) -> list[Any]:
+            (answer,) = await super().postprocess(inference_outputs)
+            return [answer.upper()]
+
+    async def ask(handler: vllm.VLLMHandler) -> list[Any]:
+        handler.application = application
+        base = Context("m", "/", None, 1, None)
+        context = base._for_request("id", {"url_path": "v1/completions"}, None, MetricsCache(None, "m"))
+        return await handler.handle([{"body": b'{"prompt": "\xff"}'}], context)
+
+    # What is no UTF-8 is for the application to refuse.
+    assert asyncio.run(ask(vllm.VLLMHandler())) == [b'{"got": {"prompt": "\xff"}}']
+    assert asyncio.run(ask(Polite())) == [b'{"GOT": {"PROMPT": "\\UDCFF", "PLEASE": TRUE}}']
 
 
 async def run_until_cancelled(application: Any, send_chunk: Any = None) -> None:
