@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from wsgi_ts.control.memory_file import memory_file
-from wsgi_ts.security.tls import default_security_level, server_context
+from wsgi_ts.security.tls import TOO_WEAK, default_security_level, server_context
 from wsgi_ts.settings.config import Config
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ _JKS_MAGIC = b"\xfe\xed\xfe\xed"
 _SELF_SIGNED_DAYS = 365
 _WARN_BEFORE = timedelta(days=14)
 #: What is wrong with a certificate for a security level, by OpenSSL's reason.
-_TOO_WEAK = {
+_IN_WORDS = {
     "EE_KEY_TOO_SMALL": "its key ({key}) is too small",
     "CA_KEY_TOO_SMALL": "a certificate after the first one has a key that is too small",
     "CA_MD_TOO_WEAK": "a certificate after the first one is signed with a digest that is too weak",
@@ -187,19 +187,21 @@ def _check_client_ca(config: Config) -> None:
 
 
 def _check_with_openssl(material: Material, source: str, level: int | None) -> None:
-    """Makes sure that OpenSSL serves it: what it refuses, only gunicorn would find out."""
+    """Makes sure that OpenSSL serves it: what it refuses, only gunicorn would find out. See `tls.level_for`, too."""
     error = _openssl_error(material, level)
     if error is None:
         return
     wanted = default_security_level() if level is None else level
     lower = next((each for each in range(wanted - 1, -1, -1) if _openssl_error(material, each) is None), None)
     reason = str(error.reason)
-    if lower is None or reason not in _TOO_WEAK:
+    if lower is None or reason not in TOO_WEAK:
         raise CertificateError(f"{source}: OpenSSL cannot serve it ({reason}); use another key and certificate")
-    fault = _TOO_WEAK[reason].format(key=_key_in_words(material.chain[0]))
+    fault = f"{source}: {_IN_WORDS[reason].format(key=_key_in_words(material.chain[0]))} for OpenSSL's security level"
+    if level is None:
+        log.warning("%s %d and is served with level %d: renew the certificate with a larger key", fault, wanted, lower)
+        return
     raise CertificateError(
-        f"{source}: {fault} for OpenSSL's security level {wanted}; renew the certificate with a larger key, or set "
-        f"tls_security_level={lower} until then"
+        f"{fault} {wanted}; renew the certificate with a larger key, or set tls_security_level={lower} until then"
     )
 
 

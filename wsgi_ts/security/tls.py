@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _AGAIN = (errno.EAGAIN, "the socket is not ready")
 #: One call hands OpenSSL at most so many bytes, which all have to be encrypted before the loop goes on.
 _WRITE_BYTES = 65536
+#: OpenSSL's reasons for refusing what a lower security level would take.
+TOO_WEAK = frozenset({"EE_KEY_TOO_SMALL", "CA_KEY_TOO_SMALL", "CA_MD_TOO_WEAK"})
 
 
 class PlainHttp(Exception):
@@ -107,7 +109,8 @@ def listener_context(fd: int, config: Config, protocol: str = "http/1.1") -> ssl
     Raises:
         OSError: the files are not there, or too weak for the security level (ssl.SSLError is one).
     """
-    context = server_context(fd, config.tls_security_level, protocol)
+    level = config.tls_security_level
+    context = server_context(fd, level_for(fd) if level is None else level, protocol)
     if config.client_ca_file is not None:
         context.load_verify_locations(config.client_ca_file)
         is_required = config.client_certificate == "required"
@@ -120,6 +123,28 @@ def unheard_client_ca(config: Config) -> str:
     if config.client_ca_file is None or config.serves_tls:
         return ""
     return "client_ca_file is set, and no address is https and enable_grpc_ssl is false: nobody asks for certificates"
+
+
+def level_for(fd: int) -> int | None:
+    """The security level to serve with where nobody has set one: None for OpenSSL's own.
+
+    For a key or certificate that is too weak for that it is the highest one that takes it: TorchServe has none, and who
+    moves over can renew the certificate then.
+
+    Raises:
+        ssl.SSLError: OpenSSL serves it at no level.
+    """
+    try:
+        server_context(fd)
+    except ssl.SSLError as error:
+        if error.reason not in TOO_WEAK:
+            raise
+        for level in range(default_security_level() - 1, -1, -1):
+            with contextlib.suppress(ssl.SSLError):
+                server_context(fd, level)
+                return level
+        raise
+    return None
 
 
 def server_context(fd: int, level: int | None = None, protocol: str = "http/1.1") -> ssl.SSLContext:

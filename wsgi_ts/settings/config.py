@@ -85,7 +85,9 @@ class Config:
     private_key_file: Path | None = setting(PATH, None, "PEM private key")
     certificate_file: Path | None = setting(PATH, None, "PEM certificate chain")
     tls_security_level: int | None = ours(
-        integer(0, 5), None, "OpenSSL's security level, 0 to 5; unset: OpenSSL's own; 1 allows keys of 1024 bits"
+        integer(0, 5),
+        None,
+        "OpenSSL's security level, 0 to 5; unset: OpenSSL's own, or the highest that takes the key; 1 allows 1024 bits",
     )
     client_ca_file: Path | None = setting(
         PATH,

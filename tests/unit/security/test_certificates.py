@@ -23,7 +23,7 @@ from cryptography.x509.oid import NameOID
 from wsgi_ts.checks.start import StartError
 from wsgi_ts.control.memory_file import memory_file
 from wsgi_ts.security.certificates import CertificateError, Material, load_material, self_signed
-from wsgi_ts.security.tls import server_context
+from wsgi_ts.security.tls import level_for, listener_context, server_context
 from wsgi_ts.settings.address import Address
 from wsgi_ts.settings.config import Config
 from wsgi_ts.supervisor.start import open_certificates
@@ -150,17 +150,25 @@ def signed(key: Any) -> Material:
         {"enable_grpc_ssl": True},
     ],
 )
-def test_a_small_key_is_refused_for_every_user_of_tls(tmp_path: Path, served: dict[str, Any]) -> None:
+def test_a_small_key_is_served_with_a_warning_and_refused_for_a_level(
+    tmp_path: Path, served: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     """Of 1024 bits, as in the key store that TorchServe's checks come with."""
     small = signed(rsa.generate_private_key(65537, 1024))
     pem = replace(write(tmp_path, small), **served)
     store = replace(Config(keystore=keystore(tmp_path, small, b"changeit")), **served)
     for config, source in ((pem, f"certificate_file {pem.certificate_file}"), (store, f"keystore {store.keystore}")):
+        fault = f"{source}: its key (RSA, 1024 bits) is too small for OpenSSL's security level 2"
+        caplog.clear()
+        with ExitStack() as stack:
+            fd = open_certificates(config, stack)
+            assert level_for(fd) == 1
+            assert listener_context(fd, config).security_level == 1
+        assert f"{fault} and is served with level 1: renew the certificate" in caplog.text
         with ExitStack() as stack, pytest.raises(StartError) as caught:
-            open_certificates(config, stack)
+            open_certificates(replace(config, tls_security_level=2), stack)
         assert str(caught.value) == (
-            f"{source}: its key (RSA, 1024 bits) is too small for OpenSSL's security level 2; renew the certificate "
-            "with a larger key, or set tls_security_level=1 until then"
+            f"{fault}; renew the certificate with a larger key, or set tls_security_level=1 until then"
         )
         for level in (0, 1):
             with ExitStack() as stack:
