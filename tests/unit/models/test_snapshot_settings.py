@@ -33,6 +33,7 @@ _TEXTS = (
     "0.5",
     "none",
     "body",
+    "optional",
 )
 
 
