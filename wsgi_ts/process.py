@@ -43,6 +43,8 @@ OPEN_FILES = 65536
 _PR_SET_PDEATHSIG = 1
 _SS_DISABLE = 2
 _PROC = Path("/proc")
+#: How long a process may take to become another program, in seconds.
+_EXEC_LIMIT_S = 1.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -89,6 +91,24 @@ def start_time(pid: int) -> int | None:
     fields = text[text.rindex(b")") + 2 :].split()
     state, started = fields[0], int(fields[19])
     return None if state in (b"Z", b"X") else started
+
+
+def command_line(pid: int) -> list[str]:
+    """The arguments that a process was started with; none of one that has ended, or that cannot be looked at.
+
+    A process that becomes another program has none for a moment, in which its parent knows already that it has: the
+    kernel closes its descriptors before it gives it the new arguments. That is waited for.
+    """
+    limit = time.monotonic() + _EXEC_LIMIT_S
+    while start_time(pid) is not None:
+        try:
+            found = (_PROC / str(pid) / "cmdline").read_bytes()
+        except OSError:
+            break
+        if found or time.monotonic() > limit:  # the kernel's own have none for good
+            return os.fsdecode(found).split("\0")
+        time.sleep(0.001)
+    return []
 
 
 def boot_id() -> str:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from support.eventually import eventually
@@ -15,6 +16,7 @@ from wsgi_ts.process import (
     PARENT_PID_VARIABLE,
     Child,
     ProcessIdentity,
+    command_line,
     exit_reason,
     processes_of_instance,
     python_command,
@@ -125,6 +127,37 @@ def test_identity_is_not_that_of_another_process_with_the_same_pid(children: lis
     child.identity.kill()
     assert child.wait(10.0) == "killed by SIGKILL"
     assert not child.identity.is_alive()
+
+
+def test_the_arguments_of_a_process_that_becomes_another_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the end of its old program and its new one's arguments a process has none, and is no stranger."""
+    process = tmp_path / "77"
+    process.mkdir()
+    (process / "stat").write_bytes((Path("/proc/self/stat")).read_bytes())
+    (process / "cmdline").write_bytes(b"")
+    monkeypatch.setattr("wsgi_ts.process._PROC", tmp_path)
+    naps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3:
+            (process / "cmdline").write_bytes(b"python\0-m\0wsgi_ts.guard\0")
+
+    monkeypatch.setattr("wsgi_ts.process.time.sleep", sleep)
+    assert command_line(77) == ["python", "-m", "wsgi_ts.guard", ""]
+    assert len(naps) == 3
+    assert command_line(78) == []
+
+
+def test_the_arguments_of_running_and_ended_processes() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "marked"])
+    assert "marked" in command_line(process.pid)
+    process.kill()
+    eventually(lambda: start_time(process.pid) is None, within=10, what="a zombie")
+    assert command_line(process.pid) == []
+    process.wait()
 
 
 def test_a_zombie_and_a_missing_process_have_no_start_time() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from wsgi_ts.instance.record import Record
-from wsgi_ts.process import is_readable, start_time
+from wsgi_ts.process import command_line, is_readable, start_time
 from wsgi_ts.settings.config import ConfigError
 
 GUARD_MODULE = "wsgi_ts.guard"
@@ -69,10 +69,7 @@ def is_server(pid: int, run_dir: Path) -> bool:
     """Whether a process is a running model server."""
     if start_time(pid) is None:
         return False
-    try:
-        arguments = os.fsdecode(Path(f"/proc/{pid}/cmdline").read_bytes()).split("\0")
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        arguments = []
+    arguments = command_line(pid)
     record = Record.find(run_dir)
     return any(mark in arguments for mark in SERVER_MARKS) or (
         record is not None and record.pid == pid and record.is_running
