@@ -132,7 +132,17 @@ class BaseHandler:
         with warnings.catch_warnings():
             # The archive's author chose the format; whoever runs the server cannot act on this.
             warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
-            return torch.jit.load(model_pt_path, map_location=self.device)  # type: ignore[no-untyped-call]
+            try:
+                return torch.jit.load(model_pt_path, map_location=self.device)  # type: ignore[no-untyped-call]
+            except RuntimeError as error:
+                if "constants.pkl" not in str(error):
+                    raise
+                # Only TorchScript has this record: the file is intact, but torch.save wrote it.
+                raise RuntimeError(
+                    f"No model weights could be loaded: {os.path.basename(model_pt_path)} is no TorchScript. "
+                    "For weights saved with torch.save, give the archiver the model's class with --model-file, "
+                    "or save the model with torch.jit.script(model).save(path)."
+                ) from error
 
     def _load_torch_export_aot_compile(self, model_path: str) -> Any:
         if model_path.endswith(".pt2"):

@@ -7,6 +7,7 @@ From Python: `create_model_archive(ModelArchiveRequest(...))`.
 from __future__ import annotations
 
 import argparse
+import difflib
 import glob
 import logging
 import os
@@ -190,9 +191,22 @@ def check_overwrite(output: Path | str, force: bool, kind: str) -> None:
 
 
 def find_handler_file(handler: str, runtime: str) -> Path | None:
-    """Returns the file that a handler lives in, None for one that the server brings along."""
-    if handler in (LSP_HANDLERS if runtime == "LSP" else BUNDLED_HANDLERS):
+    """Returns the file that a handler lives in, None for one that the server brings along.
+
+    Raises:
+        MissingFileError: there is no such file, and the name is nearly that of a bundled handler.
+    """
+    bundled = LSP_HANDLERS if runtime == "LSP" else BUNDLED_HANDLERS
+    if handler in bundled:
         return None
+    file = _handler_path(handler, runtime)
+    meant = difflib.get_close_matches(handler, bundled, n=1, cutoff=0.8)
+    if meant and not file.exists():
+        raise MissingFileError(f"File does not exist: {file} (did you mean the bundled handler {meant[0]}?)")
+    return file
+
+
+def _handler_path(handler: str, runtime: str) -> Path:
     path = handler.rpartition(":")[0] or handler
     if runtime == "LSP":
         suffix = ".dylib" if sys.platform == "darwin" else ".so"

@@ -201,6 +201,10 @@ def test_export_path_is_a_file(work: Path, capfd: pytest.CaptureFixture[str]) ->
     ("arguments", "message"),
     [
         (["--handler", "nothere.py"], "File does not exist: nothere.py"),
+        (
+            ["--handler", "image_clasifier"],
+            "File does not exist: image_clasifier.py (did you mean the bundled handler image_classifier?)",
+        ),
         (["--handler", "base_handler", "--extra-files", "a.txt"], "File does not exist: a.txt"),
         (["--handler", "base_handler", "--serialized-file", "w.pt"], "File does not exist: w.pt"),
         (

@@ -122,7 +122,7 @@ def test_pickled_objects_are_loaded_only_when_allowed(load_model: LoadModel, tmp
         ({}, {}, "neither a model file nor a serialized file"),
         ({"serializedFile": "a.bin"}, {}, "a.bin is no"),
         ({"modelFile": "gone.py"}, {}, "Missing the model.py file"),
-        ({"serializedFile": "a.pt"}, {"a.pt": "rubbish"}, "."),
+        ({"serializedFile": "a.pt"}, {"a.pt": "rubbish"}, "PytorchStreamReader"),
     ],
 )
 def test_models_that_cannot_be_loaded(
@@ -132,6 +132,15 @@ def test_models_that_cannot_be_loaded(
         load_model("base_h.py", {"base_h.py": HANDLER, **files}, manifest={"model": model})
     assert failure.value.status == 500
     assert reason in str(failure.value.__cause__)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_weights_without_a_model_file_say_what_is_missing(load_model: LoadModel, tmp_path: Path) -> None:
+    torch.save(WEIGHTS, tmp_path / "lin.pt")
+    with pytest.raises(LoadError) as failure:
+        load_model("base_h.py", {"base_h.py": HANDLER}, manifest={"model": {"serializedFile": "lin.pt"}})
+    assert "lin.pt is no TorchScript" in str(failure.value.__cause__)
+    assert "--model-file" in str(failure.value.__cause__)
 
 
 def test_a_model_file_needs_exactly_one_class(load_model: LoadModel) -> None:
