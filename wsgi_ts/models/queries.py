@@ -33,7 +33,8 @@ class ModelQueries:
             if host is not None:
                 models = [self._registry.get(host.name, None if version == "all" else version)]
             elif version == "all":
-                models = list(self._registry.versions_of(model_name).values())
+                versions = self._registry.versions_of(model_name)
+                models = [versions[each] for each in in_hash_map_order(versions)]
             else:
                 models = [self._registry.get(model_name, version)]
             # Taken here, described without the lock: asking for a GPU's load takes a while.
@@ -169,3 +170,25 @@ def _start_time(milliseconds: int) -> str:
     """Local time with a literal Z, as TorchServe writes it."""
     seconds, rest = divmod(milliseconds, 1000)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.localtime(seconds))}.{rest:03d}Z"
+
+
+def in_hash_map_order(versions: Iterable[str]) -> list[str]:
+    """Sorts versions as TorchServe lists them: by their places in the hash map of Java that it keeps them in.
+
+    Clients see that order in the answer to `/models/{name}/all`, and some take the first entry. Versions with the same
+    place keep the order they came in, as they do there until a twelfth version makes the map larger.
+    """
+    known = list(versions)
+    places = 16
+    while len(known) >= places * 3 // 4:
+        places *= 2
+    return sorted(known, key=lambda version: _java_hash(version) & (places - 1))
+
+
+def _java_hash(text: str) -> int:
+    """String.hashCode of Java, its upper half mixed into the lower one as Java's hash maps do."""
+    units = text.encode("utf-16-le", "surrogatepass")
+    code = 0
+    for low, high in zip(units[::2], units[1::2], strict=True):
+        code = (31 * code + (high << 8 | low)) & 0xFFFFFFFF
+    return code ^ (code >> 16)
