@@ -97,15 +97,27 @@ def test_valid_and_with_torchserves_names(server: ServerProcess, api: str) -> No
     assert server.request(api, "GET", "/api-description").json() == document
 
 
-@pytest.mark.parametrize(
-    ("api", "path"),
-    [("inference", "/predictions/echo"), ("inference", "/predictions/echo/1.0"), ("management", "/models/echo")],
-)
-def test_document_of_a_model(server: ServerProcess, api: str, path: str) -> None:
-    document = server.request(api, "OPTIONS", path).json()
+@pytest.mark.parametrize("path", ["/predictions/echo", "/predictions/echo/1.0"])
+def test_document_of_a_model(server: ServerProcess, path: str) -> None:
+    document = server.request("inference", "OPTIONS", path).json()
     OpenAPIV30SpecValidator(document).validate()
-    (described,) = document["paths"]
-    assert server.request("inference", "POST", described, body=b"x").body == b"x"
+    assert document["info"] == {"title": "RESTful API for: echo", "version": "1.0.0"}
+    assert path in document["paths"]
+    for described in document["paths"]:
+        assert server.request("inference", "POST", described, body=b"x").body == b"x"
+
+
+@pytest.mark.parametrize("path", ["/models/echo", "/models/echo/1.0"])
+def test_document_of_managing_a_model(server: ServerProcess, path: str) -> None:
+    document = server.request("management", "OPTIONS", path).json()
+    OpenAPIV30SpecValidator(document).validate()
+    assert document["info"]["title"] == "RESTful Management API for: echo"
+    one = "/models/{model_name}"
+    assert {(described, method) for described in document["paths"] for method in document["paths"][described]} == {
+        *((f"{one}{version}", method) for version in ("", "/{model_version}") for method in ("get", "put", "delete")),
+        *((f"{one}{version}", "options") for version in ("", "/{model_version}")),
+        (f"{one}/{{model_version}}/set-default", "put"),
+    }
 
 
 @pytest.mark.parametrize("tokens", [False, True])

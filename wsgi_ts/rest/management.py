@@ -107,7 +107,7 @@ class ModelResource(_Resource):
     def on_options(self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None) -> None:
         """The OpenAPI document of one model; 404 when there is none of that name."""
         self._describe(model, version)
-        write_json(resp, 200, openapi.model_document(model, version))
+        write_json(resp, 200, openapi.model_management_document(model))
 
     def _ask_handlers(self) -> HandlerDescriptions:
         """The way to the handlers: most processes that manage models never need it, and it loads the data plane."""

@@ -246,6 +246,16 @@ def _json_body(schema: Schema) -> dict[str, Schema]:
     return {_JSON: {"schema": schema}}
 
 
+def _one_model_operations() -> list[Operation]:
+    """What can be done with one model at the management API."""
+    default_path = "/models/{model_name}/{model_version}/set-default"
+    return [
+        *_version_operations("/models/{model_name}", ""),
+        *_version_operations("/models/{model_name}/{model_version}", "version_"),
+        Operation(default_path, "put", "setDefault", "Sets the default version.", {200: "Done.", **_NO_MODEL}),
+    ]
+
+
 def _management_operations(config: Config) -> list[Operation]:
     listed = {200: "The models."}
     registered = {**_CHANGE, 404: "No such archive.", 409: "Already registered.", **_FAILED}
@@ -255,13 +265,10 @@ def _management_operations(config: Config) -> list[Operation]:
     )
     body = {_JSON: {"schema": schemas.json_arguments(_REGISTER, required=("url",))}}
     register = Operation("/models", "post", "registerModel", text, registered, query=_REGISTER, required=("url",))
-    default_path = "/models/{model_name}/{model_version}/set-default"
     operations = [
         Operation("/models", "get", "listModels", "Lists the models.", listed, result="ModelList", query=_PAGE),
         replace(register, bodies=body),
-        *_version_operations("/models/{model_name}", ""),
-        *_version_operations("/models/{model_name}/{model_version}", "version_"),
-        Operation(default_path, "put", "setDefault", "Sets the default version.", {200: "Done.", **_NO_MODEL}),
+        *_one_model_operations(),
         replace(_V1_READY, answers={200: "Whether the model has workers.", **_NO_MODEL}, result="Ready"),
         Operation("/plugins", "get", "listPlugins", "Lists the plugins.", {200: "The plugins."}, result="Plugins"),
         *_trace_operations(),
@@ -311,9 +318,22 @@ def document(kinds: Collection[str], config: Config) -> dict[str, Any]:
 
 
 def model_document(model_name: str, model_version: str | None) -> dict[str, Any]:
-    """The document of one model, None: of its default version: how to ask it for a prediction."""
-    version = "" if model_version is None else f"/{model_version}"
-    return _assemble(_prediction(f"/predictions/{model_name}{version}", "predictions"), None)
+    """The document of one model at the inference API, None: of its default version: how to ask for a prediction."""
+    if model_version is not None:
+        rows = _prediction(f"/predictions/{model_name}/{model_version}", "version_predictions")
+    else:
+        rows = [
+            *_prediction(f"/predictions/{model_name}", "predictions"),
+            *_prediction(f"/v1/models/{model_name}:predict", "predictionsV1"),
+            *_prediction(f"/v2/models/{model_name}/infer", "predictionsV2"),
+        ]
+    return {**_assemble(rows, None), "info": {"title": f"RESTful API for: {model_name}", "version": "1.0.0"}}
+
+
+def model_management_document(model_name: str) -> dict[str, Any]:
+    """The document of one model at the management API: what can be done with it and with its versions."""
+    info = {"title": f"RESTful Management API for: {model_name}", "version": TORCHSERVE_VERSION}
+    return {**_assemble(_one_model_operations(), None), "info": info}
 
 
 def _assemble(operations: Iterable[Operation], config: Config | None) -> dict[str, Any]:
