@@ -328,6 +328,20 @@ def test_too_large_body_is_refused_before_it_is_read(server: ServerProcess) -> N
         assert (list(headers), body) == (["content-length"], b"")
 
 
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_client_that_sends_all_of_a_too_large_body_first_reads_the_refusal(server: ServerProcess, framing: str) -> None:
+    body = bytes(MAX_REQUEST + (8 << 20))
+    head = "POST /predictions/echo HTTP/1.1\r\nHost: x\r\n"
+    with server.raw() as raw:
+        if framing == "length":
+            raw.send(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        else:
+            raw.send(f"{head}Transfer-Encoding: chunked\r\n\r\n{len(body):x}\r\n".encode() + body + b"\r\n0\r\n\r\n")
+        line, headers, answer = raw.read_answer()
+    assert line.split()[1] == b"413"
+    assert (list(headers), answer) == (["content-length"], b"")
+
+
 def test_too_large_expecting_client_is_not_told_to_continue(server: ServerProcess) -> None:
     with server.raw() as raw:
         lines = ["POST /predictions/echo HTTP/1.1", "Host: x", "Content-Length: 99999999999"]

@@ -42,6 +42,10 @@ HEAD_LIMIT_S: Final = 10.0
 RECEIVE_BYTES: Final = 65536
 #: What a lingering client may send besides the body that it has announced.
 LINGER_BYTES: Final = 256 * 1024
+#: The most that is discarded of a body. TorchServe discards all of one that is larger than max_request_size.
+DISCARD_BYTES: Final = 256 << 20
+#: A client that sends its body at least as fast, in bytes per second, has the time to finish.
+_DISCARD_RATE: Final = 65536.0
 #: A beginning of a head up to this is not counted: a connection takes as much by itself.
 _LEAST_COUNTED: Final = 1024
 
@@ -116,8 +120,10 @@ class Requests:
     def _ignore(self, connection: Connection, count: int) -> None:
         """Discards what a lingering client sends: many read the answer only when all of their request is sent."""
         connection.ignored += count
-        length = connection.head.content_length if connection.head is not None else 0
-        if connection.ignored > LINGER_BYTES + (length if length <= self._limit else 0):
+        connection.limit_at += count / _DISCARD_RATE
+        head = connection.head
+        body = 0 if head is None else DISCARD_BYTES if head.chunked else min(head.content_length, DISCARD_BYTES)
+        if connection.ignored > LINGER_BYTES + body:
             self._table.close(connection)
 
     def _end_of_stream(self, connection: Connection) -> None:
