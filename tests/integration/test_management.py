@@ -416,7 +416,7 @@ def test_kserve_readiness(server: ServerProcess) -> None:
 def test_document_of_a_model(server: ServerProcess) -> None:
     server.register("echo.mar", initial_workers=0)
     document = manage(server, "OPTIONS", "/models/echo").json()
-    assert list(document["paths"]) == ["/predictions/echo"]
+    assert document["info"]["title"] == "RESTful Management API for: echo"
     assert_error(manage(server, "OPTIONS", "/models/nope"), 404, "ModelNotFoundException")
 
 

@@ -42,7 +42,7 @@ HEAD_LIMIT_S: Final = 10.0
 RECEIVE_BYTES: Final = 65536
 #: What a lingering client may send besides the body that it has announced.
 LINGER_BYTES: Final = 256 * 1024
-#: The most that is discarded of a body. TorchServe discards all of one that is larger than max_request_size.
+#: The most that is discarded of an announced body; chunks may have no end. TorchServe discards all of it.
 DISCARD_BYTES: Final = 256 << 20
 #: A client that sends its body at least as fast, in bytes per second, has the time to finish.
 _DISCARD_RATE: Final = 65536.0
@@ -121,9 +121,8 @@ class Requests:
         """Discards what a lingering client sends: many read the answer only when all of their request is sent."""
         connection.ignored += count
         connection.limit_at += count / _DISCARD_RATE
-        head = connection.head
-        body = 0 if head is None else DISCARD_BYTES if head.chunked else min(head.content_length, DISCARD_BYTES)
-        if connection.ignored > LINGER_BYTES + body:
+        length = connection.head.content_length if connection.head is not None else 0
+        if connection.ignored > LINGER_BYTES + min(length, DISCARD_BYTES):
             self._table.close(connection)
 
     def _end_of_stream(self, connection: Connection) -> None:

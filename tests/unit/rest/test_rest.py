@@ -568,8 +568,12 @@ def test_documents(supervisor: SupervisorSocket, web: falcon.testing.TestClient)
 
 
 def test_document_of_a_model(supervisor: SupervisorSocket, web: falcon.testing.TestClient) -> None:
-    assert list(web.simulate_options("/models/m").json["paths"]) == ["/predictions/m"]
-    assert list(web.simulate_options("/models/m/1.0").json["paths"]) == ["/predictions/m/1.0"]
+    for path in ("/models/m", "/models/m/1.0"):
+        assert list(web.simulate_options(path).json["paths"]) == [
+            "/models/{model_name}",
+            "/models/{model_name}/{model_version}",
+            "/models/{model_name}/{model_version}/set-default",
+        ]
     supervisor.reply = lambda request: {"error": ModelNotFound.named("m").to_dict()}
     assert web.simulate_options("/models/m").status_code == 404
 
