@@ -108,6 +108,13 @@ class StartupModels:
                 log.error("Failed to load model: %s: %s", url if name is None else name, error.message)
             except Exception:
                 log.exception("Failed to load model: %s", url if name is None else name)
+        for name in self.config.models:
+            if not self.registry.has(name):
+                log.warning(
+                    "models: no model %s is loaded now, so its settings wait until one is registered; load_models "
+                    "(--models) says what is loaded, and NAME=FILE.mar under which name",
+                    name,
+                )
 
     def _restore(self) -> None:
         recorded, source = self.first.recorded, self.first.source

@@ -1,13 +1,14 @@
 """The management API: reads a request's arguments, asks the supervisor, and passes its answer on.
 
 The supervisor decides everything about models; here is only what HTTP adds: arguments, defaults, methods, and the
-refusal of calls that `enable_model_api` does not allow. Of a repeated query argument the first value counts. A register
-call says of each argument that does not fit what is wrong; elsewhere, as with TorchServe, a number that does not parse
-counts as absent, and a boolean is true when it says so in any case, else false.
+refusal of calls that `enable_model_api` does not allow. Of a repeated query argument the first value counts. As with
+TorchServe a number that does not parse counts as absent, and a boolean is true when it says so in any case, else false;
+the log warns of what a register call does not mean. In a JSON body a value of another kind is an error.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Mapping
@@ -27,6 +28,8 @@ from wsgi_ts.settings.table import settings_of
 if TYPE_CHECKING:
     from wsgi_ts.dataplane.descriptions import HandlerDescriptions
     from wsgi_ts.instance.instance import Instance
+
+log = logging.getLogger(__name__)
 
 #: Longest JSON body of a register call, in bytes; it holds a dozen short arguments.
 MAX_JSON_BYTES = 65536
@@ -198,17 +201,17 @@ def is_json(req: falcon.Request) -> bool:
 
 
 def query_arguments(req: falcon.Request) -> dict[str, Any]:
-    """The register call's arguments from the query string; those not given, or empty, are None.
-
-    Raises:
-        BadRequest: an argument has a value of another kind.
-    """
+    """The register call's arguments from the query string; those not given, empty or of another kind are None."""
     given = {}
     for name, row in settings_of(RegisterArguments).items():
         text = argument(req, name)
         if row.kind.json_type != "string":
             text = (text or "").strip() or None
-        given[name] = read_argument(name, row, text)
+        try:
+            given[name] = read_argument(name, row, text)
+        except BadRequest as error:
+            log.warning("%s The default counts.", error.message)
+            given[name] = None if row.kind.json_type != "boolean" else False
     return given
 
 

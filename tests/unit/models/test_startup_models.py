@@ -74,6 +74,15 @@ def start(config: Config, kept: dict[str, Any] | None, fails: str = "") -> tuple
     return manager.asked, remembered
 
 
+def test_settings_of_a_model_that_nothing_loads_are_warned_of(config: Config, caplog: pytest.LogCaptureFixture) -> None:
+    settings = {"a": {"1.0": ENTRY}, "vgg": {"1.0": ENTRY}}
+    start(dataclasses.replace(config, models=settings), None)
+    assert [record.message for record in caplog.records if record.message.startswith("models:")] == [
+        "models: no model vgg is loaded now, so its settings wait until one is registered; load_models (--models) says "
+        "what is loaded, and NAME=FILE.mar under which name"
+    ]
+
+
 def test_a_fresh_start_takes_the_models_of_the_configuration(config: Config) -> None:
     asked, remembered = start(config, None)
     assert asked == ["register a", "register b"]

@@ -497,12 +497,18 @@ def test_bad_json_is_a_400(supervisor: SupervisorSocket, web: falcon.testing.Tes
         ("synchronous=yes", "Parameter synchronous must be true or false: 'yes' is neither true nor false."),
     ],
 )
-def test_arguments_of_another_kind_are_a_400(
-    supervisor: SupervisorSocket, web: falcon.testing.TestClient, query: str, message: str
+def test_arguments_of_another_kind_count_as_absent_and_the_log_warns(
+    supervisor: SupervisorSocket,
+    web: falcon.testing.TestClient,
+    caplog: pytest.LogCaptureFixture,
+    query: str,
+    message: str,
 ) -> None:
-    reply = web.simulate_post("/models", query_string=f"url=a.mar&{query}")
-    assert (reply.status_code, reply.json["message"]) == (400, message)
-    assert supervisor.requests == []
+    assert web.simulate_post("/models", query_string=f"url=a.mar&{query}").status_code == 200
+    name = query.partition("=")[0]
+    (asked,) = supervisor.requests
+    assert asked.get(name) in ((False,) if name == "synchronous" else (None,))
+    assert f"{message} The default counts." in caplog.text
 
 
 def test_body_that_is_not_utf8(supervisor: SupervisorSocket, web: falcon.testing.TestClient) -> None:
