@@ -109,3 +109,20 @@ def test_slow_readers_of_large_answers(server: ServerProcess) -> None:
         assert received.startswith(b"HTTP/1.1 200") and received.endswith(b"x" * 1000)
     eventually(lambda: not slots_in_use(server.prefix), within=20, what="no slot in use")
     assert ask(server).status == 200
+
+
+def test_who_stalls_in_a_body_that_is_refused_is_let_go(server: ServerProcess) -> None:
+    """What has come fast gives a client time to finish, and none to stay."""
+    with contextlib.closing(connect(server)) as sock:
+        sock.sendall(b"POST /predictions/large HTTP/1.1\r\nHost: x\r\nContent-Length: 200000000\r\n\r\n")
+        sock.sendall(bytes(30_000_000))
+        assert sock.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+        def is_closed() -> bool:
+            try:
+                sock.send(b"x")
+            except (ConnectionResetError, BrokenPipeError):
+                return True
+            return False
+
+        eventually(is_closed, within=20, what="the end of the connection")

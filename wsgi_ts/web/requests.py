@@ -44,8 +44,10 @@ RECEIVE_BYTES: Final = 65536
 LINGER_BYTES: Final = 256 * 1024
 #: The most that is discarded of an announced body; chunks may have no end. TorchServe discards all of it.
 DISCARD_BYTES: Final = 256 << 20
-#: A client that sends its body at least as fast, in bytes per second, has the time to finish.
+#: A client that sends its body at least as fast, in bytes per second, has the time to finish; so many seconds of it it
+#: can be ahead.
 _DISCARD_RATE: Final = 65536.0
+_DISCARD_AHEAD_S: Final = 10.0
 #: A beginning of a head up to this is not counted: a connection takes as much by itself.
 _LEAST_COUNTED: Final = 1024
 
@@ -120,7 +122,8 @@ class Requests:
     def _ignore(self, connection: Connection, count: int) -> None:
         """Discards what a lingering client sends: many read the answer only when all of their request is sent."""
         connection.ignored += count
-        connection.limit_at += count / _DISCARD_RATE
+        earned = min(connection.limit_at + count / _DISCARD_RATE, time.monotonic() + _DISCARD_AHEAD_S)
+        connection.limit_at = max(connection.limit_at, earned)
         length = connection.head.content_length if connection.head is not None else 0
         if connection.ignored > LINGER_BYTES + min(length, DISCARD_BYTES):
             self._table.close(connection)
