@@ -192,7 +192,7 @@ def test_replicas_answer_as_the_server_does(cluster: Cluster, handle: Any) -> No
 
 def test_a_stream_comes_part_by_part(cluster: Cluster, handle: Any, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    connection = http.client.HTTPConnection("127.0.0.1", cluster.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", cluster.port, timeout=120)
     connection.request("POST", "/", str(gate), {"content-type": "application/octet-stream"})
     reply = connection.getresponse()
     assert reply.read(6) == b"first "
