@@ -98,7 +98,7 @@ class Cluster:
     def ask(self, body: bytes | str, path: str = "/", **headers: str) -> client.Reply:
         """Posts a request."""
         fields = {"content-type": "application/octet-stream", **{k.replace("_", "-"): v for k, v in headers.items()}}
-        return client.request(self.port, "POST", path, headers=fields, body=body)
+        return client.request(self.port, "POST", path, headers=fields, body=body, timeout=120)
 
     def engines(self) -> dict[Path, str]:
         """The run directories of engines, and what the names of each one's shared memory begin with."""
