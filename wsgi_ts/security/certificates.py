@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from wsgi_ts.control.memory_file import memory_file
-from wsgi_ts.security.tls import TOO_WEAK, default_security_level, server_context
+from wsgi_ts.security.tls import TOO_WEAK, default_security_level, highest_level, server_context
 from wsgi_ts.settings.config import Config
 
 log = logging.getLogger(__name__)
@@ -188,13 +188,17 @@ def _check_client_ca(config: Config) -> None:
 
 def _check_with_openssl(material: Material, source: str, level: int | None) -> None:
     """Makes sure that OpenSSL serves it: what it refuses, only gunicorn would find out. See `tls.level_for`, too."""
-    error = _openssl_error(material, level)
-    if error is None:
-        return
     wanted = default_security_level() if level is None else level
-    lower = next((each for each in range(wanted - 1, -1, -1) if _openssl_error(material, each) is None), None)
-    reason = str(error.reason)
-    if lower is None or reason not in TOO_WEAK:
+    fd = memory_file("tls", material.to_pem())
+    try:
+        server_context(fd, level)
+        return
+    except ssl.SSLError as error:
+        reason = str(error.reason)
+        lower = highest_level(fd, wanted) if reason in TOO_WEAK else None
+    finally:
+        os.close(fd)
+    if lower is None:
         raise CertificateError(f"{source}: OpenSSL cannot serve it ({reason}); use another key and certificate")
     fault = f"{source}: {_IN_WORDS[reason].format(key=_key_in_words(material.chain[0]))} for OpenSSL's security level"
     if level is None:
@@ -203,18 +207,6 @@ def _check_with_openssl(material: Material, source: str, level: int | None) -> N
     raise CertificateError(
         f"{fault} {wanted}; renew the certificate with a larger key, or set tls_security_level={lower} until then"
     )
-
-
-def _openssl_error(material: Material, level: int | None) -> ssl.SSLError | None:
-    """Why OpenSSL does not serve it at a security level; None where it does."""
-    fd = memory_file("tls", material.to_pem())
-    try:
-        server_context(fd, level)
-    except ssl.SSLError as error:
-        return error
-    finally:
-        os.close(fd)
-    return None
 
 
 def _key_in_words(certificate: x509.Certificate) -> str:

@@ -137,13 +137,19 @@ def level_for(fd: int) -> int | None:
     try:
         server_context(fd)
     except ssl.SSLError as error:
-        if error.reason not in TOO_WEAK:
+        level = highest_level(fd, default_security_level()) if error.reason in TOO_WEAK else None
+        if level is None:
             raise
-        for level in range(default_security_level() - 1, -1, -1):
-            with contextlib.suppress(ssl.SSLError):
-                server_context(fd, level)
-                return level
-        raise
+        return level
+    return None
+
+
+def highest_level(fd: int, below: int) -> int | None:
+    """The highest security level below another at which OpenSSL serves a key and its certificates; None: at none."""
+    for level in range(below - 1, -1, -1):
+        with contextlib.suppress(ssl.SSLError):
+            server_context(fd, level)
+            return level
     return None
 
 
