@@ -1,6 +1,9 @@
 """What a client of HTTP/2 is told on a port of HTTP/1.1: its first request is answered with an error, no other one.
 
 HTTP_1_1_REQUIRED (RFC 9113, section 7) would say it in a word, but grpcio 1.85 aborts its process when it is told that.
+
+A server may answer before the end of a request (RFC 9113, section 8.1), but curl 7.88 then reports that its upload has
+failed and shows no answer: a short body that is announced is waited for.
 """
 
 from __future__ import annotations
@@ -9,9 +12,9 @@ from collections.abc import Iterable
 
 from wsgi_ts.http2.connection import Connection
 from wsgi_ts.http2.faults import ConnectionFault
-from wsgi_ts.http2.frames import ErrorCode, Flag, FrameType, frame, header_block
+from wsgi_ts.http2.frames import DEFAULT_WINDOW, ErrorCode, Flag, FrameType, frame, header_block
 from wsgi_ts.http2.outbox import reset_frame
-from wsgi_ts.http2.stream import Event, EventKind
+from wsgi_ts.http2.stream import Event, EventKind, Fields
 
 
 class Refusal:
@@ -30,12 +33,17 @@ class Refusal:
         self._fields = list(fields)
         self._body = body
         self._connection = Connection(1)
+        #: The head of a request whose short body is on its way.
+        self._head: Fields = []
 
     def receive(self, data: bytes) -> bytes:
         """Takes what the client has sent, from its first byte on; returns what is to be sent."""
         try:
             for event in self._connection.receive(data):
                 if event.kind == EventKind.REQUEST:
+                    self._head = event.fields or []
+                is_due = event.ends or (event.kind == EventKind.REQUEST and not _has_short_body(self._head))
+                if is_due and not self.is_over:
                     self._answer(event)
         except ConnectionFault:  # its GOAWAY is among what is to be sent
             self.is_over = True
@@ -44,7 +52,7 @@ class Refusal:
     def _answer(self, event: Event) -> None:
         stream, outbox = event.stream, self._connection.outbox
         block = header_block(self._fields)
-        is_head = (b":method", b"HEAD") in (event.fields or ())
+        is_head = (b":method", b"HEAD") in self._head
         if is_head or stream.send_window < len(self._body):
             outbox.add(frame(FrameType.HEADERS, Flag.END_HEADERS | Flag.END_STREAM, stream.number, block))
         else:
@@ -55,3 +63,10 @@ class Refusal:
         outbox.drop(stream)
         self._connection.go_away()
         self.is_over = True
+
+
+def _has_short_body(head: Fields) -> bool:
+    """Returns whether its client sends a body at once that fits into the first window."""
+    fields = dict(head)
+    length = fields.get(b"content-length", b"")
+    return length.isdigit() and int(length) <= DEFAULT_WINDOW and b"expect" not in fields

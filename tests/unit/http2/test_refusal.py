@@ -18,8 +18,8 @@ BODY = b"not here"
 OPENING = PREFACE + settings_frame(())
 
 
-def head(method: str = "POST", flags: int = Flag.END_HEADERS) -> bytes:
-    fields = [(":method", method), (":scheme", "http"), (":path", "/x")]
+def head(method: str = "POST", flags: int = Flag.END_HEADERS, *more: tuple[str, str]) -> bytes:
+    fields = [(":method", method), (":scheme", "http"), (":path", "/x"), *more]
     return frame(FrameType.HEADERS, flags, 1, Encoder().encode(fields))
 
 
@@ -41,6 +41,26 @@ def test_a_request_is_answered_and_no_other_taken(ends: bool) -> None:
     assert [each[0] for each in reset] == ([] if ends else [FrameType.RST_STREAM])
     assert goaway[0] == FrameType.GOAWAY
     assert goaway[3][:8] == bytes((0, 0, 0, 1, 0, 0, 0, ErrorCode.NO_ERROR))
+
+
+def test_a_short_body_that_is_announced_is_waited_for() -> None:
+    refusal, frames = told(OPENING + head("POST", Flag.END_HEADERS, ("content-length", "5")))
+    assert (frames, refusal.is_over) == ([], False)
+    assert refusal.receive(frame(FrameType.DATA, 0, 1, b"hel")) == b""
+    sent, _ = split(refusal.receive(frame(FrameType.DATA, Flag.END_STREAM, 1, b"lo")))
+    assert refusal.is_over
+    assert [each[0] for each in sent] == [FrameType.HEADERS, FrameType.DATA, FrameType.GOAWAY]
+
+
+@pytest.mark.parametrize(
+    "more", [[("content-length", "65536")], [("content-length", "5"), ("expect", "100-continue")], [("te", "trailers")]]
+)
+def test_a_body_that_may_take_long_is_not(more: list[tuple[str, str]]) -> None:
+    refusal, frames = told(OPENING + head("POST", Flag.END_HEADERS, *more))
+    assert refusal.is_over
+    assert [each[0] for each in frames] == [
+        *(FrameType.HEADERS, FrameType.DATA, FrameType.RST_STREAM, FrameType.GOAWAY),
+    ]
 
 
 @pytest.mark.parametrize("opening", [OPENING, PREFACE + settings_frame([(4, len(BODY) - 1)])])
