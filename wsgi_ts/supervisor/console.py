@@ -74,10 +74,9 @@ class ConsoleData:
         """
         status = self._status()
         with self._lock:
-            self._memory.begin()
+            models = self.models.latest(since)
             for process in status["processes"]:
                 process["memory"] = self._memory.of(process.get("pid") or -1)
-            models = self.models.latest(since)
             cores = self._usable_cores()
         server = {
             **status,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from wsgi_ts.supervisor.metrics.board import sums
 #: How old what is known of a process's memory may be, in seconds, before it is read again.
 MEMORY_INTERVAL_S = 5.0
 #: How many processes are read again for one snapshot: there may be hundreds of them.
-MOST_READ = 64
+MOST_READ = 32
 #: Buckets of a histogram of times, and of batch sizes.
 TIMES = len(layout.TIME_BUCKETS_US) + 1
 _SIZES = len(layout.BATCH_SIZES) + 1
@@ -83,7 +83,9 @@ class _Known:
     Attributes:
         number: by which the page knows it; no other version ever has the same.
         revision: the snapshot that it changed in.
-        workers, workers_json: its workers, each with its JSON, and these together.
+        seen: its workers, their reports, and those that leave, in an order: objects, of which none changes unseen.
+        pids: the processes of its workers.
+        workers, workers_json: its workers by identity, each with its JSON, and these together.
         counted: its rows on the board.
         facts, facts_json: all else that its JSON depends on, and that as JSON, without its end.
         text: its JSON.
@@ -91,9 +93,11 @@ class _Known:
 
     number: int
     revision: int = 0
+    seen: list[Any] = field(default_factory=list)
+    pids: set[int] = field(default_factory=set)
     workers: dict[int, tuple[WorkerRow, str]] = field(default_factory=dict)
     workers_json: str = ""
-    counted: list[list[int]] = field(default_factory=list)
+    counted: list[bytes] = field(default_factory=list)
     facts: tuple[Any, ...] = ()
     facts_json: str = ""
     text: str = ""
@@ -134,17 +138,18 @@ class ModelTexts:
                 all of them have changed.
         """
         with self._registry.changed:
-            defaults = {(model.name, model.version) for model in self._registry.default_versions()}
+            defaults = {id(model) for model in self._registry.default_versions()}
             versions = self._registry.all_versions()
             found = [(model, [*model.workers.values()], [*model.leaving.values()]) for model in versions]
+        changed = self._memory.refresh()
         before, self._known = self._known, {}
         self._revision += 1
         for model, workers, leaving in found:
             # By its place in memory, which none other can have while it is held here.
             known = before[id(model)][1] if id(model) in before else _Known(next(self._numbers))
             self._known[id(model)] = model, known
-            rows = [*self._rows(workers, is_leaving=False), *self._rows(leaving, is_leaving=True)]
-            self._renew(known, model, rows, is_default=(model.name, model.version) in defaults)
+            self._renew_workers(known, workers, leaving, changed)
+            self._renew(known, model, is_default=id(model) in defaults)
         if since <= self._first:
             since = 0
         all_known = [known for _, known in self._known.values()]
@@ -154,37 +159,15 @@ class ModelTexts:
             [known.text for known in all_known if known.revision > since],
         )
 
-    def _rows(self, workers: Sequence[WorkerRecord], *, is_leaving: bool) -> Iterator[WorkerRow]:
-        for worker in workers:
-            report = worker.report
-            yield WorkerRow(worker, report, is_leaving, 0 if report is None else self._memory.of(report.pid))
-
-    def _renew(self, known: _Known, model: ModelVersion, rows: list[WorkerRow], *, is_default: bool) -> None:
-        """Makes what has changed of a version anew."""
-        board = self._board
-        starts = [board.model_row(batcher, model.spec.index) for batcher in sorted(model.loaded_in)]
-        counted = [board.words[start : start + layout.MODEL_WORDS].tolist() for start in starts]
-        has_other_workers = self._renew_workers(known, rows)
-        facts = (
-            *(model.spec, model.directory, model.workflow, model.min_workers, model.max_workers),
-            *(model.restarts.total(), model.unloading, is_default),
-        )
-        if known.text and not has_other_workers and known.counted == counted and known.facts == facts:
+    def _renew_workers(
+        self, known: _Known, workers: list[WorkerRecord], leaving: list[WorkerRecord], changed: set[int]
+    ) -> None:
+        """Makes the JSON of those workers anew that have changed; `changed` are processes with other memory."""
+        seen = [*workers, None, *leaving, *[each.report for each in workers], *[each.report for each in leaving]]
+        if known.seen == seen and changed.isdisjoint(known.pids):
             return
-        if known.facts != facts:
-            known.facts_json = _ENCODE({"id": known.number, **_description(model), "default": is_default})[:-1]
-        known.counted, known.facts, known.revision = counted, facts, self._revision
-        known.text = f'{known.facts_json},{_ENCODE(_numbers(counted))[1:-1]},"workers":[{known.workers_json}]}}'
-        self.made += 1
-
-    def _renew_workers(self, known: _Known, rows: list[WorkerRow]) -> bool:
-        """Makes the JSON of workers that have changed anew; returns whether there were any, or others."""
-        before = known.workers
-        if len(before) == len(rows) and all(
-            (last := before.get(id(row.worker))) is not None and last[0] == row for row in rows
-        ):
-            return False
-        known.workers = {}
+        rows = [*self._rows(workers, is_leaving=False), *self._rows(leaving, is_leaving=True)]
+        before, known.workers = known.workers, {}
         for row in rows:
             last = before.get(id(row.worker))
             if last is None or last[0] != row:
@@ -192,7 +175,31 @@ class ModelTexts:
                 self.made += 1
             known.workers[id(row.worker)] = last
         known.workers_json = ",".join(text for _, text in known.workers.values())
-        return True
+        known.pids = {row.report.pid for row in rows if row.report is not None}
+        known.seen, known.text = seen, ""
+
+    def _rows(self, workers: Iterable[WorkerRecord], *, is_leaving: bool) -> Iterator[WorkerRow]:
+        for worker in workers:
+            report = worker.report
+            yield WorkerRow(worker, report, is_leaving, 0 if report is None else self._memory.of(report.pid))
+
+    def _renew(self, known: _Known, model: ModelVersion, *, is_default: bool) -> None:
+        """Makes the JSON of a version anew where something of it has changed."""
+        board = self._board
+        starts = [board.model_row(batcher, model.spec.index) for batcher in sorted(model.loaded_in)]
+        counted = [board.words[start : start + layout.MODEL_WORDS].tobytes() for start in starts]
+        facts = (
+            *(model.spec, model.directory, model.workflow, model.min_workers, model.max_workers),
+            *(model.restarts.total(), model.unloading, is_default),
+        )
+        if known.text and known.counted == counted and known.facts == facts:
+            return
+        if known.facts != facts:
+            known.facts_json = _ENCODE({"id": known.number, **_description(model), "default": is_default})[:-1]
+        known.counted, known.facts, known.revision = counted, facts, self._revision
+        numbers = _numbers([memoryview(row).cast("Q").tolist() for row in counted])
+        known.text = f'{known.facts_json},{_ENCODE(numbers)[1:-1]},"workers":[{known.workers_json}]}}'
+        self.made += 1
 
 
 class Memory:
@@ -201,28 +208,33 @@ class Memory:
     def __init__(self) -> None:
         #: Bytes, and when they were read (monotonic), in that order.
         self._known: dict[int, tuple[int, float]] = {}
-        self._asked: set[int] = set()
 
-    def begin(self) -> None:
-        """A snapshot is taken: reads some processes again, and forgets those that the last one did not ask for."""
+    def refresh(self) -> set[int]:
+        """A snapshot is taken: reads some processes again, forgets those that have ended, returns what has changed."""
         now = time.monotonic()
         known = self._known
-        for pid in list(known)[:MOST_READ]:
-            if now - known[pid][1] < MEMORY_INTERVAL_S:
+        changed = set()
+        for pid in list(itertools.islice(known, MOST_READ)):
+            before, read_at = known[pid]
+            if now - read_at < MEMORY_INTERVAL_S:
                 break
             del known[pid]
-            if pid in self._asked:
-                known[pid] = resident_bytes(pid), now
-        self._asked = set()
+            found = resident_bytes(pid)
+            if found:
+                known[pid] = found, now
+            if found != before:
+                changed.add(pid)
+        return changed
 
     def of(self, pid: int) -> int:
         """The bytes of a process; 0 where there is none."""
         if pid <= 0:
             return 0
-        self._asked.add(pid)
         found = self._known.get(pid)
         if found is None:
-            found = self._known[pid] = resident_bytes(pid), time.monotonic()
+            found = resident_bytes(pid), time.monotonic()
+            if found[0]:
+                self._known[pid] = found
         return found[0]
 
 

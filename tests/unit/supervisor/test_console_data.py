@@ -237,28 +237,45 @@ def test_only_what_has_changed_since_a_revision_is_told(board: Board) -> None:
 def test_the_memory_of_many_processes_is_read_of_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     now = 1000.0
-    monkeypatch.setattr(console_models, "resident_bytes", lambda pid: read.append(pid) or pid * 10)
+    factors: dict[int, int] = {}
+    monkeypatch.setattr(console_models, "resident_bytes", lambda pid: read.append(pid) or pid * factors.get(pid, 10))
     monkeypatch.setattr(console_models.time, "monotonic", lambda: now)
     memory = console_models.Memory()
     pids = range(1, 2 * console_models.MOST_READ + 1)
 
-    def look(pids: range) -> list[int]:
-        memory.begin()
-        assert [memory.of(pid) for pid in pids] == [pid * 10 for pid in pids]
+    def look() -> tuple[list[int], set[int]]:
+        changed = memory.refresh()
+        assert [memory.of(pid) for pid in pids if factors.get(pid)] == [pid * 10 for pid in pids if factors.get(pid)]
         taken, read[:] = list(read), []
-        return taken
+        return taken, changed
 
-    assert look(pids) == list(pids)  # of those that are new there is nothing to show otherwise
+    factors.update(dict.fromkeys(pids, 10))
+    assert look() == (list(pids), set())  # of those that are new there is nothing to show otherwise
     now += console_models.MEMORY_INTERVAL_S - 1
-    assert look(pids) == []
+    assert look() == ([], set())
     now += 1
-    first, second = look(pids), look(pids)
+    (first, changed), (second, changed_later) = look(), look()
     assert first + second == list(pids)
     assert len(first) == console_models.MOST_READ
-    assert look(pids) == []
-    # Those that nobody asks for any more are not read again.
+    assert (changed, changed_later) == (set(), set())
+    assert look() == ([], set())
+    # One that has ended is forgotten, and told of as one that has changed.
     now += console_models.MEMORY_INTERVAL_S
-    assert look(range(1, 3)) == list(pids)[: console_models.MOST_READ]
+    factors[2] = 0
+    assert look() == (first, {2})
+    assert look() == (second, set())
     now += console_models.MEMORY_INTERVAL_S
-    assert look(range(1, 3)) == []
-    assert look(range(1, 3)) == [1, 2]
+    assert look()[0] == [pid for pid in first if pid != 2] + second[:1]
+
+
+def test_a_worker_that_has_taken_memory_is_told_of_again(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console_models, "MEMORY_INTERVAL_S", 0.0)
+    sizes = {os.getpid(): 1000, 7: 2000, 8: 3000}
+    monkeypatch.setattr(console_models, "resident_bytes", lambda pid: sizes.get(pid, 0))
+    reports = [WorkerReport(9000 + place, 4, WorkerState.READY, pid) for place, pid in enumerate((7, 8))]
+    data = console(board, registry_with(board, *reports))
+    revision = data.snapshot()["revision"]
+    assert snapshot(data, revision)["models"] == []
+    sizes[8] = 3001
+    (model,) = snapshot(data, revision)["models"]
+    assert [worker["memory"] for worker in model["workers"]] == [2000, 3001]
