@@ -130,7 +130,7 @@ PYTEST := env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest --numprocesses $(TEST_J
 DATA_PATH_TESTS := $(addprefix tests/unit/,batcher dataplane http rest web) tests/integration/test_predictions.py
 
 test: $(DEV) ## lint, then every test that this machine can run
-	@$(SIDE_BY_SIDE) $(LINT) compile debian
+	@$(SIDE_BY_SIDE) $(LINT) compile debian kserve
 	@echo "==> pytest, $(TEST_JOBS) tests at a time"
 	@$(PYTEST) --durations 60 --durations-min 2 $(PYTEST_ARGS)
 	@echo "==> pytest, the data path without compiled modules"
@@ -138,6 +138,18 @@ test: $(DEV) ## lint, then every test that this machine can run
 
 debian: ## the programs that some tests drive (nginx, Prometheus, Chromium, strace), unpacked into .venv where the machine has none
 	@tests/support/unpack_debian.sh $(CURDIR)/$(VENV)/debian nginx=nginx-light prometheus=prometheus chromium=chromium strace=strace
+
+# KServe's package wants versions of its own of what we need, too.
+KSERVE := $(VENV)/kserve
+
+kserve: $(KSERVE)/.installed ## KServe's own package, which some tests drive, in an environment of its own
+
+$(KSERVE)/.installed: requirements/kserve-python$(VERSION).txt | $(DEV)
+	@echo "==> installing KServe's package into $(KSERVE)"
+	@rm -rf $(KSERVE)
+	@$(PY) -m venv --without-pip $(KSERVE)
+	@$(PY) -m pip --python $(KSERVE)/bin/python install --quiet --no-compile --only-binary :all: $(PIP_ARGS) -r $<
+	@touch $@
 
 fuzz: lint ## atheris on every reader of foreign bytes (FUZZ_SECONDS=60 each), then mutated requests against a server
 	@PYTHONPATH=.:tests $(PY) -m fuzz.run --seconds $(FUZZ_SECONDS) $(FUZZ_TARGETS)
@@ -157,7 +169,9 @@ lock: ## write the versions of everything to requirements/, for each version of 
 	  $(addprefix --extra ,vision text explain onnx trace ray bench test lint) $(addprefix --no-emit-package ,$(CUDA)) \
 	  --python-version $$version --strip-extras --no-annotate --custom-compile-command "make lock" $(LOCK_ARGS) \
 	  setup.cfg requirements/pins.txt requirements/build.in examples/requirements.txt \
-	  --output-file requirements/python$$version.txt >/dev/null || exit 1; done
+	  --output-file requirements/python$$version.txt >/dev/null || exit 1; \
+	  .venv-lock/bin/uv pip compile --quiet --python-version $$version --no-annotate --custom-compile-command "make lock" \
+	  $(LOCK_ARGS) requirements/kserve.in --output-file requirements/kserve-python$$version.txt >/dev/null || exit 1; done
 
 prove: compile ## kill, fill and overload wsgi-ts, TorchServe, mosec and LitServe here (needs java; three hours, PROVE_ARGS=--quick: fifteen minutes)
 	@PYTHONPATH=$(CURDIR):tests:benchmarks $(PY) -m reliability.prove $(PROVE_ARGS)

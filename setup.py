@@ -1,4 +1,6 @@
-"""Compiles the modules that every request goes through to machine code, by mypyc; setup.cfg says all the rest.
+"""Compiles the modules that every request goes through to machine code, by mypyc, and makes `ts` importable.
+
+setup.cfg says all the rest.
 
     python setup.py build_ext --build-lib .      into this tree: what `make install` does
     pip wheel .  and  pip install .              into the wheel
@@ -21,9 +23,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from setuptools import Distribution, setup
+from setuptools import Command, Distribution, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.modified import newer_group
 
@@ -223,13 +225,53 @@ class CompileModules(build_ext):
         Path(self._made.stated).write_text("".join(lines), encoding="utf-8")
 
 
+class InstallTsPath(Command):
+    """Puts the folder of `ts` at the end of `sys.path`: there an installed TorchServe is found before it.
+
+    It stands for `install_data`, which both a wheel and an editable install run.
+    """
+
+    user_options: ClassVar[list[tuple[str, str, str]]] = []
+
+    def initialize_options(self) -> None:
+        """Begins with nothing."""
+        self.written = ""
+        self.install_dir = ""
+
+    def finalize_options(self) -> None:
+        """Takes the folder that all packages go to."""
+        self.install_dir = self.get_finalized_command("install").install_purelib
+
+    def run(self) -> None:
+        """Writes the line that `site` reads: from the packages' own folder, or, for this tree, from its root."""
+        shim = Path("wsgi_ts", "ts_shim")
+        is_editable = self.distribution.get_command_obj("build_py").editable_mode
+        self.mkpath(self.install_dir)
+        self.written = os.path.join(self.install_dir, "wsgi_ts_imports.pth")
+        say(f"{self.written}: where `ts` is found")
+        Path(self.written).write_text(f"{ROOT / shim if is_editable else shim}\n", encoding="utf-8")
+
+    def get_outputs(self) -> list[str]:
+        """Returns all files that this command makes."""
+        return [self.written]
+
+
 class WithExtensions(Distribution):
-    """Tells setuptools before they are made that there will be extension modules: such a wheel is for one platform."""
+    """What setuptools has to know of before it is made.
+
+    There will be extension modules, with which a wheel is for one platform, and a file beside the packages.
+    """
 
     def has_ext_modules(self) -> bool:
         """Returns whether something can be compiled here."""
         return not why_not()
 
+    def has_data_files(self) -> bool:
+        """Returns whether `install_data` is run."""
+        return True
+
+    has_data = has_data_files  # as an editable install asks for it
+
 
 if __name__ == "__main__":
-    setup(distclass=WithExtensions, cmdclass={"build_ext": CompileModules})
+    setup(distclass=WithExtensions, cmdclass={"build_ext": CompileModules, "install_data": InstallTsPath})

@@ -1,7 +1,8 @@
-"""Where the `ts` import paths lie: `PYTHONPATH=$(python -m wsgi_ts.ts_path) pytest` for the tests of handlers.
+"""Where the `ts` import paths lie.
 
-Model workers have the folder on `sys.path` by themselves; elsewhere `ts` is importable only for who asks for it, so
-that an installed TorchServe stays what `import ts` finds.
+Model workers have the folder at the head of `sys.path`. Every other program of the environment has it at the end
+(setup.py: `InstallTsPath`), so that an installed TorchServe stays what `import ts` finds; to have it found before that:
+`PYTHONPATH=$(python -m wsgi_ts.ts_path)`.
 """
 
 from __future__ import annotations

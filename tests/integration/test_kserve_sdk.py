@@ -1,7 +1,6 @@
 """KServe's own Python package against the server: its clients, and a wrapper of the kind that TorchServe's image has.
 
-The package lives in a virtual environment of its own, which is made once (a minute: hence `slow`) and stays in pytest's
-cache for the next run.
+The package lives in a virtual environment of its own, which `make kserve` makes.
 """
 
 from __future__ import annotations
@@ -9,8 +8,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
-import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +16,8 @@ import pytest
 from support import http
 from support.archives import archive
 from support.eventually import eventually
-from support.server import ServerProcess, free_ports
+from support.server import REPOSITORY, ServerProcess, free_ports
 
-#: What the tests were written for.
-PACKAGES = ("kserve==0.21.0",)
 pytestmark = pytest.mark.slow
 
 #: The digit that an image says in its first byte; of a tensor, its first element.
@@ -141,18 +136,12 @@ asyncio.run(main())
 
 
 @pytest.fixture(scope="module")
-def python(pytestconfig: pytest.Config) -> Path:
+def python() -> Path:
     """The interpreter of an environment with KServe's package."""
-    made = pytestconfig.cache.mkdir("kserve") / "-".join((sys.implementation.cache_tag, *PACKAGES))
-    path, complete = made / "bin" / "python", made / "complete"
-    # The interpreter is a link, which leads nowhere when the one that it was made with has gone.
-    if not (complete.exists() and path.exists()):
-        venv.create(made, clear=True)
-        # Our own pip: to give the environment one of its own takes seconds.
-        pip = [sys.executable, "-m", "pip", "--python", path, "install", "--quiet", "--no-compile"]
-        subprocess.run([*pip, "--only-binary", ":all:", *PACKAGES], check=True, timeout=500)
-        complete.touch()
-    return path
+    made = REPOSITORY / ".venv" / "kserve"
+    if not (made / ".installed").exists():
+        pytest.skip("KServe's package is not installed: make kserve")
+    return made / "bin" / "python"
 
 
 @pytest.fixture(scope="module")

@@ -151,6 +151,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_TMPDIR": folder,
+            # Ray ends its own proxy when it is not ready, or does not answer, within seconds.
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "50",
+            "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
         }.items():
             patch.setenv(name, value)
         import ray

@@ -193,6 +193,23 @@ def test_a_wheel_without_them_is_for_every_machine(sources: Path) -> None:
     assert not [name for name in names if "_compiled" in name]
 
 
+def test_a_wheel_makes_ts_importable_behind_an_installed_torchserve(sources: Path, tmp_path: Path) -> None:
+    wheel = make_wheel(sources, ["build", "--build-lib", "pure"], {"WSGI_TS_COMPILED": "0"})
+    site = tmp_path / "site-packages"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    code = "import site, sys, importlib.util as u; site.addsitedir(sys.argv[1]); print(u.find_spec('ts').origin)"
+
+    def found() -> str:
+        command = [sys.executable, "-I", "-S", "-c", code, str(site)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert found() == str(site / "wsgi_ts" / "ts_shim" / "ts" / "__init__.py")
+    (site / "ts").mkdir()
+    (site / "ts" / "__init__.py").touch()
+    assert found() == str(site / "ts" / "__init__.py")
+
+
 def test_without_a_compiler_it_says_why(sources: Path) -> None:
     environment = os.environ | {"CC": "/nonexistent/cc", CompiledModules.SWITCH: ""}
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--build-lib", "none"]
