@@ -188,7 +188,10 @@ class Config:
     # Who may do what
     enable_model_api: bool = setting(BOOLEAN, False, "allow POST /models and DELETE /models/…")
     disable_token_authorization: bool | None = setting(
-        BOOLEAN, None, "answer without a token; unset: true where every API is bound to this machine only"
+        BOOLEAN,
+        None,
+        "answer without a token; unset: true where every API is bound to this machine only, "
+        "unless `token_expiration_min` is given",
     )
     token_expiration_min: float = setting(
         kinds.NUMBER, 60.0, "minutes that a token lasts", env="TS_TOKEN_EXPIRATION_TIME_MIN"
@@ -278,11 +281,16 @@ class Config:
 
     @property
     def token_authorization(self) -> bool:
-        """Whether requests need a token: as `disable_token_authorization` says; unset, if others can reach an API."""
+        """Whether requests need a token: as `disable_token_authorization` says.
+
+        Unset, they do if others can reach an API, or if somebody has said how long tokens last.
+        """
         if self.disable_token_authorization is not None:
             return not self.disable_token_authorization
         if self.auth_plugins:
             return False
+        if "token_expiration_min" in self.origins:
+            return True
         everywhere = [*self.addresses.values(), *self.grpc_addresses.values()]
         return not all(address.is_local for address in everywhere)
 

@@ -828,6 +828,8 @@ def test_who_can_reach_an_address(text: str, local: bool) -> None:
         ("grpc_management_address=::1", False),
         ("metrics_address=http://0.0.0.0:8082\nenable_metrics_api=false", False),
         ("disable_token_authorization=false", True),
+        ("token_expiration_min=5", True),
+        ("token_expiration_min=5\ndisable_token_authorization=true", False),
         ("disable_token_authorization=true\ninference_address=http://0.0.0.0:8080", False),
     ],
 )
