@@ -3,7 +3,7 @@
 #   PYTHON=python3.12   the interpreter that .venv is made with
 #   PIP_ARGS="..."      more arguments for pip, such as --extra-index-url https://download.pytorch.org/whl/cpu
 #   PYTEST_ARGS="..."   more arguments for pytest, such as -m "not slow and not chaos"
-#   TEST_JOBS=4         how many tests run at the same time; most of them wait for a server most of the time
+#   TEST_JOBS=4         how many tests run at the same time; a server that a test has started takes a core itself
 #   BENCH_ARGS="..."    more arguments for the benchmarks, such as --quick
 #   PROVE_ARGS="..."    more arguments for `make prove`, such as "--quick --only mosec"
 #   BASE=v0.1.0         what `make bench-gate` compares with
@@ -13,7 +13,7 @@
 PYTHON      ?= python3
 PIP_ARGS    ?=
 PYTEST_ARGS ?=
-TEST_JOBS   ?= $(shell cores=$$(nproc); echo $$((cores < 8 ? cores + 2 : 8)))
+TEST_JOBS   ?= $(shell cores=$$(nproc); echo $$((cores < 8 ? cores + 1 : 8)))
 BENCH_ARGS  ?=
 LOCK_ARGS   ?=
 PROVE_ARGS  ?=

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import random
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -326,6 +327,9 @@ def test_too_large_body_is_refused_before_it_is_read(server: ServerProcess) -> N
         line, headers, body = raw.read_answer()
         assert line.split()[1] == b"413"
         assert (list(headers), body) == (["content-length"], b"")
+    # The answer has no text: who looks for the reason finds it in the log.
+    told = r"\[WARN \] .* a request body (of \d+ bytes|in chunks) is refused with 413: max_request_size is the limit"
+    eventually(lambda: re.search(told, server.log()), within=10)
 
 
 def test_client_that_sends_all_of_a_too_large_body_first_reads_the_refusal(server: ServerProcess) -> None:

@@ -38,6 +38,8 @@ FOUND_BY = {
 }
 IN_CI = ("run_again", "forget_the_dead", "leak_slots")
 HANG_S = 4.0
+#: Whether a kill meets something that runs is chance, the more so on a busy machine.
+MOST_ROUNDS = 4
 
 
 @contextmanager
@@ -109,9 +111,12 @@ def invariants_broken(change: str, tmp_path: Path) -> set[str]:
 
 @pytest.mark.parametrize("change", FOUND_BY if PROVING else IN_CI)
 def test_a_broken_server_is_found_out(change: str, tmp_path: Path) -> None:
-    found = invariants_broken(change, tmp_path)
-    print(change, found)
-    if change:
-        assert found & FOUND_BY[change], f"{change} is not noticed; only {found}"
-    else:
-        assert not found
+    found: set[str] = set()
+    for number in range(MOST_ROUNDS if change else 1):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        found |= invariants_broken(change, folder)
+        print(change, found)
+        if found & FOUND_BY[change]:
+            return
+    assert found == FOUND_BY[change], f"{change} is not noticed; only {found}"

@@ -74,6 +74,7 @@ class Answers:
         self._report = report
         self._load = load
         self._tells_times = tells_times
+        self._has_told_of_size = False
         self.http2 = Http2Clients(table, sender, report)
         if exchange is not None:
             exchange.walks.deliver = self._deliver
@@ -243,7 +244,7 @@ class Answers:
         if status >= 400 or connection.half_closed:  # TorchServe closes after every error
             connection.close_after = True
         if status == 413:
-            self.too_large(connection)
+            self._send_too_large(connection)
             return
         body = b"" if connection.wants_head_only else response.body
         self._send_answer(connection, status, connection.answer_head(response), body)
@@ -270,6 +271,18 @@ class Answers:
         return timings_of(read_times(exchange.client.segment, connection.answered_slot), connection.submitted_ns)
 
     def too_large(self, connection: Connection) -> None:
+        """Refuses a body; the answer has no text that says why, so that the log does."""
+        length = connection.head.content_length if connection.head is not None else 0
+        log.log(
+            logging.DEBUG if self._has_told_of_size else logging.WARNING,
+            "%s: a request body %s is refused with 413: max_request_size is the limit. Further ones are at DEBUG",
+            connection.peer,
+            f"of {length} bytes" if length > 0 else "in chunks",
+        )
+        self._has_told_of_size = True
+        self._send_too_large(connection)
+
+    def _send_too_large(self, connection: Connection) -> None:
         """Answers 413 as TorchServe sends it, without reading the body."""
         self._table.abandon_slot(connection)
         connection.close_after = True
