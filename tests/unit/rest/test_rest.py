@@ -609,5 +609,5 @@ def test_metrics_are_asked_of_the_supervisor(
 
 
 def test_eventually_names_what_did_not_happen() -> None:
-    with pytest.raises(AssertionError, match=r"a thing: not within 0\.05 s"):
+    with pytest.raises(AssertionError, match=r"a thing: not within 0\.15 s"):
         eventually(lambda: False, within=0.05, what="a thing")
