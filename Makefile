@@ -170,8 +170,9 @@ lock: ## write the versions of everything to requirements/, for each version of 
 	  --python-version $$version --strip-extras --no-annotate --custom-compile-command "make lock" $(LOCK_ARGS) \
 	  setup.cfg requirements/pins.txt requirements/build.in examples/requirements.txt \
 	  --output-file requirements/python$$version.txt >/dev/null || exit 1; \
-	  .venv-lock/bin/uv pip compile --quiet --python-version $$version --no-annotate --custom-compile-command "make lock" \
-	  $(LOCK_ARGS) requirements/kserve.in --output-file requirements/kserve-python$$version.txt >/dev/null || exit 1; done
+	  .venv-lock/bin/uv pip compile --quiet --python-version $$version --strip-extras --no-annotate \
+	  --custom-compile-command "make lock" $(LOCK_ARGS) requirements/kserve.in \
+	  --output-file requirements/kserve-python$$version.txt >/dev/null || exit 1; done
 
 prove: compile ## kill, fill and overload wsgi-ts, TorchServe, mosec and LitServe here (needs java; three hours, PROVE_ARGS=--quick: fifteen minutes)
 	@PYTHONPATH=$(CURDIR):tests:benchmarks $(PY) -m reliability.prove $(PROVE_ARGS)

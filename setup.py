@@ -239,8 +239,8 @@ class InstallTsPath(Command):
         self.install_dir = ""
 
     def finalize_options(self) -> None:
-        """Takes the folder that all packages go to."""
-        self.install_dir = self.get_finalized_command("install").install_purelib
+        """Takes the folder that our packages go to."""
+        self.install_dir = self.get_finalized_command("install").install_lib
 
     def run(self) -> None:
         """Writes the line that `site` reads: from the packages' own folder, or, for this tree, from its root."""

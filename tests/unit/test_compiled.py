@@ -181,6 +181,7 @@ def test_a_wheel_carries_the_compiled_modules(sources: Path, tmp_path: Path) -> 
     assert re.search(r"-cp3\d+-cp3\d+-linux_", wheel.name)
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
+    assert (tmp_path / "site" / "wsgi_ts_imports.pth").read_text() == "wsgi_ts/ts_shim\n"
     assert look(tmp_path / "site") == [f"compiled ({len(compiled_modules.modules)} modules)", "True", "False"]
 
 
