@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from support import http
 from support.archives import archive
 from support.eventually import eventually
-from support.server import REPOSITORY, ServerProcess, free_ports
+from support.server import ServerProcess, free_ports
 
 pytestmark = pytest.mark.slow
 
@@ -138,7 +139,7 @@ asyncio.run(main())
 @pytest.fixture(scope="module")
 def python() -> Path:
     """The interpreter of an environment with KServe's package."""
-    made = REPOSITORY / ".venv" / "kserve"
+    made = Path(sys.prefix) / "kserve"
     if not (made / ".installed").exists():
         pytest.skip("KServe's package is not installed: make kserve")
     return made / "bin" / "python"

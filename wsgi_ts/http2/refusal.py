@@ -16,6 +16,8 @@ from wsgi_ts.http2.frames import DEFAULT_WINDOW, ErrorCode, Flag, FrameType, fra
 from wsgi_ts.http2.outbox import reset_frame
 from wsgi_ts.http2.stream import Event, EventKind, Fields
 
+_MOST_DIGITS = len(str(DEFAULT_WINDOW))
+
 
 class Refusal:
     """One connection.
@@ -69,4 +71,6 @@ def _has_short_body(head: Fields) -> bool:
     """Returns whether its client sends a body at once that fits into the first window."""
     fields = dict(head)
     length = fields.get(b"content-length", b"")
-    return length.isdigit() and int(length) <= DEFAULT_WINDOW and b"expect" not in fields
+    # Python refuses to read a number of thousands of digits.
+    is_short = length.isdigit() and len(length) <= _MOST_DIGITS and int(length) <= DEFAULT_WINDOW
+    return is_short and b"expect" not in fields

@@ -53,7 +53,13 @@ def test_a_short_body_that_is_announced_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [[("content-length", "65536")], [("content-length", "5"), ("expect", "100-continue")], [("te", "trailers")]]
+    "more",
+    [
+        [("content-length", "65536")],
+        [("content-length", "9" * 5000)],
+        [("content-length", "5"), ("expect", "100-continue")],
+        [("te", "trailers")],
+    ],
 )
 def test_a_body_that_may_take_long_is_not(more: list[tuple[str, str]]) -> None:
     refusal, frames = told(OPENING + head("POST", Flag.END_HEADERS, *more))
