@@ -11,6 +11,7 @@ MOST_TEXT: Final = 512
 #: What stands behind a model in a path and is no version.
 _VERBS: Final = ("predict", "invoke", "infer", "explain")
 _MOST_PARTS: Final = 6
+_PORT_DIGITS: Final = len("65535")
 
 
 def http_facts(head: str, peer: str, *, is_tls: bool, name: str, is_workflow: bool) -> dict[str, Any]:
@@ -33,7 +34,8 @@ def http_facts(head: str, peer: str, *, is_tls: bool, name: str, is_workflow: bo
         "client.address": address,
         "client.port": int(port) if port.isdigit() else None,
         "server.address": host or None,
-        "server.port": int(server_port) if server_port.isdigit() else None,
+        # The client's word: it may be anything, also a number that Python refuses to read.
+        "server.port": int(server_port) if server_port.isdecimal() and len(server_port) <= _PORT_DIGITS else None,
         "user_agent.original": agent[:MOST_TEXT] or None,
     }
 

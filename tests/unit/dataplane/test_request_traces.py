@@ -187,3 +187,9 @@ def test_an_error_s_text_is_one_line() -> None:
     assert error_text(None) is None
     assert error_text(ServerError("a\nb  c")) == "a b c"
     assert error_text(ServerError("")) == "ServerError"
+
+
+@pytest.mark.parametrize("port", ["9" * 5000, "\xb2", "x", ""])
+def test_a_port_that_is_none_is_left_out(port: str) -> None:
+    head = f"POST /predictions/m HTTP/1.1\r\nhost: h:{port}\r\n"
+    assert http_facts(head, "/10.0.0.1:5", is_tls=False, name="m", is_workflow=False)["server.port"] is None
