@@ -48,8 +48,9 @@ COMPILED = (
     )),
     "wsgi_ts/batcher/worker/slots.py",
     *(f"wsgi_ts/dataplane/{name}.py" for name in (
-        "async_call", "async_plane", "attempts", "call_traces", "exchange", "graph", "graph_walk", "ledger",
-        "node_answers", "node_requests", "request_traces", "routes", "task", "walk", "walk_counters", "walks",
+        "async_call", "async_plane", "attempts", "call_traces", "exchange", "graph", "graph_walk", "http_facts",
+        "ledger", "node_answers", "node_requests", "request_traces", "routes", "stories", "task", "walk",
+        "walk_counters", "walks",
     )),
     "wsgi_ts/http/body.py",
     "wsgi_ts/http/head.py",
@@ -61,7 +62,8 @@ COMPILED = (
     *(f"wsgi_ts/rpc/{name}.py" for name in (
         "call", "calls", "connection", "inference", "port", "prediction", "wire",
     )),
-    "wsgi_ts/tracing/slowest.py",
+    "wsgi_ts/supervisor/spans.py",
+    *(f"wsgi_ts/tracing/{name}.py" for name in ("batches", "context", "records", "slowest", "span_codec")),
     *(f"wsgi_ts/web/{name}.py" for name in (
         "answers", "bodies", "connection", "http_times", "loop", "report", "requests", "sampled_report", "sending",
         "table",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from wsgi_ts.batcher.worker.batch_traces import RankRun, rank_record
+from wsgi_ts.batcher.worker.batch_traces import gpu_of
 from wsgi_ts.messages import SpawnWorker
+from wsgi_ts.tracing.batches import RankTold
 from wsgi_ts.tracing.post import Post
-from wsgi_ts.tracing.records import batch_key
+from wsgi_ts.tracing.records import RANK, batch_key
 
 #: When a rank has heard nothing more of a batch for so long, in seconds, its part in it is told.
 QUIET_S = 0.2
@@ -67,6 +68,7 @@ class RankTraces:
         """Tells what has been gathered."""
         part, self._part = self._part, None
         if part is not None and part.calls:
-            run = RankRun(self._rank, part.device, part.began_ns, part.ended_ns, part.calls, part.fault)
-            self._post.send(rank_record(part.batch, run))
+            times = part.began_ns, part.ended_ns
+            told = RankTold(part.batch, self._rank, part.device, gpu_of(part.device), *times, part.calls, part.fault)
+            self._post.send((RANK, told))
         self._post.flush()

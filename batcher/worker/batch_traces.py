@@ -1,15 +1,15 @@
 """Records of batches, made by the model worker: who was in it, how it was run, and what its handler raised.
 
-Of most batches none is made: of those that failed, that were among the slowest, or that hold a sampled request.
+Of most batches none is made: of those that failed, or were among the slowest. Of sampled requests spans are made of
+what each of them says; here only what they do not know is told, why it failed and what the ranks of a group did.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.request_codec import stages_of
@@ -17,10 +17,11 @@ from wsgi_ts.batcher.worker.slots import SlotReference
 from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.log_records import NO_FIELDS, TraceFields
 from wsgi_ts.messages import ModelSpec
+from wsgi_ts.tracing.batches import BatchTold, RankTold, batch_record
 from wsgi_ts.tracing.context import parse
 from wsgi_ts.tracing.options import TraceOptions
 from wsgi_ts.tracing.post import Post
-from wsgi_ts.tracing.records import BATCH, RANK, batch_ids, batch_key, reason_name
+from wsgi_ts.tracing.records import BATCH, RANK, batch_ids, batch_key
 from wsgi_ts.tracing.slowest import Allowance, Slowest
 
 #: Records of failed batches that one worker makes in a second.
@@ -48,25 +49,6 @@ class BatchRun(NamedTuple):
     fault: str
     has_failed: bool
     device: str
-
-
-class RankRun(NamedTuple):
-    """What one rank of a group did for a batch.
-
-    Attributes:
-        rank: its number on this machine.
-        device: what it computes on (`device_of`).
-        began_ns, ended_ns: from when to when (monotonic).
-        calls: how often it was told to do something: more than once in a pipeline.
-        fault: what its handler raised, in one line; empty for nothing.
-    """
-
-    rank: int
-    device: str
-    began_ns: int
-    ended_ns: int
-    calls: int
-    fault: str
 
 
 class BatchTraces:
@@ -99,56 +81,41 @@ class BatchTraces:
             or (run.has_failed and self._failed.take(run.ended_ns / 1e9))
         )
         self.threshold_ns = self._slowest.thresholds.get(self._spec.name, self._slowest.first)
-        sampled = [request for ref, request in zip(refs, requests, strict=True) if ref.sampled]
+        # Else the sampled requests, which all know how they were run, say enough of it.
+        is_exported = self._exported is not None and (run.has_failed or self._spec.ranks > 0)
+        sampled = [request for ref, request in zip(refs, requests, strict=True) if is_exported and ref.sampled]
         if not is_kept and not sampled:
             return
-        record = self._record(run, requests)
+        told = self._told(run, requests if is_kept else sampled)
         if is_kept and self._kept is not None:
-            self._kept.send(record)
+            self._kept.send(batch_record(told))
         if sampled and self._exported is not None:
-            self._exported.send({**record, "links": [request.headers.get("traceparent") for request in sampled]})
+            ids = [request.request_id for request in sampled]
+            parents = [str(request.headers.get("traceparent") or "") for request in sampled]
+            self._exported.send((BATCH, told._replace(requests=ids, parents=parents)))
             if self._spec.ranks:
-                own = RankRun(0, run.device, run.started_ns, run.ended_ns, 1, run.fault)
-                self._exported.send(rank_record(record["batch"], own))
+                gpu = gpu_of(run.device)
+                own = RankTold(told.batch, 0, run.device, gpu, run.started_ns, run.ended_ns, 1, run.fault)
+                self._exported.send((RANK, own))
 
-    def _record(self, run: BatchRun, requests: Sequence[Request]) -> dict[str, Any]:
+    def _told(self, run: BatchRun, requests: Sequence[Request]) -> BatchTold:
         posted_ns, number, worker, size, reason, *marks = layout.BATCH.unpack(run.facts)
-        began_ns = posted_ns or run.started_ns
-        stages = stages_of(*marks)
-        return {
-            "kind": BATCH,
-            "batch": batch_key(worker, number, posted_ns),
-            "model": self._spec.name,
-            "version": self._spec.version,
-            "worker": worker,
-            "number": number,
-            "size": size,
-            "ranks": self._spec.ranks,
-            "close_reason": reason_name(reason),
-            "posted": time.time() - (time.monotonic_ns() - began_ns) / 1e9,
-            "handover_ms": round(max(0, run.started_ns - began_ns) / 1e6, 3),
-            "duration_ms": round((run.ended_ns - began_ns) / 1e6, 3),
-            "stages": [
-                [name, (begin_ns - began_ns) / 1e6, (end_ns - begin_ns) / 1e6] for name, begin_ns, end_ns in stages
-            ],
-            "fault": run.fault or None,
-            "requests": [request.request_id for request in requests],
-        }
-
-
-def rank_record(batch: str, run: RankRun) -> dict[str, Any]:
-    """Returns the record of a rank's part in a batch."""
-    return {
-        "kind": RANK,
-        "batch": batch,
-        "rank": run.rank,
-        "device": run.device,
-        "gpu": gpu_of(run.device),
-        "began": time.time() - (time.monotonic_ns() - run.began_ns) / 1e9,
-        "duration_ms": round((run.ended_ns - run.began_ns) / 1e6, 3),
-        "calls": run.calls,
-        "fault": run.fault or None,
-    }
+        return BatchTold(
+            batch_key(worker, number, posted_ns),
+            self._spec.name,
+            self._spec.version,
+            worker,
+            number,
+            size,
+            self._spec.ranks,
+            reason,
+            posted_ns or run.started_ns,
+            run.started_ns,
+            run.ended_ns,
+            stages_of(*marks),
+            run.fault,
+            [request.request_id for request in requests],
+        )
 
 
 def device_of(handler: object) -> str:

@@ -292,7 +292,11 @@ class ModelWorker:
         try:
             if not self._number & _LOOKS_EVERY:
                 traces.look(ended_ns / 1e9)
-            if took_ns >= traces.threshold_ns or service.has_failed or self._slots.has_sampled:
+            if (
+                took_ns >= traces.threshold_ns
+                or service.has_failed
+                or (self._group is not None and self._slots.has_sampled)
+            ):
                 fault = service.fault if service.raised else ""
                 device = device_of(service.handler) if self._group is not None else ""
                 run = BatchRun(facts, self._started_ns, ended_ns, took_ns, fault, service.has_failed, device)

@@ -66,7 +66,7 @@ def check_exporter(config: Config) -> None:
                 "write for example http://127.0.0.1:4318"
             )
         )
-    if not is_installed("opentelemetry.exporter.otlp.proto.http"):
+    if not all(map(is_installed, ("opentelemetry.proto", "opentelemetry.sdk", "requests"))):
         raise StartError(
             config.located("otlp_endpoint is set, but OpenTelemetry is not installed: pip install 'wsgi-ts[trace]'")
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from typing import Any, Final
 
 from wsgi_ts.logs.text import mask_secrets
@@ -12,6 +14,8 @@ MOST_TEXT: Final = 512
 _VERBS: Final = ("predict", "invoke", "infer", "explain")
 _MOST_PARTS: Final = 6
 _PORT_DIGITS: Final = len("65535")
+_HOST: Final = re.compile(r"\r\nhost:([^\r\n]*)", re.IGNORECASE)
+_AGENT: Final = re.compile(r"\r\nuser-agent:([^\r\n]*)", re.IGNORECASE)
 
 
 def http_facts(head: str, peer: str, *, is_tls: bool, name: str, is_workflow: bool) -> dict[str, Any]:
@@ -19,13 +23,12 @@ def http_facts(head: str, peer: str, *, is_tls: bool, name: str, is_workflow: bo
 
     `head` is the request line and the header lines, `peer` the client as `/address:port`, `name` the model or workflow.
     """
-    line, *headers = head.split("\r\n")
-    values = {name.lower(): value.strip() for name, _, value in (each.partition(":") for each in headers)}
+    line = head.partition("\r\n")[0]
     address, _, port = peer.lstrip("/").rpartition(":")
-    host, _, server_port = values.get("host", "").partition(":")
+    host, _, server_port = _value(_HOST, head).partition(":")
     target, _, protocol = line.partition(" ")[2].rpartition(" ")
     path, _, query = target.partition("?")
-    agent = values.get("user-agent", "")
+    agent = _value(_AGENT, head)
     return {
         "url.scheme": "https" if is_tls else "http",
         "url.query": mask_secrets(f"?{query}")[1:][:MOST_TEXT] if query else None,
@@ -40,6 +43,12 @@ def http_facts(head: str, peer: str, *, is_tls: bool, name: str, is_workflow: bo
     }
 
 
+def _value(line: re.Pattern[str], head: str) -> str:
+    found = line.search(head)
+    return found[1].strip() if found is not None else ""
+
+
+@lru_cache(maxsize=1024)
 def route_of(path: str, name: str, *, is_workflow: bool) -> str:
     """Returns the route of a prediction's path: what varies has a name instead of its value."""
     shown_name = "{workflow}" if is_workflow else "{model}"

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from wsgi_ts.batcher.shm.request_codec import Times, read_times
 from wsgi_ts.batcher.shm.segment import Segment
+from wsgi_ts.dataplane.graph import Node
 from wsgi_ts.dataplane.routes import Target
 from wsgi_ts.dataplane.stories import NodeRun, Told, request_record
 from wsgi_ts.dataplane.task import State, Task
@@ -21,7 +22,7 @@ from wsgi_ts.errors import ServerError
 from wsgi_ts.tracing.context import TraceContext, new_trace, parse, with_context
 from wsgi_ts.tracing.options import TraceOptions
 from wsgi_ts.tracing.post import Post
-from wsgi_ts.tracing.records import FAILED, SAMPLED, SLOW
+from wsgi_ts.tracing.records import FAILED, REQUEST, SAMPLED, SLOW
 from wsgi_ts.tracing.slowest import Allowance, Slowest
 
 #: Records of failed requests (of those that ran, and of others), and of sampled ones that are neither slow nor failed,
@@ -118,7 +119,7 @@ class RequestTraces:
             self._kept.send(request_record(told, because))
         if told.trace is not None and self._exported is not None:
             # As it is: this may be one request in a hundred, and the exporter has time to make a record of it.
-            self._exported.send(told)
+            self._exported.send((REQUEST, told))
 
     def look(self, now: float) -> None:
         """Does what is due from time to time (monotonic seconds)."""
@@ -146,14 +147,15 @@ class RequestTraces:
     def node_runs(self, walk: Walk[Any]) -> list[NodeRun]:
         """What is told of the nodes of a workflow's request."""
         states = walk.states
-        names = [node.name for node in states.graph.nodes]
-        return [_node_run(names[task.node], task) for task in states.tasks() if task.began_ns]
+        nodes = states.graph.nodes
+        return [_node_run(nodes[task.node], task) for task in states.tasks() if task.began_ns]
 
 
-def _node_run(name: str, task: Task) -> NodeRun:
+def _node_run(node: Node, task: Task) -> NodeRun:
     took_ns = task.took_ns or max(0, time.monotonic_ns() - task.began_ns)
     times = Times.unpacked(task.facts) if task.facts and task.state == State.DONE else None
-    return NodeRun(name, task.item, task.began_ns, took_ns, _OUTCOMES[task.state], task.attempt, times)
+    outcome = _OUTCOMES[task.state]
+    return NodeRun(node.name, task.item, task.began_ns, took_ns, outcome, task.attempt, node.model, node.version, times)
 
 
 def error_text(error: ServerError | None) -> str | None:

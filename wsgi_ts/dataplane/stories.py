@@ -8,11 +8,11 @@ whose records are put together with these where somebody asks (`wsgi_ts.tracing.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from wsgi_ts.batcher.shm.request_codec import Times
-from wsgi_ts.dataplane.http_facts import http_facts
 from wsgi_ts.tracing.context import TraceContext
 from wsgi_ts.tracing.records import REQUEST, batch_key, reason_name
 
@@ -61,12 +61,10 @@ class Told(NamedTuple):
     @classmethod
     def from_json(cls, fields: list[Any]) -> Told:
         """Returns what was told, of the list that JSON has made of it."""
-        told = cls(*fields)
-        return told._replace(
-            times=_times(told.times),
-            nodes=[NodeRun(*run)._replace(times=_times(run[-1])) for run in told.nodes],
-            trace=None if told.trace is None else TraceContext(*told.trace),
-        )
+        fields[_TIMES] = _times(fields[_TIMES])
+        fields[_NODES] = [NodeRun(*run)._replace(times=_times(run[-1])) for run in fields[_NODES]]
+        fields[_TRACE] = None if fields[_TRACE] is None else TraceContext(*fields[_TRACE])
+        return cls(*fields)
 
 
 class NodeRun(NamedTuple):
@@ -79,6 +77,7 @@ class NodeRun(NamedTuple):
         took_ns: how long.
         outcome: what became of it, in one word.
         attempt: which attempt that was.
+        model, version: what it asks; the version is None for the default one.
         times: of the last attempt; None where it has no answer.
     """
 
@@ -88,12 +87,35 @@ class NodeRun(NamedTuple):
     took_ns: int
     outcome: str
     attempt: int
+    model: str
+    version: str | None
     times: Times | None
 
 
+class Part(NamedTuple):
+    """One part of a request.
+
+    Attributes:
+        name: what went on.
+        begin_ns, end_ns: from when to when (monotonic).
+        attributes: what else is told of it.
+        run: of a batch, how that was run.
+    """
+
+    name: str
+    begin_ns: int
+    end_ns: int
+    attributes: Mapping[str, Any] = MappingProxyType({})
+    run: Times | None = None
+
+
+#: Where in `Told` what JSON knows as lists lies.
+_TIMES, _NODES, _TRACE = (Told._fields.index(name) for name in ("times", "nodes", "trace"))
+
+
 def request_record(told: Told, kept_because: str) -> dict[str, Any]:
-    """Returns a request's record: the fields that `GET /debug/traces` shows, and some more for spans."""
-    times = told.times if told.times is not None and told.times.posted_ns else None
+    """Returns a request's record: the fields that `GET /debug/traces` shows, and of its batch the key."""
+    times = run_of(told)
     now_ns = time.monotonic_ns()
     record: dict[str, Any] = {
         "kind": REQUEST,
@@ -112,21 +134,16 @@ def request_record(told: Told, kept_because: str) -> dict[str, Any]:
         "batch_size": times.size if times is not None else None,
         "batch_close_reason": reason_name(times.reason) if times is not None else None,
         "worker": times.worker if times is not None else None,
-        "spans": _spans(told, times),
+        "spans": [_shown(part, told.arrived_ns) for part in parts_of(told)],
     }
     if times is not None:
         record["batch"] = batch_key(times.worker, times.number, times.posted_ns)
-    if told.trace is not None:
-        record["span_id"], record["parent_id"] = told.trace.span_id, told.parent
-        record["trace_state"], record["attributes"] = told.trace.state, _attributes(told)
     return record
 
 
-def _attributes(told: Told) -> dict[str, Any]:
-    if told.protocol == "grpc":
-        return {"rpc.system.name": "grpc", "rpc.method": told.path.lstrip("/")}
-    is_workflow = told.protocol == "workflow"
-    return http_facts(told.head, told.peer, is_tls=told.is_tls, name=told.model, is_workflow=is_workflow)
+def run_of(told: Told) -> Times | None:
+    """Returns the times of the one run that has answered a request; None where none has."""
+    return told.times if told.times is not None and told.times.posted_ns else None
 
 
 def _times(fields: Any) -> Times | None:
@@ -137,55 +154,52 @@ def _ms(from_ns: int, to_ns: int) -> float:
     return round(max(0, to_ns - from_ns) / 1e6, 3)
 
 
-def _spans(told: Told, times: Times | None) -> list[dict[str, Any]]:
+def _shown(part: Part, origin_ns: int) -> dict[str, Any]:
+    """Returns a part as the record has it; `origin_ns` is when the request came."""
+    return {
+        "name": part.name,
+        "start_ms": round((part.begin_ns - origin_ns) / 1e6, 3),
+        "duration_ms": _ms(part.begin_ns, part.end_ns),
+        "attributes": dict(part.attributes),
+    }
+
+
+def parts_of(told: Told) -> list[Part]:
     """Returns the parts of a request, by their begin."""
-    origin = told.arrived_ns
     if not told.submitted_ns:
-        return [span("receive", origin, origin, told.answered_ns)]
-    spans = [span("receive", origin, origin, told.submitted_ns)]
+        return [Part("receive", told.arrived_ns, told.answered_ns)]
+    parts = [Part("receive", told.arrived_ns, told.submitted_ns)]
+    times = run_of(told)
     if told.nodes:
         for node in told.nodes:
-            spans += _node_spans(node, origin)
+            parts += _node_parts(node)
     elif times is None:
         attributes = {"state": told.left_in} if told.left_in else {}
-        spans.append(span("wait", origin, told.submitted_ns, told.answered_ns, **attributes))
+        parts.append(Part("wait", told.submitted_ns, told.answered_ns, attributes))
     else:
-        spans += run_spans(times, origin, told.submitted_ns, told.answered_ns)
+        parts += _run_parts(times, told.submitted_ns, told.answered_ns)
         if times.ended_ns:
-            spans.append(span("respond", origin, times.ended_ns, told.answered_ns))
-    return spans
+            parts.append(Part("respond", times.ended_ns, told.answered_ns))
+    return parts
 
 
-def span(name: str, origin_ns: int, from_ns: int, to_ns: int, **attributes: Any) -> dict[str, Any]:
-    """Returns one part of a request, as the record has it.
-
-    All times are monotonic: `origin_ns` is when the request came.
-    """
-    start_ms = round((from_ns - origin_ns) / 1e6, 3)
-    return {"name": name, "start_ms": start_ms, "duration_ms": _ms(from_ns, to_ns), "attributes": attributes}
-
-
-def run_spans(times: Times, origin_ns: int, submitted_ns: int, until_ns: int) -> list[dict[str, Any]]:
+def _run_parts(times: Times, submitted_ns: int, until_ns: int) -> list[Part]:
     """Returns the parts of a run: the wait in the queue, the batch, and the handler's stages within it.
 
     `until_ns` is the end, where a streamed answer goes on.
     """
-    ended_ns = times.ended_ns or until_ns
-    posted_ns = times.posted_ns
     batch = {
         "batch.size": times.size,
         "batch.close_reason": reason_name(times.reason),
         "batch.number": times.number,
         "worker": times.worker,
     }
-    spans = [
-        span("queue", origin_ns, submitted_ns, posted_ns),
-        span("batch", origin_ns, posted_ns, ended_ns, **batch),
-    ]
+    posted_ns = times.posted_ns
+    parts = [Part("queue", submitted_ns, posted_ns), Part("batch", posted_ns, times.ended_ns or until_ns, batch, times)]
     if times.started_ns > posted_ns:
-        spans.append(span("handover", origin_ns, posted_ns, times.started_ns))
-    spans += [span(name, origin_ns, begin_ns, end_ns) for name, begin_ns, end_ns in times.stages()]
-    return spans
+        parts.append(Part("handover", posted_ns, times.started_ns))
+    parts += [Part(*stage) for stage in times.stages()]
+    return parts
 
 
 def run_fields(times: Times | None, submitted_ns: int) -> dict[str, Any]:
@@ -204,15 +218,15 @@ def run_fields(times: Times | None, submitted_ns: int) -> dict[str, Any]:
     }
 
 
-def _node_spans(node: NodeRun, origin_ns: int) -> list[dict[str, Any]]:
+def _node_parts(node: NodeRun) -> list[Part]:
     """Returns the part of a workflow's request that a node was, and the parts of that."""
     attributes: dict[str, Any] = {"outcome": node.outcome, "attempt": node.attempt}
     if node.item >= 0:
         attributes["item"] = node.item
-    inner: list[dict[str, Any]] = []
+    inner: list[Part] = []
+    end_ns = node.began_ns + node.took_ns
     if node.times is not None and node.times.posted_ns:
-        inner = run_spans(node.times, origin_ns, node.began_ns, node.began_ns + node.took_ns)
-        attributes |= inner[1]["attributes"]
-        for each in inner:
-            each["attributes"] = {**each["attributes"], "node": node.name}
-    return [span(f"node {node.name}", origin_ns, node.began_ns, node.began_ns + node.took_ns, **attributes), *inner]
+        inner = _run_parts(node.times, node.began_ns, end_ns)
+        attributes |= inner[1].attributes
+        inner = [part._replace(attributes={**part.attributes, "node": node.name}) for part in inner]
+    return [Part(f"node {node.name}", node.began_ns, end_ns, attributes), *inner]

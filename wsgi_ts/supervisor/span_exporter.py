@@ -16,19 +16,24 @@ import sys
 import time
 from collections.abc import Sequence
 
-from wsgi_ts.dataplane.stories import Told, request_record
 from wsgi_ts.instance.instance import begin_process
 from wsgi_ts.process import set_process_title
 from wsgi_ts.run_files import RunFiles
+from wsgi_ts.supervisor.spans import Spans
+from wsgi_ts.tracing.otlp import SenderOptions, SpanSender
 from wsgi_ts.tracing.post import Inlet
-from wsgi_ts.tracing.records import SAMPLED
-from wsgi_ts.tracing.spans import Spans
 
 log = logging.getLogger(__name__)
 
 _HEARTBEAT_S = 1.0
 #: After it is told to stop, it goes on until so long nothing has come.
 _QUIET_S = 0.5
+#: It looks so often, in seconds, and takes all that has come: to be woken for each line would cost more than the line.
+#: What comes meanwhile has room in the sockets; where there were more lines than that, it goes on at once.
+_GATHER_S = 0.25
+_MANY_LINES = 100
+#: How long the last spans get to leave, in seconds.
+_FLUSH_S = 2.0
 
 
 class SpanExporter:
@@ -48,6 +53,7 @@ class SpanExporter:
         self._inlet = Inlet(files.spans_socket, self._selector, self._take)
         self._stop_by = 0.0
         self._came_at = 0.0
+        self._lines = 0
 
     def stop(self, within_s: float) -> None:
         """Ends once nothing comes any more, at the latest after so many seconds."""
@@ -63,10 +69,16 @@ class SpanExporter:
                 beat_at = now + _HEARTBEAT_S
                 if self._ready_fd >= 0:
                     os.write(self._ready_fd, b"+")
-            for key, _ in self._selector.select(_QUIET_S if self._stop_by else beat_at - now):
+            if self._spans.send_at and now >= self._spans.send_at:
+                self._spans.flush()
+            until = min(beat_at, self._spans.send_at or beat_at)
+            for key, _ in self._selector.select(_QUIET_S if self._stop_by else max(0.0, until - now)):
                 key.data()
+            if not self._stop_by and self._lines < _MANY_LINES:
+                time.sleep(_GATHER_S)
+            self._lines = 0
         self._inlet.close()
-        self._spans.close()
+        self._spans.flush(is_last=True)
 
     def _is_over(self) -> bool:
         now = time.monotonic()
@@ -74,10 +86,10 @@ class SpanExporter:
 
     def _take(self, line: bytes) -> None:
         self._came_at = time.monotonic()
+        self._lines += 1
         try:
-            said = json.loads(line)
-            # A list is what a process has told of a request: of that the record is made here.
-            self._spans.take(request_record(Told.from_json(said), SAMPLED) if isinstance(said, list) else said)
+            kind, fields = json.loads(line)
+            self._spans.take(kind, fields)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             log.warning("A line is no record of a trace: %s", error)
 
@@ -87,7 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, instance = begin_process(argparse.ArgumentParser(prog="span exporter", description=__doc__), arguments)
     set_process_title("wsgi-ts: span exporter")
     config = instance.config
-    spans = Spans(config.otlp_endpoint, instance.prefix)
+    options_of_sender = SenderOptions.of(config.otlp_endpoint)
+    sender = SpanSender(config.otlp_endpoint, options_of_sender)
+    spans = Spans(sender, instance.prefix, options_of_sender.batch, options_of_sender.every_s)
     try:
         exporter = SpanExporter(RunFiles(options.run_dir), spans, options.ready_fd)
     except OSError as error:
@@ -98,6 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, lambda *_: instance.log_files.reopen())
     exporter.run()
+    sender.close(_FLUSH_S)
     return 0
 
 
