@@ -83,8 +83,8 @@ class ModelCounters:
         words[size + ModelWord.BATCH_BUCKETS] += 1
         words[size + ModelWord.SERVICE_BY_SIZE] += service_us
         words[size + ModelWord.REQUESTS_BY_SIZE] += len(jobs)
-        latency, buckets = (ModelWord.LATENCY_US, ModelWord.LATENCY_US_NAMED), ModelWord.LATENCY_BUCKETS
-        self._count_times(*latency, buckets, jobs, int(ended_at * 1e9))
+        named, buckets = ModelWord.LATENCY_US_NAMED, ModelWord.LATENCY_BUCKETS
+        self._count_times(ModelWord.LATENCY_US, named, buckets, jobs, int(ended_at * 1e9))
 
     def clear_gauges(self) -> None:
         """Zeroes what describes the present, when the model is unloaded; counters stay."""

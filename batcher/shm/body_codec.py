@@ -42,6 +42,16 @@ def pack_reference(key: str, kind: int, offset: int = 0, length: int = 0, inline
     return layout.REFERENCE.pack(len(name), kind, offset, length or len(inline)) + name + inline
 
 
+def lone_value(body: memoryview) -> tuple[str, int, int] | None:
+    """Returns key, offset and length where a body is one reference to a value, as most are; None for all others."""
+    if len(body) < layout.REFERENCE.size:
+        return None
+    name_bytes, kind, offset, length = layout.REFERENCE.unpack_from(body)
+    if kind != ReferenceKind.VALUE or layout.REFERENCE.size + name_bytes != len(body):
+        return None
+    return str(body[layout.REFERENCE.size :], "utf-8"), offset, length
+
+
 def unpack_references(body: memoryview) -> Iterator[tuple[str, int, int, int, memoryview]]:
     """Yields what was packed: key, kind, offset, length, value that stands in the body."""
     start = 0

@@ -227,7 +227,7 @@ class WorkerMailbox(_Mailbox):
         count, self.reason = worker_layout.split_batch_word(words[start])
         self.posted_ns = words[start + 1]
         start += worker_layout.PLACE_WORDS
-        return words[start : start + count].tolist()
+        return [words[start]] if count == 1 else words[start : start + count].tolist()
 
     def count_execution(self) -> None:
         """Counts a call of the handler, for the batcher; say that something is done after this."""

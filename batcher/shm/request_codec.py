@@ -175,7 +175,7 @@ def read_request(segment: Segment, slot: int) -> tuple[str, int, bytes, memoryvi
         flags,
         bytes(buffer[start:path_start]),
         buffer[path_start:type_start],
-        bytes(buffer[type_start:type_end]),
+        bytes(buffer[type_start:type_end]) if type_bytes else b"",
         buffer[body_start : body_start + body_bytes],
     )
 

@@ -125,7 +125,7 @@ class AsyncWorker(ModelWorker):
                 running.task = asyncio.create_task(self._answer(service, running, request))
             if len(refs) < len(entries):
                 not_run += len(entries) - len(refs)
-                self._ring_owners(entries)
+                self._slots.ring_owners(entries)
         if self._number > before:
             self._mailbox.add_finished(not_run)
             self._batcher_bell.ring(layout.News.COMPLETION)
@@ -148,7 +148,7 @@ class AsyncWorker(ModelWorker):
     def _report(self) -> None:
         """Tells of the requests that have ended in this turn of the event loop."""
         now, ended = time.monotonic_ns(), self._ended
-        self._ring_owners([running.ref.entry for running in ended])
+        self._slots.ring_owners([running.ref.entry for running in ended])
         self._mailbox.end_step(now - sum(running.started_ns for running in ended) // len(ended))
         self._mailbox.add_finished(len(ended))
         ended.clear()

@@ -37,7 +37,7 @@ class FunctionWorker(ModelWorker):
     def _run_batch(self, service: Service, entries: list[int]) -> None:
         refs, requests = self._slots.accept(entries, 0)
         if len(refs) < len(entries):
-            self._ring_owners(entries)  # what was not accepted is answered
+            self._slots.ring_owners(entries)  # what was not accepted is answered
         for number, batch in enumerate(self._host.batches(requests)):
             if number:  # `responseTimeout` is the limit of one call
                 self._mailbox.begin_step(time.monotonic_ns())
@@ -54,5 +54,5 @@ class FunctionWorker(ModelWorker):
                 self._started_ns = time.monotonic_ns()
                 own = self._host.services[requests[left[0]].function]
                 self._predict(own, [refs[place] for place in left], [requests[place] for place in left])
-            self._ring_owners([refs[place].entry for place in batch])
+            self._slots.ring_owners([refs[place].entry for place in batch])
         service.must_restart = self._host.must_restart

@@ -11,7 +11,7 @@ import time
 from typing import Any, Final
 
 from wsgi_ts.batcher.shm import layout, stream, worker_layout
-from wsgi_ts.batcher.shm.body_codec import unpack_fields, unpack_references
+from wsgi_ts.batcher.shm.body_codec import lone_value, unpack_fields, unpack_references
 from wsgi_ts.batcher.shm.doorbell import Doorbell
 from wsgi_ts.batcher.shm.layout import ReferenceKind, RequestFlag, SlotState
 from wsgi_ts.batcher.shm.mailbox import WorkerMailbox
@@ -92,13 +92,14 @@ class WorkerSlots:
 
     Attributes:
         has_sampled: the trace of a request that was accepted last is recorded.
+        has_describe: a request that was accepted last asks for a description.
     """
 
     def __init__(
         self, prefix: str, decode_input_request: bool, mailbox: WorkerMailbox | None = None, timeout_ms: int = 0
     ) -> None:
         self._prefix = prefix
-        self.has_sampled = False
+        self.has_sampled = self.has_describe = False
         self._mailbox = mailbox
         self._timeout_ns = timeout_ms * 1_000_000
         self._decode = decode_input_request
@@ -117,6 +118,14 @@ class WorkerSlots:
         if bell is not None:
             bell.ring()
 
+    def ring_owners(self, entries: list[int]) -> None:
+        """Wakes the web workers that own the slots of these entries, each once."""
+        if len(entries) == 1:
+            self.ring(worker_layout.split_mail_entry(entries[0])[0])
+            return
+        for index in {worker_layout.split_mail_entry(entry)[0] for entry in entries}:
+            self.ring(index)
+
     def forget_dead(self) -> None:
         """Lets go of segments whose owner has died: their names are gone, the pages go with the last mapping."""
         for index in [index for index in self._segments if not _exists(self._prefix, index)]:
@@ -133,7 +142,7 @@ class WorkerSlots:
         """
         refs: list[SlotReference] = []
         requests: list[Request] = []
-        self.has_sampled = False
+        self.has_sampled = self.has_describe = False
         for entry in entries:
             ref = self.ref(entry)
             if ref is None or ref.state not in _UNBEGUN:
@@ -155,6 +164,13 @@ class WorkerSlots:
                     refs.append(ref)
         return refs, requests
 
+    def begin(self, entries: list[int], oldest_ns: int) -> tuple[list[SlotReference], list[Request]]:
+        """As `accept`; what it returns is RUNNING from now on."""
+        refs, requests = self.accept(entries, oldest_ns)
+        for ref in refs:
+            ref.set_state(SlotState.RUNNING)
+        return refs, requests
+
     def read(self, ref: SlotReference) -> Request:
         """Returns the request in a slot.
 
@@ -169,6 +185,7 @@ class WorkerSlots:
             row: dict[str, Any] = {"body": bytearray(body)}
             return Request(request_id, row, LazyHeaders(head, _PLAIN_EXTRA))
         if flags & RequestFlag.DESCRIBE:
+            self.has_describe = True
             return Request(request_id, {}, LazyHeaders(head, {"describe": "True"}, {}), is_describe=True)
         function = ""
         if flags & RequestFlag.FUNCTION:
@@ -191,6 +208,10 @@ class WorkerSlots:
 
     def _referenced(self, segment: Segment, body: memoryview) -> dict[str, Any]:
         """The row of a workflow's node: what the nodes before it have answered, copied from where that lies."""
+        lone = lone_value(body)
+        if lone is not None:
+            name, start, size = lone
+            return {name: bytearray(segment.buffer[start : start + size])}
         row: dict[str, Any] = {}
         for key, kind, offset, length, inline in unpack_references(body):
             if kind == ReferenceKind.VALUE:
@@ -333,6 +354,11 @@ class WorkerSlots:
             write_answer(segment, slot, times, 500, "", [], _LONG_HEADERS.encode(), ref.batch)
             error = True
         ref.set_state(SlotState.FAILED if error else SlotState.DONE)
+
+    def write_all(self, refs: list[SlotReference], answers: list[Answer], started: int, ended: int) -> None:
+        """Writes the answers of a batch."""
+        for place, ref in enumerate(refs):
+            self.write(ref, answers[place], started, ended)
 
     def leave(self, ref: SlotReference, answer: Answer, started: int, ended: int) -> None:
         """Writes an error for the batcher to answer with, should the request not run again; the state stays RUNNING."""

@@ -15,10 +15,10 @@ import time
 from functools import partial
 from typing import Any
 
-from wsgi_ts.batcher.shm import layout, worker_layout
+from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.doorbell import LONGEST_IDLE_WAIT_S, Doorbell
 from wsgi_ts.batcher.shm.group_board import GroupLeader
-from wsgi_ts.batcher.shm.layout import RequestFlag, SlotState
+from wsgi_ts.batcher.shm.layout import RequestFlag
 from wsgi_ts.batcher.shm.mailbox import WorkerMailbox
 from wsgi_ts.batcher.shm.request_codec import read_request
 from wsgi_ts.batcher.shm.worker_layout import mark_of
@@ -131,6 +131,9 @@ class ModelWorker:
     def _wait_for(self, number: int) -> bool:
         """Waits until a batch is posted; False when there will be none."""
         mailbox = self._mailbox
+        if mailbox.posted() >= number:  # it lies ready: nothing to wait for
+            self._last_wait_ns = 0
+            return True
         bell = mailbox.bell
         idle_since = time.monotonic_ns()
         # Where the last batch came soon and was small, a few clients wait for each other answer, and being woken would
@@ -178,7 +181,7 @@ class ModelWorker:
                 self._under_way.join(ref, request)
                 ref.batch = self._batch_facts(len(self._under_way.refs))
                 joined += 1
-        self._ring_owners(entries)
+        self._slots.ring_owners(entries)
         return len(entries) - joined
 
     def _drop_gone(self) -> int:
@@ -186,7 +189,7 @@ class ModelWorker:
         gone = self._under_way.drop_gone()
         for ref in gone:
             self._slots.end_cancelled(ref)
-        self._ring_owners([ref.entry for ref in gone])
+        self._slots.ring_owners([ref.entry for ref in gone])
         return len(gone)
 
     def _step(self, service: Service) -> int:
@@ -196,7 +199,7 @@ class ModelWorker:
         self._in_step = True
         self._call(service, refs, under_way.requests)
         self._in_step = False
-        self._ring_owners([ref.entry for ref in refs])
+        self._slots.ring_owners([ref.entry for ref in refs])
         return under_way.end_step()
 
     def _call(self, service: Service, refs: list[SlotReference], requests: list[Request]) -> None:
@@ -210,24 +213,17 @@ class ModelWorker:
         """The requests to run of those that were dispatched; from now on they are RUNNING."""
         limit_ms = self._spec.client_timeout_ms
         oldest_ns = self._started_ns - limit_ms * 1_000_000 if limit_ms else 0
-        refs, requests = self._slots.accept(entries, oldest_ns)
-        for ref in refs:
-            ref.set_state(SlotState.RUNNING)
-        return refs, requests
-
-    def _ring_owners(self, entries: list[int]) -> None:
-        for index in {worker_layout.split_mail_entry(entry)[0] for entry in entries}:
-            self._slots.ring(index)
+        return self._slots.begin(entries, oldest_ns)
 
     def _run_batch(self, service: Service, entries: list[int]) -> None:
         refs, requests = self._accept(entries)
-        if any(request.is_describe for request in requests):
+        if self._slots.has_describe:
             # A handler answers a describe request with one element, whatever else is in its batch.
             for ref, request in zip(refs, requests, strict=True):
                 self._predict(service, [ref], [request])
         elif requests:
             self._predict(service, refs, requests)
-        self._ring_owners(entries)
+        self._slots.ring_owners(entries)
 
     def _predict(self, service: Service, refs: list[SlotReference], requests: list[Request]) -> None:
         """Calls the handler and writes the answers."""
@@ -322,11 +318,14 @@ class ModelWorker:
             self._recorder = None
 
     def _write_answers(self, service: Service, refs: list[SlotReference], answers: list[Answer], ended: int) -> None:
-        if self._in_step and self._spec.sequence_batching:
+        if not self._in_step:
+            self._slots.write_all(refs, answers, self._started_ns, ended)
+            return
+        if self._spec.sequence_batching:
             header = service.context.header_key_sequence_end
             self._ended_marks += [mark_of(key) for key in ended_sequences(answers, header)]
         for ref, answer in zip(refs, answers, strict=True):
-            if self._in_step and is_part(answer):
+            if is_part(answer):
                 if self._slots.send_part(ref, answer, self._started_ns):
                     self._under_way.stay(ref)
             else:

@@ -149,14 +149,19 @@ class Service:
             One answer per request, in order; never raises for what the handler did.
         """
         context = self.context
-        request_ids = {row: request.request_id for row, request in enumerate(requests)}
-        context._begin_batch(request_ids, [request.headers for request in requests])
+        if len(requests) == 1:  # so are all where batches are not wanted, and comprehensions cost as much as the rest
+            (request,) = requests
+            request_ids, headers, rows = {0: request.request_id}, [request.headers], [request.row]
+        else:
+            request_ids = {row: request.request_id for row, request in enumerate(requests)}
+            headers, rows = [request.headers for request in requests], [request.row for request in requests]
+        context._begin_batch(request_ids, headers)
         if isinstance(context.metrics, MetricsCache):
             context.metrics.set_request_ids(request_ids)
         began = self.called_at = time.monotonic()
         self.raised = self.has_failed = False
         try:
-            results = self._handle([request.row for request in requests], context)
+            results = self._handle(rows, context)
             if type(results) is not list:
                 results = self._settle(results)
             self.returned_at = time.monotonic()
@@ -292,9 +297,9 @@ class Service:
 
     def _hand_over_metrics(self) -> None:
         metrics = self.context.metrics
-        if isinstance(metrics, MetricsCache):
+        if isinstance(metrics, MetricsCache) and metrics.store:
             samples = metrics.take_samples()
-            if samples and self._metrics_sink is not None:
+            if self._metrics_sink is not None:
                 self._metrics_sink(samples)
 
 
