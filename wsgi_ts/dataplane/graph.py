@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from wsgi_ts.dataplane.timings import timing_template
+
 #: What becomes of a workflow, or of a node, when all attempts of the node have failed.
 FAIL, SKIP, DEFAULT = ("fail", "skip", "default")
 #: The key of a row under which a node finds what it reads, where that is one thing.
@@ -76,6 +78,7 @@ class Graph:
         region: for each node that scatters, those that run once for each element.
         counts: for each node how many parents it waits for (-1 where it runs for elements), and how many read it.
         timing_names: for each node its name in the header Server-Timing.
+        timings_of_all: the value of that header where all nodes have run, with a `%` for the milliseconds of each.
     """
 
     def __init__(self, name: str, nodes: tuple[Node, ...], index: int = -1, timeout_ms: int = 0) -> None:
@@ -101,6 +104,7 @@ class Graph:
             for place, node in enumerate(nodes)
         ]
         self.timing_names = [_NO_TOKEN.sub("_", node.name) for node in nodes]
+        self.timings_of_all = timing_template(self.timing_names)
 
     def _inputs(self, node: Node) -> tuple[tuple[str, int], ...]:
         if len(node.parents) == 1:

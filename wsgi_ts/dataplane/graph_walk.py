@@ -280,7 +280,7 @@ class GraphWalk:
         place = task.node
         if place not in self._answered or task.item >= 0 or self.graph.nodes[place].scatters:
             return False
-        return not self.graph.behind[place] & self._answered
+        return self.graph.behind[place].isdisjoint(self._answered)
 
     def _finish(self) -> None:
         """All tasks are decided: the answer is that of the last ones that have one."""

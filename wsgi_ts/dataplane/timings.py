@@ -12,6 +12,11 @@ def timing_value(parts: Iterable[tuple[str, float]]) -> str:
     return ", ".join([f"{name};dur={milliseconds:.3f}" for name, milliseconds in parts])
 
 
+def timing_template(names: Iterable[str]) -> str:
+    """Returns what gives the header's value of parts with these names by `%` with the milliseconds of each."""
+    return ", ".join([name.replace("%", "%%") + ";dur=%.3f" for name in names])
+
+
 def timings_of(times: Times, submitted_ns: int) -> str:
     """Returns it for a request that a worker has run.
 
