@@ -43,7 +43,6 @@ class SlotTable(Protocol):
         """Has a slot wait for another execution."""
 
 
-@dataclass(slots=True, eq=False, repr=False)
 class Job:
     """A request whose slot is CLAIMED by this batcher.
 
@@ -59,17 +58,31 @@ class Job:
         sequence: its sequence, once it has been given to a worker, where the model has sequences.
     """
 
-    segment: SlotTable
-    slot: int
-    generation: int
-    arrived_ns: int
-    named: bool
-    came_at: float
-    idle_us: int = NOT_RETURNING
-    deliveries: int = 0
-    executions: int = 0
-    most: int = 0
-    sequence: Sequence | None = None
+    __slots__ = (
+        *("arrived_ns", "came_at", "deliveries", "executions", "generation", "idle_us", "most", "named", "segment"),
+        *("sequence", "slot"),
+    )
+
+    # Written out, since a job is made for every request: a dataclass has an interpreted one where it is compiled, too.
+    def __init__(
+        self,
+        segment: SlotTable,
+        slot: int,
+        generation: int,
+        arrived_ns: int,
+        named: bool,
+        came_at: float,
+        idle_us: int = NOT_RETURNING,
+    ) -> None:
+        self.segment = segment
+        self.slot = slot
+        self.generation = generation
+        self.arrived_ns = arrived_ns
+        self.named = named
+        self.came_at = came_at
+        self.idle_us = idle_us
+        self.deliveries = self.executions = self.most = 0
+        self.sequence: Sequence | None = None
 
     def __repr__(self) -> str:
         return f"<Job segment {self.segment.mail_base >> 32} slot {self.slot} generation {self.generation}>"

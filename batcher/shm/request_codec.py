@@ -41,8 +41,8 @@ class Destination(Protocol):
         """RequestFlag bits."""
 
 
-class Request(NamedTuple):
-    """A request as its sender has it.
+class Request:
+    """A request as its sender has it. No tuple with names: one is made for every request, and a class takes less time.
 
     Attributes:
         target: where it goes.
@@ -57,16 +57,34 @@ class Request(NamedTuple):
         flags: RequestFlag bits besides the target's.
     """
 
-    target: Destination
-    request_id: str
-    head: bytes
-    content_type: bytes
-    body: bytes | None
-    body_bytes: int
-    arrival_ns: int
-    idle_us: int = layout.NOT_RETURNING
-    sequence: bytes = b""
-    flags: int = 0
+    __slots__ = (
+        *("arrival_ns", "body", "body_bytes", "content_type", "flags", "head", "idle_us", "request_id", "sequence"),
+        "target",
+    )
+
+    def __init__(
+        self,
+        target: Destination,
+        request_id: str,
+        head: bytes,
+        content_type: bytes,
+        body: bytes | None,
+        body_bytes: int,
+        arrival_ns: int,
+        idle_us: int = layout.NOT_RETURNING,
+        sequence: bytes = b"",
+        flags: int = 0,
+    ) -> None:
+        self.target = target
+        self.request_id = request_id
+        self.head = head
+        self.content_type = content_type
+        self.body = body
+        self.body_bytes = body_bytes
+        self.arrival_ns = arrival_ns
+        self.idle_us = idle_us
+        self.sequence = sequence
+        self.flags = flags
 
 
 class Answer:
@@ -107,9 +125,10 @@ def write_request(
     Raises:
         SharedMemoryFull: /dev/shm is full.
     """
-    target, request_id, head, content_type, body, body_bytes, arrival_ns, _, sequence, flags = request
+    target, head, content_type, sequence = request.target, request.head, request.content_type, request.sequence
+    body, body_bytes = request.body, request.body_bytes
     url_path = target.url_path
-    flags |= target.flags
+    flags = request.flags | target.flags
     head_bytes, path_bytes, type_bytes, sequence_bytes = len(head), len(url_path), len(content_type), len(sequence)
     inline = head_bytes + path_bytes + type_bytes + sequence_bytes
     if body is None:
@@ -124,9 +143,9 @@ def write_request(
         _write_outside(segment, slot, b"".join((head, url_path, content_type, sequence)))
         flags |= RequestFlag.HEAD_OUTSIDE
         head = url_path = content_type = sequence = b""
-    model, name = target.model, request_id.encode()
+    model, name = target.model, request.request_id.encode()
     header = layout.REQUEST.pack(
-        arrival_ns, body_bytes, model, flags, head_bytes, path_bytes, type_bytes, batcher, name, sequence_bytes
+        request.arrival_ns, body_bytes, model, flags, head_bytes, path_bytes, type_bytes, batcher, name, sequence_bytes
     )
     data = b"".join((header, head, url_path, content_type, sequence, body))
     start = segment.first_slot + slot * _SLOT_BYTES

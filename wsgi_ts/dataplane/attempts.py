@@ -86,9 +86,8 @@ class Attempts(Generic[Waiter]):
                 task.error.retry_after_s = self._retry_after.seconds(target, now_ns)
                 return states.refused(task)
             body = references(states, task, walk.first_slot)
-            _, request_id, head, *_ = walk.request
             try:
-                self.put(slot, target, Request(target, request_id, head, b"", body, len(body), now_ns))
+                self.put(slot, target, Request(target, walk.request_id, walk.head, b"", body, len(body), now_ns))
             except SharedMemoryFull as full:
                 client.abandon(slot)
                 log.error("%s", full.strerror)

@@ -180,8 +180,7 @@ class Exchange(Generic[Waiter]):
         if target.is_special:
             if target.graph is not None:
                 return self._begin_walk(slot, waiter, target, target.graph, request)
-            sequence, head = self._sequence_of(request.head)
-            request = request._replace(sequence=sequence, head=head)
+            request.sequence, request.head = self._sequence_of(request.head)
         batchers = target.batchers
         batcher = batchers[0] if len(batchers) == 1 else self._choose(target, request.sequence)
         try:

@@ -26,7 +26,7 @@ class Walk(Generic[Waiter]):
         waiter: who waits for its answer.
         target: where it goes.
         states: what its nodes do.
-        request: what the client has sent, as its first node gets it.
+        request_id, head: of what the client has sent, as all nodes get them.
         first_slot: where that lies.
         began_ns: when it came (monotonic).
         deadline_ns: when its client gives up, or the workflow's own time is over (monotonic); 0 for never.
@@ -35,8 +35,8 @@ class Walk(Generic[Waiter]):
     """
 
     __slots__ = (
-        *("began_ns", "deadline_ns", "first_slot", "handle", "is_watched", "limit_ns", "request", "states", "target"),
-        "waiter",
+        *("began_ns", "deadline_ns", "first_slot", "handle", "head", "is_watched", "limit_ns", "request_id", "states"),
+        *("target", "waiter"),
     )
 
     def __init__(self, handle: int, waiter: Waiter, target: Target, graph: Graph, request: Request) -> None:
@@ -44,7 +44,8 @@ class Walk(Generic[Waiter]):
         self.waiter = waiter
         self.target = target
         self.states = GraphWalk(graph)
-        self.request = request
+        # Not the request: a body that came in memory must not stay there as long.
+        self.request_id, self.head = request.request_id, request.head
         self.first_slot = -1
         self.began_ns = request.arrival_ns
         limit_ms = _deadline_ms(request.head)

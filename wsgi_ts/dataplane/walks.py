@@ -71,8 +71,7 @@ class Walks(Generic[Waiter]):
         """
         self.attempts.put(slot, target, request)
         self._number += 1
-        # What follows needs only the head of it: a body that came in memory must not stay there as long.
-        walk = Walk(self._number, waiter, target, graph, request._replace(body=None, body_bytes=0))
+        walk = Walk(self._number, waiter, target, graph, request)
         task = walk.states.begin()
         task.slot = walk.first_slot = slot
         walk.limit_ns = request.arrival_ns + graph.nodes[task.node].timeout_ms * 1_000_000
