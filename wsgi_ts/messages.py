@@ -264,7 +264,7 @@ class WorkerProgress(WorkerLife):
 
 @dataclass(frozen=True, slots=True)
 class WorkerLoaded(WorkerLife):
-    """A life has loaded its model, or not: `status` is HTTP-like (200, 500, 507)."""
+    """A life has loaded its model, or not: `status` is HTTP-like (200, 500, 507; 408: it took too long)."""
 
     status: int
     message: str

@@ -19,6 +19,7 @@ TEMPLATE_STABLE_S = 60.0
 #: Why workers are started again, for the metrics. A timeout: no answer within the model's response timeout.
 RESTART_REASONS = ("died", "load_failed", "out_of_memory", "template_died", "timeout")
 HTTP_OK = 200
+HTTP_TIMEOUT = 408
 HTTP_ERROR = 500
 HTTP_OUT_OF_MEMORY = 507
 

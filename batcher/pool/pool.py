@@ -28,6 +28,7 @@ from wsgi_ts.batcher.pool.life import (
     HTTP_ERROR,
     HTTP_OK,
     HTTP_OUT_OF_MEMORY,
+    HTTP_TIMEOUT,
     Model,
     Template,
     Worker,
@@ -313,7 +314,7 @@ class WorkerPool:
             self._start(worker, now)
         elif worker.state is WorkerState.WAITING:
             worker.exit_reason = f"the worker template did not start within {TEMPLATE_TIMEOUT_S:g} s"
-            worker.load_status = HTTP_ERROR
+            worker.load_status = HTTP_TIMEOUT
             self._failed(worker, now)
         elif worker.state is WorkerState.STARTING:
             self._timed_out(worker, f"the process did not start within {START_TIMEOUT_S:g} s", now)
@@ -332,7 +333,7 @@ class WorkerPool:
         worker.log(logging.ERROR, "Number or consecutive unsuccessful inference %d", count)
         worker.log(logging.ERROR, "Backend worker error", cause=_NO_RESPONSE)
         if worker.state in BEFORE_READY:
-            worker.load_status = HTTP_ERROR
+            worker.load_status = HTTP_TIMEOUT
         worker.fault = fault
         self._kill(worker, now)
 

@@ -258,7 +258,9 @@ def test_startup_timeout(server: ServerProcess) -> None:
     reply = server.register("slow_start.mar")
     assert (reply.status, reply.json()["type"]) == (500, "InternalServerException")
     assert reply.json()["message"] == "Failed to start workers for model slow_start version: 1.0"
-    assert describe(server, "slow_start")["workers"] == []
+    # Unlike one whose handler fails, a model whose workers take too long does not stay.
+    assert server.request("management", "GET", "/models/slow_start").status == 404
+    assert server.register("slow_start.mar", initial_workers=0).status == 200
     unregister(server, "slow_start")
 
 

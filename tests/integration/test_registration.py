@@ -219,6 +219,22 @@ def test_a_downloaded_archive_is_in_the_store(server: ServerProcess, origin: Ori
     assert left_in_store(server) == set()
 
 
+def test_an_archive_of_a_version_that_is_there_already_stays_in_the_store(
+    server: ServerProcess, origin: Origin, tmp_path: Path
+) -> None:
+    assert register(server, origin.answer("/first.mar", archive(tmp_path, "first").read_bytes())).status == 200
+    url = origin.answer("/second.mar", archive(tmp_path, "first", file_name="second.mar").read_bytes())
+    reply = register(server, url)
+    assert (reply.status, reply.json()["type"]) == (409, "ConflictStatusException")
+    assert register(server, "second.mar").status == 409
+    assert left_in_store(server) == {"first.mar", "second.mar"}
+    unregister(server, "first")
+    assert register(server, "second.mar").status == 200
+    unregister(server, "first")
+    assert left_in_store(server) == {"second.mar"}
+    (server.store / "second.mar").unlink()
+
+
 def test_a_downloaded_model_that_cannot_start_keeps_its_archive(
     server: ServerProcess, origin: Origin, tmp_path: Path
 ) -> None:

@@ -74,7 +74,8 @@ class ModelManager:
     ) -> dict[str, Any]:
         """Registers a model and starts its first workers.
 
-        If `synchronous` (the default) it answers when they are ready; if one fails, the model stays without workers.
+        If `synchronous` (the default) it answers when they are ready; if one fails, the model stays without workers, if
+        they take too long, it goes.
         The answer has the model's `name`, too, which the archive may have given.
         `given` has fields of RegisterArguments; `at_startup`: the configuration names this model; `workflow`: the
         workflow that it is a node of, so that it is in no snapshot; `shown_name`: `ModelSpec.shown_name`.
@@ -267,11 +268,13 @@ class ModelManager:
             model.loaded_at_startup = recorded.at_startup if recorded is not None else said is None
             self._events.ask_model_registering(name=model.name, version=model.version, url=directory.url)
             self._registry.add(model)
-        except BaseException:
+        except BaseException as error:
             if model is not None:
                 self._registry.free_index(model.spec.index)
-            # A snapshot's model keeps its archive: the next start tries it again.
-            discard(directory if recorded is None else replace(directory, downloaded=None))
+            # A snapshot's model keeps its archive: the next start tries it again. One that is good but registered
+            # already stays in the store, as in TorchServe: it can be registered by its name there.
+            keeps = recorded is not None or isinstance(error, ConflictStatus)
+            discard(replace(directory, downloaded=None) if keeps else directory)
             raise
         return model
 
@@ -289,11 +292,13 @@ class ModelManager:
             self.workers.wait_until_ready(model, model.version, started)
         except ServiceUnavailable:
             # The server stops before anybody knows whether they start: the call is undone.
-            model.unloading = True
-            self._remove(model)
+            self._undo(model)
             raise
         except ServerError:
-            # No worker of it is left; it stays registered, as in TorchServe.
+            # As in TorchServe: a model whose workers fail stays, without them; one whose workers take too long goes.
+            if self.workers.has_timed_out(model) and not model.workflow:
+                self._undo(model)
+                raise
             leaving = self.workers.set_limits(model, 0, 0).leaving
             self.workers.wait_until_left(model, leaving, self._config.unregister_model_timeout)
             # The answer is that the workers failed, whatever becomes of the snapshot; the log tells of that.
@@ -302,6 +307,13 @@ class ModelManager:
                     self._record()
             raise
         return _status(200, f"{named} {wanted} initial workers")
+
+    def _undo(self, model: ModelVersion) -> None:
+        """Takes a version away whose registration has come to nothing."""
+        model.unloading = True
+        self._remove(model)
+        log.info("Model %s version %s unregistered", model.name, model.version)
+        self._events.tell("model_unregistered", name=model.name, version=model.version)
 
     def _remove(self, model: ModelVersion) -> bool:
         """Ends a version that is off the data path; false if its batchers did not let go of it in time."""

@@ -16,6 +16,8 @@ from wsgi_ts.models.version import ModelVersion, WorkerRecord
 _START_MARGIN_S = 240.0
 #: How long an answer waits for the batcher to know the model, so that the next request finds it.
 _ACCEPT_LIMIT_S = 2.0
+_OK = 200
+_TIMED_OUT = 408
 _OUT_OF_MEMORY = 507
 #: To a batcher (its index): one message of the supervisor; never blocks.
 Send = Callable[[int, ToBatcher], None]
@@ -153,6 +155,12 @@ class WorkerScaler:
                     raise OutOfResources(text)
                 if failed or not changed.wait(max(0.0, deadline - time.monotonic())):
                     raise InternalServerError(text)
+
+    def has_timed_out(self, model: ModelVersion) -> bool:
+        """Whether the workers of a version that could not load it took too long, and did nothing else wrong."""
+        with self._registry.changed:
+            loads = [each.report.load_status for each in model.workers.values() if each.report is not None]
+            return all(status in (0, _OK, _TIMED_OUT) for status in loads)
 
     def wait_until_left(self, model: ModelVersion, worker_ids: Iterable[int], limit_s: float) -> None:
         """Waits until workers that were told to leave have ended, the server stops, or the time is over."""

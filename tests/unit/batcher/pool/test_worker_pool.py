@@ -336,7 +336,7 @@ def test_startup_timeout(caplog: pytest.LogCaptureFixture) -> None:
     driver.exited(signal="SIGKILL")
     assert driver.only(WorkerGone).cause == "died"
     report = driver.report
-    assert (report.state, report.load_status) == ("backoff", 500)
+    assert (report.state, report.load_status) == ("backoff", 408)
     assert report.exit_reason == "did not load the model within 20 s"
     assert (
         "Backend worker error\n"
@@ -424,7 +424,7 @@ def test_a_template_that_hangs_is_replaced_and_its_workers_fail() -> None:
     driver.set_workers(9000)
     driver.wait(TEMPLATE_TIMEOUT_S)
     assert driver.has(StartTemplate)
-    assert (driver.report.state, driver.report.load_status) == ("backoff", 500)
+    assert (driver.report.state, driver.report.load_status) == ("backoff", 408)
     driver.wait(1)
     driver.event(TemplateReady())
     assert driver.has(StartWorker)
