@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import selectors
 import signal
@@ -39,8 +40,11 @@ log = logging.getLogger(__name__)
 _MOST_STATUS_FRAMES = 256
 #: How much of a dead worker's unread output is still read.
 _FINAL_READS = 16
-#: Time between two hand-overs of metrics, in seconds.
+#: Metrics are handed over once in so many seconds; so many hand-overs that were not needed may be made up for, each so
+#: many seconds after the one before.
 _HAND_OVER_S = 0.2
+_MOST_CREDIT = 20.0
+_QUICK_HAND_OVER_S = 0.01
 
 
 @dataclass(slots=True)
@@ -86,6 +90,8 @@ class Template:
         self._logs = logs
         self._metrics = metrics
         self._next_hand_over = 0.0
+        self._handed_over_at = -math.inf
+        self._credit = 0.0
         self._entry = entry
         self._first = first
         self._warm_pid = warm_pid
@@ -133,10 +139,16 @@ class Template:
         self._reap()
 
     def _hand_over_metrics(self) -> None:
-        """Sends what workers have reported since the last time, a few times a second at most."""
+        """Sends what workers have reported since the last time: at once, where not much was reported before.
+
+        So a scrape that follows a request finds what its handler has recorded, and many requests cost little.
+        """
         now = time.monotonic()
         if self._metrics.has_updates and now >= self._next_hand_over:
-            self._next_hand_over = now + _HAND_OVER_S
+            since = now - self._handed_over_at
+            self._credit = min(self._credit + since / _HAND_OVER_S, _MOST_CREDIT) - 1.0
+            self._handed_over_at = now
+            self._next_hand_over = now + (_QUICK_HAND_OVER_S if self._credit >= 1.0 else _HAND_OVER_S)
             self._tell(messages.MetricsReported(self._metrics.take_updates()))
 
     def _on_batcher(self) -> None:

@@ -26,8 +26,9 @@ _DEFAULT_VERSION = "default"
 #: What web workers count of their answers, by the status.
 RESPONSES = {"2xx": WebWord.RESPONSES_2XX, "4xx": WebWord.RESPONSES_4XX, "5xx": WebWord.RESPONSES_5XX}
 #: For each metric of requests: the word of those that did not name the version, and the word of those that did.
+_REQUESTS_TOTAL = "ts_inference_requests_total"
 _REQUESTS = {
-    "ts_inference_requests_total": (ModelWord.REQUESTS, ModelWord.REQUESTS_NAMED),
+    _REQUESTS_TOTAL: (ModelWord.REQUESTS, ModelWord.REQUESTS_NAMED),
     "ts_inference_latency_microseconds": (ModelWord.LATENCY_US, ModelWord.LATENCY_US_NAMED),
     "ts_queue_latency_microseconds": (ModelWord.QUEUE_US, ModelWord.QUEUE_US_NAMED),
 }
@@ -145,6 +146,11 @@ class BoardMetrics:
                     if count := counted[word]:
                         found[name][model.name, version, self._hostname] = count
         return found | self._last_batch(host)
+
+    def first_counts(self, models: Iterable[ModelVersion]) -> dict[str, Values]:
+        """The counters of default versions that had no request yet, at 0; one whose workers are not loaded has none."""
+        loaded = [model for model in models if any(worker.is_ready for worker in model.workers.values())]
+        return {_REQUESTS_TOTAL: {(model.name, _DEFAULT_VERSION, self._hostname): 0 for model in loaded}}
 
     def answers(self) -> int:
         """How many requests were answered so far, whatever the status."""

@@ -250,6 +250,10 @@ class MetricsCollector:
         """Writes what has changed since the last time."""
         now_s = int(time.time())
         values = self._server_values(self._counts())
+        with self._registry.changed:
+            # Before any request: who reads the log after the first one finds the counter, if not yet its rise.
+            for name, found in self._board.first_counts(self._registry.default_versions()).items():
+                values[name] = found | values[name]
         lines = []
         for name, found in values.items():
             spec = self._specs.get(name)
