@@ -1,5 +1,8 @@
 """The steps of packaging."""
 
+# Tests of users patch it here, to pack without compression.
+import zipfile
+
 from wsgi_ts.archiver.torchserve_api import MODEL_HANDLERS as model_handlers
 from wsgi_ts.archiver.torchserve_api import ModelExportUtils
 from wsgi_ts.archiver.writer import FORMATS as archiving_options

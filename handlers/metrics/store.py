@@ -6,7 +6,7 @@ import json
 import logging
 import socket
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from wsgi_ts.handlers.metrics.metric import CachingMetric, Dimension, MetricTypes
@@ -82,11 +82,11 @@ class MetricsStore(Recorder):
     """Collects the metrics of one batch.
 
     Args:
-        request_ids: row -> request id, or None outside a request.
+        request_ids: row -> request id, or None outside a request; anything else is the id of every row.
         model_name: value of the dimension ModelName.
     """
 
-    def __init__(self, request_ids: dict[int, str] | None, model_name: str) -> None:
+    def __init__(self, request_ids: object, model_name: str) -> None:
         self.request_ids = request_ids
         self.model_name = model_name
         self.store: list[Metric] = []
@@ -116,9 +116,11 @@ class MetricsStore(Recorder):
     def _request_id(self, idx: int | None) -> str | None:
         if self.request_ids is None:
             return None
+        if not isinstance(self.request_ids, Mapping):
+            return str(self.request_ids)
         if idx is not None and idx in self.request_ids:
-            return self.request_ids[idx]
-        return ",".join(self.request_ids.values())
+            return str(self.request_ids[idx])
+        return ",".join(map(str, self.request_ids.values()))
 
     def _add_or_update(
         self,

@@ -168,7 +168,10 @@ class KServev2Envelope(BaseEnvelope):
 
 
 def _json_object(row: dict[str, Any]) -> dict[str, Any]:
+    """The JSON object of a request; a row without `data` and `body` is the object itself, as in TorchServe."""
     body = content_of(row)
+    if body is None and "instances" in row:
+        body = row
     if isinstance(body, (bytes, bytearray, str)):
         try:
             body = json.loads(body)

@@ -209,7 +209,7 @@ def _write_zip(file: BinaryIO, contents: Contents, documents: dict[str, str], me
     with zipfile.ZipFile(file, "w", method) as archive:
         for name, source in contents.files.items():
             entry = zipfile.ZipInfo.from_file(source, name, strict_timestamps=False)
-            entry.compress_type = method
+            entry.compress_type = archive.compression
             with archive.open(entry, "w") as target:
                 _copy(source, target, progress)
         for name, text in documents.items():

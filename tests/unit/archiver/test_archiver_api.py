@@ -299,3 +299,16 @@ def test_the_module_is_a_command(files: Path, tmp_path: Path) -> None:
     command += ["--handler", str(files / "handler.py"), "--export-path", str(tmp_path)]
     subprocess.run(command, check=True, timeout=60)
     assert (tmp_path / "m.mar").is_file()
+
+
+def test_compression_can_be_patched_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "h.py").write_text("def handle(data, context): return data\n" * 50)
+    real = zipfile.ZipFile
+    stored = "model_archiver.model_packaging_utils.zipfile.ZipFile"
+    monkeypatch.setattr(stored, lambda file, mode, _: real(file, mode, zipfile.ZIP_STORED))
+    config = ModelArchiverConfig(
+        model_name="m", handler=str(tmp_path / "h.py"), version="1", export_path=str(tmp_path), archive_format="default"
+    )
+    ModelArchiver.generate_model_archive(config)
+    with real(tmp_path / "m.mar") as archive:
+        assert archive.getinfo("h.py").compress_size == archive.getinfo("h.py").file_size

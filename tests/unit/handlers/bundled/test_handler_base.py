@@ -201,6 +201,9 @@ def test_the_profiler_runs_around_the_phases(
     assert handler.handle([{"body": 3}], MockContext()) == [6]
     assert list((tmp_path / "m").glob("*.json"))
     assert f"Saving chrome trace to : {tmp_path}/m" in caplog.text
+    handler.manifest = {}
+    assert handler.handle([{"body": 3}], MockContext()) == [6]
+    assert list(tmp_path.glob("*.json"))
 
 
 @pytest.mark.parametrize(

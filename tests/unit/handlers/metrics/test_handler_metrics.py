@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,13 @@ def test_a_cache_without_a_server_logs_at_once(tmp_path: Path, caplog: pytest.Lo
         LoggedMetricsCache(str(tmp_path / "none"))
     with pytest.raises(TypeError, match="Error loading None file"):
         LoggedMetricsCache(None)
+
+
+def test_the_older_store_takes_one_id_for_all_rows() -> None:
+    request_id = uuid.UUID(int=7)
+    store = MetricsStore(request_id, "m")
+    store.add_time("t", 1.5, idx=1)
+    assert [metric.request_id for metric in store.store] == [str(request_id)]
 
 
 def test_the_older_store_keeps_first_values_and_logs_the_others(caplog: pytest.LogCaptureFixture) -> None:

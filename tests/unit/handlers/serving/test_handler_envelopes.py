@@ -41,16 +41,17 @@ def test_the_json_envelope_joins_the_instances_and_splits_the_predictions() -> N
 
     def handle(data: Any, context: Any) -> Any:
         seen.extend(data)
-        return ["a", b"b", 3]
+        return ["a", b"b", 3, 4]
 
     encoded = base64.b64encode(b"\xff\x00").decode()
     rows = [
         {"body": {"instances": [{"b64": encoded}, {"x": {"b64": encoded}, "y": [1]}]}},
         {"data": json.dumps({"instances": [5]}).encode()},
+        {"instances": [7]},
     ]
     answers = JSONEnvelope(handle).handle(rows, make_context())
-    assert seen == [b"\xff\x00", {"x": b"\xff\x00", "y": [1]}, 5]
-    assert [json.loads(answer) for answer in answers] == [{"predictions": ["a", "b"]}, {"predictions": [3]}]
+    assert seen == [b"\xff\x00", {"x": b"\xff\x00", "y": [1]}, 5, 7]
+    assert [json.loads(answer)["predictions"] for answer in answers] == [["a", "b"], [3], [4]]
 
 
 @pytest.mark.parametrize(("explain", "key"), [("False", "predictions"), ("True", "explanations")])
