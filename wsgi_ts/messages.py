@@ -8,8 +8,10 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
+
+from wsgi_ts.quick_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from wsgi_ts.quick_dataclass import dataclass
 
 log = logging.getLogger(__name__)
 

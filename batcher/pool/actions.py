@@ -6,10 +6,10 @@ Four are messages as they are: `KillWorker` for the worker template, `ReleaseWor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from wsgi_ts.messages import KillWorker, ModelSpec, ModelUnloaded, ReleaseWorker, WorkerLife, WorkerReport
+from wsgi_ts.quick_dataclass import dataclass
 
 #: Why a life of a worker ended; `stopped` means that we wanted it.
 Cause = Literal["died", "oom", "stopped"]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from wsgi_ts.batcher.pool.actions import Cause
 from wsgi_ts.batcher.spawn.exit import EXIT_CODE_OUT_OF_MEMORY
 from wsgi_ts.messages import ModelSpec, WorkerReport, WorkerState
+from wsgi_ts.quick_dataclass import dataclass
 
 #: Seconds before the n-th restart in a row of failures; the last one repeats. TorchServe's sequence.
 BACKOFF_S = (1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987, 1597)

@@ -12,8 +12,9 @@ import os
 import signal
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from pathlib import Path
+
+from wsgi_ts.quick_dataclass import dataclass
 
 #: In the environment of a model worker and of every program that its handler starts.
 WORKER_VARIABLE = "WSGI_TS_WORKER"

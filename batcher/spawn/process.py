@@ -17,7 +17,6 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +28,7 @@ from wsgi_ts.gpu.devices import visibility
 from wsgi_ts.logs.setup import detach_logging
 from wsgi_ts.messages import SpawnWorker
 from wsgi_ts.process import die_with_parent, enable_fault_traces, set_process_title
+from wsgi_ts.quick_dataclass import dataclass
 
 #: Where a model worker finds its status socket, once all other descriptors are closed.
 STATUS_FD = 3

@@ -20,7 +20,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from wsgi_ts import messages
 from wsgi_ts.batcher.shm.group_board import group_name
@@ -33,6 +33,7 @@ from wsgi_ts.control.codec import FROM_TEMPLATE, FROM_WORKER, TO_TEMPLATE, Unkno
 from wsgi_ts.logs.setup import LogFiles
 from wsgi_ts.metrics.reported import ModelMetrics
 from wsgi_ts.process import exit_reason
+from wsgi_ts.quick_dataclass import dataclass
 
 log = logging.getLogger(__name__)
 

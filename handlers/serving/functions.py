@@ -10,7 +10,7 @@ import inspect
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.results import encode
 from wsgi_ts.handlers.serving.service import MetricsSink, Service
 from wsgi_ts.messages import FUNCTION_FAILED, FunctionKind, ModelSpec
+from wsgi_ts.quick_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,12 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_plus, unquote_to_bytes
 
 import multipart  # type: ignore[import-untyped]
+
+from wsgi_ts.quick_dataclass import dataclass
 
 log = logging.getLogger(__name__)
 

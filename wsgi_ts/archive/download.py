@@ -19,7 +19,6 @@ import ssl
 import threading
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
@@ -27,6 +26,7 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 from wsgi_ts.archive.entries import ArchiveLimits, escape_name
 from wsgi_ts.archive.s3 import s3_headers
 from wsgi_ts.errors import DownloadFailed, InternalServerError, ModelNotFound, OutOfResources
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.config import DEFAULT_ALLOWED_URLS
 
 log = logging.getLogger(__name__)

@@ -10,11 +10,11 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from wsgi_ts.errors import InvalidModel, OutOfResources
+from wsgi_ts.quick_dataclass import dataclass
 
 MAX_NAME_BYTES = 1024
 _MAX_COMPONENT_BYTES = 255

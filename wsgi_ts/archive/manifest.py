@@ -12,7 +12,7 @@ import stat
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +21,7 @@ import yaml
 
 from wsgi_ts.archive.entries import DEFAULT_LIMITS, ArchiveLimits, escape_name
 from wsgi_ts.errors import BadRequest, InvalidModel, ServerError
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.conversion import to_text
 from wsgi_ts.settings.lenient_json import parse_lenient
 from wsgi_ts.settings.model_entries import RUNTIMES, known_runtime

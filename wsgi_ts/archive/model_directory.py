@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 
 from wsgi_ts.archive.download import DownloadRules, fetch_archive, is_fetched
@@ -19,6 +18,7 @@ from wsgi_ts.archive.entries import DEFAULT_LIMITS, ArchiveLimits, escape_name
 from wsgi_ts.archive.extract import extract_archive
 from wsgi_ts.archive.manifest import MANIFEST_PATH, Manifest, check_name, read_manifest
 from wsgi_ts.errors import InternalServerError, ModelNotFound
+from wsgi_ts.quick_dataclass import dataclass
 
 log = logging.getLogger(__name__)
 

@@ -15,10 +15,11 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from urllib.parse import SplitResult, parse_qsl, quote, unquote
+
+from wsgi_ts.quick_dataclass import dataclass
 
 log = logging.getLogger(__name__)
 

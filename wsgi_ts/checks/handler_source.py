@@ -7,10 +7,10 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from wsgi_ts.checks.difference import Difference, Level
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.ts_path import shim_path
 
 _MOST_FILES = 200

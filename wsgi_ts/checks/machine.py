@@ -10,13 +10,13 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from wsgi_ts import compiled_modules
 from wsgi_ts.batcher.shm.machine import machine_problem
 from wsgi_ts.cgroup import usable_cores
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.config import Config
 
 _TORCH_FLOOR = (2, 6)

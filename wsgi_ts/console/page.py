@@ -9,8 +9,9 @@ import base64
 import gzip
 import hashlib
 import re
-from dataclasses import dataclass
 from pathlib import Path
+
+from wsgi_ts.quick_dataclass import dataclass
 
 FOLDER = Path(__file__).parent
 #: What the pages are made of, besides the files in `src`.

@@ -12,12 +12,12 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsgi_ts.control.channel import Channel, ChannelClosed
 from wsgi_ts.errors import BadRequest, InternalServerError, ServerError
+from wsgi_ts.quick_dataclass import dataclass
 
 log = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from wsgi_ts.logs.plan import LogPlan
 from wsgi_ts.logs.setup import LogFiles, setup_logging
 from wsgi_ts.process import die_with_parent, enable_fault_traces, raise_open_files_limit
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.run_files import RunFiles
 from wsgi_ts.settings.config import Config
 

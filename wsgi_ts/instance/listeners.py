@@ -12,9 +12,10 @@ import os
 import socket
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.address import Address
 from wsgi_ts.settings.config import Config
 

@@ -6,10 +6,10 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from wsgi_ts.process import ProcessIdentity, boot_id
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.run_files import RunFiles
 
 _PREFIX = re.compile(r"wsgi-ts-[0-9a-f]{32}")

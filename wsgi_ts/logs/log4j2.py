@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 from xml.parsers import expat
 
 from wsgi_ts.logs.notation import LogConfigError, level_number, substitute, with_our_names
 from wsgi_ts.logs.plan import CONSOLE_CLASS, file_handler, line_format
+from wsgi_ts.quick_dataclass import dataclass
 
 _ROLLING = ("rollingfile", "rollingrandomaccessfile")
 _FILES = ("file", "randomaccessfile", "memorymappedfile")

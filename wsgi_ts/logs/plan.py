@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
+
+from wsgi_ts.quick_dataclass import dataclass
 
 FILE_CLASS = "wsgi_ts.logs.setup.FileHandler"
 CONSOLE_CLASS = "wsgi_ts.logs.setup.ConsoleHandler"

@@ -15,8 +15,9 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+
+from wsgi_ts.quick_dataclass import dataclass
 
 log = logging.getLogger(__name__)
 

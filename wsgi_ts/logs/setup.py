@@ -12,7 +12,7 @@ import os
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from wsgi_ts.logs.output import LogFile, Output, write_in_background
 from wsgi_ts.logs.plan import LogPlan
 from wsgi_ts.logs.rotation import Rotation
 from wsgi_ts.logs.text import safe_text
+from wsgi_ts.quick_dataclass import dataclass
 
 #: As TorchServe writes it; `{ms}` stands for the milliseconds, for which strftime has nothing.
 ISO8601 = "%Y-%m-%dT%H:%M:%S,{ms}"

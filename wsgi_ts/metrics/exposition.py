@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal
 
 from wsgi_ts.metrics.specification import MetricSpec
+from wsgi_ts.quick_dataclass import dataclass
 
 #: Values from here on, and below the other one, are written with an exponent.
 _EXPONENT_FROM = 1e7

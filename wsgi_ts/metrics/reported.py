@@ -13,7 +13,7 @@ import logging
 import re
 from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from wsgi_ts.metrics.specification import (
     MetricsSpecification,
     load_specification,
 )
+from wsgi_ts.quick_dataclass import dataclass
 
 log = logging.getLogger(__name__)
 

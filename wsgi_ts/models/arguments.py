@@ -6,10 +6,10 @@ REST, gRPC, the API description and the manager go by these tables. They are lig
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from wsgi_ts.errors import BadRequest
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.kinds import FLAG, INT32, TEXT
 from wsgi_ts.settings.model_entries import RUNTIMES, known_runtime
 from wsgi_ts.settings.table import Setting, argument, settings_of

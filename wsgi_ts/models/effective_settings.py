@@ -7,10 +7,10 @@ TorchServe's order of precedence, which is not the same for all settings.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from wsgi_ts.models.arguments import RegisterArguments
 from wsgi_ts.models.model_yaml import ModelYaml
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.config import Config
 from wsgi_ts.settings.table import settings_of
 

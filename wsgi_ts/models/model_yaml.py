@@ -4,16 +4,15 @@
 nothing, as in TorchServe: it is warned of, with file, line and key, and counts as not given.
 """
 
-# ruff: noqa: RUF009 (setting() and ours() are dataclasses.field() with a row of the table)
-
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from wsgi_ts.archive.manifest import YamlSettings
 from wsgi_ts.errors import InvalidModel
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.config import BATCH_POLICIES
 from wsgi_ts.settings.kinds import DEVICE_IDS, FLAG, SECTION, TEXT, choice, whole
 from wsgi_ts.settings.table import ours, setting, settings_of

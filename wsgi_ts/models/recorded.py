@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from wsgi_ts.archive.manifest import check_name
 from wsgi_ts.errors import BadRequest
 from wsgi_ts.models.model_yaml import ModelYaml
 from wsgi_ts.models.version import ModelVersion
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.config import Config
 from wsgi_ts.settings.conversion import to_boolean, to_text, to_whole_number
 from wsgi_ts.settings.model_entries import convert_entry, known_runtime

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 
 from wsgi_ts.errors import ServerError
 from wsgi_ts.models.manager import ModelManager
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.version import ModelVersion
+from wsgi_ts.quick_dataclass import dataclass
 
 log = logging.getLogger(__name__)
 

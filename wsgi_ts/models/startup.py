@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from wsgi_ts.errors import ConflictStatus, ServerError
@@ -13,6 +13,7 @@ from wsgi_ts.models.recorded import RecordedModel, SnapshotError, parse_models, 
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.snapshots import SnapshotWriter
 from wsgi_ts.plugins.found import found_in
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.config import Config
 
 # TorchServe's users look for these lines; they are the supervisor's.

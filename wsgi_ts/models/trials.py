@@ -14,7 +14,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from wsgi_ts.archive.manifest import Manifest
@@ -26,6 +26,7 @@ from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.version import ModelVersion, Trial
 from wsgi_ts.models.workers import WorkerScaler, limit_workers
 from wsgi_ts.process import is_readable
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.config import BATCH_POLICIES, Config
 
 log = logging.getLogger(__name__)

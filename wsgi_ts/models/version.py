@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from wsgi_ts.archive.model_directory import ModelDirectory
@@ -12,6 +12,7 @@ from wsgi_ts.errors import ConflictStatus
 from wsgi_ts.gpu.assign import Placement
 from wsgi_ts.messages import ModelSpec, WorkerReport, WorkerState
 from wsgi_ts.models.model_yaml import ModelYaml
+from wsgi_ts.quick_dataclass import dataclass
 
 #: States of a worker in which it has never been of use yet.
 LOADING_STATES = ("starting", "loading")

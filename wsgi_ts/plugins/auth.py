@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from wsgi_ts.errors import ServerError, ServiceUnavailable
 from wsgi_ts.plugins.api import Head, Principal, Refuse
 from wsgi_ts.plugins.found import found_in
 from wsgi_ts.plugins.report import PluginReport
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.config import Config
 
 _MOST_KNOWN = 4096

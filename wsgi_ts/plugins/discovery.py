@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from wsgi_ts.plugins.api import ENDPOINT_TYPES, GROUPS, NAMED_ONLY, Mark, mark_of
 from wsgi_ts.plugins.described import operations_of
 from wsgi_ts.plugins.found import Found, PluginError, add_folders, bare, check_api, folders, import_object
+from wsgi_ts.quick_dataclass import dataclass
 
 if TYPE_CHECKING:
     from importlib import metadata

@@ -6,11 +6,11 @@ import dataclasses
 import importlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsgi_ts.plugins.api import API, API_NAME, ENDPOINT_TIMEOUT_S, Marked
+from wsgi_ts.quick_dataclass import dataclass
 
 
 class PluginError(Exception):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from wsgi_ts import TORCHSERVE_VERSION
 from wsgi_ts.models.arguments import LOAD_PARAMETERS, MAX_PAGE, MODEL_NAME, RegisterArguments, ScaleArguments
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.rest import schemas
 from wsgi_ts.rest.openapi_plugins import with_endpoints
 from wsgi_ts.rest.schemas import Schema

@@ -16,10 +16,12 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+from wsgi_ts.quick_dataclass import dataclass
 
 log = logging.getLogger(__name__)
 

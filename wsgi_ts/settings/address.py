@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+
+from wsgi_ts.quick_dataclass import dataclass
 
 _ADDRESS = re.compile(
     r"(?P<scheme>https?)://(?P<host>\[[0-9a-f:.]+\]|[^\s:/\[\]]+)(?::(?P<port>[0-9]+))?|unix:(?P<path>/.*)",

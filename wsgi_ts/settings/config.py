@@ -4,18 +4,16 @@ The launcher reads file, environment and command line into a `Config` (`wsgi_ts.
 as JSON; every other process reads that JSON and nothing else. `Config()` holds all the defaults.
 """
 
-# ruff: noqa: RUF009 (setting() and ours() are dataclasses.field() with a row of the table)
-
 from __future__ import annotations
 
 import json
 import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsgi_ts.logs.text import safe_text
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings import kinds
 from wsgi_ts.settings.address import Address
 from wsgi_ts.settings.kinds import BOOLEAN, PATH, TEXT, integer

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.address import Address, parse_address
 from wsgi_ts.settings.conversion import shown, to_boolean, to_text, to_whole_number
 from wsgi_ts.settings.model_entries import parse_models, parse_object

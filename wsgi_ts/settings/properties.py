@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.lenient_json import join_surrogates
 
 _BLANKS = " \t\f"

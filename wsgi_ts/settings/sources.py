@@ -11,12 +11,12 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsgi_ts.cgroup import usable_cores
 from wsgi_ts.logs.text import safe_text
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.run_files import default_run_dir
 from wsgi_ts.settings.address import Address
 from wsgi_ts.settings.config import Config, ConfigError, property_settings

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.kinds import Kind
 
 

@@ -13,13 +13,13 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from wsgi_ts.control.channel import Channel
 from wsgi_ts.instance.run_directory import RunDirectory
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.process import INSTANCE_VARIABLE, Child
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.restart_backoff import RestartBackoff
 from wsgi_ts.supervisor.child_output import StderrRelay
 from wsgi_ts.supervisor.loop import MainLoop

@@ -11,7 +11,7 @@ import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, NamedTuple
 
 from wsgi_ts.batcher.shm import layout
@@ -21,6 +21,7 @@ from wsgi_ts.messages import WorkerReport, WorkerState
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.version import ModelVersion, WorkerRecord
 from wsgi_ts.process import resident_bytes
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.supervisor.metrics.board import sums
 
 #: How old what is known of a process's memory may be, in seconds, before it is read again.

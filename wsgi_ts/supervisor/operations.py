@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from wsgi_ts.control.server import Operation, Peer
@@ -13,6 +12,7 @@ from wsgi_ts.errors import BadRequest, InternalServerError, ModelNotFound, Servi
 from wsgi_ts.models.manager import ModelManager
 from wsgi_ts.models.queries import ModelQueries
 from wsgi_ts.models.registry import Registry
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.security.tokens import INFERENCE, MANAGEMENT, KeyFileError, KeyRing
 from wsgi_ts.supervisor.console import ConsoleData
 from wsgi_ts.supervisor.loop import MainLoop

@@ -6,7 +6,9 @@ Pure bookkeeping of the supervisor's main thread: it sends nothing and removes n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from wsgi_ts.quick_dataclass import dataclass
 
 
 @dataclass(slots=True)

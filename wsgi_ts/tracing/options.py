@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.run_files import RunFiles
 from wsgi_ts.settings.config import Config
 

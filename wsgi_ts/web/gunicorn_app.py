@@ -15,7 +15,6 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from wsgi_ts.instance.instance import Instance, begin_process
 from wsgi_ts.logs.setup import LogFiles
 from wsgi_ts.plugins.report import PluginReport
 from wsgi_ts.process import die_with_parent, set_process_title
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.rest.apps import KINDS, build_app
 from wsgi_ts.security.tls import listener_context
 from wsgi_ts.web.gunicorn_config import both, read_gunicorn_config

@@ -12,12 +12,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wsgi_ts.batcher.shm.request_codec import Answer
 from wsgi_ts.control.client import ControlPlane
 from wsgi_ts.errors import ServiceUnavailable
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.rest.console import EVENTS_PATH, SnapshotEvent, snapshot_event
 from wsgi_ts.web.connection import Connection, Phase
 from wsgi_ts.web.gate import GatedAccess

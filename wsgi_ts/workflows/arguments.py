@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from wsgi_ts.errors import BadRequest
 from wsgi_ts.models.arguments import MODEL_NAME
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.kinds import FLAG, INT32, TEXT
 from wsgi_ts.settings.table import argument
 

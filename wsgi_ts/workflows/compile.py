@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
 from wsgi_ts.dataplane.graph import DEFAULT, SKIP, Graph, Node
 from wsgi_ts.errors import InvalidDag
 from wsgi_ts.messages import FunctionKind
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.workflows.spec import Node as SpecNode
 from wsgi_ts.workflows.spec import NodeKind, WorkflowSpec
 

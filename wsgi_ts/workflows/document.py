@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from wsgi_ts.archive.manifest import expanded_nodes
+from wsgi_ts.quick_dataclass import dataclass
 
 #: The keys that lead to a value from the top of the document.
 Keys = tuple[Any, ...]

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from itertools import pairwise
+
+from wsgi_ts.quick_dataclass import dataclass
 
 _ORDER_SWEEPS = 12
 _HEIGHT_SWEEPS = 40

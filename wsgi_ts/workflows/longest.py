@@ -6,10 +6,9 @@ a longest time; it is told, and holds without a clock of its own (batcher/README
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from wsgi_ts.dataplane.graph import Graph, Node
 from wsgi_ts.dataplane.graph_walk import MOST_ELEMENTS
+from wsgi_ts.quick_dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 
 from wsgi_ts.errors import BadRequest, ServerError, ServiceUnavailable
@@ -14,6 +13,7 @@ from wsgi_ts.messages import FUNCTION_FAILED
 from wsgi_ts.models.manager import ModelManager
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.version import ModelVersion
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.workflows.compile import model_name
 from wsgi_ts.workflows.spec import Node
 from wsgi_ts.workflows.workflow import Workflow

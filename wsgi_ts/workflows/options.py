@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from wsgi_ts.errors import InvalidDag
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.conversion import shown
 from wsgi_ts.workflows.document import Document
 

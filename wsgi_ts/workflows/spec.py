@@ -8,12 +8,13 @@ line.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import Enum
 from typing import Any
 
 from wsgi_ts.archive.manifest import check_name
 from wsgi_ts.errors import BadRequest, InvalidDag, InvalidWorkflow
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.conversion import shown
 from wsgi_ts.workflows.document import Document, NoYaml, read_document
 from wsgi_ts.workflows.options import NO_OPTIONS, NodeOptions, read_options, wrong

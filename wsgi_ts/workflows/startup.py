@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from wsgi_ts.errors import ConflictStatus, ServerError
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.startup import ModelsToStart
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.config import Config
 from wsgi_ts.workflows.manager import WorkflowManager
 

@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,6 +16,7 @@ from wsgi_ts.archive.entries import DEFAULT_LIMITS, ArchiveLimits, escape_name
 from wsgi_ts.archive.manifest import check_name, parsed_as, read_json_object, read_small_file, text_of
 from wsgi_ts.archive.model_directory import unpack
 from wsgi_ts.errors import InternalServerError, InvalidModel, InvalidWorkflow, ModelNotFound, WorkflowNotFound
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.workflows.spec import WorkflowSpec, parse_spec
 
 log = logging.getLogger(__name__)

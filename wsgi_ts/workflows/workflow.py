@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from typing import Any
 
 from wsgi_ts.errors import InvalidDag
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.workflows.arguments import WorkflowArguments
 from wsgi_ts.workflows.compile import CompiledWorkflow, compile_workflow, model_name
 from wsgi_ts.workflows.longest import Longest, longest

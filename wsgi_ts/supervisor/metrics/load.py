@@ -10,12 +10,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.layout import ModelWord
 from wsgi_ts.metrics.exposition import Family
 from wsgi_ts.metrics.specification import GAUGE
+from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.supervisor.metrics.board import MODEL_LABELS, ModelCounts
 
 #: Rates are over this time at least, in seconds, once the server has been looked at for so long.
