@@ -25,7 +25,8 @@ class ModelSpec:
     `functions` are those of a workflow's handler file that the workers of this version run, by the name in a request:
     `model` and `function` are its names outside and in the file, `kind` one of FunctionKind, `batch_size` how many
     requests it takes at a time.
-    Where `needs_preloaded` is false its workers are started without waiting for `preload_modules` to be imported.
+    Where `needs_preloaded` is false its workers are started without waiting for `preload_modules` to be imported; where
+    `needs_numpy` is false, without numpy in the template that they are forks of.
     """
 
     index: int
@@ -68,6 +69,7 @@ class ModelSpec:
     min_workers: int = 1
     max_workers: int = 1
     needs_preloaded: bool = True
+    needs_numpy: bool = True
     functions: dict[str, dict[str, Any]] = field(default_factory=dict)
     shown_name: str = ""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from importlib import import_module
-from typing import Final
+from typing import Any, Final
 
 from wsgi_ts.batcher.shm import layout, stream
 from wsgi_ts.batcher.shm.board import Board
@@ -48,11 +48,7 @@ class SlotClient:
         self._buffer = segment.buffer
         self._states = segment.states
         self._cancels = segment.cancels
-        # Processes without a segment have this module too, and no use for numpy: an eighth of a second, and 15 MB.
-        np = import_module("numpy")
-        # The low byte of each state word, as one array: the scan for answers is a single comparison.
-        low_byte = 0 if sys.byteorder == "little" else layout.WORD - 1
-        self._scan = np.frombuffer(segment.states, dtype=np.uint8)[low_byte :: layout.WORD]
+        self._scan: Any = None
         self._rings = [RingProducer(segment, index) for index in range(batchers)]
         self._bells = [board.batcher_bell(index) for index in range(batchers)]
         slots = self._layout.slots
@@ -173,6 +169,8 @@ class SlotClient:
         """
         if not self.in_flight:
             return []
+        if self._scan is None:
+            self._scan = self._low_bytes()
         found: list[int] = (self._scan[: self._highest] >= layout.FIRST_ANSWERED).nonzero()[0].tolist()
         states, generations, submitted = self._states, self._generations, self._submitted
         for slot in found:
@@ -182,6 +180,13 @@ class SlotClient:
         if found and self._quiet:
             return [slot for slot in found if slot not in self._quiet or self._has_moved(slot)]
         return found
+
+    def _low_bytes(self) -> Any:
+        """Returns the low byte of each state word, as one array: the scan for answers is a single comparison."""
+        # With the first request: many processes never have one, and numpy takes an eighth of a second, and 15 MB.
+        np = import_module("numpy")
+        low_byte = 0 if sys.byteorder == "little" else layout.WORD - 1
+        return np.frombuffer(self._states, dtype=np.uint8)[low_byte :: layout.WORD]
 
     def look_over(self) -> None:
         """Finds state words that were written over so that nobody would ever answer; to be called from time to time."""

@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
-import importlib
-import logging
 import os
 import socket
 import sys
@@ -21,6 +19,7 @@ from typing import NoReturn
 
 from wsgi_ts import messages
 from wsgi_ts.batcher.spawn.process import load_entry
+from wsgi_ts.batcher.template.imports import import_beforehand, import_numpy
 from wsgi_ts.batcher.template.template import Template
 from wsgi_ts.control.channel import Channel
 from wsgi_ts.logs.output import flush_outputs
@@ -29,11 +28,9 @@ from wsgi_ts.logs.setup import setup_logging
 from wsgi_ts.metrics.reported import ModelMetrics
 from wsgi_ts.process import die_with_parent, set_process_title
 
-log = logging.getLogger(__name__)
-
 DEFAULT_ENTRY = "wsgi_ts.batcher.worker.main:run"
 #: What every worker needs: loaded once here, shared by all forks.
-_FOR_ALL = ("numpy.random", "wsgi_ts.handlers.serving.service")
+_FOR_ALL = "wsgi_ts.handlers.serving.service"
 #: What most handlers that use torch import besides.
 _TORCH_HANDLERS = "wsgi_ts.handlers.bundled.base"
 _PR_SET_CHILD_SUBREAPER = 36
@@ -46,8 +43,7 @@ def main() -> NoReturn:
     options = _parse_arguments()
     logs = setup_logging(LogPlan.read(options.log_plan))
     set_process_title(f"wsgi-ts: worker template {options.device}")
-    for name in _FOR_ALL:
-        _import_beforehand(name)
+    import_beforehand(_FOR_ALL)
     entry = load_entry(options.entry)
     metrics = ModelMetrics.load(options.metrics_config, options.metrics_mode, options.metrics_auto_detect)
     fd, warm_pid = options.fd, None
@@ -78,21 +74,13 @@ def _warm_up(options: argparse.Namespace) -> messages.TemplateReady:
     Without torch, which is the default, the server still runs handlers that do not use it.
     """
     set_process_title(f"wsgi-ts: warm worker template {options.device}")
-    missing = {name: reason for name in options.preload if (reason := _import_beforehand(name)) is not None}
+    if options.preload:
+        import_numpy()
+    missing = {name: reason for name in options.preload if (reason := import_beforehand(name)) is not None}
     missing.pop("torch", None)
     if "torch" in sys.modules:
-        _import_beforehand(_TORCH_HANDLERS)
+        import_beforehand(_TORCH_HANDLERS)
     return messages.TemplateReady(missing)
-
-
-def _import_beforehand(name: str) -> str | None:
-    """Imports a module; returns None, or why it cannot be."""
-    try:
-        importlib.import_module(name)
-    except Exception as error:  # a module may raise whatever it likes; its workers will say more
-        log.warning("The worker template cannot import %s (%s): handlers that need it will fail", name, error)
-        return " ".join(str(error).split()) or type(error).__name__
-    return None
 
 
 def _parse_arguments() -> argparse.Namespace:

@@ -27,6 +27,7 @@ from wsgi_ts.batcher.shm.group_board import group_name
 from wsgi_ts.batcher.shm.mailbox import mailbox_name
 from wsgi_ts.batcher.spawn.exit import WORKER_VARIABLE, exit_fields, kill_descendants, kill_leftovers, worker_mark
 from wsgi_ts.batcher.spawn.process import Entry, Spawned, spawn
+from wsgi_ts.batcher.template.imports import import_numpy
 from wsgi_ts.batcher.template.output import WorkerOutput
 from wsgi_ts.control.channel import Channel, ChannelClosed
 from wsgi_ts.control.codec import FROM_TEMPLATE, FROM_WORKER, TO_TEMPLATE, UnknownMessage
@@ -166,6 +167,8 @@ class Template:
         self._batcher.send(FROM_TEMPLATE.encode(message))
 
     def _start(self, order: messages.SpawnWorker) -> None:
+        if order.spec.needs_numpy:
+            import_numpy()
         try:
             process = spawn(order, self._entry)
         except OSError as error:

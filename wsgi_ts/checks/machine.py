@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 import resource
 import shutil
@@ -60,11 +59,13 @@ def check_clock() -> Iterator[Finding]:
 
 def check_python() -> Iterator[Finding]:
     """Versions of Python and of the libraries that it takes; torch is looked up, not imported."""
+    from importlib import metadata  # with the package for mails that it needs; the supervisor has this module, too
+
     yield Finding("OK", "Python", f"{platform.python_version()} ({sys.executable})")
     for package in ("torch", *_LIBRARIES):
         try:
-            version = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
             yield Finding("FAIL", package, f"not installed; run: {sys.executable} -m pip install {package}")
             continue
         if package == "torch" and _version(version) < _TORCH_FLOOR:

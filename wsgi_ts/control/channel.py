@@ -13,9 +13,10 @@ import json
 import logging
 import socket
 import struct
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from wsgi_ts.control.codec import Message, Messages, UnknownMessage
+if TYPE_CHECKING:  # some thirty classes, which only few of the processes with a channel have a use for
+    from wsgi_ts.control.codec import Message, Messages
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class Channel:
         for frame in self.receive_ready():
             try:
                 received.append(messages.decode(frame))
-            except UnknownMessage as error:
+            except ValueError as error:  # UnknownMessage
                 log.error("%s from %s: its version does not fit ours", error, sender)
         return received
 

@@ -16,6 +16,9 @@ from wsgi_ts.quick_dataclass import dataclass
 
 log = logging.getLogger(__name__)
 
+#: libyaml's, ten times as fast, where PyYAML was built with it.
+_Loader: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 #: The file that counts where `metrics_config` names none.
 DEFAULT_FILE = Path(__file__).with_name("metrics.yaml")
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
@@ -104,7 +107,7 @@ def built_in_specification() -> MetricsSpecification:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise MetricsConfigError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError) as error:

@@ -1,7 +1,7 @@
-"""Whether a handler needs what is imported once for all model workers (`preload_modules`, torch).
+"""Whether a handler needs what is imported once for all model workers: `preload_modules` (torch), numpy.
 
-Its workers need not wait for that import if it does not. This is a guess from the handler's source, on the safe side:
-where it is wrong a worker imports by itself what it needs, which takes longer and memory of its own.
+Its workers need not wait for an import that it does not need. This is a guess from the handler's source, on the safe
+side: where it is wrong a worker imports by itself what it needs, which takes longer and memory of its own.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import ast
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 #: Modules of Python's own with which a handler may import any other.
 _IMPORTERS = frozenset({"importlib", "runpy", "pkgutil", "imp", "pickle"})
 _IMPORTING_CALLS = frozenset({"__import__", "exec", "eval"})
-#: What every worker has: Python's own modules, numpy, and those of ours that import nothing else.
-_AT_HAND = (frozenset(sys.stdlib_module_names) - _IMPORTERS) | {"numpy", "__future__"}
+_NUMPY = "numpy"
+#: What every worker has, or gets in a moment: Python's own modules, numpy, those of ours that import nothing else.
+_AT_HAND = (frozenset(sys.stdlib_module_names) - _IMPORTERS) | {_NUMPY, "__future__"}
 OURS_AT_HAND = (
     "ts.context",
     "ts.metrics",
@@ -29,14 +31,23 @@ _MOST_FILES = 16
 _MOST_BYTES = 1_000_000
 
 
-def needs_preloaded(handler: str, model_dir: Path) -> bool:
-    """Whether a handler imports more than every model worker has, as far as its source tells.
+class Needs(NamedTuple):
+    """What a handler needs of what its worker template imports: the preloaded modules, numpy."""
+
+    preloaded: bool
+    numpy: bool
+
+
+def needs_of(handler: str, model_dir: Path) -> Needs:
+    """What a handler needs, as far as its source tells: everything where it imports more than every worker has.
 
     It is given as a manifest names it: `file.py`, `module:function`, the name of a bundled one.
     """
+    everything = Needs(preloaded=True, numpy=True)
+    numpy = False
     file = model_dir / handler.partition(":")[0]
     if not file.name:
-        return True
+        return everything
     # Of a bundled handler there is no such file, and it does need torch.
     pending = [file.with_name(f"{file.name.removesuffix('.py')}.py")]
     folders = {pending[0].parent, model_dir}
@@ -45,19 +56,21 @@ def needs_preloaded(handler: str, model_dir: Path) -> bool:
         source = pending.pop()
         seen.add(source)
         if len(seen) > _MOST_FILES:
-            return True
+            return everything
         try:
             text = source.read_bytes()
             imported = set(_imported(ast.parse(text))) if len(text) <= _MOST_BYTES else {"?"}
         except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-            return True
+            return everything
         for name in imported:
             own = _own_module(name, folders)
             if own is not None:
                 pending += [own] if own not in seen else []
             elif not _is_at_hand(name):
-                return True
-    return False
+                return everything
+            elif name.partition(".")[0] == _NUMPY:
+                numpy = True
+    return Needs(preloaded=False, numpy=numpy)
 
 
 def _imported(tree: ast.AST) -> Iterator[str]:

@@ -27,7 +27,7 @@ from wsgi_ts.metrics.specification import DEFAULT_FILE
 from wsgi_ts.models.arguments import RegisterArguments, check_count
 from wsgi_ts.models.effective_settings import EffectiveSettings, effective_settings
 from wsgi_ts.models.environment import ModelEnvironments, interpreter
-from wsgi_ts.models.handler_imports import needs_preloaded
+from wsgi_ts.models.handler_imports import Needs, needs_of
 from wsgi_ts.models.model_yaml import ModelYaml, check_parallel, launch_options, parse_model_yaml
 from wsgi_ts.models.recorded import RecordedModel
 from wsgi_ts.models.registry import Registry
@@ -250,7 +250,8 @@ class ModelPreparer:
         torchrun = launch_options(yaml)
         handler = handler or manifest.handler or config.default_service_handler or ""
         # Another interpreter has nothing of the template, and torchrun is a part of torch.
-        preloaded = torchrun is not None or (python is None and needs_preloaded(handler, directory.path))
+        needs = Needs(preloaded=False, numpy=False) if python else needs_of(handler, directory.path)
+        envelope = manifest.raw.get("model", {}).get("envelope") or config.service_envelope
         # What the file alone says, and then what several may say: fields of the same name.
         by_name = {
             each.name: getattr(source, each.name)
@@ -267,7 +268,7 @@ class ModelPreparer:
             manifest=manifest.raw or None,
             config_file=manifest.config_file,
             runtime=runtime,
-            envelope=manifest.raw.get("model", {}).get("envelope") or config.service_envelope,
+            envelope=envelope,
             decode_input_request=config.decode_input_request,
             limit_max_image_pixels=config.limit_max_image_pixels,
             max_response_bytes=config.max_response_size,
@@ -275,7 +276,9 @@ class ModelPreparer:
             python=python,
             ranks=torchrun.nproc_per_node if torchrun else 0,
             torchrun=dataclasses.asdict(torchrun) if torchrun else None,
-            needs_preloaded=preloaded,
+            needs_preloaded=torchrun is not None or needs.preloaded,
+            # Some envelopes make arrays of what they unpack.
+            needs_numpy=needs.numpy or (envelope is not None and python is None),
             **by_name,
         )
 

@@ -11,6 +11,7 @@ import json
 import logging
 import socket
 import ssl
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -45,7 +46,12 @@ class PageResource:
     """One page: `/console` or `/docs`."""
 
     def __init__(self, name: str) -> None:
-        self._page = Page.load(name)
+        self._name = name
+
+    @cached_property
+    def _page(self) -> Page:
+        """The page: read and compressed when it is asked for, which it never is on most servers."""
+        return Page.load(self._name)
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answers with the page, compressed where the browser takes that."""

@@ -12,7 +12,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from google.protobuf.message import Message
 
 from wsgi_ts.dataplane.async_plane import AsyncPlane
@@ -196,6 +195,9 @@ def _from_raw(name: str, datatype: str, raw: bytes) -> list[Any]:
     kind = _RAW.get(datatype)
     if kind is None:
         raise _invalid(f"input {name!r} has the unknown datatype {datatype!r}")
+    # Only here: most processes never see a tensor, and it takes an eighth of a second.
+    import numpy as np
+
     try:
         elements: list[Any] = np.frombuffer(raw, dtype=kind).tolist()
     except ValueError as error:

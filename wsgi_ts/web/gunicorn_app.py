@@ -159,7 +159,7 @@ class WebApplication(BaseApplication):  # type: ignore[misc]
         for address, kinds in self._kinds.items():
             self._apps[address] = build_app(kinds, self.instance)
         if self.kind == "inference":
-            import_module("numpy")  # for `SlotClient`
+            import_module("numpy")  # what `SlotClient` finds answers with
         gc.freeze()
         return next(iter(self._apps.values()))
 
