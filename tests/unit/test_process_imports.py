@@ -11,7 +11,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 #: What only some processes have a use for.
-HEAVY = {"asyncio", "falcon", "gunicorn", "importlib.metadata", "numpy", "psutil", "torch", "wsgi_ts.messages", "yaml"}
+HEAVY = {
+    *("asyncio", "falcon", "gunicorn", "importlib.metadata", "numpy", "psutil", "torch", "yaml"),
+    *("wsgi_ts.messages", "wsgi_ts.plugins.discovery"),
+}
 #: The modules that a process has imported when it begins its work, and what of the above it needs.
 PROCESSES = {
     "command": ("wsgi_ts.cli.commands", set()),
@@ -22,7 +25,7 @@ PROCESSES = {
         {"asyncio", "falcon", "gunicorn", "importlib.metadata"},
     ),
     "gRPC server": ("wsgi_ts.rpc.main", {"asyncio"}),
-    "batcher": ("wsgi_ts.batcher.main", {"wsgi_ts.messages"}),
+    "batcher": ("wsgi_ts.batcher.main", {"wsgi_ts.messages", "wsgi_ts.plugins.discovery"}),
     "worker template": (
         "wsgi_ts.batcher.template.start, wsgi_ts.batcher.worker.main, wsgi_ts.handlers.serving.service",
         {"wsgi_ts.messages", "yaml"},

@@ -19,7 +19,7 @@ from wsgi_ts.cli.activation import handed_sockets
 from wsgi_ts.control.memory_file import memory_file
 from wsgi_ts.guard.protocol import FORWARDED
 from wsgi_ts.instance.pid_file import GUARD_MODULE, SERVER_MODULE, PidFile, ServerHandle, pid_file_path
-from wsgi_ts.plugins.probe import with_plugins
+from wsgi_ts.plugins.presence import has_plugins
 from wsgi_ts.process import python_command
 from wsgi_ts.run_files import default_run_dir
 from wsgi_ts.settings.config import Config, ConfigError
@@ -80,7 +80,11 @@ def _check_temp_dir(config: Config) -> None:
 def _launch(config: Config, pid_file: PidFile | None, *, wait: bool) -> int:
     """Starts the server's guard, in the background or in the place of this process; the status is 0."""
     _check_temp_dir(config)
-    config = with_plugins(config)
+    if has_plugins(config):
+        # Only then: with all that a plugin may be.
+        from wsgi_ts.plugins.probe import with_plugins
+
+        config = with_plugins(config)
     for warning in config.warnings:
         print(f"Warning: {warning}", file=sys.stderr)
     # What was printed so far comes before what the server prints.

@@ -20,7 +20,7 @@ from wsgi_ts.control.client import ControlPlane
 from wsgi_ts.errors import ServerError
 from wsgi_ts.instance.pid_file import ServerHandle
 from wsgi_ts.instance.record import Record
-from wsgi_ts.plugins.probe import with_plugins
+from wsgi_ts.plugins.presence import has_plugins
 from wsgi_ts.settings.config import Config
 from wsgi_ts.settings.sources import CommandLine, load_config
 
@@ -37,7 +37,12 @@ def upgrade(command_line: CommandLine, run_dir: Path, *, limit_s: float) -> int:
     Raises:
         ConfigError: the new configuration makes no sense; the server is not touched.
     """
-    config = with_plugins(load_config(command_line, os.environ))
+    config = load_config(command_line, os.environ)
+    if has_plugins(config):
+        # Only then: with all that a plugin may be.
+        from wsgi_ts.plugins.probe import with_plugins
+
+        config = with_plugins(config)
     for warning in config.warnings:
         print(f"Warning: {warning}", file=sys.stderr)
     record = Record.find(run_dir)

@@ -22,7 +22,8 @@ from wsgi_ts.errors import ServerError
 from wsgi_ts.models.recorded import RecordedModel
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.plugins.snapshot import Store
-from wsgi_ts.settings.config import Config, property_settings
+from wsgi_ts.settings.config import Config
+from wsgi_ts.settings.given import given_settings
 from wsgi_ts.settings.properties import format_property
 from wsgi_ts.settings.sources import SNAPSHOT_NAME
 from wsgi_ts.whole_files import replace_file
@@ -186,31 +187,6 @@ class SnapshotWriter:
         for (name, version), model in everything.items():
             models.setdefault(name, {})[version] = model.to_json()
         return models, len(everything)
-
-
-def given_settings(config: Config) -> dict[str, str]:
-    """The settings that are not at their defaults, and the addresses, as text that reads back as the same."""
-    default = Config()
-    rows = {}
-    for key in property_settings():
-        value = getattr(config, key)
-        if key == "load_models":
-            rows[key] = config.initial_models
-        elif key == "load_workflows":
-            rows[key] = ",".join(url if name is None else f"{name}={url}" for name, url in value)
-        elif key != "model_snapshot" and (value != getattr(default, key) or key.endswith("_address")):
-            rows[key] = _text(value)
-    return {key: text for key, text in rows.items() if text}
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict):
-        return json.dumps(value)
-    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _stamp_after(newest: str | None) -> str:

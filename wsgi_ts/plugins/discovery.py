@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from wsgi_ts.plugins.api import ENDPOINT_TYPES, GROUPS, NAMED_ONLY, Mark, mark_of
 from wsgi_ts.plugins.described import operations_of
-from wsgi_ts.plugins.found import Found, PluginError, add_folders, bare, check_api, folders, import_object
+from wsgi_ts.plugins.found import Found, PluginError, add_folders, bare, check_api, folders, import_object, said
+from wsgi_ts.plugins.presence import PREFIX
 from wsgi_ts.quick_dataclass import dataclass
 
 if TYPE_CHECKING:
     from importlib import metadata
 
-_PREFIX = "wsgi_ts."
 #: What an object that was not decorated is taken for: the group by the methods that no other has.
 _TELLING = {"auth": ("authenticate",), "snapshot": ("save", "last"), "metrics": ("emit",), "fetch": ("open", "scheme")}
 POLICY_METHODS = ("key", "cost", "admit", "wait")
@@ -50,11 +50,6 @@ def find_plugins(wanted: Wanted) -> list[Found]:
     return _without_doubles(list(unique.values()))
 
 
-def entry_points_exist() -> bool:
-    """Whether anything that is installed names a plugin; imports none of them."""
-    return any(entry.group.startswith(_PREFIX) for entry in _entry_points(_distributions()))
-
-
 def jars(plugins_path: str) -> list[Path]:
     """The jars in the folders: plugins for a Java machine, which this server has not."""
     return [jar for folder in folders(plugins_path) for jar in sorted(folder.glob("*.jar"))]
@@ -70,7 +65,7 @@ def _distributions() -> Iterator[metadata.Distribution]:
 def _entry_points(distributions: Iterable[metadata.Distribution]) -> Iterator[metadata.EntryPoint]:
     for distribution in distributions:
         for entry in distribution.entry_points:
-            if entry.group.startswith(_PREFIX):
+            if entry.group.startswith(PREFIX):
                 yield entry
 
 
@@ -79,7 +74,7 @@ def _installed(wanted: Wanted) -> Iterator[Found]:
     for distribution in _distributions():
         in_folder = _is_in(distribution, folders(wanted.plugins_path))
         for entry in _entry_points([distribution]):
-            group = entry.group.removeprefix(_PREFIX)
+            group = entry.group.removeprefix(PREFIX)
             named = entry.name in wanted.plugins or (in_folder and not wanted.plugins)
             if named or (not wanted.plugins and group not in NAMED_ONLY):
                 name, version = distribution.metadata["Name"], distribution.version
@@ -211,12 +206,6 @@ def _without_doubles(found: list[Found]) -> list[Found]:
         else:
             result.append(each)
     return result
-
-
-def said(error: BaseException) -> str:
-    """An exception on one line; of a plugin's own with its type."""
-    text = " ".join(str(error).split())
-    return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 #: What a plugin of the group `events` is told.

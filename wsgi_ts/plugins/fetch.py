@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from wsgi_ts.plugins.discovery import said
-from wsgi_ts.plugins.found import Found, add_folders, found_in, import_object, made
+from wsgi_ts.plugins.found import Found, add_folders, found_in, import_object, made, said
 from wsgi_ts.plugins.report import LOADED, PluginReport
 from wsgi_ts.process import python_command
 from wsgi_ts.settings.config import Config

@@ -112,3 +112,9 @@ def add_folders(plugins_path: str) -> None:
         for place in (folder, *sorted(folder.glob("*.whl"))):
             if str(place) not in sys.path:
                 sys.path.append(str(place))
+
+
+def said(error: BaseException) -> str:
+    """An exception on one line; of a plugin's own with its type."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, PluginError) else f"{type(error).__name__}: {text}".removesuffix(": ")

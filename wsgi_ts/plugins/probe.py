@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from wsgi_ts.logs.text import safe_text
-from wsgi_ts.plugins.discovery import Wanted, entry_points_exist, find_plugins, jars, said
-from wsgi_ts.plugins.found import Found, found_in, import_object, made
+from wsgi_ts.plugins.discovery import Wanted, find_plugins, jars
+from wsgi_ts.plugins.found import Found, found_in, import_object, made, said
+from wsgi_ts.plugins.presence import has_plugins
 from wsgi_ts.process import python_command
 from wsgi_ts.settings.config import Config, ConfigError
 
@@ -27,11 +28,6 @@ JAR = (
     "{jar} is a plugin for Java, which this server does not have: write it in Python, in one file "
     "(`wsgi-ts plugin new endpoint NAME`, docs/plugins.md)"
 )
-
-
-def has_plugins(config: Config) -> bool:
-    """Whether there is anything to look at; costs a few milliseconds."""
-    return bool(config.plugins_path or config.plugin or config.middleware) or entry_points_exist()
 
 
 def with_plugins(config: Config) -> Config:

@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from wsgi_ts.plugins.discovery import said
-from wsgi_ts.plugins.found import Found, add_folders, found_in, import_object, made
+from wsgi_ts.plugins.found import Found, add_folders, found_in, import_object, made, said
 from wsgi_ts.run_files import RunFiles
 from wsgi_ts.settings.config import Config
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from wsgi_ts.control.client import QUICK_CALL_S, ControlPlane
 from wsgi_ts.errors import ModelNotFound
 from wsgi_ts.models.arguments import MAX_PAGE
-from wsgi_ts.models.snapshots import given_settings
 from wsgi_ts.plugins.api import ModelView, Prediction, WorkerView
 from wsgi_ts.rest.responses import encode_json
+from wsgi_ts.settings.given import given_settings
 
 if TYPE_CHECKING:
     from wsgi_ts.dataplane.blocking import BlockingPlane

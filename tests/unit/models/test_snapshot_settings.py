@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from wsgi_ts.models.recorded import recorded_models
-from wsgi_ts.models.snapshots import given_settings
 from wsgi_ts.settings.config import Config, property_settings
+from wsgi_ts.settings.given import given_settings
 from wsgi_ts.settings.properties import format_property, parse_properties
 
 #: Texts of which every kind of value takes at least two.
