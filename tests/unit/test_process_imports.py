@@ -28,7 +28,7 @@ PROCESSES = {
     "batcher": ("wsgi_ts.batcher.main", {"wsgi_ts.messages", "wsgi_ts.plugins.discovery"}),
     "worker template": (
         "wsgi_ts.batcher.template.start, wsgi_ts.batcher.worker.main, wsgi_ts.handlers.serving.service",
-        {"wsgi_ts.messages", "yaml"},
+        {"asyncio", "wsgi_ts.messages", "yaml"},
     ),
 }
 
