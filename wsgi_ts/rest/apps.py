@@ -7,6 +7,7 @@ A resource with `on_request` takes every method; otherwise a method without its 
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import falcon
@@ -29,8 +30,14 @@ _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 class ApiDescription:
     """The connector's OpenAPI document: `OPTIONS /`, and `/api-description` with any method."""
 
-    def __init__(self, document: dict[str, Any]) -> None:
-        self._document = document
+    def __init__(self, kinds: Collection[str], config: Config) -> None:
+        self._kinds = kinds
+        self._config = config
+
+    @cached_property
+    def _document(self) -> dict[str, Any]:
+        """The document: made when it is asked for, which it never is on most servers."""
+        return openapi.document(self._kinds, self._config)
 
     def on_options_root(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answers `OPTIONS /`; every other method on `/` is a 405."""
@@ -82,7 +89,7 @@ def build_app(
     # A prediction has no content type unless its handler sets one.
     app.resp_options.default_media_type = None  # type: ignore[assignment]
     install_error_handlers(app)
-    description = ApiDescription(openapi.document(kinds, instance.config))
+    description = ApiDescription(kinds, instance.config)
     app.add_route("/", description, suffix="root")
     app.add_route("/api-description", description)
     if instance.config.console and {"inference", "management"} & set(kinds):
