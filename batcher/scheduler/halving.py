@@ -19,16 +19,13 @@ class Halving:
         self._most_executions = most_executions
         self._sizes: dict[int, tuple[int, float]] = {}
 
-    def again(self, jobs: list[Job], together: int) -> list[Job]:
-        """Counts an execution that has failed, and returns the jobs that run again.
-
-        `jobs` are those that are not answered, of `together` that ran together.
-        """
-        half = -(-together // 2)
+    def again(self, jobs: list[Job]) -> list[Job]:
+        """Counts an execution that has failed for these jobs, which ran together; returns those that run again."""
+        half = -(-len(jobs) // 2)
         for job in jobs:
             job.executions += 1
             job.most = half
-        if together == 1:
+        if len(jobs) == 1:
             return []
         return [job for job in jobs if job.executions < self._most_executions and not job.segment.retired]
 

@@ -70,12 +70,14 @@ class Batch:
         posted_ns = int(self.posted_at * 1e9)
         return BATCH.pack(posted_ns, self.number, worker_id, size, self.reason, 0.0, 0.0, 0.0, 0.0)
 
-    def unbegun(self) -> list[Job]:
-        """The jobs that no handler has begun."""
-        return [job for job in self.jobs if job.is_unbegun and not job.segment.retired]
+    def take_unbegun(self) -> list[Job]:
+        """Removes the jobs that no handler has begun, nor will; returns those that somebody still waits for."""
+        unbegun = [job for job in self.jobs if job.is_unbegun]
+        self.jobs = [job for job in self.jobs if not job.is_unbegun]
+        return [job for job in unbegun if not job.segment.retired]
 
     def given_back(self) -> list[Job]:
-        """The jobs of a batch that is done which its worker has not answered, since its handler failed."""
+        """The jobs that a handler has had and nobody will answer: it failed, or its worker is dead."""
         return [job for job in self.jobs if job.state == SlotState.RUNNING]
 
 

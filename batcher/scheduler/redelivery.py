@@ -31,11 +31,11 @@ def end_of_worker(model: ModelQueue, worker: Worker, oom: bool, now: float) -> l
     counted = ModelWord.TIMED_OUT if worker.killed else ModelWord.FAILED
     actions: list[Action] = []
     for batch in reversed(worker.batches):
-        again = _begun_by_dead(model, worker, batch, oom, now)
+        again = _run_again(model, worker, batch.given_back(), oom, now)
         begun = [job for job in batch.jobs if job.state in (SlotState.RUNNING, SlotState.STREAMING)]
         ended = [job for job in begun if job not in again]
         actions.append(Fail(worker.model, ended, status, WORKER_DIED, counted, batch.facts(worker.worker_id)))
-        unbegun = batch.unbegun()
+        unbegun = batch.take_unbegun()
         # What lay behind the batch that it had begun, or was to begin, has nothing to do with the worker's death.
         if batch.number <= worker.done + 1 and model.sequences is None:
             for job in unbegun:
@@ -50,23 +50,16 @@ def end_of_worker(model: ModelQueue, worker: Worker, oom: bool, now: float) -> l
 
 
 def end_of_failed(
-    model: ModelQueue, worker: Worker, batch: Batch, given_back: list[Job], oom: int, now: float
-) -> tuple[list[Job], list[Action]]:
-    """Decides about a batch that its worker has given back, since the handler has failed for all of it.
-
-    `given_back` are those of its jobs that are not answered, `oom` is the number of the worker's last batch for which
-    its memory was too small; the model has a `Halving`.
+    model: ModelQueue, worker: Worker, batch: Batch, failed: list[Job], oom: bool, now: float
+) -> tuple[list[Job], Settle]:
+    """Decides about a batch that its worker has given back, since the handler has failed for `failed`, not answered.
 
     Returns:
-        The jobs that run again, for `repeat`, and what answers the others.
+        The jobs that run again, for `repeat`, which the batch has no more, and what answers the others.
     """
-    halving = model.halving
-    if halving is None:
-        return [], []
-    if batch.number == oom:
-        halving.ran_out_of_memory(worker.worker_id, len(given_back), now)
-    repeated = halving.again(given_back, len(given_back)) if model.accepting else []
-    return repeated, [Settle(worker.model, [job for job in given_back if job not in repeated])]
+    again = _run_again(model, worker, failed, oom, now)
+    batch.jobs = [job for job in batch.jobs if job not in again]
+    return again, Settle(worker.model, [job for job in failed if job not in again])
 
 
 def repeat(model: ModelQueue, jobs: list[Job], why: str) -> list[Action]:
@@ -90,14 +83,13 @@ def requeue(model: ModelQueue, unbegun: list[Job]) -> list[Action]:
     return [Fail(model.spec.index, unbegun, NO_WORKER)]
 
 
-def _begun_by_dead(model: ModelQueue, worker: Worker, batch: Batch, oom: bool, now: float) -> list[Job]:
-    """What a dead worker had begun and runs again."""
+def _run_again(model: ModelQueue, worker: Worker, failed: list[Job], oom: bool, now: float) -> list[Job]:
+    """Which of the jobs that a handler has had, and has not answered, run again; with `oom` memory was too small."""
     if model.halving is None or not model.accepting:
         return []
-    running = batch.given_back()
-    if oom and running:
-        model.halving.ran_out_of_memory(worker.worker_id, len(running), now)
-    return model.halving.again(running, len(running))
+    if oom and failed:
+        model.halving.ran_out_of_memory(worker.worker_id, len(failed), now)
+    return model.halving.again(failed)
 
 
 def _give_up(model: ModelQueue, jobs: list[Job], status: int) -> list[Action]:

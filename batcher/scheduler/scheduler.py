@@ -273,22 +273,20 @@ class Scheduler:
                 model.sequences.ended(batch.jobs, now)
             if batch.revoked:
                 # Mostly it has been queued again already; the worker may just have begun it.
-                self._active[worker.model] = model
-                unbegun = batch.unbegun()
-                actions += requeue(model, unbegun)
-                batch.jobs = [job for job in batch.jobs if job not in unbegun]
+                actions += self.revoked(worker, batch)
                 if not batch.jobs:
                     continue
-            given_back = batch.given_back() if model.halving is not None else []
-            if given_back:
-                repeated, settled = end_of_failed(model, worker, batch, given_back, progress.oom, now)
+            failed = batch.given_back() if model.halving is not None else []
+            if failed:
+                repeated, settle = end_of_failed(model, worker, batch, failed, batch.number == progress.oom, now)
                 again += repeated
-                answered = [job for job in batch.jobs if job not in repeated]
-                actions += [*settled, *([Record(worker.model, answered, ended_at, service_s)] if answered else [])]
-                continue
-            model.learn(len(batch.jobs), service_s, ended_at)
-            posted_at = batch.posted_at if batch.alone and batch.number == worker.done else None
-            actions.append(Record(worker.model, batch.jobs, ended_at, service_s, posted_at, begun_at))
+                actions.append(settle)
+            else:
+                model.learn(len(batch.jobs), service_s, ended_at)
+            if batch.jobs:
+                tells_handover = batch.alone and batch.number == worker.done and not failed
+                posted_at = batch.posted_at if tells_handover else None
+                actions.append(Record(worker.model, batch.jobs, ended_at, service_s, posted_at, begun_at))
         if again:
             self._active[worker.model] = model
         return actions + repeat(model, again, "its handler failed")
@@ -341,9 +339,8 @@ class Scheduler:
 
     def revoked(self, worker: Worker, batch: Batch) -> list[Action]:
         """Queues a batch again that its worker had not begun and never will; its place is free when it says so."""
-        unbegun, batch.jobs = batch.unbegun(), []
         model = self._active[worker.model] = self.models[worker.model]
-        return requeue(model, unbegun)
+        return requeue(model, batch.take_unbegun())
 
     def wanted_news(self) -> int:
         """For what the loop is to be woken, bits of `layout.News`.
