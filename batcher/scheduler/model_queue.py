@@ -39,6 +39,9 @@ _SMOOTHING: Final = 0.1
 #: The most requests that a batch is said to have.
 _MOST_TOLD: Final = 0xFFFF
 
+#: A worker, the jobs that go to it now, and why they go (a `CloseReason`).
+NextBatch = tuple["Worker", list[Job], int]
+
 
 @dataclass(slots=True, eq=False)
 class Batch:
@@ -127,13 +130,12 @@ class Worker:
     def take_answered(self) -> list[Job]:
         """Removes the jobs of its continuous batches that have their answers, as their slots say."""
         answered: list[Job] = []
-        for batch in tuple(self.batches):
+        for batch in self.batches:
             in_flight: list[Job] = []
             for job in batch.jobs:
                 (in_flight if job.is_with_worker else answered).append(job)
             batch.jobs = in_flight
-            if not in_flight:
-                self.batches.remove(batch)
+        self.batches = [batch for batch in self.batches if batch.jobs]
         return answered
 
     def __repr__(self) -> str:
@@ -152,7 +154,6 @@ class ModelQueue:
         closes_at: until when it may get some (monotonic seconds).
         accepting: False once an unregistered version has served what it had.
         wait_until: when to ask for `next_batch` again if nothing else happens before (monotonic seconds).
-        reason: why the batch went that `next_batch` has returned last; a `CloseReason`.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -171,7 +172,6 @@ class ModelQueue:
         self.service_s = math.inf if self.joins_steps else PREFETCH_BELOW_S  # streams are never short
         self.closing, self.accepting = False, True
         self.closes_at = self.wait_until = math.inf
-        self.reason: int = CloseReason.UNKNOWN
 
     def renew(self, spec: ModelSpec) -> None:
         """Takes over other settings while requests wait and run.
@@ -198,17 +198,15 @@ class ModelQueue:
         room = max(0, self.free_workers() - len(self.jobs))
         return self.jobs.offer(jobs[:room]) + jobs[room:]
 
-    def next_batch(self, now: float) -> tuple[Worker, list[Job]] | None:
+    def next_batch(self, now: float) -> NextBatch | None:
         """Takes from the queue what goes to a worker now; None when nothing does.
 
         Only while jobs wait. The worker's mailbox has room for it.
         """
         self.wait_until = math.inf
         if self.sequences is not None:
-            self.reason = CloseReason.SEQUENCE
             return self._next_of_sequences(self.sequences)
         if self.joins_steps:
-            self.reason = CloseReason.JOINED
             return self._next_to_join()
         worker = self.idle_worker()
         if worker is not None:
@@ -217,11 +215,11 @@ class ModelQueue:
             if wait > 0:
                 self.wait_until = now + wait
                 return None
-            self.reason = self.policy.reason
-        else:
-            self.reason = CloseReason.FULL
-            worker = self._worker_to_prefetch()
-        return None if worker is None else (worker, self.jobs.take(min(self.batch_size, worker.capacity)))
+            return worker, self.jobs.take(most), self.policy.reason
+        worker = self._worker_to_prefetch()
+        if worker is None:
+            return None
+        return worker, self.jobs.take(min(self.batch_size, worker.capacity)), CloseReason.FULL
 
     def idle_worker(self) -> Worker | None:
         """A worker with nothing to do."""
@@ -249,22 +247,22 @@ class ModelQueue:
                 found = worker
         return found
 
-    def _next_to_join(self) -> tuple[Worker, list[Job]] | None:
+    def _next_to_join(self) -> NextBatch | None:
         """The worker whose continuous batch has most room, and its share of the jobs."""
         roomy = [worker for worker in self.workers if self._room(worker) > 0]
         if not roomy:
             return None
         worker = max(roomy, key=self._room)
         share = -(-len(self.jobs) // len(roomy))
-        return worker, self.jobs.take(min(share, self._room(worker)))
+        return worker, self.jobs.take(min(share, self._room(worker))), CloseReason.JOINED
 
-    def _next_of_sequences(self, sequences: SequenceQueue) -> tuple[Worker, list[Job]] | None:
+    def _next_of_sequences(self, sequences: SequenceQueue) -> NextBatch | None:
         """The worker that has waited longest of those for which there are jobs of sequences, and these jobs."""
         for worker in sorted(self.workers, key=attrgetter("idle_since")):
             room = self._room(worker)
             taken = sequences.take_for(worker.worker_id, room) if room > 0 else []
             if taken:
-                return worker, taken
+                return worker, taken, CloseReason.SEQUENCE
         return None
 
     def _room(self, worker: Worker) -> int:

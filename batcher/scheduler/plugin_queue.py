@@ -7,10 +7,10 @@ than `maxBatchDelay` after its oldest request came.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 
 from wsgi_ts.batcher.scheduler.job import Job, JobQueue
-from wsgi_ts.batcher.scheduler.model_queue import ModelQueue, Worker
+from wsgi_ts.batcher.scheduler.model_queue import ModelQueue, NextBatch
 from wsgi_ts.batcher.scheduler.policy import CloseReason
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.plugins.api import BatchHead, ModelState, QueueState
@@ -60,11 +60,6 @@ class KeyedQueue(JobQueue):
             group.is_full = len(group.jobs) >= most
         return list(by_key.values())
 
-    def remove(self, jobs: Sequence[Job]) -> None:
-        """Takes jobs out that go to a worker."""
-        gone = set(jobs)
-        self.drop(gone.__contains__)
-
     def take(self, count: int) -> list[Job]:
         """Removes the first `count` jobs, whatever their keys."""
         jobs = super().take(count)
@@ -99,9 +94,8 @@ class PluginQueue(ModelQueue):
         self._rules = rules
         self._keyed = KeyedQueue(spec.job_queue_size, rules, head_of)
         self.jobs = self._keyed
-        self._max_delay_s = spec.max_batch_delay_ms / 1000
 
-    def next_batch(self, now: float) -> tuple[Worker, list[Job]] | None:
+    def next_batch(self, now: float) -> NextBatch | None:
         """Takes from the queue what goes to a worker now; None when nothing does."""
         self.wait_until = math.inf
         worker = self.idle_worker()
@@ -110,52 +104,48 @@ class PluginQueue(ModelQueue):
         if worker is None:
             return None
         most = min(self.batch_size, worker.capacity)
-        group = self._group_to_go(now, most, is_idle=is_idle) if self._rules.is_on else None
+        going = self._group_to_go(now, most, is_idle=is_idle) if self._rules.is_on else None
         # Asked last: what has been switched off just now has said nothing.
         if not self._rules.is_on:
             return super().next_batch(now)
-        if group is None:
+        if going is None:
             return None
-        self._keyed.remove(group.jobs)
-        return worker, group.jobs
+        jobs, reason = going
+        self._keyed.drop(set(jobs).__contains__)
+        return worker, jobs, reason
 
-    def renew(self, spec: ModelSpec) -> None:
-        """Takes over other settings; the plugin stays."""
-        super().renew(spec)
-        self._max_delay_s = self.spec.max_batch_delay_ms / 1000
+    def _group_to_go(self, now: float, most: int, *, is_idle: bool) -> tuple[list[Job], int] | None:
+        """The batch of at most `most` that goes now, a full one where the worker is not idle, and why it goes.
 
-    def _group_to_go(self, now: float, most: int, *, is_idle: bool) -> Group | None:
-        """The batch of at most `most` that goes now, a full one where the worker is not idle.
-
-        Full ones go first, the oldest of them; but nobody waits longer than maxBatchDelay for that. Sets `reason`, or
-        `wait_until`.
+        Full ones go first, the oldest of them; but nobody waits longer than maxBatchDelay for that. Where none goes
+        it sets `wait_until`.
         """
         groups = self._keyed.groups(most)
-        late = next((each for each in groups if now - each.jobs[0].came_at >= self._max_delay_s), None)
+        max_delay_s = self.spec.max_batch_delay_ms / 1000
+        late = next((each for each in groups if now - each.jobs[0].came_at >= max_delay_s), None)
         full = next((each for each in groups if each.is_full), None)
         if full is not None and (late is None or not is_idle):
             # One that has room is full because the plugin admits no more.
-            self.reason = CloseReason.FULL if len(full.jobs) >= most else CloseReason.PLUGIN
-            return full
-        if not is_idle or late is not None:
-            self.reason = CloseReason.DELAY
-            return late if is_idle else None
+            return full.jobs, CloseReason.FULL if len(full.jobs) >= most else CloseReason.PLUGIN
+        if not is_idle:
+            return None
+        if late is not None:
+            return late.jobs, CloseReason.DELAY
         for group in groups:
-            wait_s = self._wait_s(group, now)
+            wait_s = self._wait_s(group, max_delay_s, now)
             if wait_s <= 0.0:
-                self.reason = CloseReason.PLUGIN if self._rules.has_wait else self.policy.reason
-                return group
+                return group.jobs, CloseReason.PLUGIN if self._rules.has_wait else self.policy.reason
             self.wait_until = min(self.wait_until, now + wait_s)
         return None
 
-    def _wait_s(self, group: Group, now: float) -> float:
+    def _wait_s(self, group: Group, max_delay_s: float, now: float) -> float:
         oldest_at = group.jobs[0].came_at
         if not self._rules.has_wait:
             return self.policy.decide(now, len(group.jobs), oldest_at, self.batch_size)
         oldest_s = now - oldest_at
         queue = QueueState(len(group.jobs), group.cost, oldest_s, len(self.jobs))
-        model = ModelState(self.batch_size, self._max_delay_s, self.service_s)
-        return min(self._rules.wait(queue, model), self._max_delay_s - oldest_s)
+        model = ModelState(self.batch_size, max_delay_s, self.service_s)
+        return min(self._rules.wait(queue, model), max_delay_s - oldest_s)
 
 
 def head_of(job: Job) -> BatchHead:

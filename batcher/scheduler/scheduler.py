@@ -12,7 +12,7 @@ import math
 from wsgi_ts.batcher.scheduler.actions import Action, Dispatch, Fail, Kill, Record, Release, Revoke, Unloaded
 from wsgi_ts.batcher.scheduler.halving import may_go_together
 from wsgi_ts.batcher.scheduler.job import Found, Job, SlotTable
-from wsgi_ts.batcher.scheduler.model_queue import Batch, ModelQueue, Worker
+from wsgi_ts.batcher.scheduler.model_queue import Batch, ModelQueue, NextBatch, Worker
 from wsgi_ts.batcher.scheduler.policy import CloseReason
 from wsgi_ts.batcher.scheduler.recovered import RecoveredJobs
 from wsgi_ts.batcher.scheduler.redelivery import NO_WORKER, end_of_failed, end_of_worker, repeat, requeue
@@ -190,14 +190,13 @@ class Scheduler:
                 if following is None:
                     self.wake_at = min(self.wake_at, model.wait_until)
                     break
-                worker, jobs = following
-                self._post(model, worker, jobs, now, actions)
+                self._post(model, following, now, actions)
             closing |= model.closing
         return actions + self._close_served(now) if closing else actions
 
-    def _post(self, model: ModelQueue, worker: Worker, jobs: list[Job], now: float, actions: list[Action]) -> None:
+    def _post(self, model: ModelQueue, following: NextBatch, now: float, actions: list[Action]) -> None:
         """Dispatches jobs; those whose client has gone or that are too late are answered instead."""
-        reason = model.reason
+        worker, jobs, reason = following
         oldest_ns = model.oldest_in_time_ns(now)
         if any([job.arrived_ns < oldest_ns or job.segment.cancels[job.slot] or job.most for job in jobs]):
             over = [job for job in jobs if job.is_over(oldest_ns)]
