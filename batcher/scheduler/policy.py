@@ -26,8 +26,6 @@ from collections import deque
 from math import log
 from typing import Final
 
-from wsgi_ts.tracing import records
-
 ADAPTIVE = "adaptive"
 FIXED = "fixed"
 NONE = "none"
@@ -36,7 +34,8 @@ NONE = "none"
 class CloseReason:
     """Why a batch went as it was: what its trace and the metrics say of it.
 
-    Constants and no enum, as in `shm.layout`: one is decided for every batch.
+    Constants and no enum, as in `shm.layout`: one is decided for every batch. `tracing.records.CLOSE_REASONS` has their
+    names.
     """
 
     UNKNOWN: Final = 0  # what its worker was given by a batcher that has died since
@@ -49,10 +48,6 @@ class CloseReason:
     SEQUENCE: Final = 7  # the next requests of its sequences
     PLUGIN: Final = 8  # a batching plugin said so
     SUSPECT: Final = 9  # cut down to the requests that may be to blame for a failure: a worker's end, or a failed batch
-
-
-#: The names of the reasons, by their numbers.
-CLOSE_REASONS: Final = records.CLOSE_REASONS
 
 
 class BatchPolicy:

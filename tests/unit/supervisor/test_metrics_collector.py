@@ -24,7 +24,7 @@ from wsgi_ts.archive.manifest import parse_manifest
 from wsgi_ts.archive.model_directory import ModelDirectory
 from wsgi_ts.batcher.scheduler.counters import ModelCounters
 from wsgi_ts.batcher.scheduler.job import Job
-from wsgi_ts.batcher.scheduler.policy import CLOSE_REASONS, CloseReason
+from wsgi_ts.batcher.scheduler.policy import CloseReason
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.board import Board, batcher_bell_name
 from wsgi_ts.batcher.shm.doorbell import Doorbell
@@ -49,6 +49,7 @@ from wsgi_ts.supervisor.metrics import collector
 from wsgi_ts.supervisor.metrics.board import BoardMetrics, Values
 from wsgi_ts.supervisor.metrics.collector import MetricsCollector
 from wsgi_ts.supervisor.metrics.system import SystemMetrics
+from wsgi_ts.tracing.records import CLOSE_REASONS
 
 # metrics.yaml
 

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from wsgi_ts.batcher.pool.life import RESTART_REASONS
-from wsgi_ts.batcher.scheduler.policy import CLOSE_REASONS
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import BatcherWord, ModelWord, WebWord
 from wsgi_ts.metrics.exposition import Family, Histogram
 from wsgi_ts.metrics.specification import COUNTER, GAUGE, HISTOGRAM, OWN_PREFIX
 from wsgi_ts.models.version import ModelVersion
+from wsgi_ts.tracing.records import CLOSE_REASONS
 
 #: Values of one metric: for the values of its dimensions, in the built-in order, the number.
 Values = dict[tuple[str, ...], float]

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsgi_ts.batcher.scheduler.policy import (
-    CLOSE_REASONS,
     AdaptivePolicy,
     BatchCost,
     BatchPolicy,
@@ -17,6 +16,7 @@ from wsgi_ts.batcher.scheduler.policy import (
     ReturningClients,
     make_policy,
 )
+from wsgi_ts.tracing.records import CLOSE_REASONS
 from wsgi_ts.tune.simulation import WAKE_S, Load, Model, Rule, Simulation
 
 GPU = Model(fixed_s=0.005, per_request_s=0.00005)
