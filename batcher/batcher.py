@@ -27,7 +27,7 @@ from wsgi_ts.batcher.pool.actions import Action, StartTemplate, StartWorker, Wor
 from wsgi_ts.batcher.pool.pool import WorkerPool
 from wsgi_ts.batcher.scheduler import loop
 from wsgi_ts.batcher.scheduler.loop import BatcherLoop
-from wsgi_ts.batcher.scheduler.model_queue import largest_batch
+from wsgi_ts.batcher.scheduler.model_queue import Worker, largest_batch
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import BatcherWord
 from wsgi_ts.batcher.shm.mailbox import BatcherMailbox, mailbox_name
@@ -167,8 +167,6 @@ class Batcher:
                     self._carry_out(self._pool.worker_released(worker_id, start_count, now))
                 case messages.KillWorker(worker_id, start_count):
                     self._carry_out(self._pool.worker_timed_out(worker_id, start_count, now))
-                case messages.ModelUnloaded():
-                    continue  # the pool tells of it, when the last worker's process is gone
 
     def _from_template(self, template: Channel) -> None:
         if template not in self._templates:
@@ -256,7 +254,8 @@ class Batcher:
                     self._loop.command(action)
                 case WorkerReady(worker_id, model_index, start_count):
                     mailbox = self._mailboxes[worker_id, start_count]
-                    self._loop.command(loop.TakeWorker(worker_id, start_count, model_index, mailbox))
+                    worker = Worker(worker_id, start_count, model_index, mailbox.capacity)
+                    self._loop.command(loop.TakeWorker(worker, mailbox))
                 case WorkerGone(worker_id, start_count, cause):
                     gone = self._mailboxes.pop((worker_id, start_count), None)
                     if gone is not None:

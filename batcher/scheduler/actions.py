@@ -76,7 +76,7 @@ class Release(NamedTuple):
 
 
 class Unloaded(NamedTuple):
-    """Tell that a model version has ended."""
+    """Clear the gauges of a model version, which has ended."""
 
     model: int
 

@@ -1,28 +1,48 @@
-"""The words of one model version on the board, as its batcher writes them. Pure: a view of memory is passed in."""
+"""What a batcher writes to its rows of the board: counters and gauges of model versions, heartbeat, last batch."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
 
+from wsgi_ts.batcher.scheduler.actions import Record
 from wsgi_ts.batcher.scheduler.job import Job
+from wsgi_ts.batcher.scheduler.model_queue import ModelQueue
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.board import Board
-from wsgi_ts.batcher.shm.layout import ModelWord
+from wsgi_ts.batcher.shm.layout import BatcherWord, ModelWord
 from wsgi_ts.batcher.shm.worker_layout import TALLIED
 
 
 class CountersByModel(dict[int, "ModelCounters"]):
-    """The counters of all model versions of one batcher, by model index."""
+    """The counters of all model versions of one batcher, by model index, and the batcher's own row."""
 
     def __init__(self, board: Board, batcher: int) -> None:
         super().__init__()
         self._board = board
         self._batcher = batcher
+        self._words = board.words
+        self._row = board.batcher_row(batcher)
 
     def __missing__(self, model: int) -> ModelCounters:
-        counters = self[model] = ModelCounters(self._board.words, self._board.model_row(self._batcher, model))
+        counters = self[model] = ModelCounters(self._words, self._board.model_row(self._batcher, model))
         return counters
+
+    def beat(self, now_ns: int) -> None:
+        """Says that the batcher's loop turns; `now_ns` is monotonic."""
+        self._words[self._row + BatcherWord.HEARTBEAT_NS] = now_ns
+
+    def record(self, ended: Record, now: float) -> None:
+        """Counts answered jobs; the times of the last batch are for the gauges that show them."""
+        counters, words, row = self[ended.model], self._words, self._row
+        counters.answered(ended.jobs, ended.ended_at, ended.service_s)
+        if ended.posted_at is not None:
+            handover_us = max(0, int((ended.begun_at - ended.posted_at) * 1e6))
+            counters.begun(handover_us)
+            words[row + BatcherWord.LAST_HANDOVER_US] = handover_us
+            waited_us = int(ended.posted_at * 1e6) - ended.jobs[0].arrived_ns // 1000
+            words[row + BatcherWord.LAST_QUEUE_US] = max(0, waited_us)
+            words[row + BatcherWord.LAST_BATCH_NS] = int(now * 1e9)
 
 
 class ModelCounters:
@@ -85,6 +105,16 @@ class ModelCounters:
         words[size + ModelWord.REQUESTS_BY_SIZE] += len(jobs)
         named, buckets = ModelWord.LATENCY_US_NAMED, ModelWord.LATENCY_BUCKETS
         self._count_times(ModelWord.LATENCY_US, named, buckets, jobs, int(ended_at * 1e9))
+
+    def show_all(self, model: ModelQueue) -> None:
+        """Sets all gauges."""
+        fixed_s, per_request_s = model.policy.cost()
+        self.show(ModelWord.READY_WORKERS, model.ready_workers)
+        self.show(ModelWord.OUTSTANDING, model.outstanding)
+        self.show(ModelWord.QUEUED, len(model.jobs))
+        self.show(ModelWord.OLDEST_NS, int(model.jobs.oldest_at * 1e9) if model.jobs else 0)
+        self.show(ModelWord.FIXED_NS, int(fixed_s * 1e9))
+        self.show(ModelWord.PER_REQUEST_NS, int(per_request_s * 1e9))
 
     def clear_gauges(self) -> None:
         """Zeroes what describes the present, when the model is unloaded; counters stay."""

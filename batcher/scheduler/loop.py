@@ -26,11 +26,12 @@ from wsgi_ts.batcher.scheduler.actions import (
     Unloaded,
 )
 from wsgi_ts.batcher.scheduler.counters import CountersByModel
+from wsgi_ts.batcher.scheduler.job import Found
 from wsgi_ts.batcher.scheduler.model_queue import ModelQueue, Worker
 from wsgi_ts.batcher.scheduler.scheduler import UNANNOUNCED_S, Scheduler
 from wsgi_ts.batcher.scheduler.segments import AttachedSegment
 from wsgi_ts.batcher.shm.board import Board
-from wsgi_ts.batcher.shm.layout import BatcherWord, ModelWord, News, SlotState
+from wsgi_ts.batcher.shm.layout import ModelWord, News, SlotState
 from wsgi_ts.batcher.shm.mailbox import BatcherMailbox
 from wsgi_ts.batcher.shm.ring import RingDamaged
 from wsgi_ts.batcher.shm.worker_layout import MailWord
@@ -38,7 +39,6 @@ from wsgi_ts.messages import (
     AttachSegment,
     KillWorker,
     ModelSpec,
-    ModelUnloaded,
     ReleaseWorker,
     RetireSegment,
     SegmentAttached,
@@ -64,9 +64,7 @@ class TakeModel(NamedTuple):
 class TakeWorker(NamedTuple):
     """Command: a worker has loaded its model; give it batches through its mailbox."""
 
-    worker_id: int
-    start_count: int
-    model: int
+    worker: Worker
     mailbox: BatcherMailbox
 
 
@@ -79,7 +77,7 @@ class SettleWorker(NamedTuple):
 
 #: What the control thread tells the loop, and what the loop tells the control thread.
 Command = AttachSegment | RetireSegment | TakeModel | UnloadModel | TakeWorker | ReleaseWorker | SettleWorker | Stop
-Notice = SegmentAttached | SegmentRetired | ModelUnloaded | WorkerReleased | KillWorker
+Notice = SegmentAttached | SegmentRetired | WorkerReleased | KillWorker
 
 
 class BatcherLoop:
@@ -96,9 +94,7 @@ class BatcherLoop:
         self._board = board
         self._index = index
         self._notify = notify
-        self._words = board.words
         self._bell = board.batcher_bell(index)
-        self._row = board.batcher_row(index)
         self._scheduler = Scheduler(time.monotonic())
         self._segments: dict[int, AttachedSegment] = {}
         self._mailboxes: dict[Worker, BatcherMailbox] = {}
@@ -154,15 +150,14 @@ class BatcherLoop:
         except RingDamaged as damage:
             log.error("The ring of segment %d is damaged: %s; a scan finds its requests", segment.index, damage)
             segment.ring.skip_all()
-            self._recover(segment, now, (SlotState.READY,))
+            self._recover(segment.scan(now, (SlotState.READY,)), now)
             return
         for model, jobs in arrivals.items():
             self._counters[model].arrived(jobs)
             self._act(self._scheduler.arrived(model, jobs, now), now)
             self._show_outstanding(model)
 
-    def _recover(self, segment: AttachedSegment, now: float, *states: tuple[int, ...]) -> None:
-        found = segment.scan(now, *states)
+    def _recover(self, found: list[Found], now: float) -> None:
         for each in found:
             if each.state == SlotState.READY:
                 self._counters[each.model].arrived([each.job])
@@ -170,7 +165,7 @@ class BatcherLoop:
 
     def _tick(self, now: float) -> None:
         self._next_tick = now + TICK_S
-        self._words[self._row + BatcherWord.HEARTBEAT_NS] = time.monotonic_ns()
+        self._counters.beat(time.monotonic_ns())
         self._act(self._scheduler.tick(now), now)
         for worker in self._scheduler.busy:
             words = self._mailboxes[worker].words
@@ -190,8 +185,7 @@ class BatcherLoop:
                 self._act(self._scheduler.load_model(spec, now, queue), now)
             case UnloadModel(index):
                 self._act(self._scheduler.unload_model(index, now), now)
-            case TakeWorker(worker_id, start_count, model, mailbox):
-                worker = Worker(worker_id, start_count, model, mailbox.capacity)
+            case TakeWorker(worker, mailbox):
                 self._mailboxes[worker] = mailbox
                 self._act(self._scheduler.worker_ready(worker, now), now)
             case ReleaseWorker(worker_id, start_count):
@@ -209,7 +203,7 @@ class BatcherLoop:
             except (FileNotFoundError, ValueError) as error:
                 log.error("Segment %d cannot be attached: %s", index, error)
             else:
-                self._recover(segment, now)
+                self._recover(segment.scan(now), now)
         self._notify(SegmentAttached(index))
 
     def _retire(self, index: int) -> None:
@@ -250,7 +244,7 @@ class BatcherLoop:
                     self._mailboxes[worker].post(entries, batch.reason, int(batch.posted_at * 1e9), busy)
                     self._counters[worker.model].dispatched(jobs, now, batch.reason)
                 case Record():
-                    self._record(action, now)
+                    self._counters.record(action, now)
                 case Fail(model, jobs, status, text, counted, facts):
                     for job in jobs:
                         job.segment.fail(job.slot, status, text, facts)
@@ -269,7 +263,6 @@ class BatcherLoop:
                     self._notify(WorkerReleased(worker.worker_id, worker.start_count))
                 case Unloaded(model):
                     self._counters[model].clear_gauges()
-                    self._notify(ModelUnloaded(model))
 
     def _end_execution(self, failed: Repeat | Settle) -> None:
         """What a handler has had for nothing waits again, or is answered with what its worker has written."""
@@ -283,18 +276,6 @@ class BatcherLoop:
                 job.segment.settle(job.slot)
             counters.add(ModelWord.HANDLER_ERRORS, len(failed.jobs))
 
-    def _record(self, ended: Record, now: float) -> None:
-        """Counts answered jobs; the times of the last batch are on the board for the gauges that show them."""
-        counters, words, row = self._counters[ended.model], self._words, self._row
-        counters.answered(ended.jobs, ended.ended_at, ended.service_s)
-        if ended.posted_at is not None:
-            handover_us = max(0, int((ended.begun_at - ended.posted_at) * 1e6))
-            counters.begun(handover_us)
-            words[row + BatcherWord.LAST_HANDOVER_US] = handover_us
-            waited_us = int(ended.posted_at * 1e6) - ended.jobs[0].arrived_ns // 1000
-            words[row + BatcherWord.LAST_QUEUE_US] = max(0, waited_us)
-            words[row + BatcherWord.LAST_BATCH_NS] = int(now * 1e9)
-
     def _show_outstanding(self, index: int) -> None:
         model = self._scheduler.models.get(index)
         if model is not None:
@@ -302,28 +283,18 @@ class BatcherLoop:
 
     def _show_gauges(self) -> None:
         for index, model in self._scheduler.models.items():
-            counters = self._counters[index]
-            counters.show(ModelWord.READY_WORKERS, model.ready_workers)
-            counters.show(ModelWord.OUTSTANDING, model.outstanding)
-            counters.show(ModelWord.QUEUED, len(model.jobs))
-            counters.show(ModelWord.OLDEST_NS, int(model.jobs.oldest_at * 1e9) if model.jobs else 0)
-            fixed_s, per_request_s = model.policy.cost()
-            counters.show(ModelWord.FIXED_NS, int(fixed_s * 1e9))
-            counters.show(ModelWord.PER_REQUEST_NS, int(per_request_s * 1e9))
+            self._counters[index].show_all(model)
 
     def _look_after_segments(self) -> None:
         """Wakes the web workers for which there are answers, and detaches what nobody writes to any more."""
-        unused: list[AttachedSegment] = []
-        for segment in self._segments.values():
+        for segment in tuple(self._segments.values()):
             if segment.touched:
                 segment.touched = False
                 segment.bell.ring()
             if segment.retired and not self._scheduler.is_in_flight(segment):
-                unused.append(segment)
-        for segment in unused:
-            del self._segments[segment.index]
-            segment.close()
-            self._notify(SegmentRetired(segment.index))
+                del self._segments[segment.index]
+                segment.close()
+                self._notify(SegmentRetired(segment.index))
 
     # -- sleep
 

@@ -33,6 +33,8 @@ OVERDUE_LEAST_S: Final = 0.05
 ASYNC_LIMIT: Final = 1024
 #: What a worker that does not take its batch gets on top of its response timeout: another one may have been before it.
 UNTAKEN_MARGIN_S = 1.0
+#: A moment that does not come.
+NEVER: Final = math.inf
 #: What a worker of which nobody says otherwise can be given at once.
 _ANY_NUMBER: Final = 1 << 30
 _SMOOTHING: Final = 0.1
@@ -150,8 +152,7 @@ class ModelQueue:
         halving: what becomes of batches that fail, where their requests may run again.
         joins_steps: whether new jobs join those that are under way: a continuous batch, or an asynchronous handler.
         service_s: how long a batch takes, smoothed; starts where no batch is dispatched ahead.
-        closing: this version is unregistered, and still has jobs or may get some.
-        closes_at: until when it may get some (monotonic seconds).
+        closes_at: until when a version that is unregistered may still get jobs (monotonic seconds); NEVER for others.
         accepting: False once an unregistered version has served what it had.
         wait_until: when to ask for `next_batch` again if nothing else happens before (monotonic seconds).
     """
@@ -170,8 +171,8 @@ class ModelQueue:
         self.policy: BatchPolicy = self._policy_of(spec)
         self.halving = Halving(spec.max_executions) if spec.repeats else None
         self.service_s = math.inf if self.joins_steps else PREFETCH_BELOW_S  # streams are never short
-        self.closing, self.accepting = False, True
-        self.closes_at = self.wait_until = math.inf
+        self.accepting = True
+        self.closes_at = self.wait_until = NEVER
 
     def renew(self, spec: ModelSpec) -> None:
         """Takes over other settings while requests wait and run.
@@ -203,7 +204,7 @@ class ModelQueue:
 
         Only while jobs wait. The worker's mailbox has room for it.
         """
-        self.wait_until = math.inf
+        self.wait_until = NEVER
         if self.sequences is not None:
             return self._next_of_sequences(self.sequences)
         if self.joins_steps:
@@ -274,6 +275,10 @@ class ModelQueue:
             return most - worker.in_flight
         return 0 if worker.batches else most
 
+    def end_sequences_of(self, worker: Worker) -> list[Job]:
+        """Ends the sequences of a worker that is gone, or is to go; returns the jobs that wait in them."""
+        return [] if self.sequences is None else self.sequences.end_those_of(worker.worker_id)
+
     def note_returned(self, jobs: list[Job]) -> None:
         """Learns from requests whose clients had an answer before how soon clients come back."""
         if jobs:
@@ -306,10 +311,12 @@ class ModelQueue:
         posted_at = next((batch.posted_at for batch in worker.batches if batch.number > started), now)
         return now - posted_at > limit_s + UNTAKEN_MARGIN_S and not self.spec.async_communication
 
-    @property
-    def overdue_after_s(self) -> float:
-        """Seconds after which a running batch counts as unusually long."""
-        return max(OVERDUE_LEAST_S, OVERDUE_FACTOR * self.service_s)
+    def stuck_behind(self, worker: Worker, started: int, runs_s: float | None) -> list[Batch]:
+        """The batches behind one that runs unusually long, where an idle worker could have them; see `is_hung`."""
+        if runs_s is None or runs_s <= max(OVERDUE_LEAST_S, OVERDUE_FACTOR * self.service_s):
+            return []
+        behind = [batch for batch in worker.batches if batch.number > started]
+        return behind if behind and not behind[-1].revoked and self.idle_worker() is not None else []
 
     @property
     def outstanding(self) -> int:
@@ -319,8 +326,7 @@ class ModelQueue:
     @property
     def is_active(self) -> bool:
         """Whether jobs wait here, or its end or that of a worker is under way."""
-        ends = self.closing or not self.accepting
-        return len(self.jobs) > 0 or ends or any(worker.leaving for worker in self.workers)
+        return len(self.jobs) > 0 or self.closes_at < NEVER or any(worker.leaving for worker in self.workers)
 
     @property
     def ready_workers(self) -> int:

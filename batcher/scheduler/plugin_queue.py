@@ -6,11 +6,10 @@ than `maxBatchDelay` after its oldest request came.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable
 
 from wsgi_ts.batcher.scheduler.job import Job, JobQueue
-from wsgi_ts.batcher.scheduler.model_queue import ModelQueue, NextBatch
+from wsgi_ts.batcher.scheduler.model_queue import NEVER, ModelQueue, NextBatch
 from wsgi_ts.batcher.scheduler.policy import CloseReason
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.plugins.api import BatchHead, ModelState, QueueState
@@ -97,7 +96,7 @@ class PluginQueue(ModelQueue):
 
     def next_batch(self, now: float) -> NextBatch | None:
         """Takes from the queue what goes to a worker now; None when nothing does."""
-        self.wait_until = math.inf
+        self.wait_until = NEVER
         worker = self.idle_worker()
         is_idle = worker is not None
         worker = worker or self._worker_to_prefetch()

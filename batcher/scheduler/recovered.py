@@ -1,13 +1,15 @@
-"""Jobs that were found before their model was known. Pure: the present time is passed in.
+"""What a dead batcher has left, and jobs that come before their model is known. Pure: the present time is passed in.
 
-A batcher that takes the place of a dead one scans the segments before it is told of the models; such jobs are kept for
-RECOVERY_S.
+A batcher that takes the place of a dead one scans the segments before it is told of the models. What was begun is
+answered, the other jobs are kept for RECOVERY_S.
 """
 
 from __future__ import annotations
 
+from wsgi_ts.batcher.scheduler.actions import Action, Fail
 from wsgi_ts.batcher.scheduler.job import Found, Job, SlotTable
-from wsgi_ts.batcher.shm.layout import SlotState
+from wsgi_ts.batcher.scheduler.redelivery import NO_WORKER
+from wsgi_ts.batcher.shm.layout import WORKER_DIED, ModelWord, SlotState
 
 RECOVERY_S = 5.0
 
@@ -27,9 +29,19 @@ class RecoveredJobs:
         """Whether a model may still come."""
         return now < self._known_by
 
-    def keep(self, found: list[Found]) -> None:
-        """Keeps jobs until their models are known."""
-        self._found += found
+    def take_in(self, found: list[Found]) -> list[Action]:
+        """Keeps jobs until their models are known; answers those that a worker of an earlier batcher had begun."""
+        actions: list[Action] = []
+        for each in found:
+            # How often one has run that waits for it again, nobody knows any more.
+            if each.state in (SlotState.RUNNING, SlotState.STREAMING, SlotState.AGAIN):
+                actions.append(Fail(each.model, [each.job], 500, WORKER_DIED, ModelWord.FAILED))
+            elif each.state == SlotState.CLAIMED and each.has_sequence:
+                # Its sequence's worker has died with the batcher, and what it knew with it.
+                actions.append(Fail(each.model, [each.job], NO_WORKER))
+            else:
+                self._found.append(each)
+        return actions
 
     def take(self, index: int, now: float) -> tuple[list[Job], list[Job]]:
         """Removes the jobs of the model `index`, which is known now, in the order in which they came.

@@ -1,4 +1,4 @@
-"""What becomes of jobs that a worker did not answer: it has died, or its handler has failed for the whole batch. Pure.
+"""What becomes of jobs that no worker answers: theirs has died, its handler has failed, their time is over. Pure.
 
 What no handler has seen goes back to the head of the queue; what one has seen only where the model allows it
 (`maxExecutions`). Whatever cannot wait again is answered (README in the folder above, rules 3 and 4).
@@ -11,7 +11,7 @@ import logging
 from wsgi_ts.batcher.scheduler.actions import Action, Fail, Repeat, Settle
 from wsgi_ts.batcher.scheduler.job import Job
 from wsgi_ts.batcher.scheduler.model_queue import Batch, ModelQueue, Worker
-from wsgi_ts.batcher.shm.layout import WORKER_DIED, ModelWord, SlotState
+from wsgi_ts.batcher.shm.layout import CLIENT_GONE, TOO_LATE, WORKER_DIED, ModelWord, SlotState
 
 log = logging.getLogger("wsgi_ts.batcher")
 
@@ -46,7 +46,21 @@ def end_of_worker(model: ModelQueue, worker: Worker, oom: bool, now: float) -> l
             actions += _give_up(model, given_up, status)
         actions += requeue(model, unbegun)
         actions += repeat(model, again, "its worker has died")
+    actions.append(Fail(worker.model, model.end_sequences_of(worker), NO_WORKER))
     return actions
+
+
+def end_over(model: ModelQueue, jobs: list[Job], oldest_ns: int, now: float) -> list[Action]:
+    """Answers jobs that are not to be begun any more (`Job.is_over`): too late, or their client has gone."""
+    if model.sequences is not None:
+        model.sequences.ended(jobs, now)
+    # Looked at first: the web worker gives up a request that is too late as it does one whose client has gone.
+    late = [job for job in jobs if job.arrived_ns < oldest_ns]
+    gone = [job for job in jobs if job.arrived_ns >= oldest_ns]
+    return [
+        Fail(model.spec.index, late, 408, TOO_LATE, ModelWord.EXPIRED),
+        Fail(model.spec.index, gone, 499, CLIENT_GONE, ModelWord.CANCELLED),
+    ]
 
 
 def end_of_failed(

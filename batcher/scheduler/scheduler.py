@@ -7,16 +7,14 @@ whose web worker has died (`retire`) is dropped instead. Rules: README.md in the
 
 from __future__ import annotations
 
-import math
-
 from wsgi_ts.batcher.scheduler.actions import Action, Dispatch, Fail, Kill, Record, Release, Revoke, Unloaded
 from wsgi_ts.batcher.scheduler.halving import may_go_together
 from wsgi_ts.batcher.scheduler.job import Found, Job, SlotTable
-from wsgi_ts.batcher.scheduler.model_queue import Batch, ModelQueue, NextBatch, Worker
+from wsgi_ts.batcher.scheduler.model_queue import NEVER, Batch, ModelQueue, NextBatch, Worker
 from wsgi_ts.batcher.scheduler.policy import CloseReason
 from wsgi_ts.batcher.scheduler.recovered import RecoveredJobs
-from wsgi_ts.batcher.scheduler.redelivery import NO_WORKER, end_of_failed, end_of_worker, repeat, requeue
-from wsgi_ts.batcher.shm.layout import CLIENT_GONE, NOT_RETURNING, TOO_LATE, WORKER_DIED, ModelWord, News, SlotState
+from wsgi_ts.batcher.scheduler.redelivery import NO_WORKER, end_of_failed, end_of_worker, end_over, repeat, requeue
+from wsgi_ts.batcher.shm.layout import NOT_RETURNING, News, SlotState
 from wsgi_ts.batcher.shm.worker_layout import Progress
 from wsgi_ts.messages import ModelSpec
 
@@ -44,7 +42,7 @@ class Scheduler:
         self.busy: list[Worker] = []
         #: The versions that a turn has to look at: all with jobs, or that end, or that workers are to leave.
         self._active: dict[int, ModelQueue] = {}
-        self.wake_at = math.inf
+        self.wake_at = NEVER
         self._few = few
         self._recovered = RecoveredJobs(now)
 
@@ -67,8 +65,8 @@ class Scheduler:
         model = self.models.get(index)
         if model is None:
             return [Unloaded(index)]
-        if model.accepting and not model.closing:
-            model.closing, model.closes_at = True, now + LAST_ARRIVALS_S
+        if model.closes_at == NEVER:
+            model.closes_at = now + LAST_ARRIVALS_S
             self._active[index] = model
         return self._forget_if_unused(model)
 
@@ -83,7 +81,7 @@ class Scheduler:
     def release_worker(self, worker: Worker) -> list[Action]:
         """Releases a worker when it has done what it has; that of an unregistered version when all is served."""
         model = self.models[worker.model]
-        if model.closing:
+        if model.accepting and model.closes_at < NEVER:
             worker.held = True
             return []
         return self._let_go(model, worker)
@@ -93,13 +91,11 @@ class Scheduler:
 
         What its mailbox said last has been told by `progressed`. With `oom` it ran out of memory.
         """
-        model = self.models[worker.model]
-        self._active[worker.model] = model
+        model = self._active[worker.model] = self.models[worker.model]
         actions = end_of_worker(model, worker, oom, now)
         if worker.batches:
             worker.batches.clear()
             self.busy.remove(worker)
-        actions += self._end_sequences(model, worker)
         model.workers.remove(worker)
         return actions + self._forget_if_unused(model)
 
@@ -107,8 +103,8 @@ class Scheduler:
         """Gives a worker no further batch; it leaves after those that it has, and takes its sequences along."""
         worker.leaving = True
         self._active[worker.model] = model
-        actions = self._end_sequences(model, worker)
-        return actions if worker.batches else actions + self._release(model, worker)
+        ended = Fail(worker.model, model.end_sequences_of(worker), NO_WORKER)
+        return [ended] if worker.batches else [ended, *self._release(model, worker)]
 
     def _release(self, model: ModelQueue, worker: Worker) -> list[Action]:
         model.workers.remove(worker)
@@ -116,16 +112,12 @@ class Scheduler:
 
     def _forget_if_unused(self, model: ModelQueue) -> list[Action]:
         """Ends an unregistered version that has no workers any more; what still waits for one is answered."""
-        if model.workers or (model.accepting and not model.closing):
+        if model.workers or model.closes_at == NEVER:
             return []
         index = model.spec.index
         del self.models[index]
         self._active.pop(index, None)
         return [Fail(index, model.jobs.take(len(model.jobs)), NO_WORKER), Unloaded(index)]
-
-    def _end_sequences(self, model: ModelQueue, worker: Worker) -> list[Action]:
-        ended = [] if model.sequences is None else model.sequences.end_those_of(worker.worker_id)
-        return [Fail(worker.model, ended, NO_WORKER)] if ended else []
 
     # -- jobs come
 
@@ -134,27 +126,17 @@ class Scheduler:
         model = self.models.get(index)
         if model is None:
             if not self._recovered.are_kept(now):
-                return [Fail(index, jobs, NO_WORKER, "", ModelWord.REFUSED)]
-            self._recovered.keep([Found(job, index, SlotState.READY) for job in jobs])
-            return []
+                return [Fail(index, jobs, NO_WORKER)]
+            return self._recovered.take_in([Found(job, index, SlotState.READY) for job in jobs])
         self._active[index] = model
         refused = model.offer(jobs)
         gone = set(refused)
         model.note_returned([job for job in jobs if job.idle_us != NOT_RETURNING and job not in gone])
-        return [Fail(index, refused, NO_WORKER, "", ModelWord.REFUSED)] if refused else []
+        return [Fail(index, refused, NO_WORKER)] if refused else []
 
     def recover(self, found: list[Found], now: float) -> list[Action]:
         """Takes over what an earlier batcher has left: what no worker had begun is queued once its model is known."""
-        actions: list[Action] = []
-        for each in found:
-            # How often one has run that waits for it again, nobody knows any more.
-            if each.state in (SlotState.RUNNING, SlotState.STREAMING, SlotState.AGAIN):
-                actions.append(Fail(each.model, [each.job], 500, WORKER_DIED, ModelWord.FAILED))
-            elif each.state == SlotState.CLAIMED and each.has_sequence:
-                # Its sequence's worker has died with the batcher, and what it knew with it.
-                actions.append(Fail(each.model, [each.job], NO_WORKER))
-            else:
-                self._recovered.keep([each])
+        actions = self._recovered.take_in(found)
         return actions + [each for model in self.models.values() for each in self._queue_recovered(model, now)]
 
     def _queue_recovered(self, model: ModelQueue, now: float) -> list[Action]:
@@ -163,7 +145,7 @@ class Scheduler:
         self._active[index] = model
         let_in, others = self._recovered.take(index, now)
         model.jobs.put_back(let_in)
-        return [Fail(index, model.offer(others), NO_WORKER, "", ModelWord.REFUSED)]
+        return [Fail(index, model.offer(others), NO_WORKER)]
 
     def retire(self, segment: SlotTable) -> None:
         """Drops the waiting jobs of a segment whose web worker is dead; what runs finishes for nobody."""
@@ -180,7 +162,7 @@ class Scheduler:
     def dispatch(self, now: float) -> list[Action]:
         """Gives the waiting jobs to the workers that may have them now; sets `wake_at`."""
         actions: list[Action] = []
-        self.wake_at = math.inf
+        self.wake_at = NEVER
         closing = False
         if len(self._active) > self._few:
             self._active = {index: model for index, model in self._active.items() if model.is_active}
@@ -191,7 +173,7 @@ class Scheduler:
                     self.wake_at = min(self.wake_at, model.wait_until)
                     break
                 self._post(model, following, now, actions)
-            closing |= model.closing
+            closing |= model.closes_at < NEVER
         return actions + self._close_served(now) if closing else actions
 
     def _post(self, model: ModelQueue, following: NextBatch, now: float, actions: list[Action]) -> None:
@@ -200,7 +182,7 @@ class Scheduler:
         oldest_ns = model.oldest_in_time_ns(now)
         if any([job.arrived_ns < oldest_ns or job.segment.cancels[job.slot] or job.most for job in jobs]):
             over = [job for job in jobs if job.is_over(oldest_ns)]
-            actions += self._end_unbegun(model, over, oldest_ns, now)
+            actions += end_over(model, over, oldest_ns, now)
             gone = set(over)
             jobs = [job for job in jobs if job not in gone]
             allowed = _cut(model, jobs, may_go_together(jobs))
@@ -216,26 +198,14 @@ class Scheduler:
             worker.batches.append(batch)
             actions.append(Dispatch(worker, batch))
 
-    def _end_unbegun(self, model: ModelQueue, jobs: list[Job], oldest_ns: int, now: float) -> list[Action]:
-        """Answers jobs that are not to be run any more: too late, or their client has gone."""
-        if model.sequences is not None:
-            model.sequences.ended(jobs, now)
-        # Looked at first: the web worker gives up a request that is too late as it does one whose client has gone.
-        late = [job for job in jobs if job.arrived_ns < oldest_ns]
-        gone = [job for job in jobs if job.arrived_ns >= oldest_ns]
-        return [
-            Fail(model.spec.index, late, 408, TOO_LATE, ModelWord.EXPIRED),
-            Fail(model.spec.index, gone, 499, CLIENT_GONE, ModelWord.CANCELLED),
-        ]
-
     def _close_served(self, now: float) -> list[Action]:
         """Releases the workers of unregistered versions where nothing waits for them and nothing can come any more."""
         actions: list[Action] = []
-        for model in [model for model in self.models.values() if model.closing]:
+        for model in [model for model in self.models.values() if model.accepting and model.closes_at < NEVER]:
             if now < model.closes_at:
                 self.wake_at = min(self.wake_at, model.closes_at)
             elif not len(model.jobs):
-                model.closing = model.accepting = False
+                model.accepting = False
                 for worker in [worker for worker in model.workers if worker.held]:
                     actions += self._let_go(model, worker)
         return actions
@@ -309,7 +279,7 @@ class Scheduler:
             oldest_ns = model.oldest_in_time_ns(now)
             over = model.jobs.drop(lambda job: job.is_over(oldest_ns))  # noqa: B023 (called at once)
             if over:
-                actions += self._end_unbegun(model, over, oldest_ns, now)
+                actions += end_over(model, over, oldest_ns, now)
             if model.sequences is not None:
                 actions.append(Fail(model.spec.index, model.sequences.expire(now), NO_WORKER))
         return actions
@@ -328,13 +298,10 @@ class Scheduler:
         if model.is_hung(worker, started, runs_s, now):
             worker.killed = True
             return [Kill(worker)]
-        behind = [batch for batch in worker.batches if batch.number > started]
-        is_blocked = runs_s is not None and runs_s > model.overdue_after_s and bool(behind)
-        if not is_blocked or behind[-1].revoked or model.idle_worker() is None:
-            return []
+        behind = model.stuck_behind(worker, started, runs_s)
         for batch in behind:
             batch.revoked = True
-        return [Revoke(worker, behind)]
+        return [Revoke(worker, behind)] if behind else []
 
     def revoked(self, worker: Worker, batch: Batch) -> list[Action]:
         """Queues a batch again that its worker had not begun and never will; its place is free when it says so."""

@@ -51,6 +51,7 @@ class AttachedSegment:
         self.cancels = segment.cancels
         self.ids = segment.ids
         self.head = segment.head
+        self.claim_again = segment.claim_again
         self.ring = RingConsumer(segment, batcher)
         self.bell = segment.bell(prefix)
         self.retired = self.touched = False
@@ -116,10 +117,6 @@ class AttachedSegment:
         """Answers a slot with the error that its worker has written, and given back."""
         self._segment.settle(slot)
         self.touched = True
-
-    def claim_again(self, slot: int) -> None:
-        """Has a slot wait for another execution."""
-        self._segment.claim_again(slot)
 
     def retire(self) -> None:
         """Its web worker is dead: a handler that streams an answer is told so, as of a client that has gone."""

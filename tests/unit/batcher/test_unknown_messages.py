@@ -21,7 +21,6 @@ from wsgi_ts.control.codec import FROM_BATCHER, FROM_TEMPLATE, TO_BATCHER, TO_TE
 from wsgi_ts.messages import (
     LoadModel,
     ModelSpec,
-    ModelUnloaded,
     SetWorkers,
     SpawnWorker,
     WantedWorker,
@@ -100,4 +99,4 @@ def test_every_notice_of_the_loop_is_taken(kind: type, monkeypatch: pytest.Monke
     batcher._pool, batcher._supervisor = MagicMock(), MagicMock()
     monkeypatch.setattr(batcher, "_carry_out", taken := MagicMock())
     batcher._from_loop()
-    assert taken.called or batcher._supervisor.send.called or kind is ModelUnloaded
+    assert taken.called or batcher._supervisor.send.called
