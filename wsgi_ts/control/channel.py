@@ -88,7 +88,7 @@ class Channel:
         for frame in self.receive_ready():
             try:
                 received.append(messages.decode(frame))
-            except ValueError as error:  # UnknownMessage
+            except ValueError as error:  # UnknownMessage: `decode` raises no other
                 log.error("%s from %s: its version does not fit ours", error, sender)
         return received
 
