@@ -48,7 +48,7 @@ COMPILED = (
     )),
     "wsgi_ts/batcher/worker/slots.py",
     *(f"wsgi_ts/dataplane/{name}.py" for name in (
-        "async_call", "async_plane", "attempts", "call_traces", "exchange", "graph", "graph_walk", "http_facts",
+        "async_call", "async_plane", "attempts", "call_traces", "exchange", "graph", "graph_walk",
         "ledger", "node_answers", "node_requests", "request_traces", "routes", "stories", "task", "walk",
         "walk_counters", "walks",
     )),
@@ -63,7 +63,7 @@ COMPILED = (
         "call", "calls", "connection", "inference", "port", "prediction", "wire",
     )),
     "wsgi_ts/supervisor/spans.py",
-    *(f"wsgi_ts/tracing/{name}.py" for name in ("batches", "context", "records", "slowest", "span_codec")),
+    *(f"wsgi_ts/tracing/{name}.py" for name in ("slowest", "span_codec")),
     *(f"wsgi_ts/web/{name}.py" for name in (
         "answers", "bodies", "connection", "http_times", "loop", "report", "requests", "sampled_report", "sending",
         "table",

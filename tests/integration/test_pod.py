@@ -32,7 +32,7 @@ def handle(data, context):
         return None
     status = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines() if ":\\t" in line)
     try:
-        open("/tmp/x", "w")
+        open("/tmp/written-by-a-handler", "w")
     except OSError as error:
         written = error.strerror
     kept = {key: status[key] for key in ("CapEff", "CapBnd", "NoNewPrivs")}

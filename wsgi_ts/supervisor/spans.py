@@ -30,7 +30,7 @@ from wsgi_ts.tracing.span_codec import HERE, INTERNAL, REMOTE, SERVER
 #: Parts of a request that lie within its batch.
 _IN_BATCH: Final = ("handover", *STAGES)
 #: A batch's requests are answered together: after so long, in seconds, another one is rare, such as a long stream.
-_SETTLED_S: Final = 0.05
+_SETTLED_S: Final = 2.0
 #: Whose span has been sent is remembered of so many batches: a request that comes late makes no second one.
 _MOST_SENT: Final = 4096
 

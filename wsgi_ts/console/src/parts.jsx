@@ -100,10 +100,15 @@ export function Legend({ entries }) {
 export function Confirm({ title, text, action, danger, fields, onConfirm, onClose }) {
   const dialog = useRef();
   useEffect(() => dialog.current.showModal(), []);
+  // `close` gives the focus back. Its event, which Escape causes too, comes later, and may not come to a page that is busy.
+  const close = () => {
+    dialog.current.close();
+    onClose();
+  };
   const submit = (event) => {
     event.preventDefault();
     onConfirm(Object.fromEntries(new FormData(event.target)));
-    dialog.current.close();
+    close();
   };
   return (
     <dialog ref={dialog} onClose={onClose} aria-labelledby="question">
@@ -112,7 +117,7 @@ export function Confirm({ title, text, action, danger, fields, onConfirm, onClos
         <p class="soft">{text}</p>
         {fields}
         <div class="row">
-          <button type="button" onClick={() => dialog.current.close()}>
+          <button type="button" onClick={close}>
             Cancel
           </button>
           <button type="submit" class={`main-action ${danger ? "danger" : ""}`}>
