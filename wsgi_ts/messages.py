@@ -315,7 +315,7 @@ class SegmentRetired:
 class WorkerReport:
     """One model worker, told each time its state changes; `stopped` is the last that is told of it.
 
-    `load_status` is 0 until the first load ended, then the HTTP-like status of the load (200, 500, 507).
+    `load_status` is 0 until the first load ended, then the HTTP-like status of the load (200, 500, 507, 408).
     `restart_reason` says why there was the last restart (`pool.life.restart_reason`), as far as there was one.
     `recovering_since` is the monotonic time of the first failure of the current run of failures, 0.0 when none.
     """

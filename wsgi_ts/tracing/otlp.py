@@ -14,8 +14,8 @@ import queue
 import threading
 import time
 import zlib
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
 
 import requests
 from opentelemetry.util.re import parse_env_headers
@@ -32,6 +32,7 @@ _AGAIN: Final = (429, 502, 503, 504)
 _FIRST_PAUSE_S: Final = 0.5
 #: How often it is said that spans are lost, in seconds.
 _SAID_EVERY_S: Final = 60.0
+_COMPRESS: Final[Mapping[str, Callable[[bytes], bytes]]] = {"gzip": gzip.compress, "deflate": zlib.compress}
 
 
 class SenderOptions(NamedTuple):
@@ -96,7 +97,7 @@ class SpanSender:
                 "User-Agent": f"wsgi-ts/{__version__}",
                 **options.headers,
                 "Content-Type": "application/x-protobuf",
-                **({"Content-Encoding": options.compression} if options.compression in ("gzip", "deflate") else {}),
+                **({"Content-Encoding": options.compression} if options.compression in _COMPRESS else {}),
             }
         )
         self._waiting: queue.SimpleQueue[tuple[bytes, int] | None] = queue.SimpleQueue()
@@ -105,13 +106,15 @@ class SpanSender:
         self._closing = threading.Event()
         self._lost = 0
         self._say_at = 0.0
+        #: That spans are lost, and not yet that they are taken again.
+        self._has_said = False
         self._thread = threading.Thread(target=self._run, name="collector", daemon=True)
         self._thread.start()
 
     def send(self, message: bytes, spans: int) -> None:
-        """Takes a message to send, with so many spans; where too many wait it is lost."""
+        """Takes a message to send, with so many spans; where too many wait it is lost. One alone always fits."""
         with self._lock:
-            fits = self._waiting_spans + spans <= self._options.queue
+            fits = not self._waiting_spans or self._waiting_spans + spans <= self._options.queue
             if fits:
                 self._waiting_spans += spans
         if fits:
@@ -128,15 +131,14 @@ class SpanSender:
     def _run(self) -> None:
         while (waiting := self._waiting.get()) is not None:
             message, spans = waiting
-            taken = self._post(message)
             with self._lock:
                 self._waiting_spans -= spans
-            if not taken:
+            if not self._post(message):
                 self._note_lost(spans)
-            elif self._lost:
-                log.info("The collector at %s takes spans again; %d were lost", self._endpoint, self._lost)
+            elif self._has_said:
                 with self._lock:
-                    self._lost, self._say_at = 0, 0.0
+                    lost, self._lost, self._has_said = self._lost, 0, False
+                log.info("The collector at %s takes spans again; %d were lost", self._endpoint, lost)
 
     def _post(self, message: bytes) -> bool:
         """Sends a message, more than once where that may help; returns whether it was taken."""
@@ -174,11 +176,9 @@ class SpanSender:
             lost, must_say = self._lost, now >= self._say_at
             if must_say:
                 self._say_at = now + _SAID_EVERY_S
+                self._has_said = True
         if must_say:
             log.warning("The collector at %s does not take spans; %d are lost so far", self._endpoint, lost)
-
-
-_COMPRESS: Final[Mapping[str, Any]] = {"gzip": gzip.compress, "deflate": zlib.compress}
 
 
 def traces_url(endpoint: str, environ: Mapping[str, str] = os.environ) -> str:

@@ -120,14 +120,37 @@ def test_it_is_said_when_spans_are_taken_again(start: Start, caplog: pytest.LogC
     assert "takes spans again; 4 were lost" in caplog.text
 
 
+def test_a_collector_that_comes_and_goes_is_told_of_once_a_minute(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    collector = start(404, 200, 404, 200, 404)
+    sender = SpanSender(collector.url, SenderOptions.of(collector.url, {}))
+    for _ in range(6):
+        sender.send(b"m", 2)
+    sender.close(20)
+    assert len(collector.came) == 6
+    assert caplog.text.count("does not take spans") == 1
+    assert caplog.text.count("takes spans again") == 1
+
+
 def test_what_does_not_fit_in_the_queue_is_lost(caplog: pytest.LogCaptureFixture) -> None:
     nowhere = "http://127.0.0.1:9"
     options = SenderOptions.of(nowhere, {"OTEL_BSP_MAX_QUEUE_SIZE": "10", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "5"})
     sender = SpanSender(nowhere, options._replace(timeout_s=60.0))
-    for _ in range(3):
+    for _ in range(4):  # one is being sent, two wait
         sender.send(b"m", 5)
     eventually(lambda: "5 are lost so far" in caplog.text, within=5, what="a word of lost spans")
     sender.close(0)
+
+
+def test_more_spans_than_the_queue_has_room_for_are_sent_where_nothing_else_waits(start: Start) -> None:
+    collector = start()
+    options = SenderOptions.of(collector.url, {"OTEL_BSP_MAX_QUEUE_SIZE": "10", "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "10"})
+    sender = SpanSender(collector.url, options)
+    sender.send(b"m", 12)
+    sender.close(20)
+    assert len(collector.came) == 1
 
 
 def test_a_file_with_certificates_that_is_not_there_costs_spans(start: Start, caplog: pytest.LogCaptureFixture) -> None:
