@@ -73,7 +73,8 @@ class ConsoleData:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answers with one snapshot of everything that may change."""
         resp.set_header("content-type", "application/json")
-        resp.data = self._control.call("console_snapshot", timeout_s=QUICK_CALL_S)["text"].encode()
+        _, text = _snapshot(self._control)
+        resp.data = text.encode()
 
     def on_get_events(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answers with the first of many events; a server that cannot go on leaves it to the page to ask again."""
@@ -183,10 +184,16 @@ class SnapshotEvent(NamedTuple):
 def snapshot_event(control: ControlPlane, since: int = 0) -> SnapshotEvent:
     """What has changed since a revision; where the supervisor does not answer, an event that says so."""
     try:
-        snapshot = control.call("console_snapshot", timeout_s=QUICK_CALL_S, since=since)
+        revision, text = _snapshot(control, since)
     except ServerError as error:
         return SnapshotEvent(_event("unavailable", json.dumps(error.to_dict())), 0, 0)
-    return SnapshotEvent(_event("snapshot", snapshot["text"]), since, snapshot["revision"])
+    return SnapshotEvent(_event("snapshot", text), since, revision)
+
+
+def _snapshot(control: ControlPlane, since: int = 0) -> tuple[int, str]:
+    """The revision of a snapshot, and the snapshot as JSON."""
+    revision, _, text = control.call("console_snapshot", timeout_s=QUICK_CALL_S, since=since).partition(" ")
+    return int(revision), text
 
 
 def _event(kind: str, data: str) -> bytes:

@@ -62,15 +62,16 @@ class ConsoleData:
         #: The drawings of the workflows by name, each with the graph that it is of.
         self._drawings: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {}
 
-    def snapshot(self, *, since: int = 0) -> dict[str, Any]:
+    def snapshot(self, *, since: int = 0) -> str:
         """Everything that may change.
 
         Args:
             since: the revision of a snapshot that is known already: of the models only those are told that have
-                changed since.
+                changed since, and where only numbers have, these.
 
         Returns:
-            The snapshot's `revision`, and its `text`, JSON in one line.
+            The snapshot's revision, a space, and the snapshot as JSON in one line: a text goes through the control
+            socket as it is.
         """
         status = self._status()
         with self._lock:
@@ -96,8 +97,8 @@ class ConsoleData:
             "gpus": self._gpus.latest(),
             "order": models.order,
         }
-        text = f'{json.dumps(data, separators=(",", ":"))[:-1]},"models":[{",".join(models.changed)}]}}'
-        return {"revision": models.revision, "text": text}
+        rest = json.dumps(data, separators=(",", ":"))[:-1]
+        return f'{models.revision} {rest},"models":[{",".join(models.changed)}]}}'
 
     def settings(self) -> dict[str, Any]:
         """The settings, each with its default and where its value comes from, and what the doctor would say now."""

@@ -1,8 +1,8 @@
 """The models of a console's snapshot: of all that it holds the part that grows with models and workers.
 
 Once a second most of it is what it was the second before. So the JSON of each worker and of each version is kept, made
-anew only where something of it has changed, and sent only to those who do not have it; and what processes have in
-memory is read of a few at a time.
+anew only where something of it has changed, and sent only to those who do not have it; of a version that only counts on
+the numbers alone are sent; and what processes have in memory is read of a few at a time.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import field
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from wsgi_ts.batcher.shm import layout
@@ -59,6 +60,15 @@ _BUCKETS = {
     "requests_by_size": (ModelWord.REQUESTS_BY_SIZE, _SIZES),
 }
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+#: The numbers as JSON, to be filled in, and the places of what is filled in: words of a row, behind them the sums.
+_NUMBERS = _ENCODE(
+    {**dict.fromkeys([*_COUNTS, *_SUMS], "%d"), **{name: ["%d"] * size for name, (_, size) in _BUCKETS.items()}}
+)[1:-1].replace('"%d"', "%d")
+_FILLED_IN = itemgetter(
+    *_COUNTS.values(),
+    *range(layout.MODEL_WORDS, layout.MODEL_WORDS + len(_SUMS)),
+    *(word for first, size in _BUCKETS.values() for word in range(first, first + size)),
+)
 
 
 class WorkerRow(NamedTuple):
@@ -83,25 +93,32 @@ class _Known:
 
     Attributes:
         number: by which the page knows it; no other version ever has the same.
-        revision: the snapshot that it changed in.
+        revision: the snapshot that something of it changed in; `described_at`, something else than its numbers.
         seen: its workers, their reports, and those that leave, in an order: objects, of which none changes unseen.
         pids: the processes of its workers.
         workers, workers_json: its workers by identity, each with its JSON, and these together.
-        counted: its rows on the board.
-        facts, facts_json: all else that its JSON depends on, and that as JSON, without its end.
-        text: its JSON.
+        counted, numbers_json: its rows on the board, and what they say as JSON, without its braces.
+        facts, facts_json: all else that its JSON depends on, and that as JSON, without its braces.
     """
 
     number: int
     revision: int = 0
+    described_at: int = 0
     seen: list[Any] = field(default_factory=list)
     pids: set[int] = field(default_factory=set)
     workers: dict[int, tuple[WorkerRow, str]] = field(default_factory=dict)
     workers_json: str = ""
     counted: list[bytes] = field(default_factory=list)
+    numbers_json: str = ""
     facts: tuple[Any, ...] = ()
     facts_json: str = ""
-    text: str = ""
+
+    def text_since(self, revision: int) -> str:
+        """The JSON of all that is shown of it, or of its numbers where nothing else has changed since a revision."""
+        numbers = f'{{"id":{self.number},{self.numbers_json}'
+        if self.described_at <= revision:
+            return numbers + "}"
+        return f'{numbers},{self.facts_json},"workers":[{self.workers_json}]}}'
 
 
 class Models(NamedTuple):
@@ -110,7 +127,8 @@ class Models(NamedTuple):
     Attributes:
         revision: of this snapshot; later ones have higher revisions.
         order: the numbers of all versions, in their order.
-        changed: the JSON of those that have changed since the revision that was asked for.
+        changed: the JSON of those that have changed since the revision that was asked for; where only their numbers
+            have, of these and the version's own number.
     """
 
     revision: int
@@ -157,7 +175,7 @@ class ModelTexts:
         return Models(
             self._revision,
             [known.number for known in all_known],
-            [known.text for known in all_known if known.revision > since],
+            [known.text_since(since) for known in all_known if known.revision > since],
         )
 
     def _renew_workers(
@@ -177,7 +195,7 @@ class ModelTexts:
             known.workers[id(row.worker)] = last
         known.workers_json = ",".join(text for _, text in known.workers.values())
         known.pids = {row.report.pid for row in rows if row.report is not None}
-        known.seen, known.text = seen, ""
+        known.seen, known.described_at = seen, self._revision
 
     def _rows(self, workers: Iterable[WorkerRecord], *, is_leaving: bool) -> Iterator[WorkerRow]:
         for worker in workers:
@@ -193,13 +211,15 @@ class ModelTexts:
             *(model.spec, model.directory, model.workflow, model.min_workers, model.max_workers),
             *(model.restarts.total(), model.unloading, is_default),
         )
-        if known.text and known.counted == counted and known.facts == facts:
-            return
         if known.facts != facts:
-            known.facts_json = _ENCODE({"id": known.number, **_description(model), "default": is_default})[:-1]
-        known.counted, known.facts, known.revision = counted, facts, self._revision
-        numbers = _numbers([memoryview(row).cast("Q").tolist() for row in counted])
-        known.text = f'{known.facts_json},{_ENCODE(numbers)[1:-1]},"workers":[{known.workers_json}]}}'
+            known.facts_json = _ENCODE({**_description(model), "default": is_default})[1:-1]
+            known.facts, known.described_at = facts, self._revision
+        if known.counted != counted or not known.numbers_json:
+            known.numbers_json = _numbers_json([memoryview(row).cast("Q").tolist() for row in counted])
+            known.counted = counted
+        elif known.described_at < self._revision:
+            return
+        known.revision = self._revision
         self.made += 1
 
 
@@ -239,13 +259,11 @@ class Memory:
         return found[0]
 
 
-def _numbers(copies: Sequence[list[int]]) -> dict[str, Any]:
-    """What is counted of a version, summed over the batchers."""
+def _numbers_json(copies: Sequence[list[int]]) -> str:
+    """What is counted of a version, summed over the batchers, as JSON without its braces."""
     words = sums(copies) if copies else [0] * layout.MODEL_WORDS
-    counts = {name: words[word] for name, word in _COUNTS.items()}
-    counts |= {name: words[one] + words[other] for name, (one, other) in _SUMS.items()}
-    buckets = {name: words[first : first + size] for name, (first, size) in _BUCKETS.items()}
-    return {**counts, **buckets, "curve": _curve(copies)}
+    added = [words[one] + words[other] for one, other in _SUMS.values()]
+    return f'{_NUMBERS % _FILLED_IN(words + added)},"curve":{_ENCODE(_curve(copies))}'
 
 
 def _description(model: ModelVersion) -> dict[str, Any]:

@@ -43,8 +43,12 @@ def console(board: Board, registry: Registry, config: Config | None = None) -> C
 
 
 def snapshot(data: ConsoleData, since: int = 0) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(data.snapshot(since=since)["text"])
+    found: dict[str, Any] = json.loads(data.snapshot(since=since).partition(" ")[2])
     return found
+
+
+def revision_of(data: ConsoleData, since: int = 0) -> int:
+    return int(data.snapshot(since=since).partition(" ")[0])
 
 
 def registry_with(board: Board, *reports: WorkerReport) -> Registry:
@@ -214,24 +218,34 @@ def test_only_what_has_changed_since_a_revision_is_told(board: Board) -> None:
     registry.add(ModelVersion(ModelSpec(5, "n", "1.0", "/n", "h", None), directory, None, place(0), loaded_in={0}))
     data = console(board, registry)
 
-    def told(since: int) -> tuple[list[int], list[str]]:
+    def told(since: int) -> tuple[list[int], dict[int, dict[str, Any]]]:
         found = snapshot(data, since)
         assert len(set(found["order"])) == len(found["order"])
-        assert {model["id"] for model in found["models"]} <= set(found["order"])
-        return found["order"], [model["name"] for model in found["models"]]
+        models = {model["id"]: model for model in found["models"]}
+        assert set(models) <= set(found["order"])
+        return found["order"], models
 
-    first = data.snapshot()["revision"]
-    order, names = told(0)
-    assert (len(order), names) == (2, ["m", "n"])
-    assert told(first) == (order, [])
+    first = revision_of(data)
+    order, whole = told(0)
+    assert [whole[number]["name"] for number in order] == ["m", "n"]
+    assert told(first) == (order, {})
+    # Where only numbers have changed nothing else is told, and to whom has missed that it is told again.
     board.words[board.model_row(0, 5) + ModelWord.REQUESTS] = 5
-    changed = data.snapshot(since=first)["revision"]
-    # To whom has missed that one it is told again.
-    assert (told(first), told(changed)) == ((order, ["n"]), (order, []))
+    counted = revision_of(data, first)
+    _, numbers = told(first)
+    assert list(numbers) == [order[1]]
+    assert not numbers[order[1]].keys() & {"name", "workers", "default"}
+    assert whole[order[1]] | numbers[order[1]] == told(0)[1][order[1]]
+    assert told(counted) == (order, {})
+    # Else the whole version is, also to those who know what it has counted.
+    registry.get("n", None).min_workers = 3
+    assert told(counted) == (order, {order[1]: told(0)[1][order[1]]})
+    changed = revision_of(data)
     registry.remove(second)
-    assert told(changed) == (order[1:], [])
+    assert told(changed) == (order[1:], {})
     # A revision of the supervisor before this one is as good as none.
-    assert told(1) == (order[1:], ["n"])
+    assert told(1) == told(0)
+    assert told(1)[1][order[1]]["name"] == "n"
 
 
 def test_the_memory_of_many_processes_is_read_of_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +288,7 @@ def test_a_worker_that_has_taken_memory_is_told_of_again(board: Board, monkeypat
     monkeypatch.setattr(console_models, "resident_bytes", lambda pid: sizes.get(pid, 0))
     reports = [WorkerReport(9000 + place, 4, WorkerState.READY, pid) for place, pid in enumerate((7, 8))]
     data = console(board, registry_with(board, *reports))
-    revision = data.snapshot()["revision"]
+    revision = revision_of(data)
     assert snapshot(data, revision)["models"] == []
     sizes[8] = 3001
     (model,) = snapshot(data, revision)["models"]

@@ -248,9 +248,10 @@ function onEvent(text) {
   }
 }
 
-/** A snapshot with all models: those that it brings, and as they were those that have not changed. */
+/** A snapshot with all models: what it does not bring, of a model some facts or the whole model, has not changed. */
 function whole(snapshot) {
-  const known = new Map([...(latest()?.models ?? []), ...snapshot.models].map((model) => [model.id, model]));
+  const known = new Map((latest()?.models ?? []).map((model) => [model.id, model]));
+  for (const model of snapshot.models) known.set(model.id, { ...known.get(model.id), ...model });
   return { ...snapshot, models: snapshot.order.map((id) => known.get(id)) };
 }
 
