@@ -13,6 +13,8 @@ from reliability.measures import OVERLOAD, Drain, Ends, Overload, Soak
 from reliability.subjects import Ours
 
 MISSING = "not measured"
+#: What is found in each step, in the order of the tables.
+STEPS: Mapping[str, type[Any]] = {"kills": Findings, "drain": Drain, "ends": Ends, "overload": Overload, "soak": Soak}
 Found = Mapping[str, Mapping[str, Any]]
 
 
@@ -60,7 +62,7 @@ def render(found: Found, faults: Mapping[str, Mapping[str, Sequence[str]]], how:
 
 def _beside_each_other(found: Found) -> str:
     lines = [["", *found]]
-    for kind, step in ((Findings, "kills"), (Drain, "drain"), (Ends, "ends"), (Overload, "overload"), (Soak, "soak")):
+    for step, kind in STEPS.items():
         for title, cell in _ROWS[kind]:
             rows = [row.get(step) for row in found.values()]
             lines.append([title, *(MISSING if row is None else cell(row) for row in rows)])

@@ -4,6 +4,7 @@
     python -m reliability.prove --quick          a first impression: a few minutes for each server
     python -m reliability.prove --only mosec     only this server; may be repeated
     python -m reliability.prove --publish        also put the tables into docs/reliability.md
+    python -m reliability.prove --resume FILE    only what a result file of an earlier run lacks
 
 docs/reliability.md tells the method. A figure that falls short stays in the tables.
 """
@@ -11,6 +12,7 @@ docs/reliability.md tells the method. A figure that falls short stays in the tab
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -18,7 +20,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,7 @@ class Options:
         faults: run the tests of all other faults, of ours.
         seed: of what is killed when.
         publish: write docs/reliability.md.
+        resume: a result file, of which all that was measured is kept.
     """
 
     names: tuple[str, ...]
@@ -62,10 +65,11 @@ class Options:
     faults: bool
     seed: int
     publish: bool
+    resume: Path | None
 
 
-def prove(name: str, options: Options) -> dict[str, Any]:
-    """Everything about one server."""
+def prove(name: str, options: Options, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything about one server; what is `known` of it already is not measured again."""
     is_ours = name == Ours.name
     kills = options.kills if is_ours else options.rival_kills
     soak_s = options.soak_s if is_ours else options.rival_soak_s
@@ -79,6 +83,9 @@ def prove(name: str, options: Options) -> dict[str, Any]:
     }
     found: dict[str, Any] = {}
     for step, measure in steps.items():
+        if known.get(step) is not None:
+            found[step] = known[step]
+            continue
         print(f"==> {name}: {step}", flush=True)
         began = time.monotonic()
         try:
@@ -103,6 +110,23 @@ def _every(total: int) -> Callable[[int], None]:
             say(f"{done} of {total}")
 
     return progress
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Reads the result file of an earlier run, with what was found of the servers as it was before it was written.
+
+    Raises:
+        BenchmarkError: the file is none, or not there.
+    """
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+        result["servers"] = {
+            name: {step: kind(**rows[step]) for step, kind in proof_tables.STEPS.items() if rows.get(step)}
+            for name, rows in result["servers"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BenchmarkError(f"--resume {path}: this is no result file of make prove: {error}") from error
+    return result
 
 
 def run_fault_tests() -> dict[str, dict[str, list[str]]]:
@@ -153,6 +177,7 @@ def parse_options() -> Options:
     parser.add_argument("--no-faults", action="store_true", help="leave out the tests of all other faults")
     parser.add_argument("--seed", type=int, default=1, help="of what is killed when")
     parser.add_argument("--publish", action="store_true", help="put the tables into docs/reliability.md")
+    parser.add_argument("--resume", type=Path, metavar="FILE", help="measure only what this result file lacks")
     given = parser.parse_args()
     if given.publish and (given.only or given.no_faults):
         raise BenchmarkError("--publish replaces all figures in docs/reliability.md: leave --only, --no-faults away")
@@ -169,6 +194,7 @@ def parse_options() -> Options:
         faults=not given.no_faults,
         seed=given.seed,
         publish=given.publish,
+        resume=given.resume,
     )
 
 
@@ -179,16 +205,29 @@ def main() -> None:
         if torchserve.NAME in options.names:
             torchserve.check_java()
         began = time.monotonic()
-        faults = run_fault_tests() if options.faults and Ours.name in options.names else {}
-        found = {name: prove(name, options) for name in options.names}
-        command = "make prove" + (f' PROVE_ARGS="{" ".join(sys.argv[1:])}"' if sys.argv[1:] else "")
+        earlier = read_result(options.resume) if options.resume is not None else {"servers": {}, "faults": {}}
+        faults = earlier["faults"]
+        if options.faults and Ours.name in options.names and not faults:
+            faults = run_fault_tests()
+        found = {name: prove(name, options, earlier["servers"].get(name, {})) for name in options.names}
         minutes = (time.monotonic() - began) / 60
-        text = proof_tables.render(found, faults, f"`{command}`, seed {options.seed}, {minutes:.0f} minutes")
+        how = f"`{_command()}`, seed {options.seed}, {minutes:.0f} minutes"
+        if options.resume is not None:
+            how += f"; the rest as measured at {earlier['machine']['when']}, commit {earlier['machine']['commit']}"
+        text = proof_tables.render(found, faults, how)
         servers = {name: {step: _plain(value) for step, value in rows.items()} for name, rows in found.items()}
-        content = {"options": asdict(options), "faults": faults, "servers": servers}
+        content = {
+            "options": {**asdict(options), "resume": str(options.resume or "")},
+            "faults": faults,
+            "servers": servers,
+        }
         versions = rival_versions([name for name in options.names if name != Ours.name])
         marks = (BEGIN_MARK, END_MARK) if options.publish else None
         report(text, content, "reliability-", marks, versions, PAGE)
+
+
+def _command() -> str:
+    return "make prove" + (f' PROVE_ARGS="{" ".join(sys.argv[1:])}"' if sys.argv[1:] else "")
 
 
 def _plain(value: Any) -> Any:

@@ -72,9 +72,9 @@ def cleanly_gone(server: ServerProcess, model: str) -> bool:
 
 def upload(server: ServerProcess) -> None:
     """A large body arrives in pieces."""
-    with contextlib.suppress(OSError, http.client.HTTPException):
-        size = 1 << 20
-        connection = http.client.HTTPConnection("127.0.0.1", server.ports["inference"], timeout=60)
+    size = 1 << 20
+    connection = http.client.HTTPConnection("127.0.0.1", server.ports["inference"], timeout=60)
+    with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
         connection.putrequest("POST", "/predictions/ledger")
         connection.putheader("content-type", "application/octet-stream")
         connection.putheader("content-length", str(size))
@@ -83,7 +83,6 @@ def upload(server: ServerProcess) -> None:
             connection.send(b"u" * (size // 16))
             time.sleep(0.05)
         assert connection.getresponse().status in (200, 500, 503, 507)
-        connection.close()
 
 
 def stream(server: ServerProcess) -> None:
