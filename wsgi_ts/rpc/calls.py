@@ -163,12 +163,11 @@ class Calls:
 def _json_line(peer: str, line: str, code: StatusCode, took_ns: int, trace: CallTrace | None) -> str:
     """The access log's line as JSON, by OpenTelemetry's names."""
     address, _, port = peer.rpartition(":")
-    return request_line(
-        took_ns,
-        rpc__system__name="grpc",
-        rpc__method=line.split(" ")[1],
-        rpc__response__status_code=code.name,
-        client__address=address,
-        client__port=int(port) if port.isdigit() else None,
-        **(trace.log_fields() if trace is not None else {}),
-    )
+    fields = {
+        "rpc.system.name": "grpc",
+        "rpc.method": line.split(" ")[1],
+        "rpc.response.status_code": code.name,
+        "client.address": address,
+        "client.port": int(port) if port.isdigit() else None,
+    }
+    return request_line(took_ns, {**fields, **(trace.log_fields() if trace is not None else {})})

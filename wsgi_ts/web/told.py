@@ -47,18 +47,17 @@ def json_line(segment: Segment | None, connection: Connection, status: int, took
     slot = connection.answered_slot
     times = read_times(segment, slot) if segment is not None and slot >= 0 and graph is None else None
     address, _, port = connection.peer.lstrip("/").rpartition(":")
-    return request_line(
-        took_ns,
-        request_id=connection.request_id,
-        trace_id=trace.trace_id if trace is not None else None,
-        span_id=trace.span_id if trace is not None else None,
-        http__request__method=head.method if head is not None else None,
-        url__path=head.path[:MOST_TEXT] if head is not None else None,
-        http__response__status_code=status,
-        client__address=address,
-        client__port=int(port) if port.isdigit() else None,
-        model=(target.model_name if graph is None else graph.name) if target is not None else None,
-        version=target.version if target is not None else None,
-        error__message=error_text(connection.fault),
-        **run_fields(times, connection.submitted_ns),
-    )
+    fields = {
+        "request_id": connection.request_id,
+        "trace_id": trace.trace_id if trace is not None else None,
+        "span_id": trace.span_id if trace is not None else None,
+        "http.request.method": head.method if head is not None else None,
+        "url.path": head.path[:MOST_TEXT] if head is not None else None,
+        "http.response.status_code": status,
+        "client.address": address,
+        "client.port": int(port) if port.isdigit() else None,
+        "model": (target.model_name if graph is None else graph.name) if target is not None else None,
+        "version": target.version if target is not None else None,
+        "error.message": error_text(connection.fault),
+    }
+    return request_line(took_ns, {**fields, **run_fields(times, connection.submitted_ns)})
