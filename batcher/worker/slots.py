@@ -39,8 +39,15 @@ _STREAM_WAIT_S: Final = 0.0005
 _LONGEST_STREAM_WAIT_S: Final = 0.008
 #: An answer with this status, or one above it, is an error.
 _FIRST_ERROR: Final = 400
+#: How much of an error's text a client gets, at most.
+MOST_ERROR_BYTES: Final = 65536
 _FULL: Final = "Not enough shared memory for the response"
 _LONG_HEADERS: Final = "The handler's response headers are too large"
+
+
+def whole_characters(text: bytes | bytearray | memoryview, most: int) -> bytes | bytearray | memoryview:
+    """Returns UTF-8 text, cut between two characters where it has more than `most` bytes."""
+    return text if len(text) <= most else bytes(text[:most]).decode("utf-8", "ignore").encode()
 
 
 class SlotReference:
@@ -340,7 +347,7 @@ class WorkerSlots:
         self.count_end(ref, answer, ended)
         status, phrase, headers, body, error = answer
         if error:
-            body = body[: layout.RESPONSE_INLINE_BYTES]
+            body = whole_characters(body, min(MOST_ERROR_BYTES, segment.layout.response_range))
         times = started, ended
         try:
             write_answer(segment, slot, times, status, phrase, headers, body, ref.batch)
@@ -362,7 +369,7 @@ class WorkerSlots:
 
     def leave(self, ref: SlotReference, answer: Answer, started: int, ended: int) -> None:
         """Writes an error for the batcher to answer with, should the request not run again; the state stays RUNNING."""
-        body = answer.body[: layout.RESPONSE_INLINE_BYTES]
+        body = whole_characters(answer.body, layout.RESPONSE_INLINE_BYTES)
         write_answer(ref.segment, ref.slot, (started, ended), answer.status, "", [], body, ref.batch)
 
     def _end_stream(self, ref: SlotReference, answer: Answer, ended: int) -> None:

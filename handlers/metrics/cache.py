@@ -168,7 +168,18 @@ class MetricsCache(Recorder):
         metric_type: MetricTypes = MetricTypes.COUNTER,
     ) -> None:
         """Records a value, and makes the metric where there is none; see `Recorder`."""
-        request_id = self._request_id(idx)
+        self._record(name, value, unit, self._request_id(idx), dimensions, metric_type)
+
+    def _record(
+        self,
+        name: str,
+        value: float,
+        unit: str,
+        request_id: str,
+        dimensions: Sequence[Dimension],
+        metric_type: MetricTypes,
+    ) -> None:
+        """Records a value for the requests with this id text; empty: for none."""
         dimensions = self._with_default_dimensions(dimensions, request_id)
         names = [dimension.name for dimension in dimensions]
         metric = self.cache[metric_type].get(name) or self.add_metric_to_cache(name, unit, names, metric_type)
@@ -179,8 +190,7 @@ class MetricsCache(Recorder):
 
     def add_error(self, name: str, value: float, dimensions: Sequence[Dimension] = ()) -> None:
         """Counts an error; it belongs to no request."""
-        level = [] if any(d.name == "Level" for d in dimensions) else [Dimension("Level", "Error")]
-        self.add_metric(name, value, "", None, [*dimensions, *level])
+        self._record(name, value, "", "", dimensions, MetricTypes.COUNTER)
 
     def _request_id(self, idx: int | None) -> str:
         request_id = None if idx is None else self._batch_ids.get(idx)

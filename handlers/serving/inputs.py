@@ -92,7 +92,7 @@ def build_row(
     form = mime.lower()
     row: dict[str, Any] = {}
     if query:
-        _add_fields(query.encode("latin-1", "replace"), row, types)
+        _add_fields(query.encode("latin-1", "replace"), row, types, is_query=True)
     if form == "application/x-www-form-urlencoded":
         _add_fields(bytes(body), row, types)
     elif form == "multipart/form-data":
@@ -156,15 +156,15 @@ def is_too_deep(text: bytes) -> bool:
     return b"[]" in brackets or brackets.count(b"[") > MAX_JSON_DEPTH
 
 
-def _add_fields(raw: bytes, row: dict[str, Any], types: dict[str, str] | None) -> None:
-    """Adds `name=value&…` to the row. A last field without "=" is no field: a bare body gives no key."""
+def _add_fields(raw: bytes, row: dict[str, Any], types: dict[str, str] | None, *, is_query: bool = False) -> None:
+    """Adds `name=value&…` to the row. In a body a last field without "=" is no field: a bare body gives no key."""
     if raw.count(b"&") >= MAX_FIELDS:
         raise BadInput(f"The form has more than {MAX_FIELDS} fields.")
     fields = raw.rstrip(b"\r\n").split(b"&")
     last = len(fields) - 1
     for position, field in enumerate(fields):
         name, equals, value = field.partition(b"=")
-        if not name or (not equals and position == last):
+        if not name or (not equals and position == last and not is_query):
             continue
         key = unquote_plus(name.decode("utf-8", "replace"))
         row[key] = bytearray(unquote_to_bytes(value.replace(b"+", b" ")))

@@ -87,7 +87,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     archive(store, "uneven", TENSOR_PARALLEL, config_yaml=config_yaml(handler=waits))
     archive(store, "slow", TENSOR_PARALLEL, config_yaml=config_yaml(handler={"load_s": 60}))
     archive(store, "helpers", TENSOR_PARALLEL, config_yaml=config_yaml(handler={"helpers": True}))
-    archive(store, "both", TENSOR_PARALLEL, config_yaml=config_yaml(parallelLevel=2))
+    archive(store, "both", TENSOR_PARALLEL, config_yaml=config_yaml(parallelLevel=2, torchrun={"nproc-per-node": 1}))
     with ServerProcess(store=store, config=WITH_TORCH) as server:
         assert server.register("tp.mar").status == 200
         yield server
@@ -278,10 +278,12 @@ def test_one_rank_that_cannot_load_fails_the_registration(server: ServerProcess)
     assert len(ranks_of(server)) == 3
 
 
-def test_both_ways_to_say_the_number_of_processes_is_an_error(server: ServerProcess) -> None:
-    reply = server.register("both.mar")
-    assert (reply.status, reply.json()["type"]) == (400, "InvalidModelException")
-    assert "parallelLevel and torchrun.nproc-per-node" in reply.json()["message"]
+def test_of_both_ways_to_say_the_number_of_processes_that_of_torchrun_counts(server: ServerProcess) -> None:
+    assert server.register("both.mar").status == 200
+    assert len(ranks_of(server, "both")) == 1
+    told = r"parallelLevel.*: torchrun\.nproc-per-node, 1, counts instead"
+    assert re.search(rf"\[WARN \] .*{told}", server.log())
+    assert server.request("management", "DELETE", "/models/both").status == 200
 
 
 def test_unregistering_leaves_no_rank(server: ServerProcess) -> None:

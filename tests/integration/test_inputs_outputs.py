@@ -56,7 +56,7 @@ def handle(data, context):
         elif do == "cuda":
             raise RuntimeError("CUDA out of memory, secret text")
         elif do == "prediction exception":
-            raise PredictionException("not today", order["value"])
+            raise PredictionException(order.get("text", "not today"), order["value"])
         elif do == "status":
             context.set_response_status(code=order["value"], phrase=order.get("phrase", ""), idx=i)
             answers.append("body")
@@ -270,11 +270,46 @@ def test_failures(server: ServerProcess, do: str, value: Any, status: int, messa
     assert ask(server, "value", "alive").text == "alive"
 
 
-@pytest.mark.parametrize("status", [201, 404, 418, 500, 503])
+@pytest.mark.parametrize("status", [201, 404, 413, 418, 500, 503])
 def test_handler_sets_the_status(server: ServerProcess, status: int) -> None:
     reply = ask(server, "status", status)
     assert (reply.status, reply.reason, reply.text) == (status, "", "body")
     assert reply.headers["connection"] == ("keep-alive" if status < 400 else "close")
+    assert reply.headers["x-request-id"]
+
+
+def test_what_a_handler_finds_too_large_is_no_body_that_the_server_refuses(server: ServerProcess) -> None:
+    reply = ask(server, "prediction exception", 413)
+    assert (reply.status, reply.json()["message"]) == (507, "not today")
+
+
+def test_the_text_of_a_prediction_exception_comes_whole(server: ServerProcess) -> None:
+    text = "ä" * 20_000
+    reply = ask(server, "prediction exception", 422, text=text)
+    assert (reply.status, reply.json()["message"]) == (422, text)
+    reply = ask(server, "prediction exception", 422, text="x" + "ä" * 40_000)
+    assert reply.json()["message"] == "x" + "ä" * 32_767
+
+
+def test_the_request_id_of_an_answer_is_the_servers(server: ServerProcess) -> None:
+    reply = ask(server, "header", name="X-Request-Id", value="mine")
+    assert reply.headers["x-request-id"] not in ("mine", "")
+
+
+def test_a_name_without_a_value_in_the_query_is_a_field(server: ServerProcess) -> None:
+    reply = server.request("inference", "POST", "/invocations?model_name=rows&first&last", body=b"x")
+    assert reply.json() == {
+        "model_name": ["bytearray", "rows"],
+        "first": ["bytearray", ""],
+        "last": ["bytearray", ""],
+        "body": ["bytearray", "x"],
+    }
+
+
+@pytest.mark.parametrize("path", ["/predictions//1.0", "/explanations//1.0", "/v2/models//infer"])
+def test_a_model_without_a_name_is_none(server: ServerProcess, path: str) -> None:
+    reply = server.request("inference", "POST", path, body=b"x")
+    assert (reply.status, reply.json()["message"]) == (404, "Model not found: ")
 
 
 def test_handler_sets_the_reason(server: ServerProcess) -> None:

@@ -200,6 +200,14 @@ def test_answers_of_the_other_apis_count(prometheus: ServerProcess) -> None:
     eventually(lambda: value(prometheus, "Requests4XX", **host) == before + 2, within=5)
 
 
+def test_a_request_that_is_refused_is_counted(prometheus: ServerProcess) -> None:
+    labels = {"hostname": HOST, "model_name": "idle", "model_version": "default"}
+    assert prometheus.register("echo.mar", model_name="idle", initial_workers=0).status == 200
+    assert prometheus.predict("idle", b"x").status == 503
+    eventually(lambda: value(prometheus, "ts_inference_requests_total", **labels) == 1, within=5)
+    assert prometheus.request("management", "DELETE", "/models/idle").status == 200
+
+
 @pytest.mark.slow
 def test_counts_outlive_the_processes_that_made_them(prometheus: ServerProcess) -> None:
     labels = {"hostname": HOST, "model_name": "echo", "model_version": "default"}

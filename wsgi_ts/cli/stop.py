@@ -11,6 +11,7 @@ from wsgi_ts.control.client import ControlPlane
 from wsgi_ts.errors import ServiceUnavailable
 from wsgi_ts.instance.pid_file import ServerHandle, pid_file_path, read_pid, remove_pid_file
 from wsgi_ts.instance.record import Record
+from wsgi_ts.process import start_time
 
 #: How long the end of a server is waited for, in seconds.
 STOP_LIMIT_S = 60.0
@@ -25,6 +26,9 @@ def stop_server(run_dir: Path, *, wait: bool) -> int:
     pid = read_pid(pid_file_path())
     handle = None if pid is None else ServerHandle.find(pid, run_dir)
     if handle is None:
+        if pid is not None and start_time(pid) is None:
+            print("Removing orphan pid file.")
+            remove_pid_file(pid)
         print("TorchServe is not currently running.")
         return 0
     try:

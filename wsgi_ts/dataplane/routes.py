@@ -202,7 +202,7 @@ class RoutingTable:
             return None if workflow is None else self.workflow_target(_as_text(workflow))
         name, version, rest, flags = parts
         name = _as_text(name)
-        if not name:
+        if not name and flags & RequestFlag.QUERY_ROW:
             at_startup = [each for each, model in self._models.items() if model["startup"]]
             if len(at_startup) != 1:
                 return Target("", None, error=BadRequest("Parameter model_name is required."), reads_form=True)

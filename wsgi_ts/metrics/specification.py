@@ -89,7 +89,8 @@ def load_specification(path: Path | None, *, for_prometheus: bool = False) -> Me
     if twice := sorted(server.keys() & model.keys()):
         raise MetricsConfigError(f"{path}: {twice[0]} stands in {_SERVER_SECTION} and in {_MODEL_SECTION}")
     if path != DEFAULT_FILE:
-        server = {name: _fitted(path, spec) for name, spec in server.items()}
+        fitted = [_fitted(path, spec) for spec in server.values()]
+        server = {spec.name: spec for spec in fitted if spec is not None}
     for spec in (*server.values(), *model.values()):
         if for_prometheus and not spec.is_exposable:
             raise MetricsConfigError(
@@ -156,18 +157,20 @@ def _spec(where: str, kind: str, entry: Any, least: int) -> MetricSpec:
     return MetricSpec(name, kind, unit, tuple(texts), tuple(range(len(texts))))
 
 
-def _fitted(path: Path, spec: MetricSpec) -> MetricSpec:
+def _fitted(path: Path, spec: MetricSpec) -> MetricSpec | None:
     """A file's spec of a metric that the server records itself, with the order of its dimensions.
 
-    Raises:
-        MetricsConfigError: the server has another number of values for it.
+    None where the server has another number of values for it: then it is not recorded, and the log says why.
     """
     known = built_in_specification().server.get(spec.name)
     if known is None:
         return spec
     if len(spec.dimensions) != len(known.dimensions):
         wanted = ", ".join(known.dimensions)
-        raise MetricsConfigError(f"{path}: {spec.name}: its dimensions are {wanted}; they can be renamed and reordered")
+        log.error(
+            "%s: %s is not recorded: its dimensions are %s; they can be renamed and reordered", path, spec.name, wanted
+        )
+        return None
     places = {name.casefold(): place for place, name in enumerate(known.dimensions)}
     order = tuple(places.get(name.casefold(), -1) for name in spec.dimensions)
     if sorted(order) != sorted(places.values()):

@@ -147,8 +147,15 @@ def parse_model_yaml(fields: Mapping[str, Any]) -> ModelYaml:
     section = values.get("torchrun")
     if section is not None:
         torchrun = TorchrunOptions(**_read(TorchrunOptions, section, file, "torchrun.", warnings))
+        level = values.get("parallel_level")
         if "nproc-per-node" not in section:
-            torchrun = replace(torchrun, nproc_per_node=max(1, values.get("parallel_level", 1)))
+            torchrun = replace(torchrun, nproc_per_node=max(1, level or 1))
+        elif level is not None and level != torchrun.nproc_per_node:
+            counts = f"torchrun.nproc-per-node, {torchrun.nproc_per_node}, counts instead"
+            warnings.append(f"{file.where('parallelLevel')}: {counts}")
+        if "nproc-per-node" in section and not values.get("parallel_type"):
+            without = "has no effect without parallelType (pp, tp or pptp)"
+            warnings.append(f"{file.where('torchrun.nproc-per-node')}: {without}")
         values |= {"torchrun": torchrun, "parallel_level": torchrun.nproc_per_node}
     if values.get("sequence_batching") and not values.get("sequence_max_idle_ms"):
         warnings.append(f"{file.where('sequenceBatching')}: needs a sequenceMaxIdleMSec above 0; it is off")
@@ -191,13 +198,8 @@ def _read(
 
 
 def check_parallel(yaml: ModelYaml) -> None:
-    """Raises InvalidModel where `parallelType`, `parallelLevel` and `torchrun` contradict: workers would hang."""
-    torchrun = yaml.raw.get("torchrun")
-    is_launched = isinstance(torchrun, dict) and "nproc-per-node" in torchrun
+    """Raises InvalidModel where `parallelType` goes with nothing else: workers would hang."""
     has_ranks = yaml.parallel_type in TORCHRUN_TYPES
-    if is_launched and "parallelLevel" in yaml.raw:
-        fault = "and torchrun.nproc-per-node both say how many processes a worker has: remove one of them"
-        raise _contradiction(yaml, "parallelLevel", fault)
     if has_ranks and yaml.parallel_level < 1:
         fault = f"{yaml.parallel_type} needs the number of processes of a worker: add torchrun.nproc-per-node"
         raise _contradiction(yaml, "parallelType", fault)
@@ -206,9 +208,6 @@ def check_parallel(yaml: ModelYaml) -> None:
             f"does not go with parallelType {yaml.parallel_type}: set parallelType to custom, and the handler's one "
         )
         raise _contradiction(yaml, "asyncCommunication", f"{fault}process gets all the GPUs")
-    if is_launched and not yaml.parallel_type:
-        fault = "has no effect without parallelType (pp, tp or pptp): add it"
-        raise _contradiction(yaml, "torchrun.nproc-per-node", fault)
 
 
 def _contradiction(yaml: ModelYaml, key: str, fault: str) -> InvalidModel:

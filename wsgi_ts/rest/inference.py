@@ -7,6 +7,7 @@ A prediction comes here with its answer: the web worker submits it before the ap
 from __future__ import annotations
 
 import re
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import falcon
@@ -14,7 +15,7 @@ import falcon
 from wsgi_ts.batcher.shm.request_codec import Answer
 from wsgi_ts.dataplane.blocking import BlockingPlane
 from wsgi_ts.dataplane.routes import RoutingTable
-from wsgi_ts.errors import PayloadTooLarge, ResourceNotFound, ServiceUnavailable
+from wsgi_ts.errors import OutOfResources, PayloadTooLarge, ResourceNotFound, ServiceUnavailable
 from wsgi_ts.http.form_field import is_form
 from wsgi_ts.rest import openapi
 from wsgi_ts.rest.responses import REQUEST_ID_KEY, Response, head_of, write_error, write_json
@@ -60,12 +61,17 @@ class Predictions:
         if answer is None:
             answer = self._predict(req)
         if answer.error is not None:
-            write_error(resp, answer.error)
+            error = answer.error
+            if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and not isinstance(error, PayloadTooLarge):
+                # What a handler finds too large is no body that the server refuses; so does TorchServe.
+                error = OutOfResources(error.message)
+            write_error(resp, error)
             return
         # TorchServe sends an empty reason phrase unless the handler has set one.
         resp.status = f"{answer.status} {answer.phrase}"
         for name, value in answer.headers:
-            resp.put_header(name.lower(), value)
+            if name.lower() != "x-request-id":  # the id that logs and traces have stays
+                resp.put_header(name.lower(), value)
         if answer.stream is not None:
             resp.stream = answer.stream
         else:

@@ -243,7 +243,7 @@ class Answers:
         status = response.status
         if status >= 400 or connection.half_closed:  # TorchServe closes after every error
             connection.close_after = True
-        if status == 413:
+        if status == 413 and not response.body and connection.answered_slot < 0:  # a handler's own has its headers
             self._send_too_large(connection)
             return
         body = b"" if connection.wants_head_only else response.body

@@ -181,6 +181,15 @@ def test_stop_without_a_server(place: Path) -> None:
     assert torchserve(place, "--stop") == (0, "TorchServe is not currently running.\n", "")
 
 
+def test_stop_removes_the_pid_file_of_a_server_that_has_died(place: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    pid_file = place / ".model_server.pid"
+    pid_file.write_bytes(ended.stdout)
+    said = "Removing orphan pid file.\nTorchServe is not currently running.\n"
+    assert torchserve(place, "--stop") == (0, said, "")
+    assert not pid_file.exists()
+
+
 def test_the_launcher_imports_nothing_heavy(place: Path) -> None:
     code = (
         "import sys, wsgi_ts.cli.commands; "

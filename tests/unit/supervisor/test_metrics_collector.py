@@ -97,13 +97,20 @@ def spec_of(tmp_path: Path, text: str, *, for_prometheus: bool = False) -> Metri
             "model_metrics: {gauge: [{name: a, unit: b, dimensions: [c]}]}",
             "a stands in ts_metrics and in model_metrics",
         ),
-        ("ts_metrics: {gauge: [{name: QueueTime, unit: b, dimensions: [c]}]}", "its dimensions are Level, Hostname"),
         ("model_metrics: {gauge: [{name: a b, unit: b, dimensions: [c]}]}", "Prometheus allows letters"),
     ],
 )
 def test_a_wrong_file_is_refused_with_the_reason(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(MetricsConfigError, match=rf"metrics\.yaml: .*{reason}"):
         spec_of(tmp_path, text, for_prometheus=True)
+
+
+def test_a_metric_of_the_server_with_other_dimensions_is_left_out_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "ts_metrics: {gauge: [{name: QueueTime, unit: b, dimensions: [c]}, {name: a, unit: b, dimensions: [c]}]}"
+    assert list(spec_of(tmp_path, text).server) == ["a"]
+    assert "QueueTime is not recorded: its dimensions are Level, Hostname" in caplog.text
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

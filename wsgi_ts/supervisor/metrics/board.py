@@ -140,10 +140,12 @@ class BoardMetrics:
             found[f"Requests{name.upper()}"] = {host: count} if count else {}
         for name in _REQUESTS:
             found[name] = {}
-        for model, _, counted, _ in models:
+        for model, _, counted, refused in models:
             for name, words in _REQUESTS.items():
                 for version, word in zip((_DEFAULT_VERSION, model.version), words, strict=True):
-                    if count := counted[word]:
+                    # TorchServe counts a request before it looks whether there is room for it.
+                    is_told = name == _REQUESTS_TOTAL and version == _DEFAULT_VERSION
+                    if count := counted[word] + (refused if is_told else 0):
                         found[name][model.name, version, self._hostname] = count
         return found | self._last_batch(host)
 

@@ -48,7 +48,7 @@ def test_each_kind_of_metric_has_its_type_and_unit(cache: MetricsCache) -> None:
         Sample("s", "Megabytes", 3, MODEL, "gauge", both),
         Sample("p", "Percent", 50, MODEL, "gauge", both),
         Sample("h", "things", 4, MODEL, "histogram", both),
-        Sample("e", "unit", 1, (("Level", "Error"), ("ModelName", "m")), "counter", both),
+        Sample("e", "unit", 1, (("Level", "Error"),), "counter", ""),
     ]
     assert cache.take_samples() == []
 
