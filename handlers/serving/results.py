@@ -54,7 +54,8 @@ def send_intermediate_predict_response(
 
     Args:
         ret: one result per row.
-        req_id_map: row -> request id of the rows to send.
+        req_id_map: place in `ret` (whose status and headers are sent, too) -> id of the request that gets the chunk.
+            An id that is none of the batch's stands for the request at that place.
         message: sent as the chunk where there is no result.
         code: 200, or the status that the answers are to have.
         context: the handler's context.
@@ -70,17 +71,19 @@ def send_intermediate_predict_response(
     if context is None or context.cl_socket is None:
         raise ValueError("send_intermediate_predict_response needs the context that handle(data, context) was given")
     sent: Awaitable[None] | None = None
-    for row in req_id_map:
+    row_of = {request_id: row for row, request_id in context.request_ids.items()}
+    for place, request_id in req_id_map.items():
+        row = row_of.get(request_id, place)
         if row in context._closed:
             continue
-        result = message if ret is None or ret[row] is None else ret[row]
+        result = message if ret is None or ret[place] is None else ret[place]
         try:
             body = encode(result)
         except BatchFailure:
             body = None
         if body is None:
             raise PredictionException(UNSUPPORTED_OUTPUT, 503)
-        answer = row_answer(context.request_processor[row], body)
+        answer = row_answer(context.request_processor[place], body)
         if answer.error or not is_status(code):
             raise PredictionException(INVALID_RESPONSE, 500)
         status = answer.status if code == 200 else code

@@ -313,6 +313,40 @@ def test_chunks_are_sent_and_the_result_is_the_last_one(load_model: LoadModel) -
     ]
 
 
+def test_a_chunk_goes_to_the_request_that_the_map_names(load_model: LoadModel) -> None:
+    sent: list[tuple[int, int, bytes]] = []
+
+    def send_chunk(row: int, status: int, phrase: str, headers: Any, body: bytes) -> None:
+        sent.append((row, status, body))
+        if body == b"gone":
+            raise StreamClosed("gone")
+
+    text = (
+        "from ts.handler_utils.utils import send_intermediate_predict_response as send\n"
+        "def handle(data, context):\n"
+        "    if data is None: return None\n"
+        "    first, second = context.request_ids[0], context.request_ids[1]\n"
+        "    context.set_response_status(201, 'Made', 0)\n"
+        "    send(['for the second'], {0: second}, '', 200, context)\n"
+        "    send(['a', 'b'], {0: second, 1: first}, '', 200, context)\n"
+        "    send(['a', 'b'], {1: 'of no request'}, '', 200, context)\n"
+        "    for part in ('gone', 'not sent'):\n"
+        "        send([part], {0: second}, '', 200, context)\n"
+        "    send(['for the first'], {0: first}, '', 200, context)\n"
+        "    return ['end', 'end']\n"
+    )
+    service = load_model("stream.py", {"stream.py": text}, chunks=send_chunk)
+    assert not any(answer.error for answer in run(service, "", ""))
+    assert sent == [
+        (1, 201, b"for the second"),
+        (1, 201, b"a"),
+        (0, 200, b"b"),
+        (1, 200, b"b"),
+        (1, 201, b"gone"),
+        (0, 201, b"for the first"),
+    ]
+
+
 def test_a_client_that_hangs_up_does_not_stop_the_others(load_model: LoadModel) -> None:
     sent: list[tuple[int, bytes]] = []
     gone: set[int] = set()
