@@ -11,7 +11,8 @@ from transformers.generation.streamers import BaseStreamer, TextIteratorStreamer
 class TextIteratorStreamerBatch(BaseStreamer):
     """One streamer per row of a batch: `model.generate(**inputs, streamer=streamer)` in a thread, iterated in another.
 
-    Each step of the iteration gives a list with the next piece of text of every row; "" for a row without one.
+    Each step of the iteration gives a list with the next piece of every row, as {"text": piece}; "" for a row without
+    one. After the last step the streamer may be given to the next generation.
 
     Args:
         skip_prompt: leave out the prompt that generation begins with.
@@ -49,16 +50,15 @@ class TextIteratorStreamerBatch(BaseStreamer):
         for streamer in self.streamers:
             streamer.end()
 
-    def __iter__(self) -> Iterator[list[str]]:
+    def __iter__(self) -> Iterator[list[dict[str, str]]]:
         return self
 
-    def __next__(self) -> list[str]:
-        if not self._unfinished:
-            raise StopIteration
+    def __next__(self) -> list[dict[str, str]]:
         texts = [self._next_of(row) for row in range(self.batch_size)]
         if not self._unfinished and not any(texts):
+            self._unfinished = set(range(self.batch_size))
             raise StopIteration
-        return texts
+        return [{"text": text} for text in texts]
 
     def _next_of(self, row: int) -> str:
         if row not in self._unfinished:

@@ -27,14 +27,14 @@ def tokenizer() -> Any:
 
 def test_every_row_gets_its_own_text(tokenizer: Any) -> None:
     streamer = TextIteratorStreamerBatch(tokenizer, 2, skip_prompt=True, timeout=5, skip_special_tokens=True)
-    streamer.put(torch.tensor([[1, 1], [1, 1]]))
-    for step in ([1, 1], [2, 3], [4, 0]):
-        streamer.put(torch.tensor(step))
-    streamer.end()
-    steps = list(streamer)
-    assert all(len(step) == 2 for step in steps)
-    assert ["".join(step[row] for step in steps) for row in (0, 1)] == ["the cat sat", "the dog"]
-    assert list(streamer) == []
+    for _ in range(2):  # it serves one generation after the other
+        streamer.put(torch.tensor([[1, 1], [1, 1]]))
+        for step in ([1, 1], [2, 3], [4, 0]):
+            streamer.put(torch.tensor(step))
+        streamer.end()
+        steps = list(streamer)
+        assert all(len(step) == 2 for step in steps)
+        assert ["".join(step[row]["text"] for step in steps) for row in (0, 1)] == ["the cat sat", "the dog"]
 
 
 def test_the_batch_must_have_its_size(tokenizer: Any) -> None:
