@@ -39,6 +39,7 @@ class MetricsCache(Recorder):
     def __init__(self, config_file_path: str | None = None, model_name: str = "") -> None:
         self.config_file_path = config_file_path
         self.model_name = model_name
+        self._request_ids: str | Mapping[int, str] = {}
         self._batch_ids: Mapping[int, str] = {}
         self._parsed_file: dict[str, Any] | None = None
         self.cache: dict[MetricTypes, dict[str, CachingMetric]] = {kind: {} for kind in MetricTypes}
@@ -49,12 +50,17 @@ class MetricsCache(Recorder):
         return [self.store.popleft() for _ in range(len(self.store))]
 
     @property
-    def request_ids(self) -> str:
-        """The requests of the current batch, joined by commas."""
-        return ",".join(self._batch_ids.values())
+    def request_ids(self) -> str | Mapping[int, str]:
+        """The requests of the current batch: row -> id, or what else was set, such as the ids joined by commas."""
+        return self._request_ids
+
+    @request_ids.setter
+    def request_ids(self, request_ids: str | Mapping[int, str]) -> None:
+        self.set_request_ids(request_ids)
 
     def set_request_ids(self, request_ids: str | Mapping[int, str]) -> None:
         """Names the requests of the current batch: joined by commas, or by row."""
+        self._request_ids = request_ids
         if isinstance(request_ids, str):
             request_ids = dict(enumerate(request_ids.split(","))) if request_ids else {}
         self._batch_ids = request_ids
@@ -62,7 +68,7 @@ class MetricsCache(Recorder):
     def for_request(self, request_id: str) -> MetricsCache:
         """Returns the same metrics, whose values are those of one request among several that run at the same time."""
         own = copy.copy(self)
-        own._batch_ids = {0: request_id}
+        own.set_request_ids({0: request_id})
         return own
 
     def record(self, sample: Sample) -> None:
@@ -194,7 +200,7 @@ class MetricsCache(Recorder):
 
     def _request_id(self, idx: int | None) -> str:
         request_id = None if idx is None else self._batch_ids.get(idx)
-        return self.request_ids if request_id is None else request_id
+        return ",".join(self._batch_ids.values()) if request_id is None else request_id
 
     def _with_default_dimensions(self, dimensions: Sequence[Dimension], request_id: str) -> list[Dimension]:
         defaults = [Dimension("Level", "Error")]

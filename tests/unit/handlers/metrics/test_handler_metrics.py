@@ -68,6 +68,17 @@ def test_request_ids_may_be_one_text(cache: MetricsCache) -> None:
     assert cache.request_ids == ""
 
 
+def test_request_ids_are_what_was_set(cache: MetricsCache) -> None:
+    cache.set_request_ids({0: "a", 1: "b"})
+    assert cache.request_ids == {0: "a", 1: "b"}
+    cache.request_ids = {0: "c", 1: "d"}
+    assert cache.request_ids == {0: "c", 1: "d"}
+    cache.add_counter("n", 1)
+    cache.add_counter("n", 1, idx=1)
+    assert [sample.request_ids for sample in cache.take_samples()] == ["c,d", "d"]
+    assert cache.for_request("e").request_ids == {0: "e"}
+
+
 def test_a_metric_of_ones_own(cache: MetricsCache) -> None:
     metric = cache.add_metric_to_cache("mine", "count", ["model", "level"], MetricTypes.COUNTER)
     assert cache.get_metric("mine") is metric
