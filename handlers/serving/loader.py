@@ -30,6 +30,9 @@ BUNDLED = {
     "trt_llm_handler": "wsgi_ts.handlers.bundled.trt_llm:TRTLLMHandler",
 }
 
+#: TorchServe's package of the bundled handlers: a manifest may give the whole name of the module, too.
+BUNDLED_MODULES = "ts.torch_handler."
+
 #: Request envelopes by the name that `service_envelope` gives.
 ENVELOPES = {
     "body": "BodyEnvelope",
@@ -57,8 +60,9 @@ def load_entry(handler: str, model_dir: str, envelope: str | None = None) -> Ent
     """Resolves a handler string, imports its module and makes its instance.
 
     Args:
-        handler: `file.py`, `file.py:function`, `module`, `module:function` or a bundled handler's name; the file may
-            be in a folder of the model, whose modules it then finds first.
+        handler: `file.py`, `file.py:function`, `module`, `module:function` or a bundled handler's name, with
+            `ts.torch_handler.` before it or without; the file may be in a folder of the model, whose modules it then
+            finds first.
         model_dir: the model's folder; its modules come before equally named ones imported earlier.
         envelope: name of the request envelope to wrap the handler in.
 
@@ -69,7 +73,7 @@ def load_entry(handler: str, model_dir: str, envelope: str | None = None) -> Ent
     module_part, _, function = handler.partition(":")
     path, name = os.path.split(module_part.removesuffix(".py"))
     folder = os.path.join(model_dir, path) if path else model_dir
-    bundled = None if _is_in(folder, name) else BUNDLED.get(name)
+    bundled = None if _is_in(folder, name) else BUNDLED.get(name.removeprefix(BUNDLED_MODULES))
     if bundled is None:
         if folder not in sys.path:
             sys.path.insert(0, folder)

@@ -108,8 +108,10 @@ def test_missing_modules_are_named(model_dir: str) -> None:
 
 def test_bundled_handlers_are_found_by_name_unless_the_model_has_such_a_file(model_dir: str) -> None:
     assert handler_class(load_entry("image_classifier", model_dir)) == "ImageClassifier"
+    assert handler_class(load_entry("ts.torch_handler.image_classifier", model_dir)) == "ImageClassifier"
     write(model_dir, "image_classifier.py", CLASS)
     assert handler_class(load_entry("image_classifier", model_dir)) == "Handler"
+    assert handler_class(load_entry("ts.torch_handler.image_classifier", model_dir)) == "ImageClassifier"
 
 
 def test_an_envelope_wraps_the_entry_point(model_dir: str) -> None:
