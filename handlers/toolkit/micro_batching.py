@@ -66,9 +66,9 @@ class MicroBatching:
         self.shutdown()
         self._start()
 
-    def get_micro_batch_idx(self) -> int:
-        """Returns the number, from 0, of the piece that the calling thread works on."""
-        number: int = self._current.number
+    def get_micro_batch_idx(self) -> int | None:
+        """Returns the number, from 0, of the piece that the calling thread works on; None where it has none."""
+        number: int | None = getattr(self._current, "number", None)
         return number
 
     def shutdown(self) -> None:
@@ -151,6 +151,8 @@ class MicroBatching:
         except BaseException as error:
             # Whatever it is, it belongs to the caller of the batch, not to this thread.
             return piece._replace(error=error)
+        finally:
+            self._current.number = None
         return piece
 
     def _pass_on(self, piece: _Piece, following: str | None) -> None:

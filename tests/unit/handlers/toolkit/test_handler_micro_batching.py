@@ -92,3 +92,17 @@ def test_wrong_arguments_are_refused(handler: Handler) -> None:
         MicroBatching(handler, parallelism={"predict": 1})
     with pytest.raises(ValueError, match="0 or more"):
         MicroBatching(handler, parallelism={"inference": -1})
+
+
+def test_a_phase_is_told_its_piece_and_other_threads_none() -> None:
+    class Asking(Handler):
+        def preprocess(self, data: Any) -> Any:
+            return [f"{row}{batching.get_micro_batch_idx()}" for row in data]
+
+    batching = MicroBatching(Asking(), micro_batch_size=2, parallelism={"preprocess": 0})
+    try:
+        assert batching.get_micro_batch_idx() is None
+        assert batching(["a", "b", "c"], MockContext()) == ["a0io", "b0io", "c1io"]
+        assert batching.get_micro_batch_idx() is None
+    finally:
+        batching.shutdown()
