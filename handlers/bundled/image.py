@@ -112,7 +112,7 @@ class ObjectDetector(TransformingHandler):
             return self.model(data, *args, **kwargs)
 
     def postprocess(self, data: list[dict[str, torch.Tensor]]) -> list[list[dict[str, Any]]]:
-        """Keeps the objects above the threshold.
+        """Keeps the objects whose score is the threshold or more.
 
         Args:
             data: B dicts of N objects each: `boxes` (N, 4) in pixels, `labels` (N,), `scores` (N,) from 0 to 1.
@@ -123,7 +123,7 @@ class ObjectDetector(TransformingHandler):
         return [self._objects(found) for found in data]
 
     def _objects(self, found: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
-        keep = found["scores"] > self.threshold
+        keep = found["scores"] >= self.threshold
         boxes = found["boxes"][keep].tolist()
         labels = found["labels"][keep].tolist()
         scores = found["scores"][keep].tolist()

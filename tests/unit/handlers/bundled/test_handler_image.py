@@ -79,6 +79,8 @@ def test_the_detector_answers_with_the_likely_objects() -> None:
     assert handler.postprocess([found]) == [[{"1": [1.0, 2.0, 3.0, 4.0], "score": 0.75}]]
     handler.mapping = {"0": "cat", "1": "dog"}
     assert handler.postprocess([found])[0][0]["dog"] == [1.0, 2.0, 3.0, 4.0]
+    handler.threshold = 0.75
+    assert [object["score"] for object in handler.postprocess([found])[0]] == [0.75]
 
 
 def test_explanations_need_captum(monkeypatch: pytest.MonkeyPatch) -> None:
