@@ -69,12 +69,15 @@ class TextHandler(BaseHandler, ABC):
             f"{type(self).__name__} needs a vocabulary: put {' or '.join(names)} into the archive with --extra-files."
         )
 
-    def get_word_token(self, input_ids: Any, tokenizer: Any) -> list[str]:
-        """Returns the tokens of one text's ids, without the mark that byte-pair tokenizers put before a word.
+    def get_word_token(self, input_tokens: Any, tokenizer: Any = None) -> list[str]:
+        """Returns the tokens of one text without the mark that byte-pair tokenizers put before a word.
 
-        The tokenizer has `convert_ids_to_tokens`, as those of transformers have.
+        Args:
+            input_tokens: the tokens; with a tokenizer their ids.
+            tokenizer: has `convert_ids_to_tokens`, as those of transformers have.
         """
-        return [token.lstrip("\u0120") for token in tokenizer.convert_ids_to_tokens(input_ids)]
+        tokens = input_tokens if tokenizer is None else tokenizer.convert_ids_to_tokens(input_tokens)
+        return [token.lstrip("\u0120") for token in tokens]
 
     def summarize_attributions(self, attributions: torch.Tensor) -> torch.Tensor:
         """Returns one number per token, (tokens,), from attributions (1, tokens, dimensions), scaled to a norm of 1."""

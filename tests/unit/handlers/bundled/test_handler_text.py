@@ -199,4 +199,5 @@ def test_helpers_of_derived_handlers() -> None:
             return ["\u0120good" if number else "bad" for number in ids]
 
     assert handler.get_word_token([1, 0], Tokenizer()) == ["good", "bad"]
+    assert handler.get_word_token(["\u0120good", "bad"]) == ["good", "bad"]
     assert handler.summarize_attributions(torch.zeros(1, 2, 3)).tolist() == [0, 0]
