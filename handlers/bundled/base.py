@@ -8,6 +8,8 @@ import logging
 import os
 import time
 import warnings
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -43,25 +45,28 @@ class BaseHandler:
         profiler_args: arguments of `torch.profiler.profile`.
     """
 
-    #: When HandlerTime is recorded next; of the class, since handlers do not always call our `__init__`.
+    # Of the class, since handlers do not always call our `__init__`.
+    model: Any = None
+    mapping: dict[str, str] | None = None
+    device: Any = None
+    initialized = False
+    context: Any = None
+    model_pt_path: str | None = None
+    manifest: Any = None
+    map_location: str | None = None
+    explain = False
+    target: Any = 0
+    profiler_args: Mapping[str, Any] = MappingProxyType({})
+    model_yaml_config: Mapping[str, Any] = MappingProxyType({})
+    _weights_only = True
+    #: When HandlerTime is recorded next.
     _next_handler_time = 0.0
     #: When the stages of the last batch began, and the last one ended (the monotonic clock's seconds), for its trace.
     _stages_at: tuple[float, float, float, float] | None = None
 
     def __init__(self) -> None:
-        self.model: Any = None
-        self.mapping: dict[str, str] | None = None
-        self.device: Any = None
-        self.initialized = False
-        self.context: Any = None
-        self.model_pt_path: str | None = None
-        self.manifest: Any = None
-        self.map_location: str | None = None
-        self.explain = False
-        self.target = 0
-        self.profiler_args: dict[str, Any] = {}
-        self.model_yaml_config: dict[str, Any] = {}
-        self._weights_only = True
+        self.profiler_args = {}
+        self.model_yaml_config = {}
 
     def initialize(self, context: Context) -> None:
         """Chooses the device and loads the model, compiled if its YAML says so, and the label mapping.
@@ -77,8 +82,7 @@ class BaseHandler:
         model_dir = properties["model_dir"]
         description = (self.manifest or {}).get("model", {})
         serialized_file = description.get("serializedFile")
-        if serialized_file:
-            self.model_pt_path = os.path.join(model_dir, serialized_file)
+        self.model_pt_path = os.path.join(model_dir, serialized_file) if serialized_file else None
         model_file = description.get("modelFile", "")
         self.model = self._load_model(model_dir, model_file, serialized_file or "")
         # An exported program is in evaluation mode for good, and refuses the call.

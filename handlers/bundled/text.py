@@ -16,6 +16,7 @@ from wsgi_ts.handlers.serving.errors import PredictionException
 from wsgi_ts.handlers.serving.inputs import content_of
 from wsgi_ts.handlers.toolkit.library_names import INTEGRATED_GRADIENTS, load_for_explanation
 from wsgi_ts.handlers.toolkit.text_utils import (
+    Tokenizer,
     Vocabulary,
     expand_contractions,
     get_tokenizer,
@@ -38,10 +39,8 @@ class TextHandler(BaseHandler, ABC):
         tokenizer: cuts a text into tokens; `basic_english` unless a derived class sets another.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.source_vocab: Vocabulary = Vocabulary()
-        self.tokenizer = get_tokenizer("basic_english")
+    source_vocab: Vocabulary = Vocabulary()
+    tokenizer: Tokenizer = staticmethod(get_tokenizer("basic_english"))
 
     def initialize(self, context: Context) -> None:
         """Loads the model and the vocabulary.

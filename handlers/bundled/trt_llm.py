@@ -28,9 +28,7 @@ class TRTLLMHandler(BaseHandler):
     `tensorrt_llm.llmapi.KvCacheConfig`, and `trt_llm_engine_config`, further arguments of `tensorrt_llm.LLM`.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.engine: Any = None
+    engine: Any = None
 
     def initialize(self, context: Context) -> None:
         """Starts the engine.

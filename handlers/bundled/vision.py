@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from abc import ABC, abstractmethod
+from abc import ABC
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -23,15 +24,27 @@ from wsgi_ts.handlers.toolkit.library_names import (
 
 
 class VisionHandler(BaseHandler, ABC):
-    """Base of the image handlers. A derived class defines `image_processing`, from PIL image to tensor."""
+    """Base of the image handlers. A derived class defines or sets `image_processing`, from PIL image to tensor."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._attribution: Any = None
-
-    @abstractmethod
     def image_processing(self, image: Any) -> torch.Tensor:
-        """Turns one PIL image into the model's input, a float32 tensor (channels, height, width)."""
+        """Turns one PIL image into the model's input, a float32 tensor (channels, height, width).
+
+        Raises:
+            NotImplementedError: the derived class has not defined it.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} cannot turn an image into a tensor: define the method image_processing(image), or "
+            "set self.image_processing to a transform in initialize"
+        )
+
+    @cached_property
+    def ig(self) -> Any:
+        """Captum's IntegratedGradients of the model, made when first asked for; may be set to another explanation.
+
+        Raises:
+            PredictionException: 501, captum is missing.
+        """
+        return load_for_explanation(INTEGRATED_GRADIENTS)(self.model)
 
     def initialize(self, context: Context) -> None:
         """Loads the model; lifts Pillow's limit for huge images where the server says so.
@@ -91,6 +104,4 @@ class VisionHandler(BaseHandler, ABC):
         Raises:
             PredictionException: 501, captum is missing.
         """
-        if self._attribution is None:
-            self._attribution = load_for_explanation(INTEGRATED_GRADIENTS)(self.model)
-        return self._attribution.attribute(tensor_data, target=target, n_steps=15).tolist()
+        return self.ig.attribute(tensor_data, target=target, n_steps=15).tolist()

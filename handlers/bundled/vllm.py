@@ -61,9 +61,7 @@ class VLLMHandler(BaseHandler):
     `vllm.AsyncEngineArgs`; `adapters`, LoRA folders by name; and `chat_template`, a file or the template itself.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.application: Application | None = None
+    application: Application | None = None
 
     async def initialize(self, context: Context) -> None:  # type: ignore[override]  # the service awaits it
         """Starts the engine. A derived class awaits it: `await super().initialize(context)`.

@@ -11,6 +11,10 @@ import pytest
 import torch
 
 from wsgi_ts.handlers.bundled.base import BaseHandler, _compile_options
+from wsgi_ts.handlers.bundled.image import ImageClassifier
+from wsgi_ts.handlers.bundled.text import TextClassifier
+from wsgi_ts.handlers.bundled.trt_llm import TRTLLMHandler
+from wsgi_ts.handlers.bundled.vllm import VLLMHandler
 from wsgi_ts.handlers.serving.errors import LoadError
 from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.service import Service
@@ -239,3 +243,18 @@ def test_compiling_says_so_and_an_unknown_backend_is_left_out(caplog: pytest.Log
     handler._compile()
     assert "nosuch is not a supported backend" in caplog.text
     assert handler.model is compiled
+
+
+def test_a_handler_need_not_call_our_init(load_model: LoadModel, tmp_path: Path) -> None:
+    text = HANDLER + "    def __init__(self):\n        self.mine = 1\n"
+    manifest = {"model": {"modelFile": "lin_model.py"}}
+    service = load_model("base_h.py", {"base_h.py": text, "lin_model.py": MODEL}, manifest=manifest)
+    assert len(ask(service)) == 2
+
+
+@pytest.mark.parametrize("handler_class", [BaseHandler, TextClassifier, ImageClassifier, TRTLLMHandler, VLLMHandler])
+def test_what_our_init_sets_is_there_without_it(handler_class: type[BaseHandler]) -> None:
+    bare = handler_class.__new__(handler_class)
+    for name, value in vars(handler_class()).items():
+        assert getattr(bare, name) == value
+    assert bare.mapping is None and bare.device is None and bare.model_pt_path is None

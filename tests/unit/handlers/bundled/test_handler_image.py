@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from wsgi_ts.handlers.bundled.image import ImageClassifier, ImageSegmenter, ObjectDetector
+from wsgi_ts.handlers.bundled.vision import VisionHandler
 from wsgi_ts.handlers.serving.errors import PredictionException
 from wsgi_ts.handlers.testing import MockContext
 
@@ -113,3 +114,35 @@ def test_a_class_that_is_no_number_is_the_clients_fault() -> None:
     with pytest.raises(PredictionException, match="target is not the number") as caught:
         ready(ImageClassifier()).explain_handle(None, [{"data": b"x", "target": "cat"}])
     assert caught.value.error_code == 400
+
+
+class Bare(VisionHandler):
+    """As handlers of users often are: without a call of the base class's `__init__`."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+
+def test_a_vision_handler_needs_image_processing_only_where_it_is_used() -> None:
+    handler = ready(Bare())
+    assert handler.preprocess([{"data": [[1.0]]}]).tolist() == [[[1.0]]]
+    with pytest.raises(NotImplementedError, match=r"Bare cannot turn an image .* define the method image_processing"):
+        handler.image_processing(None)
+    handler.image_processing = lambda image: "made"
+    assert handler.image_processing(None) == "made"
+
+
+def test_explanations_come_from_ig_also_without_our_init(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gradients:
+        def __init__(self, model: Any) -> None:
+            self.model = model
+
+        def attribute(self, images: torch.Tensor, target: Any, n_steps: int) -> torch.Tensor:
+            scaled: torch.Tensor = images * target
+            return scaled
+
+    monkeypatch.setattr("wsgi_ts.handlers.bundled.vision.load_for_explanation", lambda name: Gradients)
+    handler = ready(Bare(), "the model")
+    assert handler.get_insights(torch.ones(1), None, 3) == [3.0]
+    assert handler.ig.model == "the model"
+    assert handler.ig is handler.ig
