@@ -205,8 +205,12 @@ def test_the_profiler_runs_around_the_phases(
     assert handler.handle([{"body": 3}], MockContext()) == [6]
     assert list((tmp_path / "m").glob("*.json"))
     assert f"Saving chrome trace to : {tmp_path}/m" in caplog.text
-    handler.manifest = {}
-    assert handler.handle([{"body": 3}], MockContext()) == [6]
+    handler.manifest = None
+    assert handler.handle([{"body": 3}], MockContext(model_name="of-context")) == [6]
+    assert list((tmp_path / "of-context").glob("*.json"))
+    context = MockContext()
+    context.manifest = None
+    assert handler.handle([{"body": 3}], context) == [6]
     assert list(tmp_path.glob("*.json"))
 
 
