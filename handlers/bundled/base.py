@@ -21,7 +21,7 @@ from wsgi_ts.handlers.serving.errors import PredictionException
 from wsgi_ts.handlers.serving.inputs import content_of
 from wsgi_ts.handlers.serving.loader import import_from, list_classes_from_module
 from wsgi_ts.handlers.toolkit.library_names import AOT_LIBRARY, AOT_PACKAGE, ONNX_OPTIONS, ONNX_SESSION
-from wsgi_ts.handlers.toolkit.utils import PT2Backend, check_valid_pt2_backend, load_label_mapping
+from wsgi_ts.handlers.toolkit.utils import PT2Backend, check_valid_pt2_backend, load_label_mapping, timed
 
 log = logging.getLogger(__name__)
 
@@ -225,6 +225,7 @@ class BaseHandler:
         shown = options or {"backend": PT2Backend.INDUCTOR.value}
         log.info("Compiled model with %s", ", ".join(f"{name} {value}" for name, value in shown.items()))
 
+    @timed
     def preprocess(self, data: Any) -> Any:
         """Turns the rows of a batch into the model's input.
 
@@ -241,6 +242,7 @@ class BaseHandler:
             data = [content_of(row) for row in data]
         return torch.as_tensor(data, device=self.device)
 
+    @timed
     def inference(self, data: Any, *args: Any, **kwargs: Any) -> Any:
         """Runs the model on a batch, without gradients.
 
@@ -263,6 +265,7 @@ class BaseHandler:
         outputs = [torch.as_tensor(array) for array in self.model.run(None, dict(zip(names, arrays, strict=False)))]
         return outputs[0] if len(outputs) == 1 else outputs
 
+    @timed
     def postprocess(self, data: Any) -> Any:
         """Turns the model's output, a tensor (B, …), into a list of B numbers or nested lists."""
         return data.tolist()

@@ -21,6 +21,7 @@ from wsgi_ts.handlers.toolkit.library_names import (
     import_extra,
     load_for_explanation,
 )
+from wsgi_ts.handlers.toolkit.utils import timed
 
 
 class VisionHandler(BaseHandler, ABC):
@@ -56,6 +57,7 @@ class VisionHandler(BaseHandler, ABC):
         if not context.system_properties.get("limit_max_image_pixels", True):
             setattr(import_extra("PIL.Image", type(self).__name__), MAX_IMAGE_PIXELS, None)
 
+    @timed
     def preprocess(self, data: list[dict[str, Any]]) -> torch.Tensor:
         """Stacks the images of a batch.
 

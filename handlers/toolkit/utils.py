@@ -164,7 +164,8 @@ def timed(function: _Function) -> _Function:
     def measure(self: Any, *args: Any, **kwargs: Any) -> Any:
         context = getattr(self, "context", None)
         config = getattr(context, "model_yaml_config", None) or {}
-        if context is None or not (config.get("handler") or {}).get("profile", False):
+        section = config.get("handler")
+        if context is None or not isinstance(section, dict) or not section.get("profile"):
             return function(self, *args, **kwargs)
         started_at = time.perf_counter()
         result = function(self, *args, **kwargs)

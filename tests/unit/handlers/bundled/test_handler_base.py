@@ -262,3 +262,15 @@ def test_what_our_init_sets_is_there_without_it(handler_class: type[BaseHandler]
     for name, value in vars(handler_class()).items():
         assert getattr(bare, name) == value
     assert bare.mapping is None and bare.device is None and bare.model_pt_path is None
+
+
+def test_the_default_phases_are_measured_where_the_yaml_says_so() -> None:
+    handler, context = BaseHandler(), MockContext()
+    handler._choose_device(None)
+    handler.model = torch.nn.Identity()
+    context.model_yaml_config = {"handler": {"profile": True}}
+    handler.handle([1.0], context)  # type: ignore[list-item]
+    names = [metric.name for metric in context.metrics.store]
+    assert names == ["ts_handler_preprocess", "ts_handler_inference", "ts_handler_postprocess", "HandlerTime"]
+    context.model_yaml_config = {"handler": "a section that is no section"}
+    assert handler.handle([1.0], context) == [1.0]  # type: ignore[list-item]

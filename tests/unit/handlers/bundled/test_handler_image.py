@@ -146,3 +146,13 @@ def test_explanations_come_from_ig_also_without_our_init(monkeypatch: pytest.Mon
     assert handler.get_insights(torch.ones(1), None, 3) == [3.0]
     assert handler.ig.model == "the model"
     assert handler.ig is handler.ig
+
+
+@pytest.mark.parametrize("profile", [True, False])
+def test_the_phases_are_measured_where_the_yaml_says_so(profile: bool) -> None:
+    context = MockContext()
+    context.model_yaml_config = {"handler": {"profile": profile}}
+    ready(ImageClassifier(), torch.nn.Flatten()).handle([{"data": [[0.0], [9.0]]}], context)
+    names = {metric.name for metric in context.metrics.store} - {"HandlerTime"}
+    phases = {"ts_handler_preprocess", "ts_handler_inference", "ts_handler_postprocess"}
+    assert names == (phases if profile else set())
