@@ -173,6 +173,48 @@ def handle(data, context):
             context.set_response_header(row, "ts_stream_next", "true")
     return answers
 """
+#: Fails the first attempt of each request after its first chunk.
+BREAKS_OFF = """
+import time
+
+from ts.handler_utils.utils import send_intermediate_predict_response
+
+seen = set()
+
+def handle(data, context):
+    if data is None:
+        return None
+    body = bytes(data[0]["body"]).decode()
+    if body not in seen:
+        seen.add(body)
+        send_intermediate_predict_response(["stale"], context.request_ids, "ok", 200, context)
+        time.sleep(0.3)
+        raise ValueError("broken off")
+    return ["fresh "]
+"""
+SLOW = """
+models: {}
+dag:
+  before: [slow]
+"""
+SLOW_FUNCTIONS = """
+import time
+
+def before(data, context):
+    return None if data is None else [data[0]["body"]]
+
+def slow(data, context):
+    if data is None:
+        return None
+    time.sleep(2)
+    return [data[0]["body"]]
+"""
+RETRIED = """
+models:
+  breaks: {url: breaks.mar, retry-attempts: 1}
+dag:
+  breaks: [after]
+"""
 CONTINUOUS = """
 models:
   steps: {{url: steps.mar, batch-size: 4}}
@@ -195,6 +237,9 @@ def server() -> Iterator[ServerProcess]:
         war(store, "shared", SHARED, CONDITION_FUNCTIONS)
         war(store, "streamed", STREAMED, STREAM_FUNCTIONS)
         war(store, "inner", INNER, STREAM_FUNCTIONS)
+        archive(store, "breaks", BREAKS_OFF)
+        war(store, "slow", SLOW, SLOW_FUNCTIONS)
+        war(store, "retried", RETRIED, STREAM_FUNCTIONS)
         archive(store, "steps", STEPS, config_yaml="continuousBatching: true\nbatchSize: 4\n")
         war(store, "continuous", CONTINUOUS.format(dag="steps: []"), STREAM_FUNCTIONS)
         war(store, "continuous_inner", CONTINUOUS.format(dag="steps: [after]"), STREAM_FUNCTIONS)
@@ -205,6 +250,7 @@ def server() -> Iterator[ServerProcess]:
             "shared",
             "streamed",
             "inner",
+            "retried",
             "continuous",
             "continuous_inner",
         ):
@@ -280,6 +326,30 @@ def test_the_last_node_s_stream_goes_through(server: ServerProcess) -> None:
 def test_of_an_inner_stream_the_first_chunk_counts(server: ServerProcess) -> None:
     assert ask(server, "inner", "a b c").text == "a\nafter"
     assert ask(server, "inner", "alone").text == "aloneafter"
+
+
+def test_of_a_stream_that_broke_off_nothing_counts_after_another_attempt(server: ServerProcess) -> None:
+    assert ask(server, "retried", "one").text == "fresh after"
+
+
+def test_a_workflow_that_leaves_is_none_any_more_and_its_name_is_told_as_busy(server: ServerProcess) -> None:
+    def manage(method: str, path: str) -> Reply:
+        return server.request("management", method, path, body=b"", timeout=60)
+
+    assert manage("POST", "/workflows?url=slow.war").status == 200
+    with ThreadPoolExecutor(2) as pool:
+        asked = pool.submit(ask, server, "slow", "word")
+        eventually(lambda: slots_in_use(server.prefix), within=5, what="a request under way")
+        leaves = pool.submit(manage, "DELETE", "/workflows/slow")
+        eventually(lambda: manage("GET", "/workflows/slow").status == 404, within=5, what="no such workflow")
+        again = manage("DELETE", "/workflows/slow")
+        assert (again.status, again.json()["message"]) == (404, "Workflow not found: slow")
+        busy = manage("POST", "/workflows?url=slow.war")
+        assert busy.status == 409
+        assert busy.json()["message"] == "Workflow slow is being unregistered; try again when that is done."
+        assert asked.result().text == "word"
+        assert leaves.result().status == 200
+    assert manage("POST", "/workflows?url=slow.war").status == 200
 
 
 def test_a_model_with_a_continuous_batch_as_node(server: ServerProcess) -> None:

@@ -76,6 +76,8 @@ class Attempts(Generic[Waiter]):
             return states.refused(task)
         now_ns = time.monotonic_ns()
         if task.slot >= 0:
+            # What the last attempt has begun to answer counts no more.
+            task.value = task.parts = None
             client.submit_again(task.slot, self._choose(target), target.model, now_ns)
             log.info("Invoking -  %s for attempt %d", node.name, task.attempt)
             self.counters.count(states.graph.index, WorkflowWord.RETRIES)

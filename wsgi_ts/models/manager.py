@@ -203,7 +203,8 @@ class ModelManager:
                 raise RequestTimeout(f"Timed out while cleaning resources: {model_name}")
         log.info("Model %s version %s unregistered", model.name, model.version)
         self._events.tell("model_unregistered", name=model.name, version=model.version)
-        self._record()
+        if not model.workflow:  # the nodes of workflows are in no snapshot
+            self._record()
         return _status(200, f'Model "{model_name}" unregistered')
 
     def reload(self, model: ModelVersion) -> None:

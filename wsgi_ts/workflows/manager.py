@@ -62,7 +62,8 @@ class WorkflowManager:
         self._record = record
         self._fetchers = fetchers
         self._lock = threading.Lock()
-        self._busy: set[str] = set()
+        #: The names that something is being done with, and what.
+        self._busy: dict[str, str] = {}
         self._workflows: dict[str, Workflow] = {}
         self._number = 0
 
@@ -91,7 +92,7 @@ class WorkflowManager:
             directory = replace(directory, downloaded=self._config.workflow_store / os.path.basename(directory.url))
         name = directory.name
         try:
-            with self._alone_with(name):
+            with self._alone_with(name, "registered"):
                 before = self._workflows.get(name)
                 if before is not None and not arguments.replace:
                     Workflow.of(directory, arguments, name)  # what is wrong with it is told first
@@ -160,7 +161,8 @@ class WorkflowManager:
     def unregister(self, *, workflow_name: str) -> dict[str, Any]:
         """Takes a workflow off the data path, and its nodes when their requests are answered."""
         self._registry.refuse_while_draining()
-        with self._alone_with(workflow_name):
+        self._get(workflow_name)
+        with self._alone_with(workflow_name, "unregistered"):
             workflow = self._get(workflow_name)
             with self._registry.changed:
                 self._registry.workflows.remove(workflow.name)
@@ -198,21 +200,21 @@ class WorkflowManager:
             return self._workflows[name]
 
     @contextmanager
-    def _alone_with(self, name: str) -> Iterator[None]:
-        """Holds a workflow's name for one operation at a time.
+    def _alone_with(self, name: str, done: str) -> Iterator[None]:
+        """Holds a workflow's name for one operation at a time; `done` is what is being done with it.
 
         Raises:
             ConflictStatus: somebody does.
         """
         with self._lock:
             if name in self._busy:
-                raise ConflictStatus(f"Workflow {name} is already registered.")
-            self._busy.add(name)
+                raise ConflictStatus(f"Workflow {name} is being {self._busy[name]}; try again when that is done.")
+            self._busy[name] = done
         try:
             yield
         finally:
             with self._lock:
-                self._busy.discard(name)
+                del self._busy[name]
 
     def _register(self, workflow: Workflow, before: Workflow | None) -> None:
         """Registers the nodes, and then the workflow.

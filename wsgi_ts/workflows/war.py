@@ -198,21 +198,21 @@ def _directory(
         raise InvalidWorkflow("Missing Workflow entry in manifest file.")
     if not isinstance(workflow, dict):
         raise ValueError("workflow is not an object")
-    own_name = text_of(workflow, "workflowName")
-    if own_name is None:
+    name = name or text_of(workflow, "workflowName")
+    if name is None:
         raise InvalidWorkflow("Workflow name is not defined.")
     if text_of(manifest, "archiverVersion") is None:
         raise InvalidWorkflow("Workflow archive version is not defined.")
     if text_of(manifest, "createdOn") is None:
         raise InvalidWorkflow("Workflow archive createdOn is not defined.")
-    check_name("Workflow name", name or own_name)
+    check_name("Workflow name", name)
     spec_file = text_of(workflow, "specFile")
     if not spec_file:
         raise InvalidWorkflow("Workflow specification is not defined.")
     handler = text_of(workflow, "handler")
     return WorkflowDirectory(
         path=directory,
-        name=name or own_name,
+        name=name,
         url=url,
         spec_file=_inside(directory, "specFile", spec_file),
         handler_file=_inside(directory, "handler", handler) if handler else None,

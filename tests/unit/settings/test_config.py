@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from wsgi_ts.instance.shared_memory import segment_layout, start_bytes
 from wsgi_ts.models.arguments import RegisterArguments
 from wsgi_ts.models.effective_settings import effective_settings
-from wsgi_ts.models.model_yaml import ModelYaml, parse_model_yaml
+from wsgi_ts.models.model_yaml import ModelYaml, check_parallel, parse_model_yaml
 from wsgi_ts.settings.address import Address, parse_address
 from wsgi_ts.settings.config import Config, ConfigError, property_settings
 from wsgi_ts.settings.properties import PropertiesError, parse_properties, substitute_variables
@@ -639,7 +639,7 @@ def test_model_yaml_all_keys() -> None:
     fields = {
         "minWorkers": 1, "maxWorkers": 2, "batchSize": 4, "maxBatchDelay": 50, "responseTimeout": 7,
         "startupTimeout": 8, "deviceType": "GPU", "deviceIds": [1, 0], "parallelType": "pp",
-        "parallelLevel": 2,
+        "parallelLevel": 4,
         "torchrun": {"nproc-per-node": 4, "rdzv-backend": "static", "master-addr": "h", "master-port": 29500,
                      "OMP_NUMBER_THREADS": 2, "monitor-interval": 1},
         "maxRetryTimeoutInSec": 9, "clientTimeoutInMills": 100, "jobQueueSize": 3, "useJobTicket": True,
@@ -669,6 +669,20 @@ def test_model_yaml_all_keys() -> None:
     assert (yaml.max_sequence_queue, yaml.max_sequences) == (10, 11)
     assert (yaml.batch_policy, yaml.weights_only, yaml.threads_per_worker) == ("fixed", False, 3)
     assert yaml.raw["handler"] == {"profile": True}
+
+
+@pytest.mark.parametrize(
+    ("fields", "level", "warning"),
+    [
+        ({"parallelType": "pp", "parallelLevel": 2}, 4, "parallelLevel: torchrun.nproc-per-node, 4, counts instead"),
+        ({}, 0, "torchrun.nproc-per-node: has no effect without parallelType (pp, tp or pptp)"),
+    ],
+)
+def test_what_torchrun_says_beside_parallel_keys(fields: dict[str, Any], level: int, warning: str) -> None:
+    yaml = parse_model_yaml({**fields, "torchrun": {"nproc-per-node": 4}})
+    assert yaml.parallel_level == level
+    assert yaml.warnings == (f"model-config.yaml: key {warning}",)
+    check_parallel(yaml)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,14 @@ def test_the_call_names_the_workflow(tmp_path: Path) -> None:
         opened(tmp_path, workflow_name="a/b")
 
 
+def test_the_call_names_a_workflow_without_a_name(tmp_path: Path) -> None:
+    make(tmp_path / "flow.war", {**MANIFEST, "workflow": {"specFile": "s.yaml"}})
+    assert opened(tmp_path, workflow_name="other").name == "other"
+    make(tmp_path / "bare.war", _ABSENT)
+    with pytest.raises(InvalidWorkflow, match="Workflow archive version is not defined"):
+        opened(tmp_path, "bare.war", workflow_name="other")
+
+
 def test_of_a_tar_the_first_folder_is_dropped(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "flow.tar.gz", "w:gz") as archive:
         for name, text in {"x/WAR-INF/MANIFEST.json": json.dumps(MANIFEST), "x/s.yaml": SPEC}.items():
