@@ -147,7 +147,7 @@ def test_each_puts_the_same_models_together_of_what_has_changed(tmp_path: Path) 
             assert b"200" in raw.read_head()[0]
             known: dict[int, dict[str, Any]] = {}
             for found in snapshots(raw):
-                known |= {model["id"]: model for model in found["models"]}
+                known |= {model["id"]: known.get(model["id"], {}) | model for model in found["models"]}
                 whole = [known[number] for number in found["order"]]
                 yield len(found["models"]), {model["name"]: model["requests"] for model in whole}
 
