@@ -90,7 +90,8 @@ def report(
     results = BENCHMARKS / "results"
     results.mkdir(exist_ok=True)
     path = results / f"{kind}{machine['when'].replace(':', '').replace('+0000', 'Z')}.json"
-    path.write_text(json.dumps({"machine": machine, **content}, indent=2) + "\n")
+    # Command lines have the place of this checkout, which is nobody else's business.
+    path.write_text(json.dumps({"machine": machine, **content}, indent=2).replace(f"{PROJECT}/", "") + "\n")
     print(f"written to {path.relative_to(PROJECT)}")
     if marks is not None:
         _publish(text, machine, *marks, page)

@@ -100,8 +100,15 @@ def test_a_supervisor_that_dies_takes_no_workflow_along(server: ServerProcess) -
 def test_a_restart_brings_them_back_from_the_snapshot(server: ServerProcess) -> None:
     reply = server.request("management", "POST", "/workflows?url=chain.war&workflow_name=third&response_timeout=9")
     assert reply.status == 200
+    folder = server.home / "logs" / "config"
+    before = len(list(folder.iterdir()))
+    for change in ("min_worker=2&max_worker=2&synchronous=true", "min_worker=1&max_worker=1"):
+        assert server.request("management", "PUT", f"/models/third__m1?{change}").status in (200, 202)
+    assert server.request("management", "PUT", "/models/third__m1/1.0/set-default").status == 200
+    assert len(list(folder.iterdir())) == before, "nodes are in no snapshot"
     assert server.request("management", "DELETE", "/workflows/second", timeout=60).status == 200
-    [newest] = sorted((server.home / "logs" / "config").iterdir())[-1:]
+    assert len(list(folder.iterdir())) == before + 1, "one of the workflow, and none of its nodes"
+    [newest] = sorted(folder.iterdir())[-1:]
     assert "chain__" not in newest.read_text(), "nodes are no models of their own"
     server.stop()
     server.ts_config = None

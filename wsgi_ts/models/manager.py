@@ -86,8 +86,8 @@ class ModelManager:
         model = self._add(directory, None if at_startup else arguments, workflow, shown_name)
         with model.operation:
             answer = self._start_registered(model, arguments.synchronous)
-        if not at_startup and not workflow:
-            self._record()
+        if not at_startup:
+            self._record_change(workflow)
         return {**answer, "name": model.name}
 
     def register_functions(
@@ -172,11 +172,11 @@ class ModelManager:
             least, most = limit_workers(model.placement, model.name, min_worker, most, self._registry.gpu_holders())
             change = self.workers.set_limits(model, least, most)
             if not synchronous:
-                self._record()
+                self._record_change(model.workflow)
                 return _status(202, "Processing worker updates...")
             self.workers.wait_until_ready(model, version, change.started)
             self.workers.wait_until_left(model, change.leaving, self._config.unregister_model_timeout)
-        self._record()
+        self._record_change(model.workflow)
         shown = "" if version is None else f", version: {version}"
         return _status(200, f"Workers scaled to {min_worker} for model: {model_name}{shown}")
 
@@ -186,7 +186,8 @@ class ModelManager:
         with self._registry.changed:
             self._registry.set_default(model_name, version)
             self._publish()
-        self._record()
+            workflow = self._registry.get(model_name, version).workflow
+        self._record_change(workflow)
         return _status(200, f'Default version successfully updated for model "{model_name}" to "{version}"')
 
     def unregister(self, *, model_name: str, version: str | None = None) -> dict[str, Any]:
@@ -203,9 +204,13 @@ class ModelManager:
                 raise RequestTimeout(f"Timed out while cleaning resources: {model_name}")
         log.info("Model %s version %s unregistered", model.name, model.version)
         self._events.tell("model_unregistered", name=model.name, version=model.version)
-        if not model.workflow:  # the nodes of workflows are in no snapshot
-            self._record()
+        self._record_change(model.workflow)
         return _status(200, f'Model "{model_name}" unregistered')
+
+    def _record_change(self, workflow: str) -> None:
+        """Has a change of a version recorded, unless it is a node of a workflow: no snapshot has those."""
+        if not workflow:
+            self._record()
 
     def reload(self, model: ModelVersion) -> None:
         """Replaces the workers of a version by ones that load its files as they are now; no request is lost.
@@ -303,9 +308,8 @@ class ModelManager:
             leaving = self.workers.set_limits(model, 0, 0).leaving
             self.workers.wait_until_left(model, leaving, self._config.unregister_model_timeout)
             # The answer is that the workers failed, whatever becomes of the snapshot; the log tells of that.
-            if not model.workflow:
-                with contextlib.suppress(SnapshotNotWritten):
-                    self._record()
+            with contextlib.suppress(SnapshotNotWritten):
+                self._record_change(model.workflow)
             raise
         return _status(200, f"{named} {wanted} initial workers")
 
