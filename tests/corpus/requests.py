@@ -219,7 +219,7 @@ for _target, _status in {
     "*": 404,
     "//predictions/echo": 404,
     "//x/predictions/echo": 404,
-    "/predictions//echo": 400,
+    "/predictions//echo": 404,
     "/predictions/../predictions/echo": 404,
     "/predictions/%2e%2e/echo": 404,
     "/predictions/echo/../../etc/passwd": 404,

@@ -1,5 +1,5 @@
 // Small parts that all panels are made of.
-import { useEffect, useReducer, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useReducer, useRef, useState } from "preact/hooks";
 import { subscribe } from "./store.js";
 
 const ICONS = {
@@ -99,19 +99,28 @@ export function Legend({ entries }) {
 /** A question in front of everything else; `fields` are shown in it, `onConfirm` gets what was entered. */
 export function Confirm({ title, text, action, danger, fields, onConfirm, onClose }) {
   const dialog = useRef();
-  useEffect(() => dialog.current.showModal(), []);
-  // `close` gives the focus back. Its event, which Escape causes too, comes later, and may not come to a page that is busy.
+  // As part of the click that asks: a key that is pressed at once is already the dialog's.
+  useLayoutEffect(() => dialog.current.showModal(), []);
+  // `close` gives the focus back.
   const close = () => {
     dialog.current.close();
     onClose();
   };
+  const key = (event) => {
+    if (event.key !== "Escape") return;
+    event.preventDefault();
+    close();
+  };
+  // What else closes a dialog (a phone's way back) tells of it by an event that comes later: perhaps after this question
+  // has gone, and then it must not close the next one.
+  const closed = () => dialog.current && onClose();
   const submit = (event) => {
     event.preventDefault();
     onConfirm(Object.fromEntries(new FormData(event.target)));
     close();
   };
   return (
-    <dialog ref={dialog} onClose={onClose} aria-labelledby="question">
+    <dialog ref={dialog} onKeyDown={key} onClose={closed} aria-labelledby="question">
       <form onSubmit={submit}>
         <h2 id="question">{title}</h2>
         <p class="soft">{text}</p>
