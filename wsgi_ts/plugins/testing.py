@@ -90,6 +90,7 @@ class PluginServer:
             "slots_per_worker": "64",
             "preload_modules": "",
             "enable_model_api": "true",
+            "disable_token_authorization": "true",
             "metrics_mode": "prometheus",
             **({"plugins_path": str(folder)} if plugins else {}),
             **(config or {}),

@@ -189,7 +189,7 @@ class Config:
         BOOLEAN,
         None,
         "answer without a token; unset: true where every API is bound to this machine only, "
-        "unless `token_expiration_min` is given",
+        "unless `enable_model_api=true` or `token_expiration_min` is given",
     )
     token_expiration_min: float = setting(
         kinds.NUMBER, 60.0, "minutes that a token lasts", env="TS_TOKEN_EXPIRATION_TIME_MIN"
@@ -281,13 +281,14 @@ class Config:
     def token_authorization(self) -> bool:
         """Whether requests need a token: as `disable_token_authorization` says.
 
-        Unset, they do if others can reach an API, or if somebody has said how long tokens last.
+        Unset, they do if others can reach an API, or where a configuration can only be meant for a TorchServe that asks
+        for tokens by default: it says how long they last, or allows the model API, whose switch came with that default.
         """
         if self.disable_token_authorization is not None:
             return not self.disable_token_authorization
         if self.auth_plugins:
             return False
-        if "token_expiration_min" in self.origins:
+        if "token_expiration_min" in self.origins or self.enable_model_api:
             return True
         everywhere = [*self.addresses.values(), *self.grpc_addresses.values()]
         return not all(address.is_local for address in everywhere)

@@ -102,7 +102,9 @@ def control(supervisor: SupervisorSocket, tmp_path: Path) -> Iterator[ControlPla
 
 
 def client(control: ControlPlane, *kinds: str, **config: Any) -> falcon.testing.TestClient:
-    settings = Settings(Config(**{"enable_model_api": True, **config}), Path("nowhere"))
+    settings = Settings(
+        Config(**{"enable_model_api": True, "disable_token_authorization": True, **config}), Path("nowhere")
+    )
     return falcon.testing.TestClient(build_app(kinds or ("management",), settings, control))
 
 
@@ -235,7 +237,9 @@ def test_unexpected_error_tells_the_client_nothing(
 
 
 def test_too_large_body_has_an_empty_answer(tmp_path: Path) -> None:
-    app = build_app(("management",), Settings(Config(enable_model_api=True), tmp_path))
+    app = build_app(
+        ("management",), Settings(Config(enable_model_api=True, disable_token_authorization=True), tmp_path)
+    )
     start = falcon.testing.StartResponseMock()
     environ = falcon.testing.create_environ(
         "/models",
@@ -548,7 +552,7 @@ def test_any_json_body_is_arguments_or_a_400(body: bytes) -> None:
 
 
 def test_documents(supervisor: SupervisorSocket, web: falcon.testing.TestClient) -> None:
-    config = Config(enable_model_api=True)
+    config = Config(enable_model_api=True, disable_token_authorization=True)
     document = openapi.document(("management",), config)
     assert web.simulate_options("/").json == document
     for method in ("GET", "POST", "OPTIONS"):

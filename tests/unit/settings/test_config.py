@@ -843,6 +843,9 @@ def test_who_can_reach_an_address(text: str, local: bool) -> None:
         ("metrics_address=http://0.0.0.0:8082\nenable_metrics_api=false", False),
         ("disable_token_authorization=false", True),
         ("token_expiration_min=5", True),
+        ("enable_model_api=true", True),
+        ("enable_model_api=false", False),
+        ("enable_model_api=true\ndisable_token_authorization=true", False),
         ("token_expiration_min=5\ndisable_token_authorization=true", False),
         ("disable_token_authorization=true\ninference_address=http://0.0.0.0:8080", False),
     ],
@@ -860,6 +863,8 @@ def test_who_decides_on_tokens(place: Path) -> None:
     everywhere = "inference_address=http://0.0.0.0:8080"
     assert load(everywhere, {"TS_DISABLE_TOKEN_AUTHORIZATION": "true"}).token_authorization
     assert load("enable_envvars_config=true", said, disable_token_auth=True).token_authorization
+    assert load("", {}, enable_model_api=True).token_authorization
+    assert not load("", {}, enable_model_api=True, disable_token_auth=True).token_authorization
     assert not load("disable_token_authorization=false", disable_token_auth=True).token_authorization
     assert load("enable_envvars_config=true\ndisable_token_authorization=true", said).token_authorization
     config = load("token_expiration_min=5\nenable_envvars_config=true", {"TS_TOKEN_EXPIRATION_TIME_MIN": "0.5"})
