@@ -308,9 +308,9 @@ class BaseHandler:
         arguments.setdefault("activities", [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA])
         arguments.setdefault("record_shapes", True)
         if "on_trace_ready" not in arguments:
-            # A handler's own `initialize` may not have set the manifest.
-            manifest = self.manifest or self.context.manifest
-            folder = os.path.join(PROFILER_FOLDER, manifest["model"]["modelName"] if manifest else "")
+            # A handler's own `initialize` may not have set the manifest, and a test's may have no name in it.
+            manifest = self.manifest or self.context.manifest or {}
+            folder = os.path.join(PROFILER_FOLDER, manifest.get("model", {}).get("modelName", ""))
             arguments["on_trace_ready"] = torch.profiler.tensorboard_trace_handler(folder)
             log.info("Saving chrome trace to : %s", folder)
         record = torch.profiler.record_function

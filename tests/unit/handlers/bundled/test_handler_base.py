@@ -208,10 +208,11 @@ def test_the_profiler_runs_around_the_phases(
     handler.manifest = None
     assert handler.handle([{"body": 3}], MockContext(model_name="of-context")) == [6]
     assert list((tmp_path / "of-context").glob("*.json"))
-    context = MockContext()
-    context.manifest = None
-    assert handler.handle([{"body": 3}], context) == [6]
-    assert list(tmp_path.glob("*.json"))
+    for count, manifest in enumerate((None, {}, {"model": {"modelFile": "model.py"}}), 1):
+        context = MockContext()
+        context.manifest = manifest
+        assert handler.handle([{"body": 3}], context) == [6]
+        assert len(list(tmp_path.glob("*.json"))) == count
 
 
 @pytest.mark.parametrize(

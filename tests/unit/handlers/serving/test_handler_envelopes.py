@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -87,6 +88,13 @@ def test_kserve_v2() -> None:
     }
     del body["id"]
     assert KServev2Envelope(values).handle([{"body": body}], make_context())[0]["id"] == "rid"
+
+
+def test_kserve_v2_with_the_context_of_a_handlers_own_test() -> None:
+    context = SimpleNamespace(manifest={"model": {}}, get_request_id=lambda row: "rid")
+    tensor = {"name": "a", "datatype": "INT64", "shape": [1], "data": [1]}
+    (answer,) = KServev2Envelope(values).handle([{"body": {"inputs": [tensor]}}], cast(Context, context))
+    assert (answer["id"], answer["model_name"], answer["model_version"]) == ("rid", None, None)
 
 
 def test_kserve_v2_rows_are_the_tensors_as_they_came() -> None:
