@@ -1,8 +1,4 @@
-"""Processes: starting a child that dies with its parent, knowing one again by pid and start time, ending it.
-
-A child is started by exec and never by a bare fork, so it inherits no lock of a thread of its parent. It ties
-its life to its parent itself: `die_with_parent()` is the first thing that the main function of a child calls.
-"""
+"""Processes: tying one's life to its parent, knowing one again by pid and start time, ending it."""
 
 from __future__ import annotations
 
@@ -14,7 +10,6 @@ import os
 import resource
 import select
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +19,7 @@ from wsgi_ts.quick_dataclass import dataclass
 
 log = logging.getLogger(__name__)
 
-#: Names the process whose death ends the child; set by `Child`, taken by `die_with_parent`.
+#: Names the process whose death ends the child; set by `supervisor.child_process.Child`, taken by `die_with_parent`.
 PARENT_PID_VARIABLE = "WSGI_TS_PARENT_PID"
 #: Holds the instance's prefix in the environment of every process of an instance.
 INSTANCE_VARIABLE = "WSGI_TS_INSTANCE"
@@ -251,80 +246,6 @@ def exit_reason(returncode: int) -> str:
         return f"killed by {signal.Signals(-returncode).name}"
     except ValueError:
         return f"killed by signal {-returncode}"
-
-
-class Child:
-    """A process that this one starts and ends. Make it from the thread that lives longest.
-
-    It gets a session of its own: a Ctrl-C in the terminal reaches the supervisor alone.
-
-    Args:
-        pass_fds: descriptors that it inherits, under the same numbers.
-        environ: variables that it gets in addition.
-        stderr: a descriptor to be its stderr; None for ours.
-
-    Raises:
-        OSError: it cannot be started.
-
-    Attributes:
-        role: for people ("batcher 0"); also in the record of the run directory.
-        pidfd: becomes readable when it ends; closed by `close`.
-        identity: pid and start time.
-    """
-
-    def __init__(
-        self,
-        role: str,
-        argv: Sequence[str],
-        *,
-        pass_fds: Sequence[int] = (),
-        environ: Mapping[str, str] | None = None,
-        stderr: int | None = None,
-    ) -> None:
-        variables = inherited_environ() | dict(environ or {})
-        variables[PARENT_PID_VARIABLE] = str(os.getpid())
-        # Without it setproctitle writes the title over the environment, and with it over the instance's mark.
-        variables.setdefault("SPT_NOENV", "1")
-        self.role = role
-        self._process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            pass_fds=tuple(pass_fds),
-            env=variables,
-            stderr=stderr,
-            start_new_session=True,
-        )
-        self.pid = self._process.pid
-        try:
-            self.pidfd = os.pidfd_open(self.pid)
-        except OSError:
-            self._process.kill()
-            self._process.wait()
-            raise
-        # It is our child and not waited for yet, so it has an entry in /proc even if it has ended.
-        self.identity = ProcessIdentity(self.pid, start_time(self.pid) or 0)
-
-    def poll(self) -> str | None:
-        """None while it runs, then why it ended (and it is no zombie any more)."""
-        code = self._process.poll()
-        return None if code is None else exit_reason(code)
-
-    def send_signal(self, number: int) -> None:
-        """Sends a signal; nothing happens if it has ended."""
-        self._process.send_signal(number)
-
-    def wait(self, limit_s: float) -> str | None:
-        """Waits for its end at most `limit_s` seconds; returns what `poll` returns."""
-        deadline = time.monotonic() + limit_s
-        while self.poll() is None and (left := deadline - time.monotonic()) > 0:
-            is_readable(self.pidfd, left)
-        return self.poll()
-
-    def close(self) -> None:
-        """Gives the pidfd back; the process has ended, or is left to `die_with_parent`."""
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
 
 
 def python_command(module: str, *arguments: str) -> list[str]:

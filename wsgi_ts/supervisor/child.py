@@ -18,11 +18,13 @@ from typing import Any, Generic, TypeVar
 from wsgi_ts.control.channel import Channel
 from wsgi_ts.instance.run_directory import RunDirectory
 from wsgi_ts.models.registry import Registry
-from wsgi_ts.process import INSTANCE_VARIABLE, Child
+from wsgi_ts.process import INSTANCE_VARIABLE
 from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.restart_backoff import RestartBackoff
 from wsgi_ts.supervisor.child_output import StderrRelay
+from wsgi_ts.supervisor.child_process import Child
 from wsgi_ts.supervisor.loop import MainLoop
+from wsgi_ts.supervisor.spare_processes import Spares
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class SupervisedProcess(ABC):
         came_up: whether its present life is of use; decides how long the next one is waited for.
         has_worked: whether it has been of use at least once.
         gives_up: whether one that never works is given up; not where it worked under the supervisor before this one.
+        spares: processes that wait, one of which its first life is.
     """
 
     #: So many lives may end before one has worked: a child may be killed by accident, and a fault repeats itself.
@@ -56,6 +59,7 @@ class SupervisedProcess(ABC):
         self.came_up = False
         self.has_worked = False
         self.gives_up = True
+        self.spares = Spares()
         self._directory = directory
         self._backoff = RestartBackoff()
         self._relay: StderrRelay | None = None
@@ -86,6 +90,7 @@ class SupervisedProcess(ABC):
                     **(relay.environ if relay else {}),
                 },
                 stderr=relay.fd if relay else None,
+                spare=self.spares.take(),
             )
         finally:
             if relay:
@@ -159,6 +164,7 @@ class Owner:
         registry: tells whether the instance is stopping, so that a death is none to speak of.
         on_ready: called when one of them has something to say of itself.
         on_failure: told why one that has never worked cannot be started.
+        spares: processes that wait to be one of these.
     """
 
     loop: MainLoop
@@ -166,6 +172,7 @@ class Owner:
     registry: Registry
     on_ready: Callable[[], None]
     on_failure: Callable[[str], None]
+    spares: Spares
 
 
 class ProcessGroup(ABC, Generic[Process]):
@@ -174,6 +181,8 @@ class ProcessGroup(ABC, Generic[Process]):
     def __init__(self, processes: Sequence[Process], owner: Owner) -> None:
         self.processes = list(processes)
         self._owner = owner
+        for process in self.processes:
+            process.spares = owner.spares
 
     @abstractmethod
     def _start(self, process: Process) -> None:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 from wsgi_ts.errors import BadRequest
 from wsgi_ts.guard.link import GuardLink
-from wsgi_ts.process import Child
 from wsgi_ts.settings.config import Config
 from wsgi_ts.supervisor.child import SupervisedProcess
+from wsgi_ts.supervisor.child_process import Child
 
 log = logging.getLogger(__name__)
 

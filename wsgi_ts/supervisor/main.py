@@ -17,10 +17,16 @@ from wsgi_ts.instance.run_directory import RunDirectoryError
 from wsgi_ts.logs.text import safe_text
 from wsgi_ts.process import die_with_parent, enable_fault_traces
 from wsgi_ts.settings.config import Config, ConfigError
+from wsgi_ts.supervisor.spare_processes import Spares
 from wsgi_ts.supervisor.start import open_logs
 from wsgi_ts.supervisor.supervisor import Supervisor
 
 log = logging.getLogger("wsgi_ts.supervisor")
+
+#: Two gunicorns, a batcher and the gRPC server are forked; further batchers, and what is started again, are not.
+_SPARES = 4
+#: What they run, and this process does not. grpc is not among it: it must not be forked.
+_OF_SPARES = ("wsgi_ts.web.gunicorn_app", "wsgi_ts.web.worker", "wsgi_ts.batcher.main")
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -49,6 +55,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse_arguments(arguments)
     die_with_parent(options.guard_pid)
     os.set_inheritable(options.config_fd, False)
+    try:
+        config = Config.from_json(read_memory_file(options.config_fd).decode())
+    except (OSError, ConfigError) as error:
+        print(f"the configuration as the launcher has written it: {error}", file=sys.stderr)
+        return 1
+    spares = Spares()
+    if config.embedded_in is None:
+        # Before anything is made that they would hold, too.
+        spares.fork(_SPARES, _OF_SPARES)
     guard = GuardLink(
         options.guard_fd,
         options.guard_pid,
@@ -57,11 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         is_watched=options.watched,
         is_trial=options.trial,
     )
-    try:
-        config = Config.from_json(read_memory_file(options.config_fd).decode())
-    except (OSError, ConfigError) as error:
-        print(f"the configuration as the launcher has written it: {error}", file=sys.stderr)
-        return 1
     try:
         log_plan, log_files = open_logs(config)
     except StartError as error:
@@ -72,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log.info("Supervisor %d of this server, in the place of the one before", options.life)
         elif options.life > 1:
             log.warning("Supervisor %d of this server; the one before has ended: %s", options.life, options.last_end)
-        return Supervisor(config, guard, options.run_dir or config.run_dir, log_plan, log_files).run()
+        return Supervisor(config, guard, options.run_dir or config.run_dir, log_plan, log_files, spares).run()
     except (StartError, RunDirectoryError, BindError) as error:
         message = config.located(str(error))
         log.error("%s", message)

@@ -44,6 +44,7 @@ from wsgi_ts.supervisor.metrics.sinks import start_sinks
 from wsgi_ts.supervisor.operations import ControlOperations
 from wsgi_ts.supervisor.resources import Resources
 from wsgi_ts.supervisor.servers import Servers, make_servers
+from wsgi_ts.supervisor.spare_processes import Spares
 from wsgi_ts.supervisor.start import fetchers, say_started, snapshot_store, start_log_rotation, start_traces
 from wsgi_ts.supervisor.worker_events import WorkerEvents
 from wsgi_ts.tracing.store import TraceStore
@@ -67,8 +68,17 @@ _EVENTS_LIMIT_S = 1.0
 class Supervisor:
     """One instance from start to stop: `run` is all of its life."""
 
-    def __init__(self, config: Config, guard: GuardLink, run_dir: Path, log_plan: LogPlan, log_files: LogFiles) -> None:
+    def __init__(
+        self,
+        config: Config,
+        guard: GuardLink,
+        run_dir: Path,
+        log_plan: LogPlan,
+        log_files: LogFiles,
+        spares: Spares,
+    ) -> None:
         self._config = config
+        self._spares = spares
         self._guard = guard
         self._run_dir_path = run_dir
         self._log_plan = log_plan
@@ -160,7 +170,14 @@ class Supervisor:
     def _make_processes(self) -> None:
         """Makes the processes that serve, of which nothing runs yet, and the control socket."""
         config, held = self._config, self._held
-        owner = Owner(self._loop, held.directory, self._registry, on_ready=self._announce, on_failure=self._ending.fail)
+        owner = Owner(
+            self._loop,
+            held.directory,
+            self._registry,
+            on_ready=self._announce,
+            on_failure=self._ending.fail,
+            spares=self._spares,
+        )
         self._batchers = Batchers(
             held.devices,
             owner,
@@ -236,6 +253,7 @@ class Supervisor:
         """
         self._serves = True
         self._servers.start()
+        self._spares.close()
 
     def _install_signals(self) -> None:
         self._loop.handle_signals(

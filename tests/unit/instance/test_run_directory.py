@@ -13,7 +13,8 @@ import pytest
 from wsgi_ts.batcher.shm.shared_memory import SHM_DIRECTORY, SharedMemory, unlink_prefix
 from wsgi_ts.instance.record import Record
 from wsgi_ts.instance.run_directory import AlreadyRunning, RunDirectory, RunDirectoryError, write_json
-from wsgi_ts.process import Child, boot_id
+from wsgi_ts.process import boot_id
+from wsgi_ts.supervisor.child_process import Child
 
 
 @pytest.fixture

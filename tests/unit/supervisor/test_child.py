@@ -16,10 +16,10 @@ import pytest
 
 from wsgi_ts.instance.run_directory import RunDirectory
 from wsgi_ts.messages import TemplateFailed
-from wsgi_ts.process import Child
 from wsgi_ts.supervisor.batcher_process import BatcherProcess
 from wsgi_ts.supervisor.batchers import Batchers
 from wsgi_ts.supervisor.child import Owner, SupervisedProcess
+from wsgi_ts.supervisor.child_process import Child
 from wsgi_ts.supervisor.servers import Server
 
 
