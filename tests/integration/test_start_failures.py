@@ -15,23 +15,33 @@ from support.server import REPOSITORY, ServerProcess
 from wsgi_ts.instance.shared_memory import start_bytes
 from wsgi_ts.settings.config import Config
 
-#: Ends each process that is started with one of our modules, before it does anything.
+#: Ends each process that is to run one of our modules, before it does anything: a new one, and one that was forked.
 BREAK = """
-import os, sys
-if {module!r} in sys.orig_argv:
+import os, runpy, sys
+
+def end():
     print("the interpreter is broken", file=sys.stderr, flush=True)
     os._exit(7)
+
+if {module!r} in sys.orig_argv:
+    end()
+run_module = runpy.run_module
+runpy.run_module = lambda name, **options: end() if name == {module!r} else run_module(name, **options)
 """
 #: Has the web workers of gunicorn fail, not gunicorn itself.
 BREAK_WORKERS = """
-import sys
-if "wsgi_ts.web" in sys.orig_argv:
-    import wsgi_ts.dataplane.exchange
+import os
+from pathlib import Path
+from wsgi_ts.dataplane.exchange import Exchange
 
-    def fail(*_):
+make = Exchange.__init__
+
+def fail(*arguments, **options):
+    if Path(f"/proc/{os.getppid()}/cmdline").read_bytes().startswith(b"gunicorn"):  # the gRPC server has one, too
         raise OSError(12, "Cannot allocate memory")
+    make(*arguments, **options)
 
-    wsgi_ts.dataplane.exchange.Exchange.__init__ = fail
+Exchange.__init__ = fail
 """
 
 
