@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import queue
 import re
 import ssl
 import subprocess
@@ -123,9 +124,13 @@ def tls(authority: Authority) -> ssl.SSLContext:
 
 @pytest.fixture(scope="module")
 def channel(front: Nginx, files: Path) -> Iterator[grpc.Channel]:
-    credentials = grpc.ssl_channel_credentials((files / "ca.pem").read_bytes())
-    with grpc.secure_channel(f"localhost:{front.port}", credentials, [("grpc.enable_http_proxy", 0)]) as channel:
+    with channel_to(front, files) as channel:
         yield channel
+
+
+def channel_to(front: Nginx, files: Path) -> grpc.Channel:
+    credentials = grpc.ssl_channel_credentials((files / "ca.pem").read_bytes())
+    return grpc.secure_channel(f"localhost:{front.port}", credentials, [("grpc.enable_http_proxy", 0)])
 
 
 def ask(front: Nginx, tls: ssl.SSLContext, path: str, body: bytes = b"", method: str = "POST", **kwargs: Any) -> Reply:
@@ -149,6 +154,8 @@ def test_the_file_has_no_mistake_and_names_the_inference_api_alone(front: Nginx)
         "ssl_protocols TLSv1.2 TLSv1.3",
         "proxy_next_upstream off",
         "grpc_next_upstream off",
+        "grpc_read_timeout 1h",
+        "grpc_send_timeout 1h",
     ):
         assert directive in text, directive
     assert 8 * 2**20 >= 6553500
@@ -199,9 +206,9 @@ def test_a_stream_is_passed_on_part_by_part(front: Nginx, tls: ssl.SSLContext, f
 def test_an_upload_of_100_mb_is_not_written_to_a_disk(
     front: Nginx, tls: ssl.SSLContext, files: Path, server: ServerProcess, way: str
 ) -> None:
-    """With a length it goes on as it comes. Without one nginx cannot know how large it will be, and keeps it."""
-    size = UPLOAD_BYTES if way == "length" else 1 << 20
+    """It goes on as it comes, with a length or without."""
     piece = os.urandom(1 << 20)
+    pieces = UPLOAD_BYTES // len(piece)
     seen: set[str] = set()
     done = threading.Event()
 
@@ -213,14 +220,14 @@ def test_an_upload_of_100_mb_is_not_written_to_a_disk(
     watching.start()
     try:
         if way == "length":
-            reply = ask(front, tls, "/predictions/sum", piece * (size >> 20), timeout=120)
+            reply = ask(front, tls, "/predictions/sum", piece * pieces, timeout=120)
         else:
-            reply = http.request(front.port, "POST", "/predictions/sum", chunks=[piece], tls=tls)
+            reply = http.request(front.port, "POST", "/predictions/sum", chunks=[piece] * pieces, tls=tls, timeout=120)
     finally:
         done.set()
         watching.join()
-    assert reply.text == hashlib.sha256(piece * (size >> 20)).hexdigest()
-    assert way == "chunked" or not seen
+    assert reply.text == hashlib.sha256(piece * pieces).hexdigest()
+    assert not seen
 
 
 def test_a_body_too_large_is_refused_before_it_is_read(front: Nginx, tls: ssl.SSLContext) -> None:
@@ -249,6 +256,24 @@ def test_what_a_grpc_stream_sends_comes_part_by_part(channel: grpc.Channel, file
         assert next(parts).prediction == b"part %d\n" % part
         steps.write_bytes(b"x" * (part + 1))
     assert next(parts).prediction == b"end"
+
+
+def test_a_grpc_stream_is_as_large_and_as_silent_as_its_client_wants(
+    server: ServerProcess, files: Path, authority: Authority, tmp_path: Path
+) -> None:
+    """What limits a body of HTTP does not limit a stream: here 1 MiB, and a second between two parts."""
+    limits = {"client_max_body_size 8m": "client_max_body_size 1m", "client_body_timeout 30s": "client_body_timeout 1s"}
+    said: queue.Queue[Any] = queue.Queue()
+    with Nginx(tmp_path, server, authority, limits) as narrow, channel_to(narrow, files) as channel:
+        inference = inference_pb2_grpc.InferenceAPIsServiceStub(channel)
+        answers = inference.StreamPredictions2(iter(said.get, None), timeout=30)
+        for number in range(3):
+            data = bytes([number]) * 600_000
+            said.put(request("echo", data, sequence_id="s"))
+            assert next(answers).prediction == data
+            time.sleep(1.5)
+        said.put(None)
+        assert list(answers) == []
 
 
 @pytest.mark.parametrize("method", ["POST", "GET", "PUT"])
