@@ -20,6 +20,7 @@ from support.eventually import eventually
 from support.server import REPOSITORY, ServerProcess, free_ports
 
 from wsgi_ts.http2.frames import PREFACE, FrameType, settings_frame
+from wsgi_ts.models.environment import cache_folder
 
 DEPLOY = REPOSITORY / "deploy"
 #: What a handler sees of its environment.
@@ -150,8 +151,26 @@ def test_the_unit_takes_away_what_is_not_needed() -> None:
         "User=wsgi-ts",
         "KillMode=mixed",
     } <= lines
+    assert {"TimeoutStartSec=infinity"} <= lines, "a start takes as long as its models' loading"
     for key in ("ReadWritePaths=", "RestrictAddressFamilies=", "TasksMax=", "WatchdogSec=", "ExecReload="):
         assert any(line.startswith(key) for line in lines), key
+
+
+def test_the_unit_leaves_the_gpus() -> None:
+    """No option shuts /dev/nvidia* out, by itself or by the DeviceAllow= that it implies, or forbids to compile."""
+    keys = {line.partition("=")[0] for line in unit("wsgi-ts.service").splitlines()}
+    assert not keys & {"PrivateDevices", "DevicePolicy", "DeviceAllow", "ProtectClock", "MemoryDenyWriteExecute"}
+
+
+def test_the_unit_has_a_place_for_the_environments_of_models() -> None:
+    """Without a home, and where nothing but systemd's own directories can be written."""
+    text = unit("wsgi-ts.service")
+    variables = dict(
+        pair.split("=", 1) for line in re.findall(r"^Environment=(.+)$", text, re.MULTILINE) for pair in line.split()
+    )
+    cache = re.search(r"^CacheDirectory=(.+)$", text, re.MULTILINE)
+    assert cache is not None
+    assert cache_folder(variables).is_relative_to(f"/var/cache/{cache[1]}")
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
