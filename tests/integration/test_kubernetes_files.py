@@ -18,6 +18,7 @@ import pytest
 import yaml
 from support import helm, http
 from support.archives import archive
+from support.container_image import DOCKER, image_variables
 from support.eventually import eventually
 from support.sandbox import environment, is_possible, sandboxed
 from support.server import REPOSITORY, free_ports
@@ -31,6 +32,7 @@ CHART = REPOSITORY / "deploy" / "helm" / "wsgi-ts"
 SCHEMAS = REPOSITORY / "tests" / "schemas"
 FILES = sorted(path.name for path in FOLDER.glob("*.yaml"))
 EVERYTHING = {"autoscaling.enabled": True, "serviceMonitor.enabled": True}
+KEDA = {**EVERYTHING, "autoscaling.by": "keda"}
 #: The oldest and the newest Kubernetes that the manifests are held to.
 VERSIONS = ("1.27", "1.34")
 VARIABLES = {row.variable(name) for name, row in property_settings().items()}
@@ -47,7 +49,7 @@ def chart(**overrides: Any) -> list[dict[str, Any]]:
 
 
 def all_documents() -> list[dict[str, Any]]:
-    return [*(each for name in FILES for each in documents(name)), *chart(**EVERYTHING)]
+    return [*(each for name in FILES for each in documents(name)), *chart(**EVERYTHING), *chart(**KEDA)]
 
 
 def check(document: dict[str, Any]) -> None:
@@ -78,7 +80,7 @@ def test_the_schemas_find_mistakes() -> None:
         check(monitor)
 
 
-@pytest.mark.parametrize("overrides", [{}, EVERYTHING], ids=["as it is", "everything"])
+@pytest.mark.parametrize("overrides", [{}, EVERYTHING, KEDA], ids=["as it is", "everything", "keda"])
 def test_the_chart_makes_what_fits_the_schemas(overrides: dict[str, Any]) -> None:
     made = chart(**overrides)
     assert len(made) == (5 if overrides else 3)
@@ -86,18 +88,52 @@ def test_the_chart_makes_what_fits_the_schemas(overrides: dict[str, Any]) -> Non
         check(document)
 
 
-def test_the_chart_and_the_manifests_say_the_same() -> None:
-    """With the release's name in the place of ours."""
-    made = {document["kind"]: document for document in chart(**EVERYTHING)}
+@pytest.mark.parametrize(("overrides", "scaler"), [(EVERYTHING, "hpa.yaml"), (KEDA, "keda.yaml")])
+def test_the_chart_and_the_manifests_say_the_same(overrides: dict[str, Any], scaler: str) -> None:
+    """With the release's name in the place of ours, in queries, too."""
+    made = {document["kind"]: document for document in chart(**overrides)}
     ours = {
         document["kind"]: document
-        for name in ("deployment.yaml", "hpa.yaml", "servicemonitor.yaml")
+        for name in ("deployment.yaml", scaler, "servicemonitor.yaml")
         for document in documents(name)
     }
     text = json.dumps(made, sort_keys=True).replace(', "app.kubernetes.io/instance": "mine"', "")
     text = text.replace('"app.kubernetes.io/instance": "mine", ', "").replace('"mine"', '"wsgi-ts"')
-    assert json.loads(text) == ours
+    assert json.loads(text.replace(r"\"mine\"", r"\"wsgi-ts\"")) == ours
     assert chart(**{"drain.delay": 7})[0]["spec"]["template"]["spec"]["containers"][0]["args"][2] == "7"
+
+
+def test_a_scaler_has_the_number_of_servers_to_itself() -> None:
+    """A number in the deployment would be set again with each upgrade, whatever the load is."""
+    assert chart(replicas=3)[0]["spec"]["replicas"] == 3
+    scaled = [*chart(**EVERYTHING), *chart(**KEDA), *documents("deployment.yaml")]
+    deployments = [each["spec"] for each in scaled if each["kind"] == "Deployment"]
+    assert len(deployments) == 3
+    assert not any("replicas" in spec for spec in deployments)
+
+
+def test_the_chart_takes_values_as_people_write_them() -> None:
+    """No further variables or several; a list of models with its commas."""
+    rows = [{"name": "TS_JOB_QUEUE_SIZE", "value": "7"}, {"name": "TS_CONSOLE", "value": "false"}]
+    for further in ([], rows):
+        deployment = next(each for each in chart(env=further, **{"models.load": "a=a.mar,b.mar"}))
+        check(deployment)
+        (container,) = deployment["spec"]["template"]["spec"]["containers"]
+        assert container["env"] == [{"name": "TS_LOAD_MODELS", "value": "a=a.mar,b.mar"}, *further]
+
+
+def test_replicas_of_ray_fit_where_they_are_to_run() -> None:
+    """A replica reserves a core for each of its model workers, and there are pods with so many for all replicas."""
+    (service,) = documents("rayservice.yaml")
+    (app,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    (deployment,) = app["deployments"]
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    (container,) = group["template"]["spec"]["containers"]
+    reserved = deployment["ray_actor_options"]["num_cpus"]
+    assert reserved == app["args"]["workers"]
+    each = int(container["resources"]["limits"]["cpu"]) // reserved
+    assert each * group["maxReplicas"] >= deployment["autoscaling_config"]["max_replicas"]
+    assert service["spec"]["rayClusterConfig"]["enableInTreeAutoscaling"], "or no pod comes for the next replica"
 
 
 def containers() -> list[dict[str, Any]]:
@@ -180,11 +216,12 @@ def test_the_runtime_of_kserve_starts_as_its_manifest_says(models: Path) -> None
     variables = {row["name"]: row["value"].replace("{{.Labels.serviceEnvelope}}", "kserve") for row in container["env"]}
     for name, value in variables.items():
         variables[name] = re.sub(r"\b808[01]\b", lambda match: str(ports[match[0]]), value)
-    variables["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    # Those of the image count where the manifest gives none; its places are in the sandbox's folder.
+    of_image = {name: re.sub(r"^/tmp\b", f"{models}/tmp", value) for name, value in image_variables().items()}
+    variables = {**of_image, **variables, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     arguments = [word.replace("/mnt/models", f"{models}/models") for word in container["args"]]
     arguments[arguments.index("--drain-delay=15")] = "--drain-delay=1"
-    entrypoint = REPOSITORY / "deploy" / "docker" / "entrypoint.sh"
-    command = sandboxed(models / "tmp", os.fspath(entrypoint), *arguments)
+    command = sandboxed(models / "tmp", os.fspath(DOCKER / "entrypoint.sh"), *arguments)
     with (models / "output").open("wb") as output:
         own = environment(models / "tmp", **variables)
         process = subprocess.Popen(command, env=own, stdout=output, stderr=output, cwd="/")

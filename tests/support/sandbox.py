@@ -19,7 +19,7 @@ mount --make-rprivate /
 mount -t tmpfs -o size=64m,mode=1777 none /dev/shm
 home=/$(echo "$prefix" | cut -d/ -f2)
 if ! setpriv --reuid 1000 --clear-groups test -x "$prefix/bin"; then
-    mkdir "$folder.python"
+    mkdir -p "$folder.python"
     mount --bind "$prefix" "$folder.python"
     mount -t tmpfs -o mode=755 none "$home"
     mkdir -p "$prefix"
