@@ -65,7 +65,9 @@ def test_libraries_can_be_loaded_from_what_is_written() -> None:
 
 def test_variables_are_settings() -> None:
     named = {name for name in image_variables() if name.startswith("TS_")}
-    named |= {f"TS_{key.upper()}" for key in re.findall(r"\bby_default ([a-z_]+) ", (DOCKER / "entrypoint.sh").read_text())}
+    named |= {
+        f"TS_{key.upper()}" for key in re.findall(r"\bby_default ([a-z_]+) ", (DOCKER / "entrypoint.sh").read_text())
+    }
     named |= set(re.findall(r"-e (TS_\w+)", "".join((DOCKER / name).read_text() for name in DOCKERFILES)))
     named |= set(compose()["services"]["wsgi-ts"]["environment"])
     assert named <= VARIABLES

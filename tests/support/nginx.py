@@ -70,7 +70,7 @@ class Nginx:
         """Its command line, without what is to be done."""
         program = debian.program("nginx")
         assert program is not None
-        directives = f"daemon off; pid {self.folder}/nginx.pid; error_log {self.folder}/error.log;"
+        directives = f"daemon off; pid {self.folder}/nginx.pid; error_log {self.folder}/error.log warn;"
         # Unless it may change its user, it has to stay who it is.
         directives += " user root;" if os.getuid() == 0 else ""
         return [program, "-p", os.fspath(self.folder), "-c", os.fspath(self.configuration), "-g", directives]
