@@ -59,9 +59,9 @@ class Batcher:
         self._log_files = log_files
         self._files = RunFiles(options.run_dir)
         self._config = Config.from_json(self._files.config.read_text(encoding="utf-8"))
-        self._batching = BatchingPlugins(self._config, options.run_dir, options.index)
         self._traces = TraceOptions.of(self._config, options.run_dir)
         self._board = Board.attach(options.prefix)
+        self._batching = BatchingPlugins(self._config, options.run_dir, self._board, options.index)
         self._supervisor = Channel(socket.socket(fileno=options.control_fd))
         #: To the worker template and, where modules are preloaded, the warm one: the last forks workers that need them.
         self._templates: list[Channel] = []

@@ -155,11 +155,20 @@ class ModelWord:
     OTHER: Final = 96  # requests that failed in the model worker without the handler
     TIMED_OUT: Final = 97  # requests whose worker was killed, since it had not answered within the response timeout
     HALVED: Final = 98  # batches that failed and were halved
+    POLICY: Final = 99  # what becomes of the calls of its batching plugin: one of PolicyState
     CLOSED: Final = 104  # batches by why they went: a word for each `policy.CloseReason`
     SERVICE_BY_SIZE: Final = 120  # microseconds that handlers took for the batches of each of BATCH_BUCKETS
     REQUESTS_BY_SIZE: Final = 131  # requests in those batches
     FIXED_NS: Final = 142  # what a batch costs, as the batching rule has learnt it: so much ...
     PER_REQUEST_NS: Final = 143  # ... and so much for each request in it; both 0 where it learns nothing
+
+
+class PolicyState:
+    """What ModelWord.POLICY says, to the next life of the batcher, too."""
+
+    RETURNED: Final = 0  # no call is under way
+    CALLED: Final = 1  # one is: where a new life finds this, the last one has ended in it
+    OFF: Final = 2  # a life has ended in one: the plugin is asked no more
 
 
 class WorkflowWord:

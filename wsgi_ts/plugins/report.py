@@ -36,6 +36,7 @@ class PluginReport:
         self._path = RunFiles(run_dir).plugins / f"{os.getpid()}.json"
         self._process = process
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._rows: dict[str, dict[str, Any]] = {}
         self._said_at: dict[tuple[str, str], float] = {}
         self._is_due = self._is_closed = False
@@ -90,7 +91,8 @@ class PluginReport:
         if is_news:
             trace = error if isinstance(error, BaseException) else None
             log.error("Plugin %s: %s%s", found.name, text, f"; {instead}" if instead else "", exc_info=trace)
-        self._write_soon()
+        # Where one plugin was bad enough to be left out, another may soon end the process.
+        self._write_soon(at_once=bool(state))
 
     def dropped(self, found: Found) -> None:
         """Counts an event that a plugin was not told of, since too many were waiting."""
@@ -104,26 +106,27 @@ class PluginReport:
         with self._lock:
             self._is_due = self._is_closed = True
 
-    def _write_soon(self) -> None:
+    def _write_soon(self, *, at_once: bool = False) -> None:
         with self._lock:
-            if self._is_due:
+            if self._is_due and not at_once:
                 return
             self._is_due = True
-        timer = threading.Timer(0.0 if not self._path.exists() else _WRITE_EVERY_S, self._write)
+        timer = threading.Timer(0.0 if at_once or not self._path.exists() else _WRITE_EVERY_S, self._write)
         timer.daemon = True
         timer.start()
 
     def _write(self) -> None:
-        with self._lock:
-            if self._is_closed:
-                return
-            self._is_due = False
-            text = json.dumps({"process": self._process, "pid": os.getpid(), "plugins": self._rows})
-        temporary = self._path.with_suffix(".new")
-        # The directory goes with the instance, perhaps before this process does.
-        with contextlib.suppress(OSError):
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, self._path)
+        with self._writing:
+            with self._lock:
+                if self._is_closed:
+                    return
+                self._is_due = False
+                text = json.dumps({"process": self._process, "pid": os.getpid(), "plugins": self._rows})
+            temporary = self._path.with_suffix(".new")
+            # The directory goes with the instance, perhaps before this process does.
+            with contextlib.suppress(OSError):
+                temporary.write_text(text, encoding="utf-8")
+                os.replace(temporary, self._path)
 
 
 def _new_row(found: Found) -> dict[str, Any]:

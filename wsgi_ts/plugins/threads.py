@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
+
+from wsgi_ts.plugins.found import PluginError, said
 
 Result = TypeVar("Result")
 
@@ -43,8 +46,12 @@ class DaemonThreads:
 def within(limit_s: float, call: Callable[[], Result]) -> Result:
     """The result of a call that is made on a thread of its own, so that it cannot hold up the caller for longer.
 
+    One that is late is interrupted, so that it does not take this process's time for ever; what waits in C goes on, and
+    nobody hears of it.
+
     Raises:
-        TimeoutError: it has not ended in time; it goes on, and nobody hears of it.
+        TimeoutError: it has not ended in time.
+        PluginError: it raises what is no Exception, such as SystemExit.
         Exception: what the call raises.
     """
     done = threading.Event()
@@ -57,11 +64,22 @@ def within(limit_s: float, call: Callable[[], Result]) -> Result:
             result.append((None, error))
         done.set()
 
-    threading.Thread(target=make, name="plugin call", daemon=True).start()
+    thread = threading.Thread(target=make, name="plugin call", daemon=True)
+    thread.start()
     if not done.wait(limit_s):
+        _interrupt(thread)
         raise TimeoutError(f"no end within {limit_s:g} s")
     value, error = result[0]
     if error is not None:
-        raise error
+        raise error if isinstance(error, Exception) else PluginError(said(error)) from error
     returned: Result = value
     return returned
+
+
+class _TooLate(BaseException):
+    """Ends a call that nobody waits for any more; no Exception, since those are often caught."""
+
+
+def _interrupt(thread: threading.Thread) -> None:
+    """Has a thread raise _TooLate where it next executes Python."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(_TooLate))

@@ -44,7 +44,8 @@ class Place:
             0, "m", "1.0", "/m", "h", None, batch_size=batch_size, max_batch_delay_ms=100, batch_policy="none"
         )
         report = PluginReport(tmp_path, "test")
-        self.rules = BatchingRules(Found("p", "batching", "a:b", "test"), policy, report)
+        self.calls = [0]
+        self.rules = BatchingRules(Found("p", "batching", "a:b", "test"), policy, report, self.calls)
         self.queue = PluginQueue(spec, self.rules, head_of)
         self.scheduler = Scheduler(0.0)
         self.scheduler.load_model(spec, 0.0, self.queue)
@@ -143,19 +144,23 @@ def test_methods_that_are_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("method", ["key", "cost", "admit", "wait"])
-@pytest.mark.parametrize("fault", ["raises", "sleeps", "nonsense"])
+@pytest.mark.parametrize("fault", ["raises", "exits", "sleeps", "nonsense"])
 def test_a_bad_policy_is_switched_off_and_loses_nothing(tmp_path: Path, method: str, fault: str) -> None:
     policy: Any = ByLength()
 
     def bad(*arguments: object) -> object:
+        seen_calls.append(place.calls[0])
         if fault == "raises":
             raise KeyError("no")
+        if fault == "exits":
+            raise SystemExit(0)
         if fault == "sleeps":
             time.sleep(0.15)
             return 1
         return [object()]
 
     setattr(policy, method, bad)
+    seen_calls: list[int] = []
     place = Place(tmp_path, policy)
     worker = place.worker()
     place.ask(3, 30, 3, 30, 3)
@@ -164,6 +169,7 @@ def test_a_bad_policy_is_switched_off_and_loses_nothing(tmp_path: Path, method: 
         seen += place.dispatched(turn)
         place.end(worker, turn)
     assert sorted(length for batch in seen for length in batch) == [3, 3, 3, 30, 30]
+    assert set(seen_calls) == {1} and place.calls == [0], "a call that is under way is to be seen from outside"
     if (method, fault) != ("admit", "nonsense"):  # a list is as good as True
         assert not place.rules.is_on
         place.ask(3, 30)
