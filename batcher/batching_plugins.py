@@ -15,9 +15,10 @@ from wsgi_ts.batcher.scheduler.plugin_queue import PluginQueue, head_of
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import MAX_MODELS, ModelWord, PolicyState
 from wsgi_ts.messages import ModelSpec
-from wsgi_ts.plugins.batching import INSTEAD, LOAD_LIMIT_S, load_rules, wanted_policy
+from wsgi_ts.plugins.batching import INSTEAD, load_rules, wanted_policy
 from wsgi_ts.plugins.found import add_folders
 from wsgi_ts.plugins.report import OFF, PluginReport
+from wsgi_ts.plugins.threads import LOAD_LIMIT_S
 from wsgi_ts.settings.config import Config
 
 log = logging.getLogger(__name__)

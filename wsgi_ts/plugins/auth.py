@@ -8,10 +8,12 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import field
+from functools import partial
+from typing import Any
 
 from wsgi_ts.errors import ServerError, ServiceUnavailable
 from wsgi_ts.plugins.api import Head, Principal, Refuse
-from wsgi_ts.plugins.found import found_in
+from wsgi_ts.plugins.found import Found, found_in
 from wsgi_ts.plugins.report import PluginReport
 from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.config import Config
@@ -20,6 +22,7 @@ _MOST_KNOWN = 4096
 _HEADERS = ("authorization",)
 _CACHE_S = 1.0
 _TIMEOUT_S = 5.0
+_NOBODY_PASSES = "without it nobody is let in"
 _NOBODY = Refuse(401, "No credentials that this server accepts.")
 
 
@@ -29,6 +32,26 @@ class Decision:
 
     refusal: ServerError | None
     principal: Principal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Terms:
+    """What a plugin says of itself by its attributes."""
+
+    headers: tuple[str, ...]
+    open_actions: tuple[str, ...]
+    cache_s: float
+    timeout_s: float
+
+    @classmethod
+    def of(cls, plugin: Any) -> _Terms:
+        """Reads them; raises what reading them raises."""
+        return cls(
+            tuple(name.lower() for name in getattr(plugin, "headers", _HEADERS)),
+            tuple(getattr(plugin, "open_actions", ())),
+            float(getattr(plugin, "cache_s", _CACHE_S)),
+            float(getattr(plugin, "timeout_s", _TIMEOUT_S)),
+        )
 
 
 @dataclass(slots=True)
@@ -46,14 +69,19 @@ class Gate:
 
     def __init__(self, config: Config, report: PluginReport) -> None:
         self._report = report
-        self._plugins = list(report.instances(config, "auth"))
+        self._plugins: list[tuple[Found, Any]] = []
+        terms = []
+        for found, plugin in report.instances(config, "auth", _NOBODY_PASSES):
+            its = report.begun(found, partial(_Terms.of, plugin), _NOBODY_PASSES)
+            if its is not None:
+                self._plugins.append((found, plugin))
+                terms.append(its)
         # Without one of them nobody knows whom it would have refused.
         self._is_whole = len(self._plugins) == len(found_in(config.found_plugins, "auth"))
-        plugins = [plugin for _, plugin in self._plugins]
-        self._headers = sorted({name.lower() for each in plugins for name in getattr(each, "headers", _HEADERS)})
-        self._cache_s = min((float(getattr(each, "cache_s", _CACHE_S)) for each in plugins), default=_CACHE_S)
-        self.timeout_s = min((float(getattr(each, "timeout_s", _TIMEOUT_S)) for each in plugins), default=_TIMEOUT_S)
-        self._open = frozenset(action for each in plugins for action in getattr(each, "open_actions", ()))
+        self._headers = sorted({name for each in terms for name in each.headers})
+        self._cache_s = min((each.cache_s for each in terms), default=_CACHE_S)
+        self.timeout_s = min((each.timeout_s for each in terms), default=_TIMEOUT_S)
+        self._open = frozenset(action for each in terms for action in each.open_actions)
         self._lock = threading.Lock()
         self._known: dict[tuple[str, ...], _Known] = {}
 
@@ -87,7 +115,7 @@ class Gate:
             found, plugin = self._plugins[known.plugin]
             try:
                 known.may[action, model] = bool(plugin.authorize(asker, action, model))
-            except Exception as error:
+            except BaseException as error:
                 self._report.failed(found, error, instead="the request is refused")
                 return Decision(_unavailable())
         return self._decision(known, action, model) or Decision(_unavailable())
@@ -105,7 +133,7 @@ class Gate:
         for number, (found, plugin) in enumerate(self._plugins):
             try:
                 asker = plugin.authenticate(head)
-            except Exception as error:
+            except BaseException as error:
                 self._report.failed(found, error, instead="the request is refused")
                 return None
             if isinstance(asker, Principal | Refuse):

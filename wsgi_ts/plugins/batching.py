@@ -16,14 +16,12 @@ from wsgi_ts.plugins.api import BatchHead, ModelState, QueueState
 from wsgi_ts.plugins.discovery import POLICY_METHODS
 from wsgi_ts.plugins.found import Found, PluginError, found_in, import_object, made
 from wsgi_ts.plugins.report import LOADED, OFF, PluginReport
-from wsgi_ts.plugins.threads import within
+from wsgi_ts.plugins.threads import LOAD_LIMIT_S, within
 from wsgi_ts.settings.config import Config
 
 #: What one call may take, and how far all of them together may be above that, in seconds.
 BUDGET_S = 50e-6
 MOST_ABOVE_S = 0.1
-#: How long its import may take, and the making of an instance, in seconds.
-LOAD_LIMIT_S = 20.0
 INSTEAD = "the model's batches are formed by the built-in rule from now on"
 
 Result = TypeVar("Result")

@@ -1,13 +1,14 @@
 """Which plugins a configuration has: installed ones, those in folders, those that are named. Imports them to find out.
 
-Runs in a process of its own (`probe`), so that whatever a plugin does while it is imported happens there first.
+Runs in a process of its own (`probe`), so that whatever a plugin does while it is imported happens there first. Whoever
+waits for that process is told of each step before it is taken.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -40,12 +41,16 @@ class Wanted:
     middleware: Sequence[str] = ()
 
 
-def find_plugins(wanted: Wanted) -> list[Found]:
+#: Told of a module or object that is about to be imported; returns why it must not be, "" where it may.
+Begin = Callable[[str], str]
+
+
+def find_plugins(wanted: Wanted, begin: Begin) -> list[Found]:
     """All plugins that the configuration has, with what is wrong with them."""
     add_folders(wanted.plugins_path)
-    found = [*_installed(wanted), *_in_folders(wanted)]
-    found += [_named(target, "key plugin") for target in wanted.plugin]
-    found += [_named(target, "key middleware", "middleware") for target in wanted.middleware]
+    found = [*_installed(wanted, begin), *_in_folders(wanted, begin)]
+    found += [_named(target, "key plugin", "", begin) for target in wanted.plugin]
+    found += [_named(target, "key middleware", "middleware", begin) for target in wanted.middleware]
     unique = {(each.group, each.target, each.path): each for each in found}
     return _without_doubles(list(unique.values()))
 
@@ -69,7 +74,7 @@ def _entry_points(distributions: Iterable[metadata.Distribution]) -> Iterator[me
                 yield entry
 
 
-def _installed(wanted: Wanted) -> Iterator[Found]:
+def _installed(wanted: Wanted, begin: Begin) -> Iterator[Found]:
     """Plugins of installed distributions; what opens something to the network must be named."""
     for distribution in _distributions():
         in_folder = _is_in(distribution, folders(wanted.plugins_path))
@@ -79,7 +84,7 @@ def _installed(wanted: Wanted) -> Iterator[Found]:
             if named or (not wanted.plugins and group not in NAMED_ONLY):
                 name, version = distribution.metadata["Name"], distribution.version
                 row = Found(entry.name, group, entry.value.replace(" ", ""), f"{name} {version}", version)
-                yield _examined(row, default_path=entry.name)
+                yield _examined(row, entry.name, begin)
 
 
 def _is_in(distribution: metadata.Distribution, places: Sequence[Path]) -> bool:
@@ -87,7 +92,7 @@ def _is_in(distribution: metadata.Distribution, places: Sequence[Path]) -> bool:
     return any(where == place or place in where.parents for place in places)
 
 
-def _in_folders(wanted: Wanted) -> Iterator[Found]:
+def _in_folders(wanted: Wanted, begin: Begin) -> Iterator[Found]:
     """Decorated objects of the modules and packages that lie in the folders."""
     for folder in folders(wanted.plugins_path):
         if not folder.is_dir():
@@ -97,18 +102,24 @@ def _in_folders(wanted: Wanted) -> Iterator[Found]:
             is_module = path.suffix == ".py" and path.stem.isidentifier() and not path.name.startswith("test_")
             if not is_module and not (path / "__init__.py").is_file():
                 continue
-            for each in _in_module(path):
+            for each in _in_module(path, begin):
                 if not wanted.plugins or each.name in wanted.plugins:
                     yield each
 
 
-def _in_module(path: Path) -> Iterator[Found]:
+def _in_module(path: Path, begin: Begin) -> Iterator[Found]:
+    row = Found(path.stem, "", path.stem, str(path))
+    if fault := begin(str(path)):
+        yield replace(row, error=fault)
+        return
     try:
         module = importlib.import_module(path.stem)
         _check_place(module, path)
         check_api(module)
-    except (Exception, SystemExit) as error:
-        yield Found(path.stem, "", path.stem, str(path), error=said(error))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        yield replace(row, error=said(error))
         return
     for attribute, value in sorted(vars(module).items()):
         mark = mark_of(value)
@@ -117,7 +128,7 @@ def _in_module(path: Path) -> Iterator[Found]:
         is_own = not is_named or value.__module__.partition(".")[0] == path.stem
         if mark is not None and is_own:
             row = Found(mark.name, mark.group, f"{path.stem}:{attribute}", str(path))
-            yield _examined(row, default_path=mark.name)
+            yield _examined(row, mark.name, begin)
 
 
 def _check_place(module: ModuleType, path: Path) -> None:
@@ -131,13 +142,15 @@ def _check_place(module: ModuleType, path: Path) -> None:
         raise PluginError(f"{path.name} has the name of the module in {file}; give it another name")
 
 
-def _named(target: str, origin: str, group: str = "") -> Found:
+def _named(target: str, origin: str, group: str, begin: Begin) -> Found:
     name = target.rpartition(":")[2].rpartition(".")[2]
-    return _examined(Found(name, group, target, origin), default_path=name)
+    return _examined(Found(name, group, target, origin), name, begin)
 
 
-def _examined(row: Found, *, default_path: str) -> Found:
+def _examined(row: Found, default_path: str, begin: Begin) -> Found:
     """The row, completed by what the object says of itself."""
+    if fault := begin(row.target):
+        return replace(row, error=fault)
     try:
         plugin = import_object(row.target)
         mark = mark_of(plugin)
@@ -146,7 +159,9 @@ def _examined(row: Found, *, default_path: str) -> Found:
             raise PluginError(f"is named in the group {row.group} and says that it belongs to {group}")
         named = row if mark is None or row.version else replace(row, name=mark.name)
         return _with_details(replace(named, group=group), bare(plugin), mark, default_path)
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         return replace(row, error=said(error))
 
 
@@ -163,13 +178,13 @@ def _with_details(row: Found, plugin: Any, mark: Mark | None, default_path: str)
         if not callable(plugin) and not any(hasattr(plugin, each) for each in _ENDPOINT_METHODS):
             raise PluginError("is neither a function nor a class with do_get or on_get")
         operations = operations_of(plugin, mark.path)
-        return replace(row, path=mark.path, type=mark.type, timeout_s=mark.timeout_s, operations=operations)
+        return replace(row, path=mark.path, type=mark.type, timeout_s=float(mark.timeout_s), operations=operations)
     missing = [name for name in _WANTED.get(row.group, ()) if not hasattr(plugin, name)]
     if missing:
         raise PluginError(f"a plugin of the group {row.group} needs {', '.join(missing)}")
     if row.group == "batching" and not any(hasattr(plugin, each) for each in POLICY_METHODS):
         raise PluginError(f"a plugin of the group batching needs one of {', '.join(POLICY_METHODS)}")
-    return replace(row, scheme=plugin.scheme) if row.group == "fetch" else row
+    return replace(row, scheme=str(plugin.scheme)) if row.group == "fetch" else row
 
 
 def _group_of(plugin: Any) -> str:

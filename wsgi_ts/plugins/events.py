@@ -1,7 +1,8 @@
 """What plugins of the group `events` are told: on a thread of its own, from a queue with an end.
 
-Whoever tells never waits. What does not fit into the queue is dropped and counted; a plugin that raises is told of the
-next event all the same. Only `model_registering` is asked and answered, since it may say no.
+Whoever tells never waits. What does not fit into the queue is dropped and counted. A plugin that raises is told of the
+next event all the same; one that hangs is told of nothing until it has come back. Only `model_registering` is asked and
+answered, since it may say no.
 """
 
 from __future__ import annotations
@@ -10,17 +11,19 @@ import inspect
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from wsgi_ts.errors import ServerError
 from wsgi_ts.plugins.api import Veto
 from wsgi_ts.plugins.found import Found, found_in
 from wsgi_ts.plugins.report import PluginReport
-from wsgi_ts.plugins.threads import within
+from wsgi_ts.plugins.threads import LimitedCalls, within
 from wsgi_ts.settings.config import Config
 
 MOST_QUEUED = 1000
 VETO_LIMIT_S = 5.0
+CALL_LIMIT_S = 10.0
 _LOAD_LIMIT_S = 30.0
 
 
@@ -39,7 +42,7 @@ class Events:
         self._queue: deque[tuple[str, dict[str, Any]]] = deque()
         self._changed = threading.Condition()
         self._loaded = threading.Event()
-        self._listeners: list[tuple[Found, Any]] = []
+        self._listeners: list[tuple[Found, Any, LimitedCalls]] = []
         self.is_on = report is not None and bool(found_in(config.found_plugins, "events"))
         if self.is_on:
             threading.Thread(target=self._work, name="plugin events", daemon=True).start()
@@ -54,7 +57,7 @@ class Events:
                 self._queue.append((event, what))
                 self._changed.notify()
         if is_full and self._report is not None:
-            for found, _ in self._listeners:
+            for found, _, _ in self._listeners:
                 self._report.dropped(found)
 
     def ask_model_registering(self, **what: Any) -> None:
@@ -65,7 +68,7 @@ class Events:
         """
         if not self.is_on or self._report is None or not self._loaded.wait(_LOAD_LIMIT_S):
             return
-        for found, listener in self._listeners:
+        for found, listener, _ in self._listeners:
             method = getattr(listener, "model_registering", None)
             if method is None:
                 continue
@@ -81,7 +84,7 @@ class Events:
         """Those that listen to an event; waits until they are loaded."""
         if not self.is_on or not self._loaded.wait(_LOAD_LIMIT_S):
             return []
-        return [listener for _, listener in self._listeners if hasattr(listener, event)]
+        return [listener for _, listener, _ in self._listeners if hasattr(listener, event)]
 
     def settle(self, limit_s: float) -> None:
         """Waits until all are told, at most so long: the process is about to end."""
@@ -94,24 +97,34 @@ class Events:
             return
         for found, listener in report.instances(self._config, "events"):
             if not self._only or any(hasattr(listener, event) for event in self._only):
-                self._listeners.append((found, listener))
+                self._listeners.append((found, listener, LimitedCalls(f"plugin {found.name}")))
         self._loaded.set()
         while True:
             with self._changed:
                 while not self._queue:
                     self._changed.wait()
                 event, what = self._queue[0]
-            for found, listener in self._listeners:
+            for found, listener, calls in self._listeners:
                 method = getattr(listener, event, None)
-                if method is None:
-                    continue
-                try:
-                    _call(method, what)
-                except Exception as error:
-                    report.failed(found, error)
+                if method is not None:
+                    _tell_one(report, found, calls, partial(_call, method, what))
             with self._changed:
                 self._queue.popleft()
                 self._changed.notify_all()
+
+
+def _tell_one(report: PluginReport, found: Found, calls: LimitedCalls, call: Callable[[], None]) -> None:
+    """Has a listener told, which may take its time, but not for ever."""
+    if calls.is_stuck:
+        report.dropped(found)
+        return
+    try:
+        calls.make(CALL_LIMIT_S, call)
+    except TimeoutError as error:
+        instead = "it is told of nothing more until it comes back" if calls.is_stuck else ""
+        report.failed(found, error, instead=instead)
+    except Exception as error:
+        report.failed(found, error)
 
 
 def _call(method: Callable[..., Any], what: dict[str, Any]) -> None:

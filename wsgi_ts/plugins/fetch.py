@@ -83,7 +83,7 @@ def _main() -> int:
             plugin.open(question["url"], question["path"])
         elif hasattr(plugin, "verify"):
             plugin.verify(question["path"], question["url"])
-    except Exception as error:
+    except BaseException as error:  # sys.exit(0) in it is no success
         print(said(error), file=sys.stderr)
         return 1
     return 0

@@ -31,6 +31,7 @@ class Found:
         scheme: of a fetcher.
         operations: of an endpoint, what the API description says of each of its methods (`described`).
         error: why it cannot be used; empty where it can.
+        problem: what has failed already of one that can be used all the same.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Found:
     scheme: str = ""
     operations: Sequence[Mapping[str, str]] = ()
     error: str = ""
+    problem: str = ""
 
     def row(self) -> dict[str, Any]:
         """The plugin as JSON."""

@@ -1,7 +1,8 @@
 """Finds a configuration's plugins before a server starts with them, in a process of its own.
 
 `examine` starts that process and reads what it has found; `python -m wsgi_ts.plugins.probe` is the process. A plugin
-that hangs, prints or ends its process while it is imported does so there, where somebody waits who can say so.
+that hangs, prints or ends its process while it is imported does so there, where somebody waits who can say so: the
+process tells what it begins, and is started again without that.
 """
 
 from __future__ import annotations
@@ -9,20 +10,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import Any
+from tempfile import TemporaryFile
+from typing import IO, Any, NamedTuple
 
 from wsgi_ts.logs.text import safe_text
 from wsgi_ts.plugins.discovery import Wanted, find_plugins, jars
-from wsgi_ts.plugins.found import Found, found_in, import_object, made, said
+from wsgi_ts.plugins.found import Found, import_object, made, said
 from wsgi_ts.plugins.presence import has_plugins
 from wsgi_ts.process import python_command
 from wsgi_ts.settings.config import Config, ConfigError
 
-#: How long all plugins together may take to be imported, in seconds.
+#: How long a plugin may take to be imported, and a store to give back the last snapshot, in seconds.
 LIMIT_S = 60.0
+SNAPSHOT_LIMIT_S = 10.0
 #: What the owner of a jar is told.
 JAR = (
     "{jar} is a plugin for Java, which this server does not have: write it in Python, in one file "
@@ -39,16 +43,14 @@ def with_plugins(config: Config) -> Config:
     """
     if not has_plugins(config):
         return config
-    found, snapshot, problems = _ask(config)
-    warnings = [JAR.format(jar=jar) for jar in jars(config.plugins_path)] + problems
+    found, snapshot = _ask(config)
+    warnings = [JAR.format(jar=jar) for jar in jars(config.plugins_path)]
     for each in found:
-        if each.error:
-            problem = f"plugin {each.name or each.target} ({each.origin}): {each.error}"
+        if each.error or each.problem:
+            problem = f"plugin {each.name or each.target} ({each.origin}): {each.error or each.problem}"
             if config.plugins_strict or stops_the_start(each):
                 raise ConfigError(problem)
             warnings.append(problem)
-    if config.plugins_strict and problems:
-        raise ConfigError(problems[0])
     missing = set(config.plugins) - {each.name for each in found}
     warnings += [f"plugins: there is no plugin {name}" for name in sorted(missing)]
     changes: dict[str, Any] = {} if snapshot is None else _restored(config, snapshot)
@@ -71,31 +73,71 @@ def examine(config: Config) -> list[Found]:
 
 def stops_the_start(found: Found) -> bool:
     """Whether a server must not start without a plugin that cannot be used."""
-    return found.group == "auth" or found.error.startswith("Multiple plugins")
+    return bool(found.error) and (found.group == "auth" or found.error.startswith("Multiple plugins"))
 
 
-def _ask(config: Config) -> tuple[list[Found], Mapping[str, str] | None, list[str]]:
+def _ask(config: Config) -> tuple[list[Found], Mapping[str, str] | None]:
+    """The plugins, and what the store of one has of the last run."""
     wanted = Wanted(config.plugins_path, config.plugin, config.plugins, config.middleware)
+    left_out: dict[str, str] = {}
     question = {
         "wanted": dataclasses.asdict(wanted),
         "snapshot": not config.no_config_snapshots and config.model_snapshot is None,
+        "left_out": left_out,
     }
-    try:
-        asked = subprocess.run(
-            python_command("wsgi_ts.plugins.probe"),
-            input=json.dumps(question).encode(),
-            capture_output=True,
-            timeout=LIMIT_S,
-            check=False,
-        )
-        answer = json.loads(asked.stdout)
-    except subprocess.TimeoutExpired:
-        raise ConfigError(f"plugins: they were not imported within {LIMIT_S:g} s; find out which one hangs") from None
-    except (OSError, ValueError) as error:
-        lines = asked.stderr.decode(errors="replace").strip().splitlines() if isinstance(error, ValueError) else []
-        reason = lines[-1] if lines else str(error)
-        raise ConfigError(f"plugins: they cannot be imported, the process that did ended: {reason}") from None
-    return [Found(**row) for row in answer["found"]], answer["snapshot"], answer["problems"]
+    while True:
+        try:
+            seen = _look(question)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"plugins: they cannot be looked at: {error}") from None
+        if seen.answer is not None:
+            return [Found(**row) for row in seen.answer["found"]], seen.answer["snapshot"]
+        if not seen.step or seen.step in left_out:
+            raise ConfigError(f"plugins: they cannot be looked at: {seen.fault}")
+        left_out[seen.step] = seen.fault
+
+
+class _Seen(NamedTuple):
+    """How far a process has come: its answer, or the step that it has not ended ("": it had begun none), and why."""
+
+    answer: dict[str, Any] | None
+    step: str = ""
+    fault: str = ""
+
+
+def _look(question: Mapping[str, Any]) -> _Seen:
+    with TemporaryFile() as asked, TemporaryFile() as errors:
+        asked.write(json.dumps(question).encode())
+        asked.seek(0)
+        command = python_command("wsgi_ts.plugins.probe")
+        with subprocess.Popen(command, stdin=asked, stdout=subprocess.PIPE, stderr=errors) as process:
+            assert process.stdout is not None
+            try:
+                seen = _followed(process.stdout)
+            finally:
+                process.kill()
+        if seen.answer is None and not seen.fault:
+            errors.seek(0)
+            lines = errors.read().decode(errors="replace").strip().splitlines()
+            seen = seen._replace(fault=": ".join(["it ended the process that imported it", *lines[-1:]]))
+        return seen
+
+
+def _followed(stdout: IO[bytes]) -> _Seen:
+    """Reads what the process says, until it answers, ends, or has been at one step for too long."""
+    step, limit_s, begun = "", LIMIT_S, b""
+    while select.select([stdout], [], [], limit_s)[0]:
+        data = os.read(stdout.fileno(), 65536)
+        if not data:
+            return _Seen(None, step)
+        *lines, begun = (begun + data).split(b"\n")
+        for line in lines:
+            said = json.loads(line)
+            if "step" not in said:
+                return _Seen(said)
+            step = said["step"]
+            limit_s = SNAPSHOT_LIMIT_S if said["is_snapshot"] else LIMIT_S
+    return _Seen(None, step, f"no end within {limit_s:g} s")
 
 
 def _restored(config: Config, snapshot: Mapping[str, str]) -> dict[str, Any]:
@@ -118,22 +160,43 @@ def _main() -> None:
     answer_fd = os.dup(1)
     os.dup2(2, 1)
     question = json.load(sys.stdin)
-    found = find_plugins(Wanted(**question["wanted"]))
-    rows = [each.row() for each in found]
-    snapshot, problems = None, []
+    left_out: dict[str, str] = question["left_out"]
+
+    def tell(**what: Any) -> None:
+        os.write(answer_fd, json.dumps(what).encode() + b"\n")
+
+    def begin(step: str, *, is_snapshot: bool = False) -> str:
+        if step not in left_out:
+            tell(step=step, is_snapshot=is_snapshot)
+        return left_out.get(step, "")
+
+    found = find_plugins(Wanted(**question["wanted"]), begin)
+    snapshot = None
     if question["snapshot"]:
-        for store in found_in(rows, "snapshot"):
-            try:
-                snapshot = made(import_object(store.target)).last()
-                snapshot = None if snapshot is None else dict(snapshot)
-            except Exception as error:
-                problems.append(f"plugin {store.name}: the last snapshot cannot be read: {said(error)}")
-    with open(answer_fd, "w", encoding="utf-8") as answer:
-        json.dump({"found": rows, "snapshot": snapshot, "problems": problems}, answer)
+        for number, store in enumerate(found):
+            if store.group == "snapshot" and not store.error:
+                fault = begin(f"last {store.target}", is_snapshot=True)
+                if not fault:
+                    snapshot, fault = _last(store)
+                problem = f"the last snapshot cannot be read: {fault}" if fault else ""
+                found[number] = dataclasses.replace(store, problem=problem)
+    tell(found=[each.row() for each in found], snapshot=snapshot)
     # Threads that a plugin has started must not keep this process.
-    answer_fd = -1
     sys.stderr.flush()
     os._exit(0)
+
+
+def _last(store: Found) -> tuple[dict[str, Any] | None, str]:
+    """The last snapshot of a store, or why there is none."""
+    try:
+        snapshot = made(import_object(store.target)).last()
+        snapshot = None if snapshot is None else dict(snapshot)
+        json.dumps(snapshot)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return None, said(error)
+    return snapshot, ""
 
 
 if __name__ == "__main__":

@@ -14,10 +14,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from wsgi_ts.plugins.found import Found, add_folders, found_in, import_object, made, said
+from wsgi_ts.plugins.threads import LOAD_LIMIT_S, within
 from wsgi_ts.run_files import RunFiles
 from wsgi_ts.settings.config import Config
 
@@ -28,17 +30,25 @@ _SAY_EVERY_S = 60.0
 _MOST_SAID = 256
 _WRITE_EVERY_S = 1.0
 
+Result = TypeVar("Result")
+
 
 class PluginReport:
-    """The plugins of one process. Any thread may call."""
+    """The plugins of one process. Any thread may call.
 
-    def __init__(self, run_dir: Path, process: str) -> None:
+    Args:
+        alive: called after each plugin that was loaded, which may take up to `LOAD_LIMIT_S`.
+    """
+
+    def __init__(self, run_dir: Path, process: str, alive: Callable[[], None] = lambda: None) -> None:
         self._path = RunFiles(run_dir).plugins / f"{os.getpid()}.json"
         self._process = process
+        self._alive = alive
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._rows: dict[str, dict[str, Any]] = {}
         self._said_at: dict[tuple[str, str], float] = {}
+        self._hung: set[str] = set()
         self._is_due = self._is_closed = False
 
     def load(
@@ -49,29 +59,48 @@ class PluginReport:
         if rows:
             add_folders(config.plugins_path)
         for found in rows:
-            try:
-                plugin = import_object(found.target)
-            except (Exception, SystemExit) as error:
-                self.failed(found, error, state=FAILED)
-                continue
-            self.note(found, LOADED)
-            yield found, plugin
+            plugin = self.begun(found, partial(import_object, found.target), "it is left out")
+            if plugin is not None:
+                self.note(found, LOADED)
+                yield found, plugin
 
-    def instances(self, config: Config, group: str) -> Iterator[tuple[Found, Any]]:
+    def instances(self, config: Config, group: str, instead: str = "it is left out") -> Iterator[tuple[Found, Any]]:
         """As `load`, with an instance of each class; one that cannot be made is told and left out like the others."""
         for found, plugin in self.load(config, group):
-            try:
-                instance = made(plugin)
-            except Exception as error:
-                self.failed(found, error, state=FAILED)
-            else:
+            instance = self.begun(found, partial(made, plugin), instead)
+            if instance is not None:
                 yield found, instance
+
+    def begun(self, found: Found, call: Callable[[], Result], instead: str) -> Result | None:
+        """What a call returns with which a plugin begins here; None where it fails or hangs, which is told.
+
+        Of one that has hung nothing is begun any more in this process: it would take as long again.
+        """
+        if found.target in self._hung:
+            return None
+        try:
+            return within(LOAD_LIMIT_S, call)
+        except Exception as error:
+            if isinstance(error, TimeoutError):
+                self._hung.add(found.target)
+            self.failed(found, error, state=FAILED, instead=instead)
+            return None
+        finally:
+            self._alive()
 
     def note(self, found: Found, state: str) -> None:
         """Notes what has become of a plugin here."""
         with self._lock:
             row = self._rows.setdefault(found.name, _new_row(found))
             row |= {"state": state, "error": ""}
+        self._write_soon()
+
+    def note_earlier(self, found: Found) -> None:
+        """Counts what has failed before this process began, of which a line was written already."""
+        with self._lock:
+            row = self._rows.setdefault(found.name, _new_row(found))
+            row |= {"errors": row["errors"] + 1, "error": found.error or found.problem}
+            row["state"] = FAILED if found.error else row["state"]
         self._write_soon()
 
     def failed(self, found: Found, error: BaseException | str, *, state: str = "", instead: str = "") -> None:

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wsgi_ts.plugins.found import Found, made
+from wsgi_ts.plugins.found import Found
 from wsgi_ts.plugins.report import PluginReport
 from wsgi_ts.plugins.threads import within
 from wsgi_ts.settings.config import Config
 
 #: How long a store may take to keep a snapshot, in seconds.
 LIMIT_S = 10.0
+_INSTEAD = "the snapshot is written to a file"
 
 
 @dataclass
@@ -26,18 +27,14 @@ class Store:
 
     def keep(self, name: str, properties: Mapping[str, str]) -> bool:
         """Keeps a snapshot; returns whether it did."""
-
-        def save() -> None:
-            if self.plugin is None:
-                for _, plugin in self.report.load(self.config, "snapshot"):
-                    self.plugin = made(plugin)
-            if self.plugin is None:
-                raise RuntimeError("the store could not be loaded")
-            self.plugin.save(name, dict(properties))
-
+        if self.plugin is None:
+            for _, plugin in self.report.instances(self.config, "snapshot", _INSTEAD):
+                self.plugin = plugin
+        if self.plugin is None:
+            return False
         try:
-            within(LIMIT_S, save)
+            within(LIMIT_S, lambda: self.plugin.save(name, dict(properties)))
         except Exception as error:
-            self.report.failed(self.found, error, instead="the snapshot is written to a file")
+            self.report.failed(self.found, error, instead=_INSTEAD)
             return False
         return True

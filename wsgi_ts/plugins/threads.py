@@ -10,6 +10,9 @@ from typing import Any, TypeVar
 
 from wsgi_ts.plugins.found import PluginError, said
 
+#: How long a plugin may take to be imported, and the making of an instance of it, in seconds.
+LOAD_LIMIT_S = 20.0
+
 Result = TypeVar("Result")
 
 
@@ -71,9 +74,55 @@ def within(limit_s: float, call: Callable[[], Result]) -> Result:
         raise TimeoutError(f"no end within {limit_s:g} s")
     value, error = result[0]
     if error is not None:
-        raise error if isinstance(error, Exception) else PluginError(said(error)) from error
+        raise as_exception(error)
     returned: Result = value
     return returned
+
+
+class LimitedCalls:
+    """Calls of one plugin, one after the other on a thread of their own; the caller waits for none too long."""
+
+    def __init__(self, name: str) -> None:
+        self._threads = DaemonThreads(1, name)
+        self._late: threading.Event | None = None
+
+    @property
+    def is_stuck(self) -> bool:
+        """A call that was late has not ended yet."""
+        return self._late is not None and not self._late.is_set()
+
+    def make(self, limit_s: float, call: Callable[[], object]) -> None:
+        """Makes a call; only while it is not stuck.
+
+        Raises:
+            TimeoutError: it has not ended in time, and goes on.
+            Exception: what the call raises, see `within`.
+        """
+        done = threading.Event()
+        faults: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                call()
+            except BaseException as error:
+                faults.append(error)
+            done.set()
+
+        self._threads.submit(run)
+        if not done.wait(limit_s):
+            self._late = done
+            raise TimeoutError(f"no end within {limit_s:g} s")
+        if faults:
+            raise as_exception(faults[0])
+
+
+def as_exception(error: BaseException) -> Exception:
+    """What code of a plugin has raised, as something that ends neither a thread nor a process."""
+    if isinstance(error, Exception):
+        return error
+    fault = PluginError(said(error))
+    fault.__cause__ = error
+    return fault
 
 
 class _TooLate(BaseException):

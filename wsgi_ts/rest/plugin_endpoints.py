@@ -66,7 +66,7 @@ def endpoint_app(found: Found, plugin: Any, context: Context, report: PluginRepo
     app.add_route(f"/{found.path}", resource)
     if not _is_resource(instance) or _takes_rest(instance):
         app.add_route(f"/{found.path}/{{rest:path}}", resource)
-    return app
+    return _guarded(found, app, report)
 
 
 class _PluginResource:
@@ -149,6 +149,31 @@ def _is_wsgi(plugin: Any) -> bool:
     return len(wanted) < _ENDPOINT_ARGUMENTS
 
 
+def _guarded(found: Found, app: WSGIApp, report: PluginReport) -> WSGIApp:
+    """A Falcon app, which answers every exception itself, but none that would end its thread."""
+
+    def call(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        try:
+            return app(environ, start_response)
+        except BaseException as error:
+            status, fields, data = _failure(found, error, report, environ)
+        start_response(status, [*fields, ("content-length", str(len(data)))])
+        return [data]
+
+    return call
+
+
+def _failure(
+    found: Found, error: BaseException, report: PluginReport, environ: dict[str, Any]
+) -> tuple[str, list[tuple[str, str]], bytes]:
+    """What a client is told of an exception, which is counted: status line, headers, body."""
+    report.failed(found, error)
+    resp = Response()
+    resp.put_header("x-request-id", environ.get(REQUEST_ID_KEY, ""))
+    write_error(resp, answer_to(error))
+    return f"{resp.status_code} ", list(resp.headers.items()), resp.data or b""
+
+
 def _mounted(found: Found, app: WSGIApp, report: PluginReport) -> WSGIApp:
     """An app of any kind, which sees its segment as the place where it is mounted."""
 
@@ -156,7 +181,6 @@ def _mounted(found: Found, app: WSGIApp, report: PluginReport) -> WSGIApp:
         environ["SCRIPT_NAME"] = f"/{found.path}"
         environ["PATH_INFO"] = environ["PATH_INFO"][len(found.path) + 1 :]
         said: list[Any] = []
-        request_id = environ.get(REQUEST_ID_KEY, "")
         try:
             parts = app(environ, lambda status, headers, exc_info=None: said.extend((status, headers)))
             data = b"".join(parts)
@@ -165,13 +189,9 @@ def _mounted(found: Found, app: WSGIApp, report: PluginReport) -> WSGIApp:
                 close()
             status, headers = said[-2:]
             fields = [(name, value) for name, value in headers if name.lower() != "content-length"]
-            fields.append(("x-request-id", request_id))
-        except Exception as error:
-            report.failed(found, error)
-            resp = Response()
-            resp.put_header("x-request-id", request_id)
-            write_error(resp, answer_to(error))
-            status, fields, data = f"{resp.status_code} ", list(resp.headers.items()), resp.data or b""
+            fields.append(("x-request-id", environ.get(REQUEST_ID_KEY, "")))
+        except BaseException as error:
+            status, fields, data = _failure(found, error, report, environ)
         # All of it is there: the client need not wait for the end of the connection.
         start_response(status, [*fields, ("content-length", str(len(data)))])
         return [data]

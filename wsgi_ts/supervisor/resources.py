@@ -17,6 +17,7 @@ from wsgi_ts.instance.listeners import bind, grpc_sockets, rest_sockets
 from wsgi_ts.instance.run_directory import RunDirectory
 from wsgi_ts.logs.plan import LogPlan
 from wsgi_ts.models.registry import Registry
+from wsgi_ts.plugins.found import Found
 from wsgi_ts.plugins.report import PluginReport
 from wsgi_ts.settings.config import Config
 from wsgi_ts.supervisor.config_dump import configuration_lines
@@ -89,6 +90,9 @@ class Resources:
         self.publisher.routes()
         self.keys = make_keys(config, self.publisher.tokens, guard, stack)
         self.plugins = PluginReport(self.directory.path, "supervisor")
+        for found in (Found(**row) for row in config.found_plugins):
+            if found.target and (found.error or found.problem):
+                self.plugins.note_earlier(found)
         stack.callback(self.plugins.close)
 
     @property

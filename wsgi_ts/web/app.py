@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from wsgi_ts.batcher.shm.request_codec import Answer
 from wsgi_ts.errors import ServerError
 from wsgi_ts.plugins.auth import Decision, Gate
-from wsgi_ts.plugins.threads import DaemonThreads
+from wsgi_ts.plugins.threads import DaemonThreads, as_exception
 from wsgi_ts.rest.plugin_endpoints import WSGIApp
 from wsgi_ts.rest.responses import REQUEST_ID_KEY
 from wsgi_ts.web.connection import Connection, Phase
@@ -118,7 +118,7 @@ class AppThreads:
         result: Answer | Decision | Exception
         try:
             result = call()
-        except Exception as error:  # the loop logs it and answers
-            result = error
+        except BaseException as error:  # the loop logs it and answers
+            result = as_exception(error)
         self._finished.append((connection, request_id, result))
         self._wake()

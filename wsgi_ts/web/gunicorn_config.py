@@ -13,6 +13,7 @@ from gunicorn.config import KNOWN_SETTINGS
 
 from wsgi_ts.plugins.found import Found
 from wsgi_ts.plugins.report import FAILED, LOADED, PluginReport
+from wsgi_ts.plugins.threads import LOAD_LIMIT_S, within
 
 log = logging.getLogger("wsgi_ts.plugins")
 
@@ -32,8 +33,8 @@ def read_gunicorn_config(path: Path, report: PluginReport) -> dict[str, Any]:
     """
     found = Found("gunicorn_config", "gunicorn", str(path), "key gunicorn_config")
     try:
-        said = runpy.run_path(str(path))
-    except (Exception, SystemExit) as error:
+        said = within(LOAD_LIMIT_S, lambda: runpy.run_path(str(path)))
+    except Exception as error:
         report.failed(found, error, state=FAILED, instead="the server starts without it")
         return {}
     report.note(found, LOADED)
@@ -70,7 +71,7 @@ def _guarded(found: Found, name: str, hook: Callable[..., Any], report: PluginRe
     def call(*arguments: Any) -> None:
         try:
             hook(*arguments)
-        except Exception as error:
+        except BaseException as error:
             report.failed(found, error, instead=f"gunicorn goes on without its {name}")
 
     return call

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from wsgi_ts.plugins.found import Found, bare
-from wsgi_ts.plugins.report import FAILED, LOADED, OFF, PluginReport
+from wsgi_ts.plugins.report import LOADED, OFF, PluginReport
 from wsgi_ts.rest.inference import ANSWER_KEY
 from wsgi_ts.rest.plugin_endpoints import WSGIApp
 from wsgi_ts.settings.config import Config
@@ -33,14 +34,10 @@ def wrapped(app: WSGIApp, config: Config, report: PluginReport, limit: LoopLimit
     """
     inner = app
     for found, factory in reversed(list(report.load(config, "middleware"))):
-        try:
-            layer = bare(factory)
-            outer = layer(_remembered(inner))
-            timeout_s = float(getattr(layer, "timeout_s", TIMEOUT_S))
-        except Exception as error:
-            report.failed(found, error, state=FAILED, instead="requests pass without it")
-            continue
-        inner = _Layer(found, outer, inner, report, timeout_s, limit)
+        make = partial(_Layer, found, bare(factory), inner, report, limit)
+        layer = report.begun(found, make, "requests pass without it")
+        if layer is not None:
+            inner = layer
     if inner is app or config.middleware_all:
         return inner
     return _but_predictions(inner, app)
@@ -61,22 +58,20 @@ class _Said:
 
 
 class _Layer:
-    """A layer that may raise or be late: the app inside it answers then, and is called only once."""
+    """A layer that may raise or be late: the app inside it answers then, and is called only once.
+
+    Args:
+        factory: makes the layer; what it raises is raised.
+    """
 
     def __init__(
-        self,
-        found: Found,
-        outer: WSGIApp,
-        inner: WSGIApp,
-        report: PluginReport,
-        timeout_s: float,
-        limit: LoopLimit | None,
+        self, found: Found, factory: Any, inner: WSGIApp, report: PluginReport, limit: LoopLimit | None
     ) -> None:
         self._found = found
-        self._outer = outer
+        self._outer: WSGIApp = factory(_remembered(inner))
         self._inner = inner
         self._report = report
-        self._timeout_s = timeout_s
+        self._timeout_s = timeout_s = float(getattr(factory, "timeout_s", TIMEOUT_S))
         self._loop_timeout_s = min(timeout_s, LOOP_TIMEOUT_S)
         self._limit = limit
         self._threads = LayerThreads(found.name)
@@ -100,7 +95,7 @@ class _Layer:
         except Late:
             limit.end()  # where it came between the end of the call and that of its time
             self._note_late()
-        except Exception as error:
+        except BaseException as error:  # sys.exit in it ends nothing but its own call
             self._report.failed(self._found, error, instead=_WITHOUT)
         else:
             if self._late:

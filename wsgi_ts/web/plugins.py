@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from wsgi_ts.errors import ServerError, ServiceUnavailable
@@ -73,9 +74,7 @@ def load_endpoints(instance: Instance, kinds: Collection[str], report: PluginRep
     config = instance.config
     context = PluginContext(instance)
     for found, plugin in report.load(config, "endpoints", lambda found: found.type in kinds):
-        try:
-            app = endpoint_app(found, plugin, context, report, cors_headers(config))
-        except Exception as error:
-            report.failed(found, error, state="failed", instead="the server's own answer counts")
-            continue
-        yield PluginEndpoint(found, app, report)
+        make = partial(endpoint_app, found, plugin, context, report, cors_headers(config))
+        app = report.begun(found, make, "the server's own answer counts")
+        if app is not None:
+            yield PluginEndpoint(found, app, report)

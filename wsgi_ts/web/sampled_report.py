@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from typing import Any
@@ -11,6 +12,8 @@ from wsgi_ts.logs.setup import LineLog
 from wsgi_ts.plugins.events import Events
 from wsgi_ts.web.connection import Connection
 from wsgi_ts.web.report import NO_LINE, Report
+
+log = logging.getLogger("wsgi_ts.plugins")
 
 EVENT = "request_finished"
 #: The share of requests that listeners are told of, where they name none.
@@ -57,6 +60,12 @@ class SampledReport(Report):
 
 def sampled(events: Events) -> float:
     """The share of requests that the listeners of this process want to hear of; 0 where none listens."""
-    return max(
-        (float(getattr(listener, "sample", DEFAULT_SAMPLE)) for listener in events.listeners_to(EVENT)), default=0.0
-    )
+    return max(map(_share_of, events.listeners_to(EVENT)), default=0.0)
+
+
+def _share_of(listener: Any) -> float:
+    try:
+        return float(getattr(listener, "sample", DEFAULT_SAMPLE))
+    except (TypeError, ValueError):
+        log.warning("Plugin %s: sample is no number; %g it is", type(listener).__name__, DEFAULT_SAMPLE)
+        return DEFAULT_SAMPLE

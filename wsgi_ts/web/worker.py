@@ -55,7 +55,7 @@ class WebWorker(Worker):  # type: ignore[misc]
         make_report: Callable[[LineLog, Board, int, int], Report] = Report
         if instance.config.found_plugins:
             # In the worker and not before the fork: a plugin may start threads, or open connections.
-            make_report = add_plugins(instance, app.kind, endpoints, exchange)
+            make_report = add_plugins(instance, app.kind, endpoints, exchange, self.notify)
         self._loop = WebLoop(instance, endpoints, exchange, self.PIPE[0], self._on_tick, make_report)
 
     def run(self) -> None:
@@ -71,14 +71,20 @@ class WebWorker(Worker):  # type: ignore[misc]
 
 
 def add_plugins(
-    instance: Instance, kind: str, endpoints: Sequence[Endpoint], exchange: Exchange[Connection] | None
+    instance: Instance,
+    kind: str,
+    endpoints: Sequence[Endpoint],
+    exchange: Exchange[Connection] | None,
+    alive: Callable[[], None],
 ) -> Callable[[LineLog, Board, int, int], Report]:
     """Loads the plugins of a web worker, and puts them where they are called.
+
+    `alive` tells gunicorn that this worker has not died: several plugins that hang take longer than it may.
 
     Returns:
         What makes the report of answers.
     """
-    report = PluginReport(instance.run_dir, f"web worker {kind}")
+    report = PluginReport(instance.run_dir, f"web worker {kind}", alive)
     kinds = {each for endpoint in endpoints for each in endpoint.kinds}
     config = instance.config
     if found_in(config.found_plugins, "middleware"):

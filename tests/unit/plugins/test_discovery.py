@@ -140,10 +140,47 @@ def test_what_cannot_be_used_is_warned_of(tmp_path: Path, text: str, error: str)
     assert error in str(strict.value)
 
 
-def test_a_process_that_ends_while_it_imports_is_told(tmp_path: Path) -> None:
-    config = Config(plugins_path=write(tmp_path, bad="import os, sys; print('no luck', file=sys.stderr); os._exit(1)"))
-    with pytest.raises(ConfigError, match="the process that did ended: no luck"):
-        with_plugins(config)
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (
+            "import os, sys; print('no luck', file=sys.stderr); os._exit(1)",
+            "it ended the process that imported it: no luck",
+        ),
+        ("while True: pass", "no end within 2 s"),
+        ("import re; re.match('(a+)+b', 'a' * 60)", "no end within 2 s"),  # does not let other threads run
+        ("class Stop(BaseException): pass\nraise Stop('here')", "Stop: here"),
+    ],
+)
+def test_one_that_hangs_or_ends_the_process_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, fault: str
+) -> None:
+    monkeypatch.setattr("wsgi_ts.plugins.probe.LIMIT_S", 2.0)
+    config = Config(plugins_path=write(tmp_path, bad=text, good=HELLO), plugin=("bad:thing",))
+    checked = with_plugins(config)
+    assert [row["name"] for row in checked.found_plugins if not row["error"]] == ["hello"]
+    named, file = checked.warnings[1], checked.warnings[0]
+    assert file == f"plugin bad ({tmp_path}/bad.py): {fault}" and "plugin thing (key plugin): " in named
+    with pytest.raises(ConfigError, match=fault[:10]):
+        with_plugins(dataclasses.replace(config, plugins_strict=True))
+
+
+@pytest.mark.parametrize(
+    ("last", "fault"), [("import time; time.sleep(60)", "no end within 1 s"), ("raise SystemExit(0)", "SystemExit: 0")]
+)
+def test_a_store_that_hangs_costs_its_last_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str, fault: str
+) -> None:
+    monkeypatch.setattr("wsgi_ts.plugins.probe.SNAPSHOT_LIMIT_S", 1.0)
+    text = f"class Store:\n    def save(self, name, properties): ...\n    def last(self):\n        {last}\n"
+    config = Config(plugins_path=write(tmp_path, kept=text), plugin=("kept:Store",))
+    checked = with_plugins(config)
+    problem = f"the last snapshot cannot be read: {fault}"
+    assert checked.warnings == (f"plugin Store (key plugin): {problem}",)
+    (row,) = checked.found_plugins
+    assert (row["error"], row["problem"]) == ("", problem)
+    with pytest.raises(ConfigError, match="the last snapshot"):
+        with_plugins(dataclasses.replace(config, plugins_strict=True))
 
 
 def test_two_endpoints_with_one_path_stop_the_start(tmp_path: Path) -> None:

@@ -116,11 +116,20 @@ def test_one_that_raises_or_is_missing_lets_nobody_in(make: Any) -> None:
         def authorize(self, principal: Principal, action: str, model: str) -> bool:
             raise ValueError("no")
 
+    class Exits(Keys):
+        def authenticate(self, head: Head) -> Principal | Refuse | None:
+            raise SystemExit(0)
+
+    class SaysNonsense(Keys):
+        cache_s = "a while"  # type: ignore[assignment]
+
     class CannotBeMade(Keys):
         def __init__(self) -> None:
             raise KeyError("JWT_SECRET")
 
     assert status(make(Raises()), head("user")) == 503
+    assert status(make(Exits()), head("admin")) == 503
+    assert status(make(Keys(), SaysNonsense()), head("admin")) == 503
     assert status(make(Keys(), CannotBeMade), head("admin")) == 503
 
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from wsgi_ts.metrics.exposition import Family, Histogram
 from wsgi_ts.plugins.api import Sample
 from wsgi_ts.plugins.found import Found, found_in
 from wsgi_ts.plugins.report import PluginReport
+from wsgi_ts.plugins.threads import LimitedCalls
 from wsgi_ts.settings.config import Config
 
 _INTERVAL_S = 10.0
 _SHORTEST_S = 0.1
+#: How long a sink may take for the values of one moment, in seconds.
+_LIMIT_S = 10.0
 
 
 def start_sinks(
@@ -35,12 +39,18 @@ def _load(config: Config, families: Callable[[], list[Family]], report: PluginRe
 def _feed(
     found: Found, sink: Any, families: Callable[[], list[Family]], report: PluginReport, stopped: threading.Event
 ) -> None:
-    interval_s = max(_SHORTEST_S, float(getattr(sink, "interval_s", _INTERVAL_S)))
-    while not stopped.wait(interval_s):
+    interval_s = report.begun(found, lambda: float(getattr(sink, "interval_s", _INTERVAL_S)), "it gets nothing")
+    if interval_s is None:
+        return
+    calls = LimitedCalls(f"plugin {found.name} emits")
+    while not stopped.wait(max(_SHORTEST_S, interval_s)):
+        if calls.is_stuck:
+            continue
+        samples = samples_of(families())
         try:
-            sink.emit(samples_of(families()))
+            calls.make(_LIMIT_S, partial(sink.emit, samples))
         except Exception as error:
-            report.failed(found, error)
+            report.failed(found, error, instead="it gets nothing more until it comes back" if calls.is_stuck else "")
 
 
 def samples_of(families: Iterable[Family]) -> list[Sample]:
