@@ -126,6 +126,16 @@ class HostNotAllowed(ServerError, status=403, type_name="HostNotAllowedException
         )
 
 
+class CrossSiteRequest(ServerError, status=403, type_name="CrossSiteRequestException"):
+    """A browser sends a request that would change something for a page of another site; no token was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "A page of another site may not change anything here: set cors_allowed_origin to its origin to let it, or "
+            "switch token authorization on."
+        )
+
+
 class ModelFailed(ServerError, status=400, type_name="ModelException"):
     """What the model needs could not be set up: its Python environment or the packages in it."""
 

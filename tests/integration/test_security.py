@@ -94,6 +94,32 @@ def test_management_answers_requests_for_this_machine_only(server: ServerProcess
         assert raw.read_answer()[0].split()[1] == b"200"
 
 
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        ("", 202),
+        ("Origin: http://{host}\r\n", 202),
+        ("Origin: http://{host}\r\nSec-Fetch-Site: same-origin\r\n", 202),
+        ("Origin: https://app.example.org\r\nSec-Fetch-Site: cross-site\r\n", 202),  # cors_allowed_origin
+        ("Origin: https://evil.example\r\nSec-Fetch-Site: cross-site\r\n", 403),
+        ("Origin: https://evil.example\r\n", 403),
+        ("Origin: null\r\n", 403),
+    ],
+)
+def test_a_page_of_another_site_changes_no_model(server: ServerProcess, said: str, status: int) -> None:
+    host = f"127.0.0.1:{server.ports['management']}"
+    headers = f"Host: {host}\r\n{said.format(host=host)}Content-Length: 0\r\n\r\n"
+    with server.raw("management") as raw:
+        raw.send(f"PUT /models/echo?min_worker=1 HTTP/1.1\r\n{headers}".encode())
+        line, _, body = raw.read_answer()
+    assert int(line.split()[1]) == status
+    if status == 403:
+        assert json.loads(body)["type"] == "CrossSiteRequestException"
+    with server.raw("inference") as raw:
+        raw.send(f"POST /predictions/echo HTTP/1.1\r\n{headers}".encode())
+        assert raw.read_answer()[0].split()[1] == b"200"
+
+
 def test_http_1_0_without_host_is_served(server: ServerProcess) -> None:
     with server.raw("management") as raw:
         raw.send(b"GET /models HTTP/1.0\r\n\r\n")

@@ -1,8 +1,9 @@
-"""Who may ask at a listener: the check of tokens and, where there are none, of the Host header.
+"""Who may ask at a listener: the check of tokens and, where there are none, of what browsers say of a request.
 
 An API on loopback is out of reach of other machines, but not of a web page in a browser on this one whose name is made
 to mean 127.0.0.1 (DNS rebinding). Such requests name the page's host, so the management API without tokens answers
-only requests for this machine.
+only requests for this machine. Any page can send it a form, too: what would change something for the page of another
+site is refused (`cross_site`).
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from typing import Any
 
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.board import Board
-from wsgi_ts.errors import HostNotAllowed, InvalidKey, ServerError
+from wsgi_ts.errors import CrossSiteRequest, HostNotAllowed, InvalidKey, ServerError
 from wsgi_ts.http.head import Head
 from wsgi_ts.run_files import RunFiles
+from wsgi_ts.security.cross_site import is_cross_site_change
 from wsgi_ts.security.tokens import API, INFERENCE, MANAGEMENT
 from wsgi_ts.settings.config import Config
 
@@ -136,6 +138,8 @@ class Access:
         self._kinds = frozenset(kinds)
         self._tokens = TokenTable(run_dir, board) if config.token_authorization else None
         self._own_name = config.management_address.host.lower()
+        self._is_local = config.management_address.is_local
+        self._allowed_origin = config.cors_allowed_origin.strip()
         #: First segments of the paths of plugins, and those of the inference API.
         self.plugin_roots: frozenset[str] = frozenset()
         self.inference_roots: frozenset[str] = frozenset()
@@ -148,8 +152,7 @@ class Access:
         """Returns whether a listener refuses anybody: the metrics API never does."""
         if config.token_authorization:
             return bool({"inference", "management"} & set(kinds))
-        address = config.management_address
-        return "management" in kinds and address.is_local and address.scheme != "unix"
+        return "management" in kinds and config.management_address.scheme != "unix"
 
     def refresh(self, now_ns: int) -> None:
         """Looks for new and expired keys; call it before a group of requests, with the monotonic time."""
@@ -193,9 +196,11 @@ class Access:
             if self._tokens.accepts(scope, environ.get("HTTP_AUTHORIZATION", "")):
                 return None
             return InvalidKey("Authentication" if scope == API else "Authorization")
-        if scope == INFERENCE or self._is_this_machine(environ.get("HTTP_HOST", "")):
+        if scope == INFERENCE:
             return None
-        return HostNotAllowed()
+        if self._is_local and not self._is_this_machine(environ.get("HTTP_HOST", "")):
+            return HostNotAllowed()
+        return CrossSiteRequest() if is_cross_site_change(environ, self._allowed_origin) else None
 
     def _is_this_machine(self, host: str) -> bool:
         """Returns whether a Host header names this machine; none at all is no browser's request."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from wsgi_ts.batcher.shm.board import Board
-from wsgi_ts.errors import HostNotAllowed, InvalidKey
+from wsgi_ts.errors import CrossSiteRequest, HostNotAllowed, InvalidKey
 from wsgi_ts.http.head import Head
 from wsgi_ts.instance.run_directory import write_json
 from wsgi_ts.security import access as access_module
@@ -296,6 +296,57 @@ def test_predictions_on_a_shared_address_take_any_host(tmp_path: Path, board: Bo
     access = Access(["inference", "management"], Config(), tmp_path, board)
     assert access.refusal("/predictions/m", {"HTTP_HOST": "any.example"}) is None
     assert isinstance(access.refusal("/models", {"HTTP_HOST": "any.example"}), HostNotAllowed)
+
+
+OWN = {"HTTP_ORIGIN": "http://localhost:8081"}
+OTHER = {"HTTP_ORIGIN": "https://page.example"}
+SITE = "HTTP_SEC_FETCH_SITE"
+
+
+@pytest.mark.parametrize(
+    ("said", "passes"),
+    [
+        ({}, True),  # curl, and all other programs
+        (OWN, True),
+        ({**OWN, SITE: "same-origin"}, True),
+        ({SITE: "none"}, True),
+        ({**OTHER, SITE: "same-origin"}, True),  # a proxy has changed the host
+        ({**OTHER, "HTTP_X_FORWARDED_HOST": "page.example"}, True),
+        (OTHER, False),
+        ({**OTHER, SITE: "cross-site"}, False),
+        ({SITE: "cross-site"}, False),
+        ({"HTTP_ORIGIN": "http://localhost:3000", SITE: "same-site"}, False),
+        ({"HTTP_ORIGIN": "http://localhost:3000"}, False),
+        ({"HTTP_ORIGIN": "null"}, False),
+        ({**OWN, SITE: "cross-site"}, False),
+        ({**OWN, SITE: "anything-new"}, False),
+    ],
+)
+def test_a_page_of_another_site_changes_nothing(
+    tmp_path: Path, board: Board, said: dict[str, str], passes: bool
+) -> None:
+    everywhere = Address("http", "0.0.0.0", 8081)
+    asked = {"HTTP_HOST": "localhost:8081", **said}
+    for config in (Config(), Config(management_address=everywhere, disable_token_authorization=True)):
+        assert Access.is_limited(["management"], config)
+        access = Access(["inference", "management"], config, tmp_path, board)
+        for method, path in (
+            ("POST", "/models"),
+            ("PUT", "/models/m"),
+            ("DELETE", "/models/m"),
+            ("POST", "/v2/repository/models/m/unload"),
+        ):
+            refusal = access.refusal(path, {**asked, "REQUEST_METHOD": method})
+            assert refusal is None if passes else isinstance(refusal, CrossSiteRequest), (method, path)
+        for method, path in (("GET", "/models"), ("OPTIONS", "/models/m"), ("POST", "/predictions/m")):
+            assert access.refusal(path, {**asked, "REQUEST_METHOD": method}) is None
+
+
+def test_an_origin_that_cors_allows_may_change_something(tmp_path: Path, board: Board) -> None:
+    asked = {**OTHER, SITE: "cross-site", "HTTP_HOST": "localhost:8081", "REQUEST_METHOD": "PUT"}
+    for origin, passes in (("https://page.example", True), ("*", True), ("https://other.example", False)):
+        access = Access(["management"], Config(cors_allowed_origin=origin), tmp_path, board)
+        assert (access.refusal("/models/m", asked) is None) is passes
 
 
 def test_with_tokens_any_host_will_do(tmp_path: Path, board: Board, ring: KeyRing) -> None:
