@@ -18,6 +18,7 @@ from support.browser import Watched, chromium
 from support.eventually import eventually
 from support.server import ServerProcess
 
+from wsgi_ts.plugins.testing import PluginServer
 from wsgi_ts.web.viewers import MAX_VIEWERS
 
 EVENTS = b"GET /console/events HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -106,6 +107,46 @@ def test_signing_in(server: ServerProcess) -> None:
         # That the browser speaks of refused calls is all that it speaks of.
         others = [each for each in watched.complaints if "400 (Bad Request)" not in each]
         assert others == []
+
+
+ROLES = """
+from wsgi_ts.plugins import Principal, Refuse, plugin
+
+@plugin("auth")
+class Roles:
+    def authenticate(self, head):
+        name = head.headers.get("authorization", "").removeprefix("Bearer ")
+        return Principal(name) if name in ("reader", "nobody") else Refuse(401, "A key is wanted.")
+
+    def authorize(self, principal, action, model):
+        return principal.name == "reader" and action != "scale"
+"""
+
+
+def test_who_must_not_do_something_is_told_so_and_keeps_the_key(tmp_path: Path) -> None:
+    debian.needs("chromium")
+    (tmp_path / "roles.py").write_text(ROLES)
+    server = PluginServer(tmp_path / "server", tmp_path / "roles.py")
+    server.start(wait_for_model=False)
+    try:
+        with chromium() as browser, Watched(browser) as watched:
+            page = watched.page
+            page.goto(f"http://127.0.0.1:{server.ports['management']}/console")
+            key = page.get_by_label("Management key")
+            key.fill("nobody")
+            page.keyboard.press("Enter")
+            expect(page.get_by_text("nobody is not allowed to ask for this: other")).to_be_visible()
+            page.get_by_role("button", name="Use another key").click()
+            key.fill("reader")
+            page.keyboard.press("Enter")
+            page.get_by_role("link", name="Models").click()
+            page.get_by_role("link", name="echo", exact=True).first.click()
+            page.get_by_role("button", name="Scale…").click()
+            page.get_by_role("button", name="Scale", exact=True).click()
+            expect(page.get_by_text("reader is not allowed to ask for this: scale of model echo")).to_be_visible()
+            expect(page.get_by_role("heading", name="Sign in")).to_have_count(0)
+    finally:
+        assert server.stop() == 0
 
 
 def test_only_so_many_look_at_a_time_and_all_see_the_same(tmp_path: Path) -> None:

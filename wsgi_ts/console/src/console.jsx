@@ -8,7 +8,7 @@ import { Overview } from "./overview.jsx";
 import { Icon, Toasts, useStore } from "./parts.jsx";
 import { Requests } from "./requests.jsx";
 import { Settings } from "./settings.jsx";
-import { latest, setKey, start, state } from "./store.js";
+import { latest, setKey, signIn, start, state } from "./store.js";
 import { applyTheme, ThemeButton } from "./theme.jsx";
 import { TryIt } from "./try.jsx";
 import { Tune } from "./tune.jsx";
@@ -79,6 +79,13 @@ function Console() {
           </div>
         )}
         {now ? <Panel name={name} version={version} key={`${shown}/${name ?? ""}/${version ?? ""}`} /> : <p class="empty">{state.message || "Connecting…"}</p>}
+        {state.phase === "refused" && (
+          <p class="empty">
+            <button type="button" onClick={signIn}>
+              Use another key
+            </button>
+          </p>
+        )}
       </main>
       <Toasts />
     </div>
@@ -106,7 +113,7 @@ function Nav({ shown, now }) {
   );
 }
 
-const PHASES = { live: ["good", "Live"], lost: ["bad", "Lost"], connecting: ["warn", "…"], paused: ["", "Paused"] };
+const PHASES = { live: ["good", "Live"], lost: ["bad", "Lost"], refused: ["bad", "Refused"], connecting: ["warn", "…"], paused: ["", "Paused"] };
 
 function Phase() {
   const [level, text] = PHASES[state.phase] ?? PHASES.connecting;
@@ -139,7 +146,7 @@ function Login() {
         <p class="soft">
           This server asks for a key. The management key is in <code>key_file.json</code>, where the server was started.
         </p>
-        {state.key && <p class="notice bad">That key does not count, or no longer.</p>}
+        {state.key && <p class="notice bad">{state.message || "That key does not count, or no longer."}</p>}
         <label class="field">
           Management key
           <input type="password" autocomplete="current-password" value={key} onInput={(event) => set(event.target.value)} required autofocus />

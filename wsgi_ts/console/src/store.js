@@ -7,7 +7,7 @@ const SMOOTH_S = 3;
 const KEY = "wsgi-ts-key";
 
 export const state = {
-  phase: "connecting", // live, lost, login, paused
+  phase: "connecting", // live, lost, login, paused, refused
   message: "",
   snapshots: [],
   series: emptySeries(),
@@ -62,6 +62,13 @@ export function setKey(key, inferenceKey) {
   else changed();
 }
 
+/** Asks for another key than the one that is there. */
+export function signIn() {
+  following?.abort();
+  state.phase = "login";
+  changed();
+}
+
 /** A call of the management API; an answer that says that a key is missing leads to the login. */
 export async function call(method, path, options = {}) {
   const headers = { ...options.headers };
@@ -69,13 +76,15 @@ export async function call(method, path, options = {}) {
   const answer = await fetch(path, { method, cache: "no-store", ...options, headers });
   if (answer.status >= 400 && (await asksForKey(answer))) {
     state.phase = "login";
+    state.message = "";
     changed();
   }
   return answer;
 }
 
+/** Whether a key is missing or does not count. Who must not do something (403) is told so, and keeps the key. */
 async function asksForKey(answer) {
-  if (answer.status === 401 || answer.status === 403) return true;
+  if (answer.status === 401) return true;
   if (answer.status !== 400) return false;
   const said = await answer.clone().json().catch(() => ({}));
   return said.type === "InvalidKeyException";
@@ -83,8 +92,16 @@ async function asksForKey(answer) {
 
 export async function json(path) {
   const answer = await call("GET", path);
-  if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
+  if (!answer.ok) throw await failure(answer);
   return answer.json();
+}
+
+/** What the server says of an answer that is none. */
+async function failure(answer) {
+  const said = await answer.json().catch(() => ({}));
+  const error = new Error(said.message ?? `The server answers ${answer.status} ${answer.statusText}.`);
+  error.status = answer.status;
+  return error;
 }
 
 function take(snapshot, quiet = false) {
@@ -206,10 +223,7 @@ async function follow(signal) {
     try {
       const answer = await call("GET", "/console/events", { signal, headers: { accept: "text/event-stream" } });
       if (state.phase === "login") return;
-      if (!answer.ok) {
-        const said = await answer.json().catch(() => ({}));
-        throw new Error(said.message ?? `The server answers ${answer.status}.`);
-      }
+      if (!answer.ok) throw await failure(answer);
       const events = answer.body.pipeThrough(new TextDecoderStream()).getReader();
       let text = "";
       for (;;) {
@@ -224,7 +238,7 @@ async function follow(signal) {
       if (!signal.aborted) await sleep(wait);
     } catch (error) {
       if (signal.aborted) return;
-      state.phase = "lost";
+      state.phase = error.status === 403 ? "refused" : "lost";
       state.message = error instanceof TypeError ? "The server does not answer." : error.message;
       changed();
       await sleep(wait);
