@@ -5,7 +5,8 @@ API_KEYS_FILE names a JSON file, which is read anew when it changes. It holds no
 
     {"e2217d3e...": {"name": "team-a", "models": ["resnet"], "actions": ["predict", "explain"]}}
 
-Clients send `X-Api-Key: KEY`. `/ping` and `/metrics` are everybody's.
+Clients send `X-Api-Key: KEY`. What is for no model in particular, such as the list of all, takes "*". `/ping` and
+`/metrics` are everybody's.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ class ApiKeys:
 
     def authorize(self, principal, action, model):
         may = principal.claims
-        return allows(may.get("actions", ()), action) and (not model or allows(may.get("models", ()), model))
+        return allows(may.get("actions", ()), action) and allows(may.get("models", ()), model)
 
     def _known(self):
         changed_at = self._file.stat().st_mtime_ns

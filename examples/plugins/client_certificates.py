@@ -7,7 +7,8 @@ CLIENTS_FILE names a JSON file, which is read anew when it changes; a model or a
 
     {"team-a": {"models": ["resnet"], "actions": ["predict", "explain"]}}
 
-The name is the certificate's common name. `/ping` and `/metrics` are everybody's who has a certificate at all.
+The name is the certificate's common name. What is for no model in particular, such as the list of all, takes "*".
+`/ping` and `/metrics` are everybody's who has a certificate at all.
 """
 
 import json
@@ -36,7 +37,7 @@ class ClientCertificates:
 
     def authorize(self, principal, action, model):
         may = principal.claims
-        return allows(may.get("actions", ()), action) and (not model or allows(may.get("models", ()), model))
+        return allows(may.get("actions", ()), action) and allows(may.get("models", ()), model)
 
     def _known(self):
         changed_at = self._file.stat().st_mtime_ns

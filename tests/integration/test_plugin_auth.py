@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -12,6 +14,8 @@ from typing import Any
 import grpc
 import jwt
 import pytest
+from support.archives import archive
+from support.eventually import eventually
 from support.grpc_client import GrpcClient, inference_pb2, management_pb2, open_inference_pb2
 from support.http import RawConnection
 
@@ -123,6 +127,60 @@ def test_a_large_body_that_comes_before_the_decision(server: PluginServer) -> No
         assert server.post("/predictions/echo", body, headers=token(number=number)).body == body
     refused = server.post("/predictions/echo", body[:100_000], headers=token(models=()))
     assert refused.status == 403
+
+
+def test_a_prediction_that_names_no_model_is_for_the_only_one(server: PluginServer) -> None:
+    assert server.post("/invocations", b"x", headers=token(models=("echo",), actions=("predict",))).body == b"x"
+    assert server.post("/invocations", b"x", headers=token(models=("other",))).status == 403
+    assert server.post("/invocations", b"x").status == 401
+
+
+def test_a_model_that_a_form_names(tmp_path: Path) -> None:
+    """It is decided on where the body is there: at once, in pieces, with the next request behind it."""
+    keys = tmp_path / "keys.json"
+    entry = {"name": "team-a", "models": ["echo"], "actions": ["predict"]}
+    keys.write_text(json.dumps({hashlib.sha256(b"s3cret").hexdigest(): entry}))
+    server = PluginServer(
+        tmp_path / "server",
+        EXAMPLES / "api_keys.py",
+        environment={"API_KEYS_FILE": str(keys)},
+        models=(archive(tmp_path, "other"),),
+    )
+    server.start(wait_for_model=False)
+    key = {"x-api-key": "s3cret"}
+    form = {**key, "content-type": "application/x-www-form-urlencoded"}
+    try:
+        eventually(
+            lambda: server.post("/predictions/echo", b"x", headers=key).body == b"x", within=30, what="the model"
+        )
+        assert server.post("/predictions/other", b"x", headers=key).status == 403
+        assert server.post("/invocations?model_name=other", b"x", headers=key).status == 403
+        for name, status in (("echo", 200), ("other", 403), ("unknown", 403), ("echo", 200), ("", 400)):
+            answer = server.post("/invocations", f"a=1&model_name={name}".encode(), headers=form)
+            assert answer.status == status, (name, answer.body)
+        assert (
+            server.post("/invocations", b"model_name=echo", headers={"content-type": form["content-type"]}).status
+            == 401
+        )
+        for name, code in (("echo", b"200"), ("other", b"403")):
+            part = f'--b\r\nContent-Disposition: form-data; name="model_name"\r\n\r\n{name}\r\n'
+            data = '--b\r\nContent-Disposition: form-data; name="body"\r\n\r\n' + "x" * 20_000 + "\r\n--b--\r\n"
+            body = (part + data).encode()
+            head = f"POST /invocations HTTP/1.1\r\nHost: a\r\nX-Api-Key: s3cret\r\nContent-Length: {len(body)}\r\n"
+            head += "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+            ping = b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n"
+            for parts in ([head.encode() + body + ping], [head.encode(), body[:10], body[10:] + ping]):
+                time.sleep(1.1)  # what was decided is forgotten
+                with RawConnection(server.ports["inference"]) as connection:
+                    for each in parts:
+                        connection.send(each)
+                    line, headers = connection.read_head()
+                    assert line.split()[1] == code, line
+                    connection.read_exactly(int(headers["content-length"]))
+                    if code == b"200":
+                        assert connection.read_head()[0].split()[1] == b"200"
+    finally:
+        assert server.stop() == 0
 
 
 def test_grpc(server: PluginServer) -> None:

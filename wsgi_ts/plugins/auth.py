@@ -85,8 +85,8 @@ class Gate:
         self._lock = threading.Lock()
         self._known: dict[tuple[str, ...], _Known] = {}
 
-    def known(self, head: Head, action: str, model: str) -> Decision | None:
-        """The decision that was taken a moment ago; None: somebody has to `decide`."""
+    def known(self, head: Head, action: str, model: str | None) -> Decision | None:
+        """The decision that was taken a moment ago; None: somebody has to `decide`. Arguments as there."""
         if action in self._open:
             return Decision(None)
         known = self._known.get(self._key(head))
@@ -94,8 +94,12 @@ class Gate:
             return None
         return self._decision(known, action, model)
 
-    def decide(self, head: Head, action: str, model: str) -> Decision:
-        """Asks the plugins; `model` is empty where the action is for none."""
+    def decide(self, head: Head, action: str, model: str | None) -> Decision:
+        """Asks the plugins.
+
+        `model` is empty where the action is for none; None where the body names it: then only who asks is found out,
+        and the decision on the model has to follow.
+        """
         decision = self.known(head, action, model)
         if decision is not None:
             return decision
@@ -111,7 +115,7 @@ class Gate:
                     self._known.clear()
                 self._known[self._key(head)] = known
         asker = known.asker
-        if isinstance(asker, Principal) and (action, model) not in known.may:
+        if isinstance(asker, Principal) and model is not None and (action, model) not in known.may:
             found, plugin = self._plugins[known.plugin]
             try:
                 known.may[action, model] = bool(plugin.authorize(asker, action, model))
@@ -140,10 +144,12 @@ class Gate:
                 return _Known(until, asker, number)
         return _Known(until, _NOBODY, 0)
 
-    def _decision(self, known: _Known, action: str, model: str) -> Decision | None:
+    def _decision(self, known: _Known, action: str, model: str | None) -> Decision | None:
         asker = known.asker
         if isinstance(asker, Refuse):
             return Decision(ServerError(asker.text, status=asker.status, type_name="AuthenticationException"))
+        if model is None:
+            return Decision(None, asker)
         may = known.may.get((action, model))
         if may is None:
             return None

@@ -97,6 +97,7 @@ class Connection:
         release_slot: the slot that the answer is sent from, -1 for none.
         body: what of the body is there; None before the first and after the last byte of it.
         refusal: what a client of HTTP/2 is told; None for others.
+        form: the whole body, while plugins decide on the model that it names; None at all other times.
         body_seen: how much of the body had come when its limit was last looked at.
         unsent: bytes that are queued.
         stream_chunked: the streamed answer under way is sent in chunks of HTTP.
@@ -105,8 +106,8 @@ class Connection:
 
     __slots__ = (
         *("answered_ns", "answered_slot", "arrival_ns", "body", "body_seen", "buffer", "close_after", "closed"),
-        *("endpoint", "events", "fault", "fd", "half_closed", "head", "ignored", "left_in", "limit_at", "out"),
-        *("parent", "peer", "phase", "refusal", "release_slot", "request_id", "sends_events", "slot", "sock"),
+        *("endpoint", "events", "fault", "fd", "form", "half_closed", "head", "ignored", "left_in", "limit_at"),
+        *("out", "parent", "peer", "phase", "refusal", "release_slot", "request_id", "sends_events", "slot", "sock"),
         *("stream_chunked", "submitted_ns", "target", "trace", "unsent", "walk"),
     )
 
@@ -138,6 +139,7 @@ class Connection:
         self.trace: TraceContext | None = None
         self.parent = ""
         self.body: SizedBody | ChunkedBody | SlotBody | None = None
+        self.form: bytes | None = None
         self.body_seen = 0
         self.refusal: Refusal | None = None
         self.out: deque[memoryview | bytes] = deque()
@@ -188,7 +190,7 @@ class Connection:
     def next_request(self) -> None:
         """Forgets the answered request; the connection waits for the next head."""
         self.phase = Phase.HEAD
-        self.head = self.body = None
+        self.head = self.body = self.form = None
         self.target = None
         self.request_id = ""
         self.arrival_ns = self.submitted_ns = 0

@@ -15,6 +15,8 @@ from wsgi_ts.rest.plugin_endpoints import first_segment
 from wsgi_ts.security.access import Access
 from wsgi_ts.security.tls import TlsSocket
 
+#: Actions that are always for a model.
+PREDICTIONS = ("predict", "explain")
 #: Threads that ask plugins.
 THREADS = 8
 
@@ -49,21 +51,28 @@ class GatedAccess:
             return None
         return self._tokens.refusal_of(head)
 
-    def known(self, head: Head, peer: str, sock: socket.socket) -> Decision | None:
-        """The decision that needs no waiting."""
+    def known(self, head: Head, peer: str, sock: socket.socket, model: str = "") -> Decision | None:
+        """The decision that needs no waiting.
+
+        `model` is what a prediction is for whose head names none; "" where its body has yet to say so: then it has to
+        be asked for again.
+        """
         if needs_nobody(head.path) and first_segment(head.path) not in self._plugin_roots:
             return Decision(None)
-        return self.gate.known(*self._question(head, peer, sock))
+        return self.gate.known(*self._question(head, peer, sock, model))
 
-    def decide(self, head: Head, peer: str, sock: socket.socket) -> Decision:
-        """Asks the plugins, on one of the threads."""
-        return self.gate.decide(*self._question(head, peer, sock))
+    def decide(self, head: Head, peer: str, sock: socket.socket, model: str = "") -> Decision:
+        """Asks the plugins, on one of the threads; arguments as of `known`."""
+        return self.gate.decide(*self._question(head, peer, sock, model))
 
-    def _question(self, head: Head, peer: str, sock: socket.socket) -> tuple[api.Head, str, str]:
+    def _question(self, head: Head, peer: str, sock: socket.socket, model: str) -> tuple[api.Head, str, str | None]:
         headers = {
             name[5:].replace("_", "-").lower(): value for name, value in head.environ.items() if name[:5] == "HTTP_"
         }
         certificate = sock.certificate if isinstance(sock, TlsSocket) else None
         address = peer.lstrip("/").rpartition(":")[0]
         asked = api.Head(head.method, head.path, head.query, headers, address, certificate)
-        return asked, *action_of(self._kinds, head.method, head.path, head.query)
+        action, named = action_of(self._kinds, head.method, head.path, head.query)
+        if named or action not in PREDICTIONS or first_segment(head.path) in self._plugin_roots:
+            return asked, action, named
+        return asked, action, model or None

@@ -216,20 +216,33 @@ class Requests:
         """Returns whether a request may go on now; one that may not is answered, or waits for what plugins decide."""
         refusal = access.refusal_of(head)
         if refusal is None and isinstance(access, GatedAccess):
-            decision = self._decided or access.known(head, connection.peer, connection.sock)
-            if decision is None:
-                connection.phase = Phase.ANSWER
-                self._table.limit_answer(connection, time.monotonic_ns() + int(access.gate.timeout_s * 1e9))
-                ask = partial(access.decide, head, connection.peer, connection.sock)
-                self.calls.ask_gate(connection, access.gate, access.threads, ask)
-                return False
-            refusal = decision.refusal
+            decision, self._decided = self._decided, None
+            if decision is not None:
+                return self._passes(connection, decision)
+            target = self._exchange.routes.target_of(head) if self._exchange is not None else None
+            return self._ask_plugins(connection, head, access, target.model_name if target is not None else "")
         if refusal is not None:
             self._answers.error(connection, refusal)
         return refusal is None
 
+    def _ask_plugins(self, connection: Connection, head: Head, access: GatedAccess, model: str) -> bool:
+        """Asks whether a request may go on, now; `decided` is told later where that cannot be said at once."""
+        decision = access.known(head, connection.peer, connection.sock, model)
+        if decision is not None:
+            return self._passes(connection, decision)
+        connection.phase = Phase.ANSWER
+        self._table.limit_answer(connection, time.monotonic_ns() + int(access.gate.timeout_s * 1e9))
+        ask = partial(access.decide, head, connection.peer, connection.sock, model)
+        self.calls.ask_gate(connection, access.gate, access.threads, ask)
+        return False
+
+    def _passes(self, connection: Connection, decision: Decision) -> bool:
+        if decision.refusal is not None:
+            self._answers.error(connection, decision.refusal)
+        return decision.refusal is None
+
     def decided(self, connection: Connection, decision: Decision) -> None:
-        """Begins a request again, now that plugins have decided whether it may go on."""
+        """Begins a request again, or goes on with its form, now that plugins have decided whether it may."""
         head = connection.head
         if head is None:
             raise RuntimeError("a decision without a request")
@@ -239,6 +252,12 @@ class Requests:
             self._table.received.note(connection, 0)
         if not connection.half_closed:
             self._table.watch(connection, READ_EVENTS)
+        form, target, exchange = connection.form, connection.target, self._exchange
+        if form is not None and target is not None and exchange is not None:
+            connection.form = None
+            if self._passes(connection, decision):
+                self._ask_model(exchange, connection, target, form)
+            return
         self._decided = decision
         try:
             self._begin(connection, head)
@@ -305,6 +324,15 @@ class Requests:
             return
         if target.reads_form:
             target = connection.target = exchange.routes.form_target(head.content_type, body)
+            access = connection.endpoint.access
+            if target.model_name and isinstance(access, GatedAccess):
+                connection.form = body
+                if not self._ask_plugins(connection, head, access, target.model_name):
+                    return
+                connection.form = None
+        self._ask_model(exchange, connection, target, body)
+
+    def _ask_model(self, exchange: Exchange[Connection], connection: Connection, target: Target, body: bytes) -> None:
         if target.error is not None:
             self._answers.answer(connection, exchange.refuse(target, target.error))
         elif self._take_slot(exchange, connection, target):

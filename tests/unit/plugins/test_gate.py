@@ -78,6 +78,17 @@ def test_decisions(make: Any) -> None:
     }
 
 
+def test_who_asks_is_known_before_the_model(make: Any) -> None:
+    keys = Keys()
+    gate = make(keys)
+    assert [gate.decide(head(key), "predict", None).refusal is None for key in ("", "bad", "user")] == [
+        *(False, False, True)
+    ]
+    assert keys.asked == ["who"] * 3
+    assert gate.known(head("user"), "predict", None) is not None and gate.known(head("user"), "predict", "m") is None
+    assert status(gate, head("user"), "predict", "other") == 403
+
+
 def test_what_is_remembered(make: Any) -> None:
     keys = Keys()
     gate = make(keys)
