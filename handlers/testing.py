@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from wsgi_ts.handlers.toolkit.utils import get_yaml_config
 
 class MockContext(Context):
     """A context for a handler's own tests, with the arguments of TorchServe's test double of that name.
+
+    As in a model worker, modules of the model's folder can be imported from then on.
 
     Args:
         model_pt_file: the manifest's serialized file, None for none.
@@ -40,6 +43,9 @@ class MockContext(Context):
         config: dict[str, Any] = {}
         if model_yaml_config_file is not None:
             config = get_yaml_config(str(Path(model_dir) / model_yaml_config_file))
+        if model_dir:
+            folder = str(Path(model_dir).absolute())
+            sys.path[:] = [folder, *(each for each in sys.path if each != folder)]
         super().__init__(
             model_name=model_name,
             model_dir=model_dir,

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.archives import archive
+from support.authority import Authority
 from support.eventually import eventually
 from support.log4j2 import LOG4J2
 from support.pages import Page, commands
+from support.server import REPOSITORY
 from support.terminal import Terminal
 
 from wsgi_ts.models.model_yaml import parse_model_yaml
@@ -218,7 +221,7 @@ def test_logging() -> None:
         terminal.type("torch-model-archiver --model-name loud -v 1.0 --handler loud.py --export-path model_store")
         log = f"{terminal.home}/log"
         start, follow = commands(page.next("bash", "LOG_LOCATION").replace("/var/log/ts", log))
-        terminal.start_server(start)
+        terminal.start_server(f"{start} >> terminal.log 2>&1")
         terminal.wait_for_workers("loud")
         assert _said(terminal, "loud") == "x"
         assert "Model server started" in terminal.type(f"timeout 1 {follow} -n +1", status=124)
@@ -262,11 +265,21 @@ def _with_log_config(terminal: Terminal, page: Page) -> None:
     eventually(log.exists, within=10, what="a new ts_log.log")
 
     terminal.write("quiet.yaml", page.next("yaml", "# quiet.yaml"))
+    terminal.type("torchserve --stop")
+    terminal.wait_for_end()
+    said = terminal.home / "logs" / "model_log.log"
+    said.unlink()
     printed = len(terminal.output())
-    _restart_quietly(terminal, start.replace("logging.yaml", "quiet.yaml"))
-    assert "Model server started" in (terminal.home / "logs" / "server.log").read_text()
-    assert "said by" not in (terminal.home / "logs" / "model_log.log").read_text().rpartition("started")[2]
-    assert "INFO" not in terminal.output()[printed:]
+    terminal.type(start.replace("logging.yaml", "quiet.yaml"))
+    server_log = terminal.home / "logs" / "server.log"
+    eventually(
+        lambda: server_log.exists() and "Model server started" in server_log.read_text(), within=60, what="the start"
+    )
+    terminal.wait_for_workers("loud")
+    assert _said(terminal, "loud") == "x"
+    eventually(lambda: "a complaint" in said.read_text(), within=10, what="what the handler says on stderr")
+    assert "said by" not in said.read_text()
+    assert "[INFO" not in terminal.output()[printed:]
     terminal.write("quiet.yaml", page.next("yaml", "propagate: true"))
     before = terminal.output().count('"POST /predictions/loud HTTP/1.1" 200')
     _restart(terminal, start.replace("logging.yaml", "quiet.yaml"))
@@ -276,14 +289,6 @@ def _with_log_config(terminal: Terminal, page: Page) -> None:
         within=10,
         what="the access line on stdout",
     )
-
-
-def _restart_quietly(terminal: Terminal, command: str) -> None:
-    """Restarts a server that says nothing on stdout."""
-    terminal.type("torchserve --stop")
-    terminal.wait_for_end()
-    terminal.type(command)
-    eventually(lambda: _said(terminal, "loud") == "x", within=60, what="the model")
 
 
 def _log4j2_and_slow_disks(terminal: Terminal, page: Page) -> None:
@@ -296,3 +301,128 @@ def _log4j2_and_slow_disks(terminal: Terminal, page: Page) -> None:
     _restart(terminal, "torchserve --start --ncs --model-store model_store")
     requests = terminal.home / "logs" / "requests.log"
     eventually(lambda: requests.exists() and "access:" in requests.read_text(), within=10, what="the access log")
+
+
+def test_console() -> None:
+    page = Page("console.md")
+    with Terminal() as terminal:
+        terminal.configure(preload_modules="", load_models="echo.mar")
+        archive(terminal.home, "echo")
+        terminal.start_server("torchserve --start --ncs --model-store .")
+        terminal.wait_for_workers("echo")
+        address = page.next("").strip()
+        assert "<title>wsgi-ts console</title>" in terminal.type(f"curl -sS {address}")
+        # Where it leads nobody knows here; that ssh takes it can be said.
+        tunnel = page.next("bash", "ssh -L").strip()
+        if shutil.which("ssh"):
+            assert "localforward" in terminal.type(tunnel.replace("ssh ", "ssh -G ")).lower()
+        [events] = commands(page.next("bash", "/console/events"))
+        assert "event: snapshot" in terminal.type(f"timeout 2 {events}", status=124)
+    page.end()
+
+
+def test_llm() -> None:
+    """Over stand-ins for the engines, without a GPU."""
+    page = Page("llm.md")
+    with Terminal() as terminal:
+        terminal.export("PYTHONPATH", f"$PYTHONPATH:{REPOSITORY / 'tests' / 'support' / 'engines'}")
+        terminal.configure(enable_model_api="true")
+        [start] = commands(page.next("bash", "wsgi-ts llm"))
+        terminal.start_server(f"{start} >> terminal.log 2>&1 &")
+        terminal.wait_for_workers("model")
+        chat = type_all(terminal, page.next("bash", "chat/completions"))[-1]
+        assert chat.endswith("data: [DONE]\n\n") and chat.count("data: ") == 21
+        terminal.type("torchserve --stop")
+        terminal.wait_for_end()
+
+        config = page.next("yaml", "tensor_parallel_size")
+        check_model_config(config)
+        terminal.write("model-config.yaml", config)
+        type_all(terminal, page.next("bash", "vllm_handler"), "llm")
+        ask = "curl -sS http://localhost:8080/predictions/llm/1.0/v1/models"
+        assert '"meta-llama/Llama-3.2-3B-Instruct"' in terminal.type(ask)
+        check_model_config(page.next("yaml", "adapters"))
+
+        terminal.write("model-config.yaml", page.next("yaml", "engine_dir"))
+        for folder in ("engine", "tokenizer"):
+            terminal.write(f"{folder}/config.json", "{}")
+        pack = "torch-model-archiver -v 1.0 --export-path model_store --config-file model-config.yaml"
+        terminal.type(f"{pack} --model-name trt --handler trt_llm_handler --extra-files engine,tokenizer")
+        register = 'curl -sS -X POST "http://localhost:8081/models?url={}.mar&initial_workers=1&synchronous=true"'
+        assert "registered" in terminal.type(register.format("trt"))
+        [ask] = commands(page.next("bash", "Once upon a time").replace("predictions/llm", "predictions/trt"))
+        told = terminal.type(ask)
+        assert told.startswith('{"text": "f"}') and told.count('"text"') == 40
+
+        terminal.write("three.py", page.next("python", "async def handle"))
+        terminal.write("model-config.yaml", "asyncCommunication: true\nminWorkers: 1\nmaxWorkers: 1\n")
+        terminal.type(f"{pack} --model-name three --handler three.py")
+        assert "registered" in terminal.type(register.format("three"))
+        assert terminal.type("curl -sS http://localhost:8080/predictions/three") == "one two three"
+    page.end()
+
+
+def test_security() -> None:
+    page = Page("security.md")
+    with Terminal() as terminal:
+        archive(terminal.home, "echo")
+        keys = page.next("properties", "disable_token_authorization=false")
+        _restart_with(terminal, keys)
+        written = json.loads((terminal.home / "key_file.json").read_text())
+        shown = json.loads(page.next("json", '"API"'))
+        assert {scope: key.keys() for scope, key in written.items()} == {
+            scope: key.keys() for scope, key in shown.items()
+        }
+        key, ping, models = commands(page.next("bash", "key() {"))
+        assert "Healthy" in terminal.type(f"{key}\n{ping}")
+        assert '"echo"' in terminal.type(f"{key}\n{models}")
+        terminal.type("curl -sS --fail http://127.0.0.1:8080/ping", status=22)
+        [renew] = commands(page.next("bash", "/token?type=inference"))
+        terminal.type(f"{key}\n{renew}")
+        assert json.loads((terminal.home / "key_file.json").read_text())["inference"] != written["inference"]
+
+        authority = Authority(terminal.home)
+        for name in ("server", "team-a"):
+            authority.pem(name)
+        (terminal.home / "ca.pem").rename(terminal.home / "server-ca.pem")
+        shutil.copy(terminal.home / "server-ca.pem", terminal.home / "clients-ca.pem")
+        authority.keystore("changeit").rename(terminal.home / "server.p12")
+        blocks = [page.next("properties", holding) for holding in ("certificate_file", "keystore")]
+        served, store = [block.replace("/etc/wsgi-ts", str(terminal.home)) for block in blocks]
+        insecure = page.next("bash", "--insecure").strip()
+        level = page.next("properties", "tls_security_level")
+        for more in (served, served.splitlines()[0] + "\n" + store, served + level):
+            _restart_with(terminal, more + "disable_token_authorization=true\n")
+            assert "Healthy" in _type_there(terminal, insecure)
+        mutual = page.next("properties", "client_ca_file").replace("/etc/wsgi-ts", str(terminal.home))
+        _restart_with(terminal, served + mutual + "disable_token_authorization=true\n")
+        terminal.wait_for_workers("echo")
+        asked = page.next("bash", "--cert team-a.pem").strip()
+        assert _type_there(terminal, f"{asked} -H 'Content-Type: text/plain'") == "x"
+        _type_there(terminal, f"{asked.partition(' --cert')[0]} https://127.0.0.1:8443/ping", status=56)
+
+        cors = page.next("properties", "cors_allowed_origin")
+        _restart_with(terminal, cors)
+        head = terminal.type("curl -sS -D - -o answer http://127.0.0.1:8080/ping").lower()
+        for line in cors.splitlines():
+            name, _, value = line.partition("=")
+            assert f"access-control-allow-{name.rpartition('_')[2]}: {value}".lower() in head
+    page.end()
+
+
+def _restart_with(terminal: Terminal, keys: str) -> None:
+    """Restarts the server, on the usual addresses but where the keys name others; 8443 is inference's."""
+    terminal.type("torchserve --stop")
+    terminal.wait_for_end()
+    terminal.configure(preload_modules="", load_models="echo.mar")
+    file = terminal.home / "config.properties"
+    terminal.write("more.properties", keys.replace(":8443", ":8080"))
+    more = (terminal.home / "more.properties").read_text()
+    named = {line.partition("=")[0] for line in more.splitlines()}
+    usual = [line for line in file.read_text().splitlines() if line.partition("=")[0] not in named]
+    file.write_text("\n".join([*usual, more]))
+    terminal.start_server("torchserve --start --ncs --model-store .")
+
+
+def _type_there(terminal: Terminal, command: str, status: int = 0) -> str:
+    return terminal.type(command.replace(":8443", ":8080"), status=status)

@@ -116,6 +116,10 @@ class Terminal:
         assert done.returncode == status, f"{command}: status {done.returncode}\n{text}\n{self.output()[-3000:]}"
         return text
 
+    def export(self, name: str, value: str) -> None:
+        """Sets an environment variable; `$NAME` in it stands for what it was before."""
+        self._environment[name] = value.replace(f"${name}", self._environment.get(name, ""))
+
     def start_server(self, command: str) -> None:
         """Types a command that starts the server, and waits until it says that it has started."""
         before = self.output().count("Model server started")

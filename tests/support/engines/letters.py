@@ -23,8 +23,11 @@ class LetterModel(torch.nn.Module):
 
 
 async def continue_text(model: LetterModel, prompt: str, max_tokens: int) -> AsyncIterator[str]:
-    """The letters that follow a prompt, one by one, with a turn of the event loop before each."""
-    letter = torch.tensor([LETTERS.index(prompt[-1])])
+    """The letters that follow a prompt, one by one, with a turn of the event loop before each.
+
+    After anything else comes "a".
+    """
+    letter = torch.tensor([LETTERS.find(prompt[-1]) % len(LETTERS)])
     for _ in range(max_tokens):
         await asyncio.sleep(0)
         with torch.inference_mode():

@@ -22,7 +22,9 @@ class SamplingParams:
 class LLM:
     """The engine."""
 
-    def __init__(self, model: str, tokenizer: Any = None, kv_cache_config: KvCacheConfig | None = None) -> None:
+    def __init__(
+        self, model: str, tokenizer: Any = None, kv_cache_config: KvCacheConfig | None = None, max_batch_size: int = 4
+    ) -> None:
         assert kv_cache_config is not None
         print(f"engine {model} {tokenizer} {kv_cache_config.free_gpu_memory_fraction}", flush=True)
         self.model = LetterModel().eval()
