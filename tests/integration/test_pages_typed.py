@@ -215,7 +215,9 @@ def handle(data, context):
 def test_logging() -> None:
     page = Page("logging.md")
     with Terminal() as terminal:
-        terminal.configure(preload_modules="", load_models="loud.mar", enable_model_api="true")
+        terminal.configure(
+            preload_modules="", load_models="loud.mar", enable_model_api="true", disable_token_authorization="true"
+        )
         terminal.write("loud.py", LOUD)
         (terminal.home / "model_store").mkdir()
         terminal.type("torch-model-archiver --model-name loud -v 1.0 --handler loud.py --export-path model_store")
@@ -295,7 +297,9 @@ def _log4j2_and_slow_disks(terminal: Terminal, page: Page) -> None:
     terminal.write("log4j2.xml", LOG4J2)
     keys = page.next("properties", "log4j.configurationFile").replace("/etc/ts", str(terminal.home))
     keys += page.next("properties", "async_logging")
-    terminal.configure(preload_modules="", load_models="loud.mar", enable_model_api="true")
+    terminal.configure(
+        preload_modules="", load_models="loud.mar", enable_model_api="true", disable_token_authorization="true"
+    )
     file = terminal.home / "config.properties"
     file.write_text(file.read_text() + keys)
     _restart(terminal, "torchserve --start --ncs --model-store model_store")
@@ -326,7 +330,7 @@ def test_llm() -> None:
     page = Page("llm.md")
     with Terminal() as terminal:
         terminal.export("PYTHONPATH", f"$PYTHONPATH:{REPOSITORY / 'tests' / 'support' / 'engines'}")
-        terminal.configure(enable_model_api="true")
+        terminal.configure(enable_model_api="true", disable_token_authorization="true")
         [start] = commands(page.next("bash", "wsgi-ts llm"))
         terminal.start_server(f"{start} >> terminal.log 2>&1 &")
         terminal.wait_for_workers("model")
