@@ -258,8 +258,11 @@ class SlotClient:
         _, length, status, flags = found
         if not status and is_unanswered(self.segment, slot):
             self._put_aside(slot)
-        if flags & layout.ResponseFlag.BODY_OUTSIDE:
-            self._other_held[slot] = max(self._other_held[slot], length)
+        held = length if flags & layout.ResponseFlag.BODY_OUTSIDE else 0
+        if flags & layout.ResponseFlag.HEAD_OUTSIDE:
+            held += layout.ANSWER_HEAD_ROOM
+        if held:
+            self._other_held[slot] = max(self._other_held[slot], held)
         return found
 
     def keep_for_sending(self, slot: int) -> None:

@@ -21,7 +21,8 @@ Segment, one per producer (a web worker), made by it::
     states          `slots` words: generation << 8 | SlotState
     cancels         `slots` words: 1 when the client has gone (writer: the web worker)
     slots           `slots` x SLOT_BYTES: request header, response header, inline request and response data
-    payloads        `slots` x (request range + response range), sparse: pages exist only where reserved
+    payloads        `slots` x (request range + response range + room for an answer's head), sparse: pages exist only
+                    where reserved
 
 The mailbox of a model worker, and the board of its group, are in `worker_layout`.
 
@@ -38,7 +39,7 @@ import struct
 from typing import Final
 
 MAGIC: Final = 0x7773_6769_2D74_7331
-LAYOUT_VERSION: Final = 5
+LAYOUT_VERSION: Final = 6
 WORD: Final = 8
 PAGE: Final = 4096
 LINE_WORDS: Final = 8
@@ -246,6 +247,8 @@ RESPONSE_INLINE_BYTES: Final = STREAM_WORDS - RESPONSE_INLINE
 #: A body outside the slot starts here in the request range; a head that is not inline stands before it, with the path's
 #: rest, the content type and the sequence's id behind it: room for the largest head twice.
 HEAD_ROOM: Final = 28672
+#: The head of an answer, its phrase and headers, that does not fit into the slot lies behind the response range.
+ANSWER_HEAD_ROOM: Final = 65536
 #: The part of the response range that carries the chunks of a streamed answer.
 STREAM_RING_BYTES: Final = 262144
 
@@ -298,6 +301,7 @@ class ResponseFlag:
 
     BODY_OUTSIDE: Final = 1
     STREAMED: Final = 2
+    HEAD_OUTSIDE: Final = 4  # phrase and headers
 
 
 #: Request header: arrival (ns), body bytes, model index, flags, head bytes, url_path bytes, content-type bytes,
@@ -362,7 +366,7 @@ class SegmentLayout:
         self.reserved_bytes = self.first_slot + slots * SLOT_BYTES
         self.request_range = whole_pages(HEAD_ROOM + max_request_bytes)
         self.response_range = whole_pages(max(max_response_bytes, STREAM_RING_BYTES))
-        self.payload_stride = self.request_range + self.response_range
+        self.payload_stride = self.request_range + self.response_range + ANSWER_HEAD_ROOM
         self.total_bytes = self.reserved_bytes + slots * self.payload_stride
 
     def ring(self, batcher: int) -> int:
@@ -380,6 +384,10 @@ class SegmentLayout:
     def response_payload(self, index: int) -> int:
         """Offset of a slot's response range."""
         return self.reserved_bytes + index * self.payload_stride + self.request_range
+
+    def answer_head(self, index: int) -> int:
+        """Offset of the room for the head of a slot's answer."""
+        return self.response_payload(index) + self.response_range
 
 
 def whole_pages(size: int) -> int:

@@ -209,34 +209,44 @@ def write_answer(
     body: bytes | bytearray | memoryview | None,
     batch: bytes = layout.NO_BATCH,
 ) -> None:
-    """Writes an answer into its slot; a body too long for the slot goes into its response range.
+    """Writes an answer into its slot; what is too long for the slot goes into its payload range.
 
     `times` are those at which its batch was begun and ended (monotonic ns); headers have no line breaks in names and
     values; where the body is None it comes in chunks (see `stream`). `batch` is what is told of the batch that it was
     run in (`layout.BATCH`).
 
     Raises:
-        ValueError: phrase and headers are too long for a slot.
+        ValueError: phrase and headers have more than ANSWER_HEAD_ROOM bytes.
         SharedMemoryFull: /dev/shm is full.
     """
-    meta = b""
+    head = b""
+    flags, length, head_bytes = 0, 0, 0
     if phrase or headers:
-        meta = (phrase + "".join([f"{name}:{value}\n" for name, value in headers])).encode("latin-1")
-        if len(meta) > layout.RESPONSE_INLINE_BYTES:
-            raise ValueError(f"{len(meta)} bytes of response headers")
-    flags, length = 0, 0
+        head = (phrase + "".join([f"{name}:{value}\n" for name, value in headers])).encode("latin-1")
+        head_bytes = len(head)
+        if head_bytes > layout.RESPONSE_INLINE_BYTES:
+            _write_head_outside(segment, slot, head)
+            flags, head = ResponseFlag.HEAD_OUTSIDE, b""
     if body is None:
-        flags, body = ResponseFlag.STREAMED, b""
+        flags, body = flags | ResponseFlag.STREAMED, b""
     else:
         length = len(body)
-        if len(meta) + length > layout.RESPONSE_INLINE_BYTES:
+        if len(head) + length > layout.RESPONSE_INLINE_BYTES:
             start = segment.layout.response_payload(slot)
             segment.memory.reserve(start, length)
             segment.buffer[start : start + length] = body
-            flags, body = ResponseFlag.BODY_OUTSIDE, b""
+            flags, body = flags | ResponseFlag.BODY_OUTSIDE, b""
     generation = segment.generation(slot)
-    header = layout.RESPONSE.pack(*times, length, status, flags, len(phrase), len(meta) - len(phrase), generation)
-    segment.write_response(slot, header, batch + meta if meta else batch, body)
+    header = layout.RESPONSE.pack(*times, length, status, flags, len(phrase), head_bytes - len(phrase), generation)
+    segment.write_response(slot, header, batch + head if head else batch, body)
+
+
+def _write_head_outside(segment: Segment, slot: int, head: bytes) -> None:
+    if len(head) > layout.ANSWER_HEAD_ROOM:
+        raise ValueError(f"{len(head)} bytes of response headers")
+    start = segment.layout.answer_head(slot)
+    segment.memory.reserve(start, len(head))
+    segment.buffer[start : start + len(head)] = head
 
 
 def read_answer(segment: Segment, slot: int, is_error: bool) -> tuple[Answer, int]:
@@ -245,7 +255,7 @@ def read_answer(segment: Segment, slot: int, is_error: bool) -> tuple[Answer, in
     With `is_error` the body is an error's text.
 
     Returns:
-        The answer, and how many bytes of the slot's response range it has taken.
+        The answer, and how many bytes of the slot's payload range it has taken.
     """
     buffer = segment.buffer
     start, length, status, flags, phrase_bytes, header_bytes = _response_header(segment, slot)
@@ -255,19 +265,25 @@ def read_answer(segment: Segment, slot: int, is_error: bool) -> tuple[Answer, in
         answer.error = ServerError(DAMAGED, status=500)
         return answer, 0
     answer.status = status
+    held = 0
     if phrase_bytes or header_bytes:
-        end = start + phrase_bytes + header_bytes
-        text = str(buffer[start:end], "latin-1")
+        head_bytes = phrase_bytes + header_bytes
+        head = start
+        if flags & ResponseFlag.HEAD_OUTSIDE:
+            head, held = segment.layout.answer_head(slot), head_bytes
+        else:
+            start += head_bytes
+        text = str(buffer[head : head + head_bytes], "latin-1")
         answer.phrase = text[:phrase_bytes]
         for line in text[phrase_bytes:-1].split("\n") if header_bytes else ():
             name, _, value = line.partition(":")
             answer.headers.append((name, value))
-        start = end
-    held = 0
     if flags & ResponseFlag.BODY_OUTSIDE:
-        start, held = segment.layout.response_payload(slot), length
+        start = segment.layout.response_payload(slot)
+        held += length
     elif flags & ResponseFlag.STREAMED:
-        answer.stream, held = (), layout.STREAM_RING_BYTES
+        answer.stream = ()
+        held += layout.STREAM_RING_BYTES
     answer.body = buffer[start : start + length]
     if is_error:
         answer.error = ServerError(str(answer.body, "utf-8", "replace"), status=status)
@@ -345,6 +361,8 @@ def answer_range(segment: Segment, slot: int) -> tuple[int, int, int, int]:
     start, length, status, flags, phrase_bytes, header_bytes = _response_header(segment, slot)
     if flags & ResponseFlag.BODY_OUTSIDE:
         return segment.layout.response_payload(slot), length, status, flags
+    if flags & ResponseFlag.HEAD_OUTSIDE:
+        return start, length, status, flags
     return start + phrase_bytes + header_bytes, length, status, flags
 
 
@@ -369,8 +387,10 @@ def _response_header(segment: Segment, slot: int) -> tuple[int, int, int, int, i
     start += _RESPONSE_BYTES
     if generation != segment.generation(slot):  # it answers an earlier request
         return start, 0, 0, 0, 0, 0
-    room = layout.RESPONSE_INLINE_BYTES - phrase_bytes - header_bytes
-    if room < 0 or status < 100 or status > 999:
+    room, head_bytes = layout.RESPONSE_INLINE_BYTES, phrase_bytes + header_bytes
+    if not flags & ResponseFlag.HEAD_OUTSIDE:
+        room -= head_bytes
+    if room < 0 or head_bytes > layout.ANSWER_HEAD_ROOM or status < 100 or status > 999:
         return start, 0, 0, 0, 0, 0
     if length > room and (not flags & ResponseFlag.BODY_OUTSIDE or length > segment.layout.response_range):
         return start, 0, 0, 0, 0, 0

@@ -20,6 +20,7 @@ from wsgi_ts.batcher.shm.segment import Segment, segment_name
 from wsgi_ts.batcher.shm.shared_memory import SHM_DIRECTORY, SharedMemoryFull
 from wsgi_ts.batcher.shm.worker_layout import Tally
 from wsgi_ts.handlers.serving.context import StreamClosed
+from wsgi_ts.handlers.serving.errors import PredictionException
 from wsgi_ts.handlers.serving.inputs import BadInput, LazyHeaders, Request, build_row
 from wsgi_ts.handlers.serving.results import Answer, Body
 
@@ -42,7 +43,7 @@ _FIRST_ERROR: Final = 400
 #: How much of an error's text a client gets, at most.
 MOST_ERROR_BYTES: Final = 65536
 _FULL: Final = "Not enough shared memory for the response"
-_LONG_HEADERS: Final = "The handler's response headers are too large"
+_LONG_HEADERS: Final = f"The phrase and headers that the handler has set exceed {layout.ANSWER_HEAD_ROOM} bytes"
 
 
 def whole_characters(text: bytes | bytearray | memoryview, most: int) -> bytes | bytearray | memoryview:
@@ -269,7 +270,7 @@ class WorkerSlots:
         Raises:
             StreamClosed: the client has gone.
             SharedMemoryFull: /dev/shm has no room for the stream's ring.
-            ValueError: phrase and headers are too long for a slot.
+            PredictionException: phrase and headers are too long.
         """
         self._put_chunk(ref, answer, started)
         self._bells[ref.segment.index].ring()
@@ -290,9 +291,9 @@ class WorkerSlots:
             print(f"{full}", file=sys.stderr)
             self.count(Tally.OTHER)
             ref.segment.fail(ref.slot, 507, _FULL)
-        except ValueError:
+        except PredictionException as error:
             self.count(Tally.HANDLER_ERRORS)
-            ref.segment.fail(ref.slot, 500, _LONG_HEADERS)
+            ref.segment.fail(ref.slot, error.error_code, error.message)
         else:
             return True
         return False
@@ -310,11 +311,14 @@ class WorkerSlots:
 
         Raises:
             SharedMemoryFull: /dev/shm has no room for the stream's ring.
-            ValueError: phrase and headers are too long for a slot.
+            PredictionException: phrase and headers are too long.
         """
         stream.open_ring(ref.segment, ref.slot)
         times = started, 0
-        write_answer(ref.segment, ref.slot, times, answer.status, answer.phrase, answer.headers, None, ref.batch)
+        try:
+            write_answer(ref.segment, ref.slot, times, answer.status, answer.phrase, answer.headers, None, ref.batch)
+        except ValueError as error:
+            raise PredictionException(_LONG_HEADERS, 500) from error
         ref.streamed = True
 
     def _push(self, ref: SlotReference, body: Body) -> None:

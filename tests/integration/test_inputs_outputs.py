@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.archives import archive
+from support.grpc_client import GrpcClient
 from support.http import Reply
 from support.server import ServerProcess
 
@@ -27,7 +28,9 @@ def handle(data, context):
 
 #: Answers what the body says.
 RESULTS = """
+import json
 import torch
+from ts.handler_utils.utils import send_intermediate_predict_response
 from ts.utils.util import PredictionException
 
 def handle(data, context):
@@ -35,7 +38,7 @@ def handle(data, context):
         return None
     answers = []
     for i, row in enumerate(data):
-        order = row["body"]
+        order = row["body"] if "body" in row else json.loads(row["data"])
         do = order["do"]
         if do == "value":
             answers.append(order["value"])
@@ -65,6 +68,10 @@ def handle(data, context):
             answers.append("body")
         elif do == "header":
             context.set_response_header(i, order["name"], order["value"])
+            answers.append("body")
+        elif do == "streamed header":
+            context.set_response_header(i, order["name"], order["value"])
+            send_intermediate_predict_response(["part"], context.request_ids, "", 200, context)
             answers.append("body")
         elif do == "request header":
             answers.append(str(context.get_request_header(i, order["value"])))
@@ -320,6 +327,26 @@ def test_handler_sets_headers(server: ServerProcess) -> None:
     reply = ask(server, "content type", "image/png")
     assert reply.headers["content-type"] == "image/png"
     assert ask(server, "header", "a b; c", name="X-Mine").headers["x-mine"] == "a b; c"
+
+
+def test_headers_of_a_handler_come_whole(server: ServerProcess) -> None:
+    value = "v" * 60_000
+    for do in ("header", "streamed header"):
+        assert ask(server, do, value, name="X-Mine").headers["x-mine"] == value
+    assert ask(server, "status", 202, phrase="p" * 5000).reason == "p" * 5000
+
+
+@pytest.mark.parametrize("do", ["header", "streamed header"])
+def test_headers_that_are_too_long_are_an_error_that_says_so(server: ServerProcess, do: str) -> None:
+    reply = ask(server, do, "v" * 65_536, name="X-Mine")
+    wanted = "The phrase and headers that the handler has set exceed 65536 bytes"
+    assert (reply.status, reply.json()["message"]) == (500, wanted)
+
+
+def test_over_grpc_long_headers_cost_nothing(server: ServerProcess) -> None:
+    order = json.dumps({"do": "header", "name": "X-Mine", "value": "v" * 60_000}).encode()
+    with GrpcClient(server) as client:
+        assert client.predict("results", order) == b"body"
 
 
 @pytest.mark.parametrize("name", ["X-Bad\r\nX-Injected", "X Bad", "", "X:Bad"])

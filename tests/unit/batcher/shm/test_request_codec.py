@@ -10,7 +10,14 @@ import pytest
 
 from wsgi_ts.batcher.shm import layout, stream
 from wsgi_ts.batcher.shm.layout import SegmentLayout
-from wsgi_ts.batcher.shm.request_codec import Request, read_answer, read_request, write_answer, write_request
+from wsgi_ts.batcher.shm.request_codec import (
+    Request,
+    answer_range,
+    read_answer,
+    read_request,
+    write_answer,
+    write_request,
+)
 from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.batcher.shm.shared_memory import unlink_prefix
 
@@ -49,7 +56,9 @@ def test_a_request_is_read_as_it_was_written(
 
 
 @pytest.mark.parametrize("body_bytes", [0, 10, layout.RESPONSE_INLINE_BYTES, 90_000])
-@pytest.mark.parametrize("headers", [[], [("a", "b:c"), ("d", "")]])
+@pytest.mark.parametrize(
+    "headers", [[], [("a", "b:c"), ("d", "")], [("x", "y" * 30_000), ("z", "")], [("x", "y" * 65_529)]]
+)
 @pytest.mark.parametrize("phrase", ["", "Fine"])
 def test_an_answer_is_read_as_it_was_written(
     segment: Segment, body_bytes: int, headers: list[tuple[str, str]], phrase: str
@@ -60,14 +69,30 @@ def test_an_answer_is_read_as_it_was_written(
     assert (answer.status, answer.phrase, answer.headers, answer.body) == (201, phrase, headers, body)
     assert answer.error is None
     assert answer.stream is None
-    meta = len(phrase) + sum(len(name) + len(value) + 2 for name, value in headers)
-    assert held == (body_bytes if body_bytes + meta > layout.RESPONSE_INLINE_BYTES else 0)
+    head = len(phrase) + sum(len(name) + len(value) + 2 for name, value in headers)
+    outside = head if head > layout.RESPONSE_INLINE_BYTES else 0
+    if body_bytes + head - outside > layout.RESPONSE_INLINE_BYTES:
+        outside += body_bytes
+    assert held == outside
+    start, length, status, _ = answer_range(segment, SLOT)
+    assert (bytes(segment.buffer[start : start + length]), status) == (body, 201)
 
 
-def test_headers_that_are_too_long_for_a_slot_are_refused_streamed_or_not(segment: Segment) -> None:
+def test_long_headers_of_a_stream_do_not_touch_its_chunks(segment: Segment) -> None:
+    stream.open_ring(segment, SLOT)
+    assert stream.try_push(segment, SLOT, b"chunk")
+    headers = [("x", "y" * 60_000)]
+    write_answer(segment, SLOT, (1, 0), 200, "", headers, None)
+    answer, held = read_answer(segment, SLOT, is_error=False)
+    assert (answer.headers, answer.stream) == (headers, ())
+    assert held == 60_003 + layout.STREAM_RING_BYTES
+    assert stream.take_chunks(segment, SLOT) == [b"chunk"]
+
+
+def test_headers_beyond_the_room_for_them_are_refused_streamed_or_not(segment: Segment) -> None:
     for body in (b"", None):
-        with pytest.raises(ValueError, match="response headers"):
-            write_answer(segment, SLOT, (1, 2), 200, "", [("x", "y" * layout.RESPONSE_INLINE_BYTES)], body)
+        with pytest.raises(ValueError, match="65537 bytes of response headers"):
+            write_answer(segment, SLOT, (1, 2), 200, "", [("x", "y" * (layout.ANSWER_HEAD_ROOM - 2))], body)
 
 
 def test_chunks_come_out_as_they_went_in_round_and_round_the_ring(segment: Segment) -> None:
