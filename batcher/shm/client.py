@@ -241,7 +241,8 @@ class SlotClient:
         """Reads the answer (or, for a STREAMING slot, the status and headers of what is being streamed).
 
         From now on only the chunks of a streamed answer, and its end, are news (see `answered`). An error is a plain
-        `ServerError`: what it means for this model, the caller knows.
+        `ServerError`, or a `ServiceUnavailable` without a text where the batcher has refused the request: what it means
+        for this model, the caller knows.
         """
         answer, held = read_answer(self.segment, slot, self._states[slot] & _STATE_MASK == SlotState.FAILED)
         if answer.error is not None and is_unanswered(self.segment, slot):

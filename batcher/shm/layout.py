@@ -302,6 +302,8 @@ class ResponseFlag:
     BODY_OUTSIDE: Final = 1
     STREAMED: Final = 2
     HEAD_OUTSIDE: Final = 4  # phrase and headers
+    #: The batcher has refused the request, and the slot's owner says why. (A handler's error may have no text, either.)
+    REFUSED: Final = 8
 
 
 #: Request header: arrival (ns), body bytes, model index, flags, head bytes, url_path bytes, content-type bytes,

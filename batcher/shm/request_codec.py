@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.layout import RequestFlag, ResponseFlag
 from wsgi_ts.batcher.shm.segment import Segment
-from wsgi_ts.errors import ServerError
+from wsgi_ts.errors import ServerError, ServiceUnavailable
 from wsgi_ts.tracing.records import STAGES
 
 log = logging.getLogger(__name__)
@@ -252,7 +252,7 @@ def _write_head_outside(segment: Segment, slot: int, head: bytes) -> None:
 def read_answer(segment: Segment, slot: int, is_error: bool) -> tuple[Answer, int]:
     """Reads the answer in a slot; of one that is streamed the status and the headers (`stream` is empty then).
 
-    With `is_error` the body is an error's text.
+    With `is_error` the body is an error's text; a refusal of the batcher is a ServiceUnavailable, which has none.
 
     Returns:
         The answer, and how many bytes of the slot's payload range it has taken.
@@ -286,7 +286,8 @@ def read_answer(segment: Segment, slot: int, is_error: bool) -> tuple[Answer, in
         held += layout.STREAM_RING_BYTES
     answer.body = buffer[start : start + length]
     if is_error:
-        answer.error = ServerError(str(answer.body, "utf-8", "replace"), status=status)
+        kind = ServiceUnavailable if flags & ResponseFlag.REFUSED else ServerError
+        answer.error = kind(str(answer.body, "utf-8", "replace"), status=status)
     return answer, held
 
 

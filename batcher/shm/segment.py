@@ -9,7 +9,7 @@ import os
 
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.doorbell import Doorbell
-from wsgi_ts.batcher.shm.layout import RequestFlag, SegmentLayout, SegmentWord
+from wsgi_ts.batcher.shm.layout import RequestFlag, ResponseFlag, SegmentLayout, SegmentWord
 from wsgi_ts.batcher.shm.shared_memory import SharedMemory
 
 
@@ -125,9 +125,13 @@ class Segment:
         self.buffer[start : start + len(data)] = data
 
     def fail(self, slot: int, status: int, message: str, batch: bytes = layout.NO_BATCH) -> None:
-        """Writes an error answer into a slot and marks it FAILED (for the batcher, on behalf of the slot's writer)."""
+        """Writes an error answer into a slot and marks it FAILED (for the batcher, on behalf of the slot's writer).
+
+        Without a message it is a refusal.
+        """
         text = message.encode()[: layout.RESPONSE_INLINE_BYTES]
-        header = layout.RESPONSE.pack(0, 0, len(text), status, 0, 0, 0, self.generation(slot))
+        flags = 0 if text else ResponseFlag.REFUSED
+        header = layout.RESPONSE.pack(0, 0, len(text), status, flags, 0, 0, self.generation(slot))
         self.write_response(slot, header, batch, text)
         self.states[slot] = self.states[slot] & ~0xFF | layout.SlotState.FAILED
 

@@ -7,9 +7,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import grpc
 import pytest
 from support.archives import archive
-from support.grpc_client import GrpcClient
+from support.grpc_client import GrpcClient, failure
 from support.http import Reply
 from support.server import ServerProcess
 
@@ -288,6 +289,17 @@ def test_handler_sets_the_status(server: ServerProcess, status: int) -> None:
 def test_what_a_handler_finds_too_large_is_no_body_that_the_server_refuses(server: ServerProcess) -> None:
     reply = ask(server, "prediction exception", 413)
     assert (reply.status, reply.json()["message"]) == (507, "not today")
+
+
+def test_a_handlers_own_503_without_a_text_is_no_missing_worker(server: ServerProcess) -> None:
+    for text in ("", "later"):
+        reply = ask(server, "prediction exception", 503, text=text)
+        assert reply.json() == {"code": 503, "type": "InternalServerException", "message": text}
+        assert "retry-after" not in reply.headers
+    order = json.dumps({"do": "prediction exception", "value": 503, "text": ""}).encode()
+    with GrpcClient(server) as client:
+        code, details = failure(lambda: client.predict("results", order))
+    assert (code, details) == (grpc.StatusCode.UNAVAILABLE, "\norg.pytorch.serve.http.InternalServerException")
 
 
 def test_the_text_of_a_prediction_exception_comes_whole(server: ServerProcess) -> None:

@@ -94,6 +94,7 @@ def look(data, context):
 #: Fails, hangs or answers, as its request says; counts how often it was called.
 MOODS = """
 import time
+from ts.utils.util import PredictionException
 calls = {}
 
 def handle(data, context):
@@ -103,6 +104,8 @@ def handle(data, context):
     calls[name] = calls.get(name, 0) + 1
     if what == "fail" or (what == "once" and calls[name] == 1):
         raise ValueError("no")
+    if what == "busy once" and calls[name] == 1:
+        raise PredictionException("", 503)
     if what == "sleep":
         time.sleep(float(name))
     if what == "slow once" and calls[name] == 1:
@@ -258,6 +261,8 @@ def test_paths_that_find_nothing(server: ServerProcess, path: str, status: int, 
 
 def test_a_node_that_fails_is_tried_again(server: ServerProcess) -> None:
     assert ask(server, "mood", b"once:here").text == "once 2"
+    # The handler's own 503, even without a text, is no full queue, which is not tried again.
+    assert ask(server, "mood", b"busy once:there").text == "busy once 2"
     assert said(ask(server, "mood", b"fail:all")) == (500, "InternalServerException", "Error executing mood")
     assert ask(server, "mood", b"count:all").text == "count 4", "three attempts before this one"
     invoked = re.findall(

@@ -264,7 +264,7 @@ class Exchange(Generic[Waiter]):
     def _error_of(self, error: ServerError, target: Target) -> ServerError:
         """Returns what an error in a slot means for a request to this model."""
         text, status = error.message, error.status
-        if status == ServiceUnavailable.http_status and not text:
+        if isinstance(error, ServiceUnavailable):
             return self._later(ServiceUnavailable.no_worker(target.model_name, target.version), target)
         for kind in (RequestTimeout, BadRequest):
             if status == kind.http_status:

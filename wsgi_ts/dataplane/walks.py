@@ -21,7 +21,7 @@ from wsgi_ts.dataplane.node_requests import inline_answer
 from wsgi_ts.dataplane.routes import Target
 from wsgi_ts.dataplane.task import Action, Finish, Release, State, Submit, Task, Withdraw
 from wsgi_ts.dataplane.walk import Walk
-from wsgi_ts.errors import InternalServerError, ServiceUnavailable
+from wsgi_ts.errors import InternalServerError
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ class Walks(Generic[Waiter]):
         is_passed_on = is_stream and state == SlotState.DONE and walk.states.is_last(task)
         if state == SlotState.FAILED or not status:
             # A full queue, or a worker that has gone: the batcher says no more.
-            is_refused = status == ServiceUnavailable.http_status and not length
+            is_refused = bool(flags & ResponseFlag.REFUSED)
             task.error = self.attempts.no_worker(walk, task) if is_refused else None
             if task.state == State.RUNNING:
                 task.limit_ns = 0  # the next attempt has its own time; one that waits for this one's end has it already
