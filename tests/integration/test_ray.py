@@ -42,6 +42,7 @@ _COMMAND_LIMIT_S = 300.0
 #: Answers with its word and the body, in parts when asked to; shows the head; fails.
 HANDLER = """
 import os, time
+from ts.utils.util import PredictionException
 from ts.handler_utils.utils import send_intermediate_predict_response
 
 def handle(data, context):
@@ -58,6 +59,9 @@ def handle(data, context):
         return [b"second"]
     if first == "fails":
         raise ValueError("no")
+    if first.startswith("raises "):
+        _, code, text = first.split(" ", 2)
+        raise PredictionException(text, int(code))
     if first == "head":
         context.set_response_content_type(0, "text/x-head")
         context.set_response_status(418, "teapot", 0)
@@ -190,7 +194,22 @@ def test_replicas_answer_as_the_server_does(cluster: Cluster, handle: Any) -> No
         reply = cluster.ask(body, path)
         assert (reply.status, reply.json()["type"]) == (status, kind), reply.text
         assert reply.headers["cache-control"].startswith("no-cache")
-    assert cluster.ask(b"x" * 7_000_000).status == 413
+    reply = cluster.ask(b"x" * 7_000_000)
+    assert (reply.status, reply.body) == (413, b"")
+
+
+#: What a handler raises, and what clients are told: the server makes a handler's 413 a 507.
+RAISED = ((413, "too much", 507), (422, "no number", 422), (503, "", 503), (599, "later", 599))
+
+
+def test_what_a_handler_raises_is_told_as_over_http(cluster: Cluster, handle: Any) -> None:
+    for code, text, status in RAISED:
+        reply = cluster.ask(f"raises {code} {text}")
+        told = {"code": status, "type": "InternalServerException", "message": text}
+        assert (reply.status, reply.json()) == (status, told)
+        with pytest.raises(ServerError) as raised:
+            handle.remote(f"raises {code} {text}".encode()).result()
+        assert raised.value.to_dict() == told
 
 
 def test_a_stream_comes_part_by_part(cluster: Cluster, handle: Any, tmp_path: Path) -> None:

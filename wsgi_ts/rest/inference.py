@@ -7,7 +7,6 @@ A prediction comes here with its answer: the web worker submits it before the ap
 from __future__ import annotations
 
 import re
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import falcon
@@ -15,10 +14,10 @@ import falcon
 from wsgi_ts.batcher.shm.request_codec import Answer
 from wsgi_ts.dataplane.blocking import BlockingPlane
 from wsgi_ts.dataplane.routes import RoutingTable
-from wsgi_ts.errors import OutOfResources, PayloadTooLarge, ResourceNotFound, ServiceUnavailable
+from wsgi_ts.errors import PayloadTooLarge, ResourceNotFound, ServiceUnavailable
 from wsgi_ts.http.form_field import is_form
 from wsgi_ts.rest import openapi
-from wsgi_ts.rest.responses import REQUEST_ID_KEY, Response, head_of, write_error, write_json
+from wsgi_ts.rest.responses import REQUEST_ID_KEY, Response, head_of, prediction_error, write_error, write_json
 
 if TYPE_CHECKING:
     from wsgi_ts.instance.instance import Instance
@@ -61,11 +60,7 @@ class Predictions:
         if answer is None:
             answer = self._predict(req)
         if answer.error is not None:
-            error = answer.error
-            if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and not isinstance(error, PayloadTooLarge):
-                # What a handler finds too large is no body that the server refuses; so does TorchServe.
-                error = OutOfResources(error.message)
-            write_error(resp, error)
+            write_error(resp, prediction_error(answer.error))
             return
         # TorchServe sends an empty reason phrase unless the handler has set one.
         resp.status = f"{answer.status} {answer.phrase}"

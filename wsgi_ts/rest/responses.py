@@ -18,6 +18,7 @@ from wsgi_ts.errors import (
     BadRequest,
     InternalServerError,
     MethodNotAllowed,
+    OutOfResources,
     PayloadTooLarge,
     ResourceNotFound,
     ServerError,
@@ -120,6 +121,16 @@ def write_error(resp: falcon.Response, error: ServerError) -> None:
         resp.set_header("retry-after", str(error.retry_after_s))
     if error.status == HTTPStatus.UNAUTHORIZED:
         resp.set_header("www-authenticate", "Bearer")
+
+
+def prediction_error(error: ServerError) -> ServerError:
+    """Returns the error of a prediction as HTTP tells it.
+
+    What a handler finds too large is no body that the server refuses: TorchServe makes its 413 a 507, too.
+    """
+    if error.status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE and not isinstance(error, PayloadTooLarge):
+        return OutOfResources(error.message)
+    return error
 
 
 def install_error_handlers(app: falcon.App[Any, Any]) -> None:

@@ -25,7 +25,7 @@ from wsgi_ts.dataplane.routes import Target
 from wsgi_ts.errors import PayloadTooLarge, ResourceNotFound, ServerError
 from wsgi_ts.http.form_field import is_form
 from wsgi_ts.integrations.engine import Engine, EngineError
-from wsgi_ts.rest.responses import BASE_HEADERS, JSON_TYPE, encode_json
+from wsgi_ts.rest.responses import BASE_HEADERS, JSON_TYPE, encode_json, prediction_error
 
 log = logging.getLogger(__name__)
 
@@ -186,11 +186,13 @@ def _response(call: Call, body: bytes) -> Response:
 
 
 def _headers(call: Call) -> dict[str, str]:
-    return {**BASE_HEADERS, "x-request-id": call.request_id, **{name.lower(): value for name, value in call.headers}}
+    own = {name.lower(): value for name, value in call.headers}
+    return {**BASE_HEADERS, **own, "x-request-id": call.request_id}
 
 
 def _error(error: ServerError, request_id: str = "") -> Response:
     """Returns an error as the server itself sends it."""
+    error = prediction_error(error)
     if isinstance(error, PayloadTooLarge):
         return Response(b"", error.status)
     headers = {**BASE_HEADERS, "content-type": JSON_TYPE, **({"x-request-id": request_id} if request_id else {})}
@@ -210,7 +212,7 @@ def _head_of(request: Request) -> bytes:
 
 def _portable(error: ServerError) -> ServerError:
     """Returns an error in the form that another process can read, whichever it is."""
-    return ServerError.from_dict(error.to_dict())
+    return ServerError.from_dict(prediction_error(error).to_dict())
 
 
 def _json(data: Any) -> bytes:
