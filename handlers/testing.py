@@ -24,6 +24,10 @@ class MockContext(Context):
         model_pt_file: the manifest's serialized file, None for none.
         model_file: the manifest's model file, None for none.
         model_yaml_config_file: a YAML file in `model_dir`, or a path to one.
+
+    Attributes:
+        explain: what rows behind the first say of any header, as TorchServe's double has it. The first row has the
+            headers of its processor, so a handler explains where `request_processor[0]` has `explain: True`.
     """
 
     def __init__(
@@ -41,7 +45,7 @@ class MockContext(Context):
         if model_file:
             model["modelFile"] = model_file
         config: dict[str, Any] = {}
-        if model_yaml_config_file is not None:
+        if model_yaml_config_file:
             config = get_yaml_config(str(Path(model_dir) / model_yaml_config_file))
         if model_dir:
             folder = str(Path(model_dir).absolute())
@@ -51,17 +55,18 @@ class MockContext(Context):
             model_dir=model_dir,
             manifest={"model": model},
             batch_size=1,
-            gpu=None if gpu_id is None else int(gpu_id),
+            gpu=None if gpu_id in (None, "") else int(gpu_id),
             metrics=MetricsStore({0: ""}, model_name),
             model_yaml_config=config,
         )
         self.explain = False
 
     def get_request_header(self, idx: int, key: str) -> Any:
-        """The header `explain` follows the attribute `explain`; others are those of the processors."""
-        if key == "explain":
-            return str(self.explain)
-        return super().get_request_header(idx, key)
+        """The header of the first row, False where it has none; of any other row, whether `explain` is set."""
+        if idx:
+            return bool(key and self.explain)
+        value = super().get_request_header(idx, key)
+        return False if value is None else value
 
 
 def download_model(model_url: str, model_dir: str | os.PathLike[str]) -> None:

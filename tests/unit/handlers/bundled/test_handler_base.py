@@ -176,11 +176,21 @@ def test_handle_predicts_explains_and_describes() -> None:
     handler, context = Recorder(), MockContext()
     assert handler.handle([{"body": 3}], context) == [6]
     assert [str(metric).partition(".")[0] for metric in context.metrics.store] == ["HandlerTime"]
-    context.explain = True
+    context.request_processor[0]._request_header = {"explain": "True"}
     assert handler.handle([{"body": 3, "target": 2}], context) == [[[3], 3, 2]]
-    context.explain = False
     context.request_processor[0]._request_header = {"describe": "True"}
     assert handler.handle([{"body": 3}], context) == [{"described": True}]
+
+
+def test_the_double_of_a_context_says_explain_as_torchserves_does() -> None:
+    """Not of the first row, by which handlers decide: TorchServe's own tests set it and get predictions."""
+    context = MockContext(gpu_id="", model_yaml_config_file="")
+    context.explain = True
+    assert Recorder().handle([{"body": 3, "target": 2}] * 2, context) == [6, 6]
+    assert [context.get_request_header(row, "explain") for row in (0, 1)] == [False, True]
+    assert context.get_request_header(1, "any") is True
+    context.explain = False
+    assert [context.get_request_header(row, "explain") for row in (0, 1)] == [False, False]
 
 
 def test_the_default_phases_run_a_model_on_tensors() -> None:
