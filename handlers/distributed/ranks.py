@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,17 +30,23 @@ class LocalRank(int):
 class DistributedHandler(BaseHandler):
     """What handlers of models that span several processes have in common.
 
-    Attributes:
-        local_rank: number of this process on its machine.
-        rank: its number among all.
-        world_size: how many there are; 1 in a model worker that is none of a group.
+    Its numbers are read where they are asked for: handlers do not always call our `__init__`, nor `initialize`.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.local_rank = LocalRank(os.environ.get("LOCAL_RANK", "0"))
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    @cached_property
+    def local_rank(self) -> int:
+        """Number of this process on its machine."""
+        return LocalRank(os.environ.get("LOCAL_RANK", "0"))
+
+    @cached_property
+    def rank(self) -> int:
+        """Its number among all."""
+        return int(os.environ.get("RANK", "0"))
+
+    @cached_property
+    def world_size(self) -> int:
+        """How many there are; 1 in a model worker that is none of a group."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
 
     def initialize(self, context: Context) -> None:
         """Chooses this rank's device and joins the others. Loading the model is up to the derived class.

@@ -17,10 +17,10 @@ from torch import nn
 from wsgi_ts.handlers.distributed.caches import put_in_place
 from wsgi_ts.handlers.distributed.deepspeed import BaseDeepSpeedHandler, get_ds_engine
 from wsgi_ts.handlers.distributed.pipeline import get_pipeline_driver
-from wsgi_ts.handlers.distributed.ranks import BasePippyHandler, parallel_sizes
+from wsgi_ts.handlers.distributed.ranks import BasePippyHandler, DistributedHandler, parallel_sizes
 from wsgi_ts.handlers.distributed.rows import merge_rows, split_rows
 from wsgi_ts.handlers.distributed.stages import Stage, find_cut
-from wsgi_ts.handlers.distributed.tensor_parallel import parallelize
+from wsgi_ts.handlers.distributed.tensor_parallel import BaseTensorParallelHandler, parallelize
 from wsgi_ts.handlers.distributed.transfer import (
     CachePlace,
     Failure,
@@ -386,6 +386,18 @@ def test_a_rank_knows_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (handler.rank, handler.local_rank, handler.world_size) == (5, 1, 8)
     # As tutorials choose a device: the number of a GPU, or the CPU where there is none.
     assert [handler.local_rank % count for count in (4, 1, 0)] == [1, 0, CPU]
+
+
+@pytest.mark.parametrize("kind", [BasePippyHandler, BaseTensorParallelHandler, BaseDeepSpeedHandler])
+def test_a_handler_that_has_an_init_of_its_own_knows_them_too(
+    kind: type[DistributedHandler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    own = type("Own", (kind,), {"__init__": lambda self: None})()
+    assert (own.rank, own.local_rank, own.world_size) == (5, 1, 8)
+    own.local_rank = 3  # as TorchServe's examples do in `initialize`
+    assert own.local_rank == 3
 
 
 # DeepSpeed
