@@ -21,7 +21,8 @@ from wsgi_ts.handlers.serving.errors import PredictionException
 from wsgi_ts.handlers.serving.inputs import content_of
 from wsgi_ts.handlers.serving.loader import import_from, list_classes_from_module
 from wsgi_ts.handlers.toolkit.library_names import AOT_LIBRARY, AOT_PACKAGE, ONNX_OPTIONS, ONNX_SESSION
-from wsgi_ts.handlers.toolkit.utils import PT2Backend, check_valid_pt2_backend, load_label_mapping, timed
+from wsgi_ts.handlers.toolkit.phase_times import measure_phases, phase
+from wsgi_ts.handlers.toolkit.utils import PT2Backend, check_valid_pt2_backend, load_label_mapping
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,6 @@ class BaseHandler:
         model: the loaded model; a module, a compiled function or an ONNX session.
         mapping: class index -> label from `index_to_name.json`, None without that file.
         device: where the model runs.
-        context: the context of the current batch.
         map_location: device name that weights are loaded to.
         explain: set by handlers that want explanations.
         target: class that explanations are for.
@@ -50,7 +50,7 @@ class BaseHandler:
     mapping: dict[str, str] | None = None
     device: Any = None
     initialized = False
-    context: Any = None
+    _context: Any = None
     model_pt_path: str | None = None
     manifest: Any = None
     map_location: str | None = None
@@ -67,6 +67,18 @@ class BaseHandler:
     def __init__(self) -> None:
         self.profiler_args = {}
         self.model_yaml_config = {}
+
+    @property
+    def context(self) -> Any:
+        """The context of the current batch."""
+        return self._context
+
+    @context.setter
+    def context(self, context: Any) -> None:
+        # Handlers set it in `initialize`, their own as well as ours, or in `handle`; it is the same one for good.
+        if context is not self._context:
+            self._context = context
+            measure_phases(type(self), context)
 
     def initialize(self, context: Context) -> None:
         """Chooses the device and loads the model, compiled if its YAML says so, and the label mapping.
@@ -225,7 +237,7 @@ class BaseHandler:
         shown = options or {"backend": PT2Backend.INDUCTOR.value}
         log.info("Compiled model with %s", ", ".join(f"{name} {value}" for name, value in shown.items()))
 
-    @timed
+    @phase
     def preprocess(self, data: Any) -> Any:
         """Turns the rows of a batch into the model's input.
 
@@ -242,7 +254,7 @@ class BaseHandler:
             data = [content_of(row) for row in data]
         return torch.as_tensor(data, device=self.device)
 
-    @timed
+    @phase
     def inference(self, data: Any, *args: Any, **kwargs: Any) -> Any:
         """Runs the model on a batch, without gradients.
 
@@ -265,7 +277,7 @@ class BaseHandler:
         outputs = [torch.as_tensor(array) for array in self.model.run(None, dict(zip(names, arrays, strict=False)))]
         return outputs[0] if len(outputs) == 1 else outputs
 
-    @timed
+    @phase
     def postprocess(self, data: Any) -> Any:
         """Turns the model's output, a tensor (B, …), into a list of B numbers or nested lists."""
         return data.tolist()

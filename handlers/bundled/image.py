@@ -8,7 +8,8 @@ import torch
 
 from wsgi_ts.handlers.bundled.vision import VisionHandler
 from wsgi_ts.handlers.toolkit.library_names import CENTER_CROP, COMPOSE, NORMALIZE, RESIZE, TO_TENSOR
-from wsgi_ts.handlers.toolkit.utils import map_class_to_label, timed
+from wsgi_ts.handlers.toolkit.phase_times import phase
+from wsgi_ts.handlers.toolkit.utils import map_class_to_label
 
 #: Mean and deviation of ImageNet's colours, which the usual pretrained models expect.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -59,7 +60,7 @@ class ImageClassifier(TransformingHandler):
         """Returns how many classes an answer has."""
         return self.topk
 
-    @timed
+    @phase
     def postprocess(self, data: torch.Tensor) -> list[dict[str, float]]:
         """Turns scores (B, classes) into B dicts label -> probability, the likeliest first, `topk` of them."""
         probabilities = torch.nn.functional.softmax(data, dim=1)

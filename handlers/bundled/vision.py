@@ -21,7 +21,7 @@ from wsgi_ts.handlers.toolkit.library_names import (
     import_extra,
     load_for_explanation,
 )
-from wsgi_ts.handlers.toolkit.utils import timed
+from wsgi_ts.handlers.toolkit.phase_times import phase
 
 
 class VisionHandler(BaseHandler, ABC):
@@ -57,7 +57,7 @@ class VisionHandler(BaseHandler, ABC):
         if not context.system_properties.get("limit_max_image_pixels", True):
             setattr(import_extra("PIL.Image", type(self).__name__), MAX_IMAGE_PIXELS, None)
 
-    @timed
+    @phase
     def preprocess(self, data: list[dict[str, Any]]) -> torch.Tensor:
         """Stacks the images of a batch.
 

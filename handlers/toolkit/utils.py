@@ -1,4 +1,4 @@
-"""Helpers that TorchServe offers to handlers: label mappings, class look-up, timing."""
+"""Helpers that TorchServe offers to handlers: label mappings, class look-up, how long a call takes."""
 
 from __future__ import annotations
 
@@ -152,28 +152,6 @@ def deprecated(
         return cast(_Function, warn)
 
     return decorate
-
-
-def timed(function: _Function) -> _Function:
-    """Measures a method as `ts_handler_{method}` (ms) if the model's YAML says `handler: {profile: true}`.
-
-    The method's object needs the `context` it was initialised with.
-    """
-
-    @functools.wraps(function)
-    def measure(self: Any, *args: Any, **kwargs: Any) -> Any:
-        context = getattr(self, "context", None)
-        config = getattr(context, "model_yaml_config", None) or {}
-        section = config.get("handler")
-        if context is None or not isinstance(section, dict) or not section.get("profile"):
-            return function(self, *args, **kwargs)
-        started_at = time.perf_counter()
-        result = function(self, *args, **kwargs)
-        elapsed_ms = (time.perf_counter() - started_at) * 1000
-        context.metrics.add_time(f"ts_handler_{function.__name__}", round(elapsed_ms, 2), unit="ms")
-        return result
-
-    return cast(_Function, measure)
 
 
 def timeit(func: _Function) -> _Function:

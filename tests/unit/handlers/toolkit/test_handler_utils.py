@@ -12,14 +12,8 @@ import pytest
 
 from wsgi_ts.handlers.metrics.cache import MetricsCache
 from wsgi_ts.handlers.serving.errors import PredictionException
-from wsgi_ts.handlers.toolkit.utils import (
-    deprecated,
-    import_class,
-    load_label_mapping,
-    map_class_to_label,
-    timed,
-    timeit,
-)
+from wsgi_ts.handlers.toolkit.phase_times import measure_phases, phase, timed
+from wsgi_ts.handlers.toolkit.utils import deprecated, import_class, load_label_mapping, map_class_to_label, timeit
 
 
 @pytest.mark.parametrize(
@@ -117,3 +111,28 @@ def test_timed_methods_are_measured_if_the_yaml_says_so(profile: bool) -> None:
     assert [(sample.name, sample.unit) for sample in samples] == (
         [("ts_handler_inference", "Milliseconds")] if profile else []
     )
+
+
+def test_a_phase_is_what_it_was_until_the_yaml_says_profile() -> None:
+    def inference(self: Any, value: int) -> int:
+        return value + 1
+
+    class Bundled:
+        context = SimpleNamespace(model_yaml_config={}, metrics=MetricsCache(model_name="m"))
+
+    class Derived(Bundled):
+        def inference(self, value: int) -> int:
+            inherited: int = super().inference(value)  # type: ignore[misc]
+            return 10 * inherited
+
+    plain = phase(inference)
+    Bundled.inference = plain  # type: ignore[attr-defined]
+    for config in ({}, {"handler": {"profile": False}}, {"handler": "no section"}):
+        Bundled.context.model_yaml_config = config
+        measure_phases(Derived, Bundled.context)
+        assert Bundled.inference is plain  # type: ignore[attr-defined]
+    Bundled.context.model_yaml_config = {"handler": {"profile": True}}
+    for _ in range(2):
+        measure_phases(Derived, Bundled.context)
+    assert Derived().inference(1) == 20
+    assert [sample.name for sample in Bundled.context.metrics.take_samples()] == ["ts_handler_inference"]

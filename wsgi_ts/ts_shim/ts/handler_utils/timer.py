@@ -1,1 +1,1 @@
-from wsgi_ts.handlers.toolkit.utils import timed
+from wsgi_ts.handlers.toolkit.phase_times import timed
