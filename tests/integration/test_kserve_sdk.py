@@ -17,7 +17,7 @@ import pytest
 from support import http
 from support.archives import archive
 from support.eventually import eventually
-from support.server import ServerProcess, free_ports
+from support.server import REPOSITORY, ServerProcess, free_ports
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +36,17 @@ def handle(data, context):
         return None
     return [digit(row) for row in data]
 """
+
+#: The same, which raises what it is told to.
+PLAIN = """
+from ts.utils.util import PredictionException
+""" + MNIST.replace(
+    "    return [digit(row) for row in data]",
+    """    for row in data:
+        if isinstance(row, dict) and "raise" in row:
+            raise PredictionException("raised", int(row["raise"]))
+    return [digit(row) for row in data]""",
+)
 
 #: Runs inside the environment: each client says what it has got.
 CLIENTS = """
@@ -136,6 +147,21 @@ asyncio.run(main())
 """
 
 
+#: A server of KServe's with model archives in engines of ours.
+MAR_MODELS = """
+import sys
+import kserve
+from wsgi_ts.integrations.kserve import MarModel
+
+http_port, grpc_port, folder = sys.argv[1:]
+server = kserve.ModelServer(http_port=int(http_port), grpc_port=int(grpc_port), workers=1)
+server.start([
+    MarModel("mnist", folder + "/plain.mar", settings={"preload_modules": ""}),
+    MarModel("mnist_v2", folder + "/plain.mar", envelope="kservev2", settings={"preload_modules": ""}),
+])
+"""
+
+
 @pytest.fixture(scope="module")
 def python() -> Path:
     """The interpreter of an environment with KServe's package."""
@@ -205,3 +231,48 @@ def test_a_wrapper_in_front(server: ServerProcess, python: Path) -> None:
             assert run(python, WRAPPER_CLIENT, *own) == {"v1": {"predictions": [2]}, "v2": [2], "grpc": [2]}
         finally:
             wrapper.kill()
+
+
+def test_archives_in_kserves_own_server(python: Path, tmp_path: Path) -> None:
+    """Its clients, the errors that a handler raises, and the end, which leaves nothing."""
+    archive(tmp_path, "plain", PLAIN)
+    ports = free_ports(2)
+    # As in an environment that has both packages; KServe's wants its own versions of what ours takes, too.
+    packages = [*python.parents[1].glob("lib/python3*/site-packages"), Path(pytest.__file__).parents[1]]
+    mine = {"PYTHONPATH": os.pathsep.join(map(str, [REPOSITORY, *packages])), "TMPDIR": str(tmp_path)}
+    command = [python, "-c", MAR_MODELS, *map(str, ports), str(tmp_path)]
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        server = subprocess.Popen(command, env=environment() | mine, stderr=output, stdout=output)
+    try:
+
+        def is_ready() -> bool:
+            assert server.poll() is None, log.read_text()
+            try:
+                return all(
+                    http.request(ports[0], "GET", f"/v2/models/{name}/ready").status == 200
+                    for name in ("mnist", "mnist_v2")
+                )
+            except OSError:
+                return False
+
+        eventually(is_ready, within=90)
+        found = run(python, CLIENTS, *ports)
+        assert found.pop("v1 error").startswith("HTTPStatusError"), found
+        assert (found["v1"], found["v1 explain"]) == ({"predictions": [2]}, {"explanations": [2]})
+        assert (found["v2"], found["grpc"], found["grpc raw"]) == (["mnist_v2", [1]], [1], [4])
+        for value, status, told in (
+            (400, 400, "raised"),
+            (418, 418, "raised"),
+            ("no number", 503, "Prediction failed"),
+        ):
+            body = json.dumps({"instances": [{"raise": value}]})
+            headers = {"content-type": "application/json"}
+            reply = http.request(ports[0], "POST", "/v1/models/mnist:predict", headers=headers, body=body)
+            assert (reply.status, told in reply.text) == (status, True), reply.text
+        server.terminate()
+        assert server.wait(30) == 0, log.read_text()
+        assert not list(tmp_path.glob("wsgi-ts-*/*")), "no run directory of an engine"
+    finally:
+        server.kill()
+        server.wait()
