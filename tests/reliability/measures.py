@@ -21,7 +21,8 @@ from support.processes import marked
 
 from reliability import census, open_loop
 from reliability.campaign import BACK_S, Campaign, Findings, findings
-from reliability.load import Load, executions
+from reliability.load import Load, Outcome, executions
+from reliability.slow_clients import BYTE_S, slow_clients
 from reliability.subjects import Subject, subject, wait_for_end
 
 #: How many times its capacity a server is asked for.
@@ -196,6 +197,52 @@ def measure_overload(name: str, seconds: float) -> Overload:
 
 def _percentile(values: list[float], part: float) -> float | None:
     return values[min(len(values) - 1, int(len(values) * part))] if values else None
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Clients beside others that send a byte a second.
+
+    Attributes:
+        alone_s: 99th percentile of how long a good answer takes without them, before and after.
+        beside_s: the same beside them.
+        bad: requests beside them that were not answered well.
+        requests: how many there were.
+    """
+
+    alone_s: float
+    beside_s: float
+    bad: int
+    requests: int
+
+
+def measure_slow(name: str, seconds: float) -> Slow:
+    """Asks with four clients, first alone, then beside slow ones, then alone again."""
+    with running(name) as server, Load(server, clients=CLIENTS, path=server.path, hang_s=60) as load:
+        _wait_for_load(load)
+        began = time.monotonic()
+        time.sleep(seconds)
+        with slow_clients(server.ports["inference"], server.path):
+            time.sleep(BYTE_S)  # they have come by now
+            slow_from = time.monotonic()
+            time.sleep(2 * seconds)
+            slow_until = time.monotonic()
+        time.sleep(BYTE_S)
+        again = time.monotonic()
+        time.sleep(seconds)
+    beside = [each for each in load.outcomes if slow_from <= each.sent_at <= slow_until]
+    alone = [each for each in load.outcomes if began <= each.sent_at <= slow_from - BYTE_S or each.sent_at >= again]
+    return Slow(
+        _p99_of_good(alone),
+        _p99_of_good(beside),
+        sum(each.result != "ok" for each in beside),
+        len(beside),
+    )
+
+
+def _p99_of_good(outcomes: Sequence[Outcome]) -> float:
+    took = sorted(each.ended_at - each.sent_at for each in outcomes if each.result == "ok")
+    return _percentile(took, 0.99) or 0.0
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,22 @@ from typing import Any
 from reports import markdown
 
 from reliability.campaign import Findings
-from reliability.measures import OVERLOAD, Drain, Ends, Overload, Soak
+from reliability.measures import OVERLOAD, Drain, Ends, Overload, Slow, Soak
+from reliability.slow_clients import SLOW_CLIENTS
 from reliability.subjects import Ours
 
 MISSING = "not measured"
 #: What is found in each step, in the order of the tables.
-STEPS: Mapping[str, type[Any]] = {"kills": Findings, "drain": Drain, "ends": Ends, "overload": Overload, "soak": Soak}
+STEPS: Mapping[str, type[Any]] = {
+    "kills": Findings,
+    "drain": Drain,
+    "ends": Ends,
+    "overload": Overload,
+    "slow": Slow,
+    "soak": Soak,
+}
+#: How many times as long the slowest answers may take beside slow clients.
+SLOW_LIMIT = 2.0
 Found = Mapping[str, Mapping[str, Any]]
 
 
@@ -96,6 +106,15 @@ def _all(values: Mapping[str, Sequence[float]]) -> list[float]:
     return [each for times in values.values() for each in times]
 
 
+def slow_factor(slow: Slow) -> str:
+    """The factor, and whether it is kept."""
+    if not slow.alone_s or not slow.beside_s:
+        return "no answers"
+    factor = slow.beside_s / slow.alone_s
+    times = f"{1000 * slow.alone_s:.1f} to {1000 * slow.beside_s:.1f} ms"
+    return f"{factor:.2f} ({times})" + ("" if factor <= SLOW_LIMIT else ": falls short")
+
+
 def _left(names: Sequence[str]) -> str:
     return "nothing" if not names else str(len(names))
 
@@ -154,11 +173,19 @@ _SOAK: Sequence[tuple[str, Callable[[Soak], str]]] = (
         lambda soak: f"{soak.descriptors} / {soak.threads} / {soak.processes} / {soak.names}",
     ),
 )
+_SLOW: Sequence[tuple[str, Callable[[Slow], str]]] = (
+    (
+        f"beside {SLOW_CLIENTS} clients that send a byte a second: p99, times that without (at most {SLOW_LIMIT:g})",
+        slow_factor,
+    ),
+    ("beside them: requests that were not answered well", lambda slow: none_of(slow.bad, slow.requests)),
+)
 _ROWS: Mapping[type, Sequence[tuple[str, Callable[[Any], str]]]] = {
     Findings: _KILLS,
     Drain: _DRAIN,
     Ends: _ENDS,
     Overload: _OVERLOAD,
+    Slow: _SLOW,
     Soak: _SOAK,
 }
 #: The processes that somebody has to start again when they are killed: a service manager does.

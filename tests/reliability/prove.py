@@ -48,7 +48,7 @@ class Options:
         kills: of ours; `rival_kills` of each of the others, which take longer to come back.
         soak_s: of ours; `rival_soak_s` of each of the others.
         registrations: models that come and go during a soak.
-        overload_s: how long a server is asked for more than it can do, each half.
+        overload_s: how long a server is asked for more than it can do, each half; and beside slow clients.
         faults: run the tests of all other faults, of ours.
         seed: of what is killed when.
         publish: write docs/reliability.md.
@@ -79,6 +79,7 @@ def prove(name: str, options: Options, known: Mapping[str, Any]) -> dict[str, An
         "ends": lambda: measures.measure_ends(name),
         "drain": lambda: measures.measure_drain(name),
         "overload": lambda: measures.measure_overload(name, options.overload_s),
+        "slow": lambda: measures.measure_slow(name, options.overload_s),
         "soak": lambda: measures.measure_soak(name, soak_s, options.registrations, _every(int(soak_s))),
     }
     found: dict[str, Any] = {}
