@@ -40,9 +40,12 @@ def compile_workflow(workflow: str, spec: WorkflowSpec, shown: str = "") -> Comp
     Its models are called after `workflow`: its name, or another until they have their own; `shown` is its name then.
 
     Raises:
-        InvalidDag: its options ask for what cannot be done.
+        InvalidDag: a model has no archive.
     """
     nodes = list(spec.nodes.values())
+    for node in nodes:
+        if node.kind is NodeKind.MODEL and node.url is None and node.options.model is None:
+            raise InvalidDag(f"{node.where}: the node {node.name} has no url: write below it where its archive is")
     place = {node.name: number for number, node in enumerate(nodes)}
     scatter = _scatters(spec, place)
     made = tuple(_node(workflow, node, place, scatter.get(node.name, -1)) for node in nodes)
@@ -81,11 +84,7 @@ def _scatters(spec: WorkflowSpec, place: dict[str, int]) -> dict[str, int]:
     for node in spec.nodes.values():
         if not node.options.scatter:
             continue
-        if node.options.on_error == DEFAULT:
-            raise InvalidDag(f"options of {node.name}: scatter does not go with a default")
         (inner,) = node.successors
-        if spec.nodes[inner].options.gather:
-            raise InvalidDag(f"options of {node.name}: nothing stands between scatter and gather ({inner})")
         while not spec.nodes[inner].options.gather:
             found[inner] = place[node.name]
             (inner,) = spec.nodes[inner].successors

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 from wsgi_ts.errors import InvalidDag
+from wsgi_ts.models.arguments import MAX_BATCH_SIZE
 from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.conversion import shown
 from wsgi_ts.workflows.document import Document
@@ -29,7 +30,6 @@ OnError = Literal["fail", "skip", "default"]
 
 _ON_ERROR = ("fail", "skip", "default")
 _FUNCTION = re.compile(r"[^\W\d]\w*")
-_MAX_BATCH = 1 << 16
 _MAX_TIMEOUT_MS = 2**31 - 1
 
 
@@ -223,8 +223,8 @@ class _NodeReader:
 
     def _batch_size(self) -> int | None:
         value = self._fields.get("batch-size")
-        if value is not None and (type(value) is not int or not 1 <= value <= _MAX_BATCH):
-            raise self._wrong("batch-size", f"{shown(value)} is not a whole number between 1 and {_MAX_BATCH}")
+        if value is not None and (type(value) is not int or not 1 <= value <= MAX_BATCH_SIZE):
+            raise self._wrong("batch-size", f"{shown(value)} is not a whole number between 1 and {MAX_BATCH_SIZE}")
         return value
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from wsgi_ts.archive.manifest import check_name
 from wsgi_ts.errors import BadRequest, InvalidDag, InvalidWorkflow
+from wsgi_ts.models.arguments import MAX_BATCH_SIZE, MAX_WORKERS
 from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.conversion import shown
 from wsgi_ts.workflows.document import Document, NoYaml, read_document
@@ -48,16 +49,41 @@ class Numbers:
     timeout_ms: int = 10_000
 
 
-#: The keys of the numbers, and the least value of each that anything can be made of.
+_LEAST, _MOST = -(2**31), 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The values that a number of the specification may have.
+
+    Attributes:
+        field: the number's name in Numbers.
+        least, most: the bounds.
+        of_archive: a value besides, which stands for that of the model's model-config.yaml.
+    """
+
+    field: str
+    least: int
+    most: int = _MOST
+    of_archive: int | None = None
+
+    def fault(self, value: int) -> str:
+        """What is wrong with a value; empty where nothing is."""
+        if value == self.of_archive or self.least <= value <= self.most:
+            return ""
+        besides = "" if self.of_archive is None else f", or {self.of_archive} for that of model-config.yaml"
+        return f"{value} is not between {self.least} and {self.most}{besides}"
+
+
+#: The keys of the numbers. Of the workers those below 0 count as 0, as in TorchServe; nothing is made of `min-workers`.
 NUMBERS = {
-    "min-workers": ("min_workers", None),
-    "max-workers": ("max_workers", None),
-    "batch-size": ("batch_size", -1),
-    "max-batch-delay": ("max_batch_delay_ms", -100),
-    "retry-attempts": ("retry_attempts", 0),
-    "timeout-ms": ("timeout_ms", 1),
+    "min-workers": Limits("min_workers", _LEAST),
+    "max-workers": Limits("max_workers", _LEAST, MAX_WORKERS),
+    "batch-size": Limits("batch_size", 1, MAX_BATCH_SIZE, of_archive=-1),
+    "max-batch-delay": Limits("max_batch_delay_ms", 0, of_archive=-100),
+    "retry-attempts": Limits("retry_attempts", 0),
+    "timeout-ms": Limits("timeout_ms", 1),
 }
-_JAVA_INTEGERS = range(-(2**31), 2**31)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +99,7 @@ class Node:
             called as its parent.
         successors: the nodes that get its answer, in file order; none for a leaf.
         options: what TorchServe does not know.
+        where: file, line and key of its model, for messages.
     """
 
     name: str
@@ -82,6 +109,7 @@ class Node:
     parents: tuple[str, ...]
     successors: tuple[str, ...]
     options: NodeOptions = NO_OPTIONS
+    where: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,14 +229,14 @@ def _read_models(document: Document, section: dict[Any, Any]) -> tuple[Numbers, 
 
 
 def _with_number(document: Document, numbers: Numbers, name: str, value: Any, *keys: Any) -> Numbers:
-    attribute, least = NUMBERS[name]
+    limits = NUMBERS[name]
     if type(value) is not int:
         hint = ": remove the quotes" if isinstance(value, str) and value.strip().lstrip("-").isdigit() else ""
         raise wrong(document, f"{shown(value)} is not a whole number{hint}", *keys)
-    if value not in _JAVA_INTEGERS or (least is not None and value < least):
-        lowest = _JAVA_INTEGERS[0] if least is None else least
-        raise wrong(document, f"{value} is not between {lowest} and {_JAVA_INTEGERS[-1]}", *keys)
-    return replace(numbers, **{attribute: value})
+    fault = limits.fault(value)
+    if fault:
+        raise wrong(document, fault, *keys)
+    return replace(numbers, **{limits.field: value})
 
 
 def _check_node_name(document: Document, name: Any, *keys: Any) -> None:
@@ -295,6 +323,7 @@ def _node(name: str, model: _Model | None, numbers: Numbers, graph: _Graph, opti
         tuple(graph.parents[name]),
         tuple(graph.successors[name]),
         own,
+        graph.document.where("models", name),
     )
 
 
@@ -325,12 +354,18 @@ def _gathering_node(document: Document, nodes: dict[str, Node], node: Node) -> s
     Raises:
         InvalidDag: there is none.
     """
+    if node.options.on_error == "default":
+        fault = "scatter does not go with a default: remove one of them"
+        raise wrong(document, fault, "options", "nodes", node.name, "on-error")
     at = node
     while True:
         if len(at.successors) != 1 or len(nodes[at.successors[0]].parents) != 1:
             fault = f"what follows has to be a chain up to a node with gather, which it is not at {at.name}"
             raise wrong(document, fault, "options", "nodes", node.name, "scatter")
-        at = nodes[at.successors[0]]
+        before, at = at, nodes[at.successors[0]]
+        if at.options.gather and before is node:
+            fault = f"nothing stands between it and {at.name}, which gathers: put what is to run for each item there"
+            raise wrong(document, fault, "options", "nodes", node.name, "scatter")
         if at.options.gather:
             return at.name
         if at.options.scatter:

@@ -222,7 +222,7 @@ def test_an_archive_reads_its_input_from_a_file(run: Runner) -> None:
             ECHO.format("s"),
             "m: Model not found at: none.mar (model store: ",
         ),
-        ("models: {m: {}}\ndag: {s: [m]}", ECHO.format("s"), "m has no url: no model can be loaded"),
+        ("models: {m: {}}\ndag: {s: [m]}", ECHO.format("s"), "flow: flow.yaml:1: key models.m: the node m has no url"),
         ("models: {}\ndag: {s: []}", "raise SystemExit(3)", "s cannot be loaded: SystemExit: 3"),
         (
             "models: {}\ndag: {s: []}",
