@@ -188,7 +188,7 @@ class WorkflowWord:
 
 
 #: 499: the client has gone.
-WORKFLOW_CODES = (200, 408, 499, 503, 507, 500)
+WORKFLOW_CODES = (200, 400, 408, 413, 499, 503, 507, 500)
 WORKFLOW_NODES = (WORKFLOW_WORDS - WorkflowWord.NODES) // 2
 
 #: Upper bounds, in microseconds, of the histograms of times.

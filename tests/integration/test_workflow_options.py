@@ -383,6 +383,51 @@ def test_events_tell_of_each_node(server: ServerProcess) -> None:
     assert (kind, json.loads(answer)) == ("answer", {"behind": "b conditions__branch behind"})
 
 
+ENDS = """
+models:
+  retry-attempts: 0
+  gone: {url: raises.mar, max-workers: 0}
+  slow: {url: sleeps.mar, timeout-ms: 200}
+dag:
+  first: [gone, slow, stands_in, fine]
+  gone: [behind]
+  slow: [side]
+  stands_in: [join]
+  fine: [fails]
+options:
+  nodes:
+    gone: {on-error: skip}
+    slow: {on-error: skip}
+    stands_in: {on-error: default, default: x}
+"""
+ENDS_FUNCTIONS = (
+    FAILURE_FUNCTIONS
+    + """
+def fails(data, context):
+    if data is not None:
+        import time
+        time.sleep(0.6)
+        raise ValueError("no")
+"""
+)
+
+
+def test_events_tell_how_each_node_has_ended(server: ServerProcess) -> None:
+    archive(server.store, "sleeps", "import time\n\ndef handle(data, context):\n    time.sleep(1 if data else 0)\n")
+    war(server.store, "ended", ENDS, ENDS_FUNCTIONS)
+    reply = server.request("management", "POST", "/workflows?url=ended.war", timeout=60)
+    assert reply.status == 200, reply.text
+    *nodes, (kind, data) = events(server, "/wfpredict/ended", "x")
+    assert (kind, json.loads(data)["message"]) == ("error", "Error executing fails")
+    told = [json.loads(data) for _, data in nodes]
+    assert {fields["node"]: fields["state"] for fields in told} == {
+        **{"first": "done", "fine": "done", "stands_in": "default", "join": "done"},
+        **{"gone": "skipped", "behind": "skipped", "slow": "skipped", "side": "skipped", "fails": "failed"},
+    }
+    assert len(told) == 9, "each once"
+    assert server.request("management", "DELETE", "/workflows/ended", timeout=60).status == 200
+
+
 def test_events_by_query_of_items_and_of_a_stream(server: ServerProcess) -> None:
     found = events(server, "/wfpredict/items?events=true", "one two", accept="*/*")
     items = [json.loads(data).get("item") for kind, data in found if kind == "node"]
@@ -423,3 +468,5 @@ def test_options_that_do_not_go_together(server: ServerProcess) -> None:
     war(server.store, "odd", text, ITEM_FUNCTIONS)
     reply = server.request("management", "POST", "/workflows?url=odd.war", timeout=60)
     assert (reply.status, reply.json()["type"]) == (400, "InvalidDAGException")
+    fault = "spec.yaml:10: key options.nodes.split.on-error: scatter does not go with a default: remove one of them"
+    assert reply.json()["message"] == fault

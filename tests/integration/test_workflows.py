@@ -106,6 +106,8 @@ def handle(data, context):
         raise ValueError("no")
     if what == "busy once" and calls[name] == 1:
         raise PredictionException("", 503)
+    if what == "refuse":
+        raise PredictionException("not this", 400)
     if what == "sleep":
         time.sleep(float(name))
     if what == "slow once" and calls[name] == 1:
@@ -268,7 +270,10 @@ def test_a_node_that_fails_is_tried_again(server: ServerProcess) -> None:
     invoked = re.findall(
         r" (\w+) .*Invoking -  mood for attempt (\d)", server.log().replace("[", " ").replace("]", " ")
     )
-    assert {("INFO", "2"), ("INFO", "3")} <= set(invoked)
+    assert set(invoked) == {("INFO", "1"), ("INFO", "2")}, "the first attempt is that with number 0"
+    failed = [line.rpartition(" - ")[2] for line in server.log().splitlines() if "mood" in line and "ERROR" in line]
+    again = "Timed out while executing mood for attempt %d"
+    assert failed[-3:] == [again % 0, again % 1, "mood : Prediction failed"], "TorchServe says so of any failed attempt"
 
 
 def test_an_attempt_that_is_too_late_is_not_run_twice(server: ServerProcess) -> None:
@@ -281,8 +286,8 @@ def test_a_node_that_never_answers(server: ServerProcess) -> None:
     assert said(ask(server, "stalled", b"sleep:2.5")) == (500, "InternalServerException", "Error executing mood")
     assert time.monotonic() - began > 1.15, "two attempts of 600 ms"
     log = server.log()
-    assert "Timed out while executing mood for attempt 1" in log
-    assert "Timed out while executing mood for attempt 2" in log
+    assert "Timed out while executing mood for attempt 0" in log
+    assert "mood : it has not answered within 600 ms" in log
 
 
 def test_the_client_s_own_deadline(server: ServerProcess) -> None:
@@ -341,6 +346,38 @@ def test_a_node_can_be_scaled(server: ServerProcess) -> None:
     assert ask(server, "diamond", b"x").status == 200
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/models/chain__before/9.9"),
+        ("DELETE", "/models/chain__before/9.9"),
+        ("PUT", "/models/chain__before/9.9?min_worker=2"),
+        ("PUT", "/models/chain__before/9.9/set-default"),
+    ],
+)
+def test_a_function_has_one_version(server: ServerProcess, method: str, path: str) -> None:
+    found = said(server.request("management", method, path))
+    text = "Model version: 9.9 does not exist for model: chain__before"
+    assert found == (404, "ModelVersionNotFoundException", text)
+    assert server.predict("chain__before", b"x").text == "x before"
+    reply = server.request("management", "PUT", "/models/chain__before/1.0/set-default")
+    status = 'Default version successfully updated for model "chain__before" to "1.0"'
+    assert (reply.status, reply.json()) == (200, {"status": status})
+
+
+def test_a_body_that_cannot_be_read(server: ServerProcess) -> None:
+    """The client has to mend it, so it is told at once; what a handler answers with 400 is its node's failure."""
+    began = server.log().count("Invoking -")
+    for content_type, body in (("multipart/form-data", b"x"), ("application/json", b"[" * 2000 + b"]" * 2000)):
+        plain = server.request(
+            "inference", "POST", "/predictions/mood__mood", body=body, headers={"content-type": content_type}
+        )
+        assert said(plain)[:2] == (400, "BadRequestException")
+        assert said(ask(server, "mood", body, content_type=content_type)) == said(plain)
+    assert server.log().count("Invoking -") == began, "no other attempt"
+    assert said(ask(server, "mood", b"refuse:all")) == (500, "InternalServerException", "Error executing mood")
+
+
 def test_a_node_without_a_worker_and_one_that_is_gone(server: ServerProcess) -> None:
     war(server.store, "bare", "models:\n  m: {url: named.mar, max-workers: 0}\ndag:\n  before: [m]\n")
     assert register(server, "bare.war").status == 200
@@ -370,7 +407,19 @@ def test_workflows_are_counted(server: ServerProcess) -> None:
     assert float(found[f"ts_workflow_retries_total{{{label}}}"]) == 3
     assert float(found[f'ts_workflow_node_runs_total{{{label}node="mood",}}']) == 3
     assert float(found[f'ts_workflow_node_seconds_total{{{label}node="mood",}}']) > 0
-    assert server.request("management", "DELETE", "/workflows/counted", timeout=60).status == 200
+    # What is answered without a walk counts, too.
+    assert ask(server, "counted", b"x", content_type="multipart/form-data").status == 400
+    assert server.request("management", "PUT", "/models/counted__mood?min_worker=0&max_worker=0").status == 202
+    eventually(lambda: ask(server, "counted", b"x").status == 503, within=5, what="no worker")
+    assert ask(server, "counted", b"x").status == 503
+    assert server.request("management", "DELETE", "/models/counted__mood").status == 200
+    assert ask(server, "counted", b"x").status == 500
+    lines = server.request("metrics", "GET", "/metrics").text.splitlines()
+    found = dict(line.rsplit(" ", 1) for line in lines if 'workflow_name="counted"' in line)
+    counts = {code: float(found[f'ts_workflow_requests_total{{{label}code="{code}",}}']) for code in (400, 500)}
+    assert counts == {400: 1, 500: 2}
+    assert float(found[f'ts_workflow_requests_total{{{label}code="503",}}']) >= 2
+    assert server.request("management", "DELETE", "/workflows/counted", timeout=60).status == 500
 
 
 # Management

@@ -96,7 +96,8 @@ class AsyncPlane:
             raise self._exchange.refuse(target, target.error)
         length = sum(map(len, parts))
         if length > self._limit:
-            raise PayloadTooLarge(f"The request has {length} bytes, max_request_size is {self._limit}")
+            error = PayloadTooLarge(f"The request has {length} bytes, max_request_size is {self._limit}")
+            raise self._exchange.refuse(target, error)
         exchange = self._exchange
         slot = exchange.take(target)
         call = Call(self, slot, target, exchange.ids.new(), trace)

@@ -79,7 +79,7 @@ class Attempts(Generic[Waiter]):
             # What the last attempt has begun to answer counts no more.
             task.value = task.parts = None
             client.submit_again(task.slot, self._choose(target), target.model, now_ns)
-            log.info("Invoking -  %s for attempt %d", node.name, task.attempt)
+            log.info("Invoking -  %s for attempt %d", node.name, task.attempt - 1)
             self.counters.count(states.graph.index, WorkflowWord.RETRIES)
         else:
             slot = client.take(target.model)

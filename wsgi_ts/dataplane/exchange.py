@@ -111,6 +111,7 @@ class Exchange(Generic[Waiter]):
         self._is_due = False
         self._retry_after = RetryAfter(self.board)
         routes, counters = self.routes, WalkCounters(self.board, index)
+        self._walk_counters = counters
         attempts: Attempts[Waiter] = Attempts(
             self.client, routes.node_target, self.waiting, self._batcher_of, counters, self._retry_after
         )
@@ -153,11 +154,13 @@ class Exchange(Generic[Waiter]):
         slot = self.client.take(target.model)
         if slot is None:
             self._count_refusal(target)
+            self._count_workflow(target, ServiceUnavailable.http_status)
             raise self._later(ServiceUnavailable.no_slot(target.model_name, target.version), target)
         return slot
 
     def refuse(self, target: Target, error: ServerError) -> ServerError:
         """Counts a request that is refused before it has a slot, and returns the error that says why."""
+        self._count_workflow(target, error.status)
         if error.status == ServiceUnavailable.http_status:
             self._count_refusal(target)
         return error
@@ -165,6 +168,11 @@ class Exchange(Generic[Waiter]):
     def _count_refusal(self, target: Target) -> None:
         if target.model >= 0:
             self.board.words[self._refusals + target.model] += 1
+
+    def _count_workflow(self, target: Target, status: int) -> None:
+        """Counts what a client of a workflow gets without a walk."""
+        if target.graph is not None:
+            self._walk_counters.refused(target.graph.index, status)
 
     def submit(self, slot: int, waiter: Waiter, target: Target, request: Request) -> int:
         """Submits a request; the batcher sees it after `client.publish`.
@@ -197,6 +205,7 @@ class Exchange(Generic[Waiter]):
             return self.walks.begin(slot, waiter, target, graph, request)
         except SharedMemoryFull as full:
             self.client.abandon(slot)
+            self._count_workflow(target, OutOfResources.http_status)
             raise no_memory(full) from full
 
     def news(self) -> Iterator[tuple[int, Waiter]]:

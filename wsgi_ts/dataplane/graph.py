@@ -106,6 +106,13 @@ class Graph:
         self.timing_names = [_NO_TOKEN.sub("_", node.name) for node in nodes]
         self.timings_of_all = timing_template(self.timing_names)
 
+    @property
+    def needed(self) -> list[tuple[str, str | None]]:
+        """The models, by name and version, without a ready worker of which a request fails."""
+        needed = [node for node in self.nodes if node.on_error == FAIL]
+        gates: list[tuple[str, str | None]] = [(node.when, None) for node in needed if node.when]
+        return [*((node.model, node.version) for node in needed), *gates]
+
     def _inputs(self, node: Node) -> tuple[tuple[str, int], ...]:
         if len(node.parents) == 1:
             return ((BODY, node.parents[0]),)

@@ -22,12 +22,14 @@ class GraphWalk:
     Attributes:
         is_over: the request is answered, or nobody waits for it: nothing more is begun.
         open: how many tasks are open.
+        decided: where somebody wants to know, the tasks that have ended since it was emptied.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.is_over = False
         self.open = 0
+        self.decided: list[Task] | None = None
         #: Of nodes that run once by their place; None for the others, whose tasks are found by place and element.
         self._once: list[Task | None] = []
         self._each: dict[tuple[int, int], Task] = {}
@@ -103,6 +105,13 @@ class GraphWalk:
             self._give_up(task)
         return self._taken()
 
+    def unreadable(self, task: Task) -> list[Action]:
+        """The client's request is none that the first node could be given: no attempt, and no option, is of use."""
+        if not self._is_late(task):
+            self._close(task)
+            self._fail(task)
+        return self._taken()
+
     def refused(self, task: Task) -> list[Action]:
         """What `Submit` asks for cannot be done; nothing was submitted."""
         self._close(task)
@@ -130,6 +139,8 @@ class GraphWalk:
         task.is_kept = True
         self._close(task)
         self._decide(task, State.DONE)
+        if self.decided is not None:
+            self.decided.clear()  # it goes on
         self._actions = [action for action in self._actions if not isinstance(action, Finish)]
         return self._taken()
 
@@ -178,14 +189,22 @@ class GraphWalk:
         elif on_error == DEFAULT:
             self._decide(task, State.DEFAULT)
         else:
-            task.state = State.FAILED
-            self._actions.append(Fail(task))
-            self._stop()
-            self._let_go(task)
+            self._fail(task)
+
+    def _fail(self, task: Task) -> None:
+        """The request fails with this task."""
+        task.state = State.FAILED
+        if self.decided is not None:
+            self.decided.append(task)
+        self._actions.append(Fail(task))
+        self._stop()
+        self._let_go(task)
 
     def _decide(self, task: Task, state: int) -> None:
         """Notes how a task has ended, and goes on with those that read it."""
         task.state = state
+        if self.decided is not None:
+            self.decided.append(task)
         self._undecided -= 1
         graph = self.graph
         if task.has_answer and task.item < 0:

@@ -16,7 +16,7 @@ from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.dataplane.graph import Node
 from wsgi_ts.dataplane.routes import Target
 from wsgi_ts.dataplane.stories import NodeRun, Told, request_record
-from wsgi_ts.dataplane.task import State, Task
+from wsgi_ts.dataplane.task import STATE_NAMES, State, Task
 from wsgi_ts.dataplane.walk import Walk
 from wsgi_ts.errors import ServerError
 from wsgi_ts.tracing.context import TraceContext, new_trace, parse, with_context
@@ -30,7 +30,6 @@ from wsgi_ts.tracing.slowest import Allowance, Slowest
 _FAILED_PER_S: Final = 20.0
 _SAMPLED_PER_S: Final = 5.0
 _NEVER: Final = 1 << 62
-_OUTCOMES: Final = ("waiting", "running", "withdrawn", "done", "default", "skipped", "failed")
 
 
 class RequestTraces:
@@ -154,7 +153,7 @@ class RequestTraces:
 def _node_run(node: Node, task: Task) -> NodeRun:
     took_ns = task.took_ns or max(0, time.monotonic_ns() - task.began_ns)
     times = Times.unpacked(task.facts) if task.facts and task.state == State.DONE else None
-    outcome = _OUTCOMES[task.state]
+    outcome = STATE_NAMES[task.state]
     return NodeRun(node.name, task.item, task.began_ns, took_ns, outcome, task.attempt, node.model, node.version, times)
 
 

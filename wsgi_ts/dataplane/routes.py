@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.layout import RequestFlag
-from wsgi_ts.dataplane.graph import FAIL, Graph
+from wsgi_ts.dataplane.graph import Graph
 from wsgi_ts.errors import (
     BadRequest,
     InternalServerError,
@@ -54,7 +54,8 @@ class Target:
         flags: RequestFlag bits.
         client_timeout_ms: how long the client waits for its answer, 0 for as long as it takes.
         is_continuous: the answer is made in a continuous batch.
-        error: set where the request is to be refused; of the other fields only those above `batchers` mean something.
+        error: set where the request is to be refused; of the other fields only `graph` and those above `batchers` mean
+            something.
         reads_form: the body, if it is a form, may name the model after all.
         graph: of a workflow, whose first node the other fields are about.
         is_special: it has a graph or sequences.
@@ -274,9 +275,10 @@ class RoutingTable:
         start = graph.nodes[graph.start]
         first = self.version_target(start.model, start.version, flags=flags)
         if first.error is not None:
+            error: ServerError = InternalServerError(start.model)
             if isinstance(first.error, ServiceUnavailable):
-                return Target(name, None, error=ServiceUnavailable.busy_node(start.model))
-            return Target(name, None, error=InternalServerError(start.model))
+                error = ServiceUnavailable.busy_node(start.model)
+            return Target(name, None, error=error, graph=graph)
         return replace(first, client_timeout_ms=start.timeout_ms, graph=graph, is_special=True)
 
     def form_target(self, content_type: bytes, body: bytes) -> Target:
@@ -319,10 +321,10 @@ class RoutingTable:
     def _is_ready(self, graph: Graph | None) -> bool:
         if graph is None:
             return False
-        for node in graph.nodes:
-            model = self._models.get(node.model)
-            version = None if model is None else model["versions"].get(node.version or model["default"])
-            if node.on_error == FAIL and (version is None or not version["loaded"]):
+        for name, version in graph.needed:
+            model = self._models.get(name)
+            entry = None if model is None else model["versions"].get(version or model["default"])
+            if entry is None or not entry["loaded"]:
                 return False
         return True
 

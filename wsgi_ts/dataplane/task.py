@@ -19,6 +19,10 @@ class State:
     FAILED: Final = 6
 
 
+#: What people are told of each State.
+STATE_NAMES: Final = ("waiting", "running", "withdrawn", "done", "default", "skipped", "failed")
+
+
 class Task:
     """One node of one walk, or, between a scatter and its gather, one node for one element.
 

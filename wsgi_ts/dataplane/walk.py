@@ -31,11 +31,10 @@ class Walk(Generic[Waiter]):
         began_ns: when it came (monotonic).
         deadline_ns: when its client gives up, or the workflow's own time is over (monotonic); 0 for never.
         limit_ns: until when nothing has to be looked at.
-        is_watched: who waits is told of each node that has ended.
     """
 
     __slots__ = (
-        *("began_ns", "deadline_ns", "first_slot", "handle", "head", "is_watched", "limit_ns", "request_id", "states"),
+        *("began_ns", "deadline_ns", "first_slot", "handle", "head", "limit_ns", "request_id", "states"),
         *("target", "waiter"),
     )
 
@@ -53,7 +52,6 @@ class Walk(Generic[Waiter]):
             limit_ms = min(limit_ms or graph.timeout_ms, graph.timeout_ms)
         self.deadline_ns = self.began_ns + limit_ms * 1_000_000 if limit_ms else 0
         self.limit_ns = 0
-        self.is_watched = False
 
     def lateness(self) -> RequestTimeout:
         """The error of a request whose deadline has passed."""

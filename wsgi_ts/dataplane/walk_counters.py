@@ -37,6 +37,10 @@ class WalkCounters:
                 words[row + WorkflowWord.NODES + 2 * place] += 1
                 words[row + WorkflowWord.NODES + 2 * place + 1] += node_us
 
+    def refused(self, workflow: int, code: int) -> None:
+        """Counts a request that was answered before it had begun: by its status alone, for it has taken no time."""
+        self.count(workflow, WorkflowWord.CODES + _PLACES.get(code, _OTHER))
+
     def count(self, workflow: int, word: int) -> None:
         """Adds one to a word of WorkflowWord."""
         if workflow >= 0:

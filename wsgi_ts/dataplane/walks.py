@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from wsgi_ts.batcher.shm.layout import ResponseFlag, SlotState, WorkflowWord
-from wsgi_ts.batcher.shm.request_codec import Answer, Request, packed_times
+from wsgi_ts.batcher.shm.request_codec import Answer, Request, packed_times, read_times
 from wsgi_ts.dataplane.attempts import Attempts
 from wsgi_ts.dataplane.graph import Graph
 from wsgi_ts.dataplane.node_answers import joined, json_parts, packed_parts
@@ -21,7 +21,7 @@ from wsgi_ts.dataplane.node_requests import inline_answer
 from wsgi_ts.dataplane.routes import Target
 from wsgi_ts.dataplane.task import Action, Finish, Release, State, Submit, Task, Withdraw
 from wsgi_ts.dataplane.walk import Walk
-from wsgi_ts.errors import InternalServerError
+from wsgi_ts.errors import BadRequest, InternalServerError
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,10 @@ Waiter = TypeVar("Waiter")
 JSON_TYPE = ("content-type", "application/json")
 _FALSE = (b"", b"0")
 _OK, _CLIENT_GONE = 200, 499
+#: TorchServe's words for a failed attempt that another one follows, whatever has made it fail.
+_AGAIN = "Timed out while executing %s for attempt %d"
+#: So much of an error's text stands in the log.
+_MOST_LOGGED = 500
 
 
 class Walks(Generic[Waiter]):
@@ -106,19 +110,14 @@ class Walks(Generic[Waiter]):
         is_stream = bool(flags & ResponseFlag.STREAMED)
         is_passed_on = is_stream and state == SlotState.DONE and walk.states.is_last(task)
         if state == SlotState.FAILED or not status:
-            # A full queue, or a worker that has gone: the batcher says no more.
-            is_refused = bool(flags & ResponseFlag.REFUSED)
-            task.error = self.attempts.no_worker(walk, task) if is_refused else None
-            if task.state == State.RUNNING:
-                task.limit_ns = 0  # the next attempt has its own time; one that waits for this one's end has it already
-            actions = walk.states.failed(task, may_retry=not is_refused and client.may_use(slot))
+            actions = self._failed(walk, task, status, flags, offset, length)
         else:
             if is_stream and not is_passed_on:
                 self._take_chunks(task)
                 task.value = task.value or b""
             actions = self._answered(walk, task, offset, length)
-        if walk.is_watched and not is_passed_on and task.state > State.WITHDRAWN and walk.handle in self._by_handle:
-            self.progress(walk.waiter, walk.states.graph.nodes[task.node].name, task)
+            if is_passed_on and walk.states.decided is not None:
+                walk.states.decided.clear()  # the client gets its stream
         return self._carry_out(walk, actions)
 
     def answer(self, slot: int, answer: Answer) -> Answer:
@@ -148,8 +147,11 @@ class Walks(Generic[Waiter]):
             return 0
         for task in list(walk.states.tasks()):
             if task.is_open and task.limit_ns <= now_ns and task.state in (State.RUNNING, State.WITHDRAWN):
-                name = walk.states.graph.nodes[task.node].name
-                log.error("Timed out while executing %s for attempt %d", name, task.attempt)
+                node = walk.states.graph.nodes[task.node]
+                if task.attempt <= node.retries:
+                    log.error(_AGAIN, node.name, task.attempt - 1)
+                else:
+                    log.error("%s : it has not answered within %d ms", node.name, node.timeout_ms)
                 self._counters.count(walk.states.graph.index, WorkflowWord.TIMEOUTS)
                 self.attempts.begin_time(walk, task, now_ns)
                 task.took_ns = now_ns - task.began_ns
@@ -168,7 +170,7 @@ class Walks(Generic[Waiter]):
 
     def watch(self, handle: int) -> None:
         """Has progress told: who waits hears of each node that ends."""
-        self._by_handle[handle].is_watched = True
+        self._by_handle[handle].states.decided = []
 
     def leave(self, handle: int) -> None:
         """Nobody waits for a walk any more: what has not begun is never run."""
@@ -190,6 +192,8 @@ class Walks(Generic[Waiter]):
         landed = None
         to_do = deque(actions)
         while to_do:
+            if walk.states.decided:
+                self._tell(walk)
             action = to_do.popleft()
             if isinstance(action, Finish):
                 landed = self._finish(walk, action.tasks, in_slot=in_slot)
@@ -204,7 +208,43 @@ class Walks(Generic[Waiter]):
                 name = walk.states.graph.nodes[action.task.node].name
                 error = action.task.error or InternalServerError(f"Error executing {name}")
                 self._deliver(walk, Answer(error))
+        if walk.states.decided:
+            self._tell(walk)
         return landed
+
+    def _tell(self, walk: Walk[Waiter]) -> None:
+        """Tells who waits how nodes have ended, before the answer is on its way."""
+        decided = walk.states.decided
+        while decided and walk.handle in self._by_handle:
+            task = decided.pop(0)
+            self.progress(walk.waiter, walk.states.graph.nodes[task.node].name, task)
+
+    def _failed(
+        self, walk: Walk[Waiter], task: Task, status: int, flags: int, offset: int, length: int
+    ) -> list[Action]:
+        """An attempt is answered with an error, whose text lies at `offset`."""
+        text = str(self._client.segment.buffer[offset : offset + length], "utf-8", "replace")
+        if status == BadRequest.http_status and not read_times(self._client.segment, task.slot).started_ns:
+            # The handler has not seen it; its own errors with this status are a node's errors like others.
+            task.error = BadRequest(text)
+            return walk.states.unreadable(task)
+        # A full queue, or a worker that has gone: the batcher says no more.
+        is_refused = bool(flags & ResponseFlag.REFUSED)
+        task.error = self.attempts.no_worker(walk, task) if is_refused else None
+        return self._attempt_failed(walk, task, text, may_retry=not is_refused and self._client.may_use(task.slot))
+
+    def _attempt_failed(self, walk: Walk[Waiter], task: Task, text: str, *, may_retry: bool) -> list[Action]:
+        """An attempt has come to nothing; the log has TorchServe's lines, whose attempts are counted from 0."""
+        is_news = task.state == State.RUNNING and not walk.states.is_over
+        name, attempt = walk.states.graph.nodes[task.node].name, task.attempt - 1
+        if task.state == State.RUNNING:
+            task.limit_ns = 0  # the next attempt has its own time; one that waits for this one's end has it already
+        actions = walk.states.failed(task, may_retry=may_retry)
+        if is_news and task.state == State.RUNNING:
+            log.error(_AGAIN, name, attempt)
+        elif is_news and task.error is None:
+            log.error("%s : %s", name, text[:_MOST_LOGGED])
+        return actions
 
     def _answered(self, walk: Walk[Waiter], task: Task, offset: int, length: int) -> list[Action]:
         node = walk.states.graph.nodes[task.node]
@@ -220,8 +260,7 @@ class Walks(Generic[Waiter]):
             else:
                 task.parts = json_parts(bytes(self._client.segment.buffer[offset : offset + length]))
         except ValueError as error:
-            log.error("The answer of %s cannot be scattered: %s", node.name, error)
-            return walk.states.failed(task)
+            return self._attempt_failed(walk, task, f"The answer cannot be scattered: {error}", may_retry=True)
         return walk.states.answered(task, items=len(task.parts))
 
     def _take_chunks(self, task: Task) -> None:

@@ -172,7 +172,7 @@ class Answers:
         self._sender.flush(connection)
 
     def _tell_of_node(self, connection: Connection, name: str, task: Task) -> None:
-        connection.queue_chunk(node_event(name, task.item, task.took_ns, has_answer=task.has_answer))
+        connection.queue_chunk(node_event(name, task.item, task.took_ns, task.state))
         self._sender.flush(connection)
 
     def _send_events(self, exchange: Exchange[Connection], connection: Connection, slot: int) -> None:

@@ -7,6 +7,7 @@ import json
 from urllib.parse import parse_qs
 
 from wsgi_ts.dataplane.exchange import header_value
+from wsgi_ts.dataplane.task import STATE_NAMES
 from wsgi_ts.errors import ServerError
 from wsgi_ts.http.head import Head
 
@@ -20,13 +21,12 @@ def wants_events(head: Head) -> bool:
     return "events" in head.query and parse_qs(head.query).get("events", [""])[-1].lower() == "true"
 
 
-def node_event(name: str, item: int, took_ns: int, *, has_answer: bool) -> bytes:
-    """A node has ended.
+def node_event(name: str, item: int, took_ns: int, state: int) -> bytes:
+    """A node has ended as its `task.State` says.
 
-    `item` is the number of the list's element that it has run for, -1 where it runs once. Without `has_answer` the
-    workflow goes on without one.
+    `item` is the number of the list's element that it has run for, -1 where it runs once.
     """
-    fields: dict[str, object] = {"node": name, "state": "done" if has_answer else "skipped"}
+    fields: dict[str, object] = {"node": name, "state": STATE_NAMES[state]}
     fields["ms"] = round(took_ns / 1e6, 3)
     if item >= 0:
         fields["item"] = item

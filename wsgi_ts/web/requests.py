@@ -275,6 +275,7 @@ class Requests:
                 self._receive_body(connection, head)
                 return
             if self._table.receiving >= self._most_receiving:
+                exchange.refuse(target, ServiceUnavailable(""))
                 self._answers.unavailable(connection, "Too many request bodies are being received. ")
                 return
         if self._take_slot(exchange, connection, target):
