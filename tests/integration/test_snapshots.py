@@ -190,7 +190,8 @@ def test_a_named_snapshot_is_restored_without_writing_to_it(server: ServerProces
 
 
 @pytest.mark.slow
-def test_a_model_that_cannot_be_restored_is_kept_for_the_next_start(server: ServerProcess) -> None:
+@pytest.mark.parametrize("is_registered", [True, False])
+def test_a_model_that_cannot_be_restored_is_kept_for_the_next_start(server: ServerProcess, is_registered: bool) -> None:
     url = f"file://{server.home / 'far.mar'}"
     (server.home / "far.mar").write_bytes((server.store / "other.mar").read_bytes())
     server.register(url, initial_workers=0)
@@ -208,10 +209,13 @@ def test_a_model_that_cannot_be_restored_is_kept_for_the_next_start(server: Serv
     assert kept["modelCount"] == 2
     assert kept["models"]["other"]["1.0"]["downloaded"] is True
     assert (server.store / "far.mar").exists()
-    # Registered and unregistered by hand it is forgotten.
-    server.register("far.mar", initial_workers=0)
-    manage(server, "DELETE", "/models/other")
+    # Unregistered by hand it is forgotten, whether it was registered meanwhile or not.
+    if is_registered:
+        server.register("far.mar", initial_workers=0)
+    assert manage(server, "DELETE", "/models/other") == {"status": 'Model "other" unregistered'}
     assert list(recorded(files(server, "snapshot")[-1])["models"]) == ["echo"]
+    assert (server.store / "far.mar").exists() == is_registered, "what was fetched for it goes with it"
+    assert server.request("management", "DELETE", "/models/other").status == 404
 
 
 def test_no_snapshots(start_server: Callable[..., ServerProcess], store: Path) -> None:

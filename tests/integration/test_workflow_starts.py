@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -15,6 +16,8 @@ from support.grpc_client import GrpcClient, failure, open_inference_pb2
 from support.http import Reply
 from support.server import ServerProcess
 from support.wars import NAMED, war
+
+from wsgi_ts.settings.properties import parse_properties
 
 CHAIN = """
 models:
@@ -102,12 +105,14 @@ def test_a_restart_brings_them_back_from_the_snapshot(server: ServerProcess) -> 
     assert reply.status == 200
     folder = server.home / "logs" / "config"
     before = len(list(folder.iterdir()))
-    for change in ("min_worker=2&max_worker=2&synchronous=true", "min_worker=1&max_worker=1"):
-        assert server.request("management", "PUT", f"/models/third__m1?{change}").status in (200, 202)
     assert server.request("management", "PUT", "/models/third__m1/1.0/set-default").status == 200
-    assert len(list(folder.iterdir())) == before, "nodes are in no snapshot"
+    assert len(list(folder.iterdir())) == before, "nothing that a snapshot has was changed"
+    for node in ("m1", "after"):
+        reply = server.request("management", "PUT", f"/models/third__{node}?min_worker=2&max_worker=3&synchronous=true")
+        assert reply.status == 200
+    assert len(list(folder.iterdir())) == before + 2, "the workflow's record has how its nodes were scaled"
     assert server.request("management", "DELETE", "/workflows/second", timeout=60).status == 200
-    assert len(list(folder.iterdir())) == before + 1, "one of the workflow, and none of its nodes"
+    assert len(list(folder.iterdir())) == before + 3, "one of the workflow, and none of its nodes"
     [newest] = sorted(folder.iterdir())[-1:]
     assert "chain__" not in newest.read_text(), "nodes are no models of their own"
     server.stop()
@@ -115,8 +120,85 @@ def test_a_restart_brings_them_back_from_the_snapshot(server: ServerProcess) -> 
     server.start()
     assert names(server) == ["chain", "third"]
     assert ask(server, "third").text == "x before third__m1 after"
-    [node] = server.request("management", "GET", "/models/third__m1").json()
-    assert node["responseTimeout"] == 9
+    for name in ("third__m1", "third__before"):
+        [node] = server.request("management", "GET", f"/models/{name}").json()
+        assert (node["responseTimeout"], node["minWorkers"], node["maxWorkers"]) == (9, 2, 3)
+        assert len(node["workers"]) == 2
+    [node] = server.request("management", "GET", "/models/chain__m1").json()
+    assert (node["minWorkers"], node["maxWorkers"]) == (1, 1), "it was never scaled"
+
+
+def snapshot(server: ServerProcess) -> dict[str, Any]:
+    [newest] = sorted((server.home / "logs" / "config").iterdir())[-1:]
+    [row] = [row for row in parse_properties(newest.read_bytes()) if row.key == "model_snapshot"]
+    workflows: dict[str, Any] = json.loads(row.value).get("workflows", {})
+    return workflows
+
+
+def restart(server: ServerProcess) -> None:
+    server.stop()
+    server.ts_config = None
+    server.start()
+
+
+def test_a_workflow_that_fails_at_a_start_stays_in_the_snapshots(store: Path) -> None:
+    def manage(method: str, path: str) -> Reply:
+        return server.request("management", method, path, body=b"", timeout=60)
+
+    with ServerProcess(store=store, snapshots=True) as server:
+        for name in ("flaky", "other"):
+            assert manage("POST", f"/workflows?url=chain.war&workflow_name={name}&response_timeout=7").status == 200
+        (store / "chain.war").rename(store / "away.war")
+        try:
+            restart(server)
+            told = [line.rpartition(" - ")[2] for line in server.log().splitlines() if "Failed to load" in line]
+            assert told == ["Failed to load workflow: flaky: Workflow not found in workflow store: chain.war"]
+            assert names(server) == []
+            assert snapshot(server)["flaky"]["responseTimeout"] == 7
+            assert manage("GET", "/workflows/flaky").status == 404
+            assert manage("DELETE", "/workflows/other").json() == {"status": 'Workflow "other" unregistered'}
+            assert list(snapshot(server)) == ["flaky"]
+            assert manage("DELETE", "/workflows/other").status == 404
+        finally:
+            (store / "away.war").rename(store / "chain.war")
+        restart(server)
+        assert names(server) == ["flaky"]
+        assert ask(server, "flaky").text == "x before flaky__m1 after"
+
+
+def test_a_workflow_is_as_ready_everywhere(server: ServerProcess) -> None:
+    """It is ready when no request of it would fail for lack of a worker, whoever asks."""
+
+    def told() -> set[bool]:
+        found = {
+            server.request("inference", "GET", path).json()["ready"]
+            for path in ("/v2/models/torn/ready", "/v1/models/torn")
+        }
+        found.add(server.request("inference", "GET", "/v2/models/torn/ready").status == 200)
+        found.add(server.request("management", "GET", "/v1/models/torn").json()["ready"])
+        with GrpcClient(server) as client:
+            asked = open_inference_pb2.ModelReadyRequest(name="torn")
+            found.add(client.open_inference.ModelReady(asked).ready)
+        found |= {row["ready"] for row in server.control.call("status")["workflows"] if row["workflow"] == "torn"}
+        return found
+
+    def scale(model: str, workers: int) -> None:
+        path = f"/models/{model}?min_worker={workers}&max_worker={workers}&synchronous=true"
+        assert server.request("management", "PUT", path, timeout=60).status == 200
+
+    server.register("named.mar", model_name="shared")
+    options = "options: {nodes: {theirs: {model: shared}, extra: {optional: true}}}\n"
+    text = "models: {m: {url: named.mar}, extra: {url: gone.mar}}\ndag: {before: [m, theirs, extra]}\n" + options
+    war(server.store, "torn", text)
+    assert server.request("management", "POST", "/workflows?url=torn.war", timeout=60).status == 200
+    assert told() == {True}, "what is optional does not count"
+    for model in ("torn__m", "torn__before", "shared"):
+        scale(model, 0)
+        eventually(lambda: told() == {False}, within=5, what=f"not ready without {model}")
+        scale(model, 1)
+        eventually(lambda: told() == {True}, within=5, what="ready again")
+    assert server.request("management", "DELETE", "/workflows/torn", timeout=60).status == 200
+    assert server.request("management", "DELETE", "/models/shared", timeout=60).status == 200
 
 
 def test_tokens_and_a_switch(store: Path) -> None:

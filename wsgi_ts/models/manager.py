@@ -17,7 +17,15 @@ from typing import Any
 
 from wsgi_ts.archive.download import Fetchers
 from wsgi_ts.archive.model_directory import ModelDirectory, remove_model_directory
-from wsgi_ts.errors import BadRequest, ConflictStatus, RequestTimeout, ServerError, ServiceUnavailable
+from wsgi_ts.errors import (
+    BadRequest,
+    ConflictStatus,
+    ModelNotFound,
+    ModelVersionNotFound,
+    RequestTimeout,
+    ServerError,
+    ServiceUnavailable,
+)
 from wsgi_ts.models.arguments import RegisterArguments, check_count, check_runtime
 from wsgi_ts.models.preparation import ModelPreparer, discard
 from wsgi_ts.models.recorded import RecordedModel
@@ -39,6 +47,7 @@ class ModelManager:
         send: see WorkerScaler.
         publish: makes the registry's present state known to the data path.
         record: writes the snapshot; called after each change, before it is answered.
+        forget: has the snapshots leave out a model that could not be restored; see `SnapshotWriter.forget`.
         events: plugins that are told, and asked; None for none.
         fetchers: plugins that fetch archives; None for none.
 
@@ -57,6 +66,7 @@ class ModelManager:
         send: Send,
         publish: Callable[[], None],
         record: Callable[[], None] = lambda: None,
+        forget: Callable[[str, str | None], RecordedModel | None] = lambda name, version: None,
         events: Events | None = None,
         fetchers: Fetchers | None = None,
     ) -> None:
@@ -67,6 +77,7 @@ class ModelManager:
         self.workers = WorkerScaler(registry, gpus, send, publish)
         self._publish = publish
         self._record = record
+        self._forget = forget
         self.trials = Trials(config, registry, self.workers, self._operation_on, record)
 
     def register(
@@ -165,18 +176,19 @@ class ModelManager:
             raise BadRequest("max_worker cannot be less than min_worker.")
         check_count("min_worker", min_worker)
         check_count("max_worker", most)
-        with self._operation_on(self._host_of(model_name), version) as model:
+        with self._operation_on(self._host_of(model_name, version), version) as model:
             if model.unloading:
                 raise ConflictStatus(f"Model version {model.version} of {model_name} is being unregistered")
             model.refuse_while_tried()
-            least, most = limit_workers(model.placement, model.name, min_worker, most, self._registry.gpu_holders())
+            least, most = limit_workers(model.placement, model_name, min_worker, most, self._registry.gpu_holders())
             change = self.workers.set_limits(model, least, most)
+            model.is_scaled = bool(model.workflow)
             if not synchronous:
-                self._record_change(model.workflow)
+                self._record()
                 return _status(202, "Processing worker updates...")
-            self.workers.wait_until_ready(model, version, change.started)
+            self.workers.wait_until_ready(model, version, change.started, shown_name=model_name)
             self.workers.wait_until_left(model, change.leaving, self._config.unregister_model_timeout)
-        self._record_change(model.workflow)
+        self._record()
         shown = "" if version is None else f", version: {version}"
         return _status(200, f"Workers scaled to {min_worker} for model: {model_name}{shown}")
 
@@ -184,19 +196,24 @@ class ModelManager:
         """Makes a version the one that requests without a version go to."""
         self._registry.refuse_while_draining()
         with self._registry.changed:
-            self._registry.set_default(model_name, version)
+            host = self._host_of(model_name, version)
+            if host == model_name:
+                self._registry.set_default(model_name, version)
             self._publish()
-            workflow = self._registry.get(model_name, version).workflow
+            workflow = self._registry.get(host, version).workflow
         self._record_change(workflow)
         return _status(200, f'Default version successfully updated for model "{model_name}" to "{version}"')
 
     def unregister(self, *, model_name: str, version: str | None = None) -> dict[str, Any]:
         """Takes a version off the data path, and waits until its workers are gone."""
         self._registry.refuse_while_draining()
-        if self._registry.function_host(model_name) is not None:
-            with self._registry.changed:
+        with self._registry.changed:
+            if self._host_of(model_name, version) != model_name:
                 self._registry.remove_function(model_name)
                 self._publish()
+                return _status(200, f'Model "{model_name}" unregistered')
+        if self._leave_out(model_name, version):
+            self._record()
             return _status(200, f'Model "{model_name}" unregistered')
         with self._operation_on(model_name, version) as model:
             self._registry.begin_removal(model.name, model.version)
@@ -207,8 +224,32 @@ class ModelManager:
         self._record_change(model.workflow)
         return _status(200, f'Model "{model_name}" unregistered')
 
+    def _leave_out(self, name: str, version: str | None) -> bool:
+        """Has the snapshots leave out a version that could not be restored; false where it is registered.
+
+        Raises:
+            ModelNotFound: no such model.
+            ModelVersionNotFound: no such version.
+            ConflictStatus: its turn is still to come.
+        """
+        try:
+            self._registry.get(name, version)
+            return False
+        except (ModelNotFound, ModelVersionNotFound):
+            if self._registry.is_expected(name, version):
+                raise ConflictStatus(f"Model {name} is being restored; try again when that is done.") from None
+            record = self._forget(name, version)
+            if record is None:
+                raise
+        log.info("Model %s version %s, which could not be restored, is left out from now on", name, record.version)
+        if record.downloaded and self._config.model_store is not None:
+            archive = self._config.model_store / record.archive
+            if archive not in (model.directory.archive for model in self._registry.all_versions()):
+                archive.unlink(missing_ok=True)
+        return True
+
     def _record_change(self, workflow: str) -> None:
-        """Has a change of a version recorded, unless it is a node of a workflow: no snapshot has those."""
+        """Has a change of a version recorded, unless it is a node of a workflow: of those only scaling is."""
         if not workflow:
             self._record()
 
@@ -235,9 +276,13 @@ class ModelManager:
             old, model.directory, model.yaml = model.directory, fresh.directory, fresh.yaml
             remove_model_directory(old)
 
-    def _host_of(self, name: str) -> str:
-        """The model whose workers answer for a name: a function's host, or itself."""
-        host = self._registry.function_host(name)
+    def _host_of(self, name: str, version: str | None) -> str:
+        """The model whose workers answer for a name: a function's host, or itself.
+
+        Raises:
+            ModelVersionNotFound: it is a function, and has another version than this one.
+        """
+        host = self._registry.function_host(name, version)
         return name if host is None else host.name
 
     @contextmanager

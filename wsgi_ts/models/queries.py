@@ -29,9 +29,9 @@ class ModelQueries:
     def describe(self, *, model_name: str, version: str | None = None) -> dict[str, Any]:
         """Describes one version, the default one, or with `all` every one."""
         with self._registry.changed:
-            host = self._registry.function_host(model_name)
+            host = self._registry.function_host(model_name, None if version == "all" else version)
             if host is not None:
-                models = [self._registry.get(host.name, None if version == "all" else version)]
+                models = [host]
             elif version == "all":
                 versions = self._registry.versions_of(model_name)
                 models = [versions[each] for each in in_hash_map_order(versions)]

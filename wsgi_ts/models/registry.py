@@ -19,6 +19,7 @@ from wsgi_ts.errors import (
     ModelNotFound,
     ModelVersionNotFound,
     OutOfResources,
+    ServerError,
     ServiceUnavailable,
 )
 from wsgi_ts.messages import WorkerReport, WorkerState
@@ -127,11 +128,19 @@ class Registry:
                     raise ConflictStatus(f"Model version {host.version} is already registered for model {name}")
             self._functions |= {name: (host, key) for name, key in names.items()}
 
-    def function_host(self, name: str) -> ModelVersion | None:
-        """The version whose workers run the function of this name; None where it is no function's."""
+    def function_host(self, name: str, version: str | None = None) -> ModelVersion | None:
+        """The version whose workers run the function of this name; None where it is no function's.
+
+        Raises:
+            ModelVersionNotFound: the function has another version than this one.
+        """
         with self.changed:
             found = self._functions.get(name)
-            return None if found is None else found[0]
+            if found is None:
+                return None
+            if version not in (None, found[0].version):
+                raise ModelVersionNotFound.named(name, str(version))
+            return found[0]
 
     def remove_function(self, name: str) -> None:
         """Forgets a function; its host stays."""
@@ -174,6 +183,38 @@ class Registry:
     def nodes_of(self, workflow: str) -> list[ModelVersion]:
         """The versions that a workflow has registered, its functions' host among them."""
         return [model for model in self.all_versions() if model.workflow == workflow]
+
+    def workflow_records(self) -> dict[str, dict[str, Any]]:
+        """What the next start has to know of each workflow: how it was registered, and how its nodes were scaled."""
+        with self.changed:
+            records = self.workflows.records()
+            for name, key in self.workflows.keys().items():
+                scaled = {}
+                for model in self.nodes_of(key):
+                    # One that replaces another has its own name last of all.
+                    prefix = key if model.name.startswith(f"{key}__") else name
+                    if model.is_scaled:
+                        limits = {"minWorkers": model.min_workers, "maxWorkers": model.max_workers}
+                        scaled[model.name.removeprefix(f"{prefix}__")] = limits
+                if scaled:
+                    records[name] = {**records[name], "scaled": scaled}
+            return records
+
+    def is_expected(self, name: str, version: str | None) -> bool:
+        """Whether a version, or without one any of the model, is about to be restored."""
+        with self.changed:
+            versions = self._expected.get(name, {})
+            return bool(versions) if version is None else version in versions
+
+    def is_loaded(self, name: str, version: str | None = None) -> bool:
+        """Whether a worker of a version is ready, by default of the default one; of a function: of its host."""
+        with self.changed:
+            host = self.function_host(name)
+            try:
+                model = self.get(name, version) if host is None else host
+            except ServerError:
+                return False
+            return model.is_ready and not model.unloading
 
     def expect(self, versions: Iterable[tuple[str, str, bool]]) -> None:
         """Has the data path know of versions that are about to be restored: it answers 503 for them, and not 404.

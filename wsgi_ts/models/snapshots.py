@@ -79,6 +79,18 @@ class SnapshotWriter:
         with self._lock:
             self._not_restored.pop((model.name, model.version), None)
 
+    def forget(self, name: str, version: str | None) -> RecordedModel | None:
+        """Leaves a model that could not be restored out from now on; without a version, the default one.
+
+        Returns its record; None where there is no such model.
+        """
+        with self._lock:
+            found = [each for each in self._not_restored.values() if each.name == name]
+            wanted = [each for each in found if each.version == version or (version is None and each.is_default)]
+            for each in (wanted or (found if version is None else []))[:1]:
+                return self._not_restored.pop((name, each.version))
+            return None
+
     def start(self) -> None:
         """Writes the startup snapshot; from now on operations are recorded, unless this very file cannot be written."""
         self._started = True
@@ -131,7 +143,7 @@ class SnapshotWriter:
             for each in at_startup:
                 if each.version in models.get(each.name, {}):
                     models[each.name][each.version]["atStartup"] = True
-            kept = {"models": models, "started": self._started, "workflows": self._registry.workflows.records()}
+            kept = {"models": models, "started": self._started, "workflows": self._registry.workflow_records()}
             self._remember(kept)
 
     def _write(self, occasion: Occasion) -> None:
@@ -155,7 +167,7 @@ class SnapshotWriter:
             "created": time.time_ns() // 1_000_000,
             "models": models,
         }
-        if workflows := self._registry.workflows.records():
+        if workflows := self._registry.workflow_records():
             snapshot["workflows"] = workflows
         # The models first: of a file that was cut off later by hand, that is then missed.
         rows = {"model_snapshot": json.dumps(snapshot, indent=2), "version": TORCHSERVE_VERSION}

@@ -62,6 +62,9 @@ def models_to_start(config: Config, kept: Mapping[str, Any] | None) -> ModelsToS
     place = "in the plugin's store" if kept_elsewhere else config.config_file
     source = f"the snapshot {place}{passed_over}; start with --ncs to begin without it"
     workflows = config.model_snapshot.get("workflows", {})
+    if not isinstance(workflows, dict) or not all(isinstance(each, dict) for each in workflows.values()):
+        fault = "model_snapshot: workflows is not an object of objects"
+        raise SnapshotError(f"InvalidSnapshotException: {config.config_file}: {fault}")
     return ModelsToStart(recorded, source, configured=False, workflows=workflows)
 
 

@@ -99,6 +99,7 @@ class ModelVersion:
         operation: held by the one operation that changes it at a time.
         load_lines: the last lines of the worker that has failed to load it last.
         workflow: the workflow whose node it is, or whose functions it runs; "" for a model of its own.
+        is_scaled: somebody has said how many workers it has since it was registered; of nodes of workflows only.
         trial: other settings are being tried on it; None where not.
     """
 
@@ -119,6 +120,7 @@ class ModelVersion:
     operation: threading.Lock = field(default_factory=threading.Lock)
     load_lines: list[str] = field(default_factory=list)
     workflow: str = ""
+    is_scaled: bool = False
     trial: Trial | None = None
 
     @property

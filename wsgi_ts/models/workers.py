@@ -131,17 +131,19 @@ class WorkerScaler:
         started = (model.spec.batch_size, model.spec.threads_per_worker)
         return WorkerRecord(worker_id, batcher, gpu, time.time_ns() // 1_000_000, devices, started_with=started)
 
-    def wait_until_ready(self, model: ModelVersion, shown_version: str | None, started: Collection[int]) -> None:
+    def wait_until_ready(
+        self, model: ModelVersion, shown_version: str | None, started: Collection[int], *, shown_name: str = ""
+    ) -> None:
         """Waits until every worker is ready that the caller has started, or whose first load is under way.
 
-        `shown_version` is for the error's text: None for "null", as TorchServe shows a default version. Of the workers
-        that the caller has `started` one may have failed by now.
+        `shown_name` (by default the model's) and `shown_version` are for the error's text: None for "null", as
+        TorchServe shows a default version. Of the workers that the caller has `started` one may have failed by now.
 
         Raises:
             InternalServerError: one of them failed (OutOfResources: for lack of memory).
             ServiceUnavailable: the server is stopping.
         """
-        text = f"Failed to start workers for model {model.name} version: {shown_version or 'null'}"
+        text = f"Failed to start workers for model {shown_name or model.name} version: {shown_version or 'null'}"
         deadline = time.monotonic() + model.spec.startup_timeout_s + _START_MARGIN_S
         changed = self._registry.changed
         with changed:

@@ -23,11 +23,16 @@ class WorkflowTable:
         self._clear = clear
         self._graphs: dict[str, dict[str, Any]] = {}
         self._records: dict[str, dict[str, Any]] = {}
+        self._keys: dict[str, str] = {}
+        self._kept: dict[str, dict[str, Any]] = {}
         self._expected: frozenset[str] = frozenset()
         self._free_indexes = deque(range(MAX_WORKFLOWS))
 
-    def set(self, name: str, graph: dict[str, Any], record: dict[str, Any]) -> None:
-        """Notes a workflow: what the data path has to know of it (`graph`), and what the next start (`record`)."""
+    def set(self, name: str, key: str, graph: dict[str, Any], record: dict[str, Any]) -> None:
+        """Notes a workflow: what the data path has to know of it (`graph`), and what the next start (`record`).
+
+        Its nodes are registered for `key`.
+        """
         with self._lock:
             before = self._graphs.get(name)
             if before is not None and _nodes_of(before) == _nodes_of(graph):
@@ -38,15 +43,32 @@ class WorkflowTable:
                 if index >= 0:
                     self._clear(index)
             self._graphs[name] = {**graph, "index": index}
-            self._records[name] = record
+            self._records[name], self._keys[name] = record, key
+            self._kept.pop(name, None)
 
     def remove(self, name: str) -> None:
         """Forgets a workflow; its nodes stay."""
         with self._lock:
             gone = self._graphs.pop(name, None)
             self._records.pop(name, None)
+            self._keys.pop(name, None)
             if gone is not None and gone["index"] >= 0:
                 self._free_indexes.append(gone["index"])
+
+    def keep(self, records: Mapping[str, dict[str, Any]]) -> None:
+        """Has the next start know of workflows that are not restored (yet), until they are registered or forgotten."""
+        with self._lock:
+            self._kept |= {name: record for name, record in records.items() if name not in self._records}
+
+    def forget(self, name: str) -> dict[str, Any] | None:
+        """Forgets a workflow that could not be restored; returns its record, None where there is no such workflow."""
+        with self._lock:
+            return self._kept.pop(name, None)
+
+    def is_expected(self, name: str) -> bool:
+        """Whether a workflow is about to be restored."""
+        with self._lock:
+            return name in self._expected and name not in self._graphs
 
     def expect(self, names: Iterable[str]) -> None:
         """Has the data path know of workflows that are about to be restored: it answers 503 for them, and not 404."""
@@ -59,9 +81,14 @@ class WorkflowTable:
             return dict(self._graphs)
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """What is to be known of each workflow at the next start."""
+        """What is to be known of each workflow at the next start, those that could not be restored among them."""
         with self._lock:
-            return dict(self._records)
+            return {**self._kept, **self._records}
+
+    def keys(self) -> dict[str, str]:
+        """What the nodes of each workflow are registered for, by the workflows' names."""
+        with self._lock:
+            return dict(self._keys)
 
     def routes(self) -> dict[str, dict[str, Any] | None]:
         """What is published: the graph of each workflow, None of one that is expected."""

@@ -152,6 +152,7 @@ class Supervisor:
             send=lambda batcher, message: self._batchers.send(batcher, message),  # noqa: PLW0108 (made below)
             publish=publish,
             record=self._snapshots.record,
+            forget=self._snapshots.forget,
             events=self._events,
             fetchers=fetched_by,
         )

@@ -10,13 +10,14 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from wsgi_ts.archive.download import DownloadRules, Fetchers
+from wsgi_ts.dataplane.graph import Graph
 from wsgi_ts.errors import BadRequest, ConflictStatus, InternalServerError, WorkflowNotFound
 from wsgi_ts.models.manager import ModelManager
 from wsgi_ts.models.registry import Registry
@@ -67,7 +68,14 @@ class WorkflowManager:
         self._workflows: dict[str, Workflow] = {}
         self._number = 0
 
-    def register(self, *, at_startup: bool = False, fetched: bool = False, **given: Any) -> dict[str, Any]:
+    def register(
+        self,
+        *,
+        at_startup: bool = False,
+        fetched: bool = False,
+        scaled: Mapping[str, Any] | None = None,
+        **given: Any,
+    ) -> dict[str, Any]:
         """Registers a workflow and all its nodes, and answers when their workers are ready.
 
         If one of them fails, none of them stays.
@@ -75,6 +83,7 @@ class WorkflowManager:
         Args:
             at_startup: the configuration or a snapshot names this workflow.
             fetched: its archive was fetched into the store, and goes with it.
+            scaled: nodes by name, each with the `minWorkers` and `maxWorkers` that it was scaled to.
             given: the fields of WorkflowArguments.
         """
         self._registry.refuse_while_draining()
@@ -101,6 +110,7 @@ class WorkflowManager:
                 key = name if before is None else f"{name}~{self._number}"
                 workflow = Workflow.of(directory, arguments, key)
                 self._register(workflow, before)
+                self._nodes.scale(workflow, scaled or {})
                 if before is not None:
                     self._take_over(before, workflow)
         except BaseException:
@@ -141,8 +151,9 @@ class WorkflowManager:
         """The lines of `wsgi-ts status`."""
         rows = []
         for workflow in self._sorted():
-            nodes, compiled = self._registry.nodes_of(workflow.key), workflow.compiled
-            waiting = [model.name for model in nodes if not model.is_ready]
+            compiled = workflow.compiled
+            graph = self._registry.workflows.graphs().get(workflow.name)
+            waiting = [] if graph is None else self._missing(workflow.name, graph)
             rows.append(
                 {
                     "workflow": workflow.name,
@@ -152,7 +163,7 @@ class WorkflowManager:
                     "shared_models": len(compiled.shared),
                     "functions": len(compiled.functions),
                     "longest_ms": workflow.longest.ms,
-                    "ready": not waiting,
+                    "ready": graph is not None and not waiting,
                     "not_ready": waiting,
                 }
             )
@@ -161,6 +172,9 @@ class WorkflowManager:
     def unregister(self, *, workflow_name: str) -> dict[str, Any]:
         """Takes a workflow off the data path, and its nodes when their requests are answered."""
         self._registry.refuse_while_draining()
+        if self._leave_out(workflow_name):
+            self._record()
+            return _status(f'Workflow "{workflow_name}" unregistered')
         self._get(workflow_name)
         with self._alone_with(workflow_name, "unregistered"):
             workflow = self._get(workflow_name)
@@ -182,12 +196,45 @@ class WorkflowManager:
         return _status(f'Workflow "{workflow.name}" unregistered')
 
     def is_ready(self, name: str) -> bool | None:
-        """Whether all nodes of a workflow have workers, as KServe asks it; None where there is none of that name."""
+        """Whether a workflow answers, as KServe asks it; None where there is none of that name.
+
+        It says what the data path says of it (`RoutingTable.workflow_ready`).
+        """
+        routes = self._registry.workflows.routes()
+        if name not in routes or not self._config.workflow_names:
+            return None
+        graph = routes[name]
+        return graph is not None and not self._missing(name, graph)
+
+    def _missing(self, name: str, graph: Mapping[str, Any]) -> list[str]:
+        """The models that a workflow needs, as its graph is published, and that are not ready."""
+        needed = Graph.from_json(name, graph).needed
+        return [model for model, version in needed if not self._registry.is_loaded(model, version)]
+
+    def _leave_out(self, name: str) -> bool:
+        """Has the snapshots leave out a workflow that could not be restored; false where there is no such one.
+
+        Raises:
+            ConflictStatus: its turn is still to come.
+        """
+        if self._registry.workflows.is_expected(name):
+            raise ConflictStatus(f"Workflow {name} is being registered; try again when that is done.")
         with self._lock:
-            if name not in self._workflows or not self._config.workflow_names:
-                return None
-            key = self._workflows[name].key
-        return all(model.workers for model in self._registry.nodes_of(key))
+            if name in self._workflows or name not in self._registry.workflows.records():
+                return False
+        with self._alone_with(name, "unregistered"):
+            record = self._registry.workflows.forget(name)
+        if record is None:
+            return False
+        log.info("Workflow %s, which could not be restored, is left out from now on", name)
+        store = self._config.workflow_store
+        if record.get("downloaded") and store is not None:
+            archive = store / os.path.basename(str(record.get("warName")))
+            with self._lock:
+                used = [workflow.directory.downloaded for workflow in self._workflows.values()]
+            if archive not in used:
+                archive.unlink(missing_ok=True)
+        return True
 
     def _sorted(self) -> list[Workflow]:
         with self._lock:
@@ -226,16 +273,18 @@ class WorkflowManager:
         failures = taken or self._nodes.register(workflow)
         if failures:
             listed = ", ".join(failures).replace(f"{workflow.key}__", f"{workflow.name}__")
-            text = f"Workflow {workflow.name} has failed to register. Failures: [{listed}]"
             left = self._nodes.unregister(workflow.key)
             if left:
-                text += f"Error while doing rollback of failed workflow. Details{', '.join(left)}"
+                listed += f", Error while doing rollback of failed workflow. Details{', '.join(left)}"
+            text = f"Workflow {workflow.name} has failed to register. Failures: [{listed}]"
             log.error("%s", text)
             raise InternalServerError(text, type_name="WorkflowException")
         with self._lock:
             self._workflows[workflow.name] = workflow
         with self._registry.changed:
-            self._registry.workflows.set(workflow.name, workflow.compiled.graph.to_json(), workflow.record)
+            self._registry.workflows.set(
+                workflow.name, workflow.key, workflow.compiled.graph.to_json(), workflow.record
+            )
             self._publish()
 
     def _take_over(self, before: Workflow, after: Workflow) -> None:
@@ -251,7 +300,7 @@ class WorkflowManager:
                 registry.rename(old, new)
                 # Requests under way know the nodes by the names that they had until now.
                 registry.alias(old, new)
-            registry.workflows.set(name, graph.to_json(), after.record)
+            registry.workflows.set(name, after.key, graph.to_json(), after.record)
             self._publish()
         for model in registry.nodes_of(after.key):
             self._models.workers.renew(model, model.spec)

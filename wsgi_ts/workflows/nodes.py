@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 from wsgi_ts.errors import BadRequest, ServerError, ServiceUnavailable
 from wsgi_ts.messages import FUNCTION_FAILED
@@ -52,6 +53,20 @@ class WorkflowNodes:
         with ThreadPoolExecutor(MOST_AT_ONCE, thread_name_prefix="workflow") as pool:
             return [failure for failures in pool.map(lambda task: task(), tasks) for failure in failures]
 
+    def scale(self, workflow: Workflow, scaled: Mapping[str, Any]) -> None:
+        """Gives nodes the workers that they had at the last start; one that cannot have them is told in the log."""
+        there = {model.name for model in self.registry.nodes_of(workflow.key)}
+        for node, limits in scaled.items():
+            name = model_name(workflow.key, node)
+            if name not in there:
+                continue
+            try:
+                least, most = (max(0, int(limits[key])) for key in ("minWorkers", "maxWorkers"))
+                self.models.scale(model_name=name, min_worker=least, max_worker=max(least, most), synchronous=True)
+            except (ServerError, KeyError, TypeError, ValueError) as error:
+                message = error.message if isinstance(error, ServerError) else f"{limits!r} are no numbers of workers"
+                log.error("Node %s cannot be scaled as it was before the start: %s", name, message)
+
     def unregister(self, workflow: str) -> list[str]:
         """Unregisters what a workflow has registered; returns what went wrong."""
         nodes = self.registry.nodes_of(workflow)
@@ -96,8 +111,6 @@ class WorkflowNodes:
     def _register_model(self, workflow: Workflow, node: Node) -> list[str]:
         name, numbers, arguments = model_name(workflow.key, node.name), node.numbers, workflow.arguments
         try:
-            if node.url is None:
-                raise BadRequest(f"Model {node.name} has no url.")
             self.models.register(
                 workflow=workflow.key,
                 shown_name=model_name(workflow.name, node.name),

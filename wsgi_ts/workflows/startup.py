@@ -22,7 +22,7 @@ _RECORDED = {"response_timeout": "responseTimeout", "startup_timeout": "startupT
 
 @dataclass(frozen=True, slots=True)
 class StartupWorkflows:
-    """Registers them, one after the other. One that fails is told in the log and left out.
+    """Registers them, one after the other. One that fails is told in the log; of a snapshot, it stays in later ones.
 
     Attributes:
         first: what the instance begins with.
@@ -36,7 +36,8 @@ class StartupWorkflows:
     publish: Callable[[], None]
 
     def expect(self) -> None:
-        """Has the data path know of those that are about to be restored."""
+        """Has the data path know of those that are about to be restored, and the snapshots keep them until they are."""
+        self.registry.workflows.keep(self.first.workflows)
         self._expect(self.first.workflows)
 
     def register(self) -> None:
@@ -57,7 +58,8 @@ class StartupWorkflows:
         if self.registry.draining:
             return
         given = {argument: record[key] for argument, key in _RECORDED.items() if key in record}
-        fetched = bool(record.get("downloaded", False))
+        fetched, scaled = bool(record.get("downloaded", False)), record.get("scaled")
+        given["scaled"] = scaled if isinstance(scaled, dict) else {}
         try:
             self.manager.register(at_startup=True, fetched=fetched, url=url, workflow_name=name, **given)
         except ServerError as error:

@@ -125,7 +125,7 @@ def test_nodes_are_drawn_behind_their_parents_in_whatever_order_they_stand() -> 
 
 def test_a_workflow_has_the_counts_of_all_processes(board: Board) -> None:
     registry = registry_with(board)
-    registry.workflows.set("w", {"nodes": [node("first"), node("second", 0)]}, {})
+    registry.workflows.set("w", "w", {"nodes": [node("first"), node("second", 0)]}, {})
     index = registry.workflows.graphs()["w"]["index"]
     for segment in (0, 5):
         row = board.workflow_row(segment, index)
