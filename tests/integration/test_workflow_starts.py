@@ -148,19 +148,18 @@ def test_a_workflow_that_fails_at_a_start_stays_in_the_snapshots(store: Path) ->
     with ServerProcess(store=store, snapshots=True) as server:
         for name in ("flaky", "other"):
             assert manage("POST", f"/workflows?url=chain.war&workflow_name={name}&response_timeout=7").status == 200
-        (store / "chain.war").rename(store / "away.war")
-        try:
-            restart(server)
-            told = [line.rpartition(" - ")[2] for line in server.log().splitlines() if "Failed to load" in line]
-            assert told == ["Failed to load workflow: flaky: Workflow not found in workflow store: chain.war"]
-            assert names(server) == []
-            assert snapshot(server)["flaky"]["responseTimeout"] == 7
-            assert manage("GET", "/workflows/flaky").status == 404
-            assert manage("DELETE", "/workflows/other").json() == {"status": 'Workflow "other" unregistered'}
-            assert list(snapshot(server)) == ["flaky"]
-            assert manage("DELETE", "/workflows/other").status == 404
-        finally:
-            (store / "away.war").rename(store / "chain.war")
+        (server.store / "chain.war").rename(server.store / "away.war")
+        restart(server)
+        told = [line.rpartition(" - ")[2] for line in server.log().splitlines() if "Failed to load" in line]
+        text = "Failed to load workflow: %s: Workflow not found in workflow store: chain.war"
+        assert told == [text % "flaky", text % "other"]
+        assert names(server) == []
+        assert snapshot(server)["flaky"]["responseTimeout"] == 7
+        assert manage("GET", "/workflows/flaky").status == 404
+        assert manage("DELETE", "/workflows/other").json() == {"status": 'Workflow "other" unregistered'}
+        assert list(snapshot(server)) == ["flaky"]
+        assert manage("DELETE", "/workflows/other").status == 404
+        (server.store / "away.war").rename(server.store / "chain.war")
         restart(server)
         assert names(server) == ["flaky"]
         assert ask(server, "flaky").text == "x before flaky__m1 after"
