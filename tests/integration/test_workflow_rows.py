@@ -72,6 +72,7 @@ dag:
 #: Loads for as long as a file says so.
 SLOW_FUNCTIONS = """
 import os
+import time
 
 def before(data, context):
     if data is None:
@@ -118,7 +119,7 @@ def described(server: ServerProcess, name: str) -> dict[str, Any]:
 
 
 def unpacked(server: ServerProcess) -> list[Path]:
-    return list((server.home / "tmp").glob("*/workflows/*"))
+    return list((server.run_dir / "models").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -238,7 +239,7 @@ def test_what_does_not_count(server: ServerProcess) -> None:
 
 
 def test_a_node_whose_name_is_taken(server: ServerProcess) -> None:
-    """All functions together are the model `w__functions`: whichever comes second fails, and the first one is undone."""
+    """All functions together are the model `w__functions`: whichever comes second fails, and the first is undone."""
     war(server.store, "w", "models: {functions: {url: named.mar}}\ndag: {before: [functions]}\n")
     status, kind, message = said(register(server, "w.war"))
     assert (status, kind) == (500, "WorkflowException")

@@ -78,6 +78,8 @@ class WalkMachine(RuleBasedStateMachine):
         self.refuses = False
         self.has_client = True
         self.outcome: Action | None = None
+        self.is_readable, self.has_passed_on = True, False
+        self.walk.decided = []
         self.runs: dict[tuple[Task, bool], int] = {}
         self.submit(self.walk.begin())
 
@@ -158,6 +160,16 @@ class WalkMachine(RuleBasedStateMachine):
         slot.is_submitted = False
         self.act(self.walk.failed(slot.task, may_retry=may_retry))
 
+    @precondition(lambda self: any(slot.task.node == self.graph.start for slot in self.under_way))
+    @rule()
+    def cannot_be_read(self) -> None:
+        slot = next(slot for slot in self.under_way if slot.task.node == self.graph.start)
+        slot.is_submitted = False
+        is_late = self.walk.is_over or slot.task.state not in (State.RUNNING, State.WITHDRAWN)
+        self.is_readable = is_late
+        self.act(self.walk.unreadable(slot.task))
+        assert is_late or isinstance(self.outcome, Fail), "whatever the node's options say"
+
     @precondition(lambda self: self.under_way)
     @rule(which=ANY)
     def times_out(self, which: int) -> None:
@@ -177,7 +189,7 @@ class WalkMachine(RuleBasedStateMachine):
     @rule()
     def last_one_streams(self) -> None:
         slot = next(slot for slot in self.under_way if self.walk.is_last(slot.task))
-        slot.is_submitted = False  # its worker has read everything before the first chunk
+        slot.is_submitted, self.has_passed_on = False, True  # its worker has read everything before the first chunk
         self.act(self.walk.passed_on(slot.task))
         self.outcome = Finish([slot.task])
 
@@ -204,13 +216,23 @@ class WalkMachine(RuleBasedStateMachine):
         assert {task for task, _ in self.slot_of.items()} <= {task for task in kept if task.is_kept}
 
     @invariant()
+    def each_end_is_told_once(self) -> None:
+        if hasattr(self, "walk") and self.walk.decided is not None:
+            told = self.walk.decided
+            assert len(told) == len(set(map(id, told)))
+            assert all(task.state >= State.DONE for task in told)
+            if not isinstance(self.outcome, Finish) or self.has_passed_on:
+                return
+            assert {id(task) for task in told} == {id(task) for task in self.walk.tasks()}
+
+    @invariant()
     def what_is_read_is_held(self) -> None:
         if hasattr(self, "walk"):
             assert not any(read.is_free for slot in self.under_way for read in slot.reads)
 
     @invariant()
     def a_failure_is_one(self) -> None:
-        if hasattr(self, "walk") and isinstance(self.outcome, Fail):
+        if hasattr(self, "walk") and isinstance(self.outcome, Fail) and self.is_readable:
             assert self.graph.nodes[self.outcome.task.node].on_error == FAIL
 
 
