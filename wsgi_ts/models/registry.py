@@ -19,12 +19,11 @@ from wsgi_ts.errors import (
     ModelNotFound,
     ModelVersionNotFound,
     OutOfResources,
-    ServerError,
     ServiceUnavailable,
 )
 from wsgi_ts.messages import WorkerReport, WorkerState
 from wsgi_ts.models.version import ModelVersion
-from wsgi_ts.models.workflow_table import WorkflowTable
+from wsgi_ts.models.workflow_table import WorkflowTable, scaled_nodes
 
 
 class Registry:
@@ -189,14 +188,7 @@ class Registry:
         with self.changed:
             records = self.workflows.records()
             for name, key in self.workflows.keys().items():
-                scaled = {}
-                for model in self.nodes_of(key):
-                    # One that replaces another has its own name last of all.
-                    prefix = key if model.name.startswith(f"{key}__") else name
-                    if model.is_scaled:
-                        limits = {"minWorkers": model.min_workers, "maxWorkers": model.max_workers}
-                        scaled[model.name.removeprefix(f"{prefix}__")] = limits
-                if scaled:
+                if scaled := scaled_nodes(name, key, self.nodes_of(key)):
                     records[name] = {**records[name], "scaled": scaled}
             return records
 
@@ -205,16 +197,6 @@ class Registry:
         with self.changed:
             versions = self._expected.get(name, {})
             return bool(versions) if version is None else version in versions
-
-    def is_loaded(self, name: str, version: str | None = None) -> bool:
-        """Whether a worker of a version is ready, by default of the default one; of a function: of its host."""
-        with self.changed:
-            host = self.function_host(name)
-            try:
-                model = self.get(name, version) if host is None else host
-            except ServerError:
-                return False
-            return model.is_ready and not model.unloading
 
     def expect(self, versions: Iterable[tuple[str, str, bool]]) -> None:
         """Has the data path know of versions that are about to be restored: it answers 503 for them, and not 404.

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from wsgi_ts.batcher.shm.layout import MAX_WORKFLOWS
+from wsgi_ts.models.version import ModelVersion
 
 
 class WorkflowTable:
@@ -94,6 +95,18 @@ class WorkflowTable:
         """What is published: the graph of each workflow, None of one that is expected."""
         with self._lock:
             return {**dict.fromkeys(self._expected), **self._graphs}
+
+
+def scaled_nodes(name: str, key: str, nodes: Iterable[ModelVersion]) -> dict[str, dict[str, int]]:
+    """The workers of those nodes of a workflow that were scaled since it was registered, by their own names."""
+    found = {}
+    for model in nodes:
+        # A workflow that has replaced another has its own name last of all.
+        prefix = key if model.name.startswith(f"{key}__") else name
+        if model.is_scaled:
+            limits = {"minWorkers": model.min_workers, "maxWorkers": model.max_workers}
+            found[model.name.removeprefix(f"{prefix}__")] = limits
+    return found
 
 
 def _nodes_of(graph: Mapping[str, Any]) -> list[str]:

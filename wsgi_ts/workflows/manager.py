@@ -18,7 +18,7 @@ from typing import Any
 
 from wsgi_ts.archive.download import DownloadRules, Fetchers
 from wsgi_ts.dataplane.graph import Graph
-from wsgi_ts.errors import BadRequest, ConflictStatus, InternalServerError, WorkflowNotFound
+from wsgi_ts.errors import BadRequest, ConflictStatus, InternalServerError, ServerError, WorkflowNotFound
 from wsgi_ts.models.manager import ModelManager
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.version import ModelVersion
@@ -209,7 +209,15 @@ class WorkflowManager:
     def _missing(self, name: str, graph: Mapping[str, Any]) -> list[str]:
         """The models that a workflow needs, as its graph is published, and that are not ready."""
         needed = Graph.from_json(name, graph).needed
-        return [model for model, version in needed if not self._registry.is_loaded(model, version)]
+        return [model for model, version in needed if not self._is_loaded(model, version)]
+
+    def _is_loaded(self, name: str, version: str | None) -> bool:
+        """Whether a worker of a model is ready, of a function one of its host."""
+        try:
+            model = self._registry.function_host(name) or self._registry.get(name, version)
+        except ServerError:
+            return False
+        return model.is_ready and not model.unloading
 
     def _leave_out(self, name: str) -> bool:
         """Has the snapshots leave out a workflow that could not be restored; false where there is no such one.
