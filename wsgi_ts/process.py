@@ -23,9 +23,11 @@ log = logging.getLogger(__name__)
 PARENT_PID_VARIABLE = "WSGI_TS_PARENT_PID"
 #: Holds the instance's prefix in the environment of every process of an instance.
 INSTANCE_VARIABLE = "WSGI_TS_INSTANCE"
-#: What is for the supervisor alone: the key store's password, and systemd's and gunicorn's own variables.
+#: Holds the key store's password.
+PASSWORD_VARIABLE = "TS_KEYSTORE_PASS"
+#: What is for the supervisor alone: the password, and systemd's and gunicorn's own variables.
 _NOT_INHERITED = (
-    "TS_KEYSTORE_PASS",
+    PASSWORD_VARIABLE,
     "NOTIFY_SOCKET",
     "LISTEN_FDS",
     "LISTEN_PID",

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -233,13 +234,20 @@ def test_a_wrapper_in_front(server: ServerProcess, python: Path) -> None:
             wrapper.kill()
 
 
-def test_archives_in_kserves_own_server(python: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder whose name leaves room for that of a Unix socket in it."""
+    with tempfile.TemporaryDirectory(prefix="wts-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_archives_in_kserves_own_server(python: Path, tmp_path: Path, short_folder: Path) -> None:
     """Its clients, the errors that a handler raises, and the end, which leaves nothing."""
     archive(tmp_path, "plain", PLAIN)
     ports = free_ports(2)
     # As in an environment that has both packages; KServe's wants its own versions of what ours takes, too.
     packages = [*python.parents[1].glob("lib/python3*/site-packages"), Path(pytest.__file__).parents[1]]
-    mine = {"PYTHONPATH": os.pathsep.join(map(str, [REPOSITORY, *packages])), "TMPDIR": str(tmp_path)}
+    mine = {"PYTHONPATH": os.pathsep.join(map(str, [REPOSITORY, *packages])), "TMPDIR": str(short_folder)}
     command = [python, "-c", MAR_MODELS, *map(str, ports), str(tmp_path)]
     log = tmp_path / "log"
     with log.open("wb") as output:
@@ -272,7 +280,7 @@ def test_archives_in_kserves_own_server(python: Path, tmp_path: Path) -> None:
             assert (reply.status, told in reply.text) == (status, True), reply.text
         server.terminate()
         assert server.wait(30) == 0, log.read_text()
-        assert not list(tmp_path.glob("wsgi-ts-*/*")), "no run directory of an engine"
+        assert not list(short_folder.glob("wsgi-ts-*/*")), "no run directory of an engine"
     finally:
         server.kill()
         server.wait()

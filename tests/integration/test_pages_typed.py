@@ -403,7 +403,9 @@ def test_security() -> None:
         terminal.wait_for_workers("echo")
         asked = page.next("bash", "--cert team-a.pem").strip()
         assert _type_there(terminal, f"{asked} -H 'Content-Type: text/plain'") == "x"
-        _type_there(terminal, f"{asked.partition(' --cert')[0]} https://127.0.0.1:8443/ping", status=56)
+        # The server closes the connection: while the request is sent, or while the answer is waited for.
+        without = f"{asked.partition(' --cert')[0]} https://127.0.0.1:8443/ping"
+        _type_there(terminal, f"{without}; case $? in 55|56) ;; *) exit 1 ;; esac")
 
         cors = page.next("properties", "cors_allowed_origin")
         _restart_with(terminal, cors)

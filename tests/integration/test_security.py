@@ -7,17 +7,21 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 from support import http
 from support.archives import archive
+from support.eventually import eventually
 from support.server import REPOSITORY, ServerProcess, free_ports
+
+from wsgi_ts.process import INSTANCE_VARIABLE
 
 #: Nothing that a client is sent may match: names of ours, paths of this machine, pieces of tracebacks.
 LEAKS = re.compile(r'/dev/shm|psm_|sem\.|wsgi-ts-[0-9a-f]{32}|Traceback|File "/|\.py", line|/tmp/|/home/|/proc/')
+NOTHING_SAID = {"disable_token_authorization": ""}
 CORS = {
     "cors_allowed_origin": "https://app.example.org",
     "cors_allowed_methods": "GET, POST, PUT, OPTIONS",
@@ -33,12 +37,12 @@ def handle(data, context):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """Nothing said of tokens, everything on loopback; a password in the environment."""
+    """No tokens, everything on loopback; a password in the environment."""
     store = tmp_path_factory.mktemp("store")
     archive(store, "echo")
     archive(store, "failing", FAILING)
     archive(store, "broken", "raise ImportError('no such thing in /home/me')")
-    config = {"disable_token_authorization": "", "enable_envvars_config": "true", **CORS}
+    config = {"enable_envvars_config": "true", **CORS}
     with ServerProcess(store=store, config=config, environment={"TS_KEYSTORE_PASS": "env secret"}) as running:
         for name in ("echo.mar", "failing.mar"):
             assert running.register(name).status == 200
@@ -59,12 +63,28 @@ def test_it_listens_on_loopback_only_and_on_nothing_else(server: ServerProcess) 
     assert listening == {("127.0.0.1", port) for port in server.ports.values()}
 
 
-def test_on_loopback_no_token_is_needed_and_no_key_file_written(server: ServerProcess) -> None:
+def test_on_loopback_no_token_is_needed_and_no_key_file_written(
+    store: Path, start_server: Callable[..., ServerProcess]
+) -> None:
+    archive(store, "echo")
+    server = start_server(store=store, config={**NOTHING_SAID, "enable_model_api": "", "load_models": "echo.mar"})
+    eventually(lambda: server.predict("echo", b"x").status == 200, within=30)
     assert server.predict("echo", b"x").status == 200
     assert server.request("management", "GET", "/models").status == 200
     assert not (server.home / "key_file.json").exists()
     reply = server.request("management", "GET", "/token?type=inference")
     assert (reply.status, reply.json()["type"]) == (404, "ResourceNotFoundException")
+
+
+def test_where_models_may_be_registered_a_token_is_needed(
+    store: Path, start_server: Callable[..., ServerProcess]
+) -> None:
+    server = start_server(store=store, config=NOTHING_SAID)
+    refused = server.request("management", "GET", "/models")
+    assert (refused.status, refused.json()["type"]) == (400, "InvalidKeyException")
+    keys = json.loads((server.home / "key_file.json").read_text())
+    with_key = {"authorization": f"Bearer {keys['management']['key']}"}
+    assert server.request("management", "GET", "/models", headers=with_key).status == 200
 
 
 @pytest.mark.parametrize(
@@ -216,6 +236,18 @@ def test_the_password_of_the_key_store_stays_with_the_supervisor(server: ServerP
             assert b"env secret" not in Path(f"/proc/{process.pid}/environ").read_bytes(), process.role
     assert {"web-worker", "batcher", "model-worker"} <= roles
     assert "env secret" not in (server.run_dir / "config.json").read_text()
+
+
+def test_processes_are_forked_from_the_supervisor_where_it_knows_no_password(
+    server: ServerProcess, echo_server: ServerProcess
+) -> None:
+    def is_forked(of: ServerProcess) -> bool:
+        """One that was started by exec has the instance's mark in the environment that it began with."""
+        (batcher,) = of.processes("batcher")
+        return INSTANCE_VARIABLE.encode() not in Path(f"/proc/{batcher.pid}/environ").read_bytes()
+
+    assert is_forked(echo_server)
+    assert not is_forked(server)
 
 
 # On this machine

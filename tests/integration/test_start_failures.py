@@ -63,7 +63,8 @@ def failed_start(server: ServerProcess) -> str:
         assert eventually(lambda: not server.processes(), within=10)
         assert not server.run_dir.exists()
         assert not [name for prefix in set(prefixes) for name in shared_memory(prefix)]
-        return server.output().strip().splitlines()[-1]
+        # A worker template may come after it, to say that its batcher is gone.
+        return next(line for line in reversed(server.output().splitlines()) if line and "[DEBUG]" not in line)
     finally:
         server._kill_all()
         server._remove_home()

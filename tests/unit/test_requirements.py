@@ -12,8 +12,8 @@ from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LOCKS = sorted((REPOSITORY / "requirements").glob("python3.*.txt"))
-#: vllm wants a torch of its own.
-NOT_LOCKED = "vllm"
+#: vllm wants a torch of its own, and KServe's package versions of its own, which locks of its own name.
+NOT_LOCKED = ("vllm", "kserve")
 
 
 def requirements(*texts: str) -> list[Requirement]:
@@ -35,7 +35,7 @@ def asked() -> list[Requirement]:
     """All that the project's files ask for by name."""
     setup = configparser.ConfigParser()
     setup.read(REPOSITORY / "setup.cfg")
-    extras = [text for name, text in setup["options.extras_require"].items() if name != NOT_LOCKED]
+    extras = [text for name, text in setup["options.extras_require"].items() if name not in NOT_LOCKED]
     return requirements(
         setup["options"]["install_requires"],
         *extras,
@@ -67,6 +67,14 @@ def test_a_lock_names_a_fitting_version_of_all_that_is_asked_for(lock: Path) -> 
         version = versions.get(canonicalize_name(requirement.name))
         assert version is not None, f"{lock.name} lacks {requirement.name}: run `make lock`"
         assert requirement.specifier.contains(version, prereleases=True), f"{requirement} != {version}: `make lock`"
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)
+def test_kserves_package_has_a_lock_of_its_own(lock: Path) -> None:
+    setup = configparser.ConfigParser()
+    setup.read(REPOSITORY / "setup.cfg")
+    (wanted,) = requirements(setup["options.extras_require"]["kserve"])
+    assert wanted.specifier.contains(locked(lock.with_name(f"kserve-{lock.name}"))["kserve"])
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.stem)

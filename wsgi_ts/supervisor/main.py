@@ -15,7 +15,7 @@ from wsgi_ts.guard.link import GuardLink
 from wsgi_ts.instance.listeners import BindError
 from wsgi_ts.instance.run_directory import RunDirectoryError
 from wsgi_ts.logs.text import safe_text
-from wsgi_ts.process import die_with_parent, enable_fault_traces
+from wsgi_ts.process import PASSWORD_VARIABLE, die_with_parent, enable_fault_traces
 from wsgi_ts.settings.config import Config, ConfigError
 from wsgi_ts.supervisor.spare_processes import Spares
 from wsgi_ts.supervisor.start import open_logs
@@ -61,8 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"the configuration as the launcher has written it: {error}", file=sys.stderr)
         return 1
     spares = Spares()
-    if config.embedded_in is None:
-        # Before anything is made that they would hold, too.
+    # Before anything is made that they would hold, too. An engine listens nowhere; a password stays in this process.
+    has_password = "keystore_pass" in config.origins or PASSWORD_VARIABLE in os.environ
+    if config.embedded_in is None and not has_password:
         spares.fork(_SPARES, _OF_SPARES)
     guard = GuardLink(
         options.guard_fd,
