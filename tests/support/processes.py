@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,3 +114,8 @@ def _role(command: str, parent: str) -> str:
 def shared_memory(prefix: str) -> list[str]:
     """The names in /dev/shm (semaphores included) that belong to an instance."""
     return sorted(name for name in os.listdir(SHM) if name.startswith((prefix, f"sem.{prefix}")))
+
+
+def python(code: str) -> list[str]:
+    """The command that runs code with this interpreter."""
+    return [sys.executable, "-c", code]

@@ -5,11 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from support.eventually import eventually
+from support.processes import python
 
 from wsgi_ts.process import (
     INSTANCE_VARIABLE,
@@ -25,20 +25,6 @@ from wsgi_ts.process import (
 from wsgi_ts.supervisor.child_process import Child
 
 SLEEP = "import time; time.sleep(60)"
-
-
-def python(code: str) -> list[str]:
-    return [sys.executable, "-c", code]
-
-
-@pytest.fixture
-def children() -> Iterator[list[Child]]:
-    made: list[Child] = []
-    yield made
-    for child in made:
-        child.send_signal(signal.SIGKILL)
-        child.wait(10.0)
-        child.close()
 
 
 def test_exit_reasons_are_words() -> None:

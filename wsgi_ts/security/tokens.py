@@ -115,7 +115,6 @@ class KeyRing:
                 self._replace({scope: Key.new(lifetime_s) for scope, lifetime_s in scopes.items()})
             else:
                 self._replace({scope: Key.from_kept(kept["keys"][scope]) for scope in scopes})
-        log.info("Requests need a token: the keys are in %s; --disable-token-auth serves without", self.path)
         self._warn_of_open_folder()
 
     def renew(self, scope: str) -> None:

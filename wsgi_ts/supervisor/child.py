@@ -42,7 +42,7 @@ class SupervisedProcess(ABC):
         came_up: whether its present life is of use; decides how long the next one is waited for.
         has_worked: whether it has been of use at least once.
         gives_up: whether one that never works is given up; not where it worked under the supervisor before this one.
-        spares: processes that wait, one of which its first life is.
+        spares: processes that wait, one of which its next life is, if any is left.
     """
 
     #: So many lives may end before one has worked: a child may be killed by accident, and a fault repeats itself.

@@ -5,27 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
 
 import pytest
+from support.processes import python
 
 from wsgi_ts.process import PARENT_PID_VARIABLE, ProcessIdentity, wait_until_gone
 from wsgi_ts.supervisor.child_process import Child
-
-
-def python(code: str) -> list[str]:
-    return [sys.executable, "-c", code]
-
-
-@pytest.fixture
-def children() -> Iterator[list[Child]]:
-    made: list[Child] = []
-    yield made
-    for child in made:
-        child.send_signal(signal.SIGKILL)
-        child.wait(10.0)
-        child.close()
 
 
 def test_child_tells_why_it_ended(children: list[Child]) -> None:
