@@ -109,6 +109,22 @@ def test_signing_in(server: ServerProcess) -> None:
         assert others == []
 
 
+#: A browser that is so busy that what waits for a picture, or for a moment, has to wait for seconds.
+BUSY = """
+const later = setTimeout;
+window.setTimeout = (call, wait, ...rest) => later(call, Math.max(wait ?? 0, 1500), ...rest);
+window.requestAnimationFrame = (call) => later(() => call(performance.now()), 1500);
+"""
+
+
+def test_signing_in_where_the_browser_is_busy(server: ServerProcess) -> None:
+    debian.needs("chromium")
+    with chromium() as browser, Watched(browser) as watched:
+        watched.page.add_init_script(BUSY)
+        watched.page.goto(f"http://127.0.0.1:{server.ports['management']}/console")
+        expect(watched.page.get_by_role("heading", name="Sign in")).to_be_visible(timeout=20_000)
+
+
 ROLES = """
 from wsgi_ts.plugins import Principal, Refuse, plugin
 

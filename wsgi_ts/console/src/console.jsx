@@ -1,6 +1,6 @@
 // The console: the frame around the panels, and which of them is shown.
 import { render } from "preact";
-import { useEffect, useState } from "preact/hooks";
+import { useLayoutEffect, useState } from "preact/hooks";
 import { clock } from "./format.js";
 import { Gpus } from "./gpus.jsx";
 import { Models } from "./models.jsx";
@@ -28,7 +28,7 @@ const PANELS = {
 function useRoute() {
   const read = () => location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
   const [route, set] = useState(read());
-  useEffect(() => {
+  useLayoutEffect(() => {
     const follow = () => set(read());
     addEventListener("hashchange", follow);
     return () => removeEventListener("hashchange", follow);

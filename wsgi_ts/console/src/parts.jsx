@@ -25,10 +25,13 @@ export function Icon({ name, size = 17 }) {
   );
 }
 
-/** Draws a component anew with each snapshot. */
+/**
+ * Draws a component anew with each snapshot. It listens before the browser draws it for the first time: an effect that
+ * runs only after that misses what is told meanwhile, and the sign-in would never be shown.
+ */
 export function useStore() {
   const [, draw] = useReducer((number) => number + 1, 0);
-  useEffect(() => subscribe(draw), []);
+  useLayoutEffect(() => subscribe(draw), []);
 }
 
 export function Card({ title, note, end, children, className = "", flush = false }) {
@@ -193,7 +196,7 @@ let isOpened = false;
 /** The heading of a panel: whoever goes there by keyboard, or hears the page, is there at once. */
 export function Title({ children, note, end }) {
   const heading = useRef();
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (isOpened) heading.current.focus({ preventScroll: true });
     isOpened = true;
   }, []);

@@ -1,5 +1,5 @@
 // Dark and light: as the machine has it, until somebody chooses.
-import { useEffect, useState } from "preact/hooks";
+import { useLayoutEffect, useState } from "preact/hooks";
 import { Icon } from "./parts.jsx";
 
 const system = matchMedia("(prefers-color-scheme: dark)");
@@ -19,7 +19,7 @@ system.addEventListener("change", applyTheme);
 
 export function useTheme() {
   const [now, set] = useState(theme());
-  useEffect(() => {
+  useLayoutEffect(() => {
     listeners.add(set);
     return () => listeners.delete(set);
   }, []);
