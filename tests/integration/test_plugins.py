@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -69,8 +70,8 @@ def hang(req, resp, ctx):
 
 @endpoint("ping", timeout=0.3)
 def ping(req, resp, ctx):
-    while not os.path.exists("ping-goes"):
-        time.sleep(0.02)
+    if os.path.exists("gate"):
+        os.close(os.open("gate", os.O_RDONLY))  # a FIFO: waits in C for somebody who writes
     return "pong"
 
 @endpoint("resource", type="management")
@@ -202,12 +203,16 @@ def test_one_that_hangs_costs_its_own_requests_only(server: PluginServer) -> Non
 
 
 def test_where_all_its_threads_hang_the_server_answers_itself(server: PluginServer) -> None:
+    gate = server.home / "gate"
+    os.mkfifo(gate)
     with ThreadPoolExecutor(8) as clients:
         assert {answer.status for answer in clients.map(lambda _: server.get("/ping"), range(8))} == {503}
     assert server.get("/ping").json() == {"status": "Healthy"}
     eventually(lambda: _rows(server)["ping"]["state"] == "hangs", within=5, what="state of the endpoint")
     assert _rows(server)["ping"]["errors"] == 8
-    (server.home / "ping-goes").touch()
+    opened = os.open(gate, os.O_WRONLY)
+    gate.unlink()
+    os.close(opened)
     eventually(lambda: server.get("/ping").text == "pong", within=10, what="the endpoint's own answer")
     eventually(lambda: _rows(server)["ping"]["state"] == "loaded", within=5, what="state of the endpoint")
 

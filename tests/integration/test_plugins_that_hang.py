@@ -39,6 +39,18 @@ class Resource:
 def app_exits(environ, start_response):
     raise SystemExit(0)
 
+turns = 0
+
+@endpoint("spins", timeout=0.2)
+def spins(req, resp, ctx):
+    global turns
+    while True:
+        turns += 1
+
+@endpoint("turns")
+def tell_turns(req, resp, ctx):
+    return str(turns)
+
 @endpoint("works")
 def works(req, resp, ctx):
     return "works"
@@ -123,6 +135,22 @@ def test_an_endpoint_that_exits_costs_its_request(server: PluginServer) -> None:
             ), path
         assert server.output.count(f"Plugin {path[1:]}: SystemExit: 0") == 1
         eventually(lambda name=f"{path[1:]} web": rows(server)[name]["errors"] == 9, within=5, what="count")  # type: ignore[misc]
+
+
+def test_an_endpoint_that_spins_is_ended_when_its_client_is_answered(server: PluginServer) -> None:
+    for _ in range(9):  # more than it has threads
+        answer = server.get("/spins")
+        assert (answer.status, answer.json()["message"]) == (503, 'Endpoint "spins" did not answer within 0.2 s.')
+
+    def is_still() -> bool:
+        before = server.get("/turns").text
+        time.sleep(0.1)
+        return server.get("/turns").text == before != "0"
+
+    eventually(is_still, within=20, what="end of what spins")
+    # Each was counted once, and none of its threads is lost.
+    eventually(lambda: rows(server)["spins web"]["errors"] == 9, within=5, what="count")
+    assert rows(server)["spins web"]["state"] == "loaded"
 
 
 def test_middleware_that_exits_is_passed_by(server: PluginServer) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wsgi_ts.plugins.found import Found, add_folders, found_in, import_object, made, said
-from wsgi_ts.plugins.threads import LOAD_LIMIT_S, within
+from wsgi_ts.plugins.threads import LOAD_LIMIT_S, Late, within
 from wsgi_ts.run_files import RunFiles
 from wsgi_ts.settings.config import Config
 
@@ -104,7 +104,12 @@ class PluginReport:
         self._write_soon()
 
     def failed(self, found: Found, error: BaseException | str, *, state: str = "", instead: str = "") -> None:
-        """Counts a failure, and logs it with what is done `instead`. An empty `state`: the plugin goes on."""
+        """Counts a failure, and logs it with what is done `instead`. An empty `state`: the plugin goes on.
+
+        Not what ends a call that was given up: who gives it up has counted that.
+        """
+        if isinstance(error, Late):
+            return
         text = error if isinstance(error, str) else said(error)
         now = time.monotonic()
         with self._lock:

@@ -78,5 +78,9 @@ class GrpcGate:
             with contextlib.suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(take, decision)
 
-        self._threads.submit(decide)
-        return await decided
+        call = self._threads.submit(decide)
+        try:
+            return await decided
+        except asyncio.CancelledError:
+            call.interrupt()
+            raise

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from wsgi_ts.batcher.shm.request_codec import Answer
 from wsgi_ts.errors import ServerError
 from wsgi_ts.plugins.auth import Decision, Gate
-from wsgi_ts.plugins.threads import DaemonThreads, as_exception
+from wsgi_ts.plugins.threads import DaemonThreads, ThreadCall, as_exception
 from wsgi_ts.rest.plugin_endpoints import WSGIApp
 from wsgi_ts.rest.responses import REQUEST_ID_KEY
 from wsgi_ts.web.connection import Connection, Phase
@@ -74,7 +74,7 @@ class AppThreads:
         self._wake = wake
         self._pools: dict[bool, ThreadPoolExecutor] = {}
         self._finished: deque[tuple[Connection, str, Answer | Decision | Exception]] = deque()
-        self._asked: dict[Connection, PluginEndpoint | Gate] = {}
+        self._asked: dict[Connection, tuple[PluginEndpoint | Gate, ThreadCall]] = {}
 
     def submit(self, connection: Connection, environ: dict[str, Any], *, waits: bool) -> None:
         """Has a thread call the app.
@@ -89,17 +89,19 @@ class AppThreads:
 
     def ask_plugin(self, connection: Connection, environ: dict[str, Any], plugin: PluginEndpoint) -> None:
         """Calls a plugin's endpoint on a thread of its own; `give_up` ends the wait for it."""
-        self._asked[connection] = plugin
-        plugin.submit(partial(self._call, plugin.app, connection, connection.request_id, environ))
+        call = plugin.submit(partial(self._call, plugin.app, connection, connection.request_id, environ))
+        self._asked[connection] = plugin, call
 
     def ask_gate(self, connection: Connection, gate: Gate, threads: DaemonThreads, ask: Callable[[], Decision]) -> None:
         """Asks the plugins that authorize, on a thread; `give_up` ends the wait for them."""
-        self._asked[connection] = gate
-        threads.submit(partial(self._finish, connection, connection.request_id, ask))
+        self._asked[connection] = gate, threads.submit(partial(self._finish, connection, connection.request_id, ask))
 
     def give_up(self, connection: Connection) -> ServerError:
-        """Stops waiting for a plugin; returns the error for its client."""
-        return self._asked.pop(connection).is_late()
+        """Stops waiting for a plugin, and interrupts it; returns the error for its client."""
+        plugin, call = self._asked.pop(connection)
+        error = plugin.is_late()
+        call.interrupt()
+        return error
 
     def take(self) -> tuple[Connection, Answer | Decision | Exception] | None:
         """Returns the next answer, or what was raised in its place; None when there is none."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import runpy
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from gunicorn.config import KNOWN_SETTINGS
 
 from wsgi_ts.plugins.found import Found
 from wsgi_ts.plugins.report import FAILED, LOADED, PluginReport
-from wsgi_ts.plugins.threads import LOAD_LIMIT_S, within
+from wsgi_ts.plugins.threads import LOAD_LIMIT_S, Late, within
 
 log = logging.getLogger("wsgi_ts.plugins")
 
@@ -22,6 +24,10 @@ HOOKS = (
     *("on_starting", "on_reload", "when_ready", "pre_fork", "post_fork", "post_worker_init", "worker_int"),
     *("worker_abort", "pre_exec", "child_exit", "worker_exit", "nworkers_changed", "on_exit"),
 )
+#: How long a hook may take, in seconds.
+HOOK_LIMIT_S = 10.0
+#: One that catches the interruption and goes on is interrupted again after so many seconds.
+_AGAIN_S = 0.1
 #: Settings that may be changed.
 _FREE = ("raw_env", "umask", "worker_tmp_dir", "max_requests_jitter")
 
@@ -70,8 +76,36 @@ def _guarded(found: Found, name: str, hook: Callable[..., Any], report: PluginRe
     @wraps(hook)
     def call(*arguments: Any) -> None:
         try:
-            hook(*arguments)
+            with _interrupted_after(HOOK_LIMIT_S):
+                hook(*arguments)
+        except Late:
+            late = f"{name} has not ended within {HOOK_LIMIT_S:g} s"
+            report.failed(found, late, instead=f"gunicorn goes on without its {name}")
         except BaseException as error:
             report.failed(found, error, instead=f"gunicorn goes on without its {name}")
 
     return call
+
+
+@contextmanager
+def _interrupted_after(limit_s: float) -> Iterator[None]:
+    """Interrupts, by a timer, what the main thread does inside this.
+
+    On that thread, since hooks may set handlers of signals, which no other can.
+
+    Raises:
+        Late: the time was over.
+    """
+
+    def ring(*_: object) -> None:
+        raise Late
+
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, limit_s, _AGAIN_S)
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.signal(signal.SIGALRM, before)

@@ -13,11 +13,12 @@ from typing import Any
 
 from wsgi_ts.plugins.found import Found, bare
 from wsgi_ts.plugins.report import LOADED, OFF, PluginReport
+from wsgi_ts.plugins.threads import Late
 from wsgi_ts.rest.inference import ANSWER_KEY
 from wsgi_ts.rest.plugin_endpoints import WSGIApp
 from wsgi_ts.settings.config import Config
 from wsgi_ts.web.app import no_write
-from wsgi_ts.web.middleware_limits import LOOP_TIMEOUT_S, TIMEOUT_S, Late, LayerThreads, LoopLimit, OwnTime
+from wsgi_ts.web.middleware_limits import LOOP_TIMEOUT_S, TIMEOUT_S, LayerThreads, LoopLimit, OwnTime
 
 _SAID = "wsgi_ts.middleware.said"
 _WITHOUT = "the request passes without it"

@@ -1,8 +1,8 @@
 """How long a layer of middleware may take: on the loop's thread, where predictions pass it, and on any other.
 
 On the loop's thread a timer interrupts it: whatever it waits for in Python ends with `Late`, and nothing of it stays
-behind. Anywhere else it is called on a thread of its own, which is left to itself when it is late. What the server
-itself does inside it counts in neither case.
+behind. Anywhere else it is called on a thread of its own, and interrupted there; what waits in C is left to itself.
+What the server itself does inside it counts in neither case.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from wsgi_ts.plugins.threads import DaemonThreads
+from wsgi_ts.plugins.threads import DaemonThreads, Late
 
 #: What a call may take where the factory has no `timeout_s`, and at most where predictions pass it, in seconds.
 TIMEOUT_S = 5.0
@@ -22,10 +22,6 @@ LOOP_TIMEOUT_S = 1.0
 _AGAIN_S = 0.1
 #: Threads of one layer.
 THREADS = 8
-
-
-class Late(BaseException):
-    """Raised in a layer that takes too long; no Exception, since those are often caught and written down."""
 
 
 class LoopLimit:
@@ -114,17 +110,15 @@ class LayerThreads:
     def run(self, call: Callable[[], None], own_time: OwnTime) -> bool:
         """Makes a call, which must raise nothing; False where it took too long and goes on by itself."""
 
-        def make() -> None:
-            try:
-                call()
-            finally:
-                if not own_time.done():
-                    with self._lock:
-                        self._late -= 1
+        def ended() -> None:
+            if not own_time.done():
+                with self._lock:
+                    self._late -= 1
 
-        self._pool.submit(make)
+        made = self._pool.submit(call, ended=ended)
         if own_time.wait():
             return True
         with self._lock:
             self._late += 1
+        made.interrupt()
         return False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from wsgi_ts.errors import ServerError, ServiceUnavailable
 from wsgi_ts.plugins.found import Found
 from wsgi_ts.plugins.report import PluginReport
-from wsgi_ts.plugins.threads import DaemonThreads
+from wsgi_ts.plugins.threads import DaemonThreads, ThreadCall
 from wsgi_ts.rest.apps import cors_headers
 from wsgi_ts.rest.plugin_context import PluginContext
 from wsgi_ts.rest.plugin_endpoints import WSGIApp, endpoint_app
@@ -38,9 +38,9 @@ class PluginEndpoint:
         self._lock = threading.Lock()
         self._running = self._late = 0
 
-    def submit(self, call: Callable[[], None]) -> None:
+    def submit(self, call: Callable[[], None]) -> ThreadCall:
         """Has a thread make a call."""
-        self._pool.submit(lambda: self._run(call))
+        return self._pool.submit(call, self._begun, self._ended)
 
     def is_late(self) -> ServerError:
         """A call was given up: counts it, and returns what its client is told."""
@@ -55,18 +55,17 @@ class PluginEndpoint:
             self._report.failed(self.found, f"no answer within {limit_s:g} s")
         return ServiceUnavailable(f'Endpoint "{path}" did not answer within {limit_s:g} s.')
 
-    def _run(self, call: Callable[[], None]) -> None:
+    def _begun(self) -> None:
         with self._lock:
             self._running += 1
-        try:
-            call()
-        finally:
-            with self._lock:
-                self._running -= 1
-                self._late = min(self._late, self._running)
-                is_back, self.is_stuck = self.is_stuck, False
-            if is_back:
-                self._report.note(self.found, "loaded")
+
+    def _ended(self) -> None:
+        with self._lock:
+            self._running -= 1
+            self._late = min(self._late, self._running)
+            is_back, self.is_stuck = self.is_stuck, False
+        if is_back:
+            self._report.note(self.found, "loaded")
 
 
 def load_endpoints(instance: Instance, kinds: Collection[str], report: PluginReport) -> Iterator[PluginEndpoint]:
