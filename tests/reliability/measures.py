@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import itertools
+import math
 import random
 import signal
 import statistics
@@ -285,7 +286,8 @@ def measure_soak(name: str, seconds: float, registrations: int, progress: Callab
         while (passed := time.monotonic() - began) < seconds:
             due = began + seconds * len(looks) / LOOKS
             while time.monotonic() < due:
-                if registered < registrations * passed / seconds and server.register_and_forget():
+                wanted = math.ceil(registrations * (time.monotonic() - began) / seconds)
+                if registered < wanted and server.register_and_forget():
                     registered += 1
                 time.sleep(0.02)
             looks.append((time.monotonic() - began, float(server.take_census().memory_bytes)))
