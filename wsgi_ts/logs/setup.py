@@ -143,6 +143,20 @@ class OutputHandler(logging.Handler):
         super().__init__()
         self.output = output
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Writes one record that no filter holds back; returns whether none did.
+
+        As logging's own, but for the lock: between its `acquire` and its `try` an exception that another thread sends
+        (`plugins.threads.ThreadCall`) would leave that locked for ever.
+        """
+        passed = self.filter(record)
+        if not passed:
+            return False
+        assert self.lock is not None
+        with self.lock:
+            self.emit(passed if isinstance(passed, logging.LogRecord) else record)
+        return True
+
     def emit(self, record: logging.LogRecord) -> None:
         """Writes one record."""
         try:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from functools import partial
+from pathlib import Path
 
 import pytest
 
+from wsgi_ts.logs.setup import FileHandler
 from wsgi_ts.plugins.threads import DaemonThreads, Late, LimitedCalls, within
 
 LONG_S = 10.0
@@ -48,6 +52,11 @@ def test_an_interruption_before_or_after_the_call_reaches_nobody() -> None:
     assert again.wait(LONG_S)
 
 
+def run_for_a_moment(turns: int) -> None:
+    for _ in range(turns):
+        pass
+
+
 def test_interruptions_at_any_moment_cost_no_thread() -> None:
     """They come while calls begin, run and end; whatever they hit, each call is over once and the thread goes on."""
     threads = DaemonThreads(1, "test")
@@ -55,9 +64,9 @@ def test_interruptions_at_any_moment_cost_no_thread() -> None:
     ended: list[int] = []
     for number in range(3000):
         call = threads.submit(
-            lambda number=number: sum(range(number % 97)) and None,  # type: ignore[misc]
-            lambda number=number: begun.append(number),  # type: ignore[misc]
-            lambda number=number: ended.append(number),  # type: ignore[misc]
+            partial(time.sleep, 0) if number % 2 else partial(run_for_a_moment, number % 97),
+            partial(begun.append, number),
+            partial(ended.append, number),
         )
         while not begun or begun[-1] != number:
             time.sleep(0)
@@ -66,6 +75,32 @@ def test_interruptions_at_any_moment_cost_no_thread() -> None:
     threads.submit(last.set)
     assert last.wait(LONG_S)
     assert begun == ended == list(range(3000))
+
+
+def test_one_that_is_ended_while_it_logs_leaves_the_log_to_others(tmp_path: Path) -> None:
+    logger = logging.getLogger("test_threads")
+    handler = FileHandler(str(tmp_path / "log"), 1 << 20, "", 1, "")
+    logger.addHandler(handler)
+    logger.propagate = False
+    threads = DaemonThreads(1, "test")
+    try:
+        for _ in range(200):
+            begun, ended = threading.Event(), threading.Event()
+            call = threads.submit(partial(log_for_ever, logger), begun.set, ended.set)
+            assert begun.wait(LONG_S)
+            logger.error("meanwhile")  # so that it has to wait for the lock
+            call.interrupt()
+            assert ended.wait(LONG_S)
+            assert handler.lock is not None
+            assert handler.lock.acquire(timeout=LONG_S)
+            handler.lock.release()
+    finally:
+        logger.removeHandler(handler)
+
+
+def log_for_ever(logger: logging.Logger) -> None:
+    while True:
+        logger.error("again")
 
 
 def test_who_waits_for_a_call_with_a_limit_has_the_next_one_made() -> None:
