@@ -107,7 +107,7 @@ class ModelCounters:
         self._count_times(ModelWord.LATENCY_US, named, buckets, jobs, int(ended_at * 1e9))
 
     def show_all(self, model: ModelQueue) -> None:
-        """Sets all gauges."""
+        """Sets the gauges that the model's queue knows."""
         fixed_s, per_request_s = model.policy.cost()
         self.show(ModelWord.READY_WORKERS, model.ready_workers)
         self.show(ModelWord.OUTSTANDING, model.outstanding)
@@ -119,7 +119,8 @@ class ModelCounters:
     def clear_gauges(self) -> None:
         """Zeroes what describes the present, when the model is unloaded; counters stay."""
         gauges = (ModelWord.READY_WORKERS, ModelWord.OUTSTANDING, ModelWord.QUEUED, ModelWord.OLDEST_NS)
-        for word in (*gauges, ModelWord.FIXED_NS, ModelWord.PER_REQUEST_NS):
+        more = (ModelWord.KV_CACHE, ModelWord.KV_CACHE_WORKERS, ModelWord.FIXED_NS, ModelWord.PER_REQUEST_NS)
+        for word in (*gauges, *more):
             self.show(word, 0)
 
     def _count_times(self, word: int, named_word: int, bucket: int, jobs: Sequence[Job], until_ns: int) -> None:

@@ -284,6 +284,18 @@ class BatcherLoop:
     def _show_gauges(self) -> None:
         for index, model in self._scheduler.models.items():
             self._counters[index].show_all(model)
+        self._show_kv_caches()
+
+    def _show_kv_caches(self) -> None:
+        """Shows how full the KV caches are of the workers that tell it; one that is gone has no mailbox any more."""
+        told: dict[int, list[int]] = {index: [] for index in self._scheduler.models}
+        for worker, mailbox in self._mailboxes.items():
+            word = mailbox.words[MailWord.KV_CACHE]
+            if word and worker.model in told:
+                told[worker.model].append(word - 1)
+        for index, usages in told.items():
+            self._counters[index].show(ModelWord.KV_CACHE, sum(usages))
+            self._counters[index].show(ModelWord.KV_CACHE_WORKERS, len(usages))
 
     def _look_after_segments(self) -> None:
         """Wakes the web workers for which there are answers, and detaches what nobody writes to any more."""

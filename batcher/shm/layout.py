@@ -39,7 +39,7 @@ import struct
 from typing import Final
 
 MAGIC: Final = 0x7773_6769_2D74_7331
-LAYOUT_VERSION: Final = 6
+LAYOUT_VERSION: Final = 7
 WORD: Final = 8
 PAGE: Final = 4096
 LINE_WORDS: Final = 8
@@ -120,11 +120,11 @@ class WebWord:
 class ModelWord:
     """Words of a model version on the board (one row per batcher); written by that batcher alone.
 
-    READY_WORKERS and OUTSTANDING are gauges that web workers read to choose a device; QUEUED, OLDEST_NS, FIXED_NS and
-    PER_REQUEST_NS are gauges, too; the rest are counters. Those whose name ends in _NAMED count the requests that named
-    the model's version, the same words without it those that did not. A word whose name ends in BUCKETS is the first of
-    a histogram's counts: one word per bound of TIME_BUCKETS_US (of BATCH_BUCKETS: BATCH_SIZES), and one for what lies
-    above; those that end in BY_SIZE have one for each of BATCH_BUCKETS.
+    READY_WORKERS and OUTSTANDING are gauges that web workers read to choose a device; QUEUED, OLDEST_NS, KV_CACHE,
+    KV_CACHE_WORKERS, FIXED_NS and PER_REQUEST_NS are gauges, too; the rest are counters. Those whose name ends in
+    _NAMED count the requests that named the model's version, the same words without it those that did not. A word whose
+    name ends in BUCKETS is the first of a histogram's counts: one word per bound of TIME_BUCKETS_US (of BATCH_BUCKETS:
+    BATCH_SIZES), and one for what lies above; those that end in BY_SIZE have one for each of BATCH_BUCKETS.
     """
 
     READY_WORKERS: Final = 0
@@ -157,11 +157,17 @@ class ModelWord:
     TIMED_OUT: Final = 97  # requests whose worker was killed, since it had not answered within the response timeout
     HALVED: Final = 98  # batches that failed and were halved
     POLICY: Final = 99  # what becomes of the calls of its batching plugin: one of PolicyState
+    KV_CACHE: Final = 100  # how full the KV caches of its workers are: their sum, in parts of KV_CACHE_FULL ...
+    KV_CACHE_WORKERS: Final = 101  # ... and how many workers that is of: those whose handlers tell it
     CLOSED: Final = 104  # batches by why they went: a word for each `policy.CloseReason`
     SERVICE_BY_SIZE: Final = 120  # microseconds that handlers took for the batches of each of BATCH_BUCKETS
     REQUESTS_BY_SIZE: Final = 131  # requests in those batches
     FIXED_NS: Final = 142  # what a batch costs, as the batching rule has learnt it: so much ...
     PER_REQUEST_NS: Final = 143  # ... and so much for each request in it; both 0 where it learns nothing
+
+
+#: What a KV cache in which nothing is free counts as.
+KV_CACHE_FULL: Final = 1_000_000
 
 
 class PolicyState:

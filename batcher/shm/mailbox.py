@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from wsgi_ts.batcher.shm import worker_layout
 from wsgi_ts.batcher.shm.doorbell import LONGEST_IDLE_WAIT_S, Doorbell
 from wsgi_ts.batcher.shm.group_board import GroupBoard
+from wsgi_ts.batcher.shm.layout import KV_CACHE_FULL
 from wsgi_ts.batcher.shm.shared_memory import SharedMemory, unlink
 from wsgi_ts.batcher.shm.worker_layout import MailWord, Progress, Tally
 
@@ -242,6 +243,10 @@ class WorkerMailbox(_Mailbox):
         """Marks a batch as answered (or skipped)."""
         self.words[MailWord.SERVICE_NS] = service_ns
         self.words[MailWord.DONE] = number
+
+    def show_kv_cache(self, usage: float) -> None:
+        """Says how full the worker's KV cache is, from 0 to 1; from any thread. The batcher looks now and then."""
+        self.words[MailWord.KV_CACHE] = 1 + round(usage * KV_CACHE_FULL)
 
     def note_out_of_memory(self) -> None:
         """Says that the batch which was begun last is given back for lack of memory; before `finish`."""

@@ -36,6 +36,7 @@ class MailWord:
     OUT_OF_MEMORY: Final = 7  # model worker: number of the last batch that it gave back for lack of memory
     ENDED: Final = 6  # model worker: how many sequences its handler has ended; their marks lie behind the places
     ENDED_SEEN: Final = 12  # batcher: how many of those it has read
+    KV_CACHE: Final = 14  # model worker: 1 + how full its KV cache is, in parts of KV_CACHE_FULL; 0: nobody tells it
 
 
 class Tally:

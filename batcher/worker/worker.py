@@ -95,7 +95,12 @@ class ModelWorker:
     def load(self, gpu_id: int | None) -> None:
         """Imports and initialises the handler (see `Service.load` for what it raises)."""
         self._service = Service.load(
-            self._spec, gpu_id, self._send_chunk, metrics_sink=metrics_sink(), group=self._group
+            self._spec,
+            gpu_id,
+            self._send_chunk,
+            metrics_sink=metrics_sink(),
+            group=self._group,
+            kv_cache_sink=self._mailbox.show_kv_cache,
         )
         self._recorder = Recorder.of(self._service.context.model_yaml_config)
 

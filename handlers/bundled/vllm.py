@@ -23,11 +23,14 @@ from wsgi_ts.handlers.serving.context import Context, StreamClosed
 from wsgi_ts.handlers.serving.errors import PredictionException
 from wsgi_ts.handlers.serving.inputs import content_of
 from wsgi_ts.handlers.serving.results import send_intermediate_predict_response
+from wsgi_ts.handlers.toolkit.kv_cache import report_kv_cache_usage
 from wsgi_ts.handlers.toolkit.library_names import (
+    PROMETHEUS_REGISTRY,
     VLLM_APP_STATE,
     VLLM_ARGUMENTS,
     VLLM_BUILD_APP,
     VLLM_ENGINE,
+    VLLM_KV_CACHE_GAUGES,
     VLLM_LORA,
     VLLM_MAKE_PARSER,
     VLLM_PARSER,
@@ -51,6 +54,8 @@ ENDPOINTS = {"v1/models": "GET", "v1/completions": "POST", "v1/chat/completions"
 _EVENT_STREAM = "text/event-stream"
 #: How long the application may take to end a request whose client has gone, in seconds; then its task is cancelled.
 _FAREWELL_S = 5.0
+#: How often the engine's use of its KV cache is read, in seconds: as often as the server looks.
+_KV_CACHE_LOOK_S = 0.25
 
 
 class VLLMHandler(BaseHandler):
@@ -242,8 +247,37 @@ async def vllm_application(context: Context) -> Application:
     await _call(VLLM_APP_STATE.load(_HANDLER), offered)
     # vLLM's error handlers ask the server that they believe to run in to exit, once the engine is dead.
     application.state.server = _WorkerAsServer()
+    # Kept there since the event loop itself does not keep a task alive.
+    application.state.kv_cache_watch = asyncio.ensure_future(_watch_kv_cache(context))
     built: Application = application
     return built
+
+
+async def _watch_kv_cache(context: Context) -> None:
+    """Tells the server of the engine's KV cache, as long as the event loop runs."""
+    while True:
+        usage = kv_cache_usage()
+        if usage is not None:
+            report_kv_cache_usage(context, min(max(usage, 0.0), 1.0))
+        await asyncio.sleep(_KV_CACHE_LOOK_S)
+
+
+def kv_cache_usage() -> float | None:
+    """How full vLLM says that the KV cache is, from 0 to 1: the mean of its engines in this process.
+
+    None where it does not say so (`disable_log_stats`).
+
+    Raises:
+        ImportError: prometheus_client, which vLLM records its metrics with, has another interface.
+    """
+    registry = PROMETHEUS_REGISTRY.load(_HANDLER)
+    for name in VLLM_KV_CACHE_GAUGES:
+        values = [
+            sample.value for metric in registry.restricted_registry([name]).collect() for sample in metric.samples
+        ]
+        if values:
+            return float(sum(values) / len(values))
+    return None
 
 
 def _serve_arguments(context: Context, version: str) -> argparse.Namespace:

@@ -20,6 +20,9 @@ STREAM_NEXT = "ts_stream_next"
 #: an event loop it returns something to await: until then the chunk may wait in this process for a slow client.
 SendChunk = Callable[[int, int, str, list[tuple[str, str]], bytes], Awaitable[None] | None]
 
+#: Is told how full a handler's KV cache is, from 0 to 1.
+KvCacheSink = Callable[[float], None]
+
 
 class Group(Protocol):
     """The ranks of a model that spans several processes, as one of them sees it."""
@@ -132,6 +135,7 @@ class Context:
             "limit_max_image_pixels": limit_max_image_pixels,
         }
         self._metrics = metrics
+        self._kv_cache_sink: KvCacheSink | None = None
         self._weights_only = True
         self._headers: Sequence[Mapping[str, Any]] = ()
         self._processors: list[RequestProcessor] | None = [RequestProcessor({})]

@@ -23,7 +23,7 @@ from wsgi_ts.handlers.metrics.cache import SAMPLE_INTERVAL_S, MetricsCache
 from wsgi_ts.handlers.metrics.errors import GeneralMetricsCacheError
 from wsgi_ts.handlers.metrics.metric import MetricTypes, Sample
 from wsgi_ts.handlers.serving import loader
-from wsgi_ts.handlers.serving.context import Context, Group, SendChunk, StreamClosed
+from wsgi_ts.handlers.serving.context import Context, Group, KvCacheSink, SendChunk, StreamClosed
 from wsgi_ts.handlers.serving.errors import BatchFailure
 from wsgi_ts.handlers.serving.failures import batch_answer, fault_of, has_broken_gpu, load_error, ran_out_of_memory
 from wsgi_ts.handlers.serving.inputs import Request
@@ -102,6 +102,7 @@ class Service:
         metrics_sink: MetricsSink | None = None,
         group: Group | None = None,
         shape: Callable[[Handle], Handle] | None = None,
+        kv_cache_sink: KvCacheSink | None = None,
     ) -> Service:
         """Imports the handler from the model's folder and initialises it.
 
@@ -114,6 +115,7 @@ class Service:
             metrics_sink: called once per batch with the metrics recorded since the last call.
             group: this process's rank, where the model spans several processes.
             shape: makes of the handler's function the one that is called, where its results take another form.
+            kv_cache_sink: told how full the handler's KV cache is, whenever the handler says so.
 
         Raises:
             LoadError: memory ran out, or the handler raised a RuntimeError.
@@ -122,6 +124,7 @@ class Service:
         ahead = [spec.model_dir, shim_path()]
         sys.path[:] = ahead + [folder for folder in sys.path if folder not in ahead]
         context = _new_context(spec, gpu_id, send_chunk, group)
+        context._kv_cache_sink = kv_cache_sink
         try:
             context.model_yaml_config = _read_model_config(spec)
             entry = loader.load_entry(spec.handler, spec.model_dir, spec.envelope)

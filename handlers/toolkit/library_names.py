@@ -171,6 +171,9 @@ VLLM_LORA = LibraryName(
     ("vllm.entrypoints.openai.models.protocol", "vllm.entrypoints.openai.serving_models"),
     parameters=("name", "path"),
 )
+#: Where vLLM registers its metrics, and the names that its gauge of KV cache use has had, the present one first.
+PROMETHEUS_REGISTRY = LibraryName("REGISTRY", ("prometheus_client",), members=("restricted_registry",))
+VLLM_KV_CACHE_GAUGES = ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc")
 TRT_LLM = LibraryName("LLM", ("tensorrt_llm",), members=("generate_async",))
 TRT_SAMPLING = LibraryName("SamplingParams", ("tensorrt_llm",))
 TRT_CACHE = LibraryName("KvCacheConfig", ("tensorrt_llm.llmapi",))

@@ -53,7 +53,8 @@ def bundled(server: ServerProcess, name: str, handler: str, package: str, config
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    with ServerProcess(config=WITH_TORCH) as running:
+    metrics = {"metrics_mode": "prometheus", "vllm_metric_names": "true"}
+    with ServerProcess(config=WITH_TORCH | metrics) as running:
         extra = {"template.jinja": "{{ messages }}", "adapters/capitals/adapter.json": "{}"}
         assert bundled(running, "llm", "vllm_handler", "vllm", VLLM, **extra).status == 200
         assert bundled(running, "trt", "trt_llm_handler", "tensorrt_llm", TRT_LLM, **{"engine/x": ""}).status == 200
@@ -96,6 +97,16 @@ def test_a_completion(server: ServerProcess) -> None:
     assert reply.status == 200
     assert reply.json()["choices"] == [{"index": 0, "text": "cde"}]
     assert reply.json()["id"] == f"cmpl-{reply.headers['x-request-id']}"
+
+
+def test_the_metrics_have_the_engines_use_of_its_kv_cache(server: ServerProcess) -> None:
+    def usage() -> list[str]:
+        lines = server.request("metrics", "GET", "/metrics").text.splitlines()
+        return [line for line in lines if line.startswith("vllm:kv_cache_usage_perc{")]
+
+    eventually(lambda: len(usage()) == 1, within=5)  # from the start, and only of the model that tells it
+    assert completion(server, prompt="a" * 30, max_tokens=2).status == 200
+    eventually(lambda: usage() == ['vllm:kv_cache_usage_perc{model_name="llm",} 0.5'], within=5)
 
 
 def test_a_chat_completion(server: ServerProcess) -> None:

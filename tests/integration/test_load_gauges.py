@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,21 @@ def handle(data, context):
     return [row["body"] for row in data]
 """
 
+CACHE = """
+import os
+
+from wsgi_ts.handlers.toolkit.kv_cache import report_kv_cache_usage
+
+def handle(data, context):
+    if data is None:
+        return None
+    text = bytes(data[0]["body"])
+    if text == b"end":
+        os._exit(1)
+    report_kv_cache_usage(context, float(text))
+    return ["told"]
+"""
+
 
 @pytest.fixture(scope="module")
 def gate(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,6 +61,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, gate: Path) -> Iterator[Ser
     store = tmp_path_factory.mktemp("store")
     archive(store, "held", HELD)
     archive(store, "echo")
+    archive(store, "cache", CACHE)
     config = {"metrics_mode": "prometheus", "vllm_metric_names": "true", "endpoint_load_metrics": "true"}
     with ServerProcess(store=store, config=config, environment={"GATE": os.fspath(gate)}) as running:
         for name in ("held", "echo"):
@@ -124,3 +141,39 @@ def test_errors_tell_the_load_too_and_a_model_that_goes_takes_its_gauges_along(s
     assert gauges(server, "echo") == {}
     assert server.register("echo.mar").status == 200
     assert gauges(server, "echo")["ts_queue_depth"] == 0
+
+
+def is_shown(server: ServerProcess, usage: float | None) -> bool:
+    """Whether the model `cache` has this usage under our name, under vLLM's, and so has the server in its answers."""
+    now = gauges(server, "cache")
+    _, _, load = server.predict("echo", b"x").headers["endpoint-load-metrics"].partition(" ")
+    named = json.loads(load)["named_metrics"]
+    names = ("ts_kv_cache_usage_ratio", "vllm:kv_cache_usage_perc")
+    return [*map(now.get, names), named.get("kv_cache_usage_perc")] == [usage] * 3
+
+
+def test_a_kv_cache_is_shown_for_as_long_as_the_worker_lives_that_tells_of_it(server: ServerProcess) -> None:
+    assert server.register("cache.mar").status == 200
+    assert is_shown(server, None)
+    for usage in (0.25, 0.0, 1.0):
+        assert server.predict("cache", str(usage)).status == 200
+        eventually(partial(is_shown, server, usage), within=5)
+    assert load_at_the_end(server, "echo").named_metrics["kv_cache_usage_perc"] == 1
+    assert server.predict("cache", "1.5").status == 503, "no such usage"
+    assert is_shown(server, 1)
+    assert server.predict("cache", "end").status == 500
+    eventually(lambda: gauges(server, "cache")["wsgi_ts_workers_ready"] == 1, within=20)
+    assert is_shown(server, None)
+    assert server.predict("cache", "0.5").status == 200
+    eventually(partial(is_shown, server, 0.5), within=5)
+    assert server.request("management", "DELETE", "/models/cache").status == 200
+    eventually(partial(is_shown, server, None), within=5)
+
+
+def test_vllms_names_are_shown_by_a_switch_only(tmp_path: Path) -> None:
+    archive(tmp_path, "cache", CACHE)
+    with ServerProcess(store=tmp_path, config={"metrics_mode": "prometheus"}) as server:
+        assert server.register("cache.mar").status == 200
+        assert server.predict("cache", "0.25").status == 200
+        eventually(lambda: gauges(server, "cache").get("ts_kv_cache_usage_ratio") == 0.25, within=5)
+        assert not [name for name in gauges(server, "cache") if name.startswith("vllm")]

@@ -106,7 +106,7 @@ SYSTEM_NAMES = {
 #: Gauges of ours that have a prefix like TorchServe's.
 LOAD_NAMES = {
     *("ts_queue_depth", "ts_running_requests", "ts_queue_wait_seconds"),
-    *("ts_worker_busy_ratio", "ts_capacity_rps", "ts_desired_replicas_hint"),
+    *("ts_worker_busy_ratio", "ts_capacity_rps", "ts_desired_replicas_hint", "ts_kv_cache_usage_ratio"),
 }
 
 

@@ -26,7 +26,7 @@ class LoadReport:
             self._told = load
             report = messages.OrcaLoadReport(
                 application_utilization=load.utilization,
-                named_metrics={"queue_depth": load.queued, "running_requests": load.running},
+                named_metrics=load.named_metrics(),
             )
             self._metadata = ((_TRAILER, report.SerializeToString()),)
         return self._metadata

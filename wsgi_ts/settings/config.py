@@ -199,7 +199,9 @@ class Config:
     metrics_mode: str = setting(kinds.choice("log", "prometheus", "legacy", or_default=True), "log", "where metrics go")
     metrics_config: Path | None = setting(PATH, None, "metrics.yaml; unset: the built-in one")
     model_metrics_auto_detect: bool = setting(BOOLEAN, False, "accept metrics that metrics.yaml lacks")
-    vllm_metric_names: bool = ours(BOOLEAN, False, "/metrics also shows queue and running requests under vLLM's names")
+    vllm_metric_names: bool = ours(
+        BOOLEAN, False, "/metrics also shows queue, running requests and KV cache use under vLLM's names"
+    )
     endpoint_load_metrics: bool = ours(
         BOOLEAN, False, "predictions' answers tell the server's load, for proxies (ORCA)"
     )

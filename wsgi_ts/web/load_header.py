@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import json
+
 from wsgi_ts.dataplane.server_load import Load, ServerLoad
 
 
@@ -25,7 +27,7 @@ class LoadHeader:
         load = self._load.now(now_ns)
         if load is not self._told:
             self._told = load
-            named = f'{{"queue_depth":{load.queued},"running_requests":{load.running}}}'
+            named = json.dumps(load.named_metrics(), separators=(",", ":"))
             value = f'{{"application_utilization":{load.utilization:.4g},"named_metrics":{named}}}'
             self._line = f"endpoint-load-metrics: JSON {value}\r\n\r\n".encode()
         return head[:-2] + self._line

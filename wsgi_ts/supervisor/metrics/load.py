@@ -23,6 +23,7 @@ WINDOW_S = 10.0
 #: Looks that are kept; who scrapes more often than ten times a second gets rates over a shorter time.
 _LOOKS = 100
 
+_KV_CACHE = "ts_kv_cache_usage_ratio"
 _HELP = {
     "ts_queue_depth": "Requests that wait for a model worker",
     "ts_running_requests": "Requests that model workers have",
@@ -31,11 +32,13 @@ _HELP = {
     "ts_capacity_rps": "Requests a second that the ready model workers can do at the batch sizes they had last",
     "ts_desired_replicas_hint": "Requests a second that came, in parts of ts_capacity_rps; summed over all servers: "
     "how many of them the load takes",
+    _KV_CACHE: "How full the KV caches of the model workers are whose handlers tell it, 0 to 1",
 }
 #: Their names.
 METRICS = frozenset(_HELP)
-#: What vLLM calls the first two.
+#: What vLLM calls the first two, and the last.
 _VLLM = {"vllm:num_requests_waiting": "ts_queue_depth", "vllm:num_requests_running": "ts_running_requests"}
+_VLLM_KV_CACHE = "vllm:kv_cache_usage_perc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class _Look:
 
 
 class LoadGauges:
-    """The gauges of one instance, two of them with `vllm_names` under vLLM's names, too; used from any thread."""
+    """The gauges of one instance, three of them with `vllm_names` under vLLM's names, too; used from any thread."""
 
     def __init__(self, *, vllm_names: bool) -> None:
         self._vllm_names = vllm_names
@@ -72,15 +75,30 @@ class LoadGauges:
         families = list(found.values())
         if self._vllm_names:
             families += [self._by_model(name, found[ours]) for name, ours in _VLLM.items()]
+            families.append(self._kv_cache_by_model(models))
         return families
 
     @staticmethod
     def _by_model(name: str, family: Family) -> Family:
         """A gauge under a name of vLLM's, which has no versions: their sum."""
-        sums = Family(name, GAUGE, family.help, ("model_name",))
+        by_model = Family(name, GAUGE, family.help, ("model_name",))
         for (model, _), value in family.samples.items():
-            sums.samples[(model,)] = float(sums.samples.get((model,), 0)) + float(value)  # type: ignore[arg-type]
-        return sums
+            before = by_model.samples.get((model,), 0)
+            by_model.samples[(model,)] = float(before) + float(value)  # type: ignore[arg-type]
+        return by_model
+
+    @staticmethod
+    def _kv_cache_by_model(models: Sequence[ModelCounts]) -> Family:
+        """How full the KV caches are of all versions of a model together."""
+        told: dict[str, list[tuple[int, int]]] = {}
+        for model in models:
+            told.setdefault(model.labels[0], []).append(_kv_caches(model.words))
+        family = Family(_VLLM_KV_CACHE, GAUGE, _HELP[_KV_CACHE], ("model_name",))
+        for name, versions in told.items():
+            used, room = map(sum, zip(*versions, strict=True))
+            if room:
+                family.samples[(name,)] = used / room
+        return family
 
     def _values(self, model: ModelCounts) -> dict[str, float]:
         """The gauges of one model version, now."""
@@ -103,6 +121,9 @@ class LoadGauges:
             "ts_running_requests": running,
             "ts_queue_wait_seconds": max(0.0, now - oldest_ns / 1e9) if oldest_ns else 0.0,
         }
+        used, room = _kv_caches(words)
+        if room:
+            values[_KV_CACHE] = used / room
         if before is None or now == before.at:
             return values
         elapsed_s = now - before.at
@@ -117,3 +138,11 @@ class LoadGauges:
             values["ts_capacity_rps"] = capacity
             values["ts_desired_replicas_hint"] = (look.arrived - before.arrived) / elapsed_s / capacity
         return values
+
+
+def _kv_caches(words: Sequence[int]) -> tuple[int, int]:
+    """How much is in use of the KV caches of a model version's workers, and how much they hold; 0 where none tells it.
+
+    Together, since a request may go to any worker: one that is full by itself turns nobody away.
+    """
+    return words[ModelWord.KV_CACHE], words[ModelWord.KV_CACHE_WORKERS] * layout.KV_CACHE_FULL

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from letters import LetterModel
+from prometheus_client import REGISTRY, Gauge
 
 __version__ = "0.33.0"
 
@@ -24,7 +25,7 @@ class AsyncEngineArgs:
 
 
 class AsyncLLMEngine:
-    """The engine; `running` and `aborted` count generations."""
+    """The engine; `running` and `aborted` count generations; `kv_cache_usage` keeps what the last one has used."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.model = LetterModel().eval()
@@ -32,6 +33,14 @@ class AsyncLLMEngine:
         self.vllm_config = SimpleNamespace(model_config=self.model_config)
         self.errored = False
         self.running = self.aborted = 0
+        # As vLLM does it: the last engine of a process has the metrics.
+        for collector in list(REGISTRY._collector_to_names):
+            if getattr(collector, "_name", "").startswith("vllm"):
+                REGISTRY.unregister(collector)
+        gauge = Gauge(
+            "vllm:kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", ["model_name", "engine"]
+        )
+        self.kv_cache_usage = gauge.labels(arguments.served_model_name[0], "0")
 
     @classmethod
     def from_engine_args(cls, engine_args: AsyncEngineArgs) -> AsyncLLMEngine:

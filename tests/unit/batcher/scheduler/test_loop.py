@@ -208,6 +208,30 @@ def test_a_full_queue_refuses_at_once(prefix: str) -> None:
     assert bench.state(slots[0]) == SlotState.CLAIMED
 
 
+def test_the_kv_caches_of_the_workers_that_live_are_summed_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsgi_ts.batcher.scheduler.scheduler.LAST_ARRIVALS_S", 0.0)
+
+    def shown() -> list[int]:
+        bench.loop._next_tick = 0.0
+        bench.turn()
+        row = bench.board.model_row(0, MODEL)
+        return [bench.board.words[row + word] for word in (ModelWord.KV_CACHE, ModelWord.KV_CACHE_WORKERS)]
+
+    (ours, worker), (_, other), _ = [bench.add_worker(WORKER + life) for life in range(3)]
+    assert shown() == [0, 0]
+    worker.show_kv_cache(0.25)
+    other.show_kv_cache(0.0)
+    assert shown() == [250_000, 2]
+    other.show_kv_cache(1.0)
+    assert shown() == [1_250_000, 2]
+    bench.lose_worker(ours)
+    assert shown() == [1_000_000, 1]
+    for command in (UnloadModel(MODEL), *(ReleaseWorker(WORKER + life, 1) for life in (2, 1))):
+        bench.loop.command(command)
+    assert shown() == [0, 0]
+    assert bench.is_unloaded()
+
+
 def test_rule_3_what_a_dead_worker_had_begun_fails_and_the_rest_is_queued_again(prefix: str) -> None:
     bench = Bench(prefix, batch_size=2)
     ours, worker = bench.add_worker()

@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import prometheus_client
 import pytest
 
 from wsgi_ts.handlers.bundled import vllm
 from wsgi_ts.handlers.metrics.cache import MetricsCache
 from wsgi_ts.handlers.serving.context import Context, StreamClosed
+from wsgi_ts.handlers.toolkit.library_names import VLLM_KV_CACHE_GAUGES
 
 
 def context_of(model_dir: Path, **section: Any) -> Context:
@@ -145,3 +147,30 @@ def test_a_closed_stream_is_no_error_of_the_application() -> None:
         return await handler.handle([{"body": "{}"}], context)
 
     assert asyncio.run(run()) == [b""]
+
+
+@pytest.mark.parametrize("names", [VLLM_KV_CACHE_GAUGES, VLLM_KV_CACHE_GAUGES[1:]], ids=["new", "old"])
+def test_the_use_of_the_kv_cache_is_read_where_vllm_records_it(
+    names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = prometheus_client.CollectorRegistry()
+    monkeypatch.setattr(prometheus_client, "REGISTRY", registry)
+    assert vllm.kv_cache_usage() is None
+    # Some versions record the same under both names.
+    for name in names:
+        gauge = prometheus_client.Gauge(name, "KV-cache usage.", ["model_name", "engine"], registry=registry)
+        gauge.labels("org/name", "0").set(0.25)
+        gauge.labels("org/name", "1").set(0.75)
+    assert vllm.kv_cache_usage() == 0.5
+
+
+def test_the_server_is_told_of_the_kv_cache_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    usages: list[float | None] = [None, 0.5, 1.0000001]
+    told: list[float] = []
+    monkeypatch.setattr(vllm, "kv_cache_usage", lambda: usages.pop(0))
+    monkeypatch.setattr(vllm, "_KV_CACHE_LOOK_S", 0)
+    context = Context("m", "/", None, 1, None)
+    context._kv_cache_sink = told.append
+    with pytest.raises(IndexError):
+        asyncio.run(vllm._watch_kv_cache(context))
+    assert told == [0.5, 1.0]

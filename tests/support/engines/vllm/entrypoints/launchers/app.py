@@ -72,6 +72,7 @@ class Application:
                     await send({"type": "http.response.body", "body": f"data: {line}\n\n".encode(), "more_body": True})
         finally:
             gone.cancel()
+            engine.kv_cache_usage.set((len(prompt) + len(text)) / engine.model_config.max_model_len)
             engine.running -= 1
         if request.get("stream"):
             await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})
