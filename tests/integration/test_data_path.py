@@ -17,6 +17,10 @@ from support.eventually import eventually
 from support.server import REPOSITORY, WITH_TORCH, ServerProcess, free_ports
 from support.wars import FUNCTIONS, war
 
+from wsgi_ts.batcher.shm.board import Board
+from wsgi_ts.batcher.shm.layout import WORKFLOW_CODES, WorkflowWord
+from wsgi_ts.supervisor.metrics.workflows import workflow_words
+
 Start = Callable[..., ServerProcess]
 
 #: Runs until the file named by its body exists; notes each request it was given.
@@ -279,6 +283,11 @@ def handle(data, context):
             assert walked.headers["content-type"] == "application/json"
             late = http.request(port, "POST", "/wfpredict/late", body=b"x")
             assert (late.status, late.json()["message"]) == (500, "Error executing slow")
+            large = http.request(port, "POST", "/wfpredict/chain", chunks=[bytes(6_553_501)])
+            assert large.status == 413
+            refused = WorkflowWord.CODES + WORKFLOW_CODES.index(413)
+            board = Board.attach(server.prefix)
+            assert sum(workflow_words(board, workflow)[refused] for workflow in range(2)) == 1
             with ThreadPoolExecutor(8) as pool:
                 bodies = [b"%d" % number for number in range(100)]
                 replies = pool.map(lambda body: http.request(port, "POST", "/predictions/echo", body=body).body, bodies)

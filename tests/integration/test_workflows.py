@@ -19,6 +19,8 @@ from support.wars import NAMED, war
 
 from wsgi_ts.cli.status import format_state
 
+#: `max_request_size`, by default.
+LIMIT = 6_553_500
 CHAIN = """
 models:
   min-workers: 1
@@ -409,6 +411,12 @@ def test_workflows_are_counted(server: ServerProcess) -> None:
     assert float(found[f'ts_workflow_node_seconds_total{{{label}node="mood",}}']) > 0
     # What is answered without a walk counts, too.
     assert ask(server, "counted", b"x", content_type="multipart/form-data").status == 400
+    for framing in (f"content-length: {LIMIT + 1}", "transfer-encoding: chunked"):
+        with server.raw() as connection:
+            connection.send(f"POST /wfpredict/counted HTTP/1.1\r\nhost: a\r\n{framing}\r\n\r\n".encode())
+            if "chunked" in framing:
+                connection.send(b"%x\r\n" % (LIMIT + 1) + bytes(LIMIT + 1))
+            assert connection.read_head()[0].split()[1] == b"413"
     assert server.request("management", "PUT", "/models/counted__mood?min_worker=0&max_worker=0").status == 202
     eventually(lambda: ask(server, "counted", b"x").status == 503, within=5, what="no worker")
     assert ask(server, "counted", b"x").status == 503
@@ -416,8 +424,8 @@ def test_workflows_are_counted(server: ServerProcess) -> None:
     assert ask(server, "counted", b"x").status == 500
     lines = server.request("metrics", "GET", "/metrics").text.splitlines()
     found = dict(line.rsplit(" ", 1) for line in lines if 'workflow_name="counted"' in line)
-    counts = {code: float(found[f'ts_workflow_requests_total{{{label}code="{code}",}}']) for code in (400, 500)}
-    assert counts == {400: 1, 500: 2}
+    counts = {code: float(found[f'ts_workflow_requests_total{{{label}code="{code}",}}']) for code in (400, 413, 500)}
+    assert counts == {400: 1, 413: 2, 500: 2}
     assert float(found[f'ts_workflow_requests_total{{{label}code="503",}}']) >= 2
     assert server.request("management", "DELETE", "/workflows/counted", timeout=60).status == 500
 

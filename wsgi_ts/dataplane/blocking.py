@@ -64,6 +64,12 @@ class BlockingPlane:
         routes.refresh()
         return routes
 
+    def refuse(self, target: Target, error: ServerError) -> ServerError:
+        """Counts a request that is refused before it is submitted, and returns the error that says why."""
+        exchange = self._exchange
+        with self._lock:
+            return exchange.refuse(target, error)
+
     def predict(
         self,
         target: Target,

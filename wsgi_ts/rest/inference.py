@@ -95,11 +95,11 @@ class Predictions:
         if target is None:
             raise ResourceNotFound()
         if (req.content_length or 0) > self._limit:
-            raise PayloadTooLarge("")
+            raise self._plane.refuse(target, PayloadTooLarge(""))
         # `wsgi.input` ends where the body ends under gunicorn, chunked bodies included.
         body = req.env["wsgi.input"].read(self._limit + 1)
         if len(body) > self._limit:
-            raise PayloadTooLarge("")
+            raise self._plane.refuse(target, PayloadTooLarge(""))
         content_type = (req.content_type or "").encode("latin-1")
         if target.reads_form and is_form(content_type):
             target = routes.form_target(content_type, body)

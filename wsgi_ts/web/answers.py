@@ -13,7 +13,7 @@ from wsgi_ts.batcher.shm.request_codec import Answer, read_times
 from wsgi_ts.dataplane.exchange import Exchange
 from wsgi_ts.dataplane.task import Task
 from wsgi_ts.dataplane.timings import timings_of
-from wsgi_ts.errors import InternalServerError, ServerError, ServiceUnavailable
+from wsgi_ts.errors import InternalServerError, PayloadTooLarge, ServerError, ServiceUnavailable
 from wsgi_ts.http.head import BadHead
 from wsgi_ts.rest.inference import ANSWER_KEY
 from wsgi_ts.rest.responses import BASE_HEADERS, ERROR_KEY, UNEXPECTED, encode_json
@@ -280,6 +280,12 @@ class Answers:
             f"of {length} bytes" if length > 0 else "in chunks",
         )
         self._has_told_of_size = True
+        exchange, head, target = self._exchange, connection.head, connection.target
+        if exchange is not None and head is not None:
+            # Where the head announces too much, nobody has asked yet what its path means.
+            target = target or exchange.routes.target_of(head)
+            if target is not None:
+                exchange.refuse(target, PayloadTooLarge(""))
         self._send_too_large(connection)
 
     def _send_too_large(self, connection: Connection) -> None:
