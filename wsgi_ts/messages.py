@@ -24,7 +24,7 @@ class ModelSpec:
     number on the data path (below MAX_MODELS), never reused while a request of the old owner can still be under way.
     `functions` are those of a workflow's handler file that the workers of this version run, by the name in a request:
     `model` and `function` are its names outside and in the file, `kind` one of FunctionKind, `batch_size` how many
-    requests it takes at a time.
+    requests it takes at a time, `row` where its requests are counted on the board.
     Where `needs_preloaded` is false its workers are started without waiting for `preload_modules` to be imported; where
     `needs_numpy` is false, without numpy in the template that they are forks of.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from wsgi_ts.batcher.scheduler.actions import Record
 from wsgi_ts.batcher.scheduler.job import Job
@@ -15,7 +15,11 @@ from wsgi_ts.batcher.shm.worker_layout import TALLIED
 
 
 class CountersByModel(dict[int, "ModelCounters"]):
-    """The counters of all model versions of one batcher, by model index, and the batcher's own row."""
+    """The counters of all model versions of one batcher, by model index, and the batcher's own row.
+
+    Requests to a workflow's functions count twice: as those of the version whose workers run them, and in their
+    function's own row.
+    """
 
     def __init__(self, board: Board, batcher: int) -> None:
         super().__init__()
@@ -32,10 +36,31 @@ class CountersByModel(dict[int, "ModelCounters"]):
         """Says that the batcher's loop turns; `now_ns` is monotonic."""
         self._words[self._row + BatcherWord.HEARTBEAT_NS] = now_ns
 
+    def arrived(self, model: int, jobs: Sequence[Job]) -> None:
+        """Counts requests that have come, of which there is one at least, whatever becomes of them."""
+        self[model].arrived(jobs)
+        if jobs[0].row:
+            for counters, own in self._by_function(jobs):
+                counters.arrived(own)
+
+    def dispatched(self, model: int, jobs: Sequence[Job], now: float, reason: int) -> None:
+        """Counts a batch that goes to a worker: see `ModelCounters.dispatched`."""
+        self[model].dispatched(jobs, now, reason)
+        if jobs[0].row:
+            for counters, own in self._by_function(jobs):
+                counters.count_waits(own, now)
+
+    def _by_function(self, jobs: Sequence[Job]) -> Iterator[tuple[ModelCounters, list[Job]]]:
+        for row in {job.row for job in jobs if 0 < job.row <= layout.MAX_MODELS}:  # a damaged slot may say anything
+            yield self[row - 1], [job for job in jobs if job.row == row]
+
     def record(self, ended: Record, now: float) -> None:
         """Counts answered jobs; the times of the last batch are for the gauges that show them."""
         counters, words, row = self[ended.model], self._words, self._row
         counters.answered(ended.jobs, ended.ended_at, ended.service_s)
+        if ended.jobs[0].row:
+            for function, own in self._by_function(ended.jobs):
+                function.count_latencies(own, ended.ended_at)
         if ended.posted_at is not None:
             handover_us = max(0, int((ended.begun_at - ended.posted_at) * 1e6))
             counters.begun(handover_us)
@@ -81,6 +106,10 @@ class ModelCounters:
         There is at least one job; `now` is in monotonic seconds, `reason` a `policy.CloseReason`.
         """
         self._words[self._row + ModelWord.CLOSED + reason] += 1
+        self.count_waits(jobs, now)
+
+    def count_waits(self, jobs: Sequence[Job], now: float) -> None:
+        """Counts how long jobs have waited that go to a worker now (monotonic seconds)."""
         self._count_times(ModelWord.QUEUE_US, ModelWord.QUEUE_US_NAMED, ModelWord.QUEUE_BUCKETS, jobs, int(now * 1e9))
 
     def begun(self, handover_us: int) -> None:
@@ -103,6 +132,10 @@ class ModelCounters:
         words[size + ModelWord.BATCH_BUCKETS] += 1
         words[size + ModelWord.SERVICE_BY_SIZE] += service_us
         words[size + ModelWord.REQUESTS_BY_SIZE] += len(jobs)
+        self.count_latencies(jobs, ended_at)
+
+    def count_latencies(self, jobs: Sequence[Job], ended_at: float) -> None:
+        """Counts how long jobs took, from their arrivals to their answers (monotonic seconds)."""
         named, buckets = ModelWord.LATENCY_US_NAMED, ModelWord.LATENCY_BUCKETS
         self._count_times(ModelWord.LATENCY_US, named, buckets, jobs, int(ended_at * 1e9))
 

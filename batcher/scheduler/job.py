@@ -55,12 +55,13 @@ class Job:
         deliveries: how many workers ended with it in their hands and had not begun it.
         executions: how often a handler has had it in a batch that failed.
         most: the largest batch that it may be in from now on, since it may be to blame for what happened; 0 for any.
+        row: of a request to a workflow's function, the number of the row where it is counted, too, plus one; else 0.
         sequence: its sequence, once it has been given to a worker, where the model has sequences.
     """
 
     __slots__ = (
         *("arrived_ns", "came_at", "deliveries", "executions", "generation", "idle_us", "most", "named", "segment"),
-        *("sequence", "slot"),
+        *("row", "sequence", "slot"),
     )
 
     # Written out, since a job is made for every request: a dataclass has an interpreted one where it is compiled, too.
@@ -73,6 +74,7 @@ class Job:
         named: bool,
         came_at: float,
         idle_us: int = NOT_RETURNING,
+        row: int = 0,
     ) -> None:
         self.segment = segment
         self.slot = slot
@@ -81,6 +83,7 @@ class Job:
         self.named = named
         self.came_at = came_at
         self.idle_us = idle_us
+        self.row = row
         self.deliveries = self.executions = self.most = 0
         self.sequence: Sequence | None = None
 

@@ -153,14 +153,14 @@ class BatcherLoop:
             self._recover(segment.scan(now, (SlotState.READY,)), now)
             return
         for model, jobs in arrivals.items():
-            self._counters[model].arrived(jobs)
+            self._counters.arrived(model, jobs)
             self._act(self._scheduler.arrived(model, jobs, now), now)
             self._show_outstanding(model)
 
     def _recover(self, found: list[Found], now: float) -> None:
         for each in found:
             if each.state == SlotState.READY:
-                self._counters[each.model].arrived([each.job])
+                self._counters.arrived(each.model, [each.job])
         self._act(self._scheduler.recover(found, now), now)
 
     def _tick(self, now: float) -> None:
@@ -242,7 +242,7 @@ class BatcherLoop:
                     entries = [job.segment.mail_base | job.slot for job in jobs]
                     busy = len(self._scheduler.busy)
                     self._mailboxes[worker].post(entries, batch.reason, int(batch.posted_at * 1e9), busy)
-                    self._counters[worker.model].dispatched(jobs, now, batch.reason)
+                    self._counters.dispatched(worker.model, jobs, now, batch.reason)
                 case Record():
                     self._counters.record(action, now)
                 case Fail(model, jobs, status, text, counted, facts):

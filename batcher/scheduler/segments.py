@@ -15,7 +15,9 @@ from wsgi_ts.batcher.shm.ring import RingConsumer
 from wsgi_ts.batcher.shm.segment import Segment
 
 _CLAIM: Final = SlotState.CLAIMED - SlotState.READY
+#: In a slot's third word, behind the model's number.
 _VERSION_NAMED: Final = layout.RequestFlag.VERSION_NAMED << 32
+_ROW_SHIFT: Final = layout.RequestFlag.ROW_SHIFT + 32
 #: States in which a batcher may have left a slot when it was killed; READY ones it had not even seen.
 _LEFT_BEHIND: Final = (
     SlotState.READY,
@@ -77,8 +79,9 @@ class AttachedSegment:
                 continue  # a scan has found it before
             states[slot] = word + _CLAIM
             start = slot * SLOT_WORDS
-            named = words[start + 2] & _VERSION_NAMED != 0
-            job = Job(self, slot, generation, words[start], named, now, entries[place + 1])
+            facts = words[start + 2]
+            named = facts & _VERSION_NAMED != 0
+            job = Job(self, slot, generation, words[start], named, now, entries[place + 1], facts >> _ROW_SHIFT)
             model = entry >> layout.RING_MODEL_SHIFT & layout.RING_MODEL_MASK
             if model in by_model:
                 by_model[model].append(job)
@@ -103,8 +106,9 @@ class AttachedSegment:
                 continue
             if state == SlotState.READY:
                 self.states[slot] = word + _CLAIM
-            named = words[slot * SLOT_WORDS + 2] & _VERSION_NAMED != 0
-            job = Job(self, slot, word >> GENERATION_SHIFT, request[0], named, now)
+            facts = words[slot * SLOT_WORDS + 2]
+            named = facts & _VERSION_NAMED != 0
+            job = Job(self, slot, word >> GENERATION_SHIFT, request[0], named, now, row=facts >> _ROW_SHIFT)
             found.append(Found(job, request[2], state, has_sequence=request[9] > 0))
         return found
 

@@ -11,7 +11,8 @@ Board, one per server, made by the supervisor::
     workflow rows   MAX_WEB_ROWS x MAX_WORKFLOWS x WORKFLOW_WORDS   counters of a workflow (writer: the web worker)
     refusals        MAX_WEB_ROWS x MAX_MODELS         requests that no batcher has seen (writer: the web worker)
     HTTP rows       (MAX_WEB_ROWS + 1) x HTTP_SERIES x HTTP_WORDS   times of answers (writer: the web worker)
-    model rows      batchers x MAX_MODELS x MODEL_WORDS       counters of a model version on a batcher (writer: it)
+    model rows      batchers x MAX_MODELS x MODEL_WORDS       counters of a model version on a batcher (writer: it);
+                                                      each function of a workflow has one, too, of which it counts times
 
 Segment, one per producer (a web worker), made by it::
 
@@ -280,6 +281,8 @@ class RequestFlag:
     FUNCTION: Final = 512
     #: Its trace is recorded.
     SAMPLED: Final = 1024
+    #: From this bit on: the number of the function's row on the board, plus one; 0 for all other requests.
+    ROW_SHIFT: Final = 16
 
 
 class ReferenceKind:

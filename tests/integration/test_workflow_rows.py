@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tarfile
 import zipfile
 from collections.abc import Iterator
@@ -336,6 +337,28 @@ def test_what_goes_into_the_graph_and_from_node_to_node(
     assert kind == "bytearray"
     assert first == json.dumps({"row": row, "headers": ["1", "last"], "file": None}, indent=2)
     assert answer["row"]["text"] == ["bytearray", "<\u00fc> last"]
+
+
+def test_the_log_of_metrics_has_functions_as_it_has_models(server: ServerProcess) -> None:
+    def logged(name: str, model: str) -> list[float]:
+        line = rf"{name}\.\w+:([\d.]+)\|#model_name:{model},model_version:default\|#hostname:"
+        return [float(value) for value in re.findall(line, server.log("ts_metrics.log"))]
+
+    war(server.store, "logged", CHAIN)
+    assert register(server, "logged.war").status == 200
+    for name in ("logged__before", "logged__m", "logged__after"):
+        eventually(lambda name=name: logged("ts_inference_requests_total", name)[:1] == [0], within=10, what=name)
+    for _ in range(3):
+        assert server.request("inference", "POST", "/wfpredict/logged", body=b"x").status == 200
+    for name in ("logged__before", "logged__m", "logged__after"):
+        eventually(lambda name=name: sum(logged("ts_inference_requests_total", name)) == 3, within=10, what=name)
+        eventually(lambda name=name: sum(logged("ts_inference_latency_microseconds", name)) > 0, within=10)
+        eventually(lambda name=name: logged("ts_queue_latency_microseconds", name), within=10)
+        # What the worker itself says of a call.
+        times = rf"PredictionTime\.ms:[\d.]+\|#ModelName:{name},Level:Model\|"
+        eventually(lambda times=times: re.search(times, server.log("model_metrics.log")), within=10, what=name)
+    assert "model_name:logged__functions" not in server.log("ts_metrics.log")
+    assert unregister(server, "logged").status == 200
 
 
 def test_branches_run_side_by_side(server: ServerProcess) -> None:

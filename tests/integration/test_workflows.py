@@ -430,6 +430,44 @@ def test_workflows_are_counted(server: ServerProcess) -> None:
     assert server.request("management", "DELETE", "/workflows/counted", timeout=60).status == 500
 
 
+def test_functions_have_the_series_of_models(server: ServerProcess) -> None:
+    war(server.store, "series", CHAIN.replace("5000", "100"))
+    assert register(server, "series.war").status == 200
+    for _ in range(3):
+        assert ask(server, "series", b"x").status == 200
+    for path in ("series__before", "series__before/1.0"):
+        assert server.request("inference", "POST", f"/predictions/{path}", body=b"x").status == 200
+    names = ("ts_inference_requests_total", "ts_inference_latency_microseconds", "ts_queue_latency_microseconds")
+    # What is counted twice would be wrong in any sum: the process of the functions has none of these.
+    functions = [("before", "1.0"), ("before", "default"), ("after", "default")]
+    nodes = {*functions, ("m1", "default"), ("m2", "default")}
+    eventually(lambda: all(found.keys() == nodes for found in series(server, "series", *names)), within=5)
+    requests, *times = series(server, "series", *names)
+    assert [requests[each] for each in functions] == [1, 4, 3]
+    assert all(found[each] > 0 for found in times for each in functions)
+    # A request without a worker is counted, too.
+    assert server.request("management", "PUT", "/models/series__before?min_worker=0&max_worker=0").status == 202
+    eventually(lambda: server.predict("series__before", b"x").status == 503, within=5, what="no worker")
+    (requests,) = series(server, "series", names[0])
+    assert requests["before", "default"] > 4
+    assert requests["after", "default"] == 3
+    assert server.request("management", "DELETE", "/workflows/series", timeout=60).status == 200
+    # Its rows belong to others now, which begin with nothing.
+    assert register(server, "series.war").status == 200
+    assert not any(value for (name, _), value in series(server, "series", names[0])[0].items() if name == "before")
+    assert server.request("management", "DELETE", "/workflows/series", timeout=60).status == 200
+
+
+def series(server: ServerProcess, workflow: str, *names: str) -> list[dict[tuple[str, str], float]]:
+    """Of each metric what its series of a workflow's nodes are at, by node and version."""
+    text = server.request("metrics", "GET", "/metrics").text
+    labels = rf'\{{model_name="{workflow}__(\w+)",model_version="([^"]+)",hostname="[^"]*",\}} (\S+)'
+    return [
+        {(node, version): float(value) for node, version, value in re.findall(f"{name}{labels}", text)}
+        for name in names
+    ]
+
+
 # Management
 
 

@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.client import SlotClient
 from wsgi_ts.batcher.shm.doorbell import LONGEST_WAIT_S
-from wsgi_ts.batcher.shm.layout import ModelWord, SlotState
+from wsgi_ts.batcher.shm.layout import ModelWord, RequestFlag, SlotState
 from wsgi_ts.batcher.shm.request_codec import Answer, Request
 from wsgi_ts.batcher.shm.segment import Segment
 from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull, free_bytes
@@ -168,6 +168,9 @@ class Exchange(Generic[Waiter]):
     def _count_refusal(self, target: Target) -> None:
         if target.model >= 0:
             self.board.words[self._refusals + target.model] += 1
+        row = target.flags >> RequestFlag.ROW_SHIFT
+        if row:
+            self.board.words[self._refusals + row - 1] += 1
 
     def _count_workflow(self, target: Target, status: int) -> None:
         """Counts what a client of a workflow gets without a walk."""

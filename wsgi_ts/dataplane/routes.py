@@ -54,8 +54,8 @@ class Target:
         flags: RequestFlag bits.
         client_timeout_ms: how long the client waits for its answer, 0 for as long as it takes.
         is_continuous: the answer is made in a continuous batch.
-        error: set where the request is to be refused; of the other fields only `graph` and those above `batchers` mean
-            something.
+        error: set where the request is to be refused; of the other fields only `graph`, `flags` and those above
+            `batchers` mean something.
         reads_form: the body, if it is a form, may name the model after all.
         graph: of a workflow, whose first node the other fields are about.
         is_special: it has a graph or sequences.
@@ -248,15 +248,18 @@ class RoutingTable:
         entry = model["versions"].get(wanted)
         if entry is None:
             return Target(name, version, error=ModelVersionNotFound.named(name, wanted))
+        if "function" in entry:
+            flags |= RequestFlag.FUNCTION | entry["row"] + 1 << RequestFlag.ROW_SHIFT
         batchers = tuple(int(index) for index, workers in entry["batchers"].items() if workers > 0)
         if not batchers:
-            return Target(name, version, entry["index"], error=ServiceUnavailable.no_worker(name, version))
+            error = ServiceUnavailable.no_worker(name, version)
+            return Target(name, version, entry["index"], flags=flags, error=error)
         timeout_ms = entry["client_timeout_ms"]
         if version is not None:
             flags |= RequestFlag.VERSION_NAMED
         url_path = rest.encode("latin-1")
         if "function" in entry:
-            flags, url_path = flags | RequestFlag.FUNCTION, entry["function"].encode()
+            url_path = entry["function"].encode()
         special = entry["sequences"]
         where = entry["index"], batchers, url_path
         return Target(name, version, *where, flags, timeout_ms, entry["continuous"], is_special=special)

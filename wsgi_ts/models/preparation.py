@@ -203,8 +203,10 @@ class ModelPreparer:
         yaml = ModelYaml()
         placement = place(self._gpus, yaml.device_type, yaml.device_ids, yaml.parallel_level)
         settings = effective_settings(config, None, arguments, name, manifest.model_version, cores=1, gpus=self._gpus)
+        index, *rows = self._registry.allocate_indexes(1 + len(functions))
+        counted = zip(functions.items(), rows, strict=True)
         spec = ModelSpec(
-            index=self._registry.allocate_index(),
+            index=index,
             name=name,
             version=manifest.model_version,
             model_dir=str(directory),
@@ -221,7 +223,7 @@ class ModelPreparer:
             max_response_bytes=config.max_response_size,
             metrics_config=str(config.metrics_config or DEFAULT_FILE),
             python=None if self._python == sys.executable else self._python,
-            functions=functions,
+            functions={key: {**function, "row": row} for (key, function), row in counted},
         )
         files = ModelDirectory(directory, manifest, arguments.url or "", extracted=False)
         return ModelVersion(spec, files, None, placement, workflow=workflow)

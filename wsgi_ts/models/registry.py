@@ -21,7 +21,7 @@ from wsgi_ts.errors import (
     OutOfResources,
     ServiceUnavailable,
 )
-from wsgi_ts.messages import WorkerReport, WorkerState
+from wsgi_ts.messages import ModelSpec, WorkerReport, WorkerState
 from wsgi_ts.models.version import ModelVersion
 from wsgi_ts.models.workflow_table import WorkflowTable, scaled_nodes
 
@@ -74,17 +74,25 @@ class Registry:
 
     def allocate_index(self) -> int:
         """A number on the data path for a new version; raises OutOfResources where no row is left for one."""
-        with self.changed:
-            if not self._free_indexes:
-                raise OutOfResources(f"No more than {MAX_MODELS} model versions can be registered.")
-            index = self._free_indexes.popleft()
-        self._clear(index)
+        (index,) = self.allocate_indexes(1)
         return index
 
-    def free_index(self, index: int) -> None:
-        """Takes a number back that nothing on the data path uses any more."""
+    def allocate_indexes(self, count: int) -> list[int]:
+        """So many numbers on the data path, for a version and its functions; raises OutOfResources, see above."""
         with self.changed:
-            self._free_indexes.append(index)
+            if len(self._free_indexes) < count:
+                raise OutOfResources(
+                    f"No more than {MAX_MODELS} model versions and functions of workflows can be registered."
+                )
+            indexes = [self._free_indexes.popleft() for _ in range(count)]
+        for index in indexes:
+            self._clear(index)
+        return indexes
+
+    def free_indexes(self, spec: ModelSpec) -> None:
+        """Takes a version's numbers back, which nothing on the data path uses any more."""
+        with self.changed:
+            self._free_indexes += [spec.index, *(function["row"] for function in spec.functions.values())]
 
     def next_worker_id(self, parallel_level: int = 0) -> int:
         """An id that no worker has had; a worker that spans several processes or GPUs takes as many."""
@@ -281,7 +289,7 @@ class Registry:
             elif self._defaults[model.name] == model.version:
                 # Only a failed registration comes here: its model has got a second version meanwhile.
                 self._defaults[model.name] = next(iter(versions))
-            self.free_index(model.spec.index)
+            self.free_indexes(model.spec)
             self.changed.notify_all()
 
     def by_index(self, index: int) -> ModelVersion | None:
@@ -370,7 +378,7 @@ class Registry:
             }
 
     def _function_routes(self, host: ModelVersion, function: str) -> dict[str, Any]:
-        entry = {**host.routes(), "function": function}
+        entry = {**host.routes(), "function": function, "row": host.spec.functions[function]["row"]}
         return {"default": host.version, "startup": False, "versions": {host.version: entry}}
 
     def _model_routes(self, name: str) -> dict[str, Any]:

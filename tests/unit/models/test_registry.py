@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,15 @@ def test_remove_twice_gives_the_index_back_once(registry: Registry) -> None:
     registry.remove(model)
     seen = [registry.allocate_index() for _ in range(MAX_MODELS)]
     assert len(set(seen)) == MAX_MODELS
+
+
+def test_functions_have_indexes_of_their_own(registry: Registry) -> None:
+    model = add(registry, "w__functions")
+    model.spec = replace(model.spec, functions={key: {"row": registry.allocate_index()} for key in ("f", "g")})
+    with pytest.raises(OutOfResources):
+        registry.allocate_indexes(MAX_MODELS - 2)
+    registry.remove(registry.begin_removal("w__functions"))
+    assert len(set(registry.allocate_indexes(MAX_MODELS))) == MAX_MODELS
 
 
 class TestRoutes:

@@ -22,7 +22,8 @@ from support.jobs import Jobs
 import wsgi_ts.handlers
 from wsgi_ts.archive.manifest import parse_manifest
 from wsgi_ts.archive.model_directory import ModelDirectory
-from wsgi_ts.batcher.scheduler.counters import ModelCounters
+from wsgi_ts.batcher.scheduler.actions import Record
+from wsgi_ts.batcher.scheduler.counters import CountersByModel, ModelCounters
 from wsgi_ts.batcher.scheduler.job import Job
 from wsgi_ts.batcher.scheduler.policy import CloseReason
 from wsgi_ts.batcher.shm import layout
@@ -344,6 +345,29 @@ def test_the_words_of_all_processes_are_summed(board: Board) -> None:
     assert values["QueueTime"] == {("Host", "h"): 1.5}
     board.clear_model(4)
     assert server_values(board, model)["ts_inference_requests_total"] == {}
+
+
+def test_requests_to_functions_count_in_rows_of_their_own(board: Board) -> None:
+    """All as their host's, each as its function's, and none where a damaged slot says that there is one."""
+    counters = CountersByModel(board, 0)
+    segment, rows = Jobs().segment, (6, 7, 6, layout.MAX_MODELS + 1)
+    jobs = [Job(segment, number, 1, number * 1000, number == 2, 0.0, row=row) for number, row in enumerate(rows)]
+    counters.arrived(4, jobs)
+    counters.dispatched(4, jobs, 0.001, CloseReason.DELAY)
+    counters.record(Record(4, jobs, 0.002, 0.001), 0.002)
+    before = {"function": "f", "model": "w__f", "row": 5}
+    functions = {"f": before, "g": {"function": "g", "model": "w__g", "row": 6}}
+    directory = ModelDirectory(Path("/m"), parse_manifest({"model": {"modelName": "m", "handler": "h"}}), "m.mar", True)
+    spec = ModelSpec(4, "w__functions", "1.0", "/m", "h", None, functions=functions)
+    host = ModelVersion(spec, directory, None, place(0))
+    board.words[board.refusals(3) + 6] = 5
+    values = server_values(board, host)
+    f, named, g = ("w__f", "default", "h"), ("w__f", "1.0", "h"), ("w__g", "default", "h")
+    assert values["ts_inference_requests_total"] == {f: 1, named: 1, g: 1 + 5}
+    assert values["ts_queue_latency_microseconds"] == {f: 1000, named: 998, g: 999}
+    assert values["ts_inference_latency_microseconds"] == {f: 2000, named: 1998, g: 1999}
+    (counted,) = BoardMetrics(board, 2, "h").read([host])
+    assert counted.words[ModelWord.REQUESTS] + counted.words[ModelWord.REQUESTS_NAMED] == len(jobs)
 
 
 @given(st.lists(st.tuples(st.integers(0, 20_000_000), st.booleans()), min_size=1, max_size=600))

@@ -6,7 +6,7 @@ belongs to the supervisor, so the counts outlive every other process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from wsgi_ts.batcher.pool.life import RESTART_REASONS
@@ -90,7 +90,7 @@ class ModelCounts(NamedTuple):
     """What has been counted of a model version.
 
     Attributes:
-        labels: the values of MODEL_LABELS.
+        labels: the values of MODEL_LABELS; the name is a function's where its row was read.
         words: its words, summed over the batchers; OLDEST_NS is the least of those that are not 0.
         refused: requests that no batcher has seen, as there was no slot or worker for them.
     """
@@ -113,12 +113,20 @@ class BoardMetrics:
 
     def read(self, models: Iterable[ModelVersion]) -> list[ModelCounts]:
         """Reads the words of these models."""
-        refusals, most = self._board.words[layout.BOARD_REFUSALS : layout.BOARD_HTTP], layout.MAX_MODELS
-        found = []
-        for model in models:
-            index, labels = model.spec.index, (model.spec.name, model.spec.version)
-            found.append(ModelCounts(model, labels, self._words(index), sum(refusals[index::most].tolist())))
-        return found
+        return [self._counts(model, model.spec.name, model.spec.index) for model in models]
+
+    def _counts(self, model: ModelVersion, name: str, row: int) -> ModelCounts:
+        refusals = self._board.words[layout.BOARD_REFUSALS : layout.BOARD_HTTP][row :: layout.MAX_MODELS]
+        return ModelCounts(model, (name, model.spec.version), self._words(row), sum(refusals.tolist()))
+
+    def _named(self, models: Iterable[ModelCounts]) -> Iterator[ModelCounts]:
+        """The models that TorchServe has: in place of a version that runs functions, each of them."""
+        for counts in models:
+            functions = counts.model.spec.functions.values()
+            if not functions:
+                yield counts
+            for function in functions:
+                yield self._counts(counts.model, function["model"], function["row"])
 
     def _words(self, model: int) -> list[int]:
         words = self._board.words
@@ -140,19 +148,20 @@ class BoardMetrics:
             found[f"Requests{name.upper()}"] = {host: count} if count else {}
         for name in _REQUESTS:
             found[name] = {}
-        for model, _, counted, refused in models:
+        for _, (model_name, model_version), counted, refused in self._named(models):
             for name, words in _REQUESTS.items():
-                for version, word in zip((_DEFAULT_VERSION, model.version), words, strict=True):
+                for version, word in zip((_DEFAULT_VERSION, model_version), words, strict=True):
                     # TorchServe counts a request before it looks whether there is room for it.
                     is_told = name == _REQUESTS_TOTAL and version == _DEFAULT_VERSION
                     if count := counted[word] + (refused if is_told else 0):
-                        found[name][model.name, version, self._hostname] = count
+                        found[name][model_name, version, self._hostname] = count
         return found | self._last_batch(host)
 
     def first_counts(self, models: Iterable[ModelVersion]) -> dict[str, Values]:
         """The counters of default versions that had no request yet, at 0; one whose workers are not loaded has none."""
         loaded = [model for model in models if any(worker.is_ready for worker in model.workers.values())]
-        return {_REQUESTS_TOTAL: {(model.name, _DEFAULT_VERSION, self._hostname): 0 for model in loaded}}
+        names = [name for model in loaded for name in _names(model)]
+        return {_REQUESTS_TOTAL: {(name, _DEFAULT_VERSION, self._hostname): 0 for name in names}}
 
     def answers(self) -> int:
         """How many requests were answered so far, whatever the status."""
@@ -207,6 +216,11 @@ class BoardMetrics:
             "service_s": words[ModelWord.SERVICE_US] / 1e6,
             "refused": words[ModelWord.REFUSED] + counted.refused,
         }
+
+
+def _names(model: ModelVersion) -> list[str]:
+    """What requests call a version: its name, or those of the functions that it runs."""
+    return [function["model"] for function in model.spec.functions.values()] or [model.name]
 
 
 def sums(rows: Sequence[list[int]]) -> list[int]:
