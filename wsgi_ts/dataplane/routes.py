@@ -249,7 +249,7 @@ class RoutingTable:
         if entry is None:
             return Target(name, version, error=ModelVersionNotFound.named(name, wanted))
         if "function" in entry:
-            flags |= RequestFlag.FUNCTION | entry["row"] + 1 << RequestFlag.ROW_SHIFT
+            flags |= RequestFlag.FUNCTION | (entry["row"] + 1) << RequestFlag.ROW_SHIFT
         batchers = tuple(int(index) for index, workers in entry["batchers"].items() if workers > 0)
         if not batchers:
             error = ServiceUnavailable.no_worker(name, version)
