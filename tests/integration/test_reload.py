@@ -59,6 +59,10 @@ def workers_of(server: ServerProcess, model: str) -> list[str]:
     return [worker["id"] for worker in described[0]["workers"]]
 
 
+def are_two_others(now: list[str], before: list[str]) -> bool:
+    return len(now) == 2 and not set(now) & set(before)
+
+
 @pytest.mark.parametrize("model", ["folder", "packed"])
 def test_a_change_is_served_without_losing_a_request(server: ServerProcess, model: str) -> None:
     store = server.store
@@ -74,8 +78,8 @@ def test_a_change_is_served_without_losing_a_request(server: ServerProcess, mode
         before = workers_of(server, model)
         write(SOURCE.format(answer="second"))
         asking.wait_for(b"second")
-        eventually(lambda: len(workers_of(server, model)) == 2, within=10, what="the old workers' end")
-        assert not set(before) & set(workers_of(server, model))
+        # A worker that was just starting may have read the changed file; it is replaced all the same.
+        eventually(lambda: are_two_others(workers_of(server, model), before), within=30, what="the old workers' end")
         write("import does_not_exist\n")
         told = f"Model {model} version 1.0 stays as it was: Failed to start workers for model {model} version: 1.0"
         eventually(lambda: told in server.log(), within=30, what="the error in the log")

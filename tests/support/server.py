@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -22,6 +21,7 @@ from support import http
 from support.eventually import eventually
 from support.processes import MARKER, Member, server_processes, shared_memory
 from wsgi_ts.control.client import ControlPlane
+from wsgi_ts.plugins import testing
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 90.0
@@ -30,6 +30,8 @@ STOP_LIMIT_S = 20.0
 WITH_TORCH = {"preload_modules": "torch"}
 APIS = ("inference", "management", "metrics")
 GRPC_APIS = ("grpc_inference", "grpc_management")
+#: Ports for a server of a test.
+free_ports = testing.free_ports
 
 _LAUNCH = "import sys; from wsgi_ts.cli.commands import torchserve; sys.exit(torchserve())"
 #: Becomes another program, as systemd starts one: the descriptors are those from 3 on, and the variables say so.
@@ -323,22 +325,3 @@ class ServerProcess:
     def _remove_home(self) -> None:
         if "WSGI_TS_KEEP" not in os.environ:
             shutil.rmtree(self.home, ignore_errors=True)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on, all different.
-
-    Below those that the kernel gives to clients: between this look and the server's start a connection of a test that
-    runs at the same time cannot take one. And each of the processes that run tests draws from a part of its own, so
-    that a server that is stopped for a moment finds its ports free.
-    """
-    first_of_clients = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    ours = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    found: list[int] = []
-    while len(found) < count:
-        port = secrets.choice(range(10_000 + ours, first_of_clients, processes))
-        with socket.socket() as sock, contextlib.suppress(OSError):
-            sock.bind(("127.0.0.1", port))
-            found += [port] if port not in found else []
-    return found

@@ -81,7 +81,7 @@ class PluginServer:
             (store / model.name).symlink_to(Path(model).resolve())
         for each in map(Path, plugins):
             (folder / each.name).symlink_to(each.resolve())
-        ports = _free_ports(len(_APIS) + 2)
+        ports = free_ports(len(_APIS) + 2)
         self.ports = dict(zip((*_APIS, "grpc_inference", "grpc_management"), ports, strict=True))
         keys = {
             **{f"{api}_address": f"http://127.0.0.1:{self.ports[api]}" for api in _APIS},
@@ -206,12 +206,19 @@ def plugin_server(tmp_path: Path) -> Iterator[PluginServers]:
         yield servers
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, below those that the kernel gives to clients."""
-    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on, all different.
+
+    Below those that the kernel gives to clients: between this look and the server's start a connection of a test that
+    runs at the same time cannot take one. And each of the processes that pytest-xdist runs tests in draws from a part
+    of its own, so that a server that is stopped for a moment finds its ports free.
+    """
+    first_of_clients = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ours = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     found: list[int] = []
     while len(found) < count:
-        port = secrets.choice(range(10_000, first))
+        port = secrets.choice(range(10_000 + ours, first_of_clients, processes))
         with socket.socket() as sock, contextlib.suppress(OSError):
             sock.bind(("127.0.0.1", port))
             found += [] if port in found else [port]
