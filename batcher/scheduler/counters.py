@@ -151,9 +151,10 @@ class ModelCounters:
 
     def clear_gauges(self) -> None:
         """Zeroes what describes the present, when the model is unloaded; counters stay."""
-        gauges = (ModelWord.READY_WORKERS, ModelWord.OUTSTANDING, ModelWord.QUEUED, ModelWord.OLDEST_NS)
-        more = (ModelWord.KV_CACHE, ModelWord.KV_CACHE_WORKERS, ModelWord.FIXED_NS, ModelWord.PER_REQUEST_NS)
-        for word in (*gauges, *more):
+        for word in (
+            *(ModelWord.READY_WORKERS, ModelWord.OUTSTANDING, ModelWord.QUEUED, ModelWord.OLDEST_NS),
+            *(ModelWord.KV_CACHE, ModelWord.KV_CACHE_WORKERS, ModelWord.FIXED_NS, ModelWord.PER_REQUEST_NS),
+        ):
             self.show(word, 0)
 
     def _count_times(self, word: int, named_word: int, bucket: int, jobs: Sequence[Job], until_ns: int) -> None:

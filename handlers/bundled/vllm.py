@@ -254,12 +254,17 @@ async def vllm_application(context: Context) -> Application:
 
 
 async def _watch_kv_cache(context: Context) -> None:
-    """Tells the server of the engine's KV cache, as long as the event loop runs."""
-    while True:
-        usage = kv_cache_usage()
-        if usage is not None:
-            report_kv_cache_usage(context, min(max(usage, 0.0), 1.0))
-        await asyncio.sleep(_KV_CACHE_LOOK_S)
+    """Tells the server of the engine's KV cache, as long as the event loop runs and vLLM can be asked."""
+    try:
+        while True:
+            usage = kv_cache_usage()
+            if usage is not None:
+                report_kv_cache_usage(context, min(max(usage, 0.0), 1.0))
+            await asyncio.sleep(_KV_CACHE_LOOK_S)
+    except Exception:  # it costs a metric, not the model
+        log.warning(
+            "vLLM does not say how full its KV cache is; vllm:kv_cache_usage_perc stays as it is", exc_info=True
+        )
 
 
 def kv_cache_usage() -> float | None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import runpy
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from gunicorn.config import KNOWN_SETTINGS
 from wsgi_ts.plugins.found import Found
 from wsgi_ts.plugins.report import FAILED, LOADED, PluginReport
 from wsgi_ts.plugins.threads import LOAD_LIMIT_S, Late, within
+from wsgi_ts.web.middleware_limits import MainThreadLimit
 
 log = logging.getLogger("wsgi_ts.plugins")
 
@@ -26,8 +25,6 @@ HOOKS = (
 )
 #: How long a hook may take, in seconds.
 HOOK_LIMIT_S = 10.0
-#: One that catches the interruption and goes on is interrupted again after so many seconds.
-_AGAIN_S = 0.1
 #: Settings that may be changed.
 _FREE = ("raw_env", "umask", "worker_tmp_dir", "max_requests_jitter")
 
@@ -75,37 +72,21 @@ def both(first: Callable[..., Any], second: Callable[..., Any] | None) -> Callab
 def _guarded(found: Found, name: str, hook: Callable[..., Any], report: PluginReport) -> Callable[..., Any]:
     @wraps(hook)
     def call(*arguments: Any) -> None:
+        # On this thread, since a hook may set handlers of signals. What had SIGALRM before has it again afterwards.
+        limit = MainThreadLimit()
         try:
-            with _interrupted_after(HOOK_LIMIT_S):
+            limit.begin(HOOK_LIMIT_S)
+            try:
                 hook(*arguments)
+            finally:
+                limit.end()
         except Late:
+            limit.end()  # where it came between the end of the hook and that of its time
             late = f"{name} has not ended within {HOOK_LIMIT_S:g} s"
             report.failed(found, late, instead=f"gunicorn goes on without its {name}")
         except BaseException as error:
             report.failed(found, error, instead=f"gunicorn goes on without its {name}")
+        finally:
+            limit.close()
 
     return call
-
-
-@contextmanager
-def _interrupted_after(limit_s: float) -> Iterator[None]:
-    """Interrupts, by a timer, what the main thread does inside this.
-
-    On that thread, since hooks may set handlers of signals, which no other can.
-
-    Raises:
-        Late: the time was over.
-    """
-
-    def ring(*_: object) -> None:
-        raise Late
-
-    before = signal.signal(signal.SIGALRM, ring)
-    try:
-        try:
-            signal.setitimer(signal.ITIMER_REAL, limit_s, _AGAIN_S)
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    finally:
-        signal.signal(signal.SIGALRM, before)

@@ -18,7 +18,7 @@ from wsgi_ts.rest.inference import ANSWER_KEY
 from wsgi_ts.rest.plugin_endpoints import WSGIApp
 from wsgi_ts.settings.config import Config
 from wsgi_ts.web.app import no_write
-from wsgi_ts.web.middleware_limits import LOOP_TIMEOUT_S, TIMEOUT_S, LayerThreads, LoopLimit, OwnTime
+from wsgi_ts.web.middleware_limits import LOOP_TIMEOUT_S, TIMEOUT_S, LayerThreads, MainThreadLimit, OwnTime
 
 _SAID = "wsgi_ts.middleware.said"
 _WITHOUT = "the request passes without it"
@@ -27,7 +27,7 @@ MOST_LATE = 3
 OFF_S = 60.0
 
 
-def wrapped(app: WSGIApp, config: Config, report: PluginReport, limit: LoopLimit | None = None) -> WSGIApp:
+def wrapped(app: WSGIApp, config: Config, report: PluginReport, limit: MainThreadLimit | None = None) -> WSGIApp:
     """The app in its middleware, the outermost first in the configuration.
 
     The report is told of each, and of what it raises. `limit` is of what runs on the loop's thread; None where no
@@ -66,7 +66,7 @@ class _Layer:
     """
 
     def __init__(
-        self, found: Found, factory: Any, inner: WSGIApp, report: PluginReport, limit: LoopLimit | None
+        self, found: Found, factory: Any, inner: WSGIApp, report: PluginReport, limit: MainThreadLimit | None
     ) -> None:
         self._found = found
         self._outer: WSGIApp = factory(_remembered(inner))
@@ -86,7 +86,7 @@ class _Layer:
         return self._on_thread(environ, start_response)
 
     def _on_loop(
-        self, limit: LoopLimit, environ: dict[str, Any], start_response: Callable[..., Any]
+        self, limit: MainThreadLimit, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
         if self._off_until and time.monotonic() < self._off_until:
             return self._inner(environ, start_response)
@@ -106,7 +106,7 @@ class _Layer:
         return self._without(environ, said, start_response)
 
     def _within(
-        self, limit: LoopLimit, environ: dict[str, Any], said: _Said, start_response: Callable[..., Any]
+        self, limit: MainThreadLimit, environ: dict[str, Any], said: _Said, start_response: Callable[..., Any]
     ) -> list[bytes]:
         limit.begin(self._loop_timeout_s)
         try:

@@ -24,12 +24,15 @@ _AGAIN_S = 0.1
 THREADS = 8
 
 
-class LoopLimit:
-    """A limit for what runs on the loop's thread. To be made there, and once in a process: there is one timer."""
+class MainThreadLimit:
+    """A limit for what runs on the main thread, which is the loop's. To be made there; there is one timer in a process.
+
+    It has SIGALRM from when it is made until it is closed.
+    """
 
     def __init__(self) -> None:
         self._is_on = False
-        signal.signal(signal.SIGALRM, self._ring)
+        self._before = signal.signal(signal.SIGALRM, self._ring)
 
     def begin(self, limit_s: float) -> None:
         """From now on the present call may take so long."""
@@ -40,6 +43,10 @@ class LoopLimit:
         """It is over, or does something that takes the time it takes."""
         self._is_on = False
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def close(self) -> None:
+        """Gives SIGALRM back to what had it before; after `end`."""
+        signal.signal(signal.SIGALRM, self._before)
 
     def _ring(self, *_: Any) -> None:
         if self._is_on:

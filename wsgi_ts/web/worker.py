@@ -26,7 +26,7 @@ from wsgi_ts.web.connection import Connection
 from wsgi_ts.web.listeners import Endpoint
 from wsgi_ts.web.loop import WebLoop
 from wsgi_ts.web.middleware import wrapped
-from wsgi_ts.web.middleware_limits import LoopLimit
+from wsgi_ts.web.middleware_limits import MainThreadLimit
 from wsgi_ts.web.plugins import load_endpoints
 from wsgi_ts.web.report import Report
 from wsgi_ts.web.sampled_report import EVENT, SampledReport, sampled
@@ -88,7 +88,7 @@ def add_plugins(
     kinds = {each for endpoint in endpoints for each in endpoint.kinds}
     config = instance.config
     if found_in(config.found_plugins, "middleware"):
-        limit = LoopLimit() if config.middleware_all else None
+        limit = MainThreadLimit() if config.middleware_all else None
         for endpoint in endpoints:
             endpoint.app = wrapped(endpoint.app, config, report, limit)
             # On threads, but for predictions: middleware may wait for somebody.

@@ -9,19 +9,20 @@ from collections.abc import Iterator
 
 import pytest
 
-from wsgi_ts.web.middleware_limits import THREADS, Late, LayerThreads, LoopLimit, OwnTime
+from wsgi_ts.web.middleware_limits import THREADS, Late, LayerThreads, MainThreadLimit, OwnTime
 
 
 @pytest.fixture
-def limit() -> Iterator[LoopLimit]:
+def limit() -> Iterator[MainThreadLimit]:
     before = signal.getsignal(signal.SIGALRM)
-    made = LoopLimit()
+    made = MainThreadLimit()
     yield made
     made.end()
-    signal.signal(signal.SIGALRM, before)
+    made.close()
+    assert signal.getsignal(signal.SIGALRM) == before
 
 
-def test_what_takes_too_long_on_the_loop_is_interrupted(limit: LoopLimit) -> None:
+def test_what_takes_too_long_on_the_loop_is_interrupted(limit: MainThreadLimit) -> None:
     limit.begin(0.05)
     with pytest.raises(Late):
         time.sleep(60)
@@ -30,7 +31,7 @@ def test_what_takes_too_long_on_the_loop_is_interrupted(limit: LoopLimit) -> Non
         threading.Lock().acquire() and threading.Event().wait(60)
 
 
-def test_the_server_s_own_work_is_not_interrupted(limit: LoopLimit) -> None:
+def test_the_server_s_own_work_is_not_interrupted(limit: MainThreadLimit) -> None:
     limit.begin(0.05)
     limit.end()
     time.sleep(0.2)
