@@ -394,6 +394,9 @@ dag:
   slow: [side]
   stands_in: [join]
   fine: [fails]
+  behind: [fails]
+  side: [fails]
+  join: [fails]
 options:
   nodes:
     gone: {on-error: skip}
@@ -405,8 +408,6 @@ ENDS_FUNCTIONS = (
     + """
 def fails(data, context):
     if data is not None:
-        import time
-        time.sleep(0.6)
         raise ValueError("no")
 """
 )
