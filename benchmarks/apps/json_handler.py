@@ -18,4 +18,4 @@ class JsonHandler(BaseHandler):
 
     def preprocess(self, data):
         """One tensor of all rows, from lists of numbers that the server has parsed."""
-        return torch.as_tensor([row.get("data") or row.get("body") for row in data], dtype=torch.float32)
+        return super().preprocess([row.get("data") or row.get("body") for row in data])

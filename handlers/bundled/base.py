@@ -22,6 +22,7 @@ from wsgi_ts.handlers.serving.inputs import content_of
 from wsgi_ts.handlers.serving.loader import import_from, list_classes_from_module
 from wsgi_ts.handlers.toolkit.library_names import AOT_LIBRARY, AOT_PACKAGE, ONNX_OPTIONS, ONNX_SESSION
 from wsgi_ts.handlers.toolkit.phase_times import measure_phases, phase
+from wsgi_ts.handlers.toolkit.tensors import as_tensor
 from wsgi_ts.handlers.toolkit.utils import PT2Backend, check_valid_pt2_backend, load_label_mapping
 
 log = logging.getLogger(__name__)
@@ -248,11 +249,11 @@ class BaseHandler:
             Tensor (B, …) on the model's device; its type follows the numbers: int64, or float32.
 
         Raises:
-            ValueError, TypeError: the rows hold no numbers, or not all have one shape.
+            ValueError, TypeError, RuntimeError: the rows hold no numbers, or not all have one shape.
         """
         if isinstance(data, list):
             data = [content_of(row) for row in data]
-        return torch.as_tensor(data, device=self.device)
+        return as_tensor(data, self.device)
 
     @phase
     def inference(self, data: Any, *args: Any, **kwargs: Any) -> Any:

@@ -6,7 +6,6 @@ Nothing here touches shared memory: a `memoryview` of the body is copied into th
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ from urllib.parse import unquote_plus, unquote_to_bytes
 
 import multipart  # type: ignore[import-untyped]
 
+from wsgi_ts.handlers.serving import json_text
 from wsgi_ts.quick_dataclass import dataclass
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ def decode_value(mime: str, raw: memoryview | bytearray) -> Any:
         if is_too_deep(text):
             raise BadInput(f"The JSON body is nested deeper than {MAX_JSON_DEPTH} levels.")
         try:
-            return json.loads(text.decode("utf-8"))
+            return json_text.loads(text)
         except ValueError:
             log.warning("Failed json decoding of input data. Forwarding encoded payload")
     elif mime.startswith("text"):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 import logging
 import re
 import sys
 from collections.abc import Awaitable
 from typing import Any, NamedTuple
 
+from wsgi_ts.handlers.serving import json_text
 from wsgi_ts.handlers.serving.context import STREAM_NEXT, Context, RequestProcessor, StreamClosed
 from wsgi_ts.handlers.serving.errors import BatchFailure, PredictionException
 
@@ -23,7 +23,6 @@ UNSUPPORTED_OUTPUT = "Unsupported model output data type."
 INVALID_RESPONSE = "Invalid response from handler"
 RESPONSE_TOO_LARGE = "Response is larger than max_response_size"
 
-_JSON = json.JSONEncoder(indent=2)
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
 #: Set by the server alone: a handler's own value would break the framing of the answer.
@@ -146,7 +145,7 @@ def encode(result: Any) -> Body | None:
             buffer = io.BytesIO()
             torch.save(result, buffer)
             return buffer.getbuffer()
-        return _JSON.encode(result).encode("ascii")
+        return json_text.dumps(result).encode("ascii")
     except TypeError as error:
         log.warning("Unable to serialize model output: %s", error)
         raise BatchFailure(UNSUPPORTED_OUTPUT, f"unable to serialize model output: {error}") from error
