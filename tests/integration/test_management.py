@@ -139,6 +139,16 @@ def test_registered_asynchronously(server: ServerProcess) -> None:
     assert server.predict("echo", b"x").body == b"x"
 
 
+def test_registered_by_json_in_chunks(server: ServerProcess) -> None:
+    chunks = [b'{"url": "echo.mar", ', b'"model_name": "parts"}']
+    headers = {"content-type": "application/json"}
+    reply = manage(server, "POST", "/models", headers=headers, body=None, chunks=chunks)
+    assert reply.status == 200, reply.text
+    assert describe(server, "parts")["modelUrl"] == "echo.mar"
+    workflow = manage(server, "POST", "/workflows", headers=headers, body=None, chunks=[b'{"url": "nope.war"}'])
+    assert_error(workflow, 404, "WorkflowNotFoundException", "Workflow not found in workflow store: nope.war")
+
+
 def test_registered_by_json(server: ServerProcess) -> None:
     body = '{"url": "echo.mar", "model_name": "by json", "initial_workers": 1, "batch_size": "3"}'
     reply = manage(server, "POST", "/models", headers={"Content-Type": "application/json"}, body=body)

@@ -75,6 +75,8 @@ class Endpoint:
             "wsgi.version": (1, 0),
             "wsgi.url_scheme": "http" if context is None else "https",
             "wsgi.input": io.BytesIO(b""),
+            # Bodies are received before the app is called: a chunked one ends, too, though no length is given.
+            "wsgi.input_terminated": True,
             "wsgi.errors": sys.stderr,
             "wsgi.multithread": False,
             "wsgi.multiprocess": True,
