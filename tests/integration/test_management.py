@@ -228,6 +228,12 @@ def test_model_that_cannot_start_stays_without_workers(server: ServerProcess) ->
     assert_error(server.register("bad.mar"), 409, "ConflictStatusException", known)
     again = manage(server, "PUT", "/models/bad?min_worker=1&synchronous=true")
     assert_error(again, 500, "InternalServerException", failed.replace("1.0", "null"))
+    # Its worker is there now, and being started again: nothing new has to be started, and nothing is ready.
+    for path in ("bad?min_worker=1&synchronous=true", "bad/1.0?min_worker=1&max_worker=2&synchronous=true"):
+        assert_status(manage(server, "PUT", f"/models/{path}"), 206, "Workers scaling in progress...")
+    assert_status(
+        manage(server, "PUT", "/models/bad?min_worker=0&synchronous=true"), 200, "Workers scaled to 0 for model: bad"
+    )
     assert manage(server, "DELETE", "/models/bad").status == 200
     assert manage(server, "GET", "/models/bad").status == 404
 
@@ -283,6 +289,15 @@ def test_scale_to_nothing_and_back(server: ServerProcess) -> None:
         ("echo?max_worker=-1", 400, "BadRequestException", "max_worker cannot be less than min_worker."),
         ("echo?min_worker=-2", 400, "BadRequestException", None),
         ("nope?min_worker=1", 404, "ModelNotFoundException", "Model not found: nope"),
+        # Which of two mistakes the client is told of is TorchServe's choice.
+        ("nope?min_worker=3&max_worker=1", 400, "BadRequestException", "max_worker cannot be less than min_worker."),
+        ("nope?min_worker=-2", 404, "ModelNotFoundException", "Model not found: nope"),
+        (
+            "echo/9?min_worker=-2",
+            404,
+            "ModelVersionNotFoundException",
+            "Model version: 9 does not exist for model: echo",
+        ),
         (
             "echo/9?min_worker=1",
             404,

@@ -168,15 +168,18 @@ class ModelManager:
         """Sets how many workers a version, by default the default one, has.
 
         Workers are started until there are `min_worker`, and stopped until there are no more than `max_worker` (None
-        for the same). `synchronous`: it answers when they are ready.
+        for the same). `synchronous`: it answers when they are ready; status 206 says that some of those that were there
+        before are not.
         """
         self._registry.refuse_while_draining()
         most = min_worker if max_worker is None else max_worker
         if most < min_worker:
             raise BadRequest("max_worker cannot be less than min_worker.")
+        host = self._host_of(model_name, version)
+        self._registry.get(host, version)  # as in TorchServe the client hears of a wrong name first
         check_count("min_worker", min_worker)
         check_count("max_worker", most)
-        with self._operation_on(self._host_of(model_name, version), version) as model:
+        with self._operation_on(host, version) as model:
             if model.unloading:
                 raise ConflictStatus(f"Model version {model.version} of {model_name} is being unregistered")
             model.refuse_while_tried()
@@ -188,7 +191,11 @@ class ModelManager:
                 return _status(202, "Processing worker updates...")
             self.workers.wait_until_ready(model, version, change.started, shown_name=model_name)
             self.workers.wait_until_left(model, change.leaving, self._config.unregister_model_timeout)
+            # Workers that have died, and are being started again, are not waited for: that may take for ever.
+            is_final = self.workers.ready_count(model) >= least
         self._record()
+        if not is_final:
+            return _status(206, "Workers scaling in progress...")
         shown = "" if version is None else f", version: {version}"
         return _status(200, f"Workers scaled to {min_worker} for model: {model_name}{shown}")
 

@@ -158,6 +158,11 @@ class WorkerScaler:
                 if failed or not changed.wait(max(0.0, deadline - time.monotonic())):
                     raise InternalServerError(text)
 
+    def ready_count(self, model: ModelVersion) -> int:
+        """How many workers of a version take requests."""
+        with self._registry.changed:
+            return sum(worker.is_ready for worker in model.workers.values())
+
     def has_timed_out(self, model: ModelVersion) -> bool:
         """Whether the workers of a version that could not load it took too long, and did nothing else wrong."""
         with self._registry.changed:
