@@ -267,7 +267,7 @@ class RequestFlag:
     DESCRIBE: Final = 2
     BODY_OUTSIDE: Final = 4
     HEAD_OUTSIDE: Final = 8  # with the path's rest and the content type
-    #: Query parameters become fields of the handler's row.
+    #: Query parameters become fields of the handler's row, and the server adds no headers of its own.
     QUERY_ROW: Final = 16
     #: The handler is told the rest of the path as header `url_path`.
     URL_PATH: Final = 32

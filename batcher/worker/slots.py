@@ -205,10 +205,13 @@ class WorkerSlots:
             values = self._referenced(ref.segment, body)
             return Request(request_id, values, LazyHeaders(head, {}, dict.fromkeys(values, "")), function=function)
         query = ""
-        if flags & RequestFlag.QUERY_ROW:
+        extra: dict[str, str] = {}
+        if flags & RequestFlag.URL_PATH:
+            extra["url_path"] = str(rest, "utf-8", "replace")
+        if flags & RequestFlag.QUERY_ROW:  # as TorchServe: of these routes the handler has the client's headers only
             query = head.split(b"\r\n", 1)[0].partition(b"?")[2].rsplit(b" ", 1)[0].decode("latin-1")
-        extra = {"url_path": str(rest, "utf-8", "replace")} if flags & RequestFlag.URL_PATH else {}
-        extra["explain"] = "True" if flags & RequestFlag.EXPLAIN else "False"
+        else:
+            extra["explain"] = "True" if flags & RequestFlag.EXPLAIN else "False"
         types: dict[str, str] = {}
         declared = content_type.decode("latin-1") if content_type else None
         row = build_row(declared, body, decode=self._decode, query=query, types=types)

@@ -140,6 +140,14 @@ def test_paths_that_pass_the_query_on(server: ServerProcess, path: str, keys: li
     assert reply.json()["keys"] == keys
 
 
+@pytest.mark.parametrize("path", ["/invocations?model_name=paths", "/models/paths/invoke", "/paths/predict"])
+def test_paths_whose_handler_has_the_clients_headers_only(server: ServerProcess, path: str) -> None:
+    sent: list[dict[str, str]] = [{}, {"explain": "True", "url_path": "a/b"}]
+    for headers in sent:
+        answer = server.request("inference", "POST", path, headers=headers, body=b"x").json()
+        assert (answer["explain"], answer["url_path"]) == (headers.get("explain"), headers.get("url_path"))
+
+
 @pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH", "POST"])
 def test_any_method_predicts(server: ServerProcess, method: str) -> None:
     reply = server.request("inference", method, "/predictions/echo", body=b"x")

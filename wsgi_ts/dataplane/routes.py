@@ -100,9 +100,9 @@ def prediction_parts(path: str, query: str) -> tuple[str, str | None, str, int] 
         return parts[1], parts[2] if len(parts) > 2 else None, "/".join(parts[3:]), flags
     if first == "invocations" and len(parts) == 1:
         names = parse_qs(query, encoding="latin-1").get("model_name", [""])
-        return names[0], None, "", RequestFlag.QUERY_ROW | RequestFlag.URL_PATH
+        return names[0], None, "", RequestFlag.QUERY_ROW
     if first == "models" and len(parts) == 3 and parts[2] == "invoke":
-        return parts[1], None, "", RequestFlag.QUERY_ROW | RequestFlag.URL_PATH
+        return parts[1], None, "", RequestFlag.QUERY_ROW
     if first == "v1" and len(parts) == 3 and parts[1] == "models":
         name, _, verb = parts[2].rpartition(":")
         if verb in ("predict", "explain") and name:
@@ -110,7 +110,7 @@ def prediction_parts(path: str, query: str) -> tuple[str, str | None, str, int] 
     elif first == "v2" and len(parts) == 4 and parts[1] == "models" and parts[3] in ("infer", "explain"):
         return parts[2], None, "", RequestFlag.EXPLAIN if parts[3] == "explain" else 0
     elif parts[-1] == "predict" and len(parts) in (2, 3):
-        return first, parts[1] if len(parts) == 3 else None, "", RequestFlag.QUERY_ROW | RequestFlag.URL_PATH
+        return first, parts[1] if len(parts) == 3 else None, "", RequestFlag.QUERY_ROW
     return None
 
 
@@ -289,7 +289,7 @@ class RoutingTable:
         name = form_field(content_type, body, "model_name")
         if not name:
             return Target("", None, error=BadRequest("Parameter model_name is required."))
-        return self.version_target(name, None, flags=RequestFlag.QUERY_ROW | RequestFlag.URL_PATH)
+        return self.version_target(name, None, flags=RequestFlag.QUERY_ROW)
 
     def rows(self) -> list[tuple[int, tuple[int, ...]]]:
         """Returns the number of each model version on the board, and the batchers that have workers of it."""

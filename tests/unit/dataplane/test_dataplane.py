@@ -28,10 +28,10 @@ STATE = {"started": True, "ready": True, "draining": False}
         ("/predictions/m/1.0", ("m", "1.0", "", PATH)),
         ("/predictions/m/1.0/a/b", ("m", "1.0", "a/b", PATH)),
         ("/explanations/m", ("m", None, "", PATH | EXPLAIN)),
-        ("/invocations", ("", None, "", PATH | QUERY)),
-        ("/models/m/invoke", ("m", None, "", PATH | QUERY)),
-        ("/m/predict", ("m", None, "", PATH | QUERY)),
-        ("/m/1.0/predict", ("m", "1.0", "", PATH | QUERY)),
+        ("/invocations", ("", None, "", QUERY)),
+        ("/models/m/invoke", ("m", None, "", QUERY)),
+        ("/m/predict", ("m", None, "", QUERY)),
+        ("/m/1.0/predict", ("m", "1.0", "", QUERY)),
         ("/v1/models/m:predict", ("m", None, "", 0)),
         ("/v1/models/m:explain", ("m", None, "", EXPLAIN)),
         ("/v2/models/m/infer", ("m", None, "", 0)),
@@ -54,7 +54,7 @@ def test_a_prediction_without_a_model_is_no_resource() -> None:
 
 
 def test_the_model_of_an_invocation_stands_in_the_query() -> None:
-    assert prediction_parts("/invocations", "model_name=a&model_name=b") == ("a", None, "", PATH | QUERY)
+    assert prediction_parts("/invocations", "model_name=a&model_name=b") == ("a", None, "", QUERY)
 
 
 def test_request_ids_are_version_4_uuids_and_all_different() -> None:
