@@ -503,6 +503,12 @@ def test_invocations_take_the_model_from_a_form(tuned: ServerProcess, server: Se
         assert (unknown.status, unknown.json()["message"]) == (404, "Model not found: nope")
         empty = running.request("inference", "POST", "/invocations", headers=form, body="a=1")
         assert (empty.status, empty.json()["message"]) == (400, "Parameter model_name is required.")
+        nameless = running.request("inference", "POST", "/invocations", headers=form, body="model_name=")
+        assert (nameless.status, nameless.json()["message"]) == (404, "Model not found: ")
+        nameless = running.request(
+            "inference", "POST", "/invocations?model_name=", headers=form, body=f"model_name={model}"
+        )
+        assert (nameless.status, nameless.json()["message"]) == (404, "Model not found: ")
         parts = f'--X\r\nContent-Disposition: form-data; name="model_name"\r\n\r\n{model}\r\n--X--\r\n'
         kind = {"content-type": "multipart/form-data; boundary=X"}
         chunks = [parts[:20].encode(), parts[20:].encode()]

@@ -82,7 +82,7 @@ def prediction_parts(path: str, query: str) -> tuple[str, str | None, str, int] 
 
     Returns:
         Model name, version or None, the rest of the path, RequestFlag bits; None when it is no such route. A model
-        name of "" means that the request should have named one.
+        name of "" means that the request should have named one, or has given an empty name (see `_gives_no_name`).
 
     Raises:
         ResourceNotFound: a prediction route without a model.
@@ -205,9 +205,10 @@ class RoutingTable:
         name = _as_text(name)
         if not name and flags & RequestFlag.QUERY_ROW:
             at_startup = [each for each, model in self._models.items() if model["startup"]]
-            if len(at_startup) != 1:
+            if len(at_startup) == 1:
+                (name,) = at_startup
+            elif _gives_no_name(path, query):
                 return Target("", None, error=BadRequest("Parameter model_name is required."), reads_form=True)
-            (name,) = at_startup
         version = None if version is None else _as_text(version)
         if path.startswith(_KSERVE):
             return self.named_target(name, version, flags)
@@ -287,7 +288,7 @@ class RoutingTable:
     def form_target(self, content_type: bytes, body: bytes) -> Target:
         """Returns the target of an `/invocations` request whose model is named by a field of its form."""
         name = form_field(content_type, body, "model_name")
-        if not name:
+        if name is None:
             return Target("", None, error=BadRequest("Parameter model_name is required."))
         return self.version_target(name, None, flags=RequestFlag.QUERY_ROW)
 
@@ -330,6 +331,11 @@ class RoutingTable:
             if entry is None or not entry["loaded"]:
                 return False
         return True
+
+
+def _gives_no_name(path: str, query: str) -> bool:
+    """Whether a request whose path and query name no model says nothing of one: an empty name is that of no model."""
+    return path.startswith("/invocations") and "model_name" not in parse_qs(query, keep_blank_values=True)
 
 
 def _workflow_in(path: str) -> str | None:

@@ -21,13 +21,13 @@ def is_form(content_type: bytes) -> bool:
     return content_type.partition(b";")[0].strip().lower().decode("latin-1") in (URL_ENCODED, MULTIPART)
 
 
-def form_field(content_type: bytes, body: bytes, name: str) -> str:
+def form_field(content_type: bytes, body: bytes, name: str) -> str | None:
     """Returns the value of a field of a form.
 
     `content_type` is as sent; `is_form` holds.
 
     Returns:
-        Its text; "" when there is no such field, or the form is malformed (its model worker says so, if it gets it).
+        Its text; None when there is no such field, or the form is malformed (its model worker says so, if it gets it).
     """
     declared, options = multipart.parse_options_header(content_type.decode("latin-1"))
     if declared == MULTIPART:
@@ -36,10 +36,10 @@ def form_field(content_type: bytes, body: bytes, name: str) -> str:
         key, _, value = field.partition(b"=")
         if len(value) <= MAX_VALUE_BYTES and unquote_plus(key.decode("latin-1")) == name:
             return unquote_to_bytes(value.replace(b"+", b" ")).decode("utf-8", "replace").strip()
-    return ""
+    return None
 
 
-def _part(boundary: str, body: bytes, name: str) -> str:
+def _part(boundary: str, body: bytes, name: str) -> str | None:
     try:
         parser = multipart.PushMultipartParser(boundary, max_segment_count=MAX_FIELDS)
         wanted, value = False, bytearray()
@@ -51,7 +51,7 @@ def _part(boundary: str, body: bytes, name: str) -> str:
             elif wanted and event:
                 value += event
                 if len(value) > MAX_VALUE_BYTES:
-                    return ""
+                    return None
     except (multipart.MultipartError, ValueError, LookupError):
-        return ""
-    return ""
+        return None
+    return None

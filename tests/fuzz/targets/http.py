@@ -123,7 +123,7 @@ def form(data: bytes) -> None:
     """A form becomes a row, or a 400 for this one request, however its bytes reach the parser."""
     content_type, _, body = data.partition(b"\n")
     if is_form(content_type):
-        assert isinstance(form_field(content_type, body, "model_name"), str)
+        assert isinstance(form_field(content_type, body, "model_name"), str | None)
     whole, cut = (_row(content_type, body, chunk_bytes) for chunk_bytes in (1 << 20, 7))
     # What is refused as a whole may pass in pieces, as far as they go; and the parser lets a bare line feed into a
     # part's header only where the line's end has come, too.
