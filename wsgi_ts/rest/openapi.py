@@ -102,7 +102,7 @@ _WALK = {
     503: "A node has no worker, or a full queue.",
     507: "Out of memory.",
 }
-_CHANGE = {200: "Done.", 202: "Under way.", 206: "Not done in time.", 400: "A wrong argument."}
+_CHANGE = {200: "Done.", 202: "Under way.", 400: "A wrong argument."}
 _FAILED = {500: "A worker failed to start.", 507: "A worker failed to start for lack of memory."}
 
 
@@ -183,7 +183,8 @@ def _version_operations(path: str, prefix: str) -> list[Operation]:
     removed = {200: "Unregistered.", 403: "Default of several versions.", **_NO_MODEL, 408: "Timed out."}
     described = {200: "The model's settings and workers.", **_NO_MODEL}
     asked = {500: "The handler did not describe itself.", 503: "No worker to describe the model."}
-    change = {**_CHANGE, **_NO_MODEL, **_FAILED}
+    again = {206: "Some of the workers that were there before are being started again."}
+    change = {**_CHANGE, **again, **_NO_MODEL, **_FAILED}
     name = f"{prefix}describeModel"
     return [
         Operation(path, "get", name, "Describes a model.", described | asked, result="Models", query=_DESCRIBE),
