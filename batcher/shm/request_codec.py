@@ -285,7 +285,7 @@ def read_answer(segment: Segment, slot: int, is_error: bool) -> tuple[Answer, in
         answer.stream = ()
         held += layout.STREAM_RING_BYTES
     answer.body = buffer[start : start + length]
-    if is_error:
+    if is_error and answer.stream is None:  # a stream that has failed already is read like others: its state says so
         kind = ServiceUnavailable if flags & ResponseFlag.REFUSED else ServerError
         answer.error = kind(str(answer.body, "utf-8", "replace"), status=status)
     return answer, held

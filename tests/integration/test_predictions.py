@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import random
 import re
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,23 @@ def handle(data, context):
     return ["end"]
 """
 
+#: Waits for a file, sends one chunk, leaves another file, and fails.
+BROKEN_STREAM = """
+import os, time
+from ts.handler_utils.utils import send_intermediate_predict_response
+
+def handle(data, context):
+    if data is None:
+        return None
+    gate = bytes(data[0]["body"]).decode()
+    open(gate + "begun", "w").close()
+    deadline = time.monotonic() + 20
+    while not os.path.exists(gate + "go") and time.monotonic() < deadline:
+        time.sleep(0.005)
+    send_intermediate_predict_response(["part"], context.request_ids, "Intermediate", 200, context)
+    raise ValueError("after the first part")
+"""
+
 #: Waits for a file, so that a test decides when the worker is free again.
 GATED = """
 import os, time
@@ -79,6 +97,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     archive(store, "paths", PATHS)
     archive(store, "paths", PATHS, version="2.0", file_name="paths2.mar")
     archive(store, "stream", STREAM)
+    archive(store, "broken", BROKEN_STREAM)
     archive(store, "gated", GATED)
     config = {
         "max_request_size": str(MAX_REQUEST),
@@ -87,7 +106,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     }
     with ServerProcess(store=store, config=config, web_workers=2) as running:
         assert running.register("echo.mar", batch_size=8, max_batch_delay=5).status == 200
-        for name in ("paths.mar", "paths2.mar", "stream.mar", "gated.mar"):
+        for name in ("paths.mar", "paths2.mar", "stream.mar", "broken.mar", "gated.mar"):
             reply = running.register(name)
             assert reply.status == 200, reply.text
         yield running
@@ -472,6 +491,28 @@ def test_stream_for_http_1_0_ends_with_the_connection(server: ServerProcess, tmp
         assert "transfer-encoding" not in headers
         assert headers["connection"] == "close"
         assert raw.read_rest() == b"part0part1part2end"
+
+
+def test_stream_that_has_failed_before_anybody_looked(server: ServerProcess, tmp_path: Path) -> None:
+    with server.raw() as raw:
+        raw.send(post("/predictions/broken", f"{tmp_path}/".encode()))
+        eventually((tmp_path / "begun").exists, within=20, what="the handler's begin")
+        web_workers = server.processes("web-worker")
+        for process in web_workers:
+            process.kill(signal.SIGSTOP)
+        try:
+            (tmp_path / "go").touch()
+            failed = "ValueError: after the first part"
+            eventually(lambda: failed in server.log("model_log.log"), within=20, what="the handler's end")
+        finally:
+            for process in web_workers:
+                process.kill(signal.SIGCONT)
+        line, headers = raw.read_head()
+        assert line.startswith(b"HTTP/1.1 200")
+        assert (headers["transfer-encoding"], headers["ts_stream_next"]) == ("chunked", "true")
+        assert "content-length" not in headers and "content-type" not in headers
+        assert raw.read_rest() == b"4\r\npart\r\n"  # and no last chunk
+    assert server.predict("echo", b"next").body == b"next"
 
 
 def test_client_that_leaves_a_stream(server: ServerProcess, tmp_path: Path) -> None:

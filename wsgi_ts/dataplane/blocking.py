@@ -13,7 +13,7 @@ from wsgi_ts.batcher.shm.request_codec import Answer, Request
 from wsgi_ts.batcher.shm.shared_memory import SharedMemoryFull
 from wsgi_ts.dataplane.exchange import Exchange, no_memory
 from wsgi_ts.dataplane.routes import RoutingTable, Target
-from wsgi_ts.errors import RequestTimeout, ServerError
+from wsgi_ts.errors import InternalServerError, RequestTimeout, ServerError
 from wsgi_ts.instance.instance import Instance
 
 log = logging.getLogger(__name__)
@@ -113,6 +113,20 @@ class BlockingPlane:
             else:
                 answer.stream = self._stream(exchange, waiting)
         return answer
+
+    @staticmethod
+    def body_of(answer: Answer) -> bytes:
+        """Returns the body of an answer without error; of a streamed one all its parts.
+
+        Raises:
+            InternalServerError: the handler has failed while it streamed.
+        """
+        if answer.stream is None:
+            return bytes(answer.body)
+        try:
+            return b"".join(answer.stream)
+        except ConnectionError as error:
+            raise InternalServerError("Prediction failed") from error
 
     def _wait_for_walk(self, exchange: Exchange[_Waiting], waiting: _Waiting) -> None:
         """Waits for a workflow's answer, and has its nodes' limits looked at when they are over."""

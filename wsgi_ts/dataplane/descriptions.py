@@ -66,7 +66,7 @@ def _described(error: ServerError, model: str) -> ServerError:
 
 
 def _read(answer: Answer) -> dict[str, Any] | None:
-    body = b"".join(answer.stream) if answer.stream is not None else bytes(answer.body)
+    body = BlockingPlane.body_of(answer)
     if not body:
         return None
     try:

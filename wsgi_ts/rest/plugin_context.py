@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from wsgi_ts.control.client import QUICK_CALL_S, ControlPlane
-from wsgi_ts.errors import ModelNotFound
+from wsgi_ts.errors import InternalServerError, ModelNotFound
 from wsgi_ts.models.arguments import MAX_PAGE
 from wsgi_ts.plugins.api import ModelView, Prediction, WorkerView
 from wsgi_ts.rest.responses import encode_json
@@ -56,10 +56,13 @@ class PluginContext:
         target = plane.routes.version_target(name, version)
         kind = content_type.encode("latin-1")
         answer = plane.predict(target, str(uuid.uuid4()), _head(content_type, data), kind, bytes(data), timeout)
+        try:
+            body = b"" if answer.error is not None else plane.body_of(answer)
+        except InternalServerError as error:
+            answer.error = error
         if answer.error is not None:
             headers = {"content-type": "application/json"}
             return Prediction(answer.error.status, headers, encode_json(answer.error.to_dict()))
-        body = b"".join(answer.stream) if answer.stream is not None else bytes(answer.body)
         return Prediction(answer.status, {key.lower(): value for key, value in answer.headers}, body)
 
     def _names(self) -> list[str]:
