@@ -16,7 +16,7 @@ from wsgi_ts.handlers.serving.results import (
     PREDICTION_FAILED,
     Answer,
     error_answer,
-    is_status,
+    status_of,
 )
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def batch_answer(error: BaseException, model_name: str) -> Answer:
         return error_answer(503, error.message)
     _log_failure(error)
     if isinstance(error, PredictionException):
-        status = error.error_code if is_status(error.error_code) else 500
+        status = status_of(error.error_code) or 500
         return error_answer(500 if status in BODYLESS_STATUSES else status, str(error.message))
     if isinstance(error, MemoryError) or "CUDA" in _text_of(error):
         return error_answer(507, OUT_OF_RESOURCES)
@@ -85,8 +85,16 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 
 def _log_failure(error: BaseException) -> None:
+    """Writes the traceback under the line that TorchServe has for such an exception."""
+    level, line = logging.WARNING, "Invoking custom service failed."
+    if isinstance(error, MemoryError):
+        level, line = logging.ERROR, "System out of memory"
+    elif isinstance(error, PredictionException):
+        level, line = logging.ERROR, "Prediction error"
+    elif "CUDA" in _text_of(error):
+        level, line = logging.ERROR, "CUDA out of memory"
     try:
-        log.warning("Invoking custom service failed.", exc_info=error)
+        log.log(level, line, exc_info=error)
     except BaseException as second:
         names = f"{type(error).__name__}, {type(second).__name__} when logged"
         print(f"Invoking custom service failed: {names}", file=sys.stderr)

@@ -7,6 +7,7 @@ import logging
 import re
 import sys
 from collections.abc import Awaitable
+from numbers import Integral
 from typing import Any, NamedTuple
 
 from wsgi_ts.handlers.serving import json_text
@@ -83,9 +84,10 @@ def send_intermediate_predict_response(
         if body is None:
             raise PredictionException(UNSUPPORTED_OUTPUT, 503)
         answer = row_answer(context.request_processor[place], body)
-        if answer.error or not is_status(code):
+        whole = status_of(code)
+        if answer.error or whole is None:
             raise PredictionException(INVALID_RESPONSE, 500)
-        status = answer.status if code == 200 else code
+        status = answer.status if whole == 200 else whole
         headers = [*answer.headers, (STREAM_NEXT, "true")]
         try:
             sent = context.cl_socket(row, status, answer.phrase, headers, bytes(body))
@@ -104,11 +106,12 @@ def error_answer(status: int, message: str) -> Answer:
 
 def row_answer(processor: RequestProcessor, body: Body) -> Answer:
     """Returns the answer with the status and headers that the handler set, or the error for broken ones."""
-    status = processor.get_response_status_code()
+    given = processor.get_response_status_code()
     phrase = processor.get_response_status_phrase()
     phrase = "" if phrase is None else phrase
-    if not is_status(status) or not _is_value(phrase) or (status in BODYLESS_STATUSES and len(body)):
-        log.error("The handler set an invalid status: %.100r %.100r.", status, phrase)
+    status = 200 if given is None else status_of(given)
+    if status is None or not _is_value(phrase) or (status in BODYLESS_STATUSES and len(body)):
+        log.error("The handler set an invalid status: %.100r %.100r.", given, phrase)
         return error_answer(500, INVALID_RESPONSE)
     headers: Headers = []
     for name, value in processor.get_response_headers().items():
@@ -120,9 +123,16 @@ def row_answer(processor: RequestProcessor, body: Body) -> Answer:
     return Answer(status, phrase, headers, body)
 
 
-def is_status(status: Any) -> bool:
-    """Returns whether this is the status of a whole answer: an int of three digits, no 1xx."""
-    return type(status) is int and 200 <= status <= 999
+def status_of(value: Any) -> int | None:
+    """Returns the status of a whole answer as an int, None for what is none.
+
+    It is a whole number, those of `http.HTTPStatus` and numpy included, of three digits, and no 1xx.
+    """
+    if type(value) is not int:
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            return None
+        value = int(value)
+    return value if 200 <= value <= 999 else None
 
 
 def _is_value(value: Any) -> bool:

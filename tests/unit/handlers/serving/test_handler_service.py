@@ -24,7 +24,7 @@ LoadModel = Callable[..., Service]
 
 POISON = '''
 """Row by row, does what the request says."""
-import sys
+import http, sys
 import numpy, torch
 from ts.utils.util import PredictionException
 from ts.handler_utils.utils import send_intermediate_predict_response
@@ -140,6 +140,9 @@ def test_a_tensor_is_saved(poison: Service) -> None:
         ("throw(PredictionException('mine', 'rubbish'))", 500, "mine"),
         ("throw(PredictionException('mine', 99))", 500, "mine"),
         ("throw(PredictionException('mine', 204))", 500, "mine"),
+        ("throw(PredictionException('mine', True))", 500, "mine"),
+        ("throw(PredictionException('mine', http.HTTPStatus.CONFLICT))", 409, "mine"),
+        ("throw(PredictionException('mine', numpy.int64(409)))", 409, "mine"),
         ("Whole(None)", 503, "Invalid model predict output"),
         ("Whole({'not': 'list'})", 503, "Invalid model predict output"),
         ("Whole(('a',) * 4)", 503, "Invalid model predict output"),
@@ -202,6 +205,9 @@ def test_what_concerns_one_request_leaves_its_neighbours_alone(
     ("code", "answer"),
     [
         ("context.set_response_status(418, idx=row) or 'x'", Answer(418, "", [], b"x")),
+        ("context.set_response_status(None, None, row) or 'x'", Answer(200, "", [], b"x")),
+        ("context.set_response_status(http.HTTPStatus.GONE, idx=row) or 'x'", Answer(410, "", [], b"x")),
+        ("context.set_response_status(numpy.int32(418), idx=row) or 'x'", Answer(418, "", [], b"x")),
         ("context.set_response_status(200, 'Fine', row) or 'x'", Answer(200, "Fine", [], b"x")),
         ("context.set_response_status(204, idx=row) or ''", Answer(204, "", [], b"")),
         ("context.set_response_header(row, 'X-A', 'b') or 'x'", Answer(200, "", [("X-A", "b")], b"x")),
@@ -222,6 +228,22 @@ def test_a_handlers_traceback_is_logged_but_not_answered(poison: Service, caplog
     (answer,) = run(poison, "throw(ValueError('secret'))")
     assert answer.body == b"Prediction failed"
     assert "ValueError: secret" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("code", "level", "line"),
+    [
+        ("throw(KeyError())", "WARNING", "Invoking custom service failed."),
+        ("throw(PredictionException('mine', 404))", "ERROR", "Prediction error"),
+        ("throw(MemoryError())", "ERROR", "System out of memory"),
+        ("throw(RuntimeError('CUDA error'))", "ERROR", "CUDA out of memory"),
+    ],
+)
+def test_the_log_names_a_failure_as_torchserve_does(
+    poison: Service, caplog: pytest.LogCaptureFixture, code: str, level: str, line: str
+) -> None:
+    run(poison, code)
+    assert (level, line) in [(record.levelname, record.message) for record in caplog.records]
 
 
 class Gpu:
