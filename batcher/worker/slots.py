@@ -22,7 +22,7 @@ from wsgi_ts.batcher.shm.worker_layout import Tally
 from wsgi_ts.handlers.serving.context import StreamClosed
 from wsgi_ts.handlers.serving.errors import PredictionException
 from wsgi_ts.handlers.serving.inputs import BadInput, LazyHeaders, Request, build_row
-from wsgi_ts.handlers.serving.results import Answer, Body
+from wsgi_ts.handlers.serving.results import BODYLESS_STATUSES, INVALID_RESPONSE, Answer, Body
 
 #: Content types whose body is given to the handler as it is.
 _OPAQUE_TYPES: Final = frozenset((b"", b"application/octet-stream"))
@@ -273,7 +273,7 @@ class WorkerSlots:
         Raises:
             StreamClosed: the client has gone.
             SharedMemoryFull: /dev/shm has no room for the stream's ring.
-            PredictionException: phrase and headers are too long.
+            PredictionException: phrase and headers are too long, or the status has no body.
         """
         self._put_chunk(ref, answer, started)
         self._bells[ref.segment.index].ring()
@@ -314,8 +314,10 @@ class WorkerSlots:
 
         Raises:
             SharedMemoryFull: /dev/shm has no room for the stream's ring.
-            PredictionException: phrase and headers are too long.
+            PredictionException: phrase and headers are too long, or the status has no body.
         """
+        if answer.status in BODYLESS_STATUSES:  # a client would read the stream as its next answer
+            raise PredictionException(INVALID_RESPONSE, 500)
         stream.open_ring(ref.segment, ref.slot)
         times = started, 0
         try:

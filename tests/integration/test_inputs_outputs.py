@@ -74,6 +74,10 @@ def handle(data, context):
             context.set_response_header(i, order["name"], order["value"])
             send_intermediate_predict_response(["part"], context.request_ids, "", 200, context)
             answers.append("body")
+        elif do == "streamed status":
+            context.set_response_status(code=order["value"], idx=i)
+            send_intermediate_predict_response([""], context.request_ids, "", order.get("code", 200), context)
+            answers.append("body")
         elif do == "request header":
             answers.append(str(context.get_request_header(i, order["value"])))
         elif do == "request id":
@@ -353,6 +357,13 @@ def test_headers_that_are_too_long_are_an_error_that_says_so(server: ServerProce
     reply = ask(server, do, "v" * 65_536, name="X-Mine")
     wanted = "The phrase and headers that the handler has set exceed 65536 bytes"
     assert (reply.status, reply.json()["message"]) == (500, wanted)
+
+
+@pytest.mark.parametrize(("status", "code"), [(204, 200), (200, 204), (304, 200)])
+def test_a_status_without_a_body_begins_no_stream(server: ServerProcess, status: int, code: int) -> None:
+    reply = ask(server, "streamed status", status, code=code)
+    assert (reply.status, reply.json()["message"]) == (500, "Invalid response from handler")
+    assert ask(server, "streamed status", 202).text == "body"
 
 
 def test_over_grpc_long_headers_cost_nothing(server: ServerProcess) -> None:
