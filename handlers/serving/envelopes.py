@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 from wsgi_ts.handlers.serving.context import Context
-from wsgi_ts.handlers.serving.errors import BatchFailure, PredictionException
+from wsgi_ts.handlers.serving.errors import BatchFailure, PredictionException, UnreadableRows
 from wsgi_ts.handlers.serving.inputs import content_of
 from wsgi_ts.handlers.serving.results import WRONG_LENGTH
 
@@ -33,10 +33,14 @@ class BaseEnvelope:
         self._rows_per_request: list[int] = []
 
     def handle(self, data: Any, context: Context) -> Any:
-        """Runs the handler between `parse_input` and `format_output`; nothing is done to empty data."""
+        """Runs the handler between `parse_input` and `format_output`; nothing is done to empty data.
+
+        Raises:
+            UnreadableRows: `parse_input` can read some of several rows, or none.
+        """
         self.context = context
         if data:
-            data = self.parse_input(data)
+            data = self._read(data)
         results = self._handle_fn(data, context)
         if inspect.isawaitable(results):
             # Other requests are read meanwhile: a copy keeps what `parse_input` has noted of this one.
@@ -56,6 +60,23 @@ class BaseEnvelope:
     def format_output(self, data: list[Any]) -> list[Any]:
         """Returns the answers from the handler's results."""
         raise NotImplementedError(f"{type(self).__name__} does not define format_output")
+
+    def _read(self, rows: list[dict[str, Any]]) -> Any:
+        """Returns what `parse_input` makes of the rows; where it cannot read all of several, says of each why."""
+        try:
+            return self.parse_input(rows)
+        except PredictionException as error:
+            if len(rows) == 1:
+                raise
+            errors = {place: found for place, row in enumerate(rows) if (found := self._fault_of(row)) is not None}
+            raise UnreadableRows(errors or {0: error}) from error
+
+    def _fault_of(self, row: dict[str, Any]) -> PredictionException | None:
+        try:
+            self.parse_input([row])
+        except PredictionException as error:
+            return error
+        return None
 
     def _joined(self, batches: list[list[Any]]) -> list[Any]:
         """Returns the rows of all requests in one list, and notes how many each has."""

@@ -20,6 +20,19 @@ class PredictionException(Exception):
         return f"{self.message} : {self.error_code}"
 
 
+class UnreadableRows(PredictionException):
+    """Some rows of a batch cannot be read, and the handler has seen none of it yet.
+
+    Args:
+        errors: what is wrong with them, by row.
+    """
+
+    def __init__(self, errors: dict[int, PredictionException]) -> None:
+        first = next(iter(errors.values()))
+        super().__init__(first.message, first.error_code)
+        self.errors = errors
+
+
 class BatchFailure(Exception):
     """What the handler returned fails the whole batch with status 503, as in TorchServe.
 

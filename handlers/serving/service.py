@@ -24,7 +24,7 @@ from wsgi_ts.handlers.metrics.errors import GeneralMetricsCacheError
 from wsgi_ts.handlers.metrics.metric import MetricTypes, Sample
 from wsgi_ts.handlers.serving import loader
 from wsgi_ts.handlers.serving.context import Context, Group, KvCacheSink, SendChunk, StreamClosed
-from wsgi_ts.handlers.serving.errors import BatchFailure
+from wsgi_ts.handlers.serving.errors import BatchFailure, UnreadableRows
 from wsgi_ts.handlers.serving.failures import batch_answer, fault_of, has_broken_gpu, load_error, ran_out_of_memory
 from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.results import (
@@ -171,6 +171,8 @@ class Service:
             answers = self._answers(context, results, requests)
             if began >= self._next_prediction_time:
                 self._record_prediction_time(context, began)
+        except UnreadableRows as unreadable:
+            answers = self._predict_readable(requests, unreadable)
         except BaseException as error:
             self.raised = self.has_failed = True
             self.fault = fault_of(error)
@@ -181,6 +183,27 @@ class Service:
         if self._metrics_sink is not None:
             self._hand_over_metrics()
         return answers
+
+    def _predict_readable(self, requests: list[Request], unreadable: UnreadableRows) -> list[Answer]:
+        """Runs the handler on the rows that can be read; each of the others is answered with what is wrong with it."""
+        context, errors = self.context, unreadable.errors
+        self.returned_at = time.monotonic()
+        answers = {row: self._failed(error) for row, error in errors.items()}
+        rest = [row for row in range(len(requests)) if row not in errors]
+        if rest:
+            batch = context.request_ids, context._headers
+            send_chunk = context.cl_socket
+            if send_chunk is not None:
+                context.cl_socket = lambda place, *chunk: send_chunk(rest[place], *chunk)
+            try:
+                answers.update(zip(rest, self.predict([requests[row] for row in rest]), strict=True))
+            finally:
+                context.cl_socket = send_chunk
+            processors = context.request_processor
+            context._begin_batch(*batch)
+            for place, row in enumerate(rest):
+                context.request_processor[row] = processors[place]
+        return [answers[row] for row in range(len(requests))]
 
     def marks(self) -> tuple[float, float, float, float]:
         """When, for the last batch, the handler was called, its preprocess and inference had ended, and it returned.

@@ -119,6 +119,23 @@ def test_v1_batch_with_too_few_results(server: ServerProcess) -> None:
         assert (reply.status, reply.json()["message"]) == (503, "number of batch response mismatched")
 
 
+def test_a_body_of_another_form_costs_its_neighbours_nothing(server: ServerProcess) -> None:
+    good = tensor("INT64", [1], [7])
+    batches: dict[str, list[Any]] = {
+        "/v1/models/batch:predict": [{"instances": ["a"]}, {"instances": 1}, {"instances": ["b"]}],
+        "/v2/models/tensors_batch/infer": [
+            {"inputs": [good]},
+            {"inputs": [{**good, "shape": [3]}]},
+            {"inputs": [good]},
+        ],
+    }
+    for path, bodies in batches.items():
+        replies = together(server, path, bodies)
+        assert [reply.status for reply in replies] == [200, 400, 200]
+    assert [reply.json()["outputs"][0]["data"] for reply in (replies[0], replies[2])] == [[7], [7]]
+    assert replies[0].json()["id"] == replies[0].headers["x-request-id"]
+
+
 @pytest.mark.parametrize("body", [{}, {"instances": 1}, [1], "text"])
 def test_v1_body_of_another_form(server: ServerProcess, body: Any) -> None:
     reply = post(server, "/v1/models/rows_kserve:predict", body)

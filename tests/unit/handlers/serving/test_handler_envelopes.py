@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,6 +19,10 @@ from wsgi_ts.handlers.serving.envelopes import (
     KServev2Envelope,
 )
 from wsgi_ts.handlers.serving.errors import BatchFailure, PredictionException
+from wsgi_ts.handlers.serving.inputs import Request
+from wsgi_ts.handlers.serving.service import Service
+
+LoadModel = Callable[..., Service]
 
 
 def make_context(**headers: str) -> Context:
@@ -129,6 +134,43 @@ def test_kserve_answers_each_request_of_a_batch() -> None:
     first, second = KServev2Envelope(values).handle(rows, context)
     assert (first["id"], first["outputs"][0]["data"]) == ("r0", ["a", "b"])
     assert (second["id"], second["outputs"]) == ("mine", [])
+
+
+PARTS = """
+from ts.handler_utils.utils import send_intermediate_predict_response as send
+
+def handle(data, context):
+    if data is None:
+        return None
+    send(["part"] * len(data), context.request_ids, "", 200, context)
+    context.set_response_status(201, "Made", len(data) - 1)
+    return [[row, len(data)] for row in data]
+"""
+
+
+def test_rows_that_cannot_be_read_are_answered_by_themselves(load_model: LoadModel) -> None:
+    chunks: list[tuple[int, bytes]] = []
+
+    def send_chunk(row: int, status: int, phrase: str, headers: Any, body: bytes) -> None:
+        chunks.append((row, body))
+
+    service = load_model("parts.py", {"parts.py": PARTS}, chunks=send_chunk, envelope="kserve")
+    bodies: list[Any] = [b"{", {"instances": [1]}, {"instances": 5}, {"instances": [2]}]
+    requests = [Request(f"id{row}", {"body": body}, {}) for row, body in enumerate(bodies)]
+    no_json, first, no_list, second = service.predict(requests)
+    assert (no_json.status, no_json.error, no_json.body) == (400, True, b"The request body is not JSON.")
+    assert (no_list.status, no_list.error) == (400, True)
+    assert [json.loads(bytes(answer.body)) for answer in (first, second)] == [
+        {"predictions": [[1, 2]]},
+        {"predictions": [[2, 2]]},
+    ]
+    assert (first.status, second.status) == (200, 201)
+    assert chunks == [(1, b"part"), (3, b"part")]
+    assert not service.raised
+    assert service.context.request_ids == {0: "id0", 1: "id1", 2: "id2", 3: "id3"}
+    assert service.context.get_response_status(3) == (201, "Made")
+    assert [answer.status for answer in service.predict(requests[:1] * 2)] == [400, 400]
+    assert service.context.cl_socket is send_chunk
 
 
 @pytest.mark.parametrize("envelope", [JSONEnvelope, KServeEnvelope])
