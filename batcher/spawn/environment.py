@@ -41,9 +41,8 @@ def worker_environment(environ: Mapping[str, str], config: Config) -> dict[str, 
     kept["TS_REQUEST_SEQUENCE_ID"] = config.ts_header_key_sequence_id
     kept["TS_REQUEST_SEQUENCE_START"] = config.ts_header_key_sequence_start
     kept["TS_REQUEST_SEQUENCE_END"] = config.ts_header_key_sequence_end
-    for name, enabled in (("TS_IPEX_ENABLE", config.ipex_enable), ("TS_IPEX_GPU_ENABLE", config.ipex_gpu_enable)):
-        if enabled:
-            kept[name] = "true"
+    kept["TS_IPEX_ENABLE"] = str(config.ipex_enable).lower()
+    kept["TS_IPEX_GPU_ENABLE"] = str(config.ipex_gpu_enable).lower()
     return kept
 
 

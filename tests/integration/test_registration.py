@@ -311,7 +311,7 @@ def test_the_environment_of_a_worker(server: ServerProcess) -> None:
     assert seen["SHOWN"] == "z"
     assert seen["TS_DECODE_INPUT_REQUEST"] == "false"
     assert seen["TS_IPEX_ENABLE"] == "true"
-    assert "TS_IPEX_GPU_ENABLE" not in seen
+    assert seen["TS_IPEX_GPU_ENABLE"] == "false"
     assert seen["TS_REQUEST_SEQUENCE_ID"] == "my_sequence"
     assert seen["TS_REQUEST_SEQUENCE_START"] == "ts_request_sequence_start"
     assert seen["cwd"] in seen["PYTHONPATH"].split(os.pathsep)
