@@ -363,7 +363,10 @@ def test_headers_that_are_too_long_are_an_error_that_says_so(server: ServerProce
 def test_a_status_without_a_body_begins_no_stream(server: ServerProcess, status: int, code: int) -> None:
     reply = ask(server, "streamed status", status, code=code)
     assert (reply.status, reply.json()["message"]) == (500, "Invalid response from handler")
-    assert ask(server, "streamed status", 202).text == "body"
+    for good in (202, 418):
+        reply = ask(server, "streamed status", good)
+        assert (reply.status, reply.text) == (good, "body")
+        assert reply.headers["connection"] == ("keep-alive" if good < 400 else "close")
 
 
 def test_over_grpc_long_headers_cost_nothing(server: ServerProcess) -> None:

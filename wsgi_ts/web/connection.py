@@ -210,7 +210,7 @@ class Connection:
         self.stream_chunked = self.head is not None and self.head.http_1_1
         if self.stream_chunked:
             answer.headers.append(("transfer-encoding", "chunked"))
-        else:
+        if not self.stream_chunked or answer.status >= 400:  # TorchServe closes after every error
             self.close_after = True
         self.queue(self.answer_head(answer))
 
