@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -261,9 +262,22 @@ def test_only_the_newest_files_are_kept_and_names_only_grow(server: ServerProces
 def test_a_disk_that_is_full_is_told_of(server: ServerProcess) -> None:
     directory = server.home / "logs" / "config"
     directory.rename(server.home / "away")
+    directory.touch()  # no directory: nothing can be written there
     reply = server.register("echo.mar", initial_workers=0)
     assert reply.status == 500
     assert reply.json()["message"].startswith("The change was made, but could not be recorded")
+    directory.unlink()
     (server.home / "away").rename(directory)
     manage(server, "DELETE", "/models/echo")
     assert recorded(files(server, "snapshot")[-1])["modelCount"] == 0
+
+
+def test_a_directory_that_is_removed_meanwhile_is_made_anew(server: ServerProcess) -> None:
+    shutil.rmtree(server.home / "logs" / "config")
+    assert server.register("echo.mar", initial_workers=0).status == 200
+    (file,) = files(server)
+    assert recorded(file)["modelCount"] == 1
+    shutil.rmtree(server.home / "logs")
+    server.stop()
+    (file,) = files(server)
+    assert (file.name.endswith("-shutdown.cfg"), recorded(file)["modelCount"]) == (True, 1)

@@ -98,7 +98,6 @@ class SnapshotWriter:
         if self._config.no_config_snapshots:
             return
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
             # First of all: an operation that ends while the file is written is recorded after it.
             self._enabled = True
             self._write("startup")
@@ -153,6 +152,8 @@ class SnapshotWriter:
                 if self._store.keep(name, self._rows(name)):
                     self._last_kept = name
                     return
+            # Each time, as TorchServe does: logs are removed under a running server.
+            self._directory.mkdir(parents=True, exist_ok=True)
             known = sorted(name for name in os.listdir(self._directory) if SNAPSHOT_NAME.fullmatch(name))
             name = f"{_stamp_after(known[-1] if known else None)}-{occasion}.cfg"
             replace_file(self._directory / name, self._content(name), to_disk=True)
