@@ -160,12 +160,12 @@ def _check_vmargs(entries: Mapping[str, Entry], environ: Mapping[str, str]) -> I
 
 
 def check_log_config(path: Path, environ: Mapping[str, str]) -> Iterator[Difference]:
-    """What of a log4j2.xml has no counterpart."""
-    from wsgi_ts.logs.log4j2 import translate
+    """What of a log4j2.xml or log4j2.properties has no counterpart."""
     from wsgi_ts.logs.notation import LogConfigError
+    from wsgi_ts.logs.user_config import log4j_rows
 
     try:
-        _, notes = translate(path, path.read_text(encoding="utf-8", errors="replace"), environ)
+        _, notes = log4j_rows(path, path.read_text(encoding="utf-8", errors="replace"), environ)
     except LogConfigError as error:
         place = re.match(rf"({re.escape(str(path))}(?::[0-9]+)?): (.*)", str(error), re.DOTALL)
         where, text = place.groups() if place else (str(path), str(error))

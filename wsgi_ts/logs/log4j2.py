@@ -74,13 +74,12 @@ class Element:
         return found
 
 
-def translate(path: Path, text: str, environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+def translate(path: Path, root: Element, environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     """A log4j2.xml as the rows of a plan, and what of it does not translate; `environ` is for `${env:NAME}`.
 
     Raises:
         LogConfigError: it cannot be used.
     """
-    root = parse(path, text)
     if root.name != "configuration":
         raise LogConfigError(path, root.line, f"the outermost element is <{root.name}>, not <Configuration>")
     return _Translation(path, environ).carry_out(root)

@@ -1,4 +1,4 @@
-"""A user's log configuration (`--log-config`) becomes a plan: log4j2.xml, or Python's as YAML, JSON or INI.
+"""A user's log configuration (`--log-config`) becomes a plan: log4j's XML or properties, or Python's YAML, JSON or INI.
 
 A Python configuration says only what differs from the built-in one; a log4j2.xml is the whole of it, as in log4j.
 Files of either are opened for appending by every process and rotated by the supervisor, whatever class was named.
@@ -20,7 +20,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from wsgi_ts.logs.log4j2 import translate
+from wsgi_ts.logs.log4j2 import parse, translate
+from wsgi_ts.logs.log4j2_properties import parse_properties
 from wsgi_ts.logs.notation import LogConfigError, level_number, substitute, with_our_names
 from wsgi_ts.logs.plan import CONSOLE_CLASS, FILE_CLASS, LogPlan, default_plan, file_handler
 from wsgi_ts.logs.rotation import PERIODS
@@ -59,11 +60,21 @@ def load_plan(
     if file is None:
         return plan
     text = _read(file)
-    if file.suffix.lower() == ".xml" or text.lstrip().startswith("<"):
-        rows, notes = translate(file, text, environ)
+    if file.suffix.lower() in (".xml", ".properties") or text.lstrip().startswith("<"):
+        rows, notes = log4j_rows(file, text, environ)
     else:
         rows, notes = _python_config(file, text, plan.logging, environ)
     return LogPlan(rows, asynchronous, tuple(notes))
+
+
+def log4j_rows(path: Path, text: str, environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """A log4j2.xml or log4j2.properties as the rows of a plan, and what of it does not translate.
+
+    Raises:
+        LogConfigError: it cannot be used.
+    """
+    elements = parse_properties if path.suffix.lower() == ".properties" else parse
+    return translate(path, elements(path, text), environ)
 
 
 def log4j_file(vmargs: str) -> Path | None:

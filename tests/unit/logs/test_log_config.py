@@ -31,6 +31,65 @@ def error_of(folder: Path, text: str, name: str) -> str:
     return message.removeprefix(f"{folder / name}:")
 
 
+PROPERTIES = r"""
+# A comment.
+status = warn
+appenders = console, file
+property.folder = ${env:LOG_LOCATION:-logs}
+appender.console.type = Console
+appender.console.name = STDOUT
+appender.console.layout.type = PatternLayout
+appender.console.layout.pattern : CUSTOM %p %c - %m%n
+appender.file.type = RollingFile
+appender.file.name = FILE
+appender.file.fileName = ${folder}/mine.log
+appender.file.filePattern = ${folder}/mine.%d{dd-MMM}.log.gz
+appender.file.layout.type = PatternLayout
+appender.file.layout.pattern = %m%n
+appender.file.filter.threshold.type = ThresholdFilter
+appender.file.filter.threshold.level = warn
+appender.file.policies.type = Policies
+appender.file.policies.size.type = SizeBasedTriggeringPolicy
+appender.file.policies.size.size = 10MB
+appender.file.strategy.type = DefaultRolloverStrategy
+appender.file.strategy.max = 3
+appender.other.type = Socket
+appender.other.name = LOGSTASH
+rootLogger.level = info
+rootLogger.appenderRef.stdout.ref = STDOUT
+logger.model.name = MODEL_LOG
+logger.model.level = \
+    debug
+logger.model.additivity = false
+logger.model.appenderRef.one.ref = FILE
+"""
+
+
+def test_a_log4j2_properties_says_what_the_xml_says(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, PROPERTIES, "log4j2.properties")
+    assert plan.notes == ("<socket> appender 'LOGSTASH' (line 23)",)
+    handlers, loggers = plan.logging["handlers"], plan.logging["loggers"]
+    file = handlers["FILE"]
+    assert file["filename"] == f"{tmp_path}/mine.log"
+    assert (file["max_bytes"], file["keep"], file["level"]) == (10 << 20, 3, logging.WARNING)
+    assert handlers["STDOUT"]["target"] == "stdout"
+    assert plan.logging["root"] == {"level": logging.INFO, "handlers": ["STDOUT"]}
+    assert loggers["MODEL_LOG"] == {"level": logging.DEBUG, "handlers": ["FILE"], "propagate": False}
+
+
+def test_the_short_form_of_loggers(tmp_path: Path) -> None:
+    text = "appender.c.type=Console\nappender.c.name=OUT\nrootLogger=warn, OUT\nlogger.a=error\nlogger.a.name=org.a\n"
+    plan = plan_of(tmp_path, text, "log4j2.properties")
+    assert plan.logging["root"]["handlers"] == ["OUT"]
+    assert plan.logging["loggers"]["org.a"]["handlers"] == []
+
+
+def test_properties_that_cannot_be_used(tmp_path: Path) -> None:
+    old = error_of(tmp_path, "\nlog4j.rootLogger=INFO, OUT\n", "log4j.properties")
+    assert old.startswith("2: log4j.rootLogger is a key of log4j 1;")
+    assert error_of(tmp_path, "appender.c.name=OUT\n", "log4j2.properties") == "1: c has no type"
+
+
 def test_a_log4j2_xml_in_the_shape_of_torchserves(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     plan = plan_of(tmp_path, LOG4J2, "log4j2.xml")
     assert plan.notes == ("<socket> appender 'logstash' (line 23)",)
