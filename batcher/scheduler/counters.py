@@ -36,6 +36,10 @@ class CountersByModel(dict[int, "ModelCounters"]):
         """Says that the batcher's loop turns; `now_ns` is monotonic."""
         self._words[self._row + BatcherWord.HEARTBEAT_NS] = now_ns
 
+    def going_to_sleep(self) -> None:
+        """Says that the loop has read and counted all news, and sleeps now."""
+        self._words[self._row + BatcherWord.SLEEPS] += 1
+
     def arrived(self, model: int, jobs: Sequence[Job]) -> None:
         """Counts requests that have come, of which there is one at least, whatever becomes of them."""
         self[model].arrived(jobs)

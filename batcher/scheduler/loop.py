@@ -321,7 +321,12 @@ class BatcherLoop:
         limit_s = min(TICK_S, self._scheduler.wake_at - now)
         if not wanted & News.SUBMISSION:
             limit_s = min(limit_s, UNANNOUNCED_S)
-        self._bell.wait(self._something_waits, limit_s, wanted=wanted)
+        self._bell.wait(self._something_waits, limit_s, wanted=wanted, sleep=self._sleep_once)
+
+    def _sleep_once(self, seconds: float) -> bool:
+        # Who reads the counters rings, and waits for this: what came before the ring has been counted.
+        self._counters.going_to_sleep()
+        return self._bell.sleep(seconds)
 
     def _something_waits(self) -> bool:
         for segment in self._segments.values():

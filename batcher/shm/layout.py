@@ -5,7 +5,7 @@ All words of shared memory are native 64-bit integers, written with one aligned 
 Board, one per server, made by the supervisor::
 
     word 0 magic | 1 layout version | 2 epoch of routes.json | 3 ..15 unused
-    batcher rows    MAX_BATCHERS x BATCHER_WORDS      asleep, heartbeat (ns), lives, times of the last batch
+    batcher rows    MAX_BATCHERS x BATCHER_WORDS      asleep, heartbeat (ns), lives, times of the last batch, sleeps
     web rows        (MAX_WEB_ROWS + 1) x WEB_WORDS    counters of a web worker (one writer: the owner of the segment);
                                                       the last row is the web worker's that has no segment
     workflow rows   MAX_WEB_ROWS x MAX_WORKFLOWS x WORKFLOW_WORDS   counters of a workflow (writer: the web worker)
@@ -99,6 +99,7 @@ class BatcherWord:
     LAST_BATCH_NS: Final = 3  # when the last batch was found finished (monotonic)
     LAST_QUEUE_US: Final = 4  # how long the oldest request of that batch had waited
     LAST_HANDOVER_US: Final = 5  # how long a model worker took to begin it
+    SLEEPS: Final = 6  # times it has gone to sleep, with all news read and counted
 
 
 class News:

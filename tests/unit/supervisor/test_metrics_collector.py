@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -531,21 +532,33 @@ def test_a_worker_that_was_loaded_is_logged_at_once(
 def test_a_sleeping_batcher_counts_before_its_counts_are_read(
     board: Board, bell: Doorbell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(collector, "_SETTLE_S", 0.5)
+    monkeypatch.setattr(collector, "_SETTLE_LIMIT_S", 60.0)
+    words, row = board.words, board.batcher_row(0)
 
     def batcher() -> None:
-        bell.sleep(1.0)
+        bell.sleep(60.0)
         bell.wake_up()
-        row = board.batcher_row(0)
-        board.words[row + BatcherWord.LAST_QUEUE_US] = 2000
-        board.words[row + BatcherWord.LAST_BATCH_NS] = 1
+        time.sleep(0.2)  # others have the cores
+        words[row + BatcherWord.LAST_QUEUE_US] = 2000
+        words[row + BatcherWord.LAST_BATCH_NS] = 1
+        for _ in range(2):
+            bell.fall_asleep()
+            words[row + BatcherWord.SLEEPS] += 1
+            bell.sleep(1.0)
 
+    words[row + BatcherWord.HEARTBEAT_NS] = 1
+    words[row + BatcherWord.SLEEPS] = 1
     bell.fall_asleep()
     thread = threading.Thread(target=batcher)
     thread.start()
     text = collector_of(board, Log(), "prometheus").text(["QueueTime"])
     thread.join()
     assert re.search(r'QueueTime{Level="Host",Hostname=".+",} 2.0', text)
+
+
+def test_a_batcher_that_never_sleeps_holds_up_no_reader(board: Board, bell: Doorbell) -> None:
+    board.words[board.batcher_row(0) + BatcherWord.HEARTBEAT_NS] = 1
+    assert "QueueTime" in collector_of(board, Log(), "prometheus").text()
 
 
 def test_gpus_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from wsgi_ts.batcher.shm.board import Board
+from wsgi_ts.batcher.shm.layout import BatcherWord
 from wsgi_ts.logs.setup import LogFiles
 from wsgi_ts.metrics.exposition import Family, Renderer, server_line
 from wsgi_ts.metrics.reported import PROMETHEUS_MODE, ReportedMetrics
@@ -46,8 +47,11 @@ log = logging.getLogger(__name__)
 LOG_INTERVAL_S = 1.0
 #: Time from one look for answers to the next, and least time from one line to the next, in seconds.
 _LOOK_S = 0.1
-#: How long a batcher that was woken gets to count what its workers have finished, in seconds.
-_SETTLE_S = 0.003
+#: How long batchers that were woken get at most to count what their workers have finished, in seconds. One that has
+#: work without end does not sleep, and counts as it goes.
+_SETTLE_LIMIT_S = 0.1
+#: The first pause between two looks whether they have; each is twice as long as the one before.
+_SETTLE_LOOK_S = 0.0005
 _LEGACY_MODE = "legacy"
 _THREAD = "metrics"
 #: What `/metrics` shows in the mode `legacy`; ts_metrics.log has the others.
@@ -223,10 +227,23 @@ class MetricsCollector:
             self._log_files.ts_metrics.write(lines, thread=_THREAD)
 
     def _settle(self) -> None:
-        """Has the batchers count what model workers have finished: those that sleep find out four times a second."""
-        for bell in self._bells:
-            bell.ring()
-        time.sleep(_SETTLE_S)
+        """Has the batchers count what model workers have finished: those that sleep find out four times a second.
+
+        They are waited for, on a busy machine longer than on an idle one: who has just got an answer looks for it here.
+        """
+        words, pause_s, until = self._words.words, _SETTLE_LOOK_S, time.monotonic() + _SETTLE_LIMIT_S
+        awaited = {}
+        for index, bell in enumerate(self._bells):
+            row = self._words.batcher_row(index)
+            if words[row + BatcherWord.HEARTBEAT_NS]:
+                # What it goes to sleep over the first time it may have looked for before.
+                awaited[row + BatcherWord.SLEEPS] = (bell, words[row + BatcherWord.SLEEPS] + 2)
+        while awaited and time.monotonic() < until:
+            for bell, _ in awaited.values():
+                bell.ring()
+            time.sleep(pause_s)
+            pause_s *= 2
+            awaited = {word: (bell, sleeps) for word, (bell, sleeps) in awaited.items() if words[word] < sleeps}
 
     def _write_log(self) -> None:
         answers, pause_s, looked_at = 0, _LOOK_S, time.monotonic()

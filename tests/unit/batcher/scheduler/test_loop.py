@@ -21,7 +21,7 @@ from wsgi_ts.batcher.shm import layout, worker_layout
 from wsgi_ts.batcher.shm.board import Board, batcher_bell_name
 from wsgi_ts.batcher.shm.client import SlotClient
 from wsgi_ts.batcher.shm.doorbell import Doorbell
-from wsgi_ts.batcher.shm.layout import ModelWord, SegmentLayout, SlotState
+from wsgi_ts.batcher.shm.layout import BatcherWord, ModelWord, SegmentLayout, SlotState
 from wsgi_ts.batcher.shm.mailbox import BatcherMailbox, WorkerMailbox, mailbox_name
 from wsgi_ts.batcher.shm.request_codec import Request
 from wsgi_ts.batcher.shm.segment import Segment
@@ -191,6 +191,22 @@ def test_a_request_goes_through_all_states(bench: Bench) -> None:
     bench.client.release(slot)
     assert bench.state(slot) == SlotState.FREE
     assert bench.client.in_flight == 0
+
+
+def test_the_loop_tells_that_it_sleeps_only_when_all_news_are_counted(bench: Bench) -> None:
+    words, sleeps = bench.board.words, bench.board.batcher_row(0) + BatcherWord.SLEEPS
+    _, worker = bench.add_worker()
+    slot = bench.submit()
+    bench.begin(worker, 1)
+    bench.segment.fail(slot, 418, "answered")
+    worker.finish(1, 1000)
+    before = words[sleeps]
+    bench.loop.sleep()
+    assert words[sleeps] == before
+    bench.turn()
+    assert words[bench.board.model_row(0, MODEL) + ModelWord.BATCHES] == 1
+    bench.loop.sleep()
+    assert words[sleeps] > before
 
 
 def test_jobs_wait_for_the_first_worker(bench: Bench) -> None:
