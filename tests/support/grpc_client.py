@@ -103,7 +103,7 @@ class GrpcClient:
         for channel in self._channels:
             channel.close()
 
-    def ping(self, timeout: float = 30.0) -> str:
+    def ping(self, timeout: float = 60.0) -> str:
         """The text of the health answer."""
         health: str = self.inference.Ping(empty_pb2.Empty(), timeout=timeout, metadata=self.metadata).health
         return health
@@ -121,7 +121,7 @@ class GrpcClient:
 
     def manage(self, method: str, message: Any) -> str:
         """The text that a method of the management API answers with."""
-        answer: str = getattr(self.management, method)(message, timeout=90.0, metadata=self.metadata).msg
+        answer: str = getattr(self.management, method)(message, timeout=300.0, metadata=self.metadata).msg
         return answer
 
 
@@ -152,16 +152,19 @@ def failure(call: Callable[[], Any]) -> tuple[grpc.StatusCode, str]:
     raise AssertionError(f"an answer in place of an error: {answer!r}")
 
 
-def sleeping(client: GrpcClient, folder: Path, seconds: bytes) -> Any:
-    """A call of the model `seen` whose handler sleeps by now.
+def held(client: GrpcClient, folder: Path, timeout: float = 120.0) -> tuple[Any, Path]:
+    """A call of the model `seen` whose handler is at work by now.
 
     Args:
         client: the client.
-        folder: where the handler says that it is at work.
-        seconds: for how long.
+        folder: for the files of this call; one that has no others.
+        timeout: the client's deadline.
+
+    Returns:
+        The call, and the file that ends it once it is there.
     """
-    begun = folder / "begun"
-    fields = {"sleep": seconds, "begun": str(begun).encode()}
-    call = client.inference.Predictions.future(request("seen", input=fields), timeout=60)
+    begun, gate = folder / "begun", folder / "gate"
+    fields = {"gate": str(gate).encode(), "begun": str(begun).encode()}
+    call = client.inference.Predictions.future(request("seen", input=fields), timeout=timeout)
     eventually(begun.exists, within=20, what="the handler at work")
-    return call
+    return call, gate

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-#: Says what it was given, and fails as its input says.
+#: Says what it was given, and fails, sleeps, or waits for a file as its input says.
 SEEN = """
-import json, time
+import json, os, time
 from ts.utils.util import PredictionException
 
 def handle(data, context):
@@ -21,6 +21,8 @@ def handle(data, context):
             open(row["begun"].decode(), "w").close()
         if "sleep" in row:
             time.sleep(float(row["sleep"].decode()))
+        while "gate" in row and not os.path.exists(row["gate"].decode()):
+            time.sleep(0.01)
         headers = ("url_path", "explain", "data", "ts_request_sequence_id", "authorization")
         answers.append({
             "row": {key: [type(value).__name__, bytes(value).decode()] for key, value in sorted(row.items())},
