@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from support import debian
+
+#: How long a browser may take for one step, in milliseconds: nothing but a page that never does it takes so long.
+_LIMIT_MS = 60_000
+expect.set_options(timeout=_LIMIT_MS)
 
 #: Controls and pictures without a name for those who do not see them.
 NAMELESS = """() => [...document.querySelectorAll("a, button, input, select, textarea, [role=img], [role=meter]")]
@@ -52,7 +56,10 @@ def chromium() -> Iterator[Browser]:
     """A browser without a window."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=debian.program("chromium"), env=debian.environment(), args=["--no-sandbox"]
+            executable_path=debian.program("chromium"),
+            env=debian.environment(),
+            args=["--no-sandbox"],
+            timeout=3 * _LIMIT_MS,
         )
         yield browser
         browser.close()
@@ -74,7 +81,7 @@ class Watched:
             reduced_motion="reduce",
         )
         self.page: Page = context.new_page()
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(_LIMIT_MS)
         self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
 

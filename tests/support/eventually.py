@@ -11,6 +11,8 @@ T = TypeVar("T")
 POLL_S = 0.02
 #: How many times as long a machine may take that runs other tests as well.
 PATIENCE = 3
+#: The limit is never shorter than this, in seconds: a process that is waited for may not run for a while.
+LEAST_S = 60.0
 
 
 def eventually(predicate: Callable[[], T], *, within: float, what: str = "") -> T:
@@ -24,7 +26,8 @@ def eventually(predicate: Callable[[], T], *, within: float, what: str = "") -> 
     Raises:
         AssertionError: the limit passed; its cause is the predicate's last own AssertionError.
     """
-    deadline = time.monotonic() + within * PATIENCE
+    limit_s = max(LEAST_S, within * PATIENCE)
+    deadline = time.monotonic() + limit_s
     while True:
         failure: AssertionError | None = None
         try:
@@ -35,5 +38,5 @@ def eventually(predicate: Callable[[], T], *, within: float, what: str = "") -> 
             failure = error
         if time.monotonic() >= deadline:
             name = what or getattr(predicate, "__name__", "the condition")
-            raise AssertionError(f"{name}: not within {within * PATIENCE:g} s") from failure
+            raise AssertionError(f"{name}: not within {limit_s:g} s") from failure
         time.sleep(POLL_S)

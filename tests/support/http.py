@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -38,7 +39,7 @@ def request(
     headers: Mapping[str, str] | None = None,
     body: bytes | str | None = None,
     chunks: Iterable[bytes] | None = None,
-    timeout: float = 30.0,
+    timeout: float = 60.0,
     tls: ssl.SSLContext | None = None,
 ) -> Reply:
     """Sends one request on a connection of its own and reads the whole answer.
@@ -82,12 +83,14 @@ def exchange(
     elif payload is not None:
         connection.putheader("Content-Length", str(len(payload)))
     connection.endheaders()
-    if chunks is not None:
-        for chunk in chunks:
-            connection.send(b"%x\r\n%b\r\n" % (len(chunk), chunk))
-        connection.send(b"0\r\n\r\n")
-    elif payload:
-        connection.send(payload)
+    # Who has refused a request may close before all of it has come: the answer is there to be read.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        if chunks is not None:
+            for chunk in chunks:
+                connection.send(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+            connection.send(b"0\r\n\r\n")
+        elif payload:
+            connection.send(payload)
     return read_reply(connection.getresponse())
 
 
@@ -104,7 +107,7 @@ def read_reply(response: http.client.HTTPResponse) -> Reply:
 class RawConnection:
     """A socket to the server that sends bytes as they are and reads answers one after another."""
 
-    def __init__(self, port: int, timeout: float = 30.0, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, port: int, timeout: float = 60.0, tls: ssl.SSLContext | None = None) -> None:
         self.sock = socket.create_connection(("127.0.0.1", port), timeout=timeout)
         if tls is not None:
             self.sock = tls.wrap_socket(self.sock, server_hostname="127.0.0.1")

@@ -99,7 +99,7 @@ class Http2Client:
 
     async def read(self) -> bool:
         """Takes what comes next; False at the end of the connection."""
-        data = await asyncio.wait_for(self._reader.read(1 << 16), 20)
+        data = await asyncio.wait_for(self._reader.read(1 << 16), 60)
         frames, self._rest = split(self._rest + data)
         for kind, flags, number, payload in frames:
             self._on_frame(kind, flags, number, payload)

@@ -85,7 +85,7 @@ class Nginx:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._process.terminate()
-        self._process.wait(10)
+        self._process.wait(60)
 
     def log(self, name: str) -> str:
         """The text of `access.log`, `error.log`, or `start.log`: what it said before that."""

@@ -25,7 +25,9 @@ from wsgi_ts.plugins import testing
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_LIMIT_S = 90.0
-STOP_LIMIT_S = 20.0
+STOP_LIMIT_S = 60.0
+#: For the registration of a model, whose Python environment may have to be made first.
+REGISTER_LIMIT_S = 300.0
 #: For tests with many workers or ranks that use torch: imported once, before they are forked.
 WITH_TORCH = {"preload_modules": "torch"}
 APIS = ("inference", "management", "metrics")
@@ -217,7 +219,7 @@ class ServerProcess:
         headers: Mapping[str, str] | None = None,
         body: bytes | str | None = None,
         chunks: Iterable[bytes] | None = None,
-        timeout: float = 30.0,
+        timeout: float = 60.0,
     ) -> http.Reply:
         """Sends one request to an API ("inference", "management" or "metrics") on a connection of its own."""
         port, tls = self.ports[api], self.tls.get(api)
@@ -233,9 +235,9 @@ class ServerProcess:
         """Registers an archive of the store, with one worker unless `initial_workers` says otherwise."""
         query = {"url": url, "initial_workers": 1, "synchronous": "true", **arguments}
         text = "&".join(f"{name}={value}" for name, value in query.items())
-        return self.request("management", "POST", f"/models?{text}", body=b"", timeout=90.0)
+        return self.request("management", "POST", f"/models?{text}", body=b"", timeout=REGISTER_LIMIT_S)
 
-    def raw(self, api: str = "inference", timeout: float = 30.0) -> http.RawConnection:
+    def raw(self, api: str = "inference", timeout: float = 60.0) -> http.RawConnection:
         """A socket to an API."""
         return http.RawConnection(self.ports[api], timeout, self.tls.get(api))
 
@@ -293,8 +295,8 @@ class ServerProcess:
             return False
         try:
             # Status 500 is an answer too: models without workers make the server unhealthy, not unready.
-            self.request("inference", "GET", "/ping", timeout=5)
-            self.request("management", "GET", "/models", timeout=5)
+            self.request("inference", "GET", "/ping", timeout=30)
+            self.request("management", "GET", "/models", timeout=30)
         except OSError:
             return False
         return True

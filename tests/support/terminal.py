@@ -21,9 +21,9 @@ from support.server import REPOSITORY, START_LIMIT_S, free_ports
 EXAMPLES = REPOSITORY / "examples"
 #: TorchServe's ports, which the tutorials name.
 USUAL_PORTS = ("8080", "8081", "8082")
-_COMMAND_LIMIT_S = 100.0
+_COMMAND_LIMIT_S = 300.0
 #: How long a command may take until its first process is there, in seconds.
-BEGIN_LIMIT_S = 5.0
+BEGIN_LIMIT_S = 60.0
 
 
 class Terminal:

@@ -17,5 +17,5 @@ def upgrade(server: ServerProcess, *flags: str) -> subprocess.CompletedProcess[s
     command += ["--run-dir", os.fspath(server.run_dir), "--ts-config", os.fspath(server.ts_config or ""), *flags]
     environment = os.environ | {"PYTHONPATH": os.fspath(REPOSITORY), "TMPDIR": os.fspath(server.home / "tmp")}
     return subprocess.run(
-        command, cwd=server.home, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=server.home, env=environment, capture_output=True, text=True, timeout=300, check=False
     )

@@ -612,6 +612,7 @@ def test_metrics_are_asked_of_the_supervisor(
     assert names == [None, ["a,b", "c"], ["a"]]
 
 
-def test_eventually_names_what_did_not_happen() -> None:
+def test_eventually_names_what_did_not_happen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("support.eventually.LEAST_S", 0.1)
     with pytest.raises(AssertionError, match=r"a thing: not within 0\.15 s"):
         eventually(lambda: False, within=0.05, what="a thing")
