@@ -38,6 +38,16 @@ class Member:
         except psutil.NoSuchProcess:
             return False
 
+    @property
+    def is_killed(self) -> bool:
+        """Whether the kernel ends it, as soon as it gets a processor: SIGKILL is pending."""
+        try:
+            status = Path(f"/proc/{self.pid}/status").read_text()
+        except OSError:
+            return True
+        pending = [int(row.split()[1], 16) for row in status.splitlines() if row.startswith(("SigPnd:", "ShdPnd:"))]
+        return any(mask >> signal.SIGKILL - 1 & 1 for mask in pending)
+
 
 def marked(marker: str) -> list[psutil.Process]:
     """The live processes whose environment carries the marker's value."""

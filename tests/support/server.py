@@ -203,7 +203,8 @@ class ServerProcess:
 
     def leftovers(self) -> list[str]:
         """Processes and shared memory of this server that still exist."""
-        left = [f"{process.role} {process.pid}: {process.command}" for process in self.processes()]
+        running = [process for process in self.processes() if not process.is_killed]
+        left = [f"{process.role} {process.pid}: {process.command}" for process in running]
         for prefix in self._prefixes:
             left += [f"/dev/shm/{name}" for name in shared_memory(prefix)]
         return left

@@ -59,7 +59,7 @@ class Terminal:
     def __exit__(self, exception_type: type[BaseException] | None, *exception: object) -> None:
         try:
             self.type("torchserve --stop --foreground")
-            left = [process.command for process in server_processes(self.marker)]
+            left = [process.command for process in server_processes(self.marker) if not process.is_killed]
             left += [f"/dev/shm/{name}" for prefix in self._prefixes for name in shared_memory(prefix)]
             if exception_type is None:
                 assert not left, f"left behind after the stop: {left}\n{self.output()[-3000:]}"
