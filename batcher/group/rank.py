@@ -45,7 +45,8 @@ log = logging.getLogger(__name__)
 #: The parallel type under which only rank 0 gets requests.
 PIPELINE = "pp"
 #: A rank that raised waits so long for the others to end the batch too, in seconds; after that they are out of step.
-DISAGREEMENT_LIMIT_S = 5.0
+#: On a busy machine one of them may not run for some seconds, and loading the model again would take longer.
+DISAGREEMENT_LIMIT_S = 10.0
 
 
 class LeaderWorker(ModelWorker):
