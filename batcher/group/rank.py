@@ -122,7 +122,13 @@ class FollowerWorker:
             message = self._group.hear(math.inf if self._traces is None else self._traces.wait_s)
             if message is not None:
                 return message
-            self._flush()
+            if not self._goes_on():
+                self._flush()
+
+    def _goes_on(self) -> bool:
+        """Whether there may be more to do for the batch whose part is to be told."""
+        group, traces = self._group, self._traces
+        return traces is not None and group.tells_more and traces.is_about(*group.traced)
 
     def _follow(self, service: Service, message: bytes, key: str) -> None:
         if self._group.follow is None:

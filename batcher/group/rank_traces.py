@@ -11,7 +11,7 @@ from wsgi_ts.tracing.batches import RankTold
 from wsgi_ts.tracing.post import Post
 from wsgi_ts.tracing.records import RANK, batch_key
 
-#: When a rank has heard nothing more of a batch for so long, in seconds, its part in it is told.
+#: Who has heard nothing more of a batch for so long, in seconds, looks whether that is over: then its part is told.
 QUIET_S = 0.2
 
 
@@ -35,6 +35,10 @@ class RankTraces:
         self._rank = rank
         self._post = Post(exported_at)
         self._part: _Part | None = None
+
+    def is_about(self, number: int, posted_ns: int) -> bool:
+        """Whether what is gathered is of this batch (see `begin`)."""
+        return self._part is not None and self._part.batch == batch_key(self._worker_id, number, posted_ns)
 
     @property
     def wait_s(self) -> float:

@@ -140,8 +140,13 @@ class GroupLeader(_Member):
         `number` is the batch's, 0 for one whose trace is not recorded; `posted_ns` is when it was dispatched
         (monotonic).
         """
+        self._words[GroupWord.ENDED] = 0
         self._words[GroupWord.POSTED_NS] = posted_ns
         self._words[GroupWord.TRACED] = number
+
+    def trace_ended(self) -> None:
+        """Says that no further message belongs to that batch."""
+        self._words[GroupWord.ENDED] = self._words[GroupWord.TRACED]
 
     def ended(self) -> None:
         """Says that this rank, too, has done its part of the last message."""
@@ -188,6 +193,11 @@ class GroupFollower(_Member):
     def traced(self) -> tuple[int, int]:
         """Number and time of dispatch of the batch that the message heard last belongs to (`GroupLeader.trace`)."""
         return self._words[GroupWord.TRACED], self._words[GroupWord.POSTED_NS]
+
+    @property
+    def tells_more(self) -> bool:
+        """Whether there may be further messages for the batch of `traced`."""
+        return self._words[GroupWord.TRACED] != self._words[GroupWord.ENDED]
 
     def hear(self, limit_s: float = math.inf) -> bytes | None:
         """Waits for the next message.

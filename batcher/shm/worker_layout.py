@@ -148,6 +148,7 @@ class GroupWord:
     RANKS: Final = 3  # written by the batcher
     TRACED: Final = 4  # number of the batch under way, where its trace is recorded; else 0
     POSTED_NS: Final = 5  # when that batch was dispatched
+    ENDED: Final = 6  # TRACED once rank 0's handler has returned from that batch; else 0
 
 
 class RankWord:

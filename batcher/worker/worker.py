@@ -240,7 +240,7 @@ class ModelWorker:
             self._tell_ranks(refs)
         answers = service.predict(requests)
         if self._exports:
-            Present.batch = None
+            self._end_traced()
         is_given_back = (
             service.raised and self._spec.repeats and len(refs) > 1 and not any(ref.streamed for ref in refs)
         )
@@ -260,6 +260,12 @@ class ModelWorker:
         if self._group is not None:
             has_span = not self._in_step and any(ref.sampled for ref in refs)
             self._group.trace(self._number if has_span else 0, self._mailbox.posted_ns)
+
+    def _end_traced(self) -> None:
+        """Says that the handler has returned."""
+        Present.batch = None
+        if self._group is not None:
+            self._group.trace_ended()
 
     def _tell_ranks(self, refs: list[SlotReference]) -> None:
         """Tells the other ranks of a batch; of a pipeline that does it itself."""
