@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +18,7 @@ from support.eventually import eventually
 from support.server import WITH_TORCH, ServerProcess, free_ports
 
 TENSOR_PARALLEL = """
-import json, os, subprocess, time
+import json, os, subprocess, tempfile, time
 import torch
 import torch.distributed as dist
 
@@ -43,13 +42,16 @@ class Handler:
     def handle(self, data, context):
         self.calls += 1
         words = [bytes(row["body"]).decode() for row in data]
-        if f"raise on {self.rank}" in words or "raise" in words:
+        if "raise late" in words and self.rank == 2:
+            time.sleep(6)
+        if f"raise on {self.rank}" in words or "raise" in words or "raise late" in words:
             raise ValueError("asked to")
         if f"exit on {self.rank}" in words:
             os._exit(7)
         if f"leave on {self.rank}" in words:
             os._exit(0)
         if f"hang on {self.rank}" in words:
+            open(os.path.join(tempfile.gettempdir(), "hangs"), "w").close()
             time.sleep(3600)
         total = torch.tensor([float(len(word)) for word in words])
         dist.all_reduce(total)
@@ -60,7 +62,7 @@ class Handler:
 
 def config_yaml(**more: object) -> str:
     """The model-config.yaml of a group of three ranks."""
-    keys = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 4, "parallelType": "tp", "responseTimeout": 6} | more
+    keys = {"minWorkers": 1, "maxWorkers": 1, "batchSize": 4, "parallelType": "tp", "responseTimeout": 12} | more
     keys.setdefault("torchrun", {"nproc-per-node": 3, "OMP_NUMBER_THREADS": 1})
     return json.dumps(keys)
 
@@ -84,8 +86,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     archive(store, "tp", TENSOR_PARALLEL, config_yaml=config_yaml())
     archive(store, "broken", TENSOR_PARALLEL, config_yaml=config_yaml(handler={"fails_on": 2}))
     waits = {"fails_on": 1, "meet": True}
-    archive(store, "uneven", TENSOR_PARALLEL, config_yaml=config_yaml(handler=waits))
-    archive(store, "slow", TENSOR_PARALLEL, config_yaml=config_yaml(handler={"load_s": 60}))
+    archive(store, "uneven", TENSOR_PARALLEL, config_yaml=config_yaml(handler=waits, startupTimeout=3600))
+    archive(store, "slow", TENSOR_PARALLEL, config_yaml=config_yaml(handler={"load_s": 3600}, startupTimeout=3600))
+    archive(store, "patient", TENSOR_PARALLEL, config_yaml=config_yaml(responseTimeout=3600))
     archive(store, "helpers", TENSOR_PARALLEL, config_yaml=config_yaml(handler={"helpers": True}))
     archive(store, "both", TENSOR_PARALLEL, config_yaml=config_yaml(parallelLevel=2, torchrun={"nproc-per-node": 1}))
     with ServerProcess(store=store, config=WITH_TORCH) as server:
@@ -114,9 +117,11 @@ def test_a_large_body_reaches_every_rank(server: ServerProcess) -> None:
     assert answer(server, "x" * 2_000_000)["sum"] == 6_000_000.0
 
 
-def test_all_ranks_raising_is_an_error_of_the_batch_alone(server: ServerProcess) -> None:
+@pytest.mark.parametrize("word", ["raise", "raise late"])
+def test_all_ranks_raising_is_an_error_of_the_batch_alone(server: ServerProcess, word: str) -> None:
+    """Also where one of them is held up for some seconds."""
     before = ranks_of(server)
-    reply = server.predict("tp", "raise")
+    reply = server.predict("tp", word)
     assert (reply.status, reply.json()["message"]) == (503, "Prediction failed")
     assert answer(server, "after")["sum"] == 15.0
     assert ranks_of(server) == before
@@ -129,9 +134,8 @@ def test_ranks_out_of_step_end_the_group_and_it_comes_back(server: ServerProcess
     reply = server.predict("tp", word)
     assert reply.status in (500, 503)
     eventually(lambda: server.predict("tp", "back").status == 200, within=60)
-    after = ranks_of(server)
-    assert len(after) == 3
-    assert not set(after) & set(before)
+    eventually(lambda: len(ranks_of(server)) == 3, within=5, what="the old ranks gone")
+    assert not set(ranks_of(server)) & set(before)
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
@@ -145,14 +149,19 @@ def test_a_killed_rank_takes_the_group_along(server: ServerProcess, rank: int) -
 
 @pytest.mark.slow
 def test_a_killed_agent_takes_the_ranks_and_the_batch_along(server: ServerProcess) -> None:
-    before = ranks_of(server)
+    """Long before the request's time is over."""
+    assert server.register("patient.mar").status == 200
+    before = ranks_of(server, "patient")
+    hangs = server.home / "tmp" / "hangs"
+    hangs.unlink(missing_ok=True)
     with ThreadPoolExecutor(1) as pool:
-        reply = pool.submit(server.predict, "tp", "hang on 1")
-        time.sleep(0.2)
-        os.kill(agent_of(server), signal.SIGKILL)
-        eventually(lambda: not set(before) & set(ranks_of(server)), within=2, what="the old ranks gone")
+        reply = pool.submit(server.predict, "patient", "hang on 1")
+        eventually(hangs.exists, within=10, what="the rank that hangs")
+        os.kill(agent_of(server, "patient"), signal.SIGKILL)
+        eventually(lambda: not set(before) & set(ranks_of(server, "patient")), within=2, what="the old ranks gone")
         assert reply.result().status in (500, 507)
-    eventually(lambda: server.predict("tp", "back").status == 200, within=60)
+    eventually(lambda: server.predict("patient", "back").status == 200, within=60)
+    assert server.request("management", "DELETE", "/models/patient").status == 200
 
 
 @pytest.mark.slow
@@ -164,7 +173,8 @@ def test_a_stopped_agent_is_in_nobodys_way(server: ServerProcess) -> None:
     os.kill(before[1], signal.SIGKILL)
     assert server.predict("tp", "hello").status in (500, 503, 507)
     eventually(lambda: server.predict("tp", "back").status == 200, within=60)
-    assert not {agent, *before} & {each.pid for each in server.processes()}
+    gone = {agent, *before}
+    eventually(lambda: not gone & {each.pid for each in server.processes()}, within=5, what="the old ones gone")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -175,26 +185,31 @@ def test_a_rank_stopped_in_a_collective_is_found_at_the_response_timeout(server:
     # What the stopped rank 0 had not begun is served by the next group, anything else is an error.
     assert server.predict("tp", "hello").status in ((200,) if rank == 0 else (500,))
     eventually(lambda: server.predict("tp", "back").status == 200, within=60)
-    assert not set(ranks_of(server)) & set(before)
+    eventually(lambda: not set(ranks_of(server)) & set(before), within=5, what="the old ranks gone")
 
 
 @pytest.mark.slow
 def test_what_ranks_leave_running_goes_with_them(server: ServerProcess) -> None:
     assert server.register("helpers.mar").status == 200
-    before = {each.pid for each in server.processes()}
-    group = {agent_of(server, "helpers"), *ranks_of(server, "helpers")}
+
+    def family() -> set[int]:
+        """The ranks, the forks, which have the ranks' titles, and the programs."""
+        programs = {each.pid for each in server.processes() if each.command == "sleep 1000"}
+        return programs | set(ranks_of(server, "helpers"))
+
+    # Three ranks, each with a program and a fork that left their session.
+    eventually(lambda: len(family()) == 9, within=5, what="all of them")
+    before = family()
     os.kill(agent_of(server, "helpers"), signal.SIGKILL)
-    eventually(lambda: not group & {each.pid for each in server.processes()}, within=5)
+    eventually(lambda: not before & family(), within=5, what="the old ones gone")
     eventually(lambda: server.predict("helpers", "back").status == 200, within=60)
-    # As many processes as before: three ranks, each with a program and a fork that left their session.
-    assert len(server.processes()) == len(before)
+    eventually(lambda: len(family()) == 9, within=5, what="all of the new ones")
     assert server.request("management", "DELETE", "/models/helpers").status == 200
 
 
 def test_a_rank_that_cannot_load_does_not_let_the_others_wait_for_it(server: ServerProcess) -> None:
-    began = time.monotonic()
+    # An answer comes long before the startup timeout.
     assert server.register("uneven.mar").status == 500
-    assert time.monotonic() - began < 60, "the others waited for the startup timeout"
     eventually(lambda: ranks_of(server, "uneven") == [], within=5)
 
 
@@ -213,7 +228,7 @@ def test_a_group_can_be_sent_away_while_it_loads(server: ServerProcess, how: str
 @pytest.mark.slow
 def test_a_server_can_be_stopped_while_a_group_loads() -> None:
     with ServerProcess(config=WITH_TORCH) as server:
-        archive(server.store, "slow", TENSOR_PARALLEL, config_yaml=config_yaml(handler={"load_s": 60}))
+        archive(server.store, "slow", TENSOR_PARALLEL, config_yaml=config_yaml(handler={"load_s": 3600}))
         assert server.register("slow.mar", synchronous="false").status == 202
         eventually(lambda: len(ranks_of(server, "slow")) == 3, within=20, what="ranks that load")
         assert server.stop() == []
@@ -257,7 +272,8 @@ def test_ranks_can_meet_at_a_fixed_port(server: ServerProcess) -> None:
 @pytest.mark.slow
 def test_twenty_groups_that_start_together_all_start(server: ServerProcess) -> None:
     settings = config_yaml(
-        minWorkers=20, maxWorkers=20, handler={"meet": True}, torchrun={"nproc-per-node": 2, "OMP_NUMBER_THREADS": 1}
+        **{"minWorkers": 20, "maxWorkers": 20, "handler": {"meet": True}, "startupTimeout": 600},
+        torchrun={"nproc-per-node": 2, "OMP_NUMBER_THREADS": 1},
     )
     archive(server.store, "many", TENSOR_PARALLEL, config_yaml=settings)
     assert server.register("many.mar", initial_workers=20).status == 200
@@ -282,7 +298,7 @@ def test_of_both_ways_to_say_the_number_of_processes_that_of_torchrun_counts(ser
     assert server.register("both.mar").status == 200
     assert len(ranks_of(server, "both")) == 1
     told = r"parallelLevel.*: torchrun\.nproc-per-node, 1, counts instead"
-    assert re.search(rf"\[WARN \] .*{told}", server.log())
+    eventually(lambda: re.search(rf"\[WARN \] .*{told}", server.log()), within=5)
     assert server.request("management", "DELETE", "/models/both").status == 200
 
 
