@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Iterator
@@ -19,7 +20,6 @@ VLLM = """
 minWorkers: 1
 maxWorkers: 1
 asyncCommunication: true
-startupTimeout: 60
 handler:
   model_path: letters-26
   chat_template: template.jinja
@@ -61,6 +61,11 @@ def server() -> Iterator[ServerProcess]:
         yield running
 
 
+def is_logged(server: ServerProcess, text: str) -> None:
+    """Waits for a line of a model."""
+    eventually(lambda: text in server.log("model_log.log"), within=20, what=f'"{text}" in model_log.log')
+
+
 def ask(server: ServerProcess, path: str, request: dict[str, Any] | None = None) -> Reply:
     body = None if request is None else json.dumps(request)
     method = "GET" if request is None else "POST"
@@ -89,7 +94,7 @@ def test_the_models_are_listed_by_the_names_of_the_yaml(server: ServerProcess) -
 
 
 def test_an_argument_that_vllm_does_not_know_is_named_in_the_log(server: ServerProcess) -> None:
-    assert "handler.vllm_engine_config.no_such_argument" in server.log("model_log.log")
+    is_logged(server, "handler.vllm_engine_config.no_such_argument")
 
 
 def test_a_completion(server: ServerProcess) -> None:
@@ -145,20 +150,33 @@ def test_another_path_is_not_there(server: ServerProcess, path: str) -> None:
 
 
 def test_many_requests_share_the_engine(server: ServerProcess) -> None:
-    with ThreadPoolExecutor(8) as pool:
+    def running() -> int:
+        return int(completion(server).json()["usage"]["running"])
+
+    # One goes on until its client leaves, so that all others share the engine with it.
+    with asking(server, max_tokens=10_000_000), ThreadPoolExecutor(8) as pool:
+        eventually(lambda: running() == 1, within=20)
         replies = list(pool.map(lambda _: completion(server, max_tokens=200), range(24)))
     assert {len(reply.json()["choices"][0]["text"]) for reply in replies} == {200}
-    assert max(reply.json()["usage"]["running"] for reply in replies) > 0
+    assert min(reply.json()["usage"]["running"] for reply in replies) > 0
+    eventually(lambda: running() == 0, within=20)
 
 
-def test_the_engine_is_told_that_a_client_has_gone(server: ServerProcess) -> None:
-    before = completion(server).json()["usage"]["aborted"]
-    body = json.dumps({"model": "letters-26", "prompt": "a", "max_tokens": 10_000_000, "stream": True}).encode()
-    with socket.create_connection(("127.0.0.1", server.ports["inference"]), 30) as sock:
+@contextlib.contextmanager
+def asking(server: ServerProcess, **fields: Any) -> Iterator[socket.socket]:
+    """A request under way whose client leaves at the end of the block."""
+    body = json.dumps({"model": "letters-26", "prompt": "a", **fields}).encode()
+    with socket.create_connection(("127.0.0.1", server.ports["inference"]), 60) as sock:
         sock.sendall(
             b"POST /predictions/llm/1.0/v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b"
             % (len(body), body)
         )
+        yield sock
+
+
+def test_the_engine_is_told_that_a_client_has_gone(server: ServerProcess) -> None:
+    before = completion(server).json()["usage"]["aborted"]
+    with asking(server, max_tokens=10_000_000, stream=True) as sock:
         assert b"200" in sock.recv(100)
     eventually(lambda: completion(server).json()["usage"]["aborted"] == before + 1, within=20)
     assert completion(server).json()["usage"]["running"] == 0
@@ -168,20 +186,20 @@ def test_a_dead_engine_gets_a_new_worker(server: ServerProcess) -> None:
     reply = completion(server, prompt="die")
     assert (reply.status, reply.json()["message"]) == (500, "Worker died.")
     eventually(lambda: completion(server).status == 200, within=30)
-    assert "vLLM's engine is dead" in server.log("model_log.log")
+    is_logged(server, "vLLM's engine is dead")
 
 
 def test_a_missing_package_is_named(server: ServerProcess) -> None:
     for handler, package in (("vllm_handler", "vllm"), ("trt_llm_handler", "tensorrt-llm")):
         config = (VLLM if package == "vllm" else TRT_LLM) + "maxRetryTimeoutInSec: 0\n"
         assert bundled(server, f"without-{package}", handler, "", config).status == 500
-        assert f"needs the package {package}" in server.log("model_log.log")
+        is_logged(server, f"needs the package {package}")
 
 
 def test_a_yaml_without_model_is_told(server: ServerProcess) -> None:
     config = "minWorkers: 1\nmaxWorkers: 1\nasyncCommunication: true\nmaxRetryTimeoutInSec: 0\n"
     assert bundled(server, "nameless", "vllm_handler", "vllm", config).status == 500
-    assert "names no model: add handler.model_path" in server.log("model_log.log")
+    is_logged(server, "names no model: add handler.model_path")
 
 
 def trt(server: ServerProcess, **fields: Any) -> Reply:
@@ -190,7 +208,7 @@ def trt(server: ServerProcess, **fields: Any) -> Reply:
 
 def test_trt_llm_answers_with_the_text(server: ServerProcess) -> None:
     assert trt(server, prompt="a", max_tokens=4).text == "bcde"
-    assert "/engine someone/tokenizer 0.1" in server.log("model_log.log")
+    is_logged(server, "/engine someone/tokenizer 0.1")
 
 
 def test_trt_llm_streams_pieces_of_text(server: ServerProcess) -> None:
@@ -216,4 +234,4 @@ def test_trt_llm_ends_the_generation_of_a_client_that_has_gone(server: ServerPro
     with socket.create_connection(("127.0.0.1", server.ports["inference"]), 30) as sock:
         sock.sendall(b"POST /predictions/trt HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
         assert b"200" in sock.recv(100)
-    eventually(lambda: "generation aborted" in server.log("model_log.log"), within=20)
+    is_logged(server, "generation aborted")

@@ -64,7 +64,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     store = tmp_path_factory.mktemp("store")
     archive(store, "echo")
     archive(store, "talks", TALKS)
-    archive(store, "broken", FAILS_TO_LOAD, config_yaml="maxRetryTimeoutInSec: 60\n")
+    archive(store, "broken", FAILS_TO_LOAD, config_yaml="maxRetryTimeoutInSec: 600\n")
     archive(store, "sleeps", SLEEPS, config_yaml="responseTimeout: 1\n")
     with ServerProcess(store=store, config=QUIET, web_workers=2) as running:
         for name in ("echo", "talks"):
@@ -96,7 +96,7 @@ def test_the_start_tells_the_whole_configuration(server: ServerProcess) -> None:
 def test_every_line_of_ts_log_has_torchserves_form_and_is_on_stdout_too(server: ServerProcess) -> None:
     lines = server.log().splitlines()
     assert [line for line in lines if not LINE.fullmatch(line)] == []
-    assert set(lines) <= set(server.output().splitlines())
+    eventually(lambda: set(lines) <= set(server.output().splitlines()), within=5)
 
 
 def test_a_prediction_makes_one_line_in_the_access_log_and_no_other(server: ServerProcess) -> None:
@@ -120,11 +120,12 @@ def test_a_prediction_makes_one_line_in_the_access_log_and_no_other(server: Serv
 
 def test_what_a_handler_prints(server: ServerProcess) -> None:
     server.predict("talks", b"x")
+    wait_for(server, "model_log.log", "to stdout")
     text = wait_for(server, "model_log.log", "to stderr")
     assert re.search(r"\[INFO \] W-\d+-talks_1\.0-stdout MODEL_LOG - to stdout\n", text)
     assert re.search(r"\[WARN \] W-\d+-talks_1\.0-stderr MODEL_LOG - to stderr\n", text)
-    for everywhere in (server.log(), server.output()):
-        assert "-stdout MODEL_LOG - to stdout\n" in everywhere
+    for everywhere in (server.log, server.output):
+        eventually(lambda everywhere=everywhere: "-stdout MODEL_LOG - to stdout\n" in everywhere(), within=5)
 
 
 def test_a_failing_load_prints_its_traceback_line_by_line(server: ServerProcess) -> None:
@@ -148,10 +149,14 @@ def test_a_failing_load_prints_its_traceback_line_by_line(server: ServerProcess)
 def test_a_worker_that_does_not_answer_in_time(server: ServerProcess) -> None:
     assert server.register("sleeps.mar").status == 200
     assert server.predict("sleeps", b"x").status == 500
-    text = wait_for(server, "ts_log.log", "Retry worker: ")
-    wait_for(server, "ts_log.log", "Auto recovery succeeded, reset recoveryStartTS")
-    lines = [line for line in text.splitlines() if "sleeps" in line or line.startswith("org.pytorch")]
-    assert any("goes to sleep" in line for line in lines)
+
+    def of_the_model(text: str) -> list[str]:
+        return [line for line in text.splitlines() if "sleeps" in line or line.startswith("org.pytorch")]
+
+    eventually(lambda: any("Auto recovery succeeded" in line for line in of_the_model(server.log())), within=10)
+    wait_for(server, "ts_log.log", "goes to sleep")
+    # What the handler prints comes on a way of its own.
+    lines = [line for line in of_the_model(server.log()) if " MODEL_LOG - " not in line]
     at = next(number for number, line in enumerate(lines) if line.endswith(" - Backend worker error"))
     assert lines[at - 1].endswith("Number or consecutive unsuccessful inference 1")
     assert lines[at + 1] == (
@@ -255,8 +260,12 @@ def test_files_are_rotated_while_all_processes_write(start_server: Start, store:
     eventually(rotated, within=30, what="two rotations of each file")
 
     def whole(name: str) -> str:
-        packed = [gzip.decompress(path.read_bytes()).decode() for path in logs.glob(f"{name}.*.log.gz")]
-        return "".join(packed) + "".join(path.read_text() for path in logs.glob(f"{name}*.log"))
+        """All that there is of a file; nothing while one of the rotated ones is just being compressed."""
+        try:
+            packed = [gzip.decompress(path.read_bytes()).decode() for path in logs.glob(f"{name}.*.log.gz")]
+            return "".join(packed) + "".join(path.read_text() for path in logs.glob(f"{name}*.log"))
+        except FileNotFoundError:
+            return ""
 
     counts = {"access_log": "POST /predictions/talks ", "model_log": "- to stdout\n", "ts_log": "- to stdout\n"}
     for name, mark in counts.items():
@@ -280,7 +289,8 @@ def test_a_log4j2_xml_reaches_every_process(start_server: Start, store: Path, tm
     ts_log = where / "ts_log.log"
     eventually(lambda: "MODEL_LOG - to stderr" in ts_log.read_text(), within=5)
     assert "MODEL_LOG - to stdout" not in ts_log.read_text()  # below WARN
-    assert ts_log.read_text().count("left out, has no counterpart here: <socket> appender 'logstash' (line 23)") == 1
+    told = "left out, has no counterpart here: <socket> appender 'logstash' (line 23)"
+    eventually(lambda: ts_log.read_text().count(told) == 1, within=5)
     assert "/predictions/talks" not in server.output()
     assert sorted(path.name for path in where.iterdir()) == ["requests.log", "ts_log.log"]
 
