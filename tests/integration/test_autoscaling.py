@@ -8,9 +8,11 @@ import signal
 import subprocess
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
@@ -33,6 +35,10 @@ STEADY_S = 12.0
 MOST = 4
 #: Half of what one server can do, so that one is enough at 70 %, and the triple takes three.
 USUAL_RPS = 5.0
+#: What is more than that, in seconds, and on average: requests have waited, for whatever reason.
+MOST_S, MEAN_S = 0.5, 0.13
+#: How long a change may take, in seconds, whatever else the machine does.
+LIMIT_S = 300.0
 HANDLER = """
 import time
 
@@ -78,7 +84,7 @@ class Fleet:
     ) -> None:
         if self._nginx is not None:
             self._nginx.terminate()
-            self._nginx.wait(20)
+            self._nginx.wait(60)
         for server in self.servers:
             assert not server.stop()
 
@@ -135,13 +141,16 @@ class Load:
     """Requests at a rate, whether they are answered or not; a context manager.
 
     Attributes:
-        rate: requests a second.
         outcomes: how many ended how.
     """
 
     def __init__(self, port: int) -> None:
-        self.rate = 0.0
         self.outcomes: Counter[str] = Counter()
+        self._rate = 0.0
+        self._next_at = 0.0
+        #: When each request was sent, and when it was answered, which those that wait were not yet.
+        self._under_way: dict[object, float] = {}
+        self._answered: deque[tuple[float, float]] = deque(maxlen=1000)
         self._port = port
         self._stopping = threading.Event()
         self._pool = ThreadPoolExecutor(64)
@@ -158,12 +167,34 @@ class Load:
         self._thread.join()
         self._pool.shutdown()
 
+    def set_rate(self, rate: float) -> None:
+        """Sends so many requests a second from now on."""
+        self._rate, self._next_at = rate, time.monotonic()
+
+    def has_waited(self) -> bool:
+        """Whether requests wait, or have waited within the time that the gauges look back."""
+        now = time.monotonic()
+        took = [ended - began for began, ended in list(self._answered) if now - ended < WINDOW_S]
+        took += [now - began for began in list(self._under_way.values())]
+        return bool(took) and (max(took) > MOST_S or sum(took) / len(took) > MEAN_S)
+
     def _send(self) -> None:
-        while not self._stopping.wait(1 / self.rate if self.rate else 0.1):
-            if self.rate:
+        while not self._stopping.wait(max(0.0, self._next_at - time.monotonic()) if self._rate else 0.1):
+            if self._rate:
+                # By the clock: a moment in which this thread does not run costs no request.
+                self._next_at += 1 / self._rate
                 self._pool.submit(self._ask)
 
     def _ask(self) -> None:
+        mark = object()
+        began = self._under_way[mark] = time.monotonic()
+        try:
+            self._exchange()
+        finally:
+            del self._under_way[mark]
+            self._answered.append((began, time.monotonic()))
+
+    def _exchange(self) -> None:
         headers = {"content-type": "application/octet-stream"}
         try:
             reply = http.request(self._port, "POST", "/predictions/slow", body=b"x", headers=headers, timeout=60)
@@ -186,38 +217,57 @@ def rule() -> Autoscaler:
     return Autoscaler(targets, least=1, most=MOST, window_s=WINDOW_S)
 
 
-def follow(fleet: Fleet, autoscaler: Autoscaler, seconds: float, until: int = 0) -> list[int]:
-    """Lets the autoscaler work for so long, or until there are so many servers.
+@dataclass(frozen=True)
+class Step:
+    """How many servers there were from some time on, and whether clients had waited just before."""
+
+    count: int
+    has_waited: bool = False
+
+
+def follow(
+    fleet: Fleet, autoscaler: Autoscaler, load: Load, seconds: float, until: Callable[[int], bool] = lambda _: False
+) -> list[Step]:
+    """Lets the autoscaler work for so long, or until there are as many servers as are wanted.
 
     Returns:
-        How many there were, each time that this changed.
+        How many there were at first, and each time that this changed.
     """
-    counts = [len(fleet.servers)]
+    steps = [Step(len(fleet.servers))]
     end = time.monotonic() + seconds
-    while (now := time.monotonic()) < end and counts[-1] != until:
+    while (now := time.monotonic()) < end and not until(steps[-1].count):
         values = {name: fleet.scrape(name) for name in autoscaler.targets}
         wanted = autoscaler.desired(now, len(fleet.servers), values)
         if wanted != len(fleet.servers):
+            steps.append(Step(wanted, load.has_waited()))
             fleet.scale(wanted)
-            counts.append(wanted)
         time.sleep(max(0.0, SCRAPE_S - (time.monotonic() - now)))
-    return counts
+    return steps
+
+
+def unasked(steps: list[Step]) -> list[Step]:
+    """Servers that were added though no client had waited: where the machine holds a server up, they are of use."""
+    return [after for before, after in pairwise(steps) if after.count > before.count and not after.has_waited]
 
 
 def test_a_load_that_triples_and_ends(fleet: Fleet) -> None:
     autoscaler = rule()
     with Load(fleet.port) as load:
-        load.rate = USUAL_RPS
-        assert follow(fleet, autoscaler, STEADY_S) == [1]
-        load.rate = 3 * USUAL_RPS
-        up = follow(fleet, autoscaler, 3 * STEADY_S)
+        load.set_rate(USUAL_RPS)
+        usual = follow(fleet, autoscaler, load, STEADY_S)
+        assert not unasked(usual), usual
+        follow(fleet, autoscaler, load, LIMIT_S, until=lambda count: count == 1)
+        assert len(fleet.servers) == 1
+        load.set_rate(3 * USUAL_RPS)
+        up = follow(fleet, autoscaler, load, LIMIT_S, until=lambda count: count >= 3)
+        up += follow(fleet, autoscaler, load, 2 * STEADY_S)[1:]
         # It may take back what it added at first, but never go to and fro.
-        peak = up.index(max(up))
-        assert (up[:peak], up[peak:]) == (sorted(up[:peak]), sorted(up[peak:], reverse=True)), up
-        assert 3 <= up[-1] <= MOST, up
-        load.rate = 0.0
-        down = follow(fleet, autoscaler, 6 * WINDOW_S, until=1)
-        assert down == sorted(down, reverse=True), down
-        assert down[-1] == 1, down
+        fall = next((place for place, (one, other) in enumerate(pairwise(up)) if other.count < one.count), len(up))
+        assert not unasked(up[fall:]), up
+        assert 3 <= up[-1].count <= MOST, up
+        load.set_rate(0.0)
+        down = follow(fleet, autoscaler, load, LIMIT_S, until=lambda count: count == 1)
+        assert not unasked(down), down
+        assert down[-1].count == 1, down
     assert load.outcomes.keys() == {"ok"}, load.outcomes
     print(up, down, load.outcomes)  # shown by -s
