@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import faults, http
+from support import http
 from support.archives import archive
 from support.eventually import eventually
 from support.server import ServerProcess
 
-#: Answers `name0 name1 …`, a word a step: so many as asked for, or until a file is there.
+#: Answers `name0 name1 …`, a word a step: so many as asked for, or until a file is there. A step can be held by a file.
 GENERATOR = """
 import json, os, time
 
@@ -39,6 +40,8 @@ class Generator:
         states = [context.cache[id] for id in context.request_ids.values()]
         if any(state.get("raise_at") == state["sent"] for state in states):
             raise ValueError("asked to")
+        while not all(os.path.exists(os.path.join(os.environ["STEPS"], state.get("held_by", ""))) for state in states):
+            time.sleep(0.002)
         time.sleep(max(state.get("step_s", 0.002) for state in states))
         words = []
         for state in states:
@@ -86,6 +89,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, steps: Path) -> Iterator[Se
     store = tmp_path_factory.mktemp("store")
     archive(store, "generator", GENERATOR, config_yaml=config_yaml())
     archive(store, "limited", GENERATOR, config_yaml=config_yaml(responseTimeout=1))
+    archive(store, "long", GENERATOR, config_yaml=config_yaml(responseTimeout=10))
     archive(store, "own_header", OWN_HEADER, config_yaml=config_yaml())
     with ServerProcess(store=store, environment={"STEPS": str(steps)}, web_workers=2) as server:
         assert server.register("generator.mar").status == 200
@@ -150,6 +154,12 @@ def generate(server: ServerProcess, model: str = "generator", **body: object) ->
     )
 
 
+def pending(server: ServerProcess) -> int:
+    """How many requests wait for a place."""
+    described = server.request("management", "GET", "/models/generator").json()[0]
+    return int(described["jobQueueStatus"]["pendingRequests"])
+
+
 def words(name: str, count: int, first: int = 0) -> str:
     """What the generator answers."""
     return "".join(f"{name}{number} " for number in range(first, count))
@@ -190,12 +200,7 @@ def test_no_more_than_the_batch_size_are_under_way(server: ServerProcess, steps:
     for stream in streams:
         stream.begin()
     waiting = Stream(server, name="e", tokens=2)
-    eventually(
-        lambda: (
-            server.request("management", "GET", "/models/generator").json()[0]["jobQueueStatus"]["pendingRequests"] == 1
-        ),
-        within=5,
-    )
+    eventually(lambda: pending(server) == 1, within=5)
     assert not any("e" in [row[0] for row in step] for step in seen(steps))
     (steps / "b").touch()
     waiting.begin()
@@ -233,19 +238,22 @@ def test_an_error_ends_all_requests_of_the_step_and_the_worker_lives(server: Ser
 
 
 def test_a_step_has_the_response_timeout_and_a_stream_has_not(server: ServerProcess) -> None:
-    assert server.register("limited.mar").status == 200
-    reply = generate(server, "limited", name="a", tokens=16, step_s=0.1)
-    assert reply.text == words("a", 16)
+    for name in ("limited", "long"):
+        assert server.register(f"{name}.mar").status == 200
+    reply = generate(server, "long", name="a", tokens=22, step_s=0.5)
+    assert reply.text == words("a", 22)
     reply = generate(server, "limited", name="hangs", tokens=1, step_s=3600)
     assert (reply.status, reply.json()["message"]) == (500, "Worker died.")
-    assert server.request("management", "DELETE", "/models/limited").status == 200
+    for name in ("limited", "long"):
+        assert server.request("management", "DELETE", f"/models/{name}").status == 200
 
 
 def test_a_dead_worker_s_streams_end_at_once(server: ServerProcess, steps: Path) -> None:
     streams = [Stream(server, name=name, until="never") for name in "ab"]
     for stream in streams:
         stream.begin()
-    faults.kill(server, "model-worker")
+    [worker] = server.request("management", "GET", "/models/generator").json()[0]["workers"]
+    os.kill(worker["pid"], signal.SIGKILL)
     for stream in streams:
         with pytest.raises(ValueError, match="invalid literal"):
             stream.rest()
@@ -276,12 +284,7 @@ def test_streams_of_a_dead_web_worker_leave_the_batch(server: ServerProcess, ste
         stream.begin()
     for process in server.processes("web-worker"):
         process.kill(signal.SIGKILL)
-    eventually(
-        lambda: (
-            server.request("management", "GET", "/models/generator").json()[0]["jobQueueStatus"]["pendingRequests"] == 0
-        ),
-        within=10,
-    )
+    eventually(lambda: pending(server) == 0, within=5)
     eventually(lambda: generate(server, name="after", tokens=2).text == words("after", 2), within=20)
     eventually(lambda: last_names(steps) == ["after"], within=5)
     for stream in streams:
@@ -308,11 +311,16 @@ def test_many_clients(server: ServerProcess, steps: Path) -> None:
     def ask(number: int) -> bool:
         return generate(server, name=f"n{number}-", tokens=1 + number % 7).text == words(f"n{number}-", 1 + number % 7)
 
-    with ThreadPoolExecutor(12) as pool:
-        assert all(pool.map(ask, range(120)))
+    with Stream(server, name="first", tokens=1, held_by="open"), ThreadPoolExecutor(12) as pool:
+        eventually(lambda: last_names(steps) == ["first"], within=5)
+        answers = pool.map(ask, range(120))
+        # There is one at least for each place before the next step.
+        eventually(lambda: pending(server) == 12, within=5)
+        (steps / "open").touch()
+        assert all(answers)
     sizes = [len(step) for step in seen(steps)]
     assert max(sizes) == 4
-    assert sum(sizes) == sum(1 + number % 7 for number in range(120))
+    assert sum(sizes) == 1 + sum(1 + number % 7 for number in range(120))
 
 
 #: Two ranks that must see the same rows in every step: they add up what each has.

@@ -25,8 +25,10 @@ from wsgi_ts.dataplane.async_call import Call
 from wsgi_ts.errors import ServerError, ServiceUnavailable
 from wsgi_ts.instance.record import Record
 from wsgi_ts.integrations.engine import Engine, EngineError
+from wsgi_ts.process import processes_of_instance
 
-#: Says how many requests came together, in parts when asked to; waits where a file is named, until that is there.
+#: Says how many requests came together, in parts when asked to; waits where a file is named, until that is there,
+#: with another one that says that it does.
 COUNTS = """
 import os, time
 from ts.handler_utils.utils import send_intermediate_predict_response
@@ -36,6 +38,8 @@ def handle(data, context):
         return None
     bodies = [bytes(row["body"]).decode() for row in data]
     for body in bodies:
+        if body.startswith("/"):
+            open(body + ".begun", "w").close()
         while body.startswith("/") and not os.path.exists(body):
             time.sleep(0.01)
     if bodies[0] == "parts":
@@ -131,9 +135,10 @@ def test_requests_are_batched_and_answered_with_status_parts_or_error(counts: Pa
 
     async def ask(engine: Engine) -> tuple[object, ...]:
         held = asyncio.create_task(whole(engine, str(gate)))
-        await asyncio.sleep(0.2)
+        while not gate.with_name("gate.begun").exists():
+            await asyncio.sleep(0.01)
         others = [asyncio.create_task(whole(engine, "x")) for _ in range(4)]
-        while engine.under_way < 5:
+        while (await asyncio.to_thread(engine.load, "counts"))["ts_queue_depth"] < 4:
             await asyncio.sleep(0.01)
         gate.touch()
         one, several = await held, await asyncio.gather(*others)
@@ -160,14 +165,14 @@ def test_requests_are_batched_and_answered_with_status_parts_or_error(counts: Pa
 def test_when_the_engine_has_ended_calls_end_and_it_says_so(counts: Path, place: Path) -> None:
     async def ask(engine: Engine) -> tuple[str, str]:
         prefix = prefix_of(engine.run_dir)
-        held = asyncio.create_task(whole(engine, "/none"))
+        held = asyncio.create_task(whole(engine, str(counts.parent / "none")))
         while not engine.under_way:
             await asyncio.sleep(0.01)
         record = json.loads((engine.run_dir / "record.json").read_text())
         (supervisor,) = [each["pid"] for each in record["children"] if each["role"] == "supervisor"]
         os.kill(supervisor, signal.SIGKILL)
         with pytest.raises(ServiceUnavailable, match="The engine has ended"):
-            await asyncio.wait_for(held, 30)
+            await asyncio.wait_for(held, 60)
         with pytest.raises(ServiceUnavailable, match="The engine has ended"):
             submit(engine, "x")
         return engine.state(), prefix
@@ -241,6 +246,7 @@ def test_the_next_engine_removes_what_a_killed_owner_and_its_guard_have_left(
     (guard,) = guards
     guard.kill()
     owner.kill()
+    eventually(lambda: not list(processes_of_instance(owner.prefix)), within=30, what="the end of the first engine")
     assert shared_memory(owner.prefix)
     third = Owner(counts, marker)
     assert not shared_memory(owner.prefix) and not owner.run_dir.exists()

@@ -35,7 +35,7 @@ def handle(data, context):
     if data is None:
         return None
     send_intermediate_predict_response(["first"], context.request_ids, "", 200, context)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 100
     while not os.path.exists(data[0]["body"].decode()) and time.monotonic() < deadline:
         time.sleep(0.01)
     return ["last"]
@@ -47,7 +47,7 @@ import os, time
 def handle(data, context):
     if data is None:
         return None
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 100
     while not all(os.path.exists(row["body"].decode()) for row in data) and time.monotonic() < deadline:
         time.sleep(0.01)
     return ["done"] * len(data)
@@ -59,7 +59,7 @@ import os, time
 class Handler:
     def initialize(self, context):
         gate = os.path.join(os.environ["TMPDIR"], "loaded")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not os.path.exists(gate) and time.monotonic() < deadline:
             time.sleep(0.02)
     def handle(self, data, context):
@@ -157,12 +157,12 @@ def test_a_model_leaves_slots_to_the_others(server: ServerProcess, tmp_path: Pat
     gate = tmp_path / "gate"
     with ThreadPoolExecutor(SLOTS + 1) as pool:
         slow = [pool.submit(server.predict, "gated", str(gate)) for _ in range(SLOTS + 1)]
-        refused = eventually(lambda: [each for each in slow if each.done()], within=10, what="an answer at once")
         try:
-            reply: Reply = refused[0].result()
-            assert reply.status == 503
-            assert reply.json()["type"] == "ServiceUnavailableException"
-            assert reply.json()["message"].startswith('Model "gated" has as many requests under way')
+            eventually(lambda: sum(each.done() for each in slow) == 2, within=10, what="two answers at once")
+            for reply in [each.result() for each in slow if each.done()]:
+                assert reply.status == 503
+                assert reply.json()["type"] == "ServiceUnavailableException"
+                assert reply.json()["message"].startswith('Model "gated" has as many requests under way')
             assert server.predict("echo", b"fast").body == b"fast"
         finally:
             gate.touch()
@@ -203,10 +203,12 @@ def test_without_descriptors_the_connections_there_are_served_as_before(server: 
             for other in others:
                 other.send(post("echo", b"hello"))
             eventually(lambda: "New connections wait" in server.output(), within=5)
-            began = time.monotonic()
+            took = []
             for _ in range(300):
+                began = time.monotonic()
                 assert ask(kept) == b"hello"
-            assert time.monotonic() - began < 10  # a pause of 50 ms at each would make it 15 s
+                took.append(time.monotonic() - began)
+            assert min(took) < 0.05, "a pause at each"
             # One that goes makes room for one that waits, in whatever order they were taken.
             for other in others:
                 assert other.read_answer()[2] == b"hello"
@@ -235,20 +237,20 @@ def test_calls_that_wait_hold_up_none_that_is_answered_at_once(server: ServerPro
         eventually(
             lambda: {each["modelName"] for each in models(server)} >= set(listed), within=30, what="all in the list"
         )
-        assert server.request("metrics", "GET", "/metrics", timeout=10).status == 200
+        assert server.request("metrics", "GET", "/metrics").status == 200
         path = "/models/echo/1.0/set-default"
-        assert server.request("management", "PUT", path, body=b"", timeout=10).status == 200
-        assert server.request("management", "PUT", "/models/echo?min_worker=1", body=b"", timeout=10).status == 202
+        assert server.request("management", "PUT", path, body=b"").status == 200
+        assert server.request("management", "PUT", "/models/echo?min_worker=1", body=b"").status == 202
         assert replies == []
     finally:
         (server.home / "tmp" / "loaded").touch()
         for each in loading:
-            each.join(60)
+            each.join(300)
     assert [reply.status for reply in replies] == [200] * LOADING
     for number in range(LOADING):
         assert server.request("management", "DELETE", f"/models/loads{number}").status == 200
 
 
 def models(server: ServerProcess) -> list[dict[str, str]]:
-    listed: list[dict[str, str]] = server.request("management", "GET", "/models", timeout=10).json()["models"]
+    listed: list[dict[str, str]] = server.request("management", "GET", "/models").json()["models"]
     return listed
