@@ -62,7 +62,7 @@ def ended_well(server: ServerProcess) -> bool:
 
 def health(client: GrpcClient, service: str = "") -> int:
     """What gRPC's health service says."""
-    status: int = client.health.Check(health_pb2.HealthCheckRequest(service=service), timeout=10).status
+    status: int = client.health.Check(health_pb2.HealthCheckRequest(service=service), timeout=60).status
     return status
 
 
@@ -73,12 +73,14 @@ def gate(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def stopping(tmp_path: Path, gate: Path) -> Iterator[ServerProcess]:
-    """A server that serves on for a minute after SIGTERM."""
+    """A server that serves on for an hour after SIGTERM."""
     store = tmp_path / "store"
     store.mkdir()
     archive(store, "echo")
     archive(store, "held", HELD)
-    with ServerProcess(store=store, arguments=["--drain-delay", "60"], environment={"GATE": os.fspath(gate)}) as server:
+    with ServerProcess(
+        store=store, arguments=["--drain-delay", "3600"], environment={"GATE": os.fspath(gate)}
+    ) as server:
         for name in ("echo", "held"):
             assert server.register(f"{name}.mar").status == 200
         yield server
@@ -196,9 +198,9 @@ def says_goaway(sock: socket.socket) -> bool:
 
 @pytest.mark.parametrize("late_s", [0, 2, pytest.param(10, marks=pytest.mark.slow)])
 def test_no_request_is_lost(store: Path, start_server: Any, late_s: int) -> None:
-    """SIGTERM, and the service forgets the address later; `--drain-delay` is longer than that takes."""
+    """SIGTERM, and the service forgets the address later; `--drain-delay` is longer than that takes, by far."""
     archive(store, "echo")
-    server: ServerProcess = start_server(store=store, web_workers=2, arguments=["--drain-delay", str(late_s + 1)])
+    server: ServerProcess = start_server(store=store, web_workers=2, arguments=["--drain-delay", str(late_s + 8)])
     assert server.register("echo.mar").status == 200
     port = server.ports["inference"]
     with OtherPod() as other, Service([port, port, other], "/predictions/echo") as service:
