@@ -220,7 +220,7 @@ def test_requests_run_at_the_same_time_and_are_answered_in_any_order(server: Ser
         eventually(lambda: stats(server)["running"] == 4, within=10)
         for name in ("c", "a", "b"):
             ask(server, "open", gate=name)
-            waiting[name].result(10)
+            waiting[name].result(60)
     assert done == ["c", "a", "b"]
 
 
@@ -230,7 +230,7 @@ def test_hundreds_of_requests_run_at_the_same_time(server: ServerProcess) -> Non
         waiting = [pool.submit(ask, server, "wait", gate="crowd") for _ in range(count)]
         eventually(lambda: stats(server)["running"] == count + 1, within=30)
         ask(server, "open", gate="crowd")
-        assert {reply.result(30).text for reply in waiting} == {"crowd"}
+        assert {reply.result(60).text for reply in waiting} == {"crowd"}
     assert stats(server)["most"] >= count
 
 
@@ -242,7 +242,7 @@ def test_each_request_has_a_context_of_its_own(server: ServerProcess) -> None:
         )
         eventually(lambda: stats(server)["running"] == 3, within=10)
         ask(server, "open", gate="contexts")
-        replies: list[Reply] = [each.result(10) for each in (first, second)]
+        replies: list[Reply] = [each.result(60) for each in (first, second)]
     for name, reply in zip(("one", "two"), replies, strict=True):
         assert (reply.status, reply.reason, reply.headers["x-name"]) == (201, "Made", name)
         answer = json.loads(reply.body)
@@ -310,7 +310,7 @@ def test_an_error_concerns_one_request(
         reply = ask(server, do, **arguments)
         assert (reply.status, json.loads(reply.body)["message"]) == (status, message)
         ask(server, "open", gate=f"beside {do} {arguments}")
-        assert other.result(10).status == 200
+        assert other.result(60).status == 200
 
 
 def test_the_task_of_a_client_that_has_gone_is_cancelled(server: ServerProcess) -> None:
@@ -341,7 +341,7 @@ def test_the_response_timeout_does_not_count(server: ServerProcess) -> None:
         # The model's responseTimeout is 1 s; a worker that is late is killed at the next tick.
         assert not wait_done(patient, 2.0)
         ask(server, "open", gate="timeout")
-        assert patient.result(10).status == 200
+        assert patient.result(60).status == 200
     assert stats(server)["pid"] == pid
 
 
@@ -365,7 +365,7 @@ def test_a_worker_leaves_only_after_its_tasks(server: ServerProcess, tmp_path: P
         eventually(lambda: ask(server, "stats", "leaving").status == 503, within=10)
         assert not last.done()
         gate.touch()
-        assert last.result(10).text == str(pid)
+        assert last.result(60).text == str(pid)
     eventually(lambda: not os.path.exists(f"/proc/{pid}"), within=10)
     assert server.request("management", "DELETE", "/models/leaving").status == 200
 
@@ -398,7 +398,7 @@ def test_workers_share_the_requests(server: ServerProcess, tmp_path: Path) -> No
             waiting.append(pool.submit(ask, server, "wait_for_file", "pair", path=os.fspath(gate)))
             eventually(lambda count=count: len(list(tmp_path.glob("gate.*"))) == count, within=10)
         gate.touch()
-        pids = [reply.result(10).text for reply in waiting]
+        pids = [reply.result(60).text for reply in waiting]
     assert sorted(pids.count(pid) for pid in set(pids)) == [3, 3]
     assert server.request("management", "DELETE", "/models/pair").status == 200
 
@@ -409,7 +409,7 @@ def test_the_death_of_a_worker_fails_all_its_requests(server: ServerProcess) -> 
         eventually(lambda: stats(server)["running"] == 4, within=10)
         os.kill(stats(server)["pid"], signal.SIGABRT)
         for each in waiting:
-            reply = each.result(20)
+            reply = each.result(60)
             assert (reply.status, json.loads(reply.body)["message"]) == (500, "Worker died.")
     eventually(lambda: ask(server, "stats").status == 200, within=30)
 
@@ -438,7 +438,7 @@ def test_an_envelope_keeps_requests_apart(server: ServerProcess) -> None:
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(double, 1, 2, 3)
         second = pool.submit(double, 4)
-        assert (first.result(10), second.result(10)) == ([2, 4, 6], [8])
+        assert (first.result(60), second.result(60)) == ([2, 4, 6], [8])
 
 
 def test_an_ordinary_handler_works_too(server: ServerProcess) -> None:

@@ -151,7 +151,7 @@ def test_the_images_command(place: Path, way: str) -> None:
         known = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
         assert {"Requests2XX", "wsgi_ts_requests_total"} <= known
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(90) == 0
     finally:
         process.kill()
         process.wait()

@@ -6,6 +6,7 @@ import json
 import re
 
 from support.archives import archive
+from support.eventually import eventually
 from support.server import REPOSITORY
 from support.terminal import Terminal
 
@@ -20,10 +21,11 @@ def test_the_page() -> None:
         terminal.configure(model_store="store", preload_modules="")
         terminal.start_server(f"{serve.strip()} >> terminal.log 2>&1 &")
         terminal.wait_for_workers("shout")
+        eventually(lambda: terminal.request("8080", "GET", "/readyz").status == 200, within=20)
         answers = [json.loads(terminal.type(command)) for command in probes.splitlines()]
         assert answers == [{"live": True}, {"ready": True}, {"started": True}]
         assert re.fullmatch(r"Upgraded from (\S+) to \1\.\n", terminal.type(upgrade))
-        assert json.loads(terminal.type(probes.splitlines()[1])) == {"ready": True}
+        eventually(lambda: json.loads(terminal.type(probes.splitlines()[1])) == {"ready": True}, within=20)
         found = terminal.type(doctor, status=1)
         assert "is out of reach for the service and for probes" in found
 

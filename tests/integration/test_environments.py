@@ -139,8 +139,8 @@ def test_an_environment_without_requirements(server: ServerProcess) -> None:
     os.kill(worker, 9)
 
     def is_another() -> bool:
-        (described,) = server.request("management", "GET", "/models/bare").json()[0]["workers"]
-        return described["status"] == "READY" and described["pid"] != worker
+        workers = server.request("management", "GET", "/models/bare").json()[0]["workers"]
+        return [(each["status"], each["pid"] != worker) for each in workers] == [("READY", True)]
 
     eventually(is_another, within=60, what="the next worker")
     assert tell(server, "bare")["prefix"] == bare["prefix"]
@@ -156,12 +156,13 @@ def test_a_failure_is_told_and_leaves_nothing(server: ServerProcess, place: Path
     reply = server.register("none.mar")
     assert (reply.status, reply.json()["type"]) == (400, "ModelException")
     assert reply.json()["message"] == "Custom pip package installation failed for model none"
-    assert "No matching distribution found for no-such-package-anywhere==1.0" in server.log()
+    told = "No matching distribution found for no-such-package-anywhere==1.0"
+    eventually(lambda: told in server.log(), within=5)
     assert environments(place) == before
     assert server.request("management", "GET", "/models/none").status == 404
     reply = server.register("gone.mar")
     assert (reply.status, reply.json()["type"]) == (400, "ModelException")
-    assert "the requirements file not-there.txt is not in the archive" in server.log()
+    eventually(lambda: "the requirements file not-there.txt is not in the archive" in server.log(), within=5)
 
 
 @pytest.mark.slow

@@ -198,7 +198,7 @@ def fill(store: Path, folder: Path) -> None:
     archive(store, "uncompiled", NUMBERS, config_yaml="pt2: nonsense", **eager)
     micro = """
         batchSize: 5
-        maxBatchDelay: 5000
+        maxBatchDelay: 120000
         batchPolicy: fixed
         micro_batching: {micro_batch_size: 2, parallelism: {preprocess: 2, inference: 1, postprocess: 1}}
     """

@@ -84,9 +84,9 @@ class QueueProxy:
     def _look(self) -> str:
         """A TCP probe, and one by HTTP."""
         try:
-            socket.create_connection(("127.0.0.1", self._port), timeout=5).close()
+            socket.create_connection(("127.0.0.1", self._port), timeout=60).close()
             headers = {"user-agent": "kube-probe/0", "k-network-probe": "queue"}
-            return str(request(self._port, "GET", "/readyz", headers=headers, timeout=5).status)
+            return str(request(self._port, "GET", "/readyz", headers=headers).status)
         except ConnectionRefusedError:
             return "refused"
 

@@ -70,7 +70,7 @@ MODELS = {
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     store = tmp_path_factory.mktemp("store")
-    batched = "batchSize: 3\nmaxBatchDelay: 20000\nbatchPolicy: fixed\n"
+    batched = "batchSize: 3\nmaxBatchDelay: 120000\nbatchPolicy: fixed\n"
     for name, (source, envelope) in MODELS.items():
         yaml = batched if name in ("few", "tensors_batch") else None
         archive(store, name, source, config_yaml=yaml, manifest_overrides={"envelope": envelope})

@@ -105,7 +105,8 @@ class PassedOn(kserve.Model):
 
     def load(self):
         # As the wrapper does: until a worker is ready.
-        described = httpx.get(f"http://127.0.0.1:{management_port}/models/{self.name}?customized=false").json()
+        path = f"/models/{self.name}?customized=false"
+        described = httpx.get(f"http://127.0.0.1:{management_port}{path}", timeout=60).json()
         self.ready = any(worker["status"] == "READY" for worker in described[0]["workers"])
         return self.ready
 
@@ -113,7 +114,7 @@ class PassedOn(kserve.Model):
         # A request of the second protocol comes as an object, over REST and gRPC.
         is_second = isinstance(payload, kserve.InferRequest)
         path = f"/v2/models/{self.name}/infer" if is_second else f"/v1/models/{self.name}:predict"
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=60) as client:
             body = payload.to_rest()[0] if is_second else payload
             answer = await client.post(f"http://127.0.0.1:{http_port}{path}", json=body)
         answer.raise_for_status()
@@ -190,7 +191,7 @@ def environment() -> dict[str, str]:
 def run(python: Path, code: str, *arguments: int) -> Any:
     """Runs a client in the environment; returns what it has found."""
     command = [python, "-c", code, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment())
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment())
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -279,7 +280,7 @@ def test_archives_in_kserves_own_server(python: Path, tmp_path: Path, short_fold
             reply = http.request(ports[0], "POST", "/v1/models/mnist:predict", headers=headers, body=body)
             assert (reply.status, told in reply.text) == (status, True), reply.text
         server.terminate()
-        assert server.wait(30) == 0, log.read_text()
+        assert server.wait(90) == 0, log.read_text()
         assert not list(short_folder.glob("wsgi-ts-*/*")), "no run directory of an engine"
     finally:
         server.kill()

@@ -242,9 +242,9 @@ def test_the_runtime_of_kserve_starts_as_its_manifest_says(models: Path) -> None
         # What KServe's wrapper asks before it says that it is ready.
         described = http.request(ports["8081"], "GET", "/models/mnist?customized=false").json()
         assert described[0]["workers"][0]["status"] == "READY"
-        assert "ts_queue_depth" in http.request(ports["8082"], "GET", "/metrics").text
+        eventually(lambda: "ts_queue_depth" in http.request(ports["8082"], "GET", "/metrics").text, within=10)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(90) == 0
     finally:
         process.kill()
         process.wait()

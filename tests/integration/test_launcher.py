@@ -28,7 +28,7 @@ except OSError as error:
 print("ready", flush=True)
 sys.stdin.readline()
 stop()
-while (line := lines.get(timeout=30)) is not None:
+while (line := lines.get(timeout=60)) is not None:
     pass
 print("end of output")
 """
@@ -62,6 +62,6 @@ def test_a_servers_life(tmp_path: Path) -> None:
         for model in ("echo", "second"):
             assert request(inference, "POST", f"/predictions/{model}", body="hello").text == "hello"
     finally:
-        rest, _ = process.communicate("stop\n", timeout=90)
+        rest, _ = process.communicate("stop\n", timeout=300)
     assert "end of output" in rest
     assert process.returncode == 0
