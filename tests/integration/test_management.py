@@ -129,7 +129,7 @@ def test_registered_with_workers_serves_at_once(server: ServerProcess) -> None:
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", worker["startTime"])
         assert (worker["gpu"], worker["gpuUsage"]) == (False, "N/A")
     pids = {worker["pid"] for worker in workers}
-    assert pids == {process.pid for process in server.processes("model-worker")}
+    eventually(lambda: pids == {process.pid for process in server.processes("model-worker")}, within=20)
 
 
 def test_registered_asynchronously(server: ServerProcess) -> None:
@@ -221,7 +221,7 @@ def test_model_that_cannot_start_stays_without_workers(server: ServerProcess) ->
     assert_error(server.register("bad.mar", initial_workers=2), 500, "InternalServerException", failed)
     model = describe(server, "bad")
     assert (model["minWorkers"], model["maxWorkers"], model["workers"]) == (0, 0, [])
-    assert server.processes("model worker") == []
+    eventually(lambda: not server.processes("model-worker"), within=20, what="end of the workers that failed")
     assert server.request("inference", "GET", "/ping").status == 200
     assert server.predict("bad").status == 503
     known = "Model version 1.0 is already registered for model bad"
@@ -456,7 +456,7 @@ def test_slow_management_call_holds_up_no_other(server: ServerProcess) -> None:
         class Handler:
             def initialize(self, context):
                 gate = os.path.join(os.environ["TMPDIR"], "gate")
-                deadline = time.monotonic() + 30
+                deadline = time.monotonic() + 100
                 while not os.path.exists(gate) and time.monotonic() < deadline:
                     time.sleep(0.01)
 
@@ -470,7 +470,9 @@ def test_slow_management_call_holds_up_no_other(server: ServerProcess) -> None:
     loading.start()
     try:
         eventually(lambda: len(manage(server, "GET", "/models").json()["models"]) == 2, within=10)
-        assert describe(server, "slow")["workers"][0]["status"] == "UNLOADING"
+        eventually(
+            lambda: [each["status"] for each in describe(server, "slow")["workers"]] == ["UNLOADING"], within=10
+        )
         assert manage(server, "PUT", "/models/echo?min_worker=2&synchronous=true").status == 200
         assert replies == []
     finally:
