@@ -36,6 +36,7 @@ class Behaviour:
         statuses: of the request that brings it; 200 means that it is answered like any other.
         others: of the requests beside it in its batch.
         lives: whether the worker goes on; None: it may, or may be replaced.
+        hangs: the worker may answer nothing any more, and is ended by its response time-out.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Behaviour:
     statuses: frozenset[int]
     others: frozenset[int]
     lives: bool | None = True
+    hangs: bool = False
 
 
 BEHAVIOURS: list[Behaviour] = []
@@ -69,13 +71,18 @@ def _harmless(name: str, code: str) -> None:
 def _hurts(name: str, code: str) -> None:
     """May cost the worker, but no more than its batch."""
     allowed = FINE | {500, 503, 507}
-    BEHAVIOURS.append(Behaviour(name, code, allowed, allowed, lives=None))
+    BEHAVIOURS.append(Behaviour(name, code, allowed, allowed, lives=None, hangs=True))
 
 
 def _ends(name: str, code: str, *statuses: int) -> None:
     """Ends the worker: its batch is answered, and the next worker goes on."""
     allowed = frozenset(statuses or {500})
     BEHAVIOURS.append(Behaviour(name, code, allowed, allowed | FINE, lives=False))
+
+
+def _hangs(name: str, code: str) -> None:
+    """Never comes back: the response time-out ends the worker, and the next one goes on."""
+    BEHAVIOURS.append(Behaviour(name, code, frozenset({500}), FINE | {500}, lives=False, hangs=True))
 
 
 # Exceptions
@@ -289,11 +296,11 @@ _ends(
     "an alarm",
     "import signal, time; signal.signal(signal.SIGALRM, signal.SIG_DFL); signal.setitimer(0, 0.1); time.sleep(9)",
 )
-_ends("an endless loop", "while True: pass")
-_ends("a sleep", "import time; time.sleep(999)")
-_ends("a sleep with the interpreter's lock", "import ctypes; ctypes.PyDLL(None).sleep(999)")
-_ends("SIGSTOP", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)")
-_ends("a lock that is never given", "import threading; l = threading.Lock(); l.acquire(); l.acquire()")
+_hangs("an endless loop", "while True: pass")
+_hangs("a sleep", "import time; time.sleep(999)")
+_hangs("a sleep with the interpreter's lock", "import ctypes; ctypes.PyDLL(None).sleep(999)")
+_hangs("SIGSTOP", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)")
+_hangs("a lock that is never given", "import threading; l = threading.Lock(); l.acquire(); l.acquire()")
 _ends(
     "everything in its process group killed",
     "import os; os.killpg(0, 9) if os.getpgid(0) == os.getpid() else os.kill(os.getpid(), 9)",

@@ -125,4 +125,4 @@ def test_who_stalls_in_a_body_that_is_refused_is_let_go(server: ServerProcess) -
                 return True
             return False
 
-        eventually(is_closed, within=20, what="the end of the connection")
+        eventually(is_closed, within=60, what="the end of the connection")

@@ -190,8 +190,8 @@ def test_grpc_takes_the_token_of_its_api_only(server: ServerProcess, metadata: t
         with grpc.insecure_channel(where) as channel, pytest.raises(grpc.RpcError) as caught:
             if scope == "inference":
                 asked = inference_pb2_grpc.InferenceAPIsServiceStub(channel)
-                asked.Predictions(request("echo", b"x"), metadata=sent, timeout=20)
+                asked.Predictions(request("echo", b"x"), metadata=sent, timeout=90)
             else:
                 managed = management_pb2_grpc.ManagementAPIsServiceStub(channel)
-                managed.ListModels(management_pb2.ListModelsRequest(), metadata=sent, timeout=20)
+                managed.ListModels(management_pb2.ListModelsRequest(), metadata=sent, timeout=90)
         assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED

@@ -470,9 +470,7 @@ def test_slow_management_call_holds_up_no_other(server: ServerProcess) -> None:
     loading.start()
     try:
         eventually(lambda: len(manage(server, "GET", "/models").json()["models"]) == 2, within=10)
-        eventually(
-            lambda: [each["status"] for each in describe(server, "slow")["workers"]] == ["UNLOADING"], within=10
-        )
+        eventually(lambda: [each["status"] for each in describe(server, "slow")["workers"]] == ["UNLOADING"], within=10)
         assert manage(server, "PUT", "/models/echo?min_worker=2&synchronous=true").status == 200
         assert replies == []
     finally:

@@ -389,9 +389,7 @@ def test_a_command_measures_in_place_of_the_server(start_server: Start, store: P
     gpu = {"Level": "Host", "DeviceId": "0", "Hostname": "elsewhere"}
     eventually(lambda: value(server, "GPUUtilization", **gpu) == 1, within=20)
     eventually(lambda: "some trouble" in server.log(), within=20)
-    eventually(
-        lambda: 'Failed to parse metrics line of system_metrics_cmd: "no metric".' in server.log(), within=20
-    )
+    eventually(lambda: 'Failed to parse metrics line of system_metrics_cmd: "no metric".' in server.log(), within=20)
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def handle(data, context):
         with open(NOTES, "ab") as notes:
             notes.write(body + b"\\n")
         if body.startswith(b"wait:"):
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 100
             while not os.path.exists(body[5:].decode()) and time.monotonic() < deadline:
                 time.sleep(0.005)
         answers.append(body)
@@ -119,9 +119,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     archive(store, "fragile", FRAGILE, config_yaml="maxRetryTimeoutInSec: 1\n")
     wrong = "batchSize: many\nresponseTimeout: -1\nuseJobTicket: 1\ndeviceType: tpu\n"
     archive(store, "configured", CONFIGURED, config_yaml=f"handler:\n  mapping: [a, 1]\nfree: {{x: 0.5}}\n{wrong}")
-    batched = "responseTimeout: 1\nbatchSize: 8\nmaxBatchDelay: 200\nbatchPolicy: fixed\n"
+    batched = "batchSize: 8\nmaxBatchDelay: 200\nbatchPolicy: fixed\n"
     for how in ("object", "text", "", "raise", "sleep", "call"):
-        archive(store, f"described_{how}", DESCRIBED, config_yaml=f'handler: {{answer: "{how}"}}\n{batched}')
+        limit = "responseTimeout: 1\n" if how == "sleep" else ""
+        archive(store, f"described_{how}", DESCRIBED, config_yaml=f'handler: {{answer: "{how}"}}\n{batched}{limit}')
     archive(store, "shows", SHOWS)
     archive(store, "based", BASED)
     yaml = "handler: {answer: object}"
@@ -167,7 +168,7 @@ def hold(server: ServerProcess, clients: ThreadPoolExecutor, model: str, gate: P
     held = []
     for number in range(count):
         held.append(clients.submit(server.predict, model, f"wait:{gate}"))
-        eventually(lambda n=number: len(notes(server, gate.name)) > n, within=10, what="a busy worker")
+        eventually(lambda n=number: len(notes(server, gate.name)) > n, within=20, what="a busy worker")
     return held
 
 
@@ -186,13 +187,13 @@ def test_job_tickets_let_in_one_request_for_each_free_worker(
         return server.predict("tickets", f"wait:{gate}")
 
     asked = [clients.submit(at_once) for _ in range(20)]
-    eventually(lambda: sum(each.done() for each in asked) == 18, within=10, what="18 refusals")
+    eventually(lambda: sum(each.done() for each in asked) == 18, within=20, what="18 refusals")
     refused = [each.result() for each in asked if each.done()]
     assert {reply.status for reply in refused} == {503}
     assert all(NO_WORKER in reply.json()["message"] for reply in refused)
-    status = describe(server, "tickets")
-    assert status["useJobTicket"] is True
-    assert status["jobQueueStatus"] == {"remainingCapacity": 100, "pendingRequests": 0}
+    assert describe(server, "tickets")["useJobTicket"] is True
+    empty = {"remainingCapacity": 100, "pendingRequests": 0}
+    eventually(lambda: describe(server, "tickets")["jobQueueStatus"] == empty, within=20, what="an empty queue")
     gate.touch()
     assert sorted(each.result().status for each in asked) == [200] * 2 + [503] * 18
     # The two that were let in went to two workers, although one of them takes batches of four.
@@ -220,7 +221,7 @@ def test_job_queue_size(server: ServerProcess, clients: ThreadPoolExecutor, tmp_
     held = hold(server, clients, "queue", gate, 1)
     queued = [clients.submit(server.predict, "queue", b"later") for _ in range(2)]
     full = {"remainingCapacity": 0, "pendingRequests": 2}
-    eventually(lambda: describe(server, "queue")["jobQueueStatus"] == full, within=10, what="a full queue")
+    eventually(lambda: describe(server, "queue")["jobQueueStatus"] == full, within=20, what="a full queue")
     refused = server.predict("queue", b"too many")
     assert refused.status == 503
     assert refused.json()["message"].startswith('Model "queue" has no worker to serve inference request.')
@@ -232,17 +233,27 @@ def test_job_queue_size(server: ServerProcess, clients: ThreadPoolExecutor, tmp_
 def test_client_timeout(server: ServerProcess, clients: ThreadPoolExecutor, tmp_path: Path) -> None:
     register(server, "impatient")
     gate = tmp_path / "impatient"
-    (running,) = hold(server, clients, "impatient", gate, 1)
-    queued = [clients.submit(server.predict, "impatient", f"never {gate.name} {number}") for number in range(3)]
-    for reply in [running.result(), *(each.result() for each in queued)]:
+    asked: list[Future[Reply]] = []
+
+    def one_runs() -> bool:
+        if notes(server, gate.name):
+            return True
+        # On a busy machine one may be too late before it has begun.
+        if all(each.done() for each in asked):
+            asked.append(clients.submit(server.predict, "impatient", f"wait:{gate}"))
+        return False
+
+    eventually(one_runs, within=20, what="a busy worker")
+    asked += [clients.submit(server.predict, "impatient", f"never {gate.name} {number}") for number in range(3)]
+    for reply in [each.result() for each in asked]:
         assert (reply.status, reply.json()["type"]) == (408, "RequestTimeoutException")
         assert "clientTimeoutInMills" in reply.json()["message"]
     gate.touch()
-    assert server.predict("impatient", b"in time").text == "in time"
+    eventually(lambda: server.predict("impatient", b"in time").text == "in time", within=20, what="a timely answer")
     assert notes(server, gate.name) == [f"wait:{gate}"]
     assert describe(server, "impatient")["clientTimeoutInMills"] == 400
     empty = {"remainingCapacity": 100, "pendingRequests": 0}
-    eventually(lambda: describe(server, "impatient")["jobQueueStatus"] == empty, within=5, what="an empty queue")
+    eventually(lambda: describe(server, "impatient")["jobQueueStatus"] == empty, within=20, what="an empty queue")
     unregister(server, "impatient")
 
 
@@ -250,7 +261,7 @@ def test_response_timeout(server: ServerProcess, tmp_path: Path) -> None:
     register(server, "hung")
     reply = server.predict("hung", f"wait:{tmp_path}/never")
     assert (reply.status, reply.json()["message"]) == (500, "Worker died.")
-    eventually(lambda: server.predict("hung", b"again").status == 200, within=15, what="a new worker")
+    eventually(lambda: server.predict("hung", b"again").status == 200, within=20, what="a new worker")
     unregister(server, "hung")
 
 
@@ -275,7 +286,7 @@ def test_max_retry_timeout(server: ServerProcess) -> None:
     (worker,) = describe(server, "fragile")["workers"]
     assert worker["status"] == "UNLOADING"
     unregister(server, "fragile")
-    eventually(lambda: not is_given_up(), within=5, what="a healthy server")
+    eventually(lambda: not is_given_up(), within=20, what="a healthy server")
 
 
 def test_limits_of_sequences_where_the_file_says_nothing_of_them(server: ServerProcess) -> None:
@@ -474,7 +485,7 @@ def test_unregister_timeout(tuned: ServerProcess, clients: ThreadPoolExecutor, t
     gate.touch()
     assert running.result().status == 200
     again = eventually(
-        lambda: _unless_timed_out(tuned.request("management", "DELETE", "/models/busy")), within=10, what="the end"
+        lambda: _unless_timed_out(tuned.request("management", "DELETE", "/models/busy")), within=20, what="the end"
     )
     assert again.status == 200
 

@@ -24,6 +24,8 @@ from wsgi_ts.settings.model_entries import RUNTIMES
 from wsgi_ts.settings.table import settings_of
 
 APIS = ("inference", "management", "metrics")
+#: How long a call may take on a busy machine, in seconds.
+LIMIT_S = 120.0
 #: TorchServe's paths and the names of their operations.
 TORCHSERVE = {
     "inference": {
@@ -165,10 +167,10 @@ def test_the_server_does_what_the_document_says(
         counts = case.query or {}
         least = _number(counts.get("min_worker", 1), 1)
         assume(least <= _number(counts.get("max_worker", least), least))  # OpenAPI cannot say this
-        case.call_and_validate(base_url=url)
+        case.call_and_validate(base_url=url, timeout=LIMIT_S)
         if "model_name" in (case.path_parameters or {}) and (api == "inference" or method == "get"):
             case.path_parameters["model_name"] = "echo"
-            case.call_and_validate(base_url=url)
+            case.call_and_validate(base_url=url, timeout=LIMIT_S)
 
     check()
 

@@ -31,7 +31,7 @@ from wsgi_ts.plugins import Principal, plugin
 @plugin("auth", name="waits")
 class Waits:
     cache_s = 0.0
-    timeout_s = 0.5
+    timeout_s = 8.0  # longer than a busy machine lets a decision wait
 
     def authenticate(self, head):
         if os.path.exists("hang"):
@@ -46,7 +46,7 @@ class Waits:
 
 
 def token(models: tuple[str, ...] = ("*",), actions: tuple[str, ...] = ("*",), **claims: Any) -> dict[str, str]:
-    said = {"sub": "tester", "exp": time.time() + 60, "models": models, "actions": actions} | claims
+    said = {"sub": "tester", "exp": time.time() + 600, "models": models, "actions": actions} | claims
     return {"authorization": f"Bearer {jwt.encode(said, SECRET, 'HS256')}"}
 
 
@@ -252,7 +252,7 @@ def test_one_that_hangs_or_raises_lets_nobody_in_and_stops_nothing(tmp_path: Pat
         assert server.post("/predictions/echo", b"x").status == 503
         (server.home / "raise").unlink()
         assert server.post("/predictions/echo", b"x").body == b"x"
-        assert server.output.count("no decision within 0.5 s") == 1
+        assert server.output.count("no decision within 8 s") == 1
     finally:
         assert server.stop() == 0
 
@@ -263,6 +263,6 @@ def test_without_its_secret_the_server_answers_nobody(tmp_path: Path) -> None:
     server.start(wait_for_model=False)
     try:
         assert server.post("/predictions/echo", b"x", headers=token()).status == 503
-        assert "KeyError: 'JWT_SECRET'" in server.output
+        eventually(lambda: "KeyError: 'JWT_SECRET'" in server.output, within=20)
     finally:
         server.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
 
@@ -67,7 +68,7 @@ def hang(how, when):
     if kind == "sleep":
         time.sleep(3600)
 
-layer.timeout_s = 0.3
+layer.timeout_s = LIMIT
 """
 HOOKS = """
 bind = "0.0.0.0:1"
@@ -117,7 +118,7 @@ def test_what_raises_is_left_out_for_the_request(server: PluginServer) -> None:
     assert server.request("POST", path, b"", api="management").status == 200
     after = server.request("DELETE", "/models/third?after", api="management")
     assert (after.status, "x-second" in after.headers) == (200, False)
-    assert server.output.count("Plugin second: ValueError") == 2  # "before" and "after"
+    eventually(lambda: server.output.count("Plugin second: ValueError") == 2, within=20)  # "before" and "after"
 
 
 def test_one_that_cannot_be_made_is_left_out(server: PluginServer) -> None:
@@ -126,17 +127,18 @@ def test_one_that_cannot_be_made_is_left_out(server: PluginServer) -> None:
         rows = server.get("/plugins", api="management").json()["plugins"]
         return [row["state"] for row in rows if row["name"] == "broken"]
 
-    eventually(lambda: states() == ["failed", "failed"], within=5, what="state of what cannot be made")
-    assert "RuntimeError: cannot be made; requests pass without it" in server.output
+    eventually(lambda: states() == ["failed", "failed"], within=20, what="state of what cannot be made")
+    eventually(lambda: "RuntimeError: cannot be made; requests pass without it" in server.output, within=20)
 
 
 def test_gunicorn_calls_hooks_and_keeps_what_is_the_servers(server: PluginServer) -> None:
-    eventually(lambda: len(list(server.home.glob("post_fork.*"))) == 2, within=5, what="a hook in each web worker")
-    output = server.output
-    for name in ("bind", "worker_class", "workers"):
-        assert f"gunicorn_config: {name} in" in output
-    assert "Plugin gunicorn_config: ValueError: not ready at all; gunicorn goes on without its when_ready" in output
-    assert "worker_exit: Value must have an arity of: 2" in output
+    eventually(lambda: len(list(server.home.glob("post_fork.*"))) == 2, within=20, what="a hook in each web worker")
+    for told in (
+        *(f"gunicorn_config: {name} in" for name in ("bind", "worker_class", "workers")),
+        "Plugin gunicorn_config: ValueError: not ready at all; gunicorn goes on without its when_ready",
+        "worker_exit: Value must have an arity of: 2",
+    ):
+        eventually(lambda told=told: told in server.output, within=20, what=told)
 
 
 def test_predictions_pass_it_where_they_are_to(tmp_path: Path) -> None:
@@ -160,15 +162,15 @@ def _row(server: PluginServer, name: str) -> dict[str, object]:
     return dict(row)
 
 
-def _hanging(home: Path, **config: str) -> PluginServer:
-    (home / "hanging.py").write_text(HANGING)
+def _hanging(home: Path, limit_s: int, **config: str) -> PluginServer:
+    (home / "hanging.py").write_text(HANGING.replace("LIMIT", str(limit_s)))
     server = PluginServer(home / "server", home / "hanging.py", config={"middleware": "hanging:layer", **config})
     server.start()
     return server
 
 
 def test_one_that_hangs_is_left_out_for_the_request(tmp_path: Path) -> None:
-    server = _hanging(tmp_path)
+    server = _hanging(tmp_path, 6)
     try:
         assert server.get("/ping").headers["x-layer"] == "passed"
         hung = server.get("/ping?sleep-before")
@@ -181,20 +183,23 @@ def test_one_that_hangs_is_left_out_for_the_request(tmp_path: Path) -> None:
         slow = server.post("/models?url=echo.mar&model_name=slow&initial_workers=1&synchronous=true", api="management")
         assert slow.status == 200 and slow.headers["x-layer"] == "passed"
         # All its threads hang: nobody waits for it any more.
-        for _ in range(THREADS):
-            assert server.get("/ping?sleep-before").status == 200
+        with ThreadPoolExecutor(THREADS) as clients:
+            others = clients.map(lambda _: server.get("/ping?sleep-before").status, range(THREADS - 1))
+            assert set(others) == {200}
+        assert server.get("/ping?sleep-before").status == 200
         passed = server.get("/ping")
         assert passed.status == 200 and "x-layer" not in passed.headers
-        eventually(lambda: _row(server, "layer")["errors"] == THREADS, within=5, what="count of those given up")
-        assert server.output.count("Plugin layer: no end within 0.3 s; the request passes without it") <= 2
+        eventually(lambda: _row(server, "layer")["errors"] == THREADS, within=20, what="count of those given up")
+        assert server.output.count("Plugin layer: no end within 6 s; the request passes without it") <= 2
         counted = f'ts_plugin_errors_total{{plugin="layer",}} {THREADS + 1}.0'  # and that of the management API
-        assert counted in server.get("/metrics", api="metrics").text
+        eventually(lambda: counted in server.get("/metrics", api="metrics").text, within=20)
     finally:
         server.stop()
 
 
 def test_one_that_hangs_on_predictions_holds_nobody_up(tmp_path: Path) -> None:
-    server = _hanging(tmp_path, middleware_all="true")
+    # The longest limit that predictions can have: none of those that do not hang may meet it, on a busy machine either.
+    server = _hanging(tmp_path, 1, middleware_all="true")
     try:
 
         def predict(how: str = "") -> str:
@@ -208,13 +213,13 @@ def test_one_that_hangs_on_predictions_holds_nobody_up(tmp_path: Path) -> None:
             assert predict() == "passed"
         # One that catches its end comes to one all the same.
         assert predict("stubborn-before") == "passed"
-        eventually(lambda: _row(server, "layer")["errors"] == 4, within=5, what="count of those that were late")
+        eventually(lambda: _row(server, "layer")["errors"] == 4, within=20, what="count of those that were late")
         for _ in range(MOST_LATE):
             predict("sleep-before")
         assert predict("sleep-before") == predict() == "without"
-        eventually(lambda: _row(server, "layer")["state"] == "off", within=5, what="state of the layer")
+        eventually(lambda: _row(server, "layer")["state"] == "off", within=20, what="state of the layer")
         assert _row(server, "layer")["errors"] == 4 + MOST_LATE
-        assert "Plugin layer: no end within 0.3 s, 3 times; predictions pass without it for 60 s" in server.output
+        assert "Plugin layer: no end within 1 s, 3 times; predictions pass without it for 60 s" in server.output
         assert "web worker" not in server.output.partition("Model server started")[2]
         # All else passes it as before.
         assert server.get("/ping").headers["x-layer"] == "passed"

@@ -48,7 +48,7 @@ class Kinds:
 
 @endpoint("run")
 def run(req, resp, ctx):
-    answer = ctx.predict(req.get_param("model"), b"body", timeout=10, content_type="text/plain")
+    answer = ctx.predict(req.get_param("model"), b"body", timeout=50, content_type="text/plain")
     return answer.status, answer.body
 
 @endpoint("predictions")
@@ -199,7 +199,7 @@ def test_one_that_hangs_costs_its_own_requests_only(server: PluginServer) -> Non
     assert (late.status, late.json()["message"]) == (503, 'Endpoint "hang" did not answer within 0.3 s.')
     assert server.get("/kinds").status == 200
     (server.home / "go").touch()
-    eventually(lambda: server.get("/hang").text == "late", within=10, what="answer of the endpoint that hung")
+    eventually(lambda: server.get("/hang").text == "late", within=20, what="answer of the endpoint that hung")
 
 
 def test_where_all_its_threads_hang_the_server_answers_itself(server: PluginServer) -> None:
@@ -208,13 +208,13 @@ def test_where_all_its_threads_hang_the_server_answers_itself(server: PluginServ
     with ThreadPoolExecutor(8) as clients:
         assert {answer.status for answer in clients.map(lambda _: server.get("/ping"), range(8))} == {503}
     assert server.get("/ping").json() == {"status": "Healthy"}
-    eventually(lambda: _rows(server)["ping"]["state"] == "hangs", within=5, what="state of the endpoint")
-    assert _rows(server)["ping"]["errors"] == 8
+    eventually(lambda: _rows(server)["ping"]["state"] == "hangs", within=20, what="state of the endpoint")
+    eventually(lambda: _rows(server)["ping"]["errors"] == 8, within=20, what="count of those that hung")
     opened = os.open(gate, os.O_WRONLY)
     gate.unlink()
     os.close(opened)
-    eventually(lambda: server.get("/ping").text == "pong", within=10, what="the endpoint's own answer")
-    eventually(lambda: _rows(server)["ping"]["state"] == "loaded", within=5, what="state of the endpoint")
+    eventually(lambda: server.get("/ping").text == "pong", within=20, what="the endpoint's own answer")
+    eventually(lambda: _rows(server)["ping"]["state"] == "loaded", within=20, what="state of the endpoint")
 
 
 def _rows(server: PluginServer) -> dict[str, dict[str, object]]:
@@ -223,7 +223,7 @@ def _rows(server: PluginServer) -> dict[str, dict[str, object]]:
 
 def test_lists_and_counts(server: PluginServer) -> None:
     server.get("/raise")
-    eventually(lambda: _rows(server)["raise"]["errors"], within=5, what="count of failures")
+    eventually(lambda: _rows(server)["raise"]["errors"], within=20, what="count of failures")
     rows = _rows(server)
     assert rows["kinds"] | {"from": ""} == {
         **{"name": "kinds", "version": "", "group": "endpoints", "from": "", "process": "web worker inference"},
@@ -231,8 +231,8 @@ def test_lists_and_counts(server: PluginServer) -> None:
     }
     assert rows["fails"]["state"] == "failed" and rows["fails"]["error"] == "ZeroDivisionError: division by zero"
     assert rows["resource"]["process"] == "web worker management"
-    metrics = server.get("/metrics", api="metrics").text
-    assert 'ts_plugin_errors_total{plugin="raise",}' in metrics
+    counted = 'ts_plugin_errors_total{plugin="raise",}'
+    eventually(lambda: counted in server.get("/metrics", api="metrics").text, within=20, what="its metric")
     listed = subprocess.run(
         [*COMMAND, "plugins", "--json", "--run-dir", str(server.home / "run")], capture_output=True, check=False
     )
@@ -253,7 +253,7 @@ def test_many_requests_side_by_side(server: PluginServer) -> None:
 
     def client() -> None:
         try:
-            with closing(http.client.HTTPConnection("127.0.0.1", server.ports["inference"], timeout=20)) as connection:
+            with closing(http.client.HTTPConnection("127.0.0.1", server.ports["inference"], timeout=60)) as connection:
                 for number in range(20):
                     path = "/kinds" if number % 2 else "/v1/models/echo:predict"
                     reply = exchange(connection, "POST", path, body=b"[1]")

@@ -121,7 +121,7 @@ def test_it_serves_and_says_what_it_does_without(server: PluginServer) -> None:
     eventually(lambda: server.output.count(supervisor) >= 1, within=30, what="line of the listener")
     store = f"Configuration: plugin store-hangs ({server.home}/plugins/hanging.py): the last snapshot cannot be read: "
     assert server.output.count(f"{store}no end within 10 s") == 1
-    eventually(lambda: rows(server)["store-hangs supervisor"]["errors"] >= 1, within=5, what="count of the store")
+    eventually(lambda: rows(server)["store-hangs supervisor"]["errors"] >= 1, within=20, what="count of the store")
     assert (rows(server)["ping web"]["state"], rows(server)["ping web"]["errors"]) == ("failed", 1)
 
 
@@ -134,7 +134,7 @@ def test_an_endpoint_that_exits_costs_its_request(server: PluginServer) -> None:
                 {"code": 500, "type": "SystemExit", "message": "Unknown exception"},
             ), path
         assert server.output.count(f"Plugin {path[1:]}: SystemExit: 0") == 1
-        eventually(lambda name=f"{path[1:]} web": rows(server)[name]["errors"] == 9, within=5, what="count")  # type: ignore[misc]
+        eventually(lambda name=f"{path[1:]} web": rows(server)[name]["errors"] == 9, within=20, what="count")  # type: ignore[misc]
 
 
 def test_an_endpoint_that_spins_is_ended_when_its_client_is_answered(server: PluginServer) -> None:
@@ -149,7 +149,7 @@ def test_an_endpoint_that_spins_is_ended_when_its_client_is_answered(server: Plu
 
     eventually(is_still, within=20, what="end of what spins")
     # Each was counted once, and none of its threads is lost.
-    eventually(lambda: rows(server)["spins web"]["errors"] == 9, within=5, what="count")
+    eventually(lambda: rows(server)["spins web"]["errors"] == 9, within=20, what="count")
     assert rows(server)["spins web"]["state"] == "loaded"
 
 
@@ -166,10 +166,9 @@ def test_listeners_sinks_and_stores_that_exit_or_hang(server: PluginServer) -> N
     eventually(lambda: server.output.count(hangs) == 1, within=30, what="line of the listener that hangs")
     # The others are told all the same.
     before = rows(server)["events-exit supervisor"]["errors"]
-    began = time.monotonic()
     assert server.post("/models?url=echo.mar&model_name=another", api="management").status == 200
-    eventually(lambda: rows(server)["events-exit supervisor"]["errors"] >= before + 2, within=8, what="both failures")
-    assert time.monotonic() - began < 10
-    eventually(lambda: rows(server)["sink-exits supervisor"]["errors"] >= 2, within=5, what="count of the sink")
+    eventually(lambda: rows(server)["events-exit supervisor"]["errors"] >= before + 2, within=20, what="both failures")
+    assert server.output.count(hangs) == 1, "nobody has waited for it again"
+    eventually(lambda: rows(server)["sink-exits supervisor"]["errors"] >= 2, within=20, what="count of the sink")
     assert "Plugin store-hangs: SystemExit: 0; the snapshot is written to a file" in server.output
     assert list((server.home / "logs" / "config").glob("*.cfg"))

@@ -105,7 +105,7 @@ def test_nothing_but_the_environment_and_one_folder(place: Path) -> None:
         text = (place / "output").read_text()
         assert f"the current directory cannot be written: logs go to {place / 'tmp' / 'logs'}" in text
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(90) == 0
     left = {entry.name for entry in (place / "tmp").iterdir()}
     assert left == {"logs"}, left
 
@@ -133,7 +133,7 @@ def test_the_doctor_knows_what_a_pod_needs(place: Path) -> None:
         cwd=REPOSITORY / "tests",
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     lines = done.stdout

@@ -48,7 +48,7 @@ def handle(data, context):
         send_intermediate_predict_response(
             ["part%d" % number], context.request_ids, "Intermediate Prediction success", 200, context
         )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 100
         while not os.path.exists(gate + str(number)) and time.monotonic() < deadline:
             time.sleep(0.005)
     return ["end"]
@@ -82,7 +82,7 @@ def handle(data, context):
     for row in data:
         body = bytes(row["body"])
         if body.startswith(b"wait:"):
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 100
             while not os.path.exists(body[5:].decode()) and time.monotonic() < deadline:
                 time.sleep(0.005)
         answers.append(body)

@@ -45,6 +45,9 @@ def handle(data, context):
             context.set_response_status(422, idx=place)
         if wish.startswith(b"sleep"):
             time.sleep(float(wish[5:]))
+        ends_at = time.monotonic() + 100
+        while wish.startswith(b"wait:") and not os.path.exists(wish[5:]) and time.monotonic() < ends_at:
+            time.sleep(0.005)
     return data and ["done"] * len(data)
 """
 WORKFLOW = """
@@ -110,43 +113,75 @@ def samples(server: ServerProcess, name: str, **labels: str) -> dict[str, float]
     }
 
 
-def hang_up(server: ServerProcess, model: str, wish: bytes) -> None:
-    """Asks for something and does not wait for the answer."""
+def running(server: ServerProcess, model: str) -> float:
+    """How many requests its workers have."""
+    return samples(server, "ts_running_requests", model_name=model)[""]
+
+
+def waiting(server: ServerProcess, model: str) -> int:
+    """How many requests are in its queue."""
+    (described,) = server.request("management", "GET", f"/models/{model}").json()
+    return int(described["jobQueueStatus"]["pendingRequests"])
+
+
+def send(connection: http.RawConnection, model: str, wish: str) -> None:
+    """Asks for something on a connection."""
+    head = f"POST /predictions/{model} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(wish)}\r\n\r\n"
+    connection.send((head + wish).encode())
+
+
+def hang_up(server: ServerProcess, model: str, gate: Path) -> None:
+    """Asks for something and leaves while the handler is at it; the handler ends when the server has noticed that."""
     with server.raw() as connection:
-        head = f"POST /predictions/{model} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(wish)}\r\n\r\n"
-        connection.send(head.encode() + wish)
-        running = {"model_name": model}
-        eventually(lambda: samples(server, "ts_running_requests", **running)[""] == 1, within=10)
+        send(connection, model, f"wait:{gate}")
+        eventually(lambda: running(server, model) == 1, within=20)
+
+    def is_noticed() -> bool:
+        traces = json.loads(server.request("management", "GET", f"/debug/traces?model={model}").body)["traces"]
+        return any(each["status"] == 499 for each in traces)
+
+    eventually(is_noticed, within=20)
+    gate.touch()
+    eventually(lambda: running(server, model) == 0, within=20)
 
 
 # What the counters say
 
 
-def test_each_failure_has_its_reason(server: ServerProcess) -> None:
+def test_each_failure_has_its_reason(server: ServerProcess, tmp_path: Path) -> None:
     def failed(model: str) -> dict[str, float]:
         return samples(server, "wsgi_ts_request_failures_total", model_name=model)
 
     for wish, status in (("fine", 200), ("fail", 503), ("refuse", 422)):
         assert server.predict("obedient", wish).status == status
     assert server.predict("obedient", b"x", content_type="multipart/form-data").status == 400
-    hang_up(server, "obedient", b"sleep 0.5")
+    hang_up(server, "obedient", tmp_path / "first")
+    gate = tmp_path / "second"
     with ThreadPoolExecutor() as pool:
-        found = sorted(reply.status for reply in pool.map(lambda _: server.predict("obedient", "sleep 0.6"), range(6)))
-    refused = found.count(503)
-    assert found == [200] * (6 - refused) + [503] * refused
-    assert 1 <= refused <= 4
-    expected = {"rejected": refused, "client_gone": 1, "timeout": 0, "handler_error": 2, "worker_died": 0, "other": 1}
-    eventually(lambda: failed("obedient") == expected, within=10)
+        asked = []
+        while waiting(server, "obedient") < 2:
+            asked.append(pool.submit(server.predict, "obedient", f"wait:{gate}"))
+            eventually(lambda: running(server, "obedient") + waiting(server, "obedient") == len(asked), within=20)
+        assert [server.predict("obedient", "fine").status for _ in range(3)] == [503] * 3
+        gate.touch()
+        assert [each.result().status for each in asked] == [200] * len(asked)
+    expected = {"rejected": 3, "client_gone": 1, "timeout": 0, "handler_error": 2, "worker_died": 0, "other": 1}
+    eventually(lambda: failed("obedient") == expected, within=20)
     labels = {"model_name": "obedient", "model_version": "1.0"}
     # One request could not be read, so that the handler was not called for it.
-    ran = 4 + 6 - refused
-    assert samples(server, "wsgi_ts_requests_total", **labels) == {"": 5 + 6}
-    eventually(lambda: samples(server, "wsgi_ts_executions_total", **labels) == {"": ran}, within=5)
-    assert samples(server, "wsgi_ts_inferences_total", **labels) == {"": ran + 1}
-    assert samples(server, "wsgi_ts_wasted_executions_total", **labels) == {"": 1}
-    closed = samples(server, "wsgi_ts_batches_closed_total", **labels)
-    assert sum(closed.values()) == ran + 1
-    assert closed["full"] >= 1
+    ran = 4 + len(asked)
+    for name, count in (("requests", ran + 4), ("executions", ran), ("inferences", ran + 1), ("wasted_executions", 1)):
+
+        def counted(name: str = name) -> dict[str, float]:
+            return samples(server, f"wsgi_ts_{name}_total", **labels)
+
+        eventually(lambda counted=counted, count=count: counted() == {"": count}, within=20, what=f"{count} {name}")
+
+    def closed() -> dict[str, float]:
+        return samples(server, "wsgi_ts_batches_closed_total", **labels)
+
+    eventually(lambda: sum(closed().values()) == ran + 1, within=20)
+    assert closed()["full"] >= 1
 
 
 def test_deadlines_and_deaths_have_theirs(server: ServerProcess) -> None:
@@ -154,11 +189,15 @@ def test_deadlines_and_deaths_have_theirs(server: ServerProcess) -> None:
     assert server.predict("killed", "sleep 30").status == 500
     assert server.predict("fragile", "die").status == 500
     missed = {"model_name": "hasty"}
-    eventually(lambda: samples(server, "wsgi_ts_deadline_misses_total", **missed) == {"": 1}, within=10)
+    eventually(lambda: samples(server, "wsgi_ts_deadline_misses_total", **missed) == {"": 1}, within=20)
     failures = {"hasty": "timeout", "killed": "timeout", "fragile": "worker_died"}
     for model, reason in failures.items():
-        found = samples(server, "wsgi_ts_request_failures_total", model_name=model)
-        assert {name: count for name, count in found.items() if count} == {reason: 1}
+
+        def failed(model: str = model) -> dict[str, float]:
+            found = samples(server, "wsgi_ts_request_failures_total", model_name=model)
+            return {name: count for name, count in found.items() if count}
+
+        eventually(lambda reason=reason, failed=failed: failed() == {reason: 1}, within=20)
     assert samples(server, "wsgi_ts_deadline_misses_total", model_name="killed") == {"": 0}
     for model, reason in (("killed", "timeout"), ("fragile", "died")):
 
@@ -172,8 +211,8 @@ def test_deadlines_and_deaths_have_theirs(server: ServerProcess) -> None:
 def test_without_worker_requests_are_rejected(server: ServerProcess) -> None:
     assert server.register("fragile.mar", model_name="idle", initial_workers=0).status == 200
     assert server.predict("idle").status == 503
-    assert samples(server, "wsgi_ts_request_failures_total", model_name="idle")["rejected"] == 1
-    assert samples(server, "wsgi_ts_requests_total", model_name="idle") == {"": 1}
+    eventually(lambda: samples(server, "wsgi_ts_request_failures_total", model_name="idle")["rejected"] == 1, within=20)
+    eventually(lambda: samples(server, "wsgi_ts_requests_total", model_name="idle") == {"": 1}, within=20)
     assert server.request("management", "DELETE", "/models/idle").status == 200
 
 
@@ -193,30 +232,32 @@ def test_http_requests_are_timed_by_route(server: ServerProcess) -> None:
     for (_, _, status), ask in asked.items():
         assert ask().status == int(status)
     for name in asked:
-        eventually(lambda name=name: count(*name) == before[name] + 1, within=5)
+        eventually(lambda name=name: count(*name) == before[name] + 1, within=20)
 
 
-def test_slots_memory_and_configuration_are_shown(server: ServerProcess) -> None:
+def test_slots_memory_and_configuration_are_shown(server: ServerProcess, tmp_path: Path) -> None:
     def gauge(name: str) -> float:
         return samples(server, name)[""]
 
     assert gauge("wsgi_ts_slots") == 3 * 256, "of two web workers and the gRPC server"
-    eventually(lambda: gauge("wsgi_ts_slots_in_use") == 0, within=5)
+    eventually(lambda: gauge("wsgi_ts_slots_in_use") == 0, within=20)
     with ThreadPoolExecutor() as pool:
-        slow = pool.submit(server.predict, "obedient", "sleep 0.7")
-        eventually(lambda: gauge("wsgi_ts_slots_in_use") == 1, within=5)
+        slow = pool.submit(server.predict, "obedient", f"wait:{tmp_path}/first")
+        eventually(lambda: gauge("wsgi_ts_slots_in_use") == 1, within=20)
+        (tmp_path / "first").touch()
         assert slow.result().status == 200
-    eventually(lambda: gauge("wsgi_ts_slots_in_use") == 0, within=5)
+    eventually(lambda: gauge("wsgi_ts_slots_in_use") == 0, within=20)
     assert gauge("wsgi_ts_shm_bytes") > 2**20
     assert gauge("wsgi_ts_shm_free_bytes") > 0
     assert gauge("wsgi_ts_config_hash") > 0
     # What a dead web worker has shown goes with it.
     with server.raw() as connection:
-        connection.send(b"POST /predictions/obedient HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nsleep 0.7")
-        eventually(lambda: gauge("wsgi_ts_slots_in_use") == 1, within=5)
+        send(connection, "obedient", f"wait:{tmp_path}/second")
+        eventually(lambda: gauge("wsgi_ts_slots_in_use") == 1, within=20)
         for web_worker in server.processes("web-worker"):
             web_worker.kill()
-        eventually(lambda: (gauge("wsgi_ts_slots"), gauge("wsgi_ts_slots_in_use")) == (3 * 256, 0), within=10)
+        eventually(lambda: (gauge("wsgi_ts_slots"), gauge("wsgi_ts_slots_in_use")) == (3 * 256, 0), within=20)
+        (tmp_path / "second").touch()
 
 
 # What is shipped
@@ -255,10 +296,13 @@ def test_the_page_on_metrics_names_what_there_is(server: ServerProcess) -> None:
     page = (REPOSITORY / "docs" / "metrics.md").read_text()
     tables = "\n".join(line for line in page.splitlines() if line.startswith("|"))
     told = set(re.findall(r"`((?:wsgi_ts|ts|http_server)_\w+)`", tables))
-    text = server.request("metrics", "GET", "/metrics").text
-    shown = {name for name in re.findall(r"# TYPE (\S+)", text) if name.startswith(("wsgi_ts_", "ts_", "http_server_"))}
-    assert shown - told == set(), "not in docs/metrics.md"
-    assert told - shown == {"ts_plugin_events_dropped_total"}, "not there"
+
+    def shown() -> set[str]:
+        found = re.findall(r"# TYPE (\S+)", server.request("metrics", "GET", "/metrics").text)
+        return {name for name in found if name.startswith(("wsgi_ts_", "ts_", "http_server_"))}
+
+    eventually(lambda: told - shown() == {"ts_plugin_events_dropped_total"}, within=20, what="all that the page names")
+    assert shown() - told == set(), "not in docs/metrics.md"
 
 
 def rule_groups() -> list[dict[str, Any]]:
@@ -373,13 +417,13 @@ def test_every_query_finds_data(server: ServerProcess, tmp_path: Path) -> None:
         try:
             missing = queries()
             assert len(missing) > 60
-            deadline = time.monotonic() + 90
+            deadline = time.monotonic() + 200
             while missing and time.monotonic() < deadline:
                 missing = [query for query in missing if not prometheus.has_data(query)]
                 stopped.wait(0.5)
             assert missing == []
             burn = {"WsgiTsFailureBudgetBurnsFast", "WsgiTsDeadlinesMissed", "WsgiTsPluginFails"}
-            eventually(lambda: burn <= _burning(prometheus), within=30, what=f"alerts {burn}")
+            eventually(lambda: burn <= _burning(prometheus), within=60, what=f"alerts {burn}")
         finally:
             stopped.set()
         for job in jobs:

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from support import http as client
@@ -115,7 +116,7 @@ class Cluster:
 
     def replicas(self) -> list[int]:
         """Ray's processes that have engines."""
-        return [each.pid for each in marked(self.marker) if "ServeReplica" in " ".join(each.cmdline())]
+        return [each.pid for each in marked(self.marker) if "ServeReplica" in command_of(each)]
 
     def type(self, command: str, folder: Path) -> str:
         """Types a command of the page; returns what it prints."""
@@ -139,6 +140,14 @@ class Cluster:
             with contextlib.suppress(OSError):  # it is just being removed
                 found[record.parent] = json.loads(record.read_text())
         return found
+
+
+def command_of(process: psutil.Process) -> str:
+    """The command line; none of one that has ended by now."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 @pytest.fixture(scope="module")
@@ -237,10 +246,16 @@ def test_a_handle_takes_bytes_or_json_and_streams(handle: Any, tmp_path: Path) -
 
 
 def test_requests_that_come_together_are_one_batch(handle: Any) -> None:
-    answers = [handle.remote({"n": number}) for number in range(40)]
-    sizes = [each.result()["size"] for each in answers]
-    assert max(sizes) > 1
-    assert max(sizes) <= 4
+    largest: list[int] = []
+
+    def are_together() -> bool:
+        answers = [handle.remote({"n": number}) for number in range(40)]
+        largest.append(max(each.result()["size"] for each in answers))
+        return largest[-1] > 1
+
+    # On a busy machine they may come so slowly that each is served before the next is there.
+    eventually(are_together, within=60, what="a batch of several")
+    assert max(largest) <= 4
 
 
 def test_what_an_autoscaling_policy_can_go_by(handle: Any) -> None:
@@ -291,11 +306,13 @@ def test_a_replica_whose_engine_has_ended_is_unhealthy_and_replaced(cluster: Clu
 
 
 def test_a_killed_replica_leaves_nothing(cluster: Cluster) -> None:
+    # The one that was replaced just now may not have ended yet.
+    eventually(lambda: len(cluster.engines()) == len(cluster.replicas()) == 2, within=60, what="two replicas")
     before = cluster.engines()
     os.kill(cluster.replicas()[0], 9)
     (gone,) = eventually(lambda: before.keys() - cluster.engines().keys(), within=30, what="the end of its engine")
     eventually(lambda: not gone.exists(), within=30, what="the end of its directory")
-    assert not shared_memory(before[gone])
+    eventually(lambda: not shared_memory(before[gone]), within=20, what="the end of its shared memory")
     eventually(lambda: cluster.ask("x").text == "two x", within=60, what="answers of the other replica")
 
 
@@ -314,9 +331,14 @@ def test_the_page_and_the_end_leave_neither_processes_nor_shared_memory(cluster:
     prefixes = list(cluster.engines().values())
     assert len(prefixes) >= 3
     cluster.serve.shutdown()
-    assert not cluster.engines()
-    assert not [each for each in marked(cluster.marker) if "wsgi-ts" in " ".join(each.cmdline())]
+    eventually(lambda: not cluster.engines(), within=60, what="the end of the engines")
+    eventually(lambda: not ours(cluster), within=60, what="the end of their processes")
     assert not [name for prefix in prefixes for name in shared_memory(prefix)]
+
+
+def ours(cluster: Cluster) -> list[int]:
+    """The processes of engines."""
+    return [each.pid for each in marked(cluster.marker) if "wsgi-ts" in command_of(each)]
 
 
 def test_the_manifest_for_kuberay_means_what_it_says() -> None:

@@ -80,13 +80,13 @@ def start_and_fail(server: ServerProcess) -> str:
     """Starts a server that cannot start; returns what it said."""
     before = len(server.output())
     server.start(ready=False)
-    eventually(lambda: server.returncode is not None, within=30, what="end of the start")
+    eventually(lambda: server.returncode is not None, within=60, what="end of the start")
     assert server.returncode == 1
     return server.output()[before:]
 
 
 def test_files_of_a_run(server: ServerProcess) -> None:
-    assert [file.name.split("-")[1] for file in files(server)] == ["startup.cfg"]
+    eventually(lambda: [file.name.split("-")[1] for file in files(server)] == ["startup.cfg"], within=20)
     assert recorded(files(server)[0])["modelCount"] == 0
     server.register("echo.mar", initial_workers=0)
     (snapshot,) = files(server, "snapshot")
@@ -149,6 +149,7 @@ def test_a_plain_restart_brings_everything_back(server: ServerProcess) -> None:
     manage(server, "PUT", "/models/echo/1.0?min_worker=1&max_worker=1&synchronous=true")
     kill(server, "guard")
     server.stop()
+    eventually(lambda: not server.processes(), within=20, what="the end of all others")
     server.start()
     assert described(server, "echo/1.0")["minWorkers"] == 1
 

@@ -97,7 +97,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     archive(store, "headers", HEADERS)
     archive(store, "raises", RAISES)
     archive(store, "stages", STAGES)
-    archive(store, "batched", SLEEPS, config_yaml="batchPolicy: fixed\nbatchSize: 3\nmaxBatchDelay: 5000")
+    archive(store, "batched", SLEEPS, config_yaml="batchPolicy: fixed\nbatchSize: 3\nmaxBatchDelay: 60000")
     archive(store, "named", NAMED)
     war(store, "chain", CHAIN)
     environment = {"OTEL_BSP_SCHEDULE_DELAY": "100", "OTEL_SERVICE_NAME": "the tests"}
@@ -220,7 +220,7 @@ def test_explain_names_the_trace(place: Place) -> None:
     headers = {"traceparent": f"00-{TRACE}-{PARENT}-01"}
     reply = place.server.request("inference", "POST", "/predictions/stages", headers=headers, body=b"x")
     path = f"/debug/traces/{reply.headers['x-request-id']}"
-    eventually(lambda: place.server.request("management", "GET", path).status == 200, within=5, what="the record")
+    eventually(lambda: place.server.request("management", "GET", path).status == 200, within=20, what="the record")
     assert json.loads(place.server.request("management", "GET", path).body)["trace_id"] == TRACE
 
 

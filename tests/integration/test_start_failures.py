@@ -60,14 +60,18 @@ def failed_start(server: ServerProcess) -> str:
         eventually(has_ended, within=90, what="end of the start")
         assert server.returncode == 1, server.output()
         assert "Model server started" not in server.output()
-        assert eventually(lambda: not server.processes(), within=10)
+        assert eventually(lambda: not server.processes(), within=20)
         assert not server.run_dir.exists()
         assert not [name for prefix in set(prefixes) for name in shared_memory(prefix)]
-        # A worker template may come after it, to say that its batcher is gone.
-        return next(line for line in reversed(server.output().splitlines()) if line and "[DEBUG]" not in line)
+        return last_line(server)
     finally:
         server._kill_all()
         server._remove_home()
+
+
+def last_line(server: ServerProcess) -> str:
+    """The last line that it printed; a worker template may come after it, to say that its batcher is gone."""
+    return next(line for line in reversed(server.output().splitlines()) if line and "[DEBUG]" not in line)
 
 
 def broken(tmp_path: Path, module: str) -> dict[str, str]:
@@ -105,11 +109,11 @@ def test_a_worker_template_that_never_works_stops_the_server(tmp_path: Path) -> 
         server.start(ready=False)
         eventually(lambda: server.returncode is not None, within=90, what="end of the server")
         assert server.returncode == 1
-        assert server.output().strip().splitlines()[-1] == (
+        assert last_line(server) == (
             "batcher 0 (cpu) cannot be started: its worker template ended again and again before it had worked; "
             "its last line: the interpreter is broken"
         )
-        assert eventually(lambda: not server.processes(), within=10)
+        assert eventually(lambda: not server.processes(), within=20)
     finally:
         server._kill_all()
         server._remove_home()

@@ -70,27 +70,27 @@ def test_the_manager_hears_when_it_serves_that_it_works_and_when_it_stops(
     archive(store, "seen", ENVIRONMENT)
     environment = {"NOTIFY_SOCKET": os.fspath(tmp_path / "notify"), "WATCHDOG_USEC": "30000000"}
     server: ServerProcess = start_server(store=store, environment=environment)
-    eventually(lambda: manager.count("READY=1") == 1, within=10)
+    eventually(lambda: manager.count("READY=1") == 1, within=20)
     assert server.register("seen.mar").status == 200
     # A handler that spoke to the manager would speak in the server's name.
     assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC"} & server.predict("seen").json().keys()
     beats = manager.count("WATCHDOG=1")
-    eventually(lambda: manager.count("WATCHDOG=1") >= beats + 2, within=15)
+    eventually(lambda: manager.count("WATCHDOG=1") >= beats + 2, within=20)
     # A supervisor that hangs is silent, so that the manager will end the server.
     (supervisor,) = server.processes("supervisor")
     os.kill(supervisor.pid, signal.SIGSTOP)
-    eventually(lambda: silent_for(manager, 2.5), within=15)
+    eventually(lambda: silent_for(manager, 2.5), within=20)
     os.kill(supervisor.pid, signal.SIGCONT)
     beats = manager.count("WATCHDOG=1")
-    eventually(lambda: manager.count("WATCHDOG=1") > beats, within=15)
+    eventually(lambda: manager.count("WATCHDOG=1") > beats, within=20)
     # One that has died is started again, and says so.
     os.kill(supervisor.pid, signal.SIGKILL)
     eventually(lambda: manager.count("READY=1") == 2, within=30)
     beats = manager.count("WATCHDOG=1")
-    eventually(lambda: manager.count("WATCHDOG=1") > beats, within=15)
+    eventually(lambda: manager.count("WATCHDOG=1") > beats, within=20)
     assert manager.count("STOPPING=1") == 0
     assert server.stop() == []
-    assert manager.count("STOPPING=1") == 1
+    eventually(lambda: manager.count("STOPPING=1") == 1, within=20)
 
 
 def silent_for(manager: Manager, seconds: float) -> bool:
@@ -105,7 +105,7 @@ def test_a_port_that_the_manager_keeps_open_refuses_nobody_during_a_restart(stor
     with socket.create_server(("127.0.0.1", ports[0])) as kept, socket.create_server(("127.0.0.1", ports[1])) as grpc:
         sockets = {"inference": kept, "grpc_inference": grpc}
         server: ServerProcess = start_server(store=store, sockets=sockets, arguments=["--models", "echo.mar"])
-        eventually(lambda: server.predict("echo", b"1").status == 200, within=10)
+        eventually(lambda: server.predict("echo", b"1").status == 200, within=20)
         assert server.stop() == []
         with (
             socket.create_connection(kept.getsockname(), timeout=30) as client,
@@ -116,7 +116,7 @@ def test_a_port_that_the_manager_keeps_open_refuses_nobody_during_a_restart(stor
             server.start()
             assert client.recv(100).startswith(b"HTTP/1.1 200 ")
             assert other.recv(9)[3] == FrameType.SETTINGS
-        eventually(lambda: server.predict("echo", b"2").body == b"2", within=10)
+        eventually(lambda: server.predict("echo", b"2").body == b"2", within=20)
 
 
 def test_a_socket_of_another_port_is_told(store: Path) -> None:
@@ -179,7 +179,7 @@ def test_systemd_understands_the_units(tmp_path: Path) -> None:
         text = unit(name).replace("/opt/wsgi-ts/bin/wsgi-ts", sys.executable).replace("User=wsgi-ts\n", "")
         (tmp_path / name).write_text(text)
     command = ["systemd-analyze", "verify", tmp_path / "wsgi-ts.service", tmp_path / "wsgi-ts.socket"]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert not [line for line in run.stderr.splitlines() if "wsgi-ts" in line]
 
 

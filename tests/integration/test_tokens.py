@@ -295,7 +295,7 @@ def test_the_app_asks_for_tokens_under_other_servers_too(server: ServerProcess) 
         [sys.executable, "-c", OTHER_SERVER, str(server.run_dir), server.prefix, *tokens],
         stdout=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=300,
         cwd=REPOSITORY,
         check=True,
     )
@@ -379,17 +379,20 @@ def test_the_model_api_is_off_unless_switched_on(server: ServerProcess) -> None:
 def test_expiry_and_the_end_of_the_key_file() -> None:
     config = {"disable_token_authorization": "false", "token_expiration_min": "0.1"}
     with ServerProcess(config=config) as server:
-        for _ in range(100):
-            headers = bearer(server, "inference")
-            if server.request("inference", "GET", "/ping", headers=headers).status == 200:
-                break
-            renew(server, "inference")  # the start itself may have taken longer than the key lasts
+
+        def passes() -> bool:
+            return server.request("inference", "GET", "/ping", headers=bearer(server, "inference")).status == 200
+
+        def is_renewed() -> bool:
+            # A busy machine may take longer than a key lasts.
+            return renew(server, "inference").status == 200 and passes()
+
+        assert passes() or eventually(is_renewed, within=60)
         old = bearer(server, "inference")
-        eventually(lambda: server.request("inference", "GET", "/ping", headers=old).status == 400, within=15)
+        eventually(lambda: server.request("inference", "GET", "/ping", headers=old).status == 400, within=30)
         refused(server.request("inference", "GET", "/ping", headers=old))
         refused(server.request("management", "GET", "/models", headers=bearer(server, "management")))
-        assert renew(server, "inference").status == 200
-        assert server.request("inference", "GET", "/ping", headers=bearer(server, "inference")).status == 200
+        eventually(is_renewed, within=60)
         key_file = server.home / "key_file.json"
         assert server.stop() == []
         assert not key_file.exists()

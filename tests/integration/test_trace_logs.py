@@ -85,7 +85,7 @@ def line_with(server: ServerProcess, text: str, log: str = "model_log.log") -> s
         found[:] = re.findall(rf"MODEL_LOG - (.*{re.escape(text)}.*)", server.log(log))
         return bool(found)
 
-    eventually(look, within=10, what=f"a line with {text}")
+    eventually(look, within=20, what=f"a line with {text}")
     assert len(found) == 1, found
     return found[0]
 
@@ -94,7 +94,7 @@ def line_with(server: ServerProcess, text: str, log: str = "model_log.log") -> s
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     store = tmp_path_factory.mktemp("store")
     archive(store, "says", SAYS)
-    archive(store, "batched", SAYS, config_yaml="batchPolicy: fixed\nbatchSize: 2\nmaxBatchDelay: 5000")
+    archive(store, "batched", SAYS, config_yaml="batchPolicy: fixed\nbatchSize: 2\nmaxBatchDelay: 60000")
     archive(store, "async", ASYNC, config_yaml="asyncCommunication: true\nbatchSize: 4")
     environment = {"OTEL_BSP_SCHEDULE_DELAY": "100"}
     with (

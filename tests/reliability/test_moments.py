@@ -159,7 +159,7 @@ def test_a_process_is_killed_during(moment: str, role: str, server: LedgerServer
             assert manage(server, "DELETE", "/models/slow") == 200
     assert not failures, failures
     check(load, server.ledger, allowed_statuses={500, 503, 507})
-    eventually(lambda: not slots_in_use(server.prefix), within=10, what="all slots free")
+    eventually(lambda: not slots_in_use(server.prefix), within=20, what="all slots free")
 
 
 PAUSED = [*ROLES, "guard", "inference-arbiter", "management-arbiter", "grpc-server"]
@@ -212,8 +212,8 @@ def test_what_a_snapshot_was_told_is_there_after_any_end(role: str, tmp_path: Pa
             for victim in (*server.processes(role), *server.processes("guard")):
                 victim.kill()
             thread.join()
-            eventually(lambda: server.returncode is not None, within=5, what="the end of the guard")
-            eventually(lambda: not server.processes(), within=5, what="the end of all processes")
+            eventually(lambda: server.returncode is not None, within=20, what="the end of the guard")
+            eventually(lambda: not server.processes(), within=20, what="the end of all processes")
             server.ts_config = None
             server.start()
             listed = json.loads(server.request("management", "GET", "/models").body)["models"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import signal
 import time
@@ -12,9 +13,10 @@ from typing import Any
 
 import psutil
 import pytest
-from support import faults, http
+from support import faults
 from support.archives import archive
-from support.eventually import eventually
+from support.eventually import PATIENCE, eventually
+from support.http import Reply
 from support.processes import shared_memory
 from support.server import ServerProcess
 
@@ -24,7 +26,7 @@ from wsgi_ts.supervisor.child import SupervisedProcess
 pytestmark = pytest.mark.chaos
 
 #: Generous: other tests run beside this one, and torch takes its time to load.
-BACK_S = 40.0
+BACK_S = 60.0
 ONE_SECOND = "import time\ntime.sleep(1)\ndef handle(data, context):\n    return [b'ok'] * len(data or [0])\n"
 
 
@@ -57,7 +59,7 @@ def manage(server: ServerProcess, method: str, path: str) -> Any:
     return reply.json()
 
 
-def predict(server: ServerProcess, model: str, headers: dict[str, str]) -> http.Reply:
+def predict(server: ServerProcess, model: str, headers: dict[str, str]) -> Reply:
     """One prediction on a connection of its own."""
     return server.request("inference", "POST", f"/predictions/{model}", headers=headers, body=b"ok", timeout=BACK_S)
 
@@ -78,15 +80,15 @@ def statuses_until_answered(server: ServerProcess, headers: dict[str, str]) -> s
     Connections may be cut off, by web workers that end with the supervisor; none may be refused.
     """
     found = set()
-    until = time.monotonic() + BACK_S
+    until = time.monotonic() + PATIENCE * BACK_S
     while time.monotonic() < until:
-        with contextlib.suppress(ConnectionResetError):
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError, http.client.HTTPException):
             reply = predict(server, "first", headers)
             if (reply.status, reply.body) == (200, b"ok"):
                 return found
             found.add(reply.status)
         time.sleep(0.05)
-    raise AssertionError(f"no good answer within {BACK_S} s, but {found}")
+    raise AssertionError(f"no good answer within {PATIENCE * BACK_S} s, but {found}")
 
 
 def test_a_killed_supervisor_is_started_again_with_all_that_it_had(server: ServerProcess) -> None:
@@ -102,7 +104,7 @@ def test_a_killed_supervisor_is_started_again_with_all_that_it_had(server: Serve
         faults.kill(server, "supervisor")
         assert statuses_until_answered(server, headers) <= {503}
         eventually(lambda: described(server) == before, within=BACK_S, what=f"{before}, again")
-        eventually(lambda: sorted(each.role for each in server.processes()) == roles, within=10, what="all roles")
+        eventually(lambda: sorted(each.role for each in server.processes()) == roles, within=BACK_S, what="all roles")
         assert not shared_memory(prefix)
         prefix = server.prefix
         rows = {each["role"]: each for each in server.control.call("status")["processes"]}
@@ -129,7 +131,7 @@ def test_a_killed_guard_takes_everything_along_and_the_next_start_cleans_up(tmp_
         with Load(server, clients=4) as load:
             eventually(lambda: load.count("ok") > 20, within=20, what="load under way")
             faults.kill(server, "guard")
-            eventually(lambda: not server.processes(), within=2, what="end of all processes")
+            eventually(lambda: not server.processes(), within=20, what="end of all processes")
         check(load, tmp_path, allowed_statuses=set())
         assert server.returncode == -signal.SIGKILL
         assert shared_memory(prefix), "the killed server left its names; the next start has something to clean"

@@ -24,8 +24,8 @@ from typing import Any
 
 import pytest
 
-START_LIMIT_S = 60.0
-STOP_LIMIT_S = 30.0
+START_LIMIT_S = 240.0
+STOP_LIMIT_S = 90.0
 _APIS = ("inference", "management", "metrics")
 _STARTED = "Model server started"
 _COMMAND = "import sys; from wsgi_ts.cli.commands import wsgi_ts; sys.exit(wsgi_ts())"
