@@ -17,5 +17,5 @@ def children() -> Iterator[list[Child]]:
     yield made
     for child in made:
         child.send_signal(signal.SIGKILL)
-        child.wait(10.0)
+        child.wait(60.0)
         child.close()

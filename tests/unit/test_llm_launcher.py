@@ -127,7 +127,7 @@ def test_a_model_is_served_until_the_launcher_is_stopped(tmp_path: Path) -> None
         assert reply.json()["choices"][0]["text"] == "bc"
         assert list((tmp_path / "tmp").glob("wsgi-ts-llm-*"))
         launcher.send_signal(signal.SIGTERM)
-        assert launcher.wait(30) == 0
+        assert launcher.wait(120) == 0
     finally:
         for process in server_processes(marker):
             process.kill()

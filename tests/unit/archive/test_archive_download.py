@@ -263,7 +263,7 @@ def test_two_registrations_of_one_url(place: Place, origin: Origin) -> None:
     both = threading.Barrier(2)
 
     def send(handler: BaseHTTPRequestHandler) -> None:
-        both.wait(10)
+        both.wait(60)
         handler.send_response(200)
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
@@ -282,7 +282,7 @@ def test_two_registrations_of_one_url(place: Place, origin: Origin) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
     assert sorted(isinstance(result, ModelDirectory) for result in results) == [False, True]
     assert "Model file already exists m.mar" in results
     assert [path.name for path in place.store.iterdir()] == ["m.mar"]

@@ -339,7 +339,7 @@ def test_interrupted_run_leaves_nothing(work: Path, stop_signal: signal.Signals)
         assert process.stdout.readline() == b"packing\n"
         assert len(list(work.glob(".m.mar.*.part"))) == 1
         process.send_signal(stop_signal)
-        assert process.wait(20) == 128 + stop_signal
+        assert process.wait(60) == 128 + stop_signal
     assert list(work.glob(".*.part")) == []
     assert not (work / "m.mar").exists()
 

@@ -297,7 +297,7 @@ def test_a_packaged_workflow_leaves_nothing_behind(
 def test_the_module_is_a_command(files: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "model_archiver.model_packaging", "--model-name", "m", "-v", "1"]
     command += ["--handler", str(files / "handler.py"), "--export-path", str(tmp_path)]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=300)
     assert (tmp_path / "m.mar").is_file()
 
 

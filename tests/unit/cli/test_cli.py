@@ -107,7 +107,7 @@ def torchserve(place: Path, *flags: str, **more: str) -> tuple[int, str, str]:
         env=environment(place, **more),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     return done.returncode, done.stdout, done.stderr
@@ -214,7 +214,7 @@ def test_a_directory_for_temporary_files_that_cannot_be_written(place: Path) -> 
 
 def test_start_returns_at_once(place: Path) -> None:
     with start(place, "--start", "--ncs", "--model-store", "store", "--models", "a=b.mar", "c.mar") as launcher:
-        assert launcher.wait(60) == 0
+        assert launcher.wait(120) == 0
         assert launcher.stdout is not None
         # The server writes to the launcher's output, and is a session of its own.
         assert launcher.stdout.readline() == f"server up True {place}\n"
@@ -243,7 +243,7 @@ def test_warnings_are_printed(place: Path) -> None:
     (place / "my.cfg").write_text("model_store=store\nmax_reqest_size=1\nmodel_store=store\n")
     with start(place, "--ts-config", "my.cfg") as launcher:
         assert launcher.stderr is not None
-        assert launcher.wait(60) == 0
+        assert launcher.wait(120) == 0
         assert "Warning: my.cfg:2: unknown key 'max_reqest_size'" in launcher.stderr.readline()
         assert torchserve(place, "--stop", "--foreground") == (0, "", "")
 
@@ -259,7 +259,7 @@ def test_foreground_forwards_signals(place: Path, sent: signal.Signals, status: 
         # The launcher has become the guard.
         assert (place / ".model_server.pid").read_text() == str(launcher.pid)
         launcher.send_signal(sent)
-        assert launcher.wait(60) == status
+        assert launcher.wait(120) == status
 
 
 def test_foreground_server_killed_by_a_signal(place: Path) -> None:
@@ -267,7 +267,7 @@ def test_foreground_server_killed_by_a_signal(place: Path) -> None:
         assert launcher.stdout is not None
         assert launcher.stdout.readline().startswith("server up")
         os.kill(int((place / "server.pid").read_text()), signal.SIGKILL)
-        assert launcher.wait(60) == 128 + 9
+        assert launcher.wait(120) == 128 + 9
 
 
 def test_two_starts_at_the_same_time(place: Path) -> None:
@@ -275,7 +275,7 @@ def test_two_starts_at_the_same_time(place: Path) -> None:
     statuses = []
     for launcher in launchers:
         with launcher:
-            statuses.append(launcher.wait(60))
+            statuses.append(launcher.wait(120))
             if statuses[-1] == 0:
                 assert launcher.stdout is not None
                 assert launcher.stdout.readline().startswith("server up")
@@ -318,7 +318,7 @@ def test_a_zombie_does_not_run(place: Path) -> None:
 def test_a_foreign_process_is_never_signalled(place: Path, stranger: subprocess.Popen[str]) -> None:
     assert torchserve(place, "--stop", "--foreground") == (0, "TorchServe is not currently running.\n", "")
     with start(place, "--model-store", "store") as launcher:
-        assert launcher.wait(60) == 0
+        assert launcher.wait(120) == 0
         assert launcher.stdout is not None
         assert launcher.stdout.readline() == "Removing orphan pid file.\n"
         assert launcher.stdout.readline().startswith("server up")
@@ -386,7 +386,7 @@ def test_server_handle(place: Path) -> None:
         assert found is not None
         assert not found.wait(0.01)
         process.kill()
-        assert found.wait(10)
+        assert found.wait(60)
         process.wait()
         with pytest.raises(ProcessLookupError):
             found.send(signal.SIGTERM)

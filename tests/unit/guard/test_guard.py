@@ -114,7 +114,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
 @pytest.mark.parametrize(("code", "status"), [("sys.exit(3)", 3), ("die()", 137), ("sys.exit(0)", 0)])
 def test_a_supervisor_that_never_came_up_is_not_followed(place: Place, code: str, status: int) -> None:
     guard = place.start(f"note('is here'); {code}")
-    assert guard.wait(30) == status
+    assert guard.wait(120) == status
     assert place.notes() == ["1 is here"]
 
 
@@ -124,13 +124,13 @@ def test_an_engine_s_supervisor_is_told_to_stop_at_once_when_the_owner_has_ended
         guard = place.start(code, "--owner", str(owner.pid))
         place.await_note("1 waits")
         owner.kill()
-    assert guard.wait(30) == 7
+    assert guard.wait(120) == 7
     assert place.notes() == ["1 waits", "1 quits"]
 
 
 def test_an_engine_s_supervisor_is_not_followed(place: Place) -> None:
     guard = place.start("note('is here'); guard.say_came_up(); die()", "--owner", str(os.getpid()))
-    assert guard.wait(30) == 137
+    assert guard.wait(120) == 137
     assert place.notes() == ["1 is here"]
 
 
@@ -138,14 +138,14 @@ def test_a_guard_whose_owner_is_gone_already_starts_nothing(place: Place) -> Non
     with subprocess.Popen(["true"]) as owner:
         owner.wait()
     guard = place.start("note('is here')", "--owner", str(owner.pid))
-    assert guard.wait(30) == 0
+    assert guard.wait(120) == 0
     assert place.notes() == []
 
 
 def test_a_supervisor_that_came_up_is_followed_whatever_its_end(place: Place) -> None:
     code = "note(options.last_end); guard.say_came_up() if life < 4 else None; [die, lambda: sys.exit(5), die, "
     guard = place.start(code + "lambda: sys.exit(0)][life - 1]()")
-    assert guard.wait(30) == 0
+    assert guard.wait(120) == 0
     # The last one did not come up, but earlier ones did, so that it would have been followed but for its status 0.
     assert place.notes() == ["1 ", "2 killed by SIGKILL", "3 exit code 5", "4 killed by SIGKILL"]
     assert guard.stderr is not None
@@ -164,7 +164,7 @@ if life == 1:
 note(sorted(kept), guard.kept_json("models"), guard.kept_json("gone"), os.get_inheritable(kept["models"]))
 note(open(f"/proc/self/fd/{options.config_fd}").read())
 """
-    assert place.start(code).wait(30) == 0
+    assert place.start(code).wait(120) == 0
     assert place.notes() == ["2 ['models'] {'a': 2} None False", "2 the configuration"]
 
 
@@ -184,7 +184,7 @@ signal.signal(signal.SIGUSR1, lambda *_: note("USR1"))
     place.await_note("1 waits")
     place.await_note("1 USR1")
     guard.send_signal(signal.SIGTERM)
-    assert guard.wait(30) == 7
+    assert guard.wait(120) == 7
 
 
 @pytest.mark.parametrize(
@@ -214,17 +214,17 @@ def test_signals_in_the_background_and_in_the_foreground(
         place.await_note("1 USR2")
         guard.send_signal(signal.SIGTERM)
         status = 7
-    assert guard.wait(30) == status
+    assert guard.wait(120) == status
 
 
 def test_a_supervisor_that_is_stopping_is_not_followed(place: Place) -> None:
     guard = place.start("guard.keep_json('models', {}); guard.say_came_up(); guard.say_stopping(); note('said'); die()")
-    assert guard.wait(30) == 137
+    assert guard.wait(120) == 137
     assert place.notes() == ["1 said"]
 
 
 def test_a_guard_that_is_told_to_stop_while_it_waits_removes_what_is_left(place: Place) -> None:
-    """The supervisor dies four times after it came up, so that the guard waits for a second."""
+    """The supervisor dies six times before it comes up again, so that the guard waits for ten seconds."""
     code = """
 from pathlib import Path
 from wsgi_ts.batcher.shm.doorbell import Doorbell
@@ -234,21 +234,21 @@ guard.keep("lock", directory.lock_fd)
 Doorbell.create(directory.prefix + "-b0")
 Path(".model_server.pid").write_text(str(options.guard_pid))
 note(directory.prefix)
-guard.say_came_up()
+if life == 1:
+    guard.say_came_up()
 die()
 """
     guard = place.start(code)
-    eventually(lambda: len(place.notes()) == 4, within=30, what="four lives")
     assert guard.stderr is not None
-    while "in 1 s" not in guard.stderr.readline():
-        pass
+    assert any("in 10 s" in line for line in guard.stderr)
+    assert len(place.notes()) == 7
     guard.send_signal(signal.SIGTERM)
-    assert guard.wait(30) == 0
-    assert len(place.notes()) == 4
+    assert guard.wait(120) == 0
+    assert len(place.notes()) == 7
     assert not (place.path / "run").exists()
     assert not (place.path / ".model_server.pid").exists()
     prefixes = [line.split()[1] for line in place.notes()]
-    assert len(set(prefixes)) == 4
+    assert len(set(prefixes)) == 7
     assert not [name for name in os.listdir("/dev/shm") for prefix in prefixes if prefix in name]
 
 
@@ -257,7 +257,7 @@ def test_everything_ends_with_the_guard(place: Place) -> None:
     eventually(lambda: len(place.notes()) == 2, within=20, what="the supervisor")
     supervisor = psutil.Process(int(place.notes()[0].split()[1]))
     guard.kill()
-    eventually(lambda: not supervisor.is_running(), within=2, what="end of the supervisor")
+    eventually(lambda: not supervisor.is_running(), within=20, what="end of the supervisor")
 
 
 def test_the_guard_is_small(place: Place) -> None:

@@ -27,7 +27,7 @@ def orphan() -> Iterator[Child]:
     child = Child("orphan", [sys.executable, "-c", "import time; time.sleep(60)"])
     yield child
     child.send_signal(signal.SIGKILL)
-    child.wait(10.0)
+    child.wait(60.0)
     child.close()
 
 
@@ -105,7 +105,7 @@ def test_start_removes_what_a_dead_instance_left(path: Path, orphan: Child) -> N
 
     directory = RunDirectory.acquire(path)
 
-    assert orphan.wait(5.0) == "killed by SIGKILL"
+    assert orphan.wait(60.0) == "killed by SIGKILL"
     assert names_of(prefix) == []
     assert list(directory.models.iterdir()) == []
     assert not directory.control_socket.exists()
@@ -125,7 +125,7 @@ def test_start_kills_unrecorded_processes_that_hold_the_old_memory(path: Path) -
     with holder.stdout as output:
         assert output.readline() == b"1\n"
     RunDirectory.acquire(path).release()
-    assert holder.wait(5.0) == -signal.SIGKILL
+    assert holder.wait(60.0) == -signal.SIGKILL
 
 
 def test_a_process_that_only_has_the_pid_of_an_old_child_lives(path: Path, orphan: Child) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,17 +45,22 @@ class Begins:
         self.beats += 1
 
     def counted(self, **errors: int) -> None:
-        eventually(lambda: counts(self._run_dir, "errors") == errors, within=5, what=f"counts {errors}")
+        eventually(lambda: counts(self._run_dir, "errors") == errors, within=20, what=f"counts {errors}")
 
 
 @pytest.fixture(autouse=True)
 def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wsgi_ts.plugins.report.LOAD_LIMIT_S", 0.2)
+    # What does not hang must not meet it on a busy machine either.
+    monkeypatch.setattr("wsgi_ts.plugins.report.LOAD_LIMIT_S", 4)
 
 
 def test_what_hangs_or_exits_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hung: list[int] = []
+
     class Hangs:
-        __init__ = hang
+        def __init__(self) -> None:
+            hung.append(1)
+            hang()
 
     class Exits:
         __init__ = leave
@@ -67,14 +71,13 @@ def test_what_hangs_or_exits_is_left_out(tmp_path: Path, caplog: pytest.LogCaptu
     place = Begins(tmp_path, "events", hangs=Hangs, exits=Exits, fine=Fine)
     made = list(place.report.instances(place.config, "events"))
     assert [found.name for found, _ in made] == ["fine"]
-    assert "Plugin hangs: TimeoutError: no end within 0.2 s; it is left out" in caplog.text
+    assert "Plugin hangs: TimeoutError: no end within 4 s; it is left out" in caplog.text
     assert "Plugin exits: SystemExit: 0; it is left out" in caplog.text
     assert place.beats == 6, "who waits for this process hears of it after each step"
     place.counted(hangs=1, exits=1, fine=0)
     # A second time it would take as long again.
-    began = time.monotonic()
     assert len(list(place.report.instances(place.config, "events"))) == 1
-    assert time.monotonic() - began < 0.2
+    assert hung == [1]
     place.counted(hangs=1, exits=2, fine=0)
 
 
@@ -112,9 +115,9 @@ def test_a_store_that_cannot_be_made_is_tried_again_where_it_did_not_hang(tmp_pa
 def test_a_call_that_is_late_or_exits() -> None:
     with pytest.raises(TimeoutError, match=r"no end within 0\.1 s"):
         within(0.1, hang)
-    eventually(lambda: "plugin call" not in {each.name for each in threading.enumerate()}, within=5, what="its end")
+    eventually(lambda: "plugin call" not in {each.name for each in threading.enumerate()}, within=20, what="its end")
     with pytest.raises(PluginError, match="SystemExit: 0"):
-        within(5.0, leave)
+        within(60.0, leave)
 
 
 def test_while_a_call_is_stuck_no_other_is_made() -> None:
@@ -123,7 +126,7 @@ def test_while_a_call_is_stuck_no_other_is_made() -> None:
         calls.make(0.1, go.wait)
     assert calls.is_stuck
     go.set()
-    eventually(lambda: not calls.is_stuck, within=5, what="the call's end")
+    eventually(lambda: not calls.is_stuck, within=20, what="the call's end")
     with pytest.raises(PluginError, match="SystemExit"):
-        calls.make(5.0, leave)
-    calls.make(5.0, lambda: None)
+        calls.make(60.0, leave)
+    calls.make(60.0, lambda: None)

@@ -13,7 +13,7 @@ import pytest
 from wsgi_ts.logs.setup import FileHandler
 from wsgi_ts.plugins.threads import DaemonThreads, Late, LimitedCalls, within
 
-LONG_S = 10.0
+LONG_S = 60.0
 
 
 def spin() -> None:

@@ -162,7 +162,7 @@ def test_late_answer_never_reaches_the_next_call(supervisor: SupervisorSocket, c
 
     def reply(request: dict[str, Any]) -> Answer:
         if request["op"] == "slow":
-            go_on.wait(10)
+            go_on.wait(60)
         return {"ok": request["op"]}
 
     supervisor.reply = reply
@@ -181,7 +181,7 @@ def test_concurrent_calls_each_get_their_own_answer(supervisor: SupervisorSocket
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert answers == {n: n for n in range(20)}
 
 

@@ -107,7 +107,7 @@ def run(act: Callable[[RpcServer, Clients], Awaitable[None]], **options: Any) ->
         clients = Clients(sock.getsockname()[1])
         await act(server, clients)
         await clients.close()
-        await asyncio.wait_for(server.stop(0.0), 10)
+        await asyncio.wait_for(server.stop(0.0), 60)
         assert port.calls_under_way == 0
         assert port.received.total == 0
 
@@ -196,7 +196,7 @@ def test_what_is_no_call_at_all() -> None:
             assert answer.body.startswith(b"gRPC calls")
         reader, writer = await asyncio.open_connection("127.0.0.1", clients.port)
         writer.write(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
-        answer1 = await asyncio.wait_for(reader.read(), 10)
+        answer1 = await asyncio.wait_for(reader.read(), 60)
         assert answer1.startswith(b"HTTP/1.1 400 ")
         assert b"This port speaks gRPC" in answer1
         writer.close()

@@ -93,7 +93,7 @@ class Fake(SupervisedProcess):
         """One life; returns how it ended."""
         self._run([sys.executable, "-c", code], [])
         assert self.child is not None
-        assert self.child.wait(30) is not None
+        assert self.child.wait(120) is not None
         return self.died(100.0)
 
 

@@ -16,7 +16,7 @@ from wsgi_ts.supervisor.child_process import Child
 def test_child_tells_why_it_ended(children: list[Child]) -> None:
     child = Child("a child", python("raise SystemExit(3)"))
     children.append(child)
-    assert child.wait(10.0) == "exit code 3"
+    assert child.wait(60.0) == "exit code 3"
     assert child.poll() == "exit code 3"
 
 
@@ -30,7 +30,7 @@ def test_what_does_not_listen_can_be_killed(children: list[Child]) -> None:
     child.send_signal(signal.SIGTERM)
     assert child.wait(0.2) is None
     child.send_signal(signal.SIGKILL)
-    assert child.wait(10.0) == "killed by SIGKILL"
+    assert child.wait(60.0) == "killed by SIGKILL"
     os.close(read)
 
 
@@ -46,7 +46,7 @@ def test_child_has_its_own_session_and_no_supervisor_variables(
     child = Child("looks around", python(code), pass_fds=[write], environ={"X": "y"})
     children.append(child)
     os.close(write)
-    child.wait(10.0)
+    child.wait(60.0)
     assert os.read(read, 1000).decode() == repr((True, False, str(os.getpid()), "y"))
     os.close(read)
 
@@ -71,4 +71,4 @@ def test_child_dies_with_a_killed_parent() -> None:
     assert child is not None
     parent.kill()
     parent.wait()
-    assert wait_until_gone([child], 5.0) == []
+    assert wait_until_gone([child], 60.0) == []

@@ -584,7 +584,7 @@ def test_ts_collects_memory_of_processes() -> None:
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(shim), str(Path(__file__).parents[3])])}
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment, timeout=60
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment, timeout=300
     )
     *lines, memory = done.stdout.splitlines()
     assert [parse_line(line) is not None for line in lines] == [True] * 7

@@ -209,7 +209,7 @@ def test_an_archive_reads_its_input_from_a_file(run: Runner) -> None:
     war = create_workflow_archive(WorkflowArchiveRequest("flow", *files, export_path=str(run.folder)))
     (run.folder / "input").write_bytes(b"x")
     command = [sys.executable, "-c", "from wsgi_ts.cli.commands import wsgi_ts; wsgi_ts()", "workflow", "run"]
-    done = subprocess.run([*command, war, run.folder / "input"], capture_output=True, timeout=60, check=False)
+    done = subprocess.run([*command, war, run.folder / "input"], capture_output=True, timeout=300, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"cat", b"")
 
 

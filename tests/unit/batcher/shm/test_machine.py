@@ -16,7 +16,7 @@ PROGRAM = "import sys; from wsgi_ts.cli.commands import wsgi_ts; sys.exit(wsgi_t
 def run_as_i686(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
     (folder / "store").mkdir(exist_ok=True)
     words = ["setarch", "i686", sys.executable, "-c", PROGRAM, command, "--model-store", "store", "--run-dir", "run"]
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.mark.parametrize("machine", ["aarch64", "arm64", "ppc64le", "s390x", "riscv64", "i686"])

@@ -26,7 +26,7 @@ def tokenizer() -> Any:
 
 
 def test_every_row_gets_its_own_text(tokenizer: Any) -> None:
-    streamer = TextIteratorStreamerBatch(tokenizer, 2, skip_prompt=True, timeout=5, skip_special_tokens=True)
+    streamer = TextIteratorStreamerBatch(tokenizer, 2, skip_prompt=True, timeout=60, skip_special_tokens=True)
     for _ in range(2):  # it serves one generation after the other
         streamer.put(torch.tensor([[1, 1], [1, 1]]))
         for step in ([1, 1], [2, 3], [4, 0]):

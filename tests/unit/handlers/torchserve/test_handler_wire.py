@@ -186,8 +186,8 @@ def worker(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], socket.socke
             connection.settimeout(60)
             connection.connect(str(path))
             yield process, connection
-        process.wait(30)
-        eventually(lambda: not path.exists(), within=5, what="removal of the socket")
+        process.wait(120)
+        eventually(lambda: not path.exists(), within=20, what="removal of the socket")
     finally:
         process.kill()
         process.communicate()
@@ -229,7 +229,7 @@ def test_a_worker_serves_over_its_socket(worker: tuple[subprocess.Popen[str], so
     assert read_frame(connection, 1)[-2:] == [b"ts_stream_next=true", b"a"]
     assert read_frame(connection, 1)[-1] == b'[\n  "c",\n  null\n]'
     connection.close()
-    assert process.wait(30) == 0
+    assert process.wait(120) == 0
 
 
 def test_a_model_that_does_not_fit_is_answered_507(
@@ -239,7 +239,7 @@ def test_a_model_that_does_not_fit_is_answered_507(
     (tmp_path / "too-large").touch()
     connection.sendall(load_command(tmp_path))
     assert read_frame(connection, 0) == [b"507", b"System out of memory"]
-    assert process.wait(30) == 1
+    assert process.wait(120) == 1
 
 
 def test_without_a_model_and_with_nobody_there_a_worker_ends(tmp_path: Path) -> None:
