@@ -26,6 +26,7 @@ from wsgi_ts.archive.entries import (
 )
 from wsgi_ts.errors import InvalidModel, OutOfResources
 
+NO_ARCHIVE = "Model archive is neither zip nor tar.gz."
 _CHUNK_BYTES = 1 << 20
 
 
@@ -67,7 +68,7 @@ def _what_is_it(magic: bytes) -> str:
         return "Model archive is empty (0 bytes)."
     if magic.lstrip()[:1] == b"<":
         return "Model archive is neither zip nor tar.gz: it looks like an HTML page."
-    return "Model archive is neither zip nor tar.gz."
+    return NO_ARCHIVE
 
 
 def _unpack_zip(file: BinaryIO, extraction: Extraction) -> None:

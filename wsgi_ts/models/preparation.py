@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from wsgi_ts.archive.download import DownloadRules, Fetchers
+from wsgi_ts.archive.entries import escape_name
+from wsgi_ts.archive.extract import NO_ARCHIVE
 from wsgi_ts.archive.manifest import Manifest, load_model_yaml, resolve_handler
 from wsgi_ts.archive.model_directory import (
     ModelDirectory,
@@ -95,6 +97,10 @@ class ModelPreparer:
         try:
             return attempt(arguments.model_name)
         except InvalidModel as error:
+            if error.message == NO_ARCHIVE and not arguments.model_name and not at_startup:
+                # TorchServe finds no files in it, so no manifest, so no name.
+                log.warning("%s: %s", escape_name(url), NO_ARCHIVE)
+                raise InvalidModel(_NO_NAME) from error
             if not at_startup or error.message != _NO_NAME:
                 raise
         return attempt(re.sub(r"\W", "_", Path(url).name.split(".")[0]))
