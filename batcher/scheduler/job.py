@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final, NamedTuple, Protocol
 
 from wsgi_ts.batcher.shm.layout import GENERATION_SHIFT, NOT_RETURNING, STATE_MASK, SlotState
@@ -157,6 +158,7 @@ class JobQueue:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._jobs: deque[Job] = deque()
+        self._returned = 0  # so many of the first were put back
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -169,6 +171,11 @@ class JobQueue:
         """When the first job came; only while there is one."""
         return self._jobs[0].came_at
 
+    @property
+    def is_returned(self) -> bool:
+        """Whether the first job was put back: it has waited for others already."""
+        return self._returned > 0
+
     def offer(self, jobs: list[Job]) -> list[Job]:
         """Adds jobs at the end; returns those for which there is no room."""
         room = max(0, self.capacity - len(self._jobs))
@@ -179,11 +186,14 @@ class JobQueue:
         return jobs[room:]
 
     def put_back(self, jobs: list[Job]) -> None:
-        """Puts jobs that were taken but never begun at the head, in their order; never refused."""
+        """Puts jobs that were taken, but not answered, at the head, in their order; never refused."""
         self._jobs.extendleft(reversed(jobs))
+        self._returned += len(jobs)
 
     def take(self, count: int) -> list[Job]:
         """Removes the first `count` jobs, or all if there are fewer."""
+        if self._returned:
+            self._returned = max(0, self._returned - count)
         popleft = self._jobs.popleft
         return [popleft() for _ in range(min(count, len(self._jobs)))]
 
@@ -192,5 +202,6 @@ class JobQueue:
         dropped = [job for job in self._jobs if unwanted(job)]
         if dropped:
             gone = set(dropped)
+            self._returned = sum([job not in gone for job in islice(self._jobs, self._returned)])
             self._jobs = deque([job for job in self._jobs if job not in gone])
         return dropped

@@ -212,6 +212,9 @@ class ModelQueue:
         worker = self.idle_worker()
         if worker is not None:
             most = min(self.batch_size, worker.capacity)
+            if self.jobs.is_returned:
+                jobs = self.jobs.take(most)
+                return worker, jobs, CloseReason.SUSPECT if jobs[0].most else CloseReason.IDLE
             wait = self.policy.decide(now, len(self.jobs), self.jobs.oldest_at, most)
             if wait > 0:
                 self.wait_until = now + wait

@@ -303,6 +303,20 @@ def test_rule_3_of_a_batch_whose_worker_ended_each_request_goes_alone(prefix: st
     assert [bench.status(slot) for slot in slots] == [418] * 3
 
 
+def test_requests_that_wait_again_do_not_wait_for_others(prefix: str) -> None:
+    bench = Bench(prefix, batch_size=3, batch_policy="fixed", max_batch_delay_ms=3_600_000)
+    slots = [bench.submit() for _ in range(3)]
+    ours, worker = bench.add_worker(9000)
+    assert worker.begin(1, 1) is not None
+    bench.lose_worker(ours)
+    _, worker = bench.add_worker(9001)
+    for number, slot in enumerate(slots, 1):
+        assert bench.begin(worker, number) == [slot]
+        bench.finish(worker, number, [slot])
+    bench.submit()
+    assert worker.posted() == 3, "one that is new waits for others"
+
+
 def test_rule_3_what_lies_behind_the_batch_of_a_dead_worker_is_no_suspect(bench: Bench) -> None:
     bench.loop._scheduler.models[MODEL].service_s = 0.001  # short batches are dispatched ahead
     ours, worker = bench.add_worker()
