@@ -156,18 +156,21 @@ def test_each_failure_has_its_reason(server: ServerProcess, tmp_path: Path) -> N
         assert server.predict("obedient", wish).status == status
     assert server.predict("obedient", b"x", content_type="multipart/form-data").status == 400
     hang_up(server, "obedient", tmp_path / "first")
+    labels = {"model_name": "obedient", "model_version": "1.0"}
     gate = tmp_path / "second"
-    with ThreadPoolExecutor() as pool:
+    # Beside the one that runs, and those in the queue, up to eight lie ready in the worker's mailbox.
+    with ThreadPoolExecutor(32) as pool:
         asked = []
         while waiting(server, "obedient") < 2:
             asked.append(pool.submit(server.predict, "obedient", f"wait:{gate}"))
+            came = {"": 5.0 + len(asked)}
+            eventually(lambda came=came: samples(server, "wsgi_ts_requests_total", **labels) == came, within=20)
             eventually(lambda: running(server, "obedient") + waiting(server, "obedient") == len(asked), within=20)
         assert [server.predict("obedient", "fine").status for _ in range(3)] == [503] * 3
         gate.touch()
         assert [each.result().status for each in asked] == [200] * len(asked)
     expected = {"rejected": 3, "client_gone": 1, "timeout": 0, "handler_error": 2, "worker_died": 0, "other": 1}
     eventually(lambda: failed("obedient") == expected, within=20)
-    labels = {"model_name": "obedient", "model_version": "1.0"}
     # One request could not be read, so that the handler was not called for it.
     ran = 4 + len(asked)
     for name, count in (("requests", ran + 4), ("executions", ran), ("inferences", ran + 1), ("wasted_executions", 1)):

@@ -248,7 +248,8 @@ def test_a_downloaded_model_that_cannot_start_keeps_its_archive(
 
 
 def test_a_file_that_is_no_archive(server: ServerProcess) -> None:
-    (server.store / "garbage.mar").write_text("garbage\n")
+    garbage = server.store / "garbage.mar"
+    garbage.write_text("garbage\n")
     reply = server.request("management", "POST", "/models?url=garbage.mar")
     assert (reply.status, reply.json()["type"]) == (400, "InvalidModelException")
     assert reply.json()["message"] == "Model name is not defined."
@@ -258,6 +259,7 @@ def test_a_file_that_is_no_archive(server: ServerProcess) -> None:
     reply = server.request("management", "POST", "/models?url=garbage.mar&model_name=garbage")
     assert (reply.status, reply.json()["message"]) == (400, "Model archive is neither zip nor tar.gz.")
     assert server.request("management", "GET", "/models/garbage").status == 404
+    garbage.unlink()
 
 
 def test_a_tar_and_a_file_url(server: ServerProcess, origin: Origin, place: Path, tmp_path: Path) -> None:
