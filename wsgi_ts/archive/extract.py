@@ -26,6 +26,7 @@ from wsgi_ts.archive.entries import (
 )
 from wsgi_ts.errors import InvalidModel, OutOfResources
 
+#: What is told of a file whose first bytes are those of no archive.
 NO_ARCHIVE = "Model archive is neither zip nor tar.gz."
 _CHUNK_BYTES = 1 << 20
 
