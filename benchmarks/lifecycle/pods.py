@@ -36,6 +36,7 @@ class OtherPod:
 
 class _Echo(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits 40 ms for the word that its head has come
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
