@@ -3,6 +3,7 @@
     python benchmarks/bench_lifecycle.py                 100,000 requests for each figure: about an hour
     python benchmarks/bench_lifecycle.py --quick         2,000 requests: about six minutes
     python benchmarks/bench_lifecycle.py --only mosec    only this server; may be repeated
+    python benchmarks/bench_lifecycle.py --resume FILE   only what an earlier result file lacks; may be repeated
     python benchmarks/bench_lifecycle.py --publish       also put the table into BENCHMARKS.md
 
 Clients send requests over connections that they keep, to the server and to another one beside it. Half of them
@@ -13,12 +14,14 @@ after 30 s. New connections get its address for 0, 2 or 10 s more, as long as a 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 from archive_server import OURS, archive_models, our_server
@@ -36,6 +39,8 @@ _GRACE_S = 30.0
 _CLIENTS = 16
 _SHOWN = 3
 Figures = dict[str, float]
+#: By server, and by how late its address was removed.
+Summary = dict[str, dict[int, Figures]]
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,11 @@ def _torchserve(_: int) -> Server:
 
 
 def _mosec(_: int) -> Server:
-    return mosec.MosecServer(batch_size=1, wait_ms=0)
+    return mosec.server(batch_size=1, wait_ms=0)
 
 
 def _litserve(_: int) -> Server:
-    return litserve.LitServeServer(batch_size=1)
+    return litserve.server(batch_size=1)
 
 
 CASES = {
@@ -131,7 +136,23 @@ def _wait(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def table(summary: Mapping[str, Mapping[int, Figures]]) -> str:
+def known(files: Sequence[Path]) -> Summary:
+    """What the result files of earlier runs hold.
+
+    Raises:
+        BenchmarkError: one is none.
+    """
+    found: Summary = {}
+    for file in files:
+        try:
+            for name, figures in json.loads(file.read_text())["summary"].items():
+                found[name] = {int(late_s): dict(each) for late_s, each in figures.items()}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise BenchmarkError(f"--resume {file}: this is no result file of bench-lifecycle: {error}") from error
+    return found
+
+
+def table(summary: Summary) -> str:
     """The summary as a Markdown table: requests lost of how many."""
     head = ["", *(f"address removed {late_s} s late" if late_s else "at once" for late_s in LATE_S), "ends by itself"]
     lines = []
@@ -149,6 +170,9 @@ def main() -> None:
     parser.add_argument(
         "--only", action="append", metavar="TEXT", help="only servers with this in the name; may repeat"
     )
+    parser.add_argument(
+        "--resume", type=Path, action="append", metavar="FILE", help="measure only what this result file lacks"
+    )
     parser.add_argument("--publish", action="store_true", help="put the table into BENCHMARKS.md")
     given = parser.parse_args()
     cases = {name: each for name, each in CASES.items() if not given.only or any(text in name for text in given.only)}
@@ -159,11 +183,14 @@ def main() -> None:
         if any(torchserve.NAME in name for name in cases):
             torchserve.check_java()
         archive_models(("echo",))
-        summary: dict[str, dict[int, Figures]] = {}
+        earlier = known(given.resume or ())
+        summary: Summary = {name: earlier.get(name, {}) for name in cases}
         for name, case in cases.items():
             print(f"==> {name}", flush=True)
             for late_s in LATE_S:
-                figures = summary.setdefault(name, {})[late_s] = measure(case, late_s, requests)
+                if late_s in summary[name]:
+                    continue
+                figures = summary[name][late_s] = measure(case, late_s, requests)
                 lost = f"{figures['lost']:.0f} of {figures['requests']:.0f} lost"
                 say(f"{late_s} s late: {lost}, ended after {figures['end_s']:.1f} s")
         report(table(summary), {"summary": summary}, PREFIX, MARKS if given.publish else None)

@@ -43,7 +43,8 @@ class LitServeServer(CommandServer):
         return f"/{model}"
 
 
-def _server(batch_size: int, *, batch_timeout_s: float = 0, api_servers: int = 1) -> LitServeServer:
+def server(batch_size: int, *, batch_timeout_s: float = 0, api_servers: int = 1) -> LitServeServer:
+    """Returns the server with so large batches, which wait so long for more, and so many HTTP processes."""
     variables = {"BATCH_SIZE": batch_size, "BATCH_TIMEOUT_S": batch_timeout_s, "API_SERVERS": api_servers}
     return LitServeServer(variables={name: str(value) for name, value in variables.items()})
 
@@ -51,8 +52,8 @@ def _server(batch_size: int, *, batch_timeout_s: float = 0, api_servers: int = 1
 RIVAL = Rival(
     NAME,
     {
-        "batch 1": lambda: _server(1),
-        "batch 1, 2 API servers": lambda: _server(1, api_servers=2),
-        "batch 32, 1 ms": lambda: _server(32, batch_timeout_s=0.001),
+        "batch 1": lambda: server(1),
+        "batch 1, 2 API servers": lambda: server(1, api_servers=2),
+        "batch 32, 1 ms": lambda: server(32, batch_timeout_s=0.001),
     },
 )

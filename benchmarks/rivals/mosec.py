@@ -46,15 +46,16 @@ class MosecServer(CommandServer):
         return f"/{model}"
 
 
-def _server(batch_size: int, wait_ms: int) -> MosecServer:
+def server(batch_size: int, wait_ms: int) -> MosecServer:
+    """Returns the server with so large batches, which wait so long for more."""
     return MosecServer(variables={"BATCH_SIZE": str(batch_size), "WAIT_MS": str(wait_ms)})
 
 
 RIVAL = Rival(
     NAME,
     {
-        "batch 1": lambda: _server(1, 0),
-        "batch 8, 1 ms": lambda: _server(8, 1),
-        "batch 32, 1 ms": lambda: _server(32, 1),
+        "batch 1": lambda: server(1, 0),
+        "batch 8, 1 ms": lambda: server(8, 1),
+        "batch 32, 1 ms": lambda: server(32, 1),
     },
 )
