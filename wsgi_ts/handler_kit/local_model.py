@@ -23,6 +23,7 @@ from wsgi_ts.handlers.serving.results import Answer
 from wsgi_ts.handlers.serving.service import Service
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.models.arguments import RegisterArguments
+from wsgi_ts.models.numbers import Numbers
 from wsgi_ts.models.preparation import ModelPreparer
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.settings.config import Config
@@ -81,7 +82,7 @@ def prepare(source: Source, work_dir: Path) -> ModelSpec:
     """
     path = source.path.resolve()
     config = Config(model_store=path.parent)
-    preparer = ModelPreparer(config, Registry(0), work_dir, 0, in_process=True)
+    preparer = ModelPreparer(config, Registry(Numbers(0)), work_dir, 0, in_process=True)
     if path.is_file() and path.suffix == ".py":
         directory = _directory_of(path, source)
     else:

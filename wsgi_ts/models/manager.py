@@ -130,7 +130,7 @@ class ModelManager:
         try:
             self._registry.add(model)
         except BaseException:
-            self._registry.free_indexes(model.spec)
+            self._registry.numbers.free_indexes(model.spec)
             raise
         with model.operation:
             self._registry.add_functions(model)
@@ -328,7 +328,7 @@ class ModelManager:
             self._registry.add(model)
         except BaseException as error:
             if model is not None:
-                self._registry.free_indexes(model.spec)
+                self._registry.numbers.free_indexes(model.spec)
             # A snapshot's model keeps its archive: the next start tries it again. One that is good but registered
             # already stays in the store, as in TorchServe: it can be registered by its name there.
             keeps = recorded is not None or isinstance(error, ConflictStatus)

@@ -179,7 +179,7 @@ class ModelPreparer:
         least, most = limit_workers(placement, name, settings.min_workers, settings.max_workers, holders)
         settings = replace(settings, min_workers=least, max_workers=most)
         python = self._interpreter(directory, use_venv=of_file.use_venv)
-        index = self._registry.allocate_index() if index is None else index
+        index = self._registry.numbers.allocate_index() if index is None else index
         spec = self._spec(index, directory, of_file, runtime, handler, settings, python)
         return ModelVersion(spec, directory, yaml, placement)
 
@@ -209,7 +209,7 @@ class ModelPreparer:
         yaml = ModelYaml()
         placement = place(self._gpus, yaml.device_type, yaml.device_ids, yaml.parallel_level)
         settings = effective_settings(config, None, arguments, name, manifest.model_version, cores=1, gpus=self._gpus)
-        index, *rows = self._registry.allocate_indexes(1 + len(functions))
+        index, *rows = self._registry.numbers.allocate_indexes(1 + len(functions))
         counted = zip(functions.items(), rows, strict=True)
         spec = ModelSpec(
             index=index,

@@ -7,21 +7,19 @@ All methods may be called from any thread; `changed` wakes those who wait for a 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from wsgi_ts.batcher.shm.layout import MAX_MODELS
 from wsgi_ts.errors import (
     ConflictStatus,
     InvalidModelVersion,
     ModelNotFound,
     ModelVersionNotFound,
-    OutOfResources,
     ServiceUnavailable,
 )
-from wsgi_ts.messages import ModelSpec, WorkerReport, WorkerState
+from wsgi_ts.messages import WorkerReport, WorkerState
+from wsgi_ts.models.numbers import Numbers
 from wsgi_ts.models.version import ModelVersion
 from wsgi_ts.models.workflow_table import WorkflowTable, scaled_nodes
 
@@ -30,12 +28,11 @@ class Registry:
     """All models of one instance.
 
     Args:
-        first_worker_id: the id of the first worker; each one gets the next, and none is used twice.
-        clear: removes what earlier owners of a number have counted under it, before a version gets it.
-        first_group_id: the id of the first worker that spans several processes or GPUs.
-        clear_workflow: the same as `clear`, for the number of a workflow.
+        numbers: what versions and workers are numbered by.
+        clear_workflow: removes what earlier owners of a workflow's number have counted under it.
 
     Attributes:
+        numbers: see above.
         changed: a condition on the registry's lock; notified after every report of a batcher.
         draining: the instance is stopping.
         leaving: it will be stopping; it serves on, and says that it is not ready.
@@ -43,14 +40,8 @@ class Registry:
         started: each of those has had a ready worker, or has failed to load.
     """
 
-    def __init__(
-        self,
-        first_worker_id: int,
-        clear: Callable[[int], None] = lambda index: None,
-        first_group_id: int = 29500,
-        clear_workflow: Callable[[int], None] = lambda index: None,
-    ) -> None:
-        self._clear = clear
+    def __init__(self, numbers: Numbers, clear_workflow: Callable[[int], None] = lambda index: None) -> None:
+        self.numbers = numbers
         self.changed = threading.Condition(threading.RLock())
         self.workflows = WorkflowTable(self.changed, clear_workflow)
         self.draining = False
@@ -62,46 +53,11 @@ class Registry:
         self._expected: dict[str, dict[str, bool]] = {}
         self._functions: dict[str, tuple[ModelVersion, str]] = {}
         self._aliases: dict[str, str] = {}
-        self._next_worker_id = first_worker_id
-        self._next_group_id = first_group_id
-        # Indexes come back at the end: each rests as long as possible before another model gets it.
-        self._free_indexes = deque(range(MAX_MODELS))
 
     def refuse_while_draining(self) -> None:
         """Raises ServiceUnavailable while the instance stops: nobody begins an operation then."""
         if self.draining or self.leaving:
             raise ServiceUnavailable("The server is stopping.")
-
-    def allocate_index(self) -> int:
-        """A number on the data path for a new version; raises OutOfResources where no row is left for one."""
-        (index,) = self.allocate_indexes(1)
-        return index
-
-    def allocate_indexes(self, count: int) -> list[int]:
-        """So many numbers on the data path, for a version and its functions; raises OutOfResources, see above."""
-        with self.changed:
-            if len(self._free_indexes) < count:
-                raise OutOfResources(
-                    f"No more than {MAX_MODELS} model versions and functions of workflows can be registered."
-                )
-            indexes = [self._free_indexes.popleft() for _ in range(count)]
-        for index in indexes:
-            self._clear(index)
-        return indexes
-
-    def free_indexes(self, spec: ModelSpec) -> None:
-        """Takes a version's numbers back, which nothing on the data path uses any more."""
-        with self.changed:
-            self._free_indexes += [spec.index, *(function["row"] for function in spec.functions.values())]
-
-    def next_worker_id(self, parallel_level: int = 0) -> int:
-        """An id that no worker has had; a worker that spans several processes or GPUs takes as many."""
-        with self.changed:
-            if parallel_level:
-                self._next_group_id += parallel_level
-                return self._next_group_id - parallel_level
-            self._next_worker_id += 1
-            return self._next_worker_id - 1
 
     def gpu_holders(self) -> dict[int, list[str]]:
         """For each GPU that has any, its workers, for people."""
@@ -289,7 +245,7 @@ class Registry:
             elif self._defaults[model.name] == model.version:
                 # Only a failed registration comes here: its model has got a second version meanwhile.
                 self._defaults[model.name] = next(iter(versions))
-            self.free_indexes(model.spec)
+            self.numbers.free_indexes(model.spec)
             self.changed.notify_all()
 
     def by_index(self, index: int) -> ModelVersion | None:

@@ -127,7 +127,7 @@ class WorkerScaler:
             devices = group_devices(placement, model.gpus_given)
         model.gpus_given += 1
         batcher = 0 if gpu is None else gpu + 1
-        worker_id = self._registry.next_worker_id(placement.parallel_level)
+        worker_id = self._registry.numbers.next_worker_id(placement.parallel_level)
         started = (model.spec.batch_size, model.spec.threads_per_worker)
         return WorkerRecord(worker_id, batcher, gpu, time.time_ns() // 1_000_000, devices, started_with=started)
 

@@ -16,6 +16,7 @@ from wsgi_ts.guard.protocol import LOCK
 from wsgi_ts.instance.listeners import bind, grpc_sockets, rest_sockets
 from wsgi_ts.instance.run_directory import RunDirectory
 from wsgi_ts.logs.plan import LogPlan
+from wsgi_ts.models.numbers import Numbers
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.plugins.found import Found
 from wsgi_ts.plugins.report import PluginReport
@@ -80,12 +81,8 @@ class Resources:
         self.tls_fd = open_certificates(config, stack)
         write_for_children(config, log_plan, self.directory)
         self.board = make_board(self.directory.prefix, len(self.devices), stack)
-        self.registry = Registry(
-            config.initial_worker_port,
-            self.board.clear_model,
-            config.initial_distribution_port,
-            self.board.clear_workflow,
-        )
+        numbers = Numbers(config.initial_worker_port, self.board.clear_model, config.initial_distribution_port)
+        self.registry = Registry(numbers, self.board.clear_workflow)
         self.publisher = Publisher(self.registry, self.board, self.directory)
         self.publisher.routes()
         self.keys = make_keys(config, self.publisher.tokens, guard, stack)

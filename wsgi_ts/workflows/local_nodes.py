@@ -18,6 +18,7 @@ from wsgi_ts.handlers.serving.inputs import Request
 from wsgi_ts.handlers.serving.service import Service
 from wsgi_ts.messages import ModelSpec
 from wsgi_ts.models.arguments import RegisterArguments
+from wsgi_ts.models.numbers import Numbers
 from wsgi_ts.models.preparation import ModelPreparer
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.settings.config import Config
@@ -61,7 +62,7 @@ class LocalNodes:
         self._functions = compiled.functions
         self._model_store = model_store
         self._scratch = scratch
-        self._preparer = ModelPreparer(Config(), Registry(0), scratch, 0, in_process=True)
+        self._preparer = ModelPreparer(Config(), Registry(Numbers(0)), scratch, 0, in_process=True)
         self._loaded: dict[tuple[str, str | None], _Loaded | None] = {}
 
     def batch_size(self, node: str) -> int:

@@ -17,22 +17,23 @@ from wsgi_ts.errors import (
 )
 from wsgi_ts.gpu.assign import place
 from wsgi_ts.messages import ModelSpec, WorkerReport
+from wsgi_ts.models.numbers import Numbers
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.version import ModelVersion, WorkerRecord
 
 
 @pytest.fixture
 def registry() -> Registry:
-    return Registry(9000)
+    return Registry(Numbers(9000))
 
 
 def add(registry: Registry, name: str, version: str = "1.0", workers: int = 0) -> ModelVersion:
     manifest = Manifest(name, version, "h.py", "python", None, None, None, None, {})
     directory = ModelDirectory(Path("/models/x"), manifest, f"{name}.mar", True)
-    spec = ModelSpec(registry.allocate_index(), name, version, "/models/x", "h.py", None)
+    spec = ModelSpec(registry.numbers.allocate_index(), name, version, "/models/x", "h.py", None)
     model = ModelVersion(spec, directory, None, place(0), min_workers=workers, max_workers=workers)
     for _ in range(workers):
-        worker = WorkerRecord(registry.next_worker_id(), 0, None, 0)
+        worker = WorkerRecord(registry.numbers.next_worker_id(), 0, None, 0)
         model.workers[worker.worker_id] = worker
         model.loaded_in.add(0)
     registry.add(model)
@@ -95,28 +96,28 @@ def test_worker_ids_are_never_used_again(registry: Registry) -> None:
 def test_indexes_rest_before_they_are_used_again(registry: Registry) -> None:
     first = add(registry, "a").spec.index
     registry.remove(registry.begin_removal("a"))
-    seen = [registry.allocate_index() for _ in range(MAX_MODELS)]
+    seen = [registry.numbers.allocate_index() for _ in range(MAX_MODELS)]
     assert seen[-1] == first
     assert len(set(seen)) == MAX_MODELS
     with pytest.raises(OutOfResources):
-        registry.allocate_index()
+        registry.numbers.allocate_index()
 
 
 def test_remove_twice_gives_the_index_back_once(registry: Registry) -> None:
     model = registry.begin_removal(add(registry, "a").name)
     registry.remove(model)
     registry.remove(model)
-    seen = [registry.allocate_index() for _ in range(MAX_MODELS)]
+    seen = [registry.numbers.allocate_index() for _ in range(MAX_MODELS)]
     assert len(set(seen)) == MAX_MODELS
 
 
 def test_functions_have_indexes_of_their_own(registry: Registry) -> None:
     model = add(registry, "w__functions")
-    model.spec = replace(model.spec, functions={key: {"row": registry.allocate_index()} for key in ("f", "g")})
+    model.spec = replace(model.spec, functions={key: {"row": registry.numbers.allocate_index()} for key in ("f", "g")})
     with pytest.raises(OutOfResources):
-        registry.allocate_indexes(MAX_MODELS - 2)
+        registry.numbers.allocate_indexes(MAX_MODELS - 2)
     registry.remove(registry.begin_removal("w__functions"))
-    assert len(set(registry.allocate_indexes(MAX_MODELS))) == MAX_MODELS
+    assert len(set(registry.numbers.allocate_indexes(MAX_MODELS))) == MAX_MODELS
 
 
 class TestRoutes:

@@ -13,6 +13,7 @@ from wsgi_ts.archive.model_directory import ModelDirectory
 from wsgi_ts.errors import ConflictStatus, InvalidModel
 from wsgi_ts.gpu.assign import place
 from wsgi_ts.messages import ModelSpec
+from wsgi_ts.models.numbers import Numbers
 from wsgi_ts.models.recorded import RecordedModel, SnapshotError
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.snapshots import SnapshotWriter
@@ -54,7 +55,7 @@ class Manager:
     def _add(self, name: str, at_startup: bool) -> None:
         manifest = Manifest(name, "1.0", "h.py", "python", None, None, None, None, {})
         directory = ModelDirectory(Path("/models/x"), manifest, f"{name}.mar", True)
-        spec = ModelSpec(self._registry.allocate_index(), name, "1.0", "/models/x", "h.py", None)
+        spec = ModelSpec(self._registry.numbers.allocate_index(), name, "1.0", "/models/x", "h.py", None)
         self._registry.add(ModelVersion(spec, directory, None, place(0), loaded_at_startup=at_startup))
 
 
@@ -65,7 +66,7 @@ def config() -> Config:
 
 def start(config: Config, kept: dict[str, Any] | None, fails: str = "") -> tuple[list[str], list[dict[str, Any]]]:
     """Runs a start; returns what the manager was asked for and what the guard was told."""
-    registry, remembered = Registry(9000), list[dict[str, Any]]()
+    registry, remembered = Registry(Numbers(9000)), list[dict[str, Any]]()
     manager = Manager(registry)
     manager.fails = fails
     manager.snapshots = SnapshotWriter(config, registry, remembered.append)

@@ -20,6 +20,7 @@ from wsgi_ts.control.server import Peer
 from wsgi_ts.errors import BadRequest, ConflictStatus, InternalServerError, ServiceUnavailable
 from wsgi_ts.gpu.assign import place
 from wsgi_ts.messages import LoadModel, ModelSpec, SetWorkers, ToBatcher, WorkerReport, WorkerState
+from wsgi_ts.models.numbers import Numbers
 from wsgi_ts.models.recorded import RecordedModel
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.trials import Trials
@@ -41,7 +42,7 @@ class Server:
     """
 
     def __init__(self) -> None:
-        self.registry = Registry(9000)
+        self.registry = Registry(Numbers(9000))
         self.messages: list[ToBatcher] = []
         self.records = 0
         self.fails_after_s: float | None = None
@@ -49,7 +50,7 @@ class Server:
         self.scaler = WorkerScaler(self.registry, 0, self._send, lambda: None)
         self.trials = Trials(Config(), self.registry, self.scaler, self._operation_on, self._record)
         directory = ModelDirectory(Path("/m"), Manifest("m"), "m.mar", extracted=True)
-        spec = ModelSpec(self.registry.allocate_index(), "m", "1.0", "/m", "h.py", None, batch_size=2)
+        spec = ModelSpec(self.registry.numbers.allocate_index(), "m", "1.0", "/m", "h.py", None, batch_size=2)
         self.model = ModelVersion(spec, directory, None, place(0))
         self.registry.add(self.model)
         self.scaler.set_limits(self.model, 2, 2)

@@ -17,6 +17,7 @@ from wsgi_ts.batcher.shm.layout import ModelWord, WebWord, WorkflowWord
 from wsgi_ts.gpu import devices
 from wsgi_ts.gpu.assign import place
 from wsgi_ts.messages import ModelSpec, WorkerReport, WorkerState
+from wsgi_ts.models.numbers import Numbers
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.version import ModelVersion, WorkerRecord
 from wsgi_ts.settings.config import Config
@@ -52,7 +53,7 @@ def revision_of(data: ConsoleData, since: int = 0) -> int:
 
 
 def registry_with(board: Board, *reports: WorkerReport) -> Registry:
-    registry = Registry(9000, board.clear_model, 29500, board.clear_workflow)
+    registry = Registry(Numbers(9000, board.clear_model), board.clear_workflow)
     directory = ModelDirectory(Path("/m"), parse_manifest({"model": {"modelName": "m", "handler": "h"}}), "m.mar", True)
     model = ModelVersion(ModelSpec(4, "m", "1.0", "/m", "h", None), directory, None, place(0), loaded_in={0, 1})
     for report in reports:

@@ -44,6 +44,7 @@ from wsgi_ts.metrics.specification import (
     built_in_specification,
     load_specification,
 )
+from wsgi_ts.models.numbers import Numbers
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.models.version import ModelVersion
 from wsgi_ts.settings.config import Config
@@ -501,7 +502,7 @@ class Log:
 
 def collector_of(board: Board, log: Log, mode: str) -> MetricsCollector:
     config = Config(metrics_mode=mode, disable_system_metrics=True)
-    return MetricsCollector(config, board, Registry(9000), cast(LogFiles, log), 0)
+    return MetricsCollector(config, board, Registry(Numbers(9000)), cast(LogFiles, log), 0)
 
 
 @pytest.mark.parametrize("mode", ["log", "legacy"])

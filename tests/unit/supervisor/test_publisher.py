@@ -11,6 +11,7 @@ import pytest
 from wsgi_ts.batcher.shm import layout
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.instance.run_directory import RunDirectory
+from wsgi_ts.models.numbers import Numbers
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.security.tokens import KeyFileError
 from wsgi_ts.supervisor.publisher import Publisher
@@ -32,7 +33,7 @@ def board(directory: RunDirectory) -> Iterator[Board]:
 
 @pytest.fixture
 def publisher(directory: RunDirectory, board: Board) -> Publisher:
-    return Publisher(Registry(9000), board, directory)
+    return Publisher(Registry(Numbers(9000)), board, directory)
 
 
 class NoRoom:

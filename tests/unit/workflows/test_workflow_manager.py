@@ -10,6 +10,7 @@ import pytest
 from support.wars import war
 
 from wsgi_ts.errors import InternalServerError
+from wsgi_ts.models.numbers import Numbers
 from wsgi_ts.models.registry import Registry
 from wsgi_ts.settings.config import Config
 from wsgi_ts.workflows.manager import WorkflowManager
@@ -32,7 +33,7 @@ def test_what_is_left_by_a_roll_back_is_told_among_the_failures(tmp_path: Path) 
     publish = outstanding = cast("Any", lambda *_: 0)
     unpacked = tmp_path / "unpacked"
     manager = WorkflowManager(
-        config, Registry(9000), cast("Any", None), unpacked, publish=publish, outstanding=outstanding
+        config, Registry(Numbers(9000)), cast("Any", None), unpacked, publish=publish, outstanding=outstanding
     )
     manager._nodes = cast("WorkflowNodes", StuckNodes())
     with pytest.raises(InternalServerError) as caught:
