@@ -18,13 +18,18 @@ _HOST: Final = re.compile(r"\r\nhost:([^\r\n]*)", re.IGNORECASE)
 _AGENT: Final = re.compile(r"\r\nuser-agent:([^\r\n]*)", re.IGNORECASE)
 
 
-def http_facts(head: str, peer: str, *, is_tls: bool, name: str, is_workflow: bool) -> dict[str, Any]:
-    """Returns the attributes of a span of kind SERVER, but for method, path and status.
+def client_of(peer: str) -> tuple[str, int | None]:
+    """Returns a client's address and port; `peer` is `/address:port`, or whatever stands for a socket with a name."""
+    address, _, port = peer.lstrip("/").rpartition(":")
+    return address, int(port) if port.isdigit() else None
 
-    `head` is the request line and the header lines, `peer` the client as `/address:port`, `name` the model or workflow.
+
+def http_facts(head: str, address: str, *, is_tls: bool, name: str, is_workflow: bool) -> dict[str, Any]:
+    """Returns the attributes of a span of kind SERVER, but for method, path, status and the client's port.
+
+    `head` is the request line and the header lines, `address` the client's, `name` the model or workflow.
     """
     line = head.partition("\r\n")[0]
-    address, _, port = peer.lstrip("/").rpartition(":")
     host, _, server_port = _value(_HOST, head).partition(":")
     target, _, protocol = line.partition(" ")[2].rpartition(" ")
     path, _, query = target.partition("?")
@@ -35,7 +40,6 @@ def http_facts(head: str, peer: str, *, is_tls: bool, name: str, is_workflow: bo
         "http.route": route_of(path, name, is_workflow=is_workflow),
         "network.protocol.version": protocol.rpartition("/")[2],
         "client.address": address,
-        "client.port": int(port) if port.isdigit() else None,
         "server.address": host or None,
         # The client's word: it may be anything, also a number that Python refuses to read.
         "server.port": int(server_port) if server_port.isdecimal() and len(server_port) <= _PORT_DIGITS else None,

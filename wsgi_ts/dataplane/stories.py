@@ -198,7 +198,8 @@ def _run_parts(times: Times, submitted_ns: int, until_ns: int) -> list[Part]:
     parts = [Part("queue", submitted_ns, posted_ns), Part("batch", posted_ns, times.ended_ns or until_ns, batch, times)]
     if times.started_ns > posted_ns:
         parts.append(Part("handover", posted_ns, times.started_ns))
-    parts += [Part(*stage) for stage in times.stages()]
+    for name, begin_ns, end_ns in times.stages():
+        parts.append(Part(name, begin_ns, end_ns))
     return parts
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from wsgi_ts.dataplane.call_traces import CallTrace
+from wsgi_ts.dataplane.http_facts import client_of
 from wsgi_ts.errors import InvalidKey, ServerError
 from wsgi_ts.logs.access import AccessLog
 from wsgi_ts.logs.request_line import request_line
@@ -162,12 +163,12 @@ class Calls:
 
 def _json_line(peer: str, line: str, code: StatusCode, took_ns: int, trace: CallTrace | None) -> str:
     """The access log's line as JSON, by OpenTelemetry's names."""
-    address, _, port = peer.rpartition(":")
+    address, port = client_of(peer)
     fields = {
         "rpc.system.name": "grpc",
         "rpc.method": line.split(" ")[1],
         "rpc.response.status_code": code.name,
         "client.address": address,
-        "client.port": int(port) if port.isdigit() else None,
+        "client.port": port,
     }
     return request_line(took_ns, {**fields, **(trace.log_fields() if trace is not None else {})})

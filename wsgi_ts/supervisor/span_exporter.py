@@ -7,7 +7,6 @@ serves requests does either. A collector that does not answer costs spans, and n
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import selectors
@@ -21,7 +20,7 @@ from wsgi_ts.process import set_process_title
 from wsgi_ts.run_files import RunFiles
 from wsgi_ts.supervisor.spans import Spans
 from wsgi_ts.tracing.otlp import SenderOptions, SpanSender
-from wsgi_ts.tracing.post import Inlet
+from wsgi_ts.tracing.post import Inlet, decode
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +87,7 @@ class SpanExporter:
         self._came_at = time.monotonic()
         self._lines += 1
         try:
-            kind, fields = json.loads(line)
+            kind, fields = decode(line)
             self._spans.take(kind, fields)
         except (ValueError, KeyError, TypeError, IndexError) as error:
             log.warning("A line is no record of a trace: %s", error)

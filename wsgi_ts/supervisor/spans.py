@@ -12,13 +12,14 @@ import os
 import random
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, SERVICE_VERSION, Resource
 
 from wsgi_ts import __version__
 from wsgi_ts.batcher.shm.request_codec import Times
-from wsgi_ts.dataplane.http_facts import http_facts
+from wsgi_ts.dataplane.http_facts import client_of, http_facts
 from wsgi_ts.dataplane.stories import Told, parts_of, run_of
 from wsgi_ts.tracing import span_codec
 from wsgi_ts.tracing.batches import BatchTold, RankTold
@@ -87,32 +88,16 @@ class Spans:
         trace, times = told.trace, run_of(told)
         if trace is None:
             raise ValueError("a request without a trace")
-        is_fault = told.status >= 500
-        more = span_codec.text(b"wsgi_ts.request.id", told.request_id)
-        if told.protocol == "grpc":
-            name = told.path.lstrip("/")
-            facts: dict[str, Any] = {"rpc.system.name": "grpc", "rpc.method": name}
-        else:
-            is_workflow = told.protocol == "workflow"
-            facts = http_facts(told.head, told.peer, is_tls=told.is_tls, name=told.model, is_workflow=is_workflow)
-            name = f"{told.method} {facts['http.route']}"
-            facts["http.request.method"] = told.method
-            facts["http.response.status_code"] = told.status
-            facts["url.path"] = told.path
-            port = facts.pop("client.port")
-            if port is not None:
-                more += span_codec.number(b"client.port", port)
-        facts["wsgi_ts.model.name"] = told.model
-        facts["wsgi_ts.model.version"] = told.version
-        if times is not None:
-            facts["wsgi_ts.batch.size"] = times.size
-            facts["wsgi_ts.batch.close_reason"] = reason_name(times.reason)
-            facts["wsgi_ts.worker"] = times.worker
-        if is_fault:
-            facts["error.type"] = str(told.status)
-            more += span_codec.failure(told.error or "failed")
+        address, port = client_of(told.peer)
+        run = (times.size, times.reason, times.worker) if times is not None else None
+        named = told.protocol, told.method, told.path, told.model, told.version, told.status
         state = span_codec.state(trace.state)
-        more += state + span_codec.shared(name, SERVER, (*facts.items(),), REMOTE if told.parent else HERE)
+        more = state + _request_span(*named, told.head, told.is_tls, address, run, REMOTE if told.parent else HERE)
+        more += span_codec.text(b"wsgi_ts.request.id", told.request_id)
+        if told.status >= 500:
+            more += span_codec.failure(told.error or "failed")
+        if told.protocol != "grpc" and port is not None:
+            more += span_codec.number(b"client.port", port)
         trace_id, span_id = bytes.fromhex(trace.trace_id), bytes.fromhex(trace.span_id)
         self._add(trace_id, span_id, bytes.fromhex(told.parent), told.arrived_ns, told.answered_ns, more)
         self._add_parts(told, trace_id, span_id, state)
@@ -244,6 +229,46 @@ class _Batch:
         self.ended_ns = told.ended_ns
         self.requests: dict[str, bytes] = {}
         self.came_at = 0.0
+
+
+@lru_cache(maxsize=256)
+def _request_span(
+    protocol: str,
+    method: str,
+    path: str,
+    model: str,
+    version: str | None,
+    status: int,
+    head: str,
+    is_tls: bool,
+    address: str,
+    run: tuple[int, int, int] | None,
+    flags: int,
+) -> bytes:
+    """What the spans of alike requests have in common: most clients send the same head again and again.
+
+    The parameters are those of `Told`, but for the client's `address`, what tells of a batch (`run`: size, reason and
+    worker), and the `flags` of the span.
+    """
+    if protocol == "grpc":
+        name = path.lstrip("/")
+        facts: dict[str, Any] = {"rpc.system.name": "grpc", "rpc.method": name}
+    else:
+        facts = http_facts(head, address, is_tls=is_tls, name=model, is_workflow=protocol == "workflow")
+        name = f"{method} {facts['http.route']}"
+        facts["http.request.method"] = method
+        facts["http.response.status_code"] = status
+        facts["url.path"] = path
+    facts["wsgi_ts.model.name"] = model
+    facts["wsgi_ts.model.version"] = version
+    if run is not None:
+        size, reason, worker = run
+        facts["wsgi_ts.batch.size"] = size
+        facts["wsgi_ts.batch.close_reason"] = reason_name(reason)
+        facts["wsgi_ts.worker"] = worker
+    if status >= 500:
+        facts["error.type"] = str(status)
+    return span_codec.shared(name, SERVER, (*facts.items(),), flags)
 
 
 def _new_span_id() -> bytes:

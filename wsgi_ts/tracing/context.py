@@ -101,8 +101,9 @@ def parse_state(tracestate: bytes) -> str:
 
 def header_lines(context: TraceContext) -> bytes:
     """Returns the header lines that say it."""
-    state = f"tracestate: {context.state}\r\n" if context.state else ""
-    return f"traceparent: 00-{context.trace_id}-{context.span_id}-{context.flags:02x}\r\n{state}".encode("ascii")
+    trace_id, span_id, flags, state = context
+    line = f"traceparent: 00-{trace_id}-{span_id}-{flags:02x}\r\n"
+    return (f"{line}tracestate: {state}\r\n" if state else line).encode("ascii")
 
 
 def with_context(head: bytes, context: TraceContext, *, has_one: bool) -> bytes:

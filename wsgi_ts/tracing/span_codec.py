@@ -39,8 +39,11 @@ _LINK_FLAGS: Final = 6 << 3 | 5  # of Link, whose ids have the tags of Span's
 _KEY, _VALUE, _TEXT, _NUMBER = 1 << 3 | 2, 2 << 3 | 2, 1 << 3 | 2, 3 << 3  # of KeyValue and AnyValue
 _ARRAY, _VALUES = 5 << 3 | 2, 1 << 3 | 2  # of AnyValue and ArrayValue
 
-_ROOT: Final = struct.Struct("<BB16sBB8sBQBQ")
-_CHILD: Final = struct.Struct("<BB16sBB8sBB8sBQBQ")
+_TRACE, _SPAN, _PARENT = bytes((_TRACE_ID, 16)), bytes((_SPAN_ID, 8)), bytes((_PARENT_ID, 8))
+_TIMES: Final = struct.Struct("<BQBQ")
+#: Of a span without a parent: two ids, and the times.
+_ROOT_BYTES: Final = 18 + 10 + 18
+_CHILD_BYTES: Final = _ROOT_BYTES + 10
 _LINK: Final = struct.Struct("<BB16sBB8sBI")
 _SCOPE: Final = ScopeSpans(scope=InstrumentationScope(name="wsgi_ts", version=__version__)).SerializeToString()
 
@@ -51,13 +54,11 @@ def span(trace_id: bytes, span_id: bytes, parent: bytes, begin_ns: int, end_ns: 
     `parent` is the id of the span above it, empty for none; times count from 1970; `more` is all else, in pieces, which
     the functions below make.
     """
-    end_ns = max(begin_ns, end_ns)
+    times = _TIMES.pack(_BEGIN, begin_ns, _END, max(begin_ns, end_ns))
     if parent:
-        ids = (_TRACE_ID, 16, trace_id, _SPAN_ID, 8, span_id, _PARENT_ID, 8, parent)
-        return _field(_SPANS, _CHILD.pack(*ids, _BEGIN, begin_ns, _END, end_ns) + more)
-    return _field(
-        _SPANS, _ROOT.pack(_TRACE_ID, 16, trace_id, _SPAN_ID, 8, span_id, _BEGIN, begin_ns, _END, end_ns) + more
-    )
+        lead = _lead(_SPANS, _CHILD_BYTES + len(more))
+        return b"".join((lead, _TRACE, trace_id, _SPAN, span_id, _PARENT, parent, times, more))
+    return b"".join((_lead(_SPANS, _ROOT_BYTES + len(more)), _TRACE, trace_id, _SPAN, span_id, times, more))
 
 
 @lru_cache(maxsize=1024)
@@ -132,14 +133,20 @@ def _any(value: Any) -> AnyValue:
 
 
 def _attribute(key: bytes, value: bytes) -> bytes:
-    return _field(_ATTRIBUTES, _field(_KEY, key) + _field(_VALUE, value))
+    key_lead, value_lead = _lead(_KEY, len(key)), _lead(_VALUE, len(value))
+    length = len(key_lead) + len(key) + len(value_lead) + len(value)
+    return b"".join((_lead(_ATTRIBUTES, length), key_lead, key, value_lead, value))
 
 
 def _field(tag: int, value: bytes) -> bytes:
-    length = len(value)
-    if length <= 0x7F:
-        return bytes((tag, length)) + value
-    return bytes((tag,)) + _varint(length) + value
+    return _lead(tag, len(value)) + value
+
+
+def _lead(tag: int, length: int) -> bytes:
+    """What stands before a value of so many bytes."""
+    if length < _SHORT:
+        return _LEADS[tag][length]
+    return bytes((tag,)) + _varint(length)
 
 
 def _varint(value: int) -> bytes:
@@ -150,3 +157,8 @@ def _varint(value: int) -> bytes:
         value >>= 7
     groups.append(value)
     return bytes(groups)
+
+
+#: Most values are shorter; what stands before those is made once.
+_SHORT: Final = 512
+_LEADS: Final = [[bytes((tag,)) + _varint(length) for length in range(_SHORT)] for tag in range(_LINKS + 1)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Collection
 
+from wsgi_ts.dataplane.http_facts import client_of
 from wsgi_ts.errors import ServerError
 from wsgi_ts.http.head import Head
 from wsgi_ts.plugins import api
@@ -70,8 +71,7 @@ class GatedAccess:
             name[5:].replace("_", "-").lower(): value for name, value in head.environ.items() if name[:5] == "HTTP_"
         }
         certificate = sock.certificate if isinstance(sock, TlsSocket) else None
-        address = peer.lstrip("/").rpartition(":")[0]
-        asked = api.Head(head.method, head.path, head.query, headers, address, certificate)
+        asked = api.Head(head.method, head.path, head.query, headers, client_of(peer)[0], certificate)
         action, named = action_of(self._kinds, head.method, head.path, head.query)
         if named or action not in PREDICTIONS or first_segment(head.path) in self._plugin_roots:
             return asked, action, named

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wsgi_ts.batcher.shm.request_codec import read_times
 from wsgi_ts.batcher.shm.segment import Segment
-from wsgi_ts.dataplane.http_facts import MOST_TEXT
+from wsgi_ts.dataplane.http_facts import MOST_TEXT, client_of
 from wsgi_ts.dataplane.request_traces import RequestTraces, error_text
 from wsgi_ts.dataplane.routes import Target
 from wsgi_ts.dataplane.stories import Told, run_fields
@@ -46,7 +46,7 @@ def json_line(segment: Segment | None, connection: Connection, status: int, took
     graph = target.graph if target is not None else None
     slot = connection.answered_slot
     times = read_times(segment, slot) if segment is not None and slot >= 0 and graph is None else None
-    address, _, port = connection.peer.lstrip("/").rpartition(":")
+    address, port = client_of(connection.peer)
     fields = {
         "request_id": connection.request_id,
         "trace_id": trace.trace_id if trace is not None else None,
@@ -55,7 +55,7 @@ def json_line(segment: Segment | None, connection: Connection, status: int, took
         "url.path": head.path[:MOST_TEXT] if head is not None else None,
         "http.response.status_code": status,
         "client.address": address,
-        "client.port": int(port) if port.isdigit() else None,
+        "client.port": port,
         "model": (target.model_name if graph is None else graph.name) if target is not None else None,
         "version": target.version if target is not None else None,
         "error.message": error_text(connection.fault),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from wsgi_ts.batcher.shm.request_codec import Times
-from wsgi_ts.dataplane.http_facts import http_facts, route_of
+from wsgi_ts.dataplane.http_facts import client_of, http_facts, route_of
 from wsgi_ts.dataplane.request_traces import RequestTraces, error_text
 from wsgi_ts.dataplane.stories import NodeRun, Told, request_record
 from wsgi_ts.errors import ServerError
@@ -151,11 +151,17 @@ def test_what_is_told_survives_json() -> None:
     assert Told.from_json(json.loads(json.dumps(told))) == told
 
 
+def test_a_client_has_an_address_and_a_port() -> None:
+    assert client_of("/10.0.0.1:5") == ("10.0.0.1", 5)
+    assert client_of("::1:5") == ("::1", 5)
+    assert client_of("/unix:") == ("unix", None)
+
+
 def test_the_facts_of_http_follow_from_the_head() -> None:
     head = "POST /v2/models/m/infer?a=1&token=secret HTTP/1.1\r\nHost: h:8080\r\nUser-Agent: u\r\n\r\n"
-    assert http_facts(head, "/10.0.0.1:5", is_tls=True, name="m", is_workflow=False) == {
+    assert http_facts(head, "10.0.0.1", is_tls=True, name="m", is_workflow=False) == {
         **{"url.scheme": "https", "url.query": "a=1&token=***", "http.route": "/v2/models/{model}/infer"},
-        **{"network.protocol.version": "1.1", "client.address": "10.0.0.1", "client.port": 5},
+        **{"network.protocol.version": "1.1", "client.address": "10.0.0.1"},
         **{"server.address": "h", "server.port": 8080, "user_agent.original": "u"},
     }
 
@@ -195,4 +201,4 @@ def test_an_error_s_text_is_one_line() -> None:
 @pytest.mark.parametrize("port", ["9" * 5000, "\xb2", "x", ""])
 def test_a_port_that_is_none_is_left_out(port: str) -> None:
     head = f"POST /predictions/m HTTP/1.1\r\nhost: h:{port}\r\n"
-    assert http_facts(head, "/10.0.0.1:5", is_tls=False, name="m", is_workflow=False)["server.port"] is None
+    assert http_facts(head, "10.0.0.1", is_tls=False, name="m", is_workflow=False)["server.port"] is None
