@@ -17,8 +17,9 @@ import orjson
 
 _INDENTED: Final = json.JSONEncoder(indent=2)
 #: orjson makes a float of a whole number that 64 bits do not hold; such a number has this many digits or more.
-_LONG_NUMBER: Final = b"0" * 19
+_MANY_DIGITS: Final = b"0" * 19
 _ALL_DIGITS: Final = bytes.maketrans(b"123456789", b"0" * 9)
+_POINT: Final = ord(".")
 #: Python writes smaller numbers than these zeros begin, and those beyond 1e16, with exponents of its own form.
 _SMALL: Final = "0.0000"
 _FLOATS: Final = {float}
@@ -38,11 +39,20 @@ def loads(text: bytes) -> Any:
         ValueError: it is no JSON, or no UTF-8.
         RecursionError: its arrays and objects are nested too deep.
     """
-    if _LONG_NUMBER not in text.translate(_ALL_DIGITS):
+    if not _has_long_number(text):
         # What it refuses may be all right for `json`: NaN, halves of surrogate pairs, numbers beyond a float.
         with suppress(orjson.JSONDecodeError):
             return orjson.loads(text)
     return json.loads(text.decode("utf-8"))
+
+
+def _has_long_number(text: bytes) -> bool:
+    """Whether so many digits stand together, and are not the decimals that small numbers commonly have."""
+    digits = text.translate(_ALL_DIGITS)
+    at = digits.find(_MANY_DIGITS)
+    while at > 0 and digits[at - 1] == _POINT:
+        at = digits.find(_MANY_DIGITS, at + len(_MANY_DIGITS))
+    return at >= 0
 
 
 def dumps(value: Any) -> str:

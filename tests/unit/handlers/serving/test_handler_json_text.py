@@ -62,11 +62,19 @@ def test_what_is_nearly_json_is_read_as_by_json(text: str) -> None:
     [
         *("18446744073709551616", "-9223372036854775809", "[1, 123456789012345678901234567890]", "-0", "1e400", "NaN"),
         *("[-Infinity]", '"\\ud800"', '{"a": 1, "a": 2}', "[0.1e-400, 5e-324, 1e23]", "", " ", "[1,]", "01", '"a\tb"'),
-        "1" * 5000,
+        *("1" * 5000, "[0.01234567890123456789, 12345678901234567890]", "[1.0123456789012345678901234567890123456789]"),
+        *("0.12345678901234567890e5", ".12345678901234567890", "1.12345678901234567890.12345678901234567890"),
     ],
 )
 def test_numbers_and_texts_at_the_edge(text: str) -> None:
     assert outcome(loads, text.encode()) == outcome(by_json, text.encode())
+
+
+def test_decimals_are_no_long_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = [0.012345678901234567, -1.2345678901234567, 5e-324, 0.00012345678901234567, 1234567.0]
+    text = json.dumps(numbers).encode()
+    monkeypatch.delattr(json, "loads")  # which takes ten times as long
+    assert loads(text) == numbers
 
 
 def test_text_that_is_no_utf_8() -> None:
