@@ -99,12 +99,16 @@ $(LOCK):
 SIDE_BY_SIDE := $(MAKE) --no-print-directory --jobs 2 --output-sync=target
 LINT := lint-types lint-style lint-imports
 
+# Of the benchmarks all but what models and other servers are made of, which stands as users write it.
+NO_PROGRAMS := --exclude '/(apps|\.work|results)/|_handler\.py$$|/functions\.py$$|/torchrun_loop\.py$$'
+
 lint: $(DEV) ## style, types and import directions
 	@$(SIDE_BY_SIDE) $(LINT)
 
 lint-types: $(DEV)
 	@echo "==> mypy --strict"
 	@$(BIN)/mypy -p wsgi_ts
+	@MYPYPATH=benchmarks $(BIN)/mypy --explicit-package-bases $(NO_PROGRAMS) benchmarks
 
 lint-style: $(DEV)
 	@echo "==> ruff check"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -52,8 +52,9 @@ def make_archives() -> None:
     archive(STREAMS_MODEL, BENCHMARKS / "growth" / "ticks_handler.py", config=config)
 
 
-def _server(**options: object) -> ArchiveServer:
-    return our_server(models=("echo",), folder="growth", settings={"enable_model_api": "true"}, **options)
+def _server(web_workers: int = 2) -> ArchiveServer:
+    settings = {"enable_model_api": "true"}
+    return our_server(web_workers=web_workers, models=("echo",), folder="growth", settings=settings)
 
 
 def _web_workers(count: int, seconds: float) -> Figures:
@@ -105,11 +106,10 @@ def measure_steps() -> Figures:
         figures = {"first_answer_s": server.first_answer_s}
         # Not counted: the first one imports what the others find.
         _register(server, 0)
-        figures["one_by_one_s"] = _timed(lambda: [_register(server, number) for number in range(1, _REGISTERED + 1)])
+        figures["one_by_one_s"] = _timed(lambda: _register_all(server, map))
     with _server() as server, ThreadPoolExecutor(_AT_A_TIME) as pool:
         _register(server, 0)
-        numbers = range(1, _REGISTERED + 1)
-        figures["at_a_time_s"] = _timed(lambda: list(pool.map(lambda number: _register(server, number), numbers)))
+        figures["at_a_time_s"] = _timed(lambda: _register_all(server, pool.map))
         figures["scale_up_s"] = server.scale("echo", _SCALED_TO)
     return figures
 
@@ -132,6 +132,12 @@ def points(names: Sequence[str]) -> Iterator[tuple[str, int]]:
 def _register(server: ArchiveServer, number: int) -> None:
     query = f"url=echo.mar&model_name=echo{number}&initial_workers=1&batch_size=32&synchronous=true"
     http_request("POST", f"{server.management}/models?{query}", b"")
+
+
+def _register_all(server: ArchiveServer, each: Callable[..., Iterable[None]]) -> None:
+    """Registers models 1 to _REGISTERED; `each` is `map`, or what calls several at a time."""
+    for _ in each(lambda number: _register(server, number), range(1, _REGISTERED + 1)):
+        pass
 
 
 def _timed(action: Callable[[], object]) -> float:
