@@ -63,10 +63,10 @@ COMPILED = (
         "call", "calls", "connection", "inference", "port", "prediction", "wire",
     )),
     "wsgi_ts/supervisor/spans.py",
-    *(f"wsgi_ts/tracing/{name}.py" for name in ("slowest", "span_codec")),
+    *(f"wsgi_ts/tracing/{name}.py" for name in ("context", "slowest", "span_codec")),
     *(f"wsgi_ts/web/{name}.py" for name in (
         "answers", "bodies", "connection", "http_times", "loop", "report", "requests", "sampled_report", "sending",
-        "table",
+        "table", "told",
     )),
 )  # fmt: skip
 #: Types are what `make lint` looks at; here no package but ours counts, so that every machine makes the same code.
