@@ -33,6 +33,14 @@ class Lin(BaseHandler):
         return [[round(v, 4) for v in r] for r in out.tolist()]
 """
 
+#: An `initialize` of the handler's own, which has BaseHandler make the model.
+OWN_LOADING = """
+    def initialize(self, context):
+        self.device = "cpu"
+        folder, model = context.system_properties["model_dir"], context.manifest["model"]
+        self.model = self._load_pickled_model(folder, model["modelFile"], f"{folder}/{model['serializedFile']}")
+"""
+
 MODEL = """
 import torch
 class Lin(torch.nn.Module):
@@ -117,6 +125,8 @@ def test_pickled_objects_are_loaded_only_when_allowed(load_model: LoadModel, tmp
     manifest = {"model": {"modelFile": "lin_model.py", "serializedFile": "lin.pth"}}
     with pytest.raises(Exception, match="Weights only"):
         load_model("base_h.py", files, manifest=manifest)
+    assert ask(load_model("base_h.py", files, manifest=manifest, weights_only=False)) == [1.5, 3.5]
+    files["base_h.py"] += OWN_LOADING
     assert ask(load_model("base_h.py", files, manifest=manifest, weights_only=False)) == [1.5, 3.5]
 
 
