@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from collections.abc import Callable
 from types import FunctionType
@@ -16,7 +17,7 @@ _IS_PHASE = "_wsgi_ts_is_phase"
 def timed(function: _Function) -> _Function:
     """Measures a method as `ts_handler_{method}` (ms) if the model's YAML says `handler: {profile: true}`.
 
-    The method's object needs the `context` it was initialised with.
+    The method's object needs the `context` it was initialised with. What the method has a GPU do is part of its time.
     """
 
     @functools.wraps(function)
@@ -24,13 +25,22 @@ def timed(function: _Function) -> _Function:
         context = getattr(self, "context", None)
         if context is None or not _is_wanted(context):
             return function(self, *args, **kwargs)
+        _wait_for_gpu()
         started_at = time.perf_counter()
         result = function(self, *args, **kwargs)
+        _wait_for_gpu()
         elapsed_ms = (time.perf_counter() - started_at) * 1000
         context.metrics.add_time(f"ts_handler_{function.__name__}", round(elapsed_ms, 2), unit="ms")
         return result
 
     return cast(_Function, measure)
+
+
+def _wait_for_gpu() -> None:
+    """Waits until the GPU has done what it was given: it works on after the call that gave it the work."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def phase(function: _Function) -> _Function:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from wsgi_ts.handlers.metrics.cache import MetricsCache
 from wsgi_ts.handlers.serving.errors import PredictionException
@@ -111,6 +112,29 @@ def test_timed_methods_are_measured_if_the_yaml_says_so(profile: bool) -> None:
     assert [(sample.name, sample.unit) for sample in samples] == (
         [("ts_handler_inference", "Milliseconds")] if profile else []
     )
+
+
+@pytest.mark.parametrize("has_gpu", [True, False])
+def test_the_time_of_a_method_holds_what_it_has_the_gpu_do(monkeypatch: pytest.MonkeyPatch, has_gpu: bool) -> None:
+    steps: list[str] = []
+
+    class Handler:
+        context = SimpleNamespace(
+            model_yaml_config={"handler": {"profile": True}}, metrics=MetricsCache(model_name="m")
+        )
+
+        @timed
+        def inference(self) -> None:
+            steps.append("called")
+
+    def record(*args: Any, **kwargs: Any) -> None:
+        steps.append("recorded")
+
+    monkeypatch.setattr(Handler.context.metrics, "add_time", record)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: steps.append("waited"))
+    Handler().inference()
+    assert steps == (["waited", "called", "waited", "recorded"] if has_gpu else ["called", "recorded"])
 
 
 def test_a_phase_is_what_it_was_until_the_yaml_says_profile() -> None:
