@@ -129,7 +129,7 @@ class Service:
             context.model_yaml_config = _read_model_config(spec)
             entry = loader.load_entry(spec.handler, spec.model_dir, spec.envelope)
             if hasattr(entry.instance, "_weights_only"):
-                # A handler's own `initialize` may load weights by BaseHandler's methods without calling the one of ours.
+                # A handler may load weights by BaseHandler's methods without calling its `initialize`.
                 entry.instance._weights_only = spec.weights_only
             if shape is not None:
                 entry = entry._replace(handle=shape(entry.handle))
