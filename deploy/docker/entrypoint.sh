@@ -4,7 +4,7 @@
 set -e
 
 # The file that the server will read, and whether its flags name a model store.
-file=config.properties store='' before=''
+file='' store='' before=''
 for word in "$@"; do
     case $before in
         --ts*=*) ;;
@@ -17,6 +17,19 @@ for word in "$@"; do
     before=$word
 done
 file=${TS_CONFIG_FILE:-$file}
+
+# TorchServe's images have file and store here: where neither ours is given, what is mounted for them counts.
+home=/home/model-server models=/mnt/models
+if [ -z "$file" ]; then
+    file=config.properties
+    if [ ! -e "$file" ] && [ -e "$home/$file" ]; then
+        file=$home/$file
+        export TS_CONFIG_FILE="$file"
+    fi
+fi
+if [ ! -d "$models" ] && [ -d "$home/model-store" ]; then
+    models=$home/model-store
+fi
 
 # by_default KEY VALUE: a variable goes before flags and file, so the image's value must only be there where nobody has given one.
 by_default() {
@@ -35,7 +48,7 @@ by_default metrics_mode prometheus
 by_default grpc_inference_address 0.0.0.0
 case "$1" in
     # Flags inside other commands (sh -c "torchserve …") are not seen here.
-    serve | torchserve | wsgi-ts) [ -n "$store" ] || by_default model_store /mnt/models ;;
+    serve | torchserve | wsgi-ts) [ -n "$store" ] || by_default model_store "$models" ;;
 esac
 
 case "$1" in

@@ -189,10 +189,12 @@ def settings_of_command(folder: Path, *words: str, **given: str) -> dict[str, st
         (folder / name).write_text("#!/bin/sh\nexec env\n")
         (folder / name).chmod(0o755)
     own = {"PATH": f"{folder}:{os.environ['PATH']}", **given}
-    command = [DOCKER / "entrypoint.sh", *words]
+    # What an image has at the root of its file system is in the folder here.
+    entry_point = (DOCKER / "entrypoint.sh").read_text().replace("=/home/", f"={folder}/home/")
+    command = ["sh", "-c", entry_point.replace("=/mnt/", f"={folder}/mnt/"), "entrypoint.sh", *words]
     done = subprocess.run(command, env=own, cwd=folder, capture_output=True, text=True, check=True)
     lines = [line.partition("=") for line in done.stdout.splitlines()]
-    return {name: value for name, _, value in lines if name.startswith("TS_") and name != "TS_CONFIG_FILE"}
+    return {name: value.removeprefix(f"{folder}") for name, _, value in lines if name.startswith("TS_")}
 
 
 @pytest.mark.parametrize(
@@ -222,8 +224,27 @@ def test_the_image_gives_nothing_that_variables_or_their_file_give(tmp_path: Pat
     assert settings_of_command(tmp_path, "serve", TS_METRICS_MODE="log")["TS_METRICS_MODE"] == "log"
     named = settings_of_command(tmp_path, "serve", "--ts-config", "none", TS_CONFIG_FILE="my.properties")
     assert not named.keys() & OF_FILE
+    assert named["TS_CONFIG_FILE"] == "my.properties"
     (tmp_path / "my.properties").rename(tmp_path / "config.properties")
     assert not settings_of_command(tmp_path, "serve").keys() & OF_FILE
+
+
+@pytest.mark.parametrize("word", ["serve", "torchserve", "wsgi-ts"])
+def test_what_is_mounted_as_for_torchserves_images_counts(tmp_path: Path, word: str) -> None:
+    home = tmp_path / "home" / "model-server"
+    (home / "model-store").mkdir(parents=True)
+    assert settings_of_command(tmp_path, word) == {**DEFAULTS, STORE: "/home/model-server/model-store"}
+    (home / "config.properties").write_text(FILE)
+    file = "/home/model-server/config.properties"
+    assert settings_of_command(tmp_path, word) == {
+        **{name: value for name, value in DEFAULTS.items() if name not in OF_FILE},
+        "TS_CONFIG_FILE": file,
+    }
+    # Whoever says otherwise is heard.
+    (tmp_path / "mnt" / "models").mkdir(parents=True)
+    assert settings_of_command(tmp_path, word, "--ts-config", "other")[STORE] == "/mnt/models"
+    (tmp_path / "config.properties").touch()
+    assert settings_of_command(tmp_path, word) == DEFAULTS
 
 
 def test_the_port_of_knative_and_cloud_run_counts(tmp_path: Path) -> None:
