@@ -34,6 +34,8 @@ from wsgi_ts.quick_dataclass import dataclass
 log = logging.getLogger(__name__)
 
 PROMETHEUS_MODE = "prometheus"
+#: What the times of a handler's methods are called, which are reported only where the model's YAML asks for them.
+PHASE_PREFIX = "ts_handler_"
 #: Upper bounds of the buckets of histograms, those of Prometheus' clients.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 #: Sets of label values that are kept of one metric. A handler that puts a request's id into a dimension has a new one
@@ -186,7 +188,7 @@ class ModelMetrics:
         name = reported.name
         if self._specification is None:
             return None
-        if not self._auto_detect:
+        if not self._auto_detect and not name.startswith(PHASE_PREFIX):
             text = f"The metric {name} of a handler is dropped: metrics.yaml does not list it under model_metrics"
             self._tell(f"{name} unknown", logging.WARNING, f"{text}, and model_metrics_auto_detect is not true")
             return None

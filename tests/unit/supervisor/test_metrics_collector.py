@@ -270,6 +270,16 @@ def test_updates_add_up_to_the_sums_of_all_templates() -> None:
     assert families["HandlerTime"].samples == {}
 
 
+def test_times_of_phases_are_recorded_whether_listed_or_not(caplog: pytest.LogCaptureFixture) -> None:
+    """A model's YAML has asked for them."""
+    metrics = ModelMetrics.load(None, "prometheus", False)
+    report(metrics, "ts_handler_inference", 2.5, "GAUGE", ModelName="m", Level="Model")
+    ((name, kind, _, dimensions, series),) = metrics.take_updates()
+    assert (name, kind, dimensions) == ("ts_handler_inference", "gauge", ("ModelName", "Level", "Hostname"))
+    assert [numbers for _, numbers in series] == [[2.5]]
+    assert not [record for record in caplog.records if record.levelname != "INFO"]
+
+
 def test_a_dimension_with_endless_values_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
     metrics = ModelMetrics.load(None, "prometheus", True)
     for number in range(MAX_SERIES + 5):
