@@ -126,8 +126,8 @@ def test_pickled_objects_are_loaded_only_when_allowed(load_model: LoadModel, tmp
     with pytest.raises(Exception, match="Weights only"):
         load_model("base_h.py", files, manifest=manifest)
     assert ask(load_model("base_h.py", files, manifest=manifest, weights_only=False)) == [1.5, 3.5]
-    files["base_h.py"] += OWN_LOADING
-    assert ask(load_model("base_h.py", files, manifest=manifest, weights_only=False)) == [1.5, 3.5]
+    files["own_h.py"] = HANDLER + OWN_LOADING
+    assert ask(load_model("own_h.py", files, manifest=manifest, weights_only=False)) == [1.5, 3.5]
 
 
 @pytest.mark.parametrize(
