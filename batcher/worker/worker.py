@@ -256,7 +256,8 @@ class ModelWorker:
 
     def _begin_traced(self, refs: list[SlotReference], requests: list[Request]) -> None:
         """Says what runs now: to what makes the handler's log records, and to the other ranks where it has a span."""
-        Present.batch = self._running_now(refs, requests, has_span=not self._in_step)
+        if self._in_step or self._slots.has_sampled:  # else there is nothing that a line could tell
+            Present.batch = self._running_now(refs, requests, has_span=not self._in_step)
         if self._group is not None:
             has_span = not self._in_step and any(ref.sampled for ref in refs)
             self._group.trace(self._number if has_span else 0, self._mailbox.posted_ns)
