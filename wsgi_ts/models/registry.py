@@ -28,11 +28,11 @@ class Registry:
     """All models of one instance.
 
     Args:
-        numbers: what versions and workers are numbered by.
+        numbers: gives versions and workers their numbers.
         clear_workflow: removes what earlier owners of a workflow's number have counted under it.
 
     Attributes:
-        numbers: see above.
+        numbers: as it was given.
         changed: a condition on the registry's lock; notified after every report of a batcher.
         draining: the instance is stopping.
         leaving: it will be stopping; it serves on, and says that it is not ready.

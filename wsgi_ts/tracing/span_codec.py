@@ -159,6 +159,9 @@ def _varint(value: int) -> bytes:
     return bytes(groups)
 
 
-#: Most values are shorter; what stands before those is made once.
+#: Most values are shorter; what stands before those is made once, for each tag of a value with a length.
 _SHORT: Final = 512
-_LEADS: Final = [[bytes((tag,)) + _varint(length) for length in range(_SHORT)] for tag in range(_LINKS + 1)]
+_LEADS: Final = {
+    tag: [bytes((tag,)) + _varint(length) for length in range(_SHORT)]
+    for tag in (_KEY, _VALUE, _TRACE_STATE, _ARRAY, _ATTRIBUTES, _LINKS)
+}

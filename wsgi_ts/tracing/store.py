@@ -6,12 +6,12 @@ many failures do not push out what was slow. They stay as they came until somebo
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final
 
+from wsgi_ts.tracing.post import decode
 from wsgi_ts.tracing.records import BATCH, FAILED, REQUEST, SAMPLED, SLOW
 
 #: The ring of failed requests that no worker has answered: floods of those must not push out what handlers failed at.
@@ -117,13 +117,13 @@ class TraceStore:
                 kept = self._rings[ring].newest_first()
             for data in kept:
                 if containing in data:
-                    yield json.loads(data)
+                    yield decode(data)
 
 
 def _ring_of(data: bytes) -> str | None:
     """Which ring a record belongs to; None for what is no record: handlers could write to the socket, too."""
     try:
-        record = json.loads(data)
+        record = decode(data)
         if record["kind"] == BATCH:
             return BATCH if {"batch", "requests", "fault", "ranks"} <= record.keys() else None
         if record["kind"] != REQUEST or not {"request_id", "model", "started", "batch_size"} <= record.keys():
