@@ -143,12 +143,17 @@ class ModelCounters:
         named, buckets = ModelWord.LATENCY_US_NAMED, ModelWord.LATENCY_BUCKETS
         self._count_times(ModelWord.LATENCY_US, named, buckets, jobs, int(ended_at * 1e9))
 
+    def show_load(self, model: ModelQueue) -> None:
+        """Sets the two gauges that say how many requests the model's queue and its workers have."""
+        words, row = self._words, self._row
+        words[row + ModelWord.OUTSTANDING] = model.outstanding
+        words[row + ModelWord.QUEUED] = len(model.jobs)
+
     def show_all(self, model: ModelQueue) -> None:
         """Sets the gauges that the model's queue knows."""
         fixed_s, per_request_s = model.policy.cost()
+        self.show_load(model)
         self.show(ModelWord.READY_WORKERS, model.ready_workers)
-        self.show(ModelWord.OUTSTANDING, model.outstanding)
-        self.show(ModelWord.QUEUED, len(model.jobs))
         self.show(ModelWord.OLDEST_NS, int(model.jobs.oldest_at * 1e9) if model.jobs else 0)
         self.show(ModelWord.FIXED_NS, int(fixed_s * 1e9))
         self.show(ModelWord.PER_REQUEST_NS, int(per_request_s * 1e9))

@@ -142,7 +142,7 @@ class BatcherLoop:
         counters.add(ModelWord.EXECUTIONS, mailbox.take_executions())
         counters.add_tallies(mailbox.take_tallies())
         self._act(self._scheduler.progressed(worker, progress, now), now)
-        self._show_outstanding(worker.model)
+        self._show_load(worker.model)
 
     def _take_submitted(self, segment: AttachedSegment, now: float) -> None:
         try:
@@ -155,7 +155,7 @@ class BatcherLoop:
         for model, jobs in arrivals.items():
             self._counters.arrived(model, jobs)
             self._act(self._scheduler.arrived(model, jobs, now), now)
-            self._show_outstanding(model)
+            self._show_load(model)
 
     def _recover(self, found: list[Found], now: float) -> None:
         for each in found:
@@ -243,6 +243,7 @@ class BatcherLoop:
                     busy = len(self._scheduler.busy)
                     self._mailboxes[worker].post(entries, batch.reason, int(batch.posted_at * 1e9), busy)
                     self._counters.dispatched(worker.model, jobs, now, batch.reason)
+                    self._show_load(worker.model)
                 case Record():
                     self._counters.record(action, now)
                 case Fail(model, jobs, status, text, counted, facts):
@@ -276,10 +277,11 @@ class BatcherLoop:
                 job.segment.settle(job.slot)
             counters.add(ModelWord.HANDLER_ERRORS, len(failed.jobs))
 
-    def _show_outstanding(self, index: int) -> None:
+    def _show_load(self, index: int) -> None:
+        """Shows how many requests a model has and how many of them wait: both at once, as the rest are running."""
         model = self._scheduler.models.get(index)
         if model is not None:
-            self._counters[index].show(ModelWord.OUTSTANDING, model.outstanding)
+            self._counters[index].show_load(model)
 
     def _show_gauges(self) -> None:
         for index, model in self._scheduler.models.items():

@@ -216,6 +216,25 @@ def test_jobs_wait_for_the_first_worker(bench: Bench) -> None:
     assert bench.begin(worker, 1) == slots[:1]
 
 
+def test_what_waits_and_what_runs_is_shown_at_each_step(prefix: str) -> None:
+    bench = Bench(prefix, job_queue_size=2)
+    _, worker = bench.add_worker()
+    bench.loop._next_tick = math.inf  # the work of each tick comes too late for who asks after each request
+
+    def shown() -> tuple[int, int]:
+        return bench.outstanding(), bench.board.words[bench.board.model_row(0, MODEL) + ModelWord.QUEUED]
+
+    bench.submit()
+    assert shown() == (1, 0)
+    for _ in range(2):
+        bench.submit()
+    assert shown() == (3, 2)
+    bench.submit()  # more than the queue holds
+    assert shown() == (3, 2)
+    bench.finish(worker, 1, bench.begin(worker, 1))
+    assert shown() == (2, 0)  # the handler is quick: both lie ready in the mailbox
+
+
 def test_a_full_queue_refuses_at_once(prefix: str) -> None:
     bench = Bench(prefix, job_queue_size=2)
     slots = [bench.submit() for _ in range(3)]
