@@ -196,6 +196,34 @@ def says_goaway(sock: socket.socket) -> bool:
     return False
 
 
+def test_a_client_that_keeps_its_connection_is_answered_after_the_stop(store: Path, start_server: Any) -> None:
+    """Without a drain delay: it cannot know of the stop before that answer, or before its connection is closed."""
+    archive(store, "echo")
+    server: ServerProcess = start_server(store=store)
+    assert server.register("echo.mar").status == 200
+    ask = b"POST /predictions/echo HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\n"
+    with server.raw() as used, server.raw() as idle:
+        for connection in (used, idle):
+            connection.send(ask + b"1")
+            assert connection.read_answer()[2] == b"1"
+        terminate(server)
+        eventually(lambda: is_refused(server), within=10)
+        used.send(ask + b"2")
+        line, headers, body = used.read_answer()
+        assert (line, headers["connection"], body) == (b"HTTP/1.1 200 ", "close", b"2")
+        eventually(lambda: ended_well(server), within=15)
+        assert idle.sock.recv(1) == b"", "one that sends nothing more keeps the server for a moment only"
+
+
+def is_refused(server: ServerProcess) -> bool:
+    """Whether a new connection is."""
+    try:
+        server.raw().sock.close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("late_s", [0, 2, pytest.param(10, marks=pytest.mark.slow)])
 def test_no_request_is_lost(store: Path, start_server: Any, late_s: int) -> None:
     """SIGTERM, and the service forgets the address later; `--drain-delay` is longer than that takes, by far."""

@@ -38,7 +38,7 @@ from wsgi_ts.web.viewers import Viewers
 if TYPE_CHECKING:
     from wsgi_ts.instance.instance import Instance
 
-#: At a stop, how long a connection that has sent nothing yet may take to send its request.
+#: At a stop, how long a connection on which nothing is under way may take to send its next request.
 SILENT_AT_STOP_S = 1.0
 #: For the handshake of a TLS connection and its first request to begin.
 HANDSHAKE_LIMIT_S = 8.0
@@ -66,6 +66,7 @@ class WebLoop:
     ) -> None:
         config = instance.config
         self._graceful_timeout_s = config.graceful_timeout
+        self._silent_until = 0.0
         self._exchange = exchange
         self._on_tick = on_tick
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -186,7 +187,7 @@ class WebLoop:
         if self._exchange is not None:
             self._exchange.routes.refresh()
             if self._exchange.routes.draining:
-                self.requests.is_leaving = True
+                self._leave()
         for access in self._accesses:
             access.refresh(self.table.now_ns)
 
@@ -256,30 +257,47 @@ class WebLoop:
             elif connection.phase == Phase.ANSWER or connection.sends_events:
                 self.table.limit_answer(connection, int(connection.limit_at * 1e9))
 
+    def _leave(self) -> None:
+        """From now on every connection ends with its next answer."""
+        if not self.requests.is_leaving:
+            self.requests.is_leaving = True
+            self._silent_until = time.monotonic() + SILENT_AT_STOP_S
+
     def drain(self) -> None:
-        """Stops accepting once the backlog is taken; answers what is under way, with 503 what is not done in time."""
+        """Stops accepting once the backlog is taken; answers what is under way, with 503 what is not done in time.
+
+        A client that keeps its connection learns only with an answer, or when the connection is closed, that it is to
+        take another one: a request that it sends at that moment would be lost. So connections that are silent stay for
+        a moment, in which those in use are answered for the last time.
+        """
         table = self.table
-        self.requests.is_stopping = self.requests.is_leaving = True
+        self.requests.is_stopping = True
+        self._leave()
         for fd in self._listeners.by_fd:
             while self._accept(fd):
                 pass
         self._listeners.close()
         if self._viewers is not None:
             self._viewers.end_all()
-        now = time.monotonic()
-        stop_at, silent_until = now + self._graceful_timeout_s, now + SILENT_AT_STOP_S
-        while table.connections and time.monotonic() < stop_at:
-            for connection in list(table.connections.values()):
-                silent = connection.phase == Phase.HEAD and not connection.buffer
-                may_go = silent and (connection.answered_ns or time.monotonic() > silent_until)
-                # What came while the last turn was under way is a request that was sent before the stop.
-                if may_go and not _has_unread(connection.sock):
-                    table.close(connection)
+        stop_at = time.monotonic() + self._graceful_timeout_s
+        while table.connections and (now := time.monotonic()) < stop_at:
+            if now >= self._silent_until:
+                self._close_silent()
+            else:
+                table.look_at_ns = min(table.look_at_ns, int(self._silent_until * 1e9))
             self.turn()
         for connection in list(table.connections.values()):
             if connection.phase == Phase.ANSWER and connection.target is not None:
                 table.forget_slot(connection)
                 self._attend(connection, self.answers.answer, ServiceUnavailable("The server is stopping."))
+
+    def _close_silent(self) -> None:
+        """Closes the connections on which nothing is under way."""
+        for connection in list(self.table.connections.values()):
+            is_silent = connection.phase == Phase.HEAD and not connection.buffer
+            # What came while the last turn was under way is a request that was sent before the end.
+            if is_silent and not _has_unread(connection.sock):
+                self.table.close(connection)
 
     def _accept(self, fd: int) -> bool:
         """Takes new connections from a listening socket; False when none was waiting."""
