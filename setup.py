@@ -49,7 +49,7 @@ COMPILED = (
     "wsgi_ts/batcher/worker/slots.py",
     *(f"wsgi_ts/dataplane/{name}.py" for name in (
         "async_call", "async_plane", "attempts", "call_traces", "exchange", "graph", "graph_walk",
-        "ledger", "node_answers", "node_requests", "request_traces", "routes", "stories", "task", "walk",
+        "ledger", "node_answers", "node_requests", "request_traces", "routes", "stories", "task", "timings", "walk",
         "walk_counters", "walks",
     )),
     "wsgi_ts/http/body.py",
@@ -58,6 +58,7 @@ COMPILED = (
         "connection", "faults", "frames", "header_blocks", "outbox", "refusal", "stream",
     )),
     "wsgi_ts/logs/access.py",
+    "wsgi_ts/logs/request_line.py",
     "wsgi_ts/rest/direct.py",
     *(f"wsgi_ts/rpc/{name}.py" for name in (
         "call", "calls", "connection", "inference", "port", "prediction", "wire",

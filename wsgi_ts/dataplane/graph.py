@@ -104,7 +104,7 @@ class Graph:
             for place, node in enumerate(nodes)
         ]
         self.timing_names = [_NO_TOKEN.sub("_", node.name) for node in nodes]
-        self.timings_of_all = timing_template(self.timing_names)
+        self.timings_of_all = timing_template(tuple(self.timing_names))
 
     @property
     def needed(self) -> list[tuple[str, str | None]]:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from wsgi_ts.batcher.shm.request_codec import Times
 from wsgi_ts.tracing.context import TraceContext
@@ -92,21 +91,35 @@ class NodeRun(NamedTuple):
     times: Times | None
 
 
-class Part(NamedTuple):
+#: What is told of a part that there is nothing to be told of.
+_NOTHING: Final[Mapping[str, Any]] = {}
+
+
+class Part:
     """One part of a request.
 
     Attributes:
         name: what went on.
         begin_ns, end_ns: from when to when (monotonic).
-        attributes: what else is told of it.
+        attributes: what else is told of it; not to be changed.
         run: of a batch, how that was run.
     """
 
-    name: str
-    begin_ns: int
-    end_ns: int
-    attributes: Mapping[str, Any] = MappingProxyType({})
-    run: Times | None = None
+    __slots__ = ("attributes", "begin_ns", "end_ns", "name", "run")
+
+    def __init__(
+        self,
+        name: str,
+        begin_ns: int,
+        end_ns: int,
+        attributes: Mapping[str, Any] = _NOTHING,
+        run: Times | None = None,
+    ) -> None:
+        self.name = name
+        self.begin_ns = begin_ns
+        self.end_ns = end_ns
+        self.attributes = attributes
+        self.run = run
 
 
 #: Where in `Told` what JSON knows as lists lies.
@@ -229,5 +242,6 @@ def _node_parts(node: NodeRun) -> list[Part]:
     if node.times is not None and node.times.posted_ns:
         inner = _run_parts(node.times, node.began_ns, end_ns)
         attributes |= inner[1].attributes
-        inner = [part._replace(attributes={**part.attributes, "node": node.name}) for part in inner]
+        for part in inner:
+            part.attributes = {**part.attributes, "node": node.name}
     return [Part(f"node {node.name}", node.began_ns, end_ns, attributes), *inner]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from wsgi_ts.batcher.shm.request_codec import Times
 
@@ -12,7 +13,8 @@ def timing_value(parts: Iterable[tuple[str, float]]) -> str:
     return ", ".join([f"{name};dur={milliseconds:.3f}" for name, milliseconds in parts])
 
 
-def timing_template(names: Iterable[str]) -> str:
+@lru_cache(maxsize=256)
+def timing_template(names: tuple[str, ...]) -> str:
     """Returns what gives the header's value of parts with these names by `%` with the milliseconds of each."""
     return ", ".join([name.replace("%", "%%") + ";dur=%.3f" for name in names])
 
@@ -22,11 +24,12 @@ def timings_of(times: Times, submitted_ns: int) -> str:
 
     `submitted_ns` is when it was submitted (monotonic).
     """
-    parts = [
-        ("queue", max(0, times.posted_ns - submitted_ns) / 1e6),
-        ("handover", max(0, times.started_ns - times.posted_ns) / 1e6),
-    ]
+    names = ["queue", "handover"]
+    values = [max(0, times.posted_ns - submitted_ns) / 1e6, max(0, times.started_ns - times.posted_ns) / 1e6]
     if times.ended_ns:
-        parts.append(("worker", (times.ended_ns - times.started_ns) / 1e6))
-    stages = [(name, (end_ns - begin_ns) / 1e6) for name, begin_ns, end_ns in times.stages()]
-    return timing_value(parts + stages)
+        names.append("worker")
+        values.append((times.ended_ns - times.started_ns) / 1e6)
+    for name, begin_ns, end_ns in times.stages():
+        names.append(name)
+        values.append((end_ns - begin_ns) / 1e6)
+    return timing_template(tuple(names)) % tuple(values)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from typing import Any
 
-_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+from wsgi_ts.json_lines import ascii_line
 
 
 class _Clock:
@@ -34,6 +33,8 @@ def request_line(took_ns: int, fields: Mapping[str, Any]) -> str:
 
     It took `took_ns` from the request's first byte to its answer; of `fields` those are left out that are None.
     """
-    known = {name: value for name, value in fields.items() if value is not None}
-    duration_ms = round(took_ns / 1e6, 3)
-    return _ENCODE({"timestamp": _clock.text(time.time()), "duration_ms": duration_ms, **known})
+    record: dict[str, Any] = {"timestamp": _clock.text(time.time()), "duration_ms": round(took_ns / 1e6, 3)}
+    for name, value in fields.items():
+        if value is not None:
+            record[name] = value
+    return ascii_line(record)

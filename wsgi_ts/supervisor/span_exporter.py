@@ -17,11 +17,12 @@ import time
 from collections.abc import Sequence
 
 from wsgi_ts.instance.instance import begin_process
+from wsgi_ts.json_lines import decode
 from wsgi_ts.process import set_process_title
 from wsgi_ts.run_files import RunFiles
 from wsgi_ts.supervisor.spans import Spans
 from wsgi_ts.tracing.otlp import SenderOptions, SpanSender
-from wsgi_ts.tracing.post import Inlet, decode
+from wsgi_ts.tracing.post import Inlet
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -28,6 +28,8 @@ from wsgi_ts.tracing.otlp import SpanSender
 from wsgi_ts.tracing.records import BATCH, RANK, REQUEST, STAGES, batch_ids, batch_key, reason_name
 from wsgi_ts.tracing.span_codec import HERE, INTERNAL, REMOTE, SERVER
 
+#: What a part's attributes have of the batch's number.
+_NUMBER: Final = "batch.number"
 #: Parts of a request that lie within its batch.
 _IN_BATCH: Final = ("handover", *STAGES)
 #: A batch's requests are answered together: after so long, in seconds, another one is rare, such as a long stream.
@@ -110,28 +112,29 @@ class Spans:
         request = told.request_id, span_codec.link(trace_id, above, REMOTE)
         model, version, node = told.model, told.version, 0
         within_node = within_batch = above
-        for name, begin_ns, end_ns, attributes, run in parts_of(told):
+        for part in parts_of(told):
+            name, attributes, run = part.name, part.attributes, part.run
             span_id, parent, more = _new_span_id(), within_node, state
             if name in _IN_BATCH:
                 parent = within_batch
             elif name == "batch":
                 within_batch = span_id
                 if run is not None:
-                    more += self._gather(run, end_ns, model, version, request)
+                    more += self._gather(run, part.end_ns, model, version, request)
             elif name.startswith("node "):
                 parent, within_node, within_batch = above, span_id, span_id
                 model, version = told.nodes[node].model, told.nodes[node].version
                 node += 1
                 if attributes["outcome"] == "failed":
                     more += span_codec.failure("failed")
-            named: list[tuple[str, Any]] = []
-            for key, value in attributes.items():
-                if key == "batch.number":  # each has another
-                    more += span_codec.number(b"wsgi_ts.batch.number", value)
-                else:
-                    named.append((f"wsgi_ts.{key}", value))
-            more += span_codec.shared(name, INTERNAL, (*named,))
-            self._add(trace_id, span_id, parent, begin_ns, end_ns, more)
+            if attributes:
+                number = attributes.get(_NUMBER)
+                if number is not None:  # each has another
+                    more += span_codec.number(b"wsgi_ts.batch.number", number)
+                more += _part_span(name, tuple([item for item in attributes.items() if item[0] != _NUMBER]))
+            else:
+                more += span_codec.plain(name)
+            self._add(trace_id, span_id, parent, part.begin_ns, part.end_ns, more)
 
     def _gather(self, run: Times, ended_ns: int, model: str, version: str | None, request: tuple[str, bytes]) -> bytes:
         """Notes that a request was in a batch; returns the link to that.
@@ -141,9 +144,8 @@ class Spans:
         key = batch_key(run.worker, run.number, run.posted_ns)
         batch = self._batches.get(key)
         if batch is None:
-            facts = (run.worker, run.number, run.size, 0, run.reason, run.posted_ns, run.started_ns, ended_ns)
-            batch = _Batch(BatchTold(key, model, version or "", *facts, run.stages(), "", ()), *self._ids_of(key))
-            self._batches[key] = batch
+            batch = self._batches[key] = _Batch(*self._ids_of(key), model, version or "")
+        batch.run = run
         batch.came_at = time.monotonic()
         batch.ended_ns = max(batch.ended_ns, ended_ns)
         batch.requests[request[0]] = request[1]
@@ -151,9 +153,12 @@ class Spans:
 
     def _take_batch(self, told: BatchTold) -> None:
         """Takes what the model worker says of a batch that failed, or that several processes have run."""
-        batch = self._batches.setdefault(told.batch, _Batch(told, *self._ids_of(told.batch)))
+        batch = self._batches.get(told.batch)
+        if batch is None:
+            batch = self._batches[told.batch] = _Batch(*self._ids_of(told.batch), told.model, told.version)
         batch.told = told
         batch.came_at = time.monotonic()
+        batch.ended_ns = max(batch.ended_ns, told.ended_ns)
         for request_id, parent in zip(told.requests, told.parents, strict=True):
             request = parse(parent.encode("latin-1"), b"")
             if request is not None:
@@ -171,21 +176,21 @@ class Spans:
             del self._sent[next(iter(self._sent))]
 
     def _add_batch(self, batch: _Batch) -> None:
-        told, trace_id, span_id = batch.told, batch.trace_id, batch.span_id
-        same = (
-            ("wsgi_ts.batch.size", told.size),
-            ("wsgi_ts.batch.close_reason", reason_name(told.reason)),
-            ("wsgi_ts.model.name", told.model),
-            ("wsgi_ts.model.version", told.version or None),
-            ("wsgi_ts.worker", told.worker),
-            ("wsgi_ts.group.size", told.ranks or None),
-        )
-        more = span_codec.shared(f"batch {told.model}", INTERNAL, same) + span_codec.failure(told.fault)
-        more += span_codec.number(b"wsgi_ts.batch.number", told.number)
+        trace_id, span_id = batch.trace_id, batch.span_id
+        run: BatchTold | Times
+        stages: Sequence[Sequence[Any]]
+        if batch.told is not None:
+            run, ranks, fault, stages = batch.told, batch.told.ranks, batch.told.fault, batch.told.stages
+        elif batch.run is not None:
+            run, ranks, fault, stages = batch.run, 0, "", batch.run.stages()
+        else:
+            raise ValueError("a batch of which nothing is known")
+        more = _batch_span(batch.model, batch.version, run.worker, run.size, ranks, run.reason)
+        more += span_codec.failure(fault) + span_codec.number(b"wsgi_ts.batch.number", run.number)
         more += span_codec.texts(b"wsgi_ts.batch.requests", list(batch.requests)) + b"".join(batch.requests.values())
-        self._add(trace_id, span_id, b"", told.posted_ns, batch.ended_ns, more)
-        for stage, begin_ns, end_ns in told.stages:
-            self._add(trace_id, _new_span_id(), span_id, begin_ns, end_ns, span_codec.shared(stage, INTERNAL, ()))
+        self._add(trace_id, span_id, b"", run.posted_ns, batch.ended_ns, more)
+        for stage, begin_ns, end_ns in stages:
+            self._add(trace_id, _new_span_id(), span_id, begin_ns, end_ns, span_codec.plain(stage))
 
     def _add_rank(self, told: RankTold) -> None:
         """A rank's part in a batch: it may come before the batch's own."""
@@ -213,22 +218,41 @@ class _Batch:
     """What is known of a batch until its span is sent.
 
     Attributes:
-        told: how it was run.
         trace_id, span_id: of its span.
+        model, version: what ran.
         link: to its span.
+        run: how it was run, as one of its requests says.
+        told: how it was run, as its worker says where there is more to be told.
         ended_ns: the last end of a run in it (monotonic): streams go on for longer than others.
         requests: link to the span of each sampled request in it, by the request's id.
         came_at: when something of it came last (monotonic).
     """
 
-    def __init__(self, told: BatchTold, trace_id: bytes, span_id: bytes) -> None:
-        self.told = told
+    def __init__(self, trace_id: bytes, span_id: bytes, model: str, version: str) -> None:
         self.trace_id = trace_id
         self.span_id = span_id
+        self.model = model
+        self.version = version
         self.link = span_codec.link(trace_id, span_id, HERE)
-        self.ended_ns = told.ended_ns
+        self.run: Times | None = None
+        self.told: BatchTold | None = None
+        self.ended_ns = 0
         self.requests: dict[str, bytes] = {}
         self.came_at = 0.0
+
+
+@lru_cache(maxsize=1024)
+def _batch_span(model: str, version: str, worker: int, size: int, ranks: int, reason: int) -> bytes:
+    """What the spans of alike batches have in common."""
+    attributes = (
+        ("wsgi_ts.batch.size", size),
+        ("wsgi_ts.batch.close_reason", reason_name(reason)),
+        ("wsgi_ts.model.name", model),
+        ("wsgi_ts.model.version", version or None),
+        ("wsgi_ts.worker", worker),
+        ("wsgi_ts.group.size", ranks or None),
+    )
+    return span_codec.shared(f"batch {model}", INTERNAL, attributes)
 
 
 @lru_cache(maxsize=256)
@@ -269,6 +293,12 @@ def _request_span(
     if status >= 500:
         facts["error.type"] = str(status)
     return span_codec.shared(name, SERVER, (*facts.items(),), flags)
+
+
+@lru_cache(maxsize=1024)
+def _part_span(name: str, attributes: tuple[tuple[str, Any], ...]) -> bytes:
+    """What alike parts of requests have in common."""
+    return span_codec.shared(name, INTERNAL, tuple([(f"wsgi_ts.{key}", value) for key, value in attributes]))
 
 
 def _new_span_id() -> bytes:

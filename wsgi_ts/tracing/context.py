@@ -59,7 +59,7 @@ def new_trace(*, is_sampled: bool) -> TraceContext:
 
 def new_id(bits: int) -> str:
     """Returns a random id in hexadecimal digits, never 0."""
-    return f"{random.getrandbits(bits) or 1:0{bits // 4}x}"
+    return (random.getrandbits(bits) or 1).to_bytes(bits // 8, "big").hex()
 
 
 def parse(traceparent: bytes | None, tracestate: bytes) -> TraceContext | None:

@@ -71,7 +71,7 @@ class SenderOptions(NamedTuple):
             return environ.get(f"OTEL_EXPORTER_OTLP_TRACES_{name}") or environ.get(f"OTEL_EXPORTER_OTLP_{name}") or ""
 
         key, certificate = told("CLIENT_KEY"), told("CLIENT_CERTIFICATE")
-        batch = max(1, int(_number(environ, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 2048)))
+        batch = max(1, int(_number(environ, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 8192)))
         return cls(
             url=traces_url(endpoint, environ),
             headers=parse_env_headers(told("HEADERS"), liberal=True),
@@ -81,7 +81,7 @@ class SenderOptions(NamedTuple):
             cert=((certificate, key) if key else certificate) if certificate else None,
             every_s=_number(environ, "OTEL_BSP_SCHEDULE_DELAY", 5000.0) / 1000,
             batch=batch,
-            queue=max(batch, int(_number(environ, "OTEL_BSP_MAX_QUEUE_SIZE", 16384))),
+            queue=max(batch, int(_number(environ, "OTEL_BSP_MAX_QUEUE_SIZE", 65536))),
         )
 
 

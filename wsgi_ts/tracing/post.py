@@ -7,7 +7,6 @@ stream and no datagrams: of those the kernel may hold as few as ten.
 
 from __future__ import annotations
 
-import json
 import os
 import selectors
 import socket
@@ -17,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-import orjson
+from wsgi_ts.json_lines import encode
 
 #: What may wait in the sender for room in the kernel's buffer; what comes then is lost.
 MOST_WAITING: Final = 262144
@@ -26,34 +25,6 @@ MOST_LINE: Final = 1024 * 1024
 #: How long the next try of a sender waits that has found nobody, in seconds.
 _RETRY_S: Final = 1.0
 _READ_BYTES: Final = 262144
-#: Made here: a handler may put something else into the place of `json.dumps`.
-_ENCODE: Final = json.JSONEncoder(separators=(",", ":")).encode
-
-
-def encode(record: Any) -> bytes:
-    """Returns a record, whatever JSON can hold, as a line of it; named tuples are lists there."""
-    try:
-        return orjson.dumps(record, _fields, orjson.OPT_APPEND_NEWLINE)
-    except TypeError:  # half of a surrogate pair, or a number beyond 64 bits
-        return _ENCODE(record).encode() + b"\n"
-
-
-def decode(line: bytes) -> Any:
-    """Returns the record that `encode` has made a line of.
-
-    Raises:
-        ValueError: it is no JSON.
-    """
-    try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return json.loads(line)
-
-
-def _fields(record: Any) -> tuple[Any, ...]:
-    if isinstance(record, tuple):
-        return tuple(record)
-    raise TypeError(f"a {type(record).__name__} is no part of a record")
 
 
 class Post:

@@ -68,6 +68,12 @@ def shared(name: str, kind: int, attributes: tuple[tuple[str, Any], ...], flags:
     return made
 
 
+@lru_cache(maxsize=256)
+def plain(name: str) -> bytes:
+    """What spans within the server have in common of which only the name is told."""
+    return shared(name, INTERNAL, ())
+
+
 def text(key: bytes, value: str) -> bytes:
     """An attribute that is a text."""
     return _attribute(key, _field(_TEXT, value.encode("utf-8", "replace")))

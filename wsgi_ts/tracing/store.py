@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, Final
 
-from wsgi_ts.tracing.post import decode
+from wsgi_ts.json_lines import decode
 from wsgi_ts.tracing.records import BATCH, FAILED, REQUEST, SAMPLED, SLOW
 
 #: The ring of failed requests that no worker has answered: floods of those must not push out what handlers failed at.

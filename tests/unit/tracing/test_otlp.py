@@ -174,7 +174,7 @@ def test_variables_for_traces_count_before_those_for_all() -> None:
     }
     options = SenderOptions.of("http://c:4318/", environ)
     assert options == SenderOptions(
-        "http://c:4318/v1/traces", {"b": "2"}, 4.0, "none", "ca.pem", ("c.pem", "k.pem"), 0.1, 2048, 16384
+        "http://c:4318/v1/traces", {"b": "2"}, 4.0, "none", "ca.pem", ("c.pem", "k.pem"), 0.1, 8192, 65536
     )
 
 

@@ -6,12 +6,12 @@ import json
 import selectors
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from wsgi_ts.tracing import post as posting
-from wsgi_ts.tracing.post import Inlet, Post, decode, encode
+from wsgi_ts.tracing.post import Inlet, Post
 
 
 class Receiver:
@@ -34,36 +34,6 @@ def receiver(tmp_path: Path) -> Iterator[Receiver]:
     made = Receiver(tmp_path / "x.sock")
     yield made
     made.inlet.close()
-
-
-class Pair(NamedTuple):
-    first: Any
-    second: Any = None
-
-
-@pytest.mark.parametrize(
-    ("record", "arrives"),
-    [
-        ({"text": "ö\n\u2028", "number": 1.5, "none": None}, {"text": "ö\n\u2028", "number": 1.5, "none": None}),
-        (("request", Pair(Pair(1), [Pair("x")])), ["request", [[1, None], [["x", None]]]]),
-        ({"half of a pair": "\ud800"}, {"half of a pair": "\ud800"}),
-        ({"long": 1 << 70}, {"long": 1 << 70}),
-        ({1: "a number for a name"}, {"1": "a number for a name"}),
-    ],
-)
-def test_a_record_is_one_line(record: Any, arrives: Any) -> None:
-    line = encode(record)
-    assert line.endswith(b"\n")
-    assert line.count(b"\n") == 1
-    assert decode(line) == arrives
-
-
-def test_what_is_no_record_is_refused() -> None:
-    for line in (b"", b"{", b"\xff"):
-        with pytest.raises(ValueError):
-            decode(line)
-    with pytest.raises(TypeError):
-        encode({"set": {1}})
 
 
 def test_records_arrive_in_their_order(receiver: Receiver, tmp_path: Path) -> None:
