@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from wsgi_ts import TORCHSERVE_VERSION, __version__
 from wsgi_ts.cli.start import start
@@ -19,6 +20,13 @@ from wsgi_ts.cli.upgrade import UPGRADE_LIMIT_S, upgrade
 from wsgi_ts.run_files import default_run_dir
 from wsgi_ts.settings.config import ConfigError
 from wsgi_ts.settings.sources import CommandLine
+
+#: The flags that TorchServe has.
+_OF_TORCHSERVE = (
+    *("--version", "--start", "--stop", "--ts-config", "--model-store", "--workflow-store", "--models", "--log-config"),
+    *("--cpp-log-config", "--foreground", "--no-config-snapshots", "--ncs", "--plugins-path", "--ppath"),
+    *("--disable-token-auth", "--dt", "--enable-model-api"),
+)
 
 
 def torchserve(arguments: Sequence[str] | None = None) -> int:
@@ -129,9 +137,25 @@ def _add_start_flags(parser: argparse.ArgumentParser) -> None:
     add("--drain-timeout", metavar="SECONDS", help="then wait so long for requests under way (graceful_timeout)")
 
 
+class _TorchServeParser(argparse.ArgumentParser):
+    """Takes a flag's first letters for it where TorchServe, which has fewer flags, does."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Reads a command line, as its base class does."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_whole_flag(word) for word in words], namespace)
+
+
+def _whole_flag(word: str) -> str:
+    """Returns a flag of TorchServe whose first letters were given, which may be those of several here."""
+    given, equals, value = word.partition("=")
+    meant = [flag for flag in _OF_TORCHSERVE if flag.startswith(given)] if given.startswith("--") else []
+    return f"{meant[0]}{equals}{value}" if len(meant) == 1 else word
+
+
 def torchserve_parser() -> argparse.ArgumentParser:
     """The flags of the `torchserve` command."""
-    parser = argparse.ArgumentParser(prog="torchserve", description="Starts or stops the model server.")
+    parser = _TorchServeParser(prog="torchserve", description="Starts or stops the model server.")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("-v", "--version", action="store_true", help="print the version")
     action.add_argument("--start", action="store_true", help="start the server (the default)")

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -148,6 +149,25 @@ def stranger(place: Path) -> Iterator[subprocess.Popen[str]]:
 def test_version(place: Path) -> None:
     assert torchserve(place, "--version") == (0, "TorchServe Version is 0.12.0\n", "")
     assert torchserve(place, "-v")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "value"),
+    [
+        (["--log", "x.xml"], "log_config", "x.xml"),
+        (["--workflow=store"], "workflow_store", "store"),
+        (["--d"], None, None),  # of two, in TorchServe as well
+        (["--disable"], "disable_token_auth", True),
+        (["--drain-del", "2"], "drain_delay", "2"),  # ours alone
+        (["--models", "a=--log"], "models", ["a=--log"]),
+    ],
+)
+def test_the_first_letters_of_a_flag(words: list[str], name: str | None, value: Any) -> None:
+    if name is None:
+        with pytest.raises(SystemExit):
+            cli.torchserve_parser().parse_args(words)
+    else:
+        assert getattr(cli.torchserve_parser().parse_args(words), name) == value
 
 
 def test_contradicting_flags(place: Path) -> None:
