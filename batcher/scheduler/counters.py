@@ -144,17 +144,17 @@ class ModelCounters:
         self._count_times(ModelWord.LATENCY_US, named, buckets, jobs, int(ended_at * 1e9))
 
     def show_load(self, model: ModelQueue) -> None:
-        """Sets the two gauges that say how many requests the model's queue and its workers have."""
-        words, row = self._words, self._row
+        """Sets the gauges that say how many requests the model's queue and its workers have, and since when."""
+        words, row, queued = self._words, self._row, len(model.jobs)
         words[row + ModelWord.OUTSTANDING] = model.outstanding
-        words[row + ModelWord.QUEUED] = len(model.jobs)
+        words[row + ModelWord.QUEUED] = queued
+        words[row + ModelWord.OLDEST_NS] = int(model.jobs.oldest_at * 1e9) if queued else 0
 
     def show_all(self, model: ModelQueue) -> None:
         """Sets the gauges that the model's queue knows."""
         fixed_s, per_request_s = model.policy.cost()
         self.show_load(model)
         self.show(ModelWord.READY_WORKERS, model.ready_workers)
-        self.show(ModelWord.OLDEST_NS, int(model.jobs.oldest_at * 1e9) if model.jobs else 0)
         self.show(ModelWord.FIXED_NS, int(fixed_s * 1e9))
         self.show(ModelWord.PER_REQUEST_NS, int(per_request_s * 1e9))
 

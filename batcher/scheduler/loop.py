@@ -278,7 +278,7 @@ class BatcherLoop:
             counters.add(ModelWord.HANDLER_ERRORS, len(failed.jobs))
 
     def _show_load(self, index: int) -> None:
-        """Shows how many requests a model has and how many of them wait: both at once, as the rest are running."""
+        """Shows how many requests a model has and how many of them wait: at one time, as the rest are running."""
         model = self._scheduler.models.get(index)
         if model is not None:
             self._counters[index].show_load(model)

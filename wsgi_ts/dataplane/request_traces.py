@@ -30,6 +30,8 @@ from wsgi_ts.tracing.slowest import Allowance, Slowest
 _FAILED_PER_S: Final = 20.0
 _SAMPLED_PER_S: Final = 5.0
 _NEVER: Final = 1 << 62
+#: To send so much of records costs little more than to send one.
+_GATHERED_BYTES: Final = 16384
 
 
 class RequestTraces:
@@ -119,6 +121,11 @@ class RequestTraces:
         if told.trace is not None and self._exported is not None:
             # As it is: this may be one request in a hundred, and the exporter has time to make a record of it.
             self._exported.send((REQUEST, told))
+
+    def gather(self) -> None:
+        """Has records for the exporter wait for others from now on; `look` must be called about once a second."""
+        if self._exported is not None:
+            self._exported.gather = _GATHERED_BYTES
 
     def look(self, now: float) -> None:
         """Does what is due from time to time (monotonic seconds)."""

@@ -156,7 +156,7 @@ class Spans:
         batch = self._batches.get(told.batch)
         if batch is None:
             batch = self._batches[told.batch] = _Batch(*self._ids_of(told.batch), told.model, told.version)
-        batch.told = told
+        batch.model, batch.version, batch.told = told.model, told.version, told
         batch.came_at = time.monotonic()
         batch.ended_ns = max(batch.ended_ns, told.ended_ns)
         for request_id, parent in zip(told.requests, told.parents, strict=True):

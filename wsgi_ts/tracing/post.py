@@ -31,41 +31,57 @@ class Post:
     """Sends records to a socket in the run directory.
 
     Attributes:
+        gather: so many bytes wait to be sent together; who sets a number above 0 calls `flush` now and then.
         lost: how many records nobody has taken.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = os.fspath(path)
         self._sock: socket.socket | None = None
-        self._waiting = b""
+        self.gather = 0
+        self._waiting: list[bytes] = []
+        self._bytes = 0
+        #: How many of them the kernel had no room for.
+        self._refused = 0
         self._retry_at = 0.0
         self.lost = 0
 
     def send(self, record: Any) -> None:
         """Sends one record, or loses it: whatever JSON can hold."""
-        if len(self._waiting) > MOST_WAITING or not self._is_connected():
+        if self._bytes > MOST_WAITING or not self._is_connected():
             self.lost += 1
         else:
-            self._waiting += encode(record)
-        self.flush()
+            line = encode(record)
+            self._waiting.append(line)
+            self._bytes += len(line)
+        # Where there was no room, a try for each further record would copy all that waits each time.
+        if self._bytes >= self._refused + self.gather:
+            self.flush()
 
     def flush(self) -> None:
-        """Goes on with what has waited for room."""
+        """Sends what waits, as far as the kernel has room."""
         if not self._waiting or self._sock is None:
             return
+        data = b"".join(self._waiting)
         try:
-            self._waiting = self._waiting[self._sock.send(self._waiting) :]
+            rest = data[self._sock.send(data) :]
         except BlockingIOError:
-            return
+            rest = data
         except OSError:  # who listened has ended, and with it what was under way
             self.close()
+            return
+        self._keep(rest)
 
     def close(self) -> None:
         """Gives the socket back."""
         if self._sock is not None:
             self._sock.close()
         self._sock = None
-        self._waiting = b""
+        self._keep(b"")
+
+    def _keep(self, rest: bytes) -> None:
+        self._waiting = [rest] if rest else []
+        self._bytes = self._refused = len(rest)
 
     def _is_connected(self) -> bool:
         if self._sock is not None:

@@ -77,6 +77,8 @@ class WebLoop:
         self.report = make_report(instance.log_files.access, board, row, http_row)
         if exchange is not None:
             self.report.traces = exchange.traces
+            if exchange.traces is not None:
+                exchange.traces.gather()
             self.report.segment = exchange.client.segment
         table.left = self.report.left
         self.report.is_json = config.log_format == "json"
@@ -120,6 +122,7 @@ class WebLoop:
             self.drain()
         finally:
             self.report.flush()
+            self.report.look(time.monotonic_ns())
 
     def turn(self) -> None:
         """Waits for something to do, and does all of it."""

@@ -87,6 +87,41 @@ def test_one_that_does_not_keep_up_costs_records_and_no_wait(receiver: Receiver,
     post.close()
 
 
+def test_records_may_wait_for_others(receiver: Receiver, tmp_path: Path) -> None:
+    post = Post(tmp_path / "x.sock")
+    post.gather = 1000
+    post.send({"number": 1})
+    receiver.turn()
+    assert receiver.got == []
+    post.flush()
+    receiver.turn()
+    assert receiver.got == [{"number": 1}]
+    post.send({"number": 2})
+    post.send({"number": 3, "text": "x" * 1000})
+    receiver.turn()
+    assert [each["number"] for each in receiver.got] == [1, 2, 3]
+    post.close()
+
+
+def test_while_the_kernel_has_no_room_it_is_not_asked_for_each_record(
+    receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post = Post(tmp_path / "x.sock")
+    post.gather = 10_000
+    tries: list[int] = []
+    flush = post.flush
+    monkeypatch.setattr(post, "flush", lambda: tries.append(len(tries)) or flush())
+    for _ in range(2000):
+        post.send({"text": "x" * 1000})
+    for _ in range(3):
+        receiver.turn()
+        flush()
+    receiver.turn()
+    post.close()
+    assert len(tries) <= 2000 / 9
+    assert len(receiver.got) == 2000 - post.lost
+
+
 def test_a_line_without_end_is_not_kept(receiver: Receiver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(posting, "MOST_LINE", 1000)
     import socket

@@ -221,18 +221,19 @@ def test_what_waits_and_what_runs_is_shown_at_each_step(prefix: str) -> None:
     _, worker = bench.add_worker()
     bench.loop._next_tick = math.inf  # the work of each tick comes too late for who asks after each request
 
-    def shown() -> tuple[int, int]:
-        return bench.outstanding(), bench.board.words[bench.board.model_row(0, MODEL) + ModelWord.QUEUED]
+    def shown() -> tuple[int, int, bool]:
+        words, row = bench.board.words, bench.board.model_row(0, MODEL)
+        return bench.outstanding(), words[row + ModelWord.QUEUED], words[row + ModelWord.OLDEST_NS] > 0
 
     bench.submit()
-    assert shown() == (1, 0)
+    assert shown() == (1, 0, False)
     for _ in range(2):
         bench.submit()
-    assert shown() == (3, 2)
+    assert shown() == (3, 2, True)
     bench.submit()  # more than the queue holds
-    assert shown() == (3, 2)
+    assert shown() == (3, 2, True)
     bench.finish(worker, 1, bench.begin(worker, 1))
-    assert shown() == (2, 0)  # the handler is quick: both lie ready in the mailbox
+    assert shown() == (2, 0, False)  # the handler is quick: both lie ready in the mailbox
 
 
 def test_a_full_queue_refuses_at_once(prefix: str) -> None:
