@@ -3,6 +3,18 @@
 # The server becomes the container's first process, so that it gets the signals.
 set -e
 
+# Shells in TorchServe's images read the words once more: a whole command may be in one word, or a flag with its value.
+case ${1%%[[:space:]]*} in
+    serve | torchserve | wsgi-ts)
+        for word in "$@"; do
+            case ${word%%[[:space:]]*} in
+                "$word" | *=*) ;;
+                serve | torchserve | wsgi-ts | -*) eval "exec \"\$0\" $*" ;;
+            esac
+        done
+        ;;
+esac
+
 # The file that the server will read, and whether its flags name a model store.
 file='' store='' before=''
 for word in "$@"; do

@@ -157,6 +157,39 @@ def test_the_images_command(place: Path, way: str) -> None:
         process.wait()
 
 
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        (["torchserve --start --model-store /m --models all"], ["--start", "--model-store", "/m", "--models", "all"]),
+        (
+            ["torchserve", "--start", "--model-store /m", "--ts-config  /c"],
+            ["--start", "--model-store", "/m", "--ts-config", "/c"],
+        ),
+        (["torchserve --start --models 'a b.mar' $MORE"], ["--start", "--models", "a b.mar", "c.mar"]),
+        (["torchserve --start   --ncs && tail -f /dev/null"], ["--start", "--ncs"]),
+        # What is in words already stays as it is.
+        (["torchserve", "--models", "a b.mar", "--model-store=/m n"], ["--models", "a b.mar", "--model-store=/m n"]),
+    ],
+)
+def test_a_command_in_one_word_is_read_as_in_torchserves_images(
+    tmp_path: Path, words: list[str], arguments: list[str]
+) -> None:
+    (tmp_path / "torchserve").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    (tmp_path / "torchserve").chmod(0o755)
+    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "MORE": "c.mar"}
+    done = subprocess.run([DOCKER / "entrypoint.sh", *words], env=own, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["--foreground", *arguments]
+
+
+def test_the_output_of_a_command_in_one_word_goes_where_it_says(tmp_path: Path) -> None:
+    (tmp_path / "torchserve").write_text("#!/bin/sh\necho started\n")
+    (tmp_path / "torchserve").chmod(0o755)
+    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [DOCKER / "entrypoint.sh", f"torchserve --start > {tmp_path}/log"]
+    assert subprocess.run(command, env=own, capture_output=True, check=True).stdout == b""
+    assert (tmp_path / "log").read_text() == "started\n"
+
+
 def test_other_commands_are_run_as_they_are() -> None:
     done = subprocess.run([DOCKER / "entrypoint.sh", "echo", "a  b"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "a  b\n")
@@ -190,9 +223,11 @@ def settings_of_command(folder: Path, *words: str, **given: str) -> dict[str, st
         (folder / name).chmod(0o755)
     own = {"PATH": f"{folder}:{os.environ['PATH']}", **given}
     # What an image has at the root of its file system is in the folder here.
-    entry_point = (DOCKER / "entrypoint.sh").read_text().replace("=/home/", f"={folder}/home/")
-    command = ["sh", "-c", entry_point.replace("=/mnt/", f"={folder}/mnt/"), "entrypoint.sh", *words]
-    done = subprocess.run(command, env=own, cwd=folder, capture_output=True, text=True, check=True)
+    text = (DOCKER / "entrypoint.sh").read_text().replace("=/home/", f"={folder}/home/")
+    entry_point = folder / "entrypoint.sh"
+    entry_point.write_text(text.replace("=/mnt/", f"={folder}/mnt/"))
+    entry_point.chmod(0o755)
+    done = subprocess.run([entry_point, *words], env=own, cwd=folder, capture_output=True, text=True, check=True)
     lines = [line.partition("=") for line in done.stdout.splitlines()]
     return {name: value.removeprefix(f"{folder}") for name, _, value in lines if name.startswith("TS_")}
 
