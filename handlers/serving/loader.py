@@ -62,7 +62,7 @@ def load_entry(handler: str, model_dir: str, envelope: str | None = None) -> Ent
     Args:
         handler: `file.py`, `file.py:function`, `module`, `module:function` or a bundled handler's name, with
             `ts.torch_handler.` before it or without; the file may be in a folder of the model, whose modules it then
-            finds first.
+            finds first. What stands for the function may be a class.
         model_dir: the model's folder; its modules come before equally named ones imported earlier.
         envelope: name of the request envelope to wrap the handler in.
 
@@ -79,11 +79,10 @@ def load_entry(handler: str, model_dir: str, envelope: str | None = None) -> Ent
             sys.path.insert(0, folder)
         module = import_from(name, folder)
         found = getattr(module, function or "handle", None)
-        entry = _class_entry(_only_class(module)) if found is None else _function_entry(found)
+        entry = _entry(_handler_class(module) if found is None else found)
     else:
         bundled_module, _, symbol = bundled.partition(":")
-        found = getattr(importlib.import_module(bundled_module), symbol)
-        entry = _class_entry(found) if inspect.isclass(found) else _function_entry(found)
+        entry = _entry(getattr(importlib.import_module(bundled_module), symbol))
     if not envelope:
         return entry
     return entry._replace(handle=_envelope_class(envelope)(entry.handle).handle)
@@ -115,18 +114,31 @@ def list_classes_from_module(module: ModuleType, parent_class: type | None = Non
     ]
 
 
+def _entry(found: Any) -> Entry:
+    return _class_entry(found) if inspect.isclass(found) else _function_entry(found)
+
+
 def _function_entry(function: Any) -> Entry:
     return Entry(function, lambda context: function(None, context))
 
 
-def _only_class(module: ModuleType) -> type:
+def _handler_class(module: ModuleType) -> type:
+    """The module's only class; of several the only one with a method `handle` from which none of them derives.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
     classes = list_classes_from_module(module)
-    if len(classes) != 1:
+    if len(classes) == 1:
+        return classes[0]
+    able = [each for each in dict.fromkeys(classes) if callable(getattr(each, "handle", None))]
+    meant = [each for each in able if not any(issubclass(other, each) for other in able if other is not each)]
+    if len(meant) != 1:
         raise ValueError(
             f"Expected only one class in custom service code or a function entry point {classes} "
             f"in {getattr(module, '__file__', module.__name__)}"
         )
-    return classes[0]
+    return meant[0]
 
 
 def _class_entry(handler_class: type) -> Entry:

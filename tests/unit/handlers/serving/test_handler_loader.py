@@ -96,6 +96,48 @@ def test_a_module_needs_exactly_one_class_of_its_own(model_dir: str) -> None:
         load_entry("mute", model_dir)
 
 
+#: The handler among the classes of its file: what TorchServe's examples have in files of their own is here, too.
+SEVERAL = """
+from dataclasses import dataclass
+
+@dataclass
+class Features:
+    text: str
+
+class Base:
+    def initialize(self, context):
+        self.name = context.name
+
+    def handle(self, data, context):
+        return [self.name] * len(data)
+
+class Other(Exception):
+    pass
+
+class Derived(Base):
+    pass
+
+Alias = Derived
+"""
+
+
+@pytest.mark.parametrize("handler", ["several.py", "several", "several.py:Derived", "several:Alias"])
+def test_of_several_classes_the_handler_is_found_or_named(model_dir: str, handler: str) -> None:
+    write(model_dir, "several.py", SEVERAL)
+    entry = load_entry(handler, model_dir)
+    entry.initialize(CONTEXT)
+    assert handler_class(entry) == "Derived"
+    assert entry.handle([{}], None) == ["n"]
+
+
+def test_a_class_that_is_named_is_the_handler(model_dir: str) -> None:
+    write(model_dir, "choice.py", SEVERAL + "class Second(Base): pass\n")
+    with pytest.raises(ValueError, match=r"Expected only one class .*Derived.*Second"):
+        load_entry("choice", model_dir)
+    assert handler_class(load_entry("choice:Second", model_dir)) == "Second"
+    assert handler_class(load_entry("choice.py:Base", model_dir)) == "Base"
+
+
 def test_missing_modules_are_named(model_dir: str) -> None:
     with pytest.raises(ImportError, match="no_such_handler"):
         load_entry("no_such_handler.py", model_dir)
