@@ -46,6 +46,11 @@ _WORDS = {
     **dict.fromkeys(("message", "msg", "m"), "message"),
     **dict.fromkeys(("processId", "pid"), "process"),
 }
+#: TorchServe's own layouts, in lower case, and the formatters that stand for them.
+_METRIC_LAYOUTS = {
+    "jsonpatternlayout": "wsgi_ts.logs.metric_layouts.JsonLayout",
+    "qloglayout": "wsgi_ts.logs.metric_layouts.QlogLayout",
+}
 #: What the end of a line and a traceback have anyway.
 _IMPLIED = ("n", "xEx", "ex", "throwable", "xThrowable", "xwEx", "rEx")
 _CONVERSION = re.compile(r"%(?:(%)|(-?\d*(?:\.-?\d+)?)([A-Za-z]+)((?:\{[^{}]*\})*))")
@@ -253,6 +258,9 @@ class _Translation:
         pattern, at = "%m%n", element
         for layout in layouts:
             at = layout
+            if layout.name in _METRIC_LAYOUTS:
+                self._formatters[name] = {"()": _METRIC_LAYOUTS[layout.name]}
+                return name
             if layout.name == "patternlayout":
                 pattern = self._attribute(layout, "pattern") or "%m%n"
             else:

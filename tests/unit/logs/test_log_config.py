@@ -120,6 +120,52 @@ def test_a_log4j2_xml_in_the_shape_of_torchserves(tmp_path: Path, capfd: pytest.
     assert (server.max_bytes, server.period, server.archive) == (0, "day", f"{tmp_path}/ts_log.%d-%b.log.gz")
 
 
+#: As TorchServe's documentation has it, of a file for each of its metrics logs.
+METRIC_LAYOUTS = """<Configuration packages="org.pytorch.serve.util.logging">
+  <Appenders>
+    <RollingFile name="j" fileName="${env:LOG_LOCATION}/json.log" filePattern="x.%i"><JSONPatternLayout/></RollingFile>
+    <RollingFile name="q" fileName="${env:LOG_LOCATION}/qlog.log" filePattern="y.%i"><QLogLayout/></RollingFile>
+  </Appenders>
+  <Loggers>
+    <Logger name="MODEL_METRICS" level="all"><AppenderRef ref="j"/><AppenderRef ref="q"/></Logger>
+    <Logger name="ACCESS_LOG" level="info"><AppenderRef ref="j"/></Logger>
+  </Loggers>
+</Configuration>"""
+
+
+def test_the_layouts_of_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REALM", "EU")
+    plan = plan_of(tmp_path, METRIC_LAYOUTS, "log4j2.xml")
+    assert plan.notes == ()
+    with logging_to(tmp_path, plan) as files:
+        files.model_metrics.write(
+            [
+                "DiskUsed.Gigabytes:24.5|#Level:Host|#hostname:h,timestamp:1700000000",
+                "Time.ms:7.0|#ModelName:m,Kind:a:ü|#hostname:h,requestID:r1,r2,timestamp:1700000001",
+                "no metric",
+            ]
+        )
+        files.access.write(['/127.0.0.1:1 "GET /ping HTTP/1.1" 200 0'])
+    first, second, other, access = (tmp_path / "json.log").read_text().splitlines()
+    assert json.loads(first) == {
+        "MetricName": "DiskUsed",
+        "Value": "24.5",
+        "Unit": "Gigabytes",
+        "Dimensions": [{"Name": "Level", "Value": "Host"}],
+        "Timestamp": "1700000000",
+        "HostName": "h",
+    }
+    assert json.loads(second)["Dimensions"] == [{"Name": "ModelName", "Value": "m"}, {"Name": "Kind", "Value": "a:ü"}]
+    assert json.loads(second)["RequestId"] == "r1,r2"
+    assert (other, access) == ("no metric", '/127.0.0.1:1 "GET /ping HTTP/1.1" 200 0')
+    assert (tmp_path / "qlog.log").read_text() == (
+        "HostName=h\nMarketplace=MXNetModelServer:Unknown:EU\nStartTime=1700000000\nProgram=MXNetModelServer\n"
+        "Metrics=DiskUsed=24.5 Gigabytes Level|Host \nEOE\n"
+        "HostName=h\nRequestId=r1,r2\nMarketplace=MXNetModelServer:Unknown:EU\nStartTime=1700000001\n"
+        "Program=MXNetModelServer\nMetrics=Time=7.0 ms ModelName|m  Kind|a:ü \nEOE\nno metric\n"
+    )
+
+
 @pytest.mark.parametrize(
     ("pattern", "line"),
     [
