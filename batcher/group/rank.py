@@ -25,7 +25,7 @@ from wsgi_ts.batcher.group.rank_traces import RankTraces
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.group_board import GroupBoard, GroupFollower, GroupLeader, GroupStopped
 from wsgi_ts.batcher.shm.mailbox import WorkerMailbox, mailbox_name
-from wsgi_ts.batcher.spawn.environment import export_python_path, limit_threads
+from wsgi_ts.batcher.spawn.environment import export_python_path, hide_own_arguments, limit_threads
 from wsgi_ts.batcher.worker.batch_traces import device_of, line_fields
 from wsgi_ts.batcher.worker.slots import SlotReference, WorkerSlots
 from wsgi_ts.batcher.worker.worker import ModelWorker, metrics_sink
@@ -272,5 +272,6 @@ def main(words: Sequence[str] | None = None) -> int:
     end_copies()
     limit_threads(int(os.environ["OMP_NUM_THREADS"]))
     export_python_path(spec)
+    hide_own_arguments(spec)
     name = mailbox_name(order.prefix, order.batcher_index, order.worker_id, order.start_count)
     return follow(order, name, rank) if rank else lead(order, name)

@@ -60,6 +60,11 @@ def export_python_path(spec: ModelSpec) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, parts))
 
 
+def hide_own_arguments(spec: ModelSpec) -> None:
+    """Leaves only the handler's file in `sys.argv`: a handler, or a library that it uses, may look for flags there."""
+    sys.argv = [os.path.join(spec.model_dir, spec.handler.partition(":")[0])]
+
+
 def export_threads(threads: int) -> None:
     """Has libraries that are loaded from now on use so many threads; 0, or OMP_NUM_THREADS set: as they like."""
     if threads > 0 and "OMP_NUM_THREADS" not in os.environ:

@@ -10,7 +10,7 @@ import time
 
 from wsgi_ts.batcher.shm.board import Board
 from wsgi_ts.batcher.shm.mailbox import WorkerMailbox, mailbox_name
-from wsgi_ts.batcher.spawn.environment import export_python_path, limit_threads
+from wsgi_ts.batcher.spawn.environment import export_python_path, hide_own_arguments, limit_threads
 from wsgi_ts.batcher.worker.async_worker import AsyncWorker
 from wsgi_ts.batcher.worker.function_worker import FunctionWorker
 from wsgi_ts.batcher.worker.worker import ModelWorker
@@ -37,6 +37,7 @@ def run(order: SpawnWorker, status_fd: int) -> int:
     end_copies()
     limit_threads(order.threads)
     export_python_path(spec)
+    hide_own_arguments(spec)
     _keep_freed_memory()
     mailbox = WorkerMailbox(mailbox_name(prefix, order.batcher_index, order.worker_id, order.start_count))
     kind = AsyncWorker if spec.async_communication else FunctionWorker if spec.functions else ModelWorker

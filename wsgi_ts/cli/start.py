@@ -18,7 +18,7 @@ from pathlib import Path
 from wsgi_ts.cli.activation import handed_sockets
 from wsgi_ts.control.memory_file import memory_file
 from wsgi_ts.guard.protocol import FORWARDED
-from wsgi_ts.instance.pid_file import GUARD_MODULE, SERVER_MODULE, PidFile, ServerHandle, pid_file_path
+from wsgi_ts.instance.pid_file import GUARD_MODULE, SERVER_MODULE, TORCHSERVE_MARK, PidFile, ServerHandle, pid_file_path
 from wsgi_ts.plugins.presence import has_plugins
 from wsgi_ts.process import python_command
 from wsgi_ts.run_files import default_run_dir
@@ -121,7 +121,7 @@ def _launch(config: Config, pid_file: PidFile | None, *, wait: bool) -> int:
 
 def _guard_command(config: Config, config_fd: int, flags: Sequence[str]) -> list[str]:
     arguments = ["--config-fd", str(config_fd), "--run-dir", str(config.run_dir), *flags]
-    arguments += [] if config.embedded_in is None else ["--owner", str(config.embedded_in)]
+    arguments += ["--like", TORCHSERVE_MARK] if config.embedded_in is None else ["--owner", str(config.embedded_in)]
     return python_command(GUARD_MODULE, *arguments, "--", *supervisor_command())
 
 

@@ -335,6 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kept", type=_kept, action="append", default=[], help="a listening socket: NAME=FD")
     parser.add_argument("--pid-file-fd", type=int, default=-1, help="the locked pid file; closed at once")
     parser.add_argument("--owner", type=int, help="the process that the instance is an engine of, and ends with")
+    parser.add_argument("--like", help="for those who look for a server by its command line; without effect")
     parser.add_argument("command", nargs="+", help="the supervisor's")
     options = parser.parse_args(arguments)
     if options.pid_file_fd >= 0:

@@ -22,9 +22,11 @@ from wsgi_ts.settings.config import ConfigError
 
 GUARD_MODULE = "wsgi_ts.guard"
 SERVER_MODULE = "wsgi_ts.supervisor"
+#: The word of a command line by which programs know TorchServe's server, SageMaker's serving toolkit among them.
+TORCHSERVE_MARK = "org.pytorch.serve.ModelServer"
 #: What marks a server in a command line: a guard, a server of a version that had none, and TorchServe's own, which uses
 #: the same pid file.
-SERVER_MARKS = (GUARD_MODULE, SERVER_MODULE, "wsgi_ts.server", "org.pytorch.serve.ModelServer")
+SERVER_MARKS = (GUARD_MODULE, SERVER_MODULE, "wsgi_ts.server", TORCHSERVE_MARK)
 _PID_FILE = ".model_server.pid"
 #: Linux gives no higher pid.
 _MAX_PID = 2**22
