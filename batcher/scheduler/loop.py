@@ -218,7 +218,7 @@ class BatcherLoop:
     def _release(self, worker_id: int, start_count: int, now: float) -> None:
         for worker in self._mailboxes:
             if (worker.worker_id, worker.start_count) == (worker_id, start_count):
-                self._act(self._scheduler.release_worker(worker), now)
+                self._act(self._scheduler.release_worker(worker, now), now)
                 return
         self._notify(WorkerReleased(worker_id, start_count))
 

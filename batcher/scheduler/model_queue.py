@@ -96,7 +96,7 @@ class Worker:
         batches: what it has in flight, oldest first.
         posted: number of the last batch dispatched to it.
         done: number of the last batch it is known to have done.
-        held: asked to leave, and kept for the jobs that its unregistered model still has.
+        held: asked to leave, and kept for the jobs that its model still has.
         leaving: it gets no further batch, and leaves after those that it has.
         killed: it is to be killed.
         idle_since: since when it has nothing to do (monotonic seconds).
@@ -153,6 +153,7 @@ class ModelQueue:
         joins_steps: whether new jobs join those that are under way: a continuous batch, or an asynchronous handler.
         service_s: how long a batch takes, smoothed; starts where no batch is dispatched ahead.
         closes_at: until when a version that is unregistered may still get jobs (monotonic seconds); NEVER for others.
+        held_until: until when its last worker, which was asked to leave, is kept in any case; NEVER where none is.
         accepting: False once an unregistered version has served what it had.
         wait_until: when to ask for `next_batch` again if nothing else happens before (monotonic seconds).
     """
@@ -172,7 +173,7 @@ class ModelQueue:
         self.halving = Halving(spec.max_executions) if spec.repeats else None
         self.service_s = math.inf if self.joins_steps else PREFETCH_BELOW_S  # streams are never short
         self.accepting = True
-        self.closes_at = self.wait_until = NEVER
+        self.closes_at = self.held_until = self.wait_until = NEVER
 
     def renew(self, spec: ModelSpec) -> None:
         """Takes over other settings while requests wait and run.
@@ -329,7 +330,13 @@ class ModelQueue:
     @property
     def is_active(self) -> bool:
         """Whether jobs wait here, or its end or that of a worker is under way."""
-        return len(self.jobs) > 0 or self.closes_at < NEVER or any(worker.leaving for worker in self.workers)
+        ends = self.closes_at < NEVER or self.held_until < NEVER
+        return len(self.jobs) > 0 or ends or any(worker.leaving for worker in self.workers)
+
+    def is_last(self, worker: Worker) -> bool:
+        """Whether no other worker is there to serve what waits; of sequences each has its own worker."""
+        others = (each for each in self.workers if each is not worker)
+        return self.sequences is None and not any(each.takes_more and not each.held for each in others)
 
     @property
     def ready_workers(self) -> int:

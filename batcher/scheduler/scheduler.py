@@ -18,7 +18,8 @@ from wsgi_ts.batcher.shm.layout import NOT_RETURNING, News, SlotState
 from wsgi_ts.batcher.shm.worker_layout import Progress
 from wsgi_ts.messages import ModelSpec
 
-#: How long a version that is unregistered still takes jobs: a web worker may have looked at its routes just before.
+#: How long a version that is unregistered, or scaled to no workers, still takes jobs: a web worker may have looked at
+#: its routes just before.
 LAST_ARRIVALS_S = 0.05
 #: Longest sleep without being woken for submissions: bounds how late a full queue refuses when a short batch hangs.
 UNANNOUNCED_S = 0.02
@@ -67,6 +68,7 @@ class Scheduler:
             return [Unloaded(index)]
         if model.closes_at == NEVER:
             model.closes_at = now + LAST_ARRIVALS_S
+            model.held_until = NEVER
             self._active[index] = model
         return self._forget_if_unused(model)
 
@@ -78,13 +80,21 @@ class Scheduler:
         self.models[worker.model].workers.append(worker)
         return []
 
-    def release_worker(self, worker: Worker) -> list[Action]:
-        """Releases a worker when it has done what it has; that of an unregistered version when all is served."""
+    def release_worker(self, worker: Worker, now: float) -> list[Action]:
+        """Releases a worker when it has done what it has.
+
+        That of an unregistered version stays until all is served, and so does the last one of a version that is scaled
+        to none: nobody else would answer what waits.
+        """
         model = self.models[worker.model]
-        if model.accepting and model.closes_at < NEVER:
-            worker.held = True
-            return []
-        return self._let_go(model, worker)
+        is_unregistered = model.closes_at < NEVER
+        if not model.accepting or not (is_unregistered or model.is_last(worker)):
+            return self._let_go(model, worker)
+        worker.held = True
+        if not is_unregistered:
+            model.held_until = now + LAST_ARRIVALS_S
+            self._active[worker.model] = model
+        return []
 
     def worker_gone(self, worker: Worker, oom: bool, now: float) -> list[Action]:
         """Answers what a dead worker had begun and queues again what it had not (README, rule 3).
@@ -101,7 +111,7 @@ class Scheduler:
 
     def _let_go(self, model: ModelQueue, worker: Worker) -> list[Action]:
         """Gives a worker no further batch; it leaves after those that it has, and takes its sequences along."""
-        worker.leaving = True
+        worker.leaving, worker.held = True, False
         self._active[worker.model] = model
         ended = Fail(worker.model, model.end_sequences_of(worker), NO_WORKER)
         return [ended] if worker.batches else [ended, *self._release(model, worker)]
@@ -173,7 +183,7 @@ class Scheduler:
                     self.wake_at = min(self.wake_at, model.wait_until)
                     break
                 self._post(model, following, now, actions)
-            closing |= model.closes_at < NEVER
+            closing |= model.closes_at < NEVER or model.held_until < NEVER
         return actions + self._close_served(now) if closing else actions
 
     def _post(self, model: ModelQueue, following: NextBatch, now: float, actions: list[Action]) -> None:
@@ -199,16 +209,28 @@ class Scheduler:
             actions.append(Dispatch(worker, batch))
 
     def _close_served(self, now: float) -> list[Action]:
-        """Releases the workers of unregistered versions where nothing waits for them and nothing can come any more."""
+        """Releases the workers that were held, where nothing waits for them and nothing can come any more."""
         actions: list[Action] = []
         for model in [model for model in self.models.values() if model.accepting and model.closes_at < NEVER]:
             if now < model.closes_at:
                 self.wake_at = min(self.wake_at, model.closes_at)
             elif not len(model.jobs):
                 model.accepting = False
-                for worker in [worker for worker in model.workers if worker.held]:
-                    actions += self._let_go(model, worker)
+                actions += self._let_held_go(model)
+        for model in [model for model in self.models.values() if model.held_until < NEVER]:
+            if any(model.is_last(worker) for worker in model.workers if worker.held):
+                if len(model.jobs):
+                    continue
+                if now < model.held_until:
+                    self.wake_at = min(self.wake_at, model.held_until)
+                    continue
+            model.held_until = NEVER
+            actions += self._let_held_go(model)
         return actions
+
+    def _let_held_go(self, model: ModelQueue) -> list[Action]:
+        held = [worker for worker in model.workers if worker.held]
+        return [action for worker in held for action in self._let_go(model, worker)]
 
     # -- workers have gone on
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -33,6 +35,19 @@ def handle(data, context):
     return [context.manifest["model"]["modelVersion"] for _ in data]
 """
 
+#: Answers once the file exists whose name the request brings.
+WAITS = """
+import os, time
+
+def handle(data, context):
+    if data is None:
+        return None
+    for row in data:
+        while not os.path.exists(bytes(row["body"])):
+            time.sleep(0.01)
+    return ["served"] * len(data)
+"""
+
 CONFIGURED = """
 minWorkers: 2
 maxWorkers: 2
@@ -51,6 +66,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     archive(store, "bad", BAD_INIT)
     archive(store, "who", BAD_INIT, version="3.0", file_name="bad2.mar")
     archive(store, "configured", config_yaml=CONFIGURED)
+    archive(store, "waits", WAITS)
     (store / "junk.mar").write_bytes(b"no archive")
     with ServerProcess(store=store) as running:
         yield running
@@ -280,6 +296,23 @@ def test_scale_to_nothing_and_back(server: ServerProcess) -> None:
     assert_error(server.predict("echo", b"x"), 503, "ServiceUnavailableException")
     manage(server, "PUT", "/models/echo?min_worker=1&synchronous=true")
     assert server.predict("echo", b"x").body == b"x"
+
+
+def test_what_waits_is_served_before_the_last_workers_leave(server: ServerProcess, tmp_path: Path) -> None:
+    server.register("waits.mar", initial_workers=2)
+    go = tmp_path / "go"
+    with ThreadPoolExecutor(6) as threads:
+        replies = [threads.submit(server.predict, "waits", os.fspath(go)) for _ in range(5)]
+        try:
+            eventually(lambda: describe(server, "waits")["jobQueueStatus"]["pendingRequests"] == 3, within=30)
+            path = "/models/waits?min_worker=0&max_worker=0&synchronous=true"
+            scaled = threads.submit(manage, server, "PUT", path)
+            eventually(lambda: describe(server, "waits")["maxWorkers"] == 0, within=30)
+        finally:
+            go.touch()
+        assert [reply.result().text for reply in replies] == ["served"] * 5
+        assert_status(scaled.result(), 200, "Workers scaled to 0 for model: waits")
+    assert describe(server, "waits")["workers"] == []
 
 
 @pytest.mark.parametrize(

@@ -660,7 +660,8 @@ def test_an_unloaded_model_still_takes_jobs_that_were_on_their_way(bench: Bench)
     assert bench.begin(worker, 1) == [slot]
 
 
-def test_a_released_worker_finishes_its_batch(bench: Bench) -> None:
+def test_a_released_worker_finishes_its_batch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsgi_ts.batcher.scheduler.scheduler.LAST_ARRIVALS_S", 0.0)
     _, worker = bench.add_worker()
     slot = bench.submit()
     bench.begin(worker, 1)
@@ -670,6 +671,46 @@ def test_a_released_worker_finishes_its_batch(bench: Bench) -> None:
     bench.finish(worker, 1, [slot])
     assert worker.stopping
     assert WorkerReleased(WORKER, 1) in bench.notices
+
+
+def test_the_last_worker_serves_what_waits_before_it_leaves(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsgi_ts.batcher.scheduler.scheduler.LAST_ARRIVALS_S", 0.0)
+    _, other = bench.add_worker()
+    _, worker = bench.add_worker(9001)
+    slots = [bench.submit() for _ in range(3)]
+    bench.begin(other, 1)
+    bench.begin(worker, 1)
+    bench.loop.command(ReleaseWorker(WORKER, 1))
+    bench.loop.command(ReleaseWorker(9001, 1))
+    bench.finish(other, 1, slots[:1])
+    assert other.stopping
+    bench.finish(worker, 1, slots[1:2])
+    assert not worker.stopping
+    bench.begin(worker, 2)
+    bench.finish(worker, 2, slots[2:])
+    bench.turn()
+    assert [bench.status(slot) for slot in slots] == [418] * 3
+    assert worker.stopping
+
+
+def test_the_last_worker_takes_jobs_that_were_on_their_way(bench: Bench) -> None:
+    _, worker = bench.add_worker()
+    bench.loop.command(ReleaseWorker(WORKER, 1))
+    bench.turn()
+    slot = bench.submit()
+    assert bench.begin(worker, 1) == [slot]
+
+
+def test_the_last_worker_leaves_when_another_has_come(bench: Bench) -> None:
+    _, worker = bench.add_worker()
+    slots = [bench.submit(), bench.submit()]
+    bench.begin(worker, 1)
+    bench.loop.command(ReleaseWorker(WORKER, 1))
+    bench.turn()
+    _, successor = bench.add_worker(9001)
+    assert bench.begin(successor, 1) == slots[1:]
+    bench.finish(worker, 1, slots[:1])
+    assert worker.stopping
 
 
 def test_a_worker_over_its_response_timeout_is_reported_once(prefix: str) -> None:
@@ -772,6 +813,7 @@ def test_a_worker_leaves_when_its_last_stream_has_ended(prefix: str) -> None:
     _, worker = bench.add_worker()
     slot = bench.submit()
     bench.join(worker, 1)
+    bench.add_worker(9001)
     bench.loop.command(ReleaseWorker(WORKER, 1))
     bench.submit()
     assert (worker.posted(), worker.stopping) == (1, False)

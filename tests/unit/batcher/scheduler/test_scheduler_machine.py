@@ -501,7 +501,7 @@ class SchedulerMachine(Around):
     def release_worker(self, which: int) -> None:
         self.losses += 1
         process = self.processes[which % len(self.processes)]
-        self.act(self.scheduler.release_worker(process.handle))
+        self.act(self.scheduler.release_worker(process.handle, self.now))
         if process in self.processes:
             process.asked_to_leave = not process.handle.held
         self.settle()
@@ -752,7 +752,7 @@ class SchedulerMachine(Around):
             self.unload_model(which)
         for process in list(self.processes):
             if process in self.processes:
-                self.act(self.scheduler.release_worker(process.handle))
+                self.act(self.scheduler.release_worker(process.handle, self.now))
         self.drain()
         for _ in range(60):
             while self.with_a_batch():
