@@ -188,7 +188,28 @@ def test_cors_headers_are_those_of_the_keys_on_every_answer(server: ServerProces
             assert found == wanted
 
 
-def test_a_preflight_is_answered_with_the_api_description(server: ServerProcess) -> None:
+@pytest.mark.parametrize(
+    ("api", "path"),
+    [
+        ("inference", "/predictions/echo"),
+        ("inference", "/wfpredict/nothing"),
+        ("management", "/models"),
+        ("management", "/models/echo/1.0/set-default"),
+        ("management", "/workflows/nothing"),
+        ("metrics", "/metrics"),
+    ],
+)
+def test_a_preflight_is_answered_on_every_path(server: ServerProcess, api: str, path: str) -> None:
+    asked = {"Origin": "https://app.example.org", "Access-Control-Request-Method": "PUT"}
+    reply = server.request(api, "OPTIONS", path, headers=asked)
+    assert (reply.status, reply.body) == (200, b"")
+    assert reply.headers["access-control-allow-methods"] == "GET, POST, PUT, OPTIONS"
+    # Another request of that method is answered as in TorchServe.
+    plain = server.request(api, "OPTIONS", path, headers={"Origin": "https://app.example.org"})
+    assert plain.body or api == "metrics"
+
+
+def test_other_options_are_answered_with_the_api_description(server: ServerProcess) -> None:
     reply = server.request("inference", "OPTIONS", "/predictions/echo")
     assert reply.json()["openapi"] == "3.0.1"
 

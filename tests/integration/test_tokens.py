@@ -254,9 +254,18 @@ def test_a_refusal_does_not_say_what_exists(server: ServerProcess) -> None:
     assert server.predict("unknown", b"x", **bearer(server, "inference")).status == 404
 
 
-def test_cors_headers_are_on_refusals_and_a_preflight_needs_a_token(server: ServerProcess) -> None:
-    reply = server.request("inference", "OPTIONS", "/predictions/echo", headers={"Origin": "https://example.org"})
+def test_cors_headers_are_on_refusals_and_a_preflight_needs_no_token(server: ServerProcess) -> None:
+    headers = {"Origin": "https://example.org"}
+    reply = server.request("inference", "OPTIONS", "/predictions/echo", headers=headers)
     refused(reply)
+    headers["Access-Control-Request-Method"] = "POST"
+    for api, path in (("inference", "/predictions/echo"), ("management", "/models"), ("inference", "/nothing")):
+        preflight = server.request(api, "OPTIONS", path, headers=headers)
+        assert (preflight.status, preflight.body) == (200, b"")
+        assert preflight.headers["access-control-allow-origin"] == "https://example.org"
+    # One with a body is no browser's question.
+    refused(server.request("inference", "OPTIONS", "/predictions/echo", headers=headers, body=b"x"))
+    refused(server.request("inference", "POST", "/predictions/echo", headers=headers, body=b"x"))
     assert reply.headers["access-control-allow-origin"] == "https://example.org"
     assert "access-control-allow-credentials" not in reply.headers
 

@@ -16,6 +16,7 @@ from wsgi_ts.control.client import ControlPlane
 from wsgi_ts.rest import console, management, openapi, repository, tokens, traces, workflows
 from wsgi_ts.rest.responses import RequestIdHeader, install_error_handlers, response_type, write_json
 from wsgi_ts.rest.router import Router
+from wsgi_ts.security.cross_site import is_preflight
 from wsgi_ts.settings.config import Config
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def build_app(
     if "inference" in kinds and "management" in kinds and instance.config.enable_metrics_api:
         # One address for both answers /metrics too, besides the metrics API's own listener.
         kinds = {*kinds, "metrics"}
-    middleware: list[Any] = [RequestIdHeader()]
+    middleware: list[Any] = [RequestIdHeader(), *([Preflights()] if instance.config.cors_allowed_origin else [])]
     if instance.config.token_authorization and {"inference", "management"} & set(kinds):
         middleware.append(tokens.TokenCheck(kinds, instance))
     app = falcon.App(response_type=response_type(cors_headers(instance.config)), middleware=middleware, router=Router())
@@ -119,6 +120,15 @@ def build_app(
         control = control or ControlPlane(instance.run_dir)
         app.add_route("/metrics", Metrics(instance.config.metrics_mode, control))
     return app
+
+
+class Preflights:
+    """Falcon middleware: browsers hear from the headers of an empty answer what a page may send, on every path."""
+
+    def process_request(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Answers a preflight."""
+        if is_preflight(req.env):
+            resp.complete = True
 
 
 def cors_headers(config: Config) -> dict[str, str]:

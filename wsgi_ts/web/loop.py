@@ -87,7 +87,9 @@ class WebLoop:
             load = LoadHeader(ServerLoad(board, exchange.routes))
         self.sender = Sender(table)
         self.answers = Answers(table, self.sender, exchange, self.report, load, tells_times=config.server_timing)
-        self.requests = Requests(table, self.answers, exchange, config.max_request_size, self._wake)
+        preflights = bool(config.cors_allowed_origin)
+        most = config.max_request_size
+        self.requests = Requests(table, self.answers, exchange, most, self._wake, answers_preflights=preflights)
         self._viewers: Viewers | None = None
         if config.console and any("management" in endpoint.kinds for endpoint in endpoints):
             self._viewers = Viewers(ControlPlane(instance.run_dir), self.answers, self._wake)

@@ -26,6 +26,7 @@ from wsgi_ts.rest.management import may_wait
 from wsgi_ts.rest.plugin_endpoints import first_segment
 from wsgi_ts.rest.responses import HEAD_KEY
 from wsgi_ts.security.access import Access
+from wsgi_ts.security.cross_site import is_preflight
 from wsgi_ts.web.answers import NO_REQUEST, Answers
 from wsgi_ts.web.app import AppThreads, call_app, environ_of
 from wsgi_ts.web.bodies import CONTINUE, DIRECT_BODY_BYTES, Bodies
@@ -57,6 +58,7 @@ class Requests:
 
     Args:
         wake: wakes the loop; called on a thread.
+        answers_preflights: whether browsers are told what pages of other sites may send.
 
     Attributes:
         calls: what threads have answered.
@@ -72,7 +74,10 @@ class Requests:
         exchange: Exchange[Connection] | None,
         most_body_bytes: int,
         wake: Callable[[], None],
+        *,
+        answers_preflights: bool = False,
     ) -> None:
+        self._answers_preflights = answers_preflights
         self.calls = AppThreads(wake)
         self._decided: Decision | None = None
         self.is_stopping = False
@@ -197,6 +202,11 @@ class Requests:
         if head.content_length > self._limit:
             self._answers.too_large(connection)
             return
+        if head.method == "OPTIONS" and self._is_preflight(head):
+            # It carries no token, runs nothing, and is told nothing but what the keys of CORS say.
+            connection.target = None
+            self._call_app(connection, b"")
+            return
         access = connection.endpoint.access
         if access is not None and not access.has_admitted(head) and not self._admit(connection, head, access):
             return
@@ -211,6 +221,10 @@ class Requests:
             self._receive_body(connection, head)
         else:
             self._answers.answer(connection, exchange.refuse(target, target.error))
+
+    def _is_preflight(self, head: Head) -> bool:
+        has_body = head.chunked or head.content_length > 0
+        return self._answers_preflights and not has_body and is_preflight(head.environ)
 
     def _admit(self, connection: Connection, head: Head, access: Access | GatedAccess) -> bool:
         """Returns whether a request may go on now; one that may not is answered, or waits for what plugins decide."""
