@@ -179,9 +179,13 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(filter(None, map(str.strip, text.split(","))))
 
 
+#: Blanks behind an archive: a shell variable in quotes has all names of its list in one word.
+_AFTER_ARCHIVE = re.compile(r"(?<=\.mar|\.war)\s+|(?<=\.model)\s+|(?<=\.tar\.gz)\s+")
+
+
 def _parse_model_list(text: str) -> tuple[tuple[str | None, str], ...]:
     entries: list[tuple[str | None, str]] = []
-    for item in _words(text):
+    for item in _words(_AFTER_ARCHIVE.sub(",", text)):
         name, equals, url = item.partition("=")
         # A URL may carry a "=" of its own (query): a name never has a "/" or ":" in it.
         if equals and "/" not in name and ":" not in name:

@@ -17,8 +17,18 @@ def startup_archives(model_store: Path) -> list[str]:
     return [
         name
         for name in sorted(names_in(model_store))
-        if not name.startswith(".") and (name.endswith(ARCHIVE_SUFFIXES) or (model_store / name).is_dir())
+        if not name.startswith(".") and (name.endswith(ARCHIVE_SUFFIXES) or _holds_files(model_store / name))
     ]
+
+
+def _holds_files(directory: Path) -> bool:
+    """Whether it is a directory with something in it: a volume of its own has an empty one, lost+found."""
+    if not directory.is_dir():
+        return False
+    try:
+        return bool(os.listdir(directory))
+    except OSError:  # its registration says why
+        return True
 
 
 def startup_workflows(workflow_store: Path) -> list[str]:

@@ -599,6 +599,9 @@ def test_startup_models(place: Path) -> None:
     for name in ("b.mar", "a.tar.gz", "c.model", "notes.txt", ".hidden.mar"):
         (place / "store" / name).touch()
     (place / "store" / "folder").mkdir()
+    (place / "store" / "folder" / "handler.py").touch()
+    # What a volume of its own has at its top.
+    (place / "store" / "lost+found").mkdir()
     config = load("", models=("ALL",))
     assert config.initial_models == "ALL"
     assert [url for _, url in config.load_models] == ["a.tar.gz", "b.mar", "c.model", "folder"]
@@ -608,6 +611,14 @@ def test_startup_models(place: Path) -> None:
         (None, "c.mar"),
         ("d", "http://h/x.mar?k=v"),
         (None, "http://h/y.mar?k=v"),
+    )
+    one_word = load("", models=("a=b.mar c.mar  d=my model.model\te=http://h/x.tar.gz x y",))
+    assert one_word.load_models == (
+        ("a", "b.mar"),
+        (None, "c.mar"),
+        ("d", "my model.model"),
+        ("e", "http://h/x.tar.gz"),
+        (None, "x y"),
     )
     assert load("load_models= x.mar , y.mar,").load_models == ((None, "x.mar"), (None, "y.mar"))
     assert load("load_models=").load_models == ()
