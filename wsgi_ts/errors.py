@@ -192,3 +192,11 @@ class ServiceUnavailable(ServerError, status=503, type_name="ServiceUnavailableE
 
 class OutOfResources(ServerError, status=507):
     """Memory, /dev/shm or GPU memory is used up."""
+
+
+def handler_error(status: int, text: str) -> ServerError:
+    """What the error of a handler is told as: its own status and text, and a type that follows the status."""
+    for kind in (RequestTimeout, BadRequest):
+        if status == kind.http_status:
+            return kind(text)
+    return InternalServerError(text, status=status)

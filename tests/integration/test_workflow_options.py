@@ -80,6 +80,34 @@ def fine(data, context):
     return None if data is None else ["fine"]
 """
 )
+TELLING = """
+models:
+  retry-attempts: 1
+  download: {url: download.mar}
+dag:
+  first: [download]
+  download: [behind]
+options:
+  nodes:
+    download: {on-error: tell}
+    behind: {on-error: tell}
+"""
+#: Raises the status that the request names, and tells how often it was asked.
+DOWNLOAD = """
+from collections import Counter
+from ts.utils.util import PredictionException
+
+calls = Counter()
+
+def handle(data, context):
+    if data is None:
+        return None
+    word = bytes(data[0]["body"]).decode()
+    calls[word] += 1
+    if word.isdigit():
+        raise PredictionException(f"no image, call {calls[word]}", int(word))
+    return [b"\\xff" if word == "no text" else word]
+"""
 ITEMS = """
 models:
   batched: {url: counted.mar, batch-size: 16, max-batch-delay: 100}
@@ -238,6 +266,8 @@ def server() -> Iterator[ServerProcess]:
         running.register("named.mar")
         war(store, "conditions", CONDITIONS, CONDITION_FUNCTIONS)
         war(store, "failures", FAILURES, FAILURE_FUNCTIONS)
+        archive(store, "download", DOWNLOAD)
+        war(store, "telling", TELLING, CONDITION_FUNCTIONS)
         war(store, "items", ITEMS, ITEM_FUNCTIONS)
         war(store, "shared", SHARED, CONDITION_FUNCTIONS)
         war(store, "streamed", STREAMED, STREAM_FUNCTIONS)
@@ -251,6 +281,7 @@ def server() -> Iterator[ServerProcess]:
         for name in (
             "conditions",
             "failures",
+            "telling",
             "items",
             "shared",
             "streamed",
@@ -288,6 +319,24 @@ def test_where_every_last_node_is_skipped_the_last_that_ran_answers(server: Serv
 
 def test_errors_that_are_no_end(server: ServerProcess) -> None:
     assert ask(server, "failures", "x").json() == {"stands_in": '{\n  "a": 1\n}', "fine": "fine"}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind", "message"),
+    [
+        ("501", 501, "InternalServerException", "no image, call 2"),
+        # The client's mistake: another attempt would meet it again.
+        ("404", 404, "InternalServerException", "no image, call 1"),
+        ("400", 400, "BadRequestException", "no image, call 1"),
+        ("no text", 503, "InternalServerException", "Prediction failed"),
+    ],
+)
+def test_an_error_is_told_as_the_node_has_raised_it(
+    server: ServerProcess, body: str, status: int, kind: str, message: str
+) -> None:
+    reply = ask(server, "telling", body)
+    assert (reply.status, reply.json()) == (status, {"code": status, "type": kind, "message": message})
+    assert ask(server, "telling", "x").text == "x behind"
 
 
 def test_items_fill_the_batch_of_the_next_model_and_come_back_in_order(server: ServerProcess) -> None:

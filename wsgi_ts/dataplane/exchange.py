@@ -32,12 +32,10 @@ from wsgi_ts.dataplane.routes import RoutingTable, Target
 from wsgi_ts.dataplane.walk_counters import WalkCounters
 from wsgi_ts.dataplane.walks import Walks
 from wsgi_ts.errors import (
-    BadRequest,
-    InternalServerError,
     OutOfResources,
-    RequestTimeout,
     ServerError,
     ServiceUnavailable,
+    handler_error,
 )
 from wsgi_ts.instance.instance import Instance
 from wsgi_ts.instance.shared_memory import segment_layout
@@ -275,13 +273,9 @@ class Exchange(Generic[Waiter]):
 
     def _error_of(self, error: ServerError, target: Target) -> ServerError:
         """Returns what an error in a slot means for a request to this model."""
-        text, status = error.message, error.status
         if isinstance(error, ServiceUnavailable):
             return self._later(ServiceUnavailable.no_worker(target.model_name, target.version), target)
-        for kind in (RequestTimeout, BadRequest):
-            if status == kind.http_status:
-                return kind(text)
-        return InternalServerError(text, status=status)
+        return handler_error(error.status, error.message)
 
     def _later(self, error: ServiceUnavailable, target: Target) -> ServiceUnavailable:
         """Says in a refusal when the client may come again."""

@@ -14,7 +14,7 @@ from typing import Any
 from wsgi_ts.dataplane.timings import timing_template
 
 #: What becomes of a workflow, or of a node, when all attempts of the node have failed.
-FAIL, SKIP, DEFAULT = ("fail", "skip", "default")
+FAIL, SKIP, DEFAULT, TELL = ("fail", "skip", "default", "tell")
 #: The key of a row under which a node finds what it reads, where that is one thing.
 BODY = "body"
 #: The key under which a node with `pass: [request]` finds what the client has sent.
@@ -109,7 +109,7 @@ class Graph:
     @property
     def needed(self) -> list[tuple[str, str | None]]:
         """The models, by name and version, without a ready worker of which a request fails."""
-        needed = [node for node in self.nodes if node.on_error == FAIL]
+        needed = [node for node in self.nodes if node.on_error in (FAIL, TELL)]
         gates: list[tuple[str, str | None]] = [(node.when, None) for node in needed if node.when]
         return [*((node.model, node.version) for node in needed), *gates]
 

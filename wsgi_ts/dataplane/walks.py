@@ -15,13 +15,13 @@ from typing import Generic, TypeVar
 from wsgi_ts.batcher.shm.layout import ResponseFlag, SlotState, WorkflowWord
 from wsgi_ts.batcher.shm.request_codec import Answer, Request, packed_times, read_times
 from wsgi_ts.dataplane.attempts import Attempts
-from wsgi_ts.dataplane.graph import Graph
+from wsgi_ts.dataplane.graph import TELL, Graph
 from wsgi_ts.dataplane.node_answers import joined, json_parts, packed_parts
 from wsgi_ts.dataplane.node_requests import inline_answer
 from wsgi_ts.dataplane.routes import Target
 from wsgi_ts.dataplane.task import Action, Finish, Release, State, Submit, Task, Withdraw
 from wsgi_ts.dataplane.walk import Walk
-from wsgi_ts.errors import BadRequest, InternalServerError
+from wsgi_ts.errors import BadRequest, InternalServerError, handler_error
 
 log = logging.getLogger(__name__)
 
@@ -231,7 +231,11 @@ class Walks(Generic[Waiter]):
         # A full queue, or a worker that has gone: the batcher says no more.
         is_refused = bool(flags & ResponseFlag.REFUSED)
         task.error = self.attempts.no_worker(walk, task) if is_refused else None
-        return self._attempt_failed(walk, task, text, may_retry=not is_refused and self._client.may_use(task.slot))
+        may_retry = not is_refused and self._client.may_use(task.slot)
+        if not is_refused and walk.states.graph.nodes[task.node].on_error == TELL:
+            task.error = handler_error(status, text)
+            may_retry = may_retry and status >= InternalServerError.http_status  # else it is the client's mistake
+        return self._attempt_failed(walk, task, text, may_retry=may_retry)
 
     def _attempt_failed(self, walk: Walk[Waiter], task: Task, text: str, *, may_retry: bool) -> list[Action]:
         """An attempt has come to nothing; the log has TorchServe's lines, whose attempts are counted from 0."""
@@ -242,7 +246,8 @@ class Walks(Generic[Waiter]):
         actions = walk.states.failed(task, may_retry=may_retry)
         if is_news and task.state == State.RUNNING:
             log.error(_AGAIN, name, attempt)
-        elif is_news and task.error is None:
+            task.error = None
+        elif is_news and text:
             log.error("%s : %s", name, text[:_MOST_LOGGED])
         return actions
 

@@ -7,6 +7,7 @@ options:
     breed: {when: is_dog}
     second_opinion: {optional: true}
     score: {on-error: default, default: {"score": 0}}
+    download: {on-error: tell}
     split: {scatter: true}
     join: {gather: true, pass: [request]}
     encoder: {model: minilm/2.0}
@@ -26,9 +27,9 @@ from wsgi_ts.quick_dataclass import dataclass
 from wsgi_ts.settings.conversion import shown
 from wsgi_ts.workflows.document import Document
 
-OnError = Literal["fail", "skip", "default"]
+OnError = Literal["fail", "skip", "default", "tell"]
 
-_ON_ERROR = ("fail", "skip", "default")
+_ON_ERROR = ("fail", "skip", "default", "tell")
 _FUNCTION = re.compile(r"[^\W\d]\w*")
 _MAX_TIMEOUT_MS = 2**31 - 1
 
@@ -54,7 +55,7 @@ class NodeOptions:
             something true, else it is skipped. What a skipped node alone feeds is skipped too; a node with other
             parents runs without its key. Where a leaf is skipped, the last node before it that ran answers.
         on_error: what becomes of a request when the node has failed in all its attempts: it fails, the node is
-            skipped, or `default` is its answer.
+            skipped, `default` is its answer, or the request fails with the status and text of the node's error.
         default: the answer of `on_error` "default", as YAML data: a text, or what becomes JSON.
         optional: the workflow is registered, and answers, without the node too: it is skipped where its model could
             not be loaded, has no worker, or fails.

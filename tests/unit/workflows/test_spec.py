@@ -241,7 +241,7 @@ def test_scatter_and_gather_hold_a_chain() -> None:
         ("m: {wehn: f}", "key options.nodes.m.wehn: unknown; there are when, on-error,"),
         ("m: {when: a-b}", "key options.nodes.m.when: 'a-b' is not the name of a Python function"),
         ("m: {when: 5}", "key options.nodes.m.when: 5 is not a text"),
-        ("m: {on-error: ignore}", "'ignore' is none of: fail, skip, default"),
+        ("m: {on-error: ignore}", "'ignore' is none of: fail, skip, default, tell"),
         ("m: {on-error: default}", "on-error: default and the key default need each other"),
         ("m: {default: 5}", "on-error: default and the key default need each other"),
         ("m: {on-error: default, default: 2020-01-01}", "cannot be written as JSON"),
