@@ -37,7 +37,9 @@ def parse_object(text: str) -> dict[str, Any]:
     try:
         value = parse_lenient(text, unique_keys=True)
     except ValueError as error:
-        raise ValueError(f"not valid JSON: {error}") from None
+        lines = "; if it goes on in the next line, this one needs a backslash at its end"
+        hint = lines if str(error).endswith("at the end") else ""
+        raise ValueError(f"not valid JSON: {error}{hint}") from None
     if not isinstance(value, dict):
         raise ValueError("not a JSON object ({...})")
     return value

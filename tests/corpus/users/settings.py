@@ -149,6 +149,11 @@ REFUSED = [
     ('models={"m": {"1.0": {}}, "m": {"2.0": {}}}', "not valid JSON: key 'm' is there twice"),
     (models('"batchSize" 4'), "not valid JSON: a colon is missing after 'batchSize', near '4}}}'"),
     ('models={"m": {"1.0": {"batchSize": 4}}', "not valid JSON: a comma or '}' is missing, at the end"),
+    (
+        'models={\n  "m": {\n    "1.0": {"batchSize": 4}\n  }\n}',
+        "config.properties:1: key models: not valid JSON: a key or a closing brace is missing, at the end; if it goes on "
+        "in the next line, this one needs a backslash at its end",
+    ),
     ('models={"m": {"1.0": {"batchSize: 4}}}', "not valid JSON: a closing quote is missing"),
     ('model_snapshot={"modelCount": 1', "key model_snapshot: not valid JSON"),
 ]
