@@ -225,12 +225,21 @@ def _read_http(url: str, rules: DownloadRules, limits: ArchiveLimits) -> Generat
             connection.request("GET", target, headers=headers)
             # The response keeps the socket open on its own: it is closed for itself.
             with contextlib.closing(connection.getresponse()) as response:
+                if response.status not in (http.client.OK, *_REDIRECTS):
+                    raise _Refused(f"the server answered {response.status}{_cut(parts.query)}")
                 if response.status not in _REDIRECTS:
                     yield from _body(_shown(url), response, limits, deadline)
                     return
                 came_from_public = came_from_public or address.is_global
                 url = _next_hop(url, response.getheader("Location"), rules)
     raise _Refused(f"more than {_MAX_REDIRECTS} redirects")
+
+
+def _cut(query: str) -> str:
+    """What to say of a query whose other parameters may have gone to the request that named the URL."""
+    if not query or "&" in query:
+        return ""
+    return ": if its query has several parameters, register the URL with %26 for each & in it"
 
 
 def _next_hop(url: str, location: str | None, rules: DownloadRules) -> str:
@@ -310,8 +319,6 @@ def _time_limit(sock: socket.socket, deadline: float) -> Iterator[None]:
 
 
 def _body(name: str, response: http.client.HTTPResponse, limits: ArchiveLimits, deadline: float) -> Iterator[bytes]:
-    if response.status != http.client.OK:
-        raise _Refused(f"the server answered {response.status}")
     if response.getheader("Content-Encoding", "identity") != "identity":
         raise _Refused("the server sent an encoded body although none was asked for")
     expected = response.length

@@ -30,6 +30,8 @@ _HOST = re.compile(
 )
 _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 _UNRESERVED = "-_.~"
+#: Parameters of a presigned URL, of version 4 and of version 2: S3 answers 400 to a request that is signed twice.
+_PRESIGNED = frozenset(("x-amz-algorithm", "x-amz-signature", "signature"))
 _DEFAULT_REGION = "us-east-1"
 
 
@@ -83,12 +85,12 @@ def _from_file(environ: Mapping[str, str]) -> Credentials | None:
 
 
 def s3_headers(parts: SplitResult, environ: Mapping[str, str], *, sse_kms: bool) -> dict[str, str]:
-    """The headers with which S3 is asked for an object; empty where nothing is to be added.
+    """The headers with which S3 is asked for an object; empty where nothing is to be added, as to a presigned URL.
 
     Credentials are used over https only. `sse_kms`: say that the object is encrypted with a key of KMS.
     """
     match = _HOST.fullmatch((parts.hostname or "").lower())
-    if match is None:
+    if match is None or _PRESIGNED.intersection(name.lower() for name, _ in parse_qsl(parts.query)):
         return {}
     headers = {"x-amz-server-side-encryption": "aws:kms"} if sse_kms else {}
     credentials = find_credentials(environ) if parts.scheme == "https" else None

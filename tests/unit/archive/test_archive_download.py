@@ -108,7 +108,9 @@ def test_answers_that_are_no_archive(place: Place, origin: Origin, caplog: pytes
     limits = ArchiveLimits(max_archive_bytes=len(body) - 1)
     for url, options, reason in [
         (origin.answer("/a.mar", b"secret body", 404), {}, "the server answered 404"),
-        (origin.answer("/b.mar", b"", 500), {}, "the server answered 500"),
+        (origin.answer("/b.mar?a=1&b=2", b"", 500), {}, "the server answered 500\n"),
+        # What the management API has read of `url=…/p.mar?X-Amz-Algorithm=…&X-Amz-Date=…`.
+        (origin.answer("/p.mar?X-Amz-Algorithm=A", b"", 403), {}, "answered 403: if its query has several parameters"),
         (origin.answer("/c.mar", body, length=len(body) + 9), {}, "the connection ended after"),
         (origin.answer("/d.mar", body, Content_Encoding="gzip"), {}, "encoded body"),
         (origin.answer("/e.mar", body), {"limits": limits}, "it is larger than"),

@@ -142,6 +142,23 @@ def test_secrets_stay_at_home() -> None:
     assert "/us-east-1/s3/aws4_request" in signed["authorization"]
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Credential=k&X-Amz-Date=d&X-Amz-SignedHeaders=host&X-Amz-Signature=f",
+        "AWSAccessKeyId=k&Signature=f%3D&Expires=1",
+        # What is left of one in `POST /models?url=…` without %26: as it is, and not as another's.
+        "X-Amz-Algorithm=AWS4-HMAC-SHA256",
+    ],
+)
+@pytest.mark.parametrize("sse_kms", [False, True])
+def test_a_presigned_url_is_not_signed_again(query: str, sse_kms: bool) -> None:
+    environ = {"AWS_ACCESS_KEY_ID": "g", "AWS_SECRET_ACCESS_KEY": "h"}
+    assert s3_headers(urlsplit(f"https://b.s3.amazonaws.com/m.mar?{query}"), environ, sse_kms=sse_kms) == {}
+    other = s3_headers(urlsplit("https://b.s3.amazonaws.com/m.mar?versionId=signature"), environ, sse_kms=sse_kms)
+    assert "authorization" in other
+
+
 @pytest.fixture
 def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, list[dict[str, str]]]]:
     """A TLS server that everything takes for S3: its address, and the headers of each request."""
