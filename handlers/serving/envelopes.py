@@ -238,12 +238,16 @@ def _tensor(position: int, tensor: Any) -> dict[str, Any]:
     try:
         kind, values = tensor["datatype"], tensor["data"]
         if kind == "BYTES":
-            unpacked = list(values) if isinstance(values, list) and len(values) > 1 else values[0]
+            # KServe's own sample for images has one text of base64 that is in no list, and -1 for its shape.
+            texts = [values] if isinstance(values, str) else values
+            unpacked = list(texts) if isinstance(texts, list) and len(texts) > 1 else texts[0]
         else:
             # Imported here: only this envelope needs numpy.
             import numpy
 
-            unpacked = numpy.array(values, dtype=_NUMPY_TYPES[kind]).reshape(tensor["shape"]).tolist()
+            numbers = numpy.array(values, dtype=_NUMPY_TYPES[kind])
+            # TorchServe asks for no shape.
+            unpacked = (numbers.reshape(tensor["shape"]) if "shape" in tensor else numbers).tolist()
     except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
         raise PredictionException(
             f'An element of "inputs" is no tensor with datatype, shape and data: {error}', 400

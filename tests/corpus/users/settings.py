@@ -151,8 +151,8 @@ REFUSED = [
     ('models={"m": {"1.0": {"batchSize": 4}}', "not valid JSON: a comma or '}' is missing, at the end"),
     (
         'models={\n  "m": {\n    "1.0": {"batchSize": 4}\n  }\n}',
-        "config.properties:1: key models: not valid JSON: a key or a closing brace is missing, at the end; if it goes on "
-        "in the next line, this one needs a backslash at its end",
+        "config.properties:1: key models: not valid JSON: a key or a closing brace is missing, at the end; if it goes"
+        " on in the next line, this one needs a backslash at its end",
     ),
     ('models={"m": {"1.0": {"batchSize: 4}}}', "not valid JSON: a closing quote is missing"),
     ('model_snapshot={"modelCount": 1', "key model_snapshot: not valid JSON"),

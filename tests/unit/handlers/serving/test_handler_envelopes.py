@@ -108,6 +108,19 @@ def test_kserve_v2_rows_are_the_tensors_as_they_came() -> None:
 
 
 @pytest.mark.parametrize(
+    "tensor",
+    [
+        # KServe's own sample for images.
+        {"name": "312a4eb0", "shape": -1, "datatype": "BYTES", "data": "iVBORw0KGgo="},
+        {"name": "a", "datatype": "BYTES", "data": "text"},
+        {"name": "b", "datatype": "FP32", "data": [[1.5], [2.5]]},
+    ],
+)
+def test_kserve_v2_tensors_that_need_no_shape(tensor: dict[str, Any]) -> None:
+    assert KServev2Envelope(echo).parse_input([{"body": {"inputs": [tensor]}}]) == [tensor]
+
+
+@pytest.mark.parametrize(
     ("results", "outputs"),
     [
         (["a\0", b"\xc3\xbc"], [("a", "BYTES", ["a\0"]), ("b", "BYTES", ["ü"])]),
