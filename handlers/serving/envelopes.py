@@ -22,6 +22,10 @@ _NUMPY_TYPES = {
     **{f"FP{bits}": f"float{bits}" for bits in (16, 32, 64)},
 }
 _PROTOCOL_TYPES = {numpy_name: name for name, numpy_name in _NUMPY_TYPES.items()}
+_NO_BODY = (
+    "The request has no JSON object: its body is empty, or was read as a form, as which curl -d sends it."
+    " Send it with content-type: application/json."
+)
 
 
 class BaseEnvelope:
@@ -199,6 +203,8 @@ def _json_object(row: dict[str, Any]) -> dict[str, Any]:
             body = json.loads(body)
         except (ValueError, RecursionError) as error:
             raise PredictionException("The request body is not JSON.", 400) from error
+    if body is None:
+        raise PredictionException(_NO_BODY, 400)
     if not isinstance(body, dict):
         raise PredictionException("The request body is not a JSON object.", 400)
     return body

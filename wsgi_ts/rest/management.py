@@ -11,14 +11,14 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import falcon
 
 from wsgi_ts.control.client import QUICK_CALL_S, ControlPlane
 from wsgi_ts.errors import BadRequest, MethodNotAllowed, PayloadTooLarge
-from wsgi_ts.models.arguments import RegisterArguments, page_arguments, read_argument
+from wsgi_ts.models.arguments import RegisterArguments, ScaleArguments, page_arguments, read_argument
 from wsgi_ts.plugins.report import plugin_rows
 from wsgi_ts.rest import openapi
 from wsgi_ts.rest.responses import JSON_TYPE, REQUEST_ID_KEY, head_of, write_json
@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from wsgi_ts.instance.instance import Instance
 
 log = logging.getLogger(__name__)
+
+#: Arguments of a scale call that TorchServe's documents name, without an effect there either.
+_WITHOUT_EFFECT = ("number_gpu", "timeout")
+#: Lines in the log for one call.
+_MOST_WARNINGS = 8
 
 #: Longest JSON body of a register call, in bytes; it holds a dozen short arguments.
 MAX_JSON_BYTES = 65536
@@ -89,6 +94,7 @@ class ModelResource(_Resource):
 
     def on_put(self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None) -> None:
         """Sets the number of workers."""
+        warn_of_unknown(req, (*settings_of(ScaleArguments), *_WITHOUT_EFFECT))
         least = integer_argument(req, "min_worker")
         least = 1 if least is None else least
         most = integer_argument(req, "max_worker")
@@ -187,6 +193,14 @@ def boolean_argument(req: falcon.Request, name: str) -> bool:
     return (argument(req, name) or "").lower() == "true"
 
 
+def warn_of_unknown(req: falcon.Request, known: Collection[str]) -> None:
+    """Names the query arguments in the log that have no effect, as in TorchServe: of a typo nobody else would tell."""
+    for name in [each for each in req.params if each not in known][:_MOST_WARNINGS]:
+        from wsgi_ts.settings.sources import nearest  # only a mistake pays for it
+
+        log.warning("%s %s has no argument %r%s", req.method, req.uri_template, name[:64], nearest(name, known))
+
+
 def to_integer(text: str | None) -> int | None:
     """A decimal 32-bit number with an optional sign; None for everything else."""
     if text is None or not _INTEGER.fullmatch(text):
@@ -203,7 +217,9 @@ def is_json(req: falcon.Request) -> bool:
 def query_arguments(req: falcon.Request) -> dict[str, Any]:
     """The register call's arguments from the query string; those not given, empty or of another kind are None."""
     given = {}
-    for name, row in settings_of(RegisterArguments).items():
+    known = settings_of(RegisterArguments)
+    warn_of_unknown(req, known)
+    for name, row in known.items():
         text = argument(req, name)
         if row.kind.json_type != "string":
             text = (text or "").strip() or None

@@ -515,6 +515,59 @@ def test_arguments_of_another_kind_count_as_absent_and_the_log_warns(
     assert f"{message} The default counts." in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "query", "warning"),
+    [
+        # It has no effect, and the number of workers becomes the default: 1.
+        (
+            "PUT",
+            "/models/m",
+            "min_workers=3",
+            "PUT /models/{model} has no argument 'min_workers'; did you mean min_worker?",
+        ),
+        ("PUT", "/models/m/1.0", "batch_size=8", "PUT /models/{model}/{version} has no argument 'batch_size'"),
+        (
+            "PUT",
+            "/models/m",
+            "min_worker=1&number_gpu=1&timeout=-1&synchronous=true&max_worker=2&model_version=1",
+            None,
+        ),
+        (
+            "POST",
+            "/models",
+            "url=a.mar&initial_worker=1",
+            "POST /models has no argument 'initial_worker'; did you mean initial_workers?",
+        ),
+        # A presigned URL whose & are no %26.
+        (
+            "POST",
+            "/models",
+            "url=https://b/m.mar?X-Amz-Algorithm=A&X-Amz-Signature=top",
+            "has no argument 'X-Amz-Signature'",
+        ),
+        (
+            "POST",
+            "/models",
+            "url=a.mar&batch_size=1&s3_sse_kms=true&startup_timeout=9&runtime=python&handler=h.py",
+            None,
+        ),
+    ],
+)
+def test_arguments_without_an_effect_are_named_in_the_log(
+    supervisor: SupervisorSocket,
+    web: falcon.testing.TestClient,
+    caplog: pytest.LogCaptureFixture,
+    method: str,
+    path: str,
+    query: str,
+    warning: str | None,
+) -> None:
+    assert web.simulate_request(method, path, query_string=query).status_code == 200
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines == [] if warning is None else len(lines) == 1 and warning in lines[0]
+    assert "top" not in caplog.text
+
+
 def test_body_that_is_not_utf8(supervisor: SupervisorSocket, web: falcon.testing.TestClient) -> None:
     reply = web.simulate_post("/models", headers={"content-type": "application/json"}, body=b'{"url": "\xff"}')
     assert reply.status_code == 400

@@ -19,7 +19,7 @@ from wsgi_ts.handlers.serving.envelopes import (
     KServev2Envelope,
 )
 from wsgi_ts.handlers.serving.errors import BatchFailure, PredictionException
-from wsgi_ts.handlers.serving.inputs import Request
+from wsgi_ts.handlers.serving.inputs import Request, build_row
 from wsgi_ts.handlers.serving.service import Service
 
 LoadModel = Callable[..., Service]
@@ -213,4 +213,13 @@ def test_results_that_belong_to_no_request_fail_the_batch(envelope: type[BaseEnv
 def test_bodies_of_another_form_are_answered_400(envelope: type[BaseEnvelope], body: Any) -> None:
     with pytest.raises(PredictionException) as failure:
         envelope(echo).handle([{"body": body}], make_context())
+    assert failure.value.error_code == 400
+
+
+@pytest.mark.parametrize("envelope", [JSONEnvelope, KServeEnvelope, KServev2Envelope])
+@pytest.mark.parametrize("body", [b'{"instances": [1]}', b'{"instances": [{"b64": "aQ=="}]}', b""])
+def test_json_that_came_as_a_form_is_told_of_its_content_type(envelope: type[BaseEnvelope], body: bytes) -> None:
+    row = build_row("application/x-www-form-urlencoded", memoryview(body))
+    with pytest.raises(PredictionException, match=r"curl -d .* content-type: application/json") as failure:
+        envelope(echo).handle([row], make_context())
     assert failure.value.error_code == 400
