@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import falcon
@@ -94,7 +94,7 @@ class ModelResource(_Resource):
 
     def on_put(self, req: falcon.Request, resp: falcon.Response, model: str, version: str | None = None) -> None:
         """Sets the number of workers."""
-        warn_of_unknown(req, (*settings_of(ScaleArguments), *_WITHOUT_EFFECT))
+        warn_of_unknown(req, req.params, (*settings_of(ScaleArguments), *_WITHOUT_EFFECT))
         least = integer_argument(req, "min_worker")
         least = 1 if least is None else least
         most = integer_argument(req, "max_worker")
@@ -193,9 +193,9 @@ def boolean_argument(req: falcon.Request, name: str) -> bool:
     return (argument(req, name) or "").lower() == "true"
 
 
-def warn_of_unknown(req: falcon.Request, known: Collection[str]) -> None:
-    """Names the query arguments in the log that have no effect, as in TorchServe: of a typo nobody else would tell."""
-    for name in [each for each in req.params if each not in known][:_MOST_WARNINGS]:
+def warn_of_unknown(req: falcon.Request, given: Iterable[str], known: Collection[str]) -> None:
+    """Names the arguments in the log that have no effect, as in TorchServe: of a typo nobody else would tell."""
+    for name in [each for each in given if each not in known][:_MOST_WARNINGS]:
         from wsgi_ts.settings.sources import nearest  # only a mistake pays for it
 
         log.warning("%s %s has no argument %r%s", req.method, req.uri_template, name[:64], nearest(name, known))
@@ -218,7 +218,7 @@ def query_arguments(req: falcon.Request) -> dict[str, Any]:
     """The register call's arguments from the query string; those not given, empty or of another kind are None."""
     given = {}
     known = settings_of(RegisterArguments)
-    warn_of_unknown(req, known)
+    warn_of_unknown(req, req.params, known)
     for name, row in known.items():
         text = argument(req, name)
         if row.kind.json_type != "string":
@@ -240,8 +240,9 @@ def json_arguments(req: falcon.Request) -> dict[str, Any]:
         BadRequest: the body is no JSON object, or an argument has a value of another kind.
         PayloadTooLarge: the body is longer than `MAX_JSON_BYTES`.
     """
-    fields = parse_body(read_body(req))
-    return {name: read_argument(name, row, fields.get(name)) for name, row in settings_of(RegisterArguments).items()}
+    fields, known = parse_body(read_body(req)), settings_of(RegisterArguments)
+    warn_of_unknown(req, fields, known)
+    return {name: read_argument(name, row, fields.get(name)) for name, row in known.items()}
 
 
 def read_body(req: falcon.Request) -> bytes:

@@ -16,6 +16,7 @@ from wsgi_ts.rest.management import (
     parse_body,
     read_body,
     to_integer,
+    warn_of_unknown,
     write_answer,
 )
 from wsgi_ts.settings.table import settings_of
@@ -37,7 +38,9 @@ class Workflows:
         """Registers a workflow, by query string or by JSON body; a number that is none counts as not given."""
         fields = parse_body(read_body(req)) if is_json(req) else None
         given: dict[str, Any] = {}
-        for name, row in settings_of(WorkflowArguments).items():
+        known = settings_of(WorkflowArguments)
+        warn_of_unknown(req, req.params if fields is None else fields, known)
+        for name, row in known.items():
             value = argument(req, name) if fields is None else fields.get(name)
             if row.kind.json_type == "integer":
                 number = _number(value)

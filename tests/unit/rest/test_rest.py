@@ -568,6 +568,30 @@ def test_arguments_without_an_effect_are_named_in_the_log(
     assert "top" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "warning"),
+    [
+        (
+            "/models",
+            '{"url": "a.mar", "batchSize": 8}',
+            "POST /models has no argument 'batchSize'; did you mean batch_size?",
+        ),
+        ("/workflows", '{"url": "a.war", "name": "w"}', "POST /workflows has no argument 'name'"),
+        ("/models", '{"url": "a.mar", "batch_size": 8}', None),
+    ],
+)
+def test_json_arguments_without_an_effect_are_named_in_the_log(
+    supervisor: SupervisorSocket,
+    web: falcon.testing.TestClient,
+    caplog: pytest.LogCaptureFixture,
+    path: str,
+    body: str,
+    warning: str | None,
+) -> None:
+    assert web.simulate_post(path, headers={"content-type": "application/json"}, body=body).status_code == 200
+    assert [record.getMessage() for record in caplog.records] == ([] if warning is None else [warning])
+
+
 def test_body_that_is_not_utf8(supervisor: SupervisorSocket, web: falcon.testing.TestClient) -> None:
     reply = web.simulate_post("/models", headers={"content-type": "application/json"}, body=b'{"url": "\xff"}')
     assert reply.status_code == 400
