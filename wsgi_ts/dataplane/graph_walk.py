@@ -36,6 +36,7 @@ class GraphWalk:
         self._undecided = 0
         self._answered: set[int] = set()  # nodes that run once and have an answer
         self._elements: dict[int, deque[int]] = {}
+        self._to_skip: list[Task] = []
         self._actions: list[Action] = []
         for place, (awaited, readers) in enumerate(graph.counts):
             if awaited < 0:
@@ -201,7 +202,18 @@ class GraphWalk:
         self._let_go(task)
 
     def _decide(self, task: Task, state: int) -> None:
-        """Notes how a task has ended, and goes on with those that read it."""
+        """Notes how a task has ended, and goes on with all that follows from it: no call in a call for each of these.
+
+        A chain may be longer than calls may be nested.
+        """
+        self._note_end(task, state)
+        while self._to_skip:
+            self._note_end(self._to_skip.pop(), State.SKIPPED)
+        if not self._undecided and not self.is_over:
+            self._finish()
+
+    def _note_end(self, task: Task, state: int) -> None:
+        """Notes how a task has ended, and tells those that read it."""
         task.state = state
         if self.decided is not None:
             self.decided.append(task)
@@ -218,8 +230,6 @@ class GraphWalk:
             for child in graph.children[task.node]:
                 self._tell(self._task(child, -1 if graph.nodes[child].gathers else task.item), task)
         self._let_go(task)
-        if not self._undecided and not self.is_over:
-            self._finish()
 
     def _tell(self, child: Task, parent: Task) -> None:
         """Tells a task that one of its parents is decided."""
@@ -229,7 +239,7 @@ class GraphWalk:
             if child.has_input:
                 self._launch(child)
             else:
-                self._decide(child, State.SKIPPED)
+                self._to_skip.append(child)
         if self.graph.nodes[child.node].gathers:
             self._begin_element(self.graph.nodes[parent.node].scatter)
 
@@ -255,7 +265,7 @@ class GraphWalk:
         elif task.state == State.DONE:
             self._launch(self._task(gather))
         else:
-            self._decide(self._task(gather), State.SKIPPED)
+            self._to_skip.append(self._task(gather))
 
     def _begin_element(self, scatter: int) -> None:
         """Begins the next element of a list, if there is one."""
