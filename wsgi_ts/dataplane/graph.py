@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any
 
 from wsgi_ts.dataplane.timings import timing_template
@@ -21,6 +22,10 @@ BODY = "body"
 REQUEST = "request"
 #: What may stand in the name of a metric of the Server-Timing header.
 _NO_TOKEN = re.compile(r"[^!#$%&'*+.^_`|~0-9A-Za-z-]")
+#: So long the Server-Timing header gets at most: proxies refuse answers whose whole head is above 4096 bytes.
+_MOST_TIMINGS = 2500
+#: What stands beside a node's name there: `, `, `;dur=`, and up to a day in milliseconds.
+_BESIDE_NAME = 19
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,7 @@ class Graph:
         behind: for each node all that come after it.
         region: for each node that scatters, those that run once for each element.
         counts: for each node how many parents it waits for (-1 where it runs for elements), and how many read it.
-        timing_names: for each node its name in the header Server-Timing.
+        timing_names: of each node its name in the header Server-Timing; only of the first where it would be too long.
         timings_of_all: the value of that header where all nodes have run, with a `%` for the milliseconds of each.
     """
 
@@ -88,7 +93,11 @@ class Graph:
         self.nodes = nodes
         places = range(len(nodes))
         (self.start,) = [place for place in places if not nodes[place].parents]
-        self.children = [tuple(child for child in places if place in nodes[child].parents) for place in places]
+        children: list[list[int]] = [[] for _ in places]
+        for child in places:
+            for parent in nodes[child].parents:
+                children[parent].append(child)
+        self.children = [tuple(each) for each in children]
         asking = tuple(place for place in places if nodes[place].reads_request)
         self.readers = [self.children[place] + (asking if place == self.start else ()) for place in places]
         self.inputs = [self._inputs(node) for node in nodes]
@@ -103,7 +112,9 @@ class Graph:
             (-1 if node.scatter >= 0 else 1 if node.gathers else len(node.parents), len(self.readers[place]))
             for place, node in enumerate(nodes)
         ]
-        self.timing_names = [_NO_TOKEN.sub("_", node.name) for node in nodes]
+        names = [_NO_TOKEN.sub("_", node.name) for node in nodes]
+        ends = accumulate(len(name) + _BESIDE_NAME for name in names)
+        self.timing_names = [name for name, end in zip(names, ends, strict=True) if end <= _MOST_TIMINGS]
         self.timings_of_all = timing_template(tuple(self.timing_names))
 
     @property

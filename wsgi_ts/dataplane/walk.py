@@ -68,12 +68,12 @@ class Walk(Generic[Waiter]):
         return took
 
     def timings(self, took_ns: Sequence[int]) -> str:
-        """The value of the header Server-Timing: the milliseconds of each node that has run."""
+        """The value of the header Server-Timing: the milliseconds of each node that has run (of many, the first)."""
         graph = self.states.graph
-        if all(took_ns):
-            return graph.timings_of_all % tuple([each / 1e6 for each in took_ns])
         names = graph.timing_names
-        return timing_value([(name, each / 1e6) for name, each in zip(names, took_ns, strict=True) if each])
+        if all(took_ns):
+            return graph.timings_of_all % tuple([each / 1e6 for each in took_ns[: len(names)]])
+        return timing_value([(name, each / 1e6) for name, each in zip(names, took_ns, strict=False) if each])
 
 
 def _deadline_ms(head: bytes) -> int:
