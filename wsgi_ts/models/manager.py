@@ -104,6 +104,7 @@ class ModelManager:
     def register_functions(
         self,
         workflow: str,
+        name: str,
         directory: Path,
         url: str,
         handler: str,
@@ -116,6 +117,7 @@ class ModelManager:
 
         Args:
             workflow: the workflow.
+            name: what the process of the functions is called as a model; no other model or function is.
             directory: its files.
             url: where they are from.
             handler: the file with the functions.
@@ -125,7 +127,7 @@ class ModelManager:
         """
         self._registry.refuse_while_draining()
         arguments = RegisterArguments.checked({"url": url, **given})
-        model = self._preparer.prepare_functions(workflow, directory, handler, functions, arguments)
+        model = self._preparer.prepare_functions(workflow, name, directory, handler, functions, arguments)
         model.spec = replace(model.spec, shown_name=shown + model.name.removeprefix(workflow))
         try:
             self._registry.add(model)

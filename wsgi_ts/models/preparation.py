@@ -186,6 +186,7 @@ class ModelPreparer:
     def prepare_functions(
         self,
         workflow: str,
+        name: str,
         directory: Path,
         handler: str,
         functions: dict[str, dict[str, Any]],
@@ -195,15 +196,13 @@ class ModelPreparer:
 
         Args:
             workflow: the workflow.
+            name: what it is called; no other model or function is.
             directory: its files.
             handler: the file with the functions.
             functions: `ModelSpec.functions`.
             arguments: the time-outs, and where the files are from.
         """
         config = self._config
-        name = f"{workflow}__functions"
-        while name in {each["model"] for each in functions.values()}:
-            name += "_"
         manifest = Manifest(name)
         self._registry.check_absent(name, manifest.model_version)
         yaml = ModelYaml()

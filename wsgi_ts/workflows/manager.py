@@ -106,9 +106,7 @@ class WorkflowManager:
                 if before is not None and not arguments.replace:
                     Workflow.of(directory, arguments, name)  # what is wrong with it is told first
                     raise ConflictStatus(f"Workflow {name} is already registered.")
-                self._number += 1
-                key = name if before is None else f"{name}~{self._number}"
-                workflow = Workflow.of(directory, arguments, key)
+                workflow = Workflow.of(directory, arguments, self._key_of(name, is_new=before is None))
                 self._register(workflow, before)
                 self._nodes.scale(workflow, scaled or {})
                 if before is not None:
@@ -270,6 +268,25 @@ class WorkflowManager:
         finally:
             with self._lock:
                 del self._busy[name]
+
+    def _key_of(self, name: str, *, is_new: bool) -> str:
+        """What the nodes of a workflow are registered for: its name, or beside a present one another that none has.
+
+        Raises:
+            ConflictStatus: the nodes of another workflow are registered for this name.
+        """
+        keys = self._registry.workflows.keys()
+        if is_new:
+            if name in keys.values():
+                raise ConflictStatus(
+                    f"Workflow {name} cannot be registered: another one has its nodes under that name."
+                )
+            return name
+        while True:
+            self._number += 1
+            key = f"{name}~{self._number}"
+            if key not in keys and key not in keys.values():
+                return key
 
     def _register(self, workflow: Workflow, before: Workflow | None) -> None:
         """Registers the nodes, and then the workflow.

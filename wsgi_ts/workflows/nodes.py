@@ -157,6 +157,7 @@ class WorkflowNodes:
         try:
             self.models.register_functions(
                 workflow.key,
+                model_name(workflow.key, self._host_of_functions(workflow)),
                 directory.path,
                 directory.url,
                 str(handler.relative_to(directory.path)),
@@ -168,6 +169,20 @@ class WorkflowNodes:
         except Exception as error:
             return [_failure(functions[key]["model"], error) for key in self._failed_functions(workflow)]
         return []
+
+    def _host_of_functions(self, workflow: Workflow) -> str:
+        """What the process of the functions is called among the nodes: as none of them, and as no other model."""
+        present = self.registry.workflows.keys().get(workflow.name, workflow.key)
+        own = {model.name for model in self.registry.nodes_of(present)}
+        nodes = {*workflow.spec.nodes, *workflow.compiled.functions}
+        name = "functions"
+        while name in nodes or self._is_taken(model_name(workflow.name, name), own):
+            name += "_"
+        return name
+
+    def _is_taken(self, name: str, own: set[str]) -> bool:
+        """Whether another model than those that the workflow has now is called so."""
+        return name not in own and self.registry.has(name)
 
     def _failed_functions(self, workflow: Workflow) -> list[str]:
         """The functions that could not be loaded, by what their worker has said last; all if it said nothing."""
