@@ -557,6 +557,7 @@ def test_other_calls(server: ServerProcess, method: str, path: str, status: int,
     [
         ("", 400, "BadRequestException", "Parameter url is required."),
         ("?url=../x.war", 404, "WorkflowNotFoundException", "Relative path is not allowed in url: ../x.war"),
+        (f"?url={'y' * 300}", 404, "WorkflowNotFoundException", f"Workflow not found in workflow store: {'y' * 300}"),
         ("?url=no.war", 404, "WorkflowNotFoundException", "Workflow not found in workflow store: no.war"),
         ("?url=", 404, "WorkflowNotFoundException", "Workflow not found at: "),
         (
@@ -630,6 +631,38 @@ def test_no_node_of_a_workflow_that_fails_stays(server: ServerProcess) -> None:
     assert models(server) == before
     assert server.request("management", "GET", "/models/torn__before").status == 404
     assert said(ask(server, "torn", b"x"))[0] == 404
+
+
+def test_a_node_whose_name_is_taken(server: ServerProcess) -> None:
+    war(server.store, "w", "models: {m: {url: named.mar}}\ndag: {before: [m]}\n")
+    assert server.register("named.mar", model_name="w__m").status == 200
+    status, kind, message = said(register(server, "w.war"))
+    assert (status, kind) == (500, "WorkflowException")
+    assert "Details: Model version 1.0 is already registered for model w__m" in message
+    assert server.predict("w__m", b"x").text == "x w__m", "the other model stays"
+    assert server.request("management", "GET", "/models/w__before").status == 404
+    assert server.request("management", "DELETE", "/models/w__m").status == 200
+
+
+def test_any_name_is_free_for_nodes_and_models(server: ServerProcess) -> None:
+    """The process of a workflow's functions is a model as well, but has no name that anybody may want."""
+    functions = "def functions(data, context):\n    return data and [bytes(data[0]['body']) + b' function']\n"
+    war(server.store, "w", "models: {functions: {url: named.mar}}\ndag: {before: [functions]}\n")
+    war(server.store, "v", "models: {}\ndag: {functions: []}\n", functions)
+    for name, answer in (("w", "x before w__functions"), ("v", "x function")):
+        for replace in ("false", "true"):
+            reply = register(server, f"{name}.war", replace=replace)
+            assert reply.status == 200, reply.text
+            assert ask(server, name, b"x").text == answer
+        assert server.request("management", "DELETE", f"/workflows/{name}", timeout=60).status == 200
+    assert server.register("named.mar", model_name="u__functions").status == 200
+    war(server.store, "u", "models: {}\ndag: {before: [after]}\n")
+    for replace in ("false", "true"):
+        assert register(server, "u.war", replace=replace).status == 200
+        assert ask(server, "u", b"x").text == "x before after"
+    assert server.request("management", "DELETE", "/workflows/u", timeout=60).status == 200
+    assert server.predict("u__functions", b"x").text == "x u__functions"
+    assert server.request("management", "DELETE", "/models/u__functions").status == 200
 
 
 def test_a_function_that_the_handler_lacks(server: ServerProcess) -> None:

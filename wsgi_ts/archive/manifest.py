@@ -158,14 +158,15 @@ def resolve_handler(handler: str, model_dir: Path) -> str:
     _check_inside("handler", file)
     module = name.partition(".")[0]
     folder = (model_dir / file).parent
-    if module in sys.stdlib_module_names and not _module_is_at(folder / module) and not (folder / module).is_dir():
+    if module in sys.stdlib_module_names and not _module_is_at(folder / module) and not os.path.isdir(folder / module):
         raise InvalidModel(f"Handler is not allowed: {escape_name(handler)} (a module of Python, not of the model)")
     return f"{file}{colon}{function}"
 
 
 def _module_is_at(path: Path) -> bool:
     """Whether there is a Python file of that path, `.py` written out or not."""
-    return path.with_name(f"{path.name.removesuffix('.py')}.py").is_file() if path.name else False
+    # Of names that no file can have `Path.is_file` raises.
+    return os.path.isfile(path.with_name(f"{path.name.removesuffix('.py')}.py")) if path.name else False
 
 
 def read_manifest(directory: Path, model_name: str | None, limits: ArchiveLimits) -> Manifest:
@@ -203,7 +204,7 @@ def _files_inside(key: str, value: str, directory: Path) -> str:
     for part in value.split(","):
         path = PurePosixPath(part.strip())
         is_elsewhere = path.is_absolute() or ".." in path.parts
-        if is_elsewhere and not _UNSAFE_NAME.search(path.name) and (directory / path.name).is_file():
+        if is_elsewhere and not _UNSAFE_NAME.search(path.name) and os.path.isfile(directory / path.name):
             found.append(path.name)
         else:
             _check_inside(key, part.strip())

@@ -195,7 +195,7 @@ def _check_model(document: Document, node: Node, model_store: Path | None) -> It
 
 def _archive(url: str, model_store: Path) -> Path | None:
     found = model_store / os.path.basename(url.rstrip("/"))
-    return found if found.exists() else None
+    return found if os.path.exists(found) else None
 
 
 def _sum_up(spec: WorkflowSpec, model_store: Path | None) -> Finding:

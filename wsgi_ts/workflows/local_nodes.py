@@ -147,7 +147,7 @@ class LocalNodes:
 
     def _function_spec(self, node: Node, gate: str | None) -> ModelSpec:
         handler = self._source.handler_file
-        if handler is None or not handler.is_file():
+        if handler is None or not os.path.isfile(handler):
             missing = "no handler is given" if handler is None else f"there is no {handler.name}"
             raise RunError(f"{gate or node.name} is a function, but {missing}")
         key = f"when:{gate}" if gate else node.name
@@ -179,7 +179,7 @@ class LocalNodes:
         url = node.url
         if url is None and shared is not None:
             found = (self._model_store / f"{shared.name}.mar", self._model_store / shared.name)
-            url = next((path.name for path in found if path.exists()), f"{shared.name}.mar")
+            url = next((path.name for path in found if os.path.exists(path)), f"{shared.name}.mar")
         name = model_name(self._source.name, node.name) if shared is None else shared.name
         if url is None:
             raise RunError(f"{node.name} has no url: no model can be loaded")

@@ -56,7 +56,7 @@ class WorkflowDirectory:
             InternalServerError: the archive has no such file.
             InvalidWorkflow: it is too large.
         """
-        if not self.spec_file.is_file():
+        if not os.path.isfile(self.spec_file):
             name = self.spec_file.relative_to(self.path)
             raise InternalServerError(str(name), type_name="NoSuchFileException")
         content = read_small_file(self.spec_file, limits.max_config_bytes)
@@ -158,9 +158,10 @@ def _locate(url: str, workflow_store: Path | None, rules: DownloadRules, limits:
     if fetched:
         return _fetch(url, workflow_store, rules, limits), True
     found = Path(os.path.join(workflow_store, os.path.basename(url)))
-    if "\0" in url or not found.exists():
+    # Of names that no file can have `Path.exists` raises.
+    if not os.path.exists(found):
         raise WorkflowNotFound(f"Workflow not found in workflow store: {url}")
-    if not found.is_file():
+    if not os.path.isfile(found):
         raise WorkflowNotFound(f"Workflow not found at: {url}")
     return found, False
 

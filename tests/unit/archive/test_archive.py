@@ -207,6 +207,8 @@ def test_handlers_that_pass(tmp_path: Path) -> None:
         resolve_handler(handler, tmp_path)
     (tmp_path / "code.py").touch()
     resolve_handler("code.py", tmp_path)
+    beyond = f"sub/{'y' * 300}"
+    assert resolve_handler(beyond, tmp_path) == beyond, "no file can be called so, as its worker will say"
 
 
 def test_names_that_pass() -> None:

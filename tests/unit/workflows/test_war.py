@@ -154,11 +154,12 @@ def test_a_file_url_is_fetched_once_and_removed_with_a_refusal(tmp_path: Path) -
     assert list(store.iterdir()) == []
 
 
-def test_a_specification_that_is_not_there(tmp_path: Path) -> None:
-    make(tmp_path / "flow.war", files={"f.py": ""})
+@pytest.mark.parametrize("name", ["s.yaml", "y" * 300])
+def test_a_specification_that_is_not_there(tmp_path: Path, name: str) -> None:
+    make(tmp_path / "flow.war", {**MANIFEST, "workflow": {**MANIFEST["workflow"], "specFile": name}}, {"f.py": ""})
     with pytest.raises(ServerError) as caught:
         opened(tmp_path).read_spec()
-    assert caught.value.to_dict() == {"code": 500, "type": "NoSuchFileException", "message": "s.yaml"}
+    assert caught.value.to_dict() == {"code": 500, "type": "NoSuchFileException", "message": name}
 
 
 def test_a_specification_that_is_none_or_too_large(tmp_path: Path) -> None:
