@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -13,6 +14,9 @@ from wsgi_ts.quick_dataclass import dataclass
 Keys = tuple[Any, ...]
 
 _MAX_BYTES = 1 << 20
+_SURROGATE = re.compile("[\ud800-\udfff]")
+#: Larger numbers cannot be told in a message (Python writes no number of more than 4300 digits).
+_MOST_BITS = 4096
 _PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
@@ -63,7 +67,7 @@ def read_document(text: str, name: str) -> Document:
             if node is None:
                 return Document(name, None, {})
             expanded_nodes(node, {}, 0)
-            reader = _Reader(loader)
+            reader = _Reader(loader, name)
             return Document(name, reader.value(node, ()), reader.lines, tuple(reader.duplicates))
         finally:
             loader.dispose()
@@ -71,6 +75,8 @@ def read_document(text: str, name: str) -> Document:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise NoYaml(f"{name}{line}: {error.problem or error.context}") from error
+    except NoYaml:
+        raise
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
         raise NoYaml(f"{name}: {error}") from error
 
@@ -78,10 +84,11 @@ def read_document(text: str, name: str) -> Document:
 class _Reader:
     """Turns the nodes of a document into data, and notes where the keys stand."""
 
-    def __init__(self, loader: yaml.SafeLoader) -> None:
+    def __init__(self, loader: yaml.SafeLoader, name: str) -> None:
         self.lines: dict[Keys, int] = {}
         self.duplicates: list[tuple[Keys, int]] = []
         self._loader = loader
+        self._name = name
 
     def value(self, node: yaml.Node, keys: Keys) -> Any:
         """The data of a node that `keys` lead to."""
@@ -89,13 +96,44 @@ class _Reader:
             return self._mapping(node, keys)
         if node.tag in _PLAIN_TAGS and isinstance(node, yaml.SequenceNode):
             return [self.value(item, (*keys, number)) for number, item in enumerate(node.value)]
-        return self._loader.construct_object(node, deep=True)
+        return self._scalar(node)
+
+    def _scalar(self, node: yaml.Node) -> Any:
+        """The data of a node that is no plain mapping or list.
+
+        Raises:
+            NoYaml: it is none, a text with half of a surrogate pair, which nothing can be sent with, or a number beyond
+                use.
+        """
+        place = f"{self._name}:{node.start_mark.line + 1}"
+        try:
+            value = self._loader.construct_object(node, deep=True)
+        except (ValueError, OverflowError) as error:
+            raise NoYaml(f"{place}: {error}") from error
+        if isinstance(value, str) and _SURROGATE.search(value):
+            raise NoYaml(f"{place}: a text with half of a surrogate pair")
+        if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+            raise NoYaml(f"{place}: a number of more than {_MOST_BITS} bits")
+        return value
+
+    def _key(self, node: yaml.Node) -> Any:
+        """The data of a key.
+
+        Raises:
+            NoYaml: it is none, or a list or mapping, by which nothing can be found.
+        """
+        key = self._scalar(node)
+        try:
+            hash(key)
+        except TypeError as error:
+            raise NoYaml(f"{self._name}:{node.start_mark.line + 1}: a key that is a list or a mapping") from error
+        return key
 
     def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[Any, Any]:
         self._loader.flatten_mapping(node)
         found: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            key = self._loader.construct_object(key_node, deep=True)
+            key = self._key(key_node)
             path = (*keys, key)
             if key in found:
                 self.duplicates.append((path, self.lines[path]))

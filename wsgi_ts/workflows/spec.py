@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any
 
 from wsgi_ts.archive.manifest import check_name
+from wsgi_ts.batcher.shm.layout import MAX_MODELS
 from wsgi_ts.errors import BadRequest, InvalidDag, InvalidWorkflow
 from wsgi_ts.models.arguments import MAX_BATCH_SIZE, MAX_WORKERS
 from wsgi_ts.quick_dataclass import dataclass
@@ -161,6 +162,8 @@ def spec_of(document: Document) -> WorkflowSpec:
     numbers, models = _read_models(document, _section(document, "models"))
     dag = _section(document, "dag")
     graph = _read_graph(document, dag)
+    if len(graph.successors) > MAX_MODELS:
+        raise wrong(document, f"{len(graph.successors)} nodes, and no more than {MAX_MODELS} can be registered", "dag")
     order = graph.check()
     options = read_options(document, graph.successors)
     nodes = {name: _node(name, models.get(name), numbers, graph, options.nodes) for name in graph.successors}

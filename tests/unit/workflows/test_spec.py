@@ -170,6 +170,13 @@ def test_models_are_read_before_the_graph_and_options_last() -> None:
         parse_spec("dag: {a: [a]}\nmodels: {}\noptions: 5")
 
 
+def test_more_nodes_than_there_is_room_for() -> None:
+    chain = "".join(f"  n{number}: [n{number + 1}]\n" for number in range(1024))
+    with pytest.raises(InvalidDag, match=r"^s.yaml:2: key dag: 1025 nodes, and no more than 1024 can be registered$"):
+        parse_spec(f"models: {{}}\ndag:\n{chain}", "s.yaml")
+    assert len(parse_spec(f"models: {{}}\ndag:\n{chain}".replace("  n0: [n1]\n", "")).nodes) == 1024
+
+
 def test_a_name_that_cannot_be_a_models_name_is_refused() -> None:
     with pytest.raises(InvalidDag, match=r"^s.yaml:2: key dag.a: Node name is not allowed: b/c"):
         parse_spec("models: {}\ndag: {a: [b/c]}", "s.yaml")
@@ -177,7 +184,17 @@ def test_a_name_that_cannot_be_a_models_name_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["models: [", "models: !!python/object/apply:os.system [ls]", "a: &a [*a]", "? [a]\n: b", "x: " + "a" * (1 << 20)],
+    [
+        *("models: [", "models: !!python/object/apply:os.system [ls]", "a: &a [*a]", "? [a]\n: b"),
+        "x: " + "a" * (1 << 20),
+        # Halves of surrogate pairs cannot be sent to anybody, and numbers of so many digits not be written.
+        'models: {}\ndag: {a: ["\\ud800"]}',
+        'models: {}\ndag: {"\\udfff": []}',
+        'models: {}\ndag: {a: [b]}\noptions: {nodes: {b: {on-error: default, default: "\\ud800"}}}',
+        f"models: {{batch-size: 0x{'f' * 5000}}}\ndag: {{a: []}}",
+        f"models:\n  ? 0x{'f' * 5000}\n  : {{}}\ndag: {{a: []}}",
+        f"models: {{}}\ndag: {{a: [b]}}\noptions: {{nodes: {{b: {{on-error: default, default: 0x{'f' * 5000}}}}}}}",
+    ],
 )
 def test_bad_yaml(text: str) -> None:
     with pytest.raises(InvalidWorkflow) as caught:
@@ -245,6 +262,7 @@ def test_scatter_and_gather_hold_a_chain() -> None:
         ("m: {on-error: default}", "on-error: default and the key default need each other"),
         ("m: {default: 5}", "on-error: default and the key default need each other"),
         ("m: {on-error: default, default: 2020-01-01}", "cannot be written as JSON"),
+        ("m: {on-error: default, default: [.nan]}", "cannot be written as JSON"),
         ("m: {optional: true, on-error: fail}", "an optional node is skipped when it fails"),
         ("m: {optional: yes please}", "'yes please' is neither true nor false"),
         ("m: {model: a/b/c}", "is not a model's name, or name/version"),
