@@ -6,6 +6,7 @@ They import nothing heavy: whoever types them waits.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ _OF_TORCHSERVE = (
 def torchserve(arguments: Sequence[str] | None = None) -> int:
     """The `torchserve` command with `arguments`, by default those of this process; returns the exit status."""
     options = torchserve_parser().parse_args(arguments)
+    _print_any_letter()
     if options.version:
         print(f"TorchServe Version is {TORCHSERVE_VERSION}")
         return 0
@@ -47,6 +49,7 @@ def torchserve(arguments: Sequence[str] | None = None) -> int:
 def wsgi_ts(arguments: Sequence[str] | None = None) -> int:
     """The `wsgi-ts` command; arguments and result as `torchserve`."""
     words = sys.argv[1:] if arguments is None else list(arguments)
+    _print_any_letter()
     if words and words[0] in ("llm", "handler", "tune", "workflow"):
         return _run_own(words[0], words[1:])
     options = _wsgi_ts_parser().parse_args(words)
@@ -57,6 +60,12 @@ def wsgi_ts(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 1
+
+
+def _print_any_letter() -> None:
+    """Has letters that the terminal's encoding lacks printed as escapes: names of models and nodes may have them."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _run(options: argparse.Namespace, run_dir: Path) -> int:

@@ -83,7 +83,8 @@ def _show(source: Source, options: argparse.Namespace) -> int:
         return 0
     picture = svg(spec, source.name, theme=options.theme)
     if options.svg == "-":
-        sys.stdout.write(picture)
+        # Without an encoding of its own it is taken for UTF-8, which the terminal need not write.
+        sys.stdout.write(picture.encode("ascii", "xmlcharrefreplace").decode())
         return 0
     try:
         Path(options.svg).write_text(picture, encoding="utf-8")

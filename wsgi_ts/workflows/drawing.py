@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
@@ -60,9 +61,25 @@ def table(spec: WorkflowSpec) -> str:
     """What each node is, one line for each, with a head."""
     head = ("node", "what", "workers", "batch", "delay", "attempts", "time-out", "options")
     rows = [head, *(_row(spec.nodes[name]) for name in spec.order)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    widths = [max(len(columns_of(row[column])) for row in rows) for column in range(len(head))]
+    lines = (
+        "  ".join(
+            cell + " " * (width - len(columns_of(cell))) for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    )
     return "\n".join(lines)
+
+
+def columns_of(text: str) -> list[str]:
+    """A text as a terminal shows it, by columns: a wide letter has two, the second "", and a mark none of its own."""
+    columns: list[str] = []
+    for letter in text:
+        if unicodedata.category(letter) in ("Mn", "Me", "Cf") and columns:
+            columns[-1] += letter
+        else:
+            columns += [letter, ""] if unicodedata.east_asian_width(letter) in "WF" else [letter]
+    return columns
 
 
 def describe_options(node: Node) -> list[str]:
@@ -109,6 +126,7 @@ class _Canvas:
     def __init__(self, layout: Layout, line_of: _LineOf, lanes: list[list[_Lane]]) -> None:
         self._layout = layout
         self._line_of = line_of
+        self._hops = _channels(layout, line_of)
         self._cells: dict[_Cell, int] = {}
         #: Which edges go up and down through a cell, and which along it.
         self._owners: dict[_Cell, tuple[set[_Edge], set[_Edge]]] = {}
@@ -118,7 +136,7 @@ class _Canvas:
         self._heads: set[_Cell] = set()
         column = 0
         for layer, names in enumerate(layout.layers):
-            width = max((len(name) for name in names), default=1) + 1
+            width = max((len(columns_of(name)) for name in names), default=1) + 1
             self._put_names(column, width, layer)
             if layer < len(lanes):
                 channel = column + width
@@ -147,9 +165,10 @@ class _Canvas:
     def _put_names(self, column: int, width: int, layer: int) -> None:
         for name in self._layout.layers[layer]:
             row = self._line_of(layer, self._layout.row_of[name])
-            self._letters |= {(row, column + number): letter for number, letter in enumerate(name)}
+            letters = columns_of(name)
+            self._letters |= {(row, column + number): letter for number, letter in enumerate(letters)}
             if any(edge.parent == name for edge in self._layout.edges):
-                self._level(row, column + len(name) + 1, column + width, (row, row))
+                self._level(row, column + len(letters) + 1, column + width, (row, row))
         for edge in self._layout.edges:
             place = layer - self._layout.layer_of[edge.parent]
             if 0 < place < len(edge.rows) - 1:
@@ -158,7 +177,7 @@ class _Canvas:
 
     def _connect(self, channel: int, column: int, lanes: list[_Lane], layer: int) -> None:
         arrived = {self._line_of(layer + 1, self._layout.row_of[name]) for name in self._layout.layers[layer + 1]}
-        for line, target in _channels(self._layout, self._line_of)[layer]:
+        for line, target in self._hops[layer]:
             stop = column - 1 if target in arrived else column
             if line == target:
                 self._level(line, channel, stop, (line, target))

@@ -8,6 +8,7 @@ heights then settle each between those of its neighbours, at least one row apart
 from __future__ import annotations
 
 import math
+from bisect import bisect_right, insort
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from itertools import pairwise
@@ -126,12 +127,11 @@ class _Grid:
         count = 0
         for left, right in pairwise(self.layers):
             place = {item: number for number, item in enumerate(right)}
-            edges = [(number, place[child]) for number, item in enumerate(left) for child in self.behind[item]]
-            count += sum(
-                (first[0] - second[0]) * (first[1] - second[1]) < 0
-                for number, first in enumerate(edges)
-                for second in edges[number + 1 :]
-            )
+            above: list[int] = []  # where the edges end that begin above, or at the same item and end above
+            for item in left:
+                for end in sorted(place[child] for child in self.behind[item]):
+                    count += len(above) - bisect_right(above, end)
+                    insort(above, end)
         return count
 
     def settled_rows(self, step: float = 0.5) -> dict[_Item, float]:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
-from wsgi_ts.workflows.drawing import describe_options
+from wsgi_ts.workflows.drawing import columns_of, describe_options
 from wsgi_ts.workflows.layout import Edge, Layout, lay_out
 from wsgi_ts.workflows.spec import Node, NodeKind, WorkflowSpec
 
@@ -97,7 +97,8 @@ class _Labels:
     @property
     def width(self) -> float:
         """The node's width."""
-        longest = max(len(self.name) * _NAME_CHAR, max(len(self.detail), len(self.note)) * _DETAIL_CHAR)
+        name, *details = (len(columns_of(text)) for text in (self.name, self.detail, self.note))
+        longest = max(name * _NAME_CHAR, max(details) * _DETAIL_CHAR)
         return max(_LEAST_WIDTH, longest + 2 * _TEXT_MARGIN)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -122,6 +123,16 @@ dag: {pre: [m], m: [n], n: [o], o: [p], p: [post]}
             ],
         ),
         (
+            f"models: {{m: {{url: {'y' * 300}}}}}\ndag: {{pre: [m]}}",
+            [f"FAIL  flow.yaml:1: m: {'y' * 300} is not in the model store store"],
+        ),
+        ("models: {}\ndag: {pre: [2020-99-99]}", ["FAIL  flow.yaml:2: month must be in 1..12"]),
+        ("models: {}\ndag:\n  [pre]: []", ["FAIL  flow.yaml:3: a key that is a list or a mapping"]),
+        (
+            'models: {}\ndag:\n  pre: ["\\ud800"]',
+            ["FAIL  flow.yaml:3: a text with half of a surrogate pair"],
+        ),
+        (
             "models: {m: {url: 'https://example.org/m9.mar'}}\ndag: {pre: [m], m: [n]}\n"
             "options: {nodes: {n: {model: minilm}}}",
             ["WARN  flow.yaml:3: n has no url: TorchServe takes it for a function. With a url it loads there too"],
@@ -229,8 +240,26 @@ def test_a_picture_is_drawn(work: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().err == "none/picture.svg: No such file or directory\n"
 
 
+def test_a_terminal_that_lacks_letters(work: Path) -> None:
+    (work / "flow.yaml").write_text("models: {}\ndag: {prüfen: [日本]}", encoding="utf-8")
+    code = "import sys; from wsgi_ts.cli.commands import wsgi_ts; sys.exit(wsgi_ts())"
+
+    def told(*words: str) -> bytes:
+        command = [sys.executable, "-c", code, "workflow", *words, "flow.yaml"]
+        environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        return done.stdout
+
+    assert told("show").startswith(b"pr\xfcfen ---> \\u65e5\\u672c\n")
+    assert b"pr\xfcfen is a function, but no handler is given" in told("check")
+    picture = ET.fromstring(told("show", "--svg", "-"))
+    assert "日本" in "".join(picture.itertext())
+
+
 def test_who_reads_may_have_seen_enough(work: Path) -> None:
-    spec = "models: {}\ndag:\n" + "".join(f"  n{number}: [n{number + 1}]\n" for number in range(2000))
+    spec = "models: {}\ndag:\n" + "".join(f"  {number:0200}: [{number + 1:0200}]\n" for number in range(1000))
+    spec = spec.replace("  ", "  x").replace("[", "[x")  # else they would be numbers
     (work / "long.yaml").write_text(spec)
     code = "import sys; from wsgi_ts.cli.commands import wsgi_ts; sys.exit(wsgi_ts(['workflow', 'check', 'long.yaml']))"
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

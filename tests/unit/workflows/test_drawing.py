@@ -35,6 +35,17 @@ def test_branches_that_meet_again() -> None:
     ]
 
 
+def test_wide_letters_take_two_columns_and_marks_none() -> None:
+    drawn = draw(spec_of("{入力: [en_de, 日本語], en_de: [é], 日本語: [é]}"))
+    assert drawn.splitlines() == [
+        "       ┌──▶ en_de ───┐",
+        "       │             ▼",
+        "入力 ──┴──▶ 日本語 ──┴──▶ é",
+    ]
+    rows = table(spec_of("{入力: [é, name]}")).splitlines()
+    assert [row.partition("function")[0] for row in rows[1:]] == ["入力  ", "é     ", "name  "]
+
+
 def test_a_node_of_two_parents_of_which_one_is_the_others() -> None:
     drawn = draw(spec_of("{pre: [cat_dog, breed], cat_dog: [breed]}"))
     assert drawn.splitlines() == [
