@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import tarfile
@@ -239,16 +240,6 @@ def test_what_does_not_count(server: ServerProcess) -> None:
     assert unregister(server, "other").body == b'{\n  "status": "Workflow \\"other\\" unregistered"\n}\n'
 
 
-def test_a_node_whose_name_is_taken(server: ServerProcess) -> None:
-    """All functions together are the model `w__functions`: whichever comes second fails, and the first is undone."""
-    war(server.store, "w", "models: {functions: {url: named.mar}}\ndag: {before: [functions]}\n")
-    status, kind, message = said(register(server, "w.war"))
-    assert (status, kind) == (500, "WorkflowException")
-    assert "Details: Model version 1.0 is already registered for model w__functions" in message
-    for name in ("w__functions", "w__before"):
-        assert server.request("management", "GET", f"/models/{name}").status == 404
-
-
 def test_a_name_that_is_being_registered(server: ServerProcess) -> None:
     gate = server.home / "open"
     spec = "models: {}\ndag:\n  before: []\n"
@@ -359,6 +350,75 @@ def test_the_log_of_metrics_has_functions_as_it_has_models(server: ServerProcess
         eventually(lambda times=times: re.search(times, server.log("model_metrics.log")), within=20, what=name)
     assert "model_name:logged__functions" not in server.log("ts_metrics.log")
     assert unregister(server, "logged").status == 200
+
+
+def test_two_hundred_nodes_in_a_row(server: ServerProcess) -> None:
+    names = [f"n{number}" for number in range(200)]
+    edges = "".join(f"  {name}: [{after}]\n" for name, after in itertools.pairwise(names))
+    step = "def step(data, context):\n    return data and [bytes(data[0]['body']) + b'.']\n"
+    functions = step + "".join(f"{name} = step\n" for name in names)
+    war(server.store, "long", f"models: {{}}\ndag:\n{edges}", functions)
+    assert register(server, "long.war").status == 200
+    reply = server.request("inference", "POST", "/wfpredict/long", body=b"x")
+    assert (reply.status, reply.text) == (200, "x" + "." * 200)
+    timings = reply.headers["server-timing"]
+    assert timings.startswith("n0;dur=")
+    assert len(timings) < 2600, "an answer whose head is larger than 4096 bytes is refused by proxies"
+    assert unregister(server, "long").status == 200
+
+
+def test_sixty_four_branches(server: ServerProcess) -> None:
+    names = [f"n{number}" for number in range(64)]
+    edges = "".join(f"  {name}: [join]\n" for name in names)
+    functions = (
+        "def branch(data, context):\n    return data and [data[0]['body']]\n"
+        + "".join(f"{name} = branch\n" for name in ["first", *names])
+        + "def join(data, context):\n    return data and [{key: len(value) for key, value in data[0].items()}]\n"
+    )
+    war(server.store, "fan", f"models: {{}}\ndag:\n  first: [{', '.join(names)}]\n{edges}", functions)
+    assert register(server, "fan.war").status == 200
+    ask = lambda size: server.request("inference", "POST", "/wfpredict/fan", body=b"x" * size)  # noqa: E731
+    with ThreadPoolExecutor(3) as pool:  # each has up to 66 slots, of 256
+        for size, reply in enumerate(pool.map(ask, range(30))):
+            assert reply.json() == dict.fromkeys(names, size)
+    assert unregister(server, "fan").status == 200
+
+
+ODD = """
+def first(data, context):
+    return data and [data[0]["body"]]
+
+def odd(data, context):
+    if data is None:
+        return None
+    what = bytes(data[0]["body"]).decode()
+    if what == "raise":
+        raise ValueError("with a message")
+    if what == "exit":
+        raise SystemExit(3)
+    return {"none": None, "empty": [], "two": [1, 2], "bytes": b"raw", "text": "abc", "dict": {"a": 1}, "int": 5,
+            "[object]": [object()], "[bytes]": [b"raw"], "[text]": ["\u00fc"], "[dict]": [{"a": "\u00fc"}],
+            "[list]": [[1, None]]}[what]
+
+def last(data, context):
+    return data and [bytes(data[0]["body"])]
+"""
+
+
+def test_what_a_function_may_return(server: ServerProcess) -> None:
+    spec = "models: {retry-attempts: 0}\ndag: {first: [odd], odd: [last]}"
+    war(server.store, "odd", spec, ODD)
+    assert register(server, "odd.war").status == 200
+
+    def ask(what: str) -> Reply:
+        return server.request("inference", "POST", "/wfpredict/odd", body=what.encode())
+
+    taken = {"[bytes]": "raw", "[text]": "\u00fc", "[dict]": '{\n  "a": "\\u00fc"\n}', "[list]": "[\n  1,\n  null\n]"}
+    assert {what: ask(what).text for what in taken} == taken
+    refused = ("none", "empty", "two", "bytes", "text", "dict", "int", "[object]", "raise", "exit")
+    failed = (500, "InternalServerException", "Error executing odd")
+    assert {what: said(ask(what)) for what in refused} == dict.fromkeys(refused, failed)
+    assert unregister(server, "odd").status == 200
 
 
 #: Waits until all three branches are at work, and says so.
