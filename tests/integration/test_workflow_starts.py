@@ -233,3 +233,30 @@ def test_an_instance_of_the_open_protocol_over_grpc(server: ServerProcess) -> No
     with GrpcClient(server) as client:
         ready = client.open_inference.ModelReady(open_inference_pb2.ModelReadyRequest(name="chain"))
         assert ready.ready
+
+
+def test_models_that_were_fetched_for_a_workflow_are_there_again(store: Path, tmp_path: Path) -> None:
+    """After the end of a supervisor, and after a restart; they go with the workflow, as before."""
+    archive(tmp_path, "far", NAMED)
+    with ServerProcess(snapshots=True) as server:
+        war(server.store, "w", f"models: {{m: {{url: 'file://{tmp_path}/far.mar'}}}}\ndag: {{before: [m]}}\n")
+        assert server.request("management", "POST", "/workflows?url=w.war", timeout=60).status == 200
+
+        def answers() -> bool:
+            try:
+                return ask(server, "w").text == "x before w__m"
+            except (OSError, http.client.HTTPException):
+                return False
+
+        assert answers()
+        (tmp_path / "far.mar").unlink()
+        faults.kill(server, "supervisor")
+        eventually(answers, within=30, what="the workflow again")
+        server.note_prefix()
+        restart(server)
+        eventually(answers, within=20, what="the workflow after a restart")
+        [node] = server.request("management", "GET", "/models/w__m").json()
+        assert node["modelUrl"] == f"file://{tmp_path}/far.mar"
+        assert (server.store / "far.mar").exists()
+        assert server.request("management", "DELETE", "/workflows/w", timeout=60).status == 200
+        assert not (server.store / "far.mar").exists()

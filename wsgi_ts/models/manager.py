@@ -81,7 +81,7 @@ class ModelManager:
         self.trials = Trials(config, registry, self.workers, self._operation_on, record)
 
     def register(
-        self, *, at_startup: bool = False, workflow: str = "", shown_name: str = "", **given: Any
+        self, *, at_startup: bool = False, workflow: str = "", shown_name: str = "", fetched: str = "", **given: Any
     ) -> dict[str, Any]:
         """Registers a model and starts its first workers.
 
@@ -89,11 +89,12 @@ class ModelManager:
         they take too long, it goes.
         The answer has the model's `name`, too, which the archive may have given.
         `given` has fields of RegisterArguments; `at_startup`: the configuration names this model; `workflow`: the
-        workflow that it is a node of, so that it is in no snapshot; `shown_name`: `ModelSpec.shown_name`.
+        workflow that it is a node of, so that it is in no snapshot; `shown_name`: `ModelSpec.shown_name`; `fetched`:
+        the file that its archive was fetched into at an earlier start.
         """
         self._registry.refuse_while_draining()
         arguments = RegisterArguments.checked(given)
-        directory = self._preparer.open(arguments, at_startup=at_startup)
+        directory = self._preparer.open(arguments, at_startup=at_startup, fetched=fetched)
         model = self._add(directory, None if at_startup else arguments, workflow, shown_name)
         with model.operation:
             answer = self._start_registered(model, arguments.synchronous)

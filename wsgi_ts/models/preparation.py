@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import re
 import sys
 from dataclasses import replace
@@ -74,13 +75,17 @@ class ModelPreparer:
         self._python = interpreter(config)
         self._environments = ModelEnvironments(self._python, inherited_environ(), lambda: registry.draining)
 
-    def open(self, arguments: RegisterArguments, *, at_startup: bool) -> ModelDirectory:
+    def open(self, arguments: RegisterArguments, *, at_startup: bool, fetched: str = "") -> ModelDirectory:
         """Finds and unpacks an archive; `discard` removes what it made.
 
         `at_startup`: the operator names the archive. Where neither call nor manifest names the model it is named after
-        the file then, and a directory may lie outside of the model store.
+        the file then, and a directory may lie outside of the model store. `fetched`: what its URL leads to was fetched
+        into this file of the store by an earlier process; it is fetched again only where that has gone.
         """
-        url = arguments.url or ""
+        url, store = arguments.url or "", self._config.model_store
+        if fetched and store is not None and os.path.isfile(store / fetched):
+            directory = self.open(replace(arguments, url=fetched), at_startup=at_startup)
+            return replace(directory, url=url, downloaded=store / fetched)
 
         def attempt(name: str | None) -> ModelDirectory:
             return open_archive(

@@ -21,7 +21,7 @@ from wsgi_ts.errors import (
 from wsgi_ts.messages import WorkerReport, WorkerState
 from wsgi_ts.models.numbers import Numbers
 from wsgi_ts.models.version import ModelVersion
-from wsgi_ts.models.workflow_table import WorkflowTable, scaled_nodes
+from wsgi_ts.models.workflow_table import WorkflowTable, fetched_archives, scaled_nodes
 
 
 class Registry:
@@ -148,12 +148,18 @@ class Registry:
         return [model for model in self.all_versions() if model.workflow == workflow]
 
     def workflow_records(self) -> dict[str, dict[str, Any]]:
-        """What the next start has to know of each workflow: how it was registered, and how its nodes were scaled."""
+        """What the next start has to know of each workflow: how it was registered, and how its nodes were scaled.
+
+        What was fetched for its nodes is in the model store until the workflow is unregistered.
+        """
         with self.changed:
             records = self.workflows.records()
             for name, key in self.workflows.keys().items():
-                if scaled := scaled_nodes(name, key, self.nodes_of(key)):
+                nodes = self.nodes_of(key)
+                if scaled := scaled_nodes(name, key, nodes):
                     records[name] = {**records[name], "scaled": scaled}
+                if fetched := fetched_archives(name, key, nodes):
+                    records[name] = {**records[name], "fetchedModels": fetched}
             return records
 
     def is_expected(self, name: str, version: str | None) -> bool:

@@ -99,14 +99,26 @@ class WorkflowTable:
 
 def scaled_nodes(name: str, key: str, nodes: Iterable[ModelVersion]) -> dict[str, dict[str, int]]:
     """The workers of those nodes of a workflow that were scaled since it was registered, by their own names."""
-    found = {}
-    for model in nodes:
-        # A workflow that has replaced another has its own name last of all.
-        prefix = key if model.name.startswith(f"{key}__") else name
-        if model.is_scaled:
-            limits = {"minWorkers": model.min_workers, "maxWorkers": model.max_workers}
-            found[model.name.removeprefix(f"{prefix}__")] = limits
-    return found
+    return {
+        _own_name(model, name, key): {"minWorkers": model.min_workers, "maxWorkers": model.max_workers}
+        for model in nodes
+        if model.is_scaled
+    }
+
+
+def fetched_archives(name: str, key: str, nodes: Iterable[ModelVersion]) -> dict[str, str]:
+    """The files of the model store that were fetched for nodes of a workflow, by the nodes' own names."""
+    return {
+        _own_name(model, name, key): model.directory.downloaded.name
+        for model in nodes
+        if model.directory.downloaded is not None
+    }
+
+
+def _own_name(model: ModelVersion, name: str, key: str) -> str:
+    # A workflow that has replaced another has its own name last of all.
+    prefix = key if model.name.startswith(f"{key}__") else name
+    return model.name.removeprefix(f"{prefix}__")
 
 
 def _nodes_of(graph: Mapping[str, Any]) -> list[str]:

@@ -73,6 +73,7 @@ class WorkflowManager:
         *,
         at_startup: bool = False,
         fetched: bool = False,
+        fetched_models: Mapping[str, str] | None = None,
         scaled: Mapping[str, Any] | None = None,
         **given: Any,
     ) -> dict[str, Any]:
@@ -83,6 +84,7 @@ class WorkflowManager:
         Args:
             at_startup: the configuration or a snapshot names this workflow.
             fetched: its archive was fetched into the store, and goes with it.
+            fetched_models: nodes by name, each with the file of the model store that was fetched for it before.
             scaled: nodes by name, each with the `minWorkers` and `maxWorkers` that it was scaled to.
             given: the fields of WorkflowArguments.
         """
@@ -107,7 +109,7 @@ class WorkflowManager:
                     Workflow.of(directory, arguments, name)  # what is wrong with it is told first
                     raise ConflictStatus(f"Workflow {name} is already registered.")
                 workflow = Workflow.of(directory, arguments, self._key_of(name, is_new=before is None))
-                self._register(workflow, before)
+                self._register(workflow, before, fetched_models or {})
                 self._nodes.scale(workflow, scaled or {})
                 if before is not None:
                     self._take_over(before, workflow)
@@ -288,14 +290,14 @@ class WorkflowManager:
             if key not in keys and key not in keys.values():
                 return key
 
-    def _register(self, workflow: Workflow, before: Workflow | None) -> None:
+    def _register(self, workflow: Workflow, before: Workflow | None, fetched: Mapping[str, str]) -> None:
         """Registers the nodes, and then the workflow.
 
         Raises:
             InternalServerError: not all nodes could be; none of them is left.
         """
         taken = [] if before is None else self._nodes.taken_names(before, workflow)
-        failures = taken or self._nodes.register(workflow)
+        failures = taken or self._nodes.register(workflow, fetched)
         if failures:
             listed = ", ".join(failures).replace(f"{workflow.key}__", f"{workflow.name}__")
             left = self._nodes.unregister(workflow.key)

@@ -43,10 +43,13 @@ class WorkflowNodes:
     outstanding: Callable[[ModelVersion], int]
     unregister_limit_s: float
 
-    def register(self, workflow: Workflow) -> list[str]:
-        """Registers them side by side; returns what went wrong, in the order of the file."""
+    def register(self, workflow: Workflow, fetched: Mapping[str, str]) -> list[str]:
+        """Registers them side by side; returns what went wrong, in the order of the file.
+
+        `fetched`: files of the model store that were fetched for nodes, by name, at an earlier start.
+        """
         compiled = workflow.compiled
-        tasks = [partial(self._register_model, workflow, node) for node in compiled.models]
+        tasks = [partial(self._register_model, workflow, node, fetched.get(node.name, "")) for node in compiled.models]
         tasks += [partial(self._find_shared, workflow, node) for node in compiled.shared]
         if compiled.functions:
             tasks.append(partial(self._register_functions, workflow))
@@ -108,12 +111,13 @@ class WorkflowNodes:
             for name in taken
         ]
 
-    def _register_model(self, workflow: Workflow, node: Node) -> list[str]:
+    def _register_model(self, workflow: Workflow, node: Node, fetched: str) -> list[str]:
         name, numbers, arguments = model_name(workflow.key, node.name), node.numbers, workflow.arguments
         try:
             self.models.register(
                 workflow=workflow.key,
                 shown_name=model_name(workflow.name, node.name),
+                fetched=fetched,
                 url=node.url,
                 model_name=name,
                 batch_size=numbers.batch_size,

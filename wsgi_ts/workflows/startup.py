@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -60,6 +61,10 @@ class StartupWorkflows:
         given = {argument: record[key] for argument, key in _RECORDED.items() if key in record}
         fetched, scaled = bool(record.get("downloaded", False)), record.get("scaled")
         given["scaled"] = scaled if isinstance(scaled, dict) else {}
+        files = record.get("fetchedModels")
+        given["fetched_models"] = {
+            str(node): os.path.basename(str(file)) for node, file in (files if isinstance(files, dict) else {}).items()
+        }
         try:
             self.manager.register(at_startup=True, fetched=fetched, url=url, workflow_name=name, **given)
         except ServerError as error:

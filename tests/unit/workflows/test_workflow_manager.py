@@ -20,7 +20,7 @@ from wsgi_ts.workflows.nodes import WorkflowNodes
 class StuckNodes:
     """Nodes that cannot be registered, one of which stays all the same."""
 
-    def register(self, workflow: Any) -> list[str]:
+    def register(self, workflow: Any, fetched: Any) -> list[str]:
         return [f"Workflow Node {workflow.key}__m failed to register. Details: no"]
 
     def unregister(self, workflow: str) -> list[str]:
@@ -34,7 +34,7 @@ class NotedNodes:
         self.keys: list[str] = []
         self.failures: list[str] = []
 
-    def register(self, workflow: Any) -> list[str]:
+    def register(self, workflow: Any, fetched: Any) -> list[str]:
         self.keys.append(workflow.key)
         return self.failures
 
