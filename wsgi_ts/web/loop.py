@@ -286,11 +286,12 @@ class WebLoop:
             self._viewers.end_all()
         stop_at = time.monotonic() + self._graceful_timeout_s
         while table.connections and (now := time.monotonic()) < stop_at:
-            if now >= self._silent_until:
-                self._close_silent()
-            else:
+            if now < self._silent_until:
                 table.look_at_ns = min(table.look_at_ns, int(self._silent_until * 1e9))
-            self.turn()
+            else:
+                self._close_silent()
+            if table.connections:
+                self.turn()
         for connection in list(table.connections.values()):
             if connection.phase == Phase.ANSWER and connection.target is not None:
                 table.forget_slot(connection)
