@@ -135,9 +135,10 @@ class RequestTraces:
                 post.flush()
 
     def close(self) -> None:
-        """Gives the sockets back."""
+        """Sends what still waits, and gives the sockets back."""
         for post in (self._kept, self._exported):
             if post is not None:
+                post.flush()
                 post.close()
 
     def times_of(self, slot: int) -> Times | None:

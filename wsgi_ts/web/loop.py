@@ -123,8 +123,7 @@ class WebLoop:
                 self.turn()
             self.drain()
         finally:
-            self.report.flush()
-            self.report.look(time.monotonic_ns())
+            self.report.close()
 
     def turn(self) -> None:
         """Waits for something to do, and does all of it."""

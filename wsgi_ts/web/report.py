@@ -94,3 +94,9 @@ class Report:
             if count:
                 self.board.words[self._web_row + word] += count
                 self._counts[place] = 0
+
+    def close(self) -> None:
+        """Lets what was gathered leave, for the last time."""
+        self.flush()
+        if self.traces is not None:
+            self.traces.close()

@@ -44,10 +44,14 @@ class Place:
         if worth:
             times = 1, 2, 1 + took_ms * MS
             self.traces.tell(Told("id", "m", "1.0", "http", "POST", "/", status, None, *times, trace=trace, **more))
+        self.take()
+        return worth
+
+    def take(self) -> None:
+        """Takes all that has come."""
         while ready := self._selector.select(0):
             for key, _ in ready:
                 key.data()
-        return worth
 
     def close(self) -> None:
         self.traces.close()
@@ -91,6 +95,17 @@ def test_a_part_of_the_requests_is_sampled(tmp_path: Path) -> None:
     count = sum(place.traces.begin(HEAD, None, b"")[1] is not None for _ in range(4000))
     assert 800 < count < 1200
     place.close()
+
+
+def test_what_is_exported_may_wait_for_others_but_not_beyond_the_end(place: Place) -> None:
+    place.traces.gather()
+    for told in (1, 2):
+        assert place.tell(5, trace=new_trace(is_sampled=True))
+        assert len(place.kept) == told, "what is kept is asked for at once"
+        assert len(place.exported) == told - 1
+        place.traces.look(0.0) if told == 1 else place.traces.close()
+        place.take()
+        assert len(place.exported) == told
 
 
 def test_slow_and_failed_ones_are_kept_and_sampled_ones_exported(place: Place) -> None:
